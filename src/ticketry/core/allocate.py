@@ -1,0 +1,227 @@
+"""Scores to a mask at a density: how many weights each layer keeps, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ticketry.core.mask import Mask
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
+
+DISTRIBUTIONS = ("global", "layerwise", "uniform", "erk")
+
+
+def check_density(density: float | None = None, sparsity: float | None = None) -> float:
+    """The density asked for by either word; exactly one must be given, with 0 < density <= 1.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if (density is None) == (sparsity is None):
+        raise UsageError("give either density= (share kept) or sparsity= (share removed), and only one of them")
+    if density is None:
+        assert sparsity is not None
+        if not 0 <= sparsity < 1:
+            raise UsageError(f"a sparsity is a share removed, 0 <= sparsity < 1, not {sparsity}")
+        return 1 - sparsity
+    if not 0 < density <= 1:
+        raise UsageError(f"a density is a share kept, 0 < density <= 1, not {density}")
+    return density
+
+
+def kept_elements(density: float, total: int) -> int:
+    """Elements that `density` keeps of `total`: rounded half up, exact in the density's decimal digits."""
+    return int(Fraction(str(density)) * total + Fraction(1, 2))
+
+
+def allocate(
+    scores: Mapping[str, Tensor],
+    density: float | None = None,
+    *,
+    sparsity: float | None = None,
+    distribution: str = "global",
+    within: Mask | None = None,
+    half_rate: tuple[str, ...] = (),
+    collapse: str = "raise",
+) -> Mask:
+    """The mask that keeps the best-scored weights, with exactly round(density * total) of them.
+
+    Ties break by position (the earlier element, in the order of `scores`, is kept), so the result does not depend on
+    luck, device or sort.
+
+    Args:
+        scores: parameter name -> score of each weight, in the parameter's shape; the higher, the more worth keeping.
+        density: share kept, of all elements of `scores`.
+        sparsity: share removed, instead of density.
+        distribution: how the kept weights are spread over the layers. ``global``: one threshold over all layers;
+            ``layerwise``: every layer keeps the same share of what it still has (of `within`); ``uniform``: every
+            layer ends at the same density; ``erk``: density of a layer proportional to sum(shape) / prod(shape)
+            (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
+        within: only weights that this mask keeps are candidates (pruning that goes on).
+        half_rate: names of layers that lose half the share that `within` as a whole loses, such as the output layer
+            in Frankle & Carbin (2019, figure 2); the others make up for it.
+        collapse: what to do where a layer would keep nothing: ``raise``, or ``keep`` its best weight in place of the
+            worst kept one of the largest layer.
+
+    Raises:
+        UsageError: for a density outside (0, 1] or an unknown distribution.
+        MaskError: for scores that are not a number, or more weights asked for than `within` keeps.
+        LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
+    """
+    wanted = check_density(density, sparsity)
+    if distribution not in DISTRIBUTIONS:
+        raise UsageError(f"distribution {distribution!r} is not known: {', '.join(DISTRIBUTIONS)}")
+    if collapse not in ("raise", "keep"):
+        raise UsageError(f"collapse is raise or keep, not {collapse!r}")
+    flat = _candidates(scores, within)
+    total = sum(score.numel() for score in scores.values())
+    kept = kept_elements(wanted, total)
+    available = {name: len(positions) for name, (_, positions) in flat.items()}
+    if kept > sum(available.values()):
+        raise MaskError(
+            f"density {wanted:g} keeps {kept} of {total} weights, but the mask to go on from has only"
+            f" {sum(available.values())}: ask for at most {sum(available.values()) / total:.4g}"
+        )
+    counts = _counts(flat, scores, available, kept, distribution, half_rate)
+    counts = _without_collapse(counts, available, collapse, wanted)
+    chosen = {name: _top(values, counts[name]) for name, (values, _) in flat.items()}
+    return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
+
+
+def _candidates(scores: Mapping[str, Tensor], within: Mask | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """name -> (scores of the candidates, their flat positions), both 1-d on the CPU."""
+    if not scores:
+        raise MaskError("there are no scores to allocate by")
+    if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
+        raise MaskError("the mask to go on from is not of the tensors that have scores")
+    flat = {}
+    for name, score in scores.items():
+        values = score.detach().cpu().flatten()
+        if values.is_floating_point() and bool(torch.isnan(values).any()):
+            raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+        mask = torch.ones(len(values), dtype=torch.bool) if within is None else within[name].cpu().flatten()
+        positions = mask.nonzero().flatten()
+        flat[name] = values[positions].double(), positions
+    return flat
+
+
+def _counts(
+    flat: Mapping[str, tuple[Tensor, Tensor]],
+    scores: Mapping[str, Tensor],
+    available: Mapping[str, int],
+    kept: int,
+    distribution: str,
+    half_rate: tuple[str, ...],
+) -> dict[str, int]:
+    """How many weights each layer keeps."""
+    unknown = [name for name in half_rate if name not in available]
+    if unknown:
+        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(available)}")
+    fixed = _half_rate_counts(available, kept, half_rate)
+    rest = {name: count for name, count in available.items() if name not in fixed}
+    kept_rest = kept - sum(fixed.values())
+    if distribution == "global":
+        return fixed | _global_counts({name: flat[name][0] for name in rest}, kept_rest)
+    if distribution == "layerwise":
+        weights = {name: Fraction(count) for name, count in rest.items()}
+    elif distribution == "uniform":
+        weights = {name: Fraction(scores[name].numel()) for name in rest}
+    else:
+        weights = {name: Fraction(_erk_weight(tuple(scores[name].shape))) for name in rest}
+    return fixed | shared_out(kept_rest, weights, rest)
+
+
+def _erk_weight(shape: tuple[int, ...]) -> int:
+    # The density is proportional to sum / prod, so the number of weights kept is proportional to the sum. A vector
+    # (a bias, a norm) has sum = prod: it stays dense as long as the budget allows.
+    return sum(shape) if prod(shape) else 0
+
+
+def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:
+    total = sum(available.values())
+    lost = Fraction(total - kept, total) if total else Fraction(0)
+    counts = {name: int(available[name] * (1 - lost / 2) + Fraction(1, 2)) for name in half_rate}
+    if sum(counts.values()) > kept:
+        raise MaskError(
+            f"the layers pruned at half rate ({', '.join(half_rate)}) alone would keep {sum(counts.values())} weights,"
+            f" more than the {kept} that the density allows"
+        )
+    return counts
+
+
+def _global_counts(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
+    if not values:
+        return {}
+    chosen = _top(torch.cat(list(values.values())), kept)
+    parts = torch.split(chosen, [len(part) for part in values.values()])
+    return {name: int(part.sum()) for name, part in zip(values, parts, strict=True)}
+
+
+def shared_out(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[str, int]) -> dict[str, int]:
+    """`amount` whole pieces shared out in proportion to `weights`, no more than `capacity` each.
+
+    What one cannot take goes to the others, in proportion; fractions go to the largest remainders (ties by order).
+    """
+    shares: dict[str, Fraction] = {}
+    left, open_names = Fraction(amount), [name for name in weights if weights[name] > 0]
+    while open_names:
+        weight = sum((weights[name] for name in open_names), Fraction(0))
+        full = [name for name in open_names if left * weights[name] >= capacity[name] * weight]
+        if not full:
+            shares |= {name: left * weights[name] / weight for name in open_names}
+            break
+        for name in full:
+            shares[name] = Fraction(capacity[name])
+        left -= sum(capacity[name] for name in full)
+        open_names = [name for name in open_names if name not in full]
+    counts = {name: int(shares.get(name, Fraction(0))) for name in weights}
+    by_remainder = sorted(counts, key=lambda name: counts[name] - shares.get(name, Fraction(0)))
+    for name in by_remainder:
+        if sum(counts.values()) == amount:
+            break
+        counts[name] += counts[name] < capacity[name]
+    return counts
+
+
+def _without_collapse(
+    counts: dict[str, int], available: Mapping[str, int], collapse: str, density: float
+) -> dict[str, int]:
+    empty = [name for name in counts if counts[name] == 0]
+    if not empty:
+        return counts
+    if collapse == "raise":
+        raise LayerCollapseError(
+            f"density {density:g} would leave no weight in {', '.join(empty)} (layer collapse): choose a higher"
+            " density, another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
+        )
+    counts = dict(counts)
+    for name in empty:
+        donor = max(counts, key=lambda other: counts[other])
+        if available[name] == 0 or counts[donor] < 2:
+            raise LayerCollapseError(f"density {density:g} is too low to keep a weight in each of {len(counts)} layers")
+        counts[name] += 1
+        counts[donor] -= 1
+    return counts
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    """Boolean [n]: the `count` largest of `values` [n], ties going to the earlier ones. No full sort."""
+    if count >= len(values):
+        return torch.ones(len(values), dtype=torch.bool)
+    if count == 0:
+        return torch.zeros(len(values), dtype=torch.bool)
+    threshold = values.kthvalue(len(values) - count + 1).values
+    chosen = values > threshold
+    tied = (values == threshold).nonzero().flatten()
+    chosen[tied[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _scatter(score: Tensor, positions: Tensor, chosen: Tensor) -> Tensor:
+    mask = torch.zeros(score.numel(), dtype=torch.bool)
+    mask[positions[chosen]] = True
+    return mask.reshape(score.shape)

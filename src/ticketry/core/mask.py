@@ -1,0 +1,215 @@
+"""A mask is data: parameter name -> boolean tensor, True = kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import Scope, matching_parameters, normal_name
+from ticketry.errors import MaskError, ScopeError
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """One row of a mask's table."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total
+
+
+class Mask(Mapping[str, Tensor]):
+    """A read-only mapping from parameter names to boolean tensors of the parameters' shapes, True = kept.
+
+    Masks of the same tensors combine with ``&``, ``|``, ``^`` and ``~`` and compare with ``==``. Names are
+    normalised, so that a mask made on a compiled or data-parallel model fits the plain one.
+
+    Raises:
+        MaskError: if a tensor holds anything but 0 and 1, or two names are one after normalising.
+    """
+
+    __slots__ = ("_digest", "_tensors")
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        checked: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            short = normal_name(name)
+            if short in checked:
+                raise MaskError(f"two tensors of the mask are called {short!r}")
+            checked[short] = _boolean(short, tensor)
+        if not checked:
+            raise MaskError("a mask needs at least one tensor")
+        if not sum(tensor.numel() for tensor in checked.values()):
+            raise MaskError("a mask needs at least one element")
+        self._tensors = MappingProxyType(checked)
+        self._digest: str | None = None
+
+    # -- made from a model ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def ones(cls, shapes: Scope | Mapping[str, tuple[int, ...]]) -> Mask:
+        """The mask that keeps everything in a scope (or in a mapping name -> shape)."""
+        known = shapes.shapes if isinstance(shapes, Scope) else shapes
+        return cls({name: torch.ones(shape, dtype=torch.bool) for name, shape in known.items()})
+
+    # -- a mapping -----------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """name -> shape"""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    # -- counts --------------------------------------------------------------------------------------------------
+
+    @property
+    def kept(self) -> int:
+        """Elements kept."""
+        return sum(int(tensor.sum()) for tensor in self._tensors.values())
+
+    @property
+    def total(self) -> int:
+        """Elements in scope, the denominator of `density`."""
+        return sum(tensor.numel() for tensor in self._tensors.values())
+
+    @property
+    def density(self) -> float:
+        """Share of the scope that is kept."""
+        return self.kept / self.total
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the scope that is removed."""
+        return 1 - self.density
+
+    def table(self) -> tuple[LayerDensity, ...]:
+        """Kept and total elements of each tensor, in order."""
+        return tuple(
+            LayerDensity(name, tuple(tensor.shape), int(tensor.sum()), tensor.numel())
+            for name, tensor in self._tensors.items()
+        )
+
+    # -- algebra -------------------------------------------------------------------------------------------------
+
+    def __and__(self, other: Mask) -> Mask:
+        return self._combine(other, torch.logical_and)
+
+    def __or__(self, other: Mask) -> Mask:
+        return self._combine(other, torch.logical_or)
+
+    def __xor__(self, other: Mask) -> Mask:
+        return self._combine(other, torch.logical_xor)
+
+    def __invert__(self) -> Mask:
+        return Mask({name: ~tensor for name, tensor in self._tensors.items()})
+
+    def __le__(self, other: Mask) -> bool:
+        """Whether everything that this mask keeps is kept by the other too."""
+        return (self & ~other).kept == 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.shapes == other.shapes and all(
+            torch.equal(tensor.cpu(), other[name].cpu()) for name, tensor in self._tensors.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def overlap(self, other: Mask) -> float:
+        """Share of the elements kept by this mask that the other keeps too; 0 if this mask keeps nothing."""
+        kept = self.kept
+        return (self & other).kept / kept if kept else 0.0
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The mask with its tensors on `device`."""
+        return Mask({name: tensor.to(device) for name, tensor in self._tensors.items()})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of names, shapes and bits: equal masks have equal digests, on any device."""
+        if self._digest is None:
+            from ticketry.core.pack import pack
+
+            bits, layout = pack(self)
+            self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
+        return self._digest
+
+    # -- a model's weights ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Set the removed weights of `model` to exactly 0, in place, and return it.
+
+        Raises:
+            MaskError: if the mask names a parameter that the model lacks or has in another shape.
+        """
+        for name, parameter in self.parameters(model).items():
+            parameter.masked_fill_(~self._tensors[name].to(parameter.device), 0)
+        return model
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The masked parameters of `model`, by name; raises `MaskError` if the mask does not fit."""
+        try:
+            return matching_parameters(model, self.shapes)
+        except ScopeError as error:
+            raise MaskError(f"the mask does not fit: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"Mask({len(self)} tensors, {self.kept:,} of {self.total:,} kept, density {self.density:.4g})"
+
+    def __reduce__(self) -> tuple[type[Mask], tuple[dict[str, Tensor]]]:
+        return Mask, (dict(self._tensors),)
+
+    def _combine(self, other: Mask, operation: Callable[[Tensor, Tensor], Tensor]) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        if self.shapes != other.shapes:
+            different = sorted(set(self.shapes.items()) ^ set(other.shapes.items()))[0][0]
+            raise MaskError(f"masks of different tensors cannot be combined: they differ in {different!r}")
+        return Mask({name: operation(tensor, other[name].to(tensor.device)) for name, tensor in self._tensors.items()})
+
+
+def shuffled(mask: Mask, seed: int) -> Mask:
+    """The mask with its elements permuted at random within each tensor: a control that keeps each layer's count.
+
+    Every tensor gets a permutation of its own, drawn from a generator seeded by (seed, position of the tensor), so
+    that two layers of one shape differ.
+    """
+    from ticketry.core.seeds import generator
+
+    permuted = {}
+    for index, (name, tensor) in enumerate(mask.items()):
+        order = torch.randperm(tensor.numel(), generator=generator(seed, "shuffled", index))
+        permuted[name] = tensor.cpu().flatten()[order].reshape(tensor.shape)
+    return Mask(permuted)
+
+
+def _boolean(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise MaskError(f"mask {name!r}: a tensor is needed, not {type(tensor).__name__}")
+    if tensor.dtype == torch.bool:
+        return tensor.detach()
+    as_bool = tensor.detach() == 1
+    if not bool(torch.logical_or(as_bool, tensor.detach() == 0).all()):
+        raise MaskError(f"mask {name!r} holds values other than 0 and 1")
+    return as_bool

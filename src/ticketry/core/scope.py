@@ -1,0 +1,212 @@
+"""Which parameters a mask may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ticketry.errors import ScopeError
+
+_WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The prunable parameters of a model: normalised names and shapes, in the order of the model's parameters.
+
+    A parameter that several modules share (tied weights) is there once, under its first name. The number of their
+    elements, `total`, is the denominator of every density.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """name -> shape"""
+    parameters_total: int
+    """Elements of all parameters of the model, prunable or not."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @property
+    def total(self) -> int:
+        """Elements in scope: the denominator of a density."""
+        return sum(self.sizes.values())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """name -> number of elements"""
+        return {name: prod(shape) for name, shape in self.shapes.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The scope's parameters in `model`, by name.
+
+        Raises:
+            ScopeError: if the model lacks one of them, or has it with another shape.
+        """
+        return matching_parameters(model, self.shapes)
+
+
+def scope(
+    model: nn.Module,
+    *,
+    spare: Iterable[str] = (),
+    include: Iterable[str] = (),
+    first_conv: bool = True,
+    output: bool = True,
+    biases: bool = False,
+    norms: bool = False,
+    embeddings: bool = False,
+    types: tuple[type[nn.Module], ...] = (),
+) -> Scope:
+    """The parameters of `model` that a mask may touch.
+
+    By default these are the weights of linear, convolution, recurrent and attention layers, without biases, norms and
+    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once.
+
+    Args:
+        spare: names or patterns (``fc*``, ``*.downsample.*``) left out; a module's name spares all its parameters.
+        include: names or patterns taken in whatever they are.
+        first_conv: whether the first convolution (in the order of definition) is in scope.
+        output: whether the last linear or convolution layer (in the order of definition) is in scope.
+        biases, norms, embeddings: whether those are in scope too.
+        types: further module classes whose weights (parameters of two or more dimensions) are in scope.
+
+    Raises:
+        ScopeError: if a pattern matches nothing, or nothing is left in scope.
+    """
+    choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
+    owners = _owners(model)
+    spared = set(_matches(owners, spare, "spare"))
+    if not first_conv:
+        spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
+    if not output:
+        spared.update(_weights_of_layer(model, owners, (nn.Linear, nn.Bilinear, _ConvNd), last=True))
+    included = set(_matches(owners, include, "include"))
+    shapes = {
+        name: tuple(owner.parameter.shape)
+        for name, owner in owners.items()
+        if name not in spared and (name in included or any(choices.take(*place) for place in owner.places))
+    }
+    if not shapes:
+        raise ScopeError(
+            f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
+            " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
+        )
+    return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def normal_name(name: str) -> str:
+    """A parameter's name without what wrappers add to it: ``module.`` (DataParallel), ``_orig_mod.`` (compile)."""
+    parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters by normalised name, shared ones once under their first name.
+
+    Raises:
+        ScopeError: if two parameters would have one name.
+    """
+    return {name: owner.parameter for name, owner in _owners(model).items()}
+
+
+def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
+    """The parameters of `model` with the given names (any name of a shared one) and exactly these shapes."""
+    everything = named_parameters(model)
+    if any(name not in everything for name in shapes):  # a tied parameter under another of its names
+        everything |= {
+            normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
+    for name, shape in shapes.items():
+        if name not in everything:
+            known = ", ".join(list(everything)[:4])
+            raise ScopeError(f"{type(model).__name__} has no parameter {name!r}; its parameters are {known}, …")
+        if tuple(everything[name].shape) != tuple(shape):
+            raise ScopeError(
+                f"{name!r} has the shape {tuple(everything[name].shape)} in {type(model).__name__}, not {tuple(shape)}:"
+                " this was made for another model"
+            )
+    return {name: everything[name] for name in shapes}
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A parameter and every place where a module holds it: (module, the parameter's local name)."""
+
+    parameter: nn.Parameter
+    places: tuple[tuple[nn.Module, str], ...]
+
+
+@dataclass(frozen=True)
+class _Choices:
+    biases: bool
+    norms: bool
+    embeddings: bool
+    weighted: tuple[type[nn.Module], ...]
+
+    def take(self, module: nn.Module, local: str) -> bool:
+        """Whether the parameter that `module` calls `local` is in scope by these choices."""
+        if isinstance(module, _NORMS):
+            return self.norms
+        if isinstance(module, _EMBEDDINGS):
+            return self.embeddings
+        if not (isinstance(module, self.weighted) or type(module).__name__ == "Conv1D"):  # transformers' Conv1D
+            return False
+        is_bias = "bias" in local
+        return self.biases if is_bias else getattr(module, local).dim() >= 2
+
+
+def _owners(model: nn.Module) -> dict[str, _Owner]:
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((module, local))
+    owners: dict[str, _Owner] = {}
+    for name, parameter in model.named_parameters():
+        short = normal_name(name)
+        if short in owners:
+            raise ScopeError(f"two parameters of {type(model).__name__} are called {short!r} once wrappers are removed")
+        owners[short] = _Owner(parameter, tuple(places[id(parameter)]))
+    return owners
+
+
+def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
+    for pattern in patterns:
+        found = [name for name in owners if fnmatchcase(name, pattern) or name.startswith(pattern.rstrip(".") + ".")]
+        if not found:
+            raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {', '.join(owners)}")
+        yield from found
+
+
+def _weights_of_layer(
+    model: nn.Module, owners: Mapping[str, _Owner], kinds: tuple[type[nn.Module], ...], *, last: bool
+) -> list[str]:
+    layers = [module for module in model.modules() if isinstance(module, kinds)]
+    if not layers:
+        return []
+    layer = layers[-1 if last else 0]
+    return [name for name, owner in owners.items() if any(module is layer for module, _ in owner.places)]

@@ -1,0 +1,26 @@
+"""Random scores: the control that every other score must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import Scope
+from ticketry.core.seeds import generator
+
+
+def random(
+    model: nn.Module,
+    scope: Scope,
+    *,
+    batches: Iterable[object] | None = None,
+    loss: object = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Uniform numbers in [0, 1), a pure function of (seed, position of the tensor); float64, so that ties are rare."""
+    return {
+        name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random", index))
+        for index, (name, shape) in enumerate(scope.shapes.items())
+    }

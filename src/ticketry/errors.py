@@ -1,0 +1,66 @@
+"""One family of exceptions. Each message says what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class TicketryError(Exception):
+    """Anything that ticketry refuses or cannot do. The command line prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(TicketryError):
+    """A request that cannot be meant: an unknown option, a density of 1.5, a step written wrongly."""
+
+    exit_code = 2
+
+
+class ScopeError(UsageError):
+    """A scope that names no parameter, or one that the model does not have."""
+
+
+class MaskError(TicketryError):
+    """A mask that is not one (values other than 0 and 1) or that does not fit the model at hand."""
+
+
+class LayerCollapseError(MaskError):
+    """A density at which a whole layer would be left without weights."""
+
+
+class HoldError(TicketryError):
+    """A pruned weight that did not stay at zero."""
+
+
+class TicketError(TicketryError):
+    """A ticket folder that is incomplete, damaged, too new or hostile."""
+
+
+class StoreError(TicketryError):
+    """The store cannot be read or written: no space, no permission, a format of another version."""
+
+
+class DamagedBlobError(StoreError):
+    """A stored file whose contents no longer match its digest."""
+
+
+class DataError(TicketryError):
+    """A data set that is absent, incomplete or not what its published digest says."""
+
+
+class TaskError(TicketryError):
+    """A task or model that is unknown, or a user's own that does not keep the task's contract."""
+
+
+class TrainingError(TicketryError):
+    """Training that cannot go on, such as a loss that is no longer a number."""
+
+
+class RunnerError(TicketryError):
+    """A worker process that ended without an answer."""
+
+
+class MissingExtraError(TicketryError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'ticketry[{extra}]'")

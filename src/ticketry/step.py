@@ -1,0 +1,104 @@
+"""Points in training, written as the field writes them: ``500it``, ``2ep``, ``3%``, ``0``, ``end``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ticketry.errors import UsageError
+
+_PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>it|ep|%)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point in training: an iteration, an epoch or a share of the whole.
+
+    An epoch and a share become an iteration only where the length of training is known, see `at`.
+
+        >>> Step.parse("3%").at(total=1000, per_epoch=100)
+        30
+        >>> Step.parse("2ep").at(total=1000, per_epoch=100)
+        200
+    """
+
+    value: Fraction
+    """How many of the unit; exact, so that 0.1 % is 0.1 %."""
+    unit: str
+    """``it`` (iterations), ``ep`` (epochs) or ``%`` (of the whole training)."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("it", "ep", "%"):
+            raise UsageError(f"a step is counted in it, ep or %, not in {self.unit!r}")
+        if self.value < 0:
+            raise UsageError(f"a step cannot be negative: {self.value}{self.unit}")
+        if self.unit == "it" and self.value.denominator != 1:
+            raise UsageError(f"an iteration is a whole number, not {float(self.value)}")
+        if self.unit == "%" and self.value > 100:
+            raise UsageError(f"a share of training is at most 100%, not {float(self.value):g}%")
+
+    @classmethod
+    def parse(cls, text: str | Step) -> Step:
+        """Read ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
+
+        Raises:
+            UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
+        """
+        if isinstance(text, Step):
+            return text
+        cleaned = text.strip().lower()
+        if cleaned == "end":
+            return cls(Fraction(100), "%")
+        if cleaned == "0":
+            return cls(Fraction(0), "it")
+        match = _PATTERN.fullmatch(cleaned)
+        if match is None:
+            raise UsageError(f"{text!r} is not a point in training: write 500it, 2ep, 3%, 0 or end")
+        return cls(Fraction(match["number"]), match["unit"])
+
+    def at(self, *, total: int, per_epoch: int) -> int:
+        """The iteration this is, rounded half up, in a training of `total` iterations, `per_epoch` an epoch.
+
+        Raises:
+            UsageError: if it lies beyond the end of training.
+        """
+        iteration = self.iterations(per_epoch=per_epoch, total=total)
+        if iteration > total:
+            raise UsageError(f"{self} is iteration {iteration}, beyond the end of training at {total}")
+        return iteration
+
+    def iterations(self, *, per_epoch: int, total: int | None = None) -> int:
+        """The number of iterations, with no bound; a share needs the `total` that it is a share of."""
+        if self.unit == "it":
+            return int(self.value)
+        if self.unit == "ep":
+            return _round_half_up(self.value * per_epoch)
+        if total is None:
+            raise UsageError(f"{self} is a share of a length that is not given: write iterations (it) or epochs (ep)")
+        return _round_half_up(self.value * total / 100)
+
+    def __str__(self) -> str:
+        if self.value.denominator == 1:
+            return f"{self.value.numerator}{self.unit}"
+        digits = _decimal_places(self.value.denominator)
+        if digits is None:  # only a Step made in code can be such a fraction; a parsed one is a finite decimal
+            return f"{float(self.value)!r}{self.unit}"
+        scaled = str(self.value.numerator * 10**digits // self.value.denominator).rjust(digits + 1, "0")
+        return f"{scaled[:-digits]}.{scaled[-digits:]}{self.unit}"
+
+
+def _round_half_up(value: Fraction) -> int:
+    return int(value + Fraction(1, 2))
+
+
+def _decimal_places(denominator: int) -> int | None:
+    """How many decimals write 1/denominator exactly, or None if no number of them does."""
+    twos = fives = 0
+    while denominator % 2 == 0:
+        denominator //= 2
+        twos += 1
+    while denominator % 5 == 0:
+        denominator //= 5
+        fives += 1
+    return max(twos, fives) if denominator == 1 else None

@@ -1,0 +1,88 @@
+"""What a task is: data, a model, a loss, a metric and a recipe. The lab, the searches and the report know no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number by which networks are compared."""
+
+    name: str = "accuracy"
+    unit: str = "%"
+    """What follows the number in tables: %, or nothing."""
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples in memory, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of examples: methods train on one, searches look at the second, results are on the third."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+class Task:
+    """Base of all tasks. A subclass sets the attributes and overrides the methods.
+
+    A task holds settings only; data is loaded where it is used, once a process, by `load`. It must give the same
+    data and, under the same seed of torch, the same model every time: results are stored under its `key`.
+    """
+
+    name: str
+    metric: Metric
+    recipe: Recipe
+
+    def key(self) -> Mapping[str, object]:
+        """All that tells this task's numbers from another's, as JSON values: name, version, options, model."""
+        raise NotImplementedError
+
+    def build(self) -> nn.Module:
+        """A new model, its weights drawn from torch's global random state (the lab seeds it)."""
+        raise NotImplementedError
+
+    def load(self, data: Path | None = None) -> Splits:
+        """The examples; `data` is the folder asked for on the command line."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Stored inputs of a batch [n, ...] to what the model takes, on the device they are on; nothing random."""
+        return inputs
+
+    def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator)."""
+        if names:
+            raise NotImplementedError(f"the task {self.name} has no augmentation {names[0]!r}")
+        return inputs
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums over the batch of whatever `summary` needs; they are added up over batches."""
+        raise NotImplementedError
+
+    def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        """The metrics of a split of `count` examples from the added sums; has `metric.name` among its keys."""
+        raise NotImplementedError

@@ -1,0 +1,101 @@
+"""A recipe: all of training that is not the task, the model or the data order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ticketry.errors import UsageError
+from ticketry.step import Step
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "multistep", "cosine", "onecycle", "linear")
+AUGMENTATIONS = ("flip", "crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained. Frozen and made of plain values: it is part of a segment's key."""
+
+    length: str = "10ep"
+    """The whole training, as a step: 10ep, 4000it."""
+    batch: int = 128
+    """Examples a step; the last batch of an epoch may be smaller."""
+    optimizer: str = "sgd"
+    """sgd, adam or adamw."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Of SGD; for Adam and AdamW it is beta1."""
+    beta2: float = 0.999
+    """Of Adam and AdamW."""
+    nesterov: bool = False
+    """Nesterov's form of SGD's momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty of SGD and Adam, decoupled decay of AdamW; on all parameters, as in the papers' code."""
+    schedule: str = "constant"
+    """Learning rate over the steps: constant, multistep, cosine, onecycle or linear (to 0)."""
+    milestones: tuple[str, ...] = ()
+    """Steps at which multistep multiplies the learning rate by gamma: 80ep,120ep or 50%,75%."""
+    gamma: float = 0.1
+    """The factor of multistep."""
+    warmup: str = "0it"
+    """Linear rise of the learning rate from 0 at the start (of any schedule); onecycle's rise has 30% without it."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    clip: float = 0.0
+    """Upper bound of the gradient's L2 norm; 0 leaves it alone."""
+    augment: tuple[str, ...] = ()
+    """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch."""
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name in self.augment:
+            _one_of("augment", name, AUGMENTATIONS)
+        for step in (self.length, self.warmup, *self.milestones):
+            Step.parse(step)
+        if Step.parse(self.length).unit == "%":
+            raise UsageError(f"recipe: length is the whole training, in ep or it, not {self.length}")
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"recipe: {name} must lie in [{low:g}, {high:g}], not {value}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise UsageError("recipe: nesterov needs the optimizer sgd with a momentum above 0")
+        if self.schedule == "multistep" and not self.milestones:
+            raise UsageError("recipe: the schedule multistep needs milestones, such as 50%,75%")
+
+    def changed(self, **changes: Any) -> Recipe:
+        """A copy with the given fields changed; those that are None stay as they are."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def steps(self, per_epoch: int) -> int:
+        """Length in iterations."""
+        return Step.parse(self.length).iterations(per_epoch=per_epoch)
+
+
+_BOUNDS = (
+    ("batch", 1, 1 << 24),
+    ("lr", 0.0, 1e6),
+    ("momentum", 0.0, 1.0),
+    ("beta2", 0.0, 1.0),
+    ("weight_decay", 0.0, 1e3),
+    ("gamma", 0.0, 1.0),
+    ("label_smoothing", 0.0, 1.0),
+    ("clip", 0.0, float("inf")),
+)
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"recipe: {field} {value!r} is not known: {', '.join(known)}")
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """The recipe that JSON or TOML `values` describe (lists for tuples)."""
+    known = {field.name for field in fields(Recipe)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {', '.join(sorted(known))}")
+    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
