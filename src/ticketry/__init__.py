@@ -1,1 +1,92 @@
+"""Find a winning ticket, prove that it wins, cash it in.
 
+The names below are the library's public surface. They are imported when they are first used, so that ``import
+ticketry`` and ``ticketry --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ticketry.version import __version__
+
+if TYPE_CHECKING:
+    from ticketry import errors, evidence, search
+    from ticketry.core import score
+    from ticketry.core.allocate import allocate
+    from ticketry.core.hold import Hold, hold
+    from ticketry.core.mask import Mask
+    from ticketry.core.prune import prune
+    from ticketry.core.scope import Scope, scope
+    from ticketry.core.ticket import Ticket
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.segment import Segment
+    from ticketry.step import Step
+    from ticketry.tasks.base import Metric, Split, Splits, Task
+    from ticketry.tasks.recipe import Recipe
+    from ticketry.tasks.registry import get as task
+
+_PUBLIC = {
+    "Hold": "ticketry.core.hold:Hold",
+    "Lab": "ticketry.lab.lab:Lab",
+    "Mask": "ticketry.core.mask:Mask",
+    "Metric": "ticketry.tasks.base:Metric",
+    "Recipe": "ticketry.tasks.recipe:Recipe",
+    "Scope": "ticketry.core.scope:Scope",
+    "Segment": "ticketry.lab.segment:Segment",
+    "Split": "ticketry.tasks.base:Split",
+    "Splits": "ticketry.tasks.base:Splits",
+    "Step": "ticketry.step:Step",
+    "Task": "ticketry.tasks.base:Task",
+    "Ticket": "ticketry.core.ticket:Ticket",
+    "allocate": "ticketry.core.allocate:allocate",
+    "errors": "ticketry.errors",
+    "evidence": "ticketry.evidence",
+    "hold": "ticketry.core.hold:hold",
+    "prune": "ticketry.core.prune:prune",
+    "scope": "ticketry.core.scope:scope",
+    "score": "ticketry.core.score",
+    "search": "ticketry.search",
+    "task": "ticketry.tasks.registry:get",
+}
+
+__all__ = [
+    "Hold",
+    "Lab",
+    "Mask",
+    "Metric",
+    "Recipe",
+    "Scope",
+    "Segment",
+    "Split",
+    "Splits",
+    "Step",
+    "Task",
+    "Ticket",
+    "__version__",
+    "allocate",
+    "errors",
+    "evidence",
+    "hold",
+    "prune",
+    "scope",
+    "score",
+    "search",
+    "task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ticketry' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = importlib.import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -55,6 +55,12 @@ class TrainingError(TicketryError):
     """Training that cannot go on, such as a loss that is no longer a number."""
 
 
+class InterruptedTrainingError(TicketryError):
+    """Training was asked to stop; its state is stored and the same command goes on from there."""
+
+    exit_code = 130
+
+
 class RunnerError(TicketryError):
     """A worker process that ended without an answer."""
 
@@ -63,4 +69,8 @@ class MissingExtraError(TicketryError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'ticketry[{extra}]'")
+        super().__init__(package, extra, purpose)  # as given, so that it can be pickled between processes
+
+    def __str__(self) -> str:
+        package, extra, purpose = self.args
+        return f"{purpose} needs {package}, which is not installed: pip install 'ticketry[{extra}]'"

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from ticketry.errors import UsageError
 
-_PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>it|ep|%)")
+_PATTERN = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,18})?)\s*(?P<unit>it|ep|%)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Step:
         """
         if isinstance(text, Step):
             return text
-        cleaned = text.strip().lower()
+        cleaned = str(text).strip().lower()
         if cleaned == "end":
             return cls(Fraction(100), "%")
         if cleaned == "0":

@@ -27,7 +27,7 @@ def check_density(density: float | None = None, sparsity: float | None = None) -
         assert sparsity is not None
         if not 0 <= sparsity < 1:
             raise UsageError(f"a sparsity is a share removed, 0 <= sparsity < 1, not {sparsity}")
-        return 1 - sparsity
+        return float(1 - Fraction(str(sparsity)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
     if not 0 < density <= 1:
         raise UsageError(f"a density is a share kept, 0 < density <= 1, not {density}")
     return density
@@ -87,7 +87,8 @@ def allocate(
             f" {sum(available.values())}: ask for at most {sum(available.values()) / total:.4g}"
         )
     counts = _counts(flat, scores, available, kept, distribution, half_rate)
-    counts = _without_collapse(counts, available, collapse, wanted)
+    with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
+    counts |= _without_collapse(with_weights, available, collapse, wanted)
     chosen = {name: _top(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
@@ -137,8 +138,8 @@ def _counts(
 
 def _erk_weight(shape: tuple[int, ...]) -> int:
     # The density is proportional to sum / prod, so the number of weights kept is proportional to the sum. A vector
-    # (a bias, a norm) has sum = prod: it stays dense as long as the budget allows.
-    return sum(shape) if prod(shape) else 0
+    # (a bias, a norm) has sum = prod: it stays dense as long as the budget allows. So does a single number.
+    return max(sum(shape), 1) if prod(shape) else 0
 
 
 def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:

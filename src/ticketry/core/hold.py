@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -27,6 +28,9 @@ _ELEMENTWISE: tuple[type[Optimizer], ...] = (
     torch.optim.Adadelta,
 )
 
+# State that scales steps and is never 0: Adamax's infinity norm, Rprop's step sizes.
+_SCALES = ("exp_inf", "step_size")
+
 
 class Hold:
     """Holds a mask over a model while it trains: removed weights stay exactly 0. See `hold`."""
@@ -35,12 +39,11 @@ class Hold:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
         self._parameters = mask.parameters(model)
         mask.apply_(model)
-        self._kept = {
-            name: mask[name].to(device=parameter.device, dtype=parameter.dtype)
-            for name, parameter in self._parameters.items()
-        }
-        self._known: set[int] = set()
+        # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
+        self._kept = {name: _like(parameter, mask[name]) for name, parameter in self._parameters.items()}
+        self._known: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._handles = [_hook(self, name) for name in self._parameters] if hooks else []
+        self.mask_gradients()  # those of a backward pass before the mask came
         if hooks:
             self._handles.append(register_optimizer_step_pre_hook(self._before_step))
             self._handles.append(register_optimizer_step_post_hook(self._after_step))
@@ -52,7 +55,8 @@ class Hold:
         """Set the gradients of removed weights to 0, before clipping and stepping."""
         pairs = [(parameter.grad, self._kept[name]) for name, parameter in self._parameters.items()]
         gradients = [gradient for gradient, _ in pairs if gradient is not None]
-        torch._foreach_mul_(gradients, [kept for gradient, kept in pairs if gradient is not None])
+        if gradients:
+            torch._foreach_mul_(gradients, [kept for gradient, kept in pairs if gradient is not None])
 
     @torch.no_grad()
     def mask_state(self, optimizer: Optimizer) -> None:
@@ -104,8 +108,8 @@ class Hold:
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         # An optimiser that has trained before the mask came carries momentum that would move removed weights.
-        if id(optimizer) not in self._known and self._concerns(optimizer):
-            self._known.add(id(optimizer))
+        if optimizer not in self._known and self._concerns(optimizer):
+            self._known.add(optimizer)
             self.mask_state(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -117,12 +121,12 @@ class Hold:
         return any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
 
     def _states(self, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
-        """(name, state) of every state tensor that has an element for each weight."""
+        """(name, state) of every state tensor that has an element for each weight and can move it."""
         return [
             (name, value)
             for name, parameter in self._parameters.items()
-            for value in _state_of(optimizer, parameter).values()
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim()
+            for key, value in _state_of(optimizer, parameter).items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() and key not in _SCALES
         ]
 
     def _require_zero(self, what: str, name: str, tensor: Tensor) -> None:
@@ -157,11 +161,19 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
     return Hold(model, mask)
 
 
+def _like(parameter: nn.Parameter, mask: Tensor) -> Tensor:
+    """The mask as 0 and 1 in the type, layout and place of `parameter`."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(mask)
+
+
 def _hook(holder: Hold, name: str) -> torch.utils.hooks.RemovableHandle:
     parameter = holder._parameters[name]
+    trainable = parameter.requires_grad
+    parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen while it is held
     handle: torch.utils.hooks.RemovableHandle = parameter.register_hook(  # type: ignore[no-untyped-call]
         lambda gradient: holder._masked_gradient(name, gradient)
     )
+    parameter.requires_grad_(trainable)
     return handle
 
 

@@ -25,7 +25,7 @@ class LayerDensity:
 
     @property
     def density(self) -> float:
-        return self.kept / self.total
+        return self.kept / self.total if self.total else 0.0
 
 
 class Mask(Mapping[str, Tensor]):
@@ -150,7 +150,7 @@ class Mask(Mapping[str, Tensor]):
         if self._digest is None:
             from ticketry.core.pack import pack
 
-            bits, layout = pack(self)
+            bits, layout = pack(Mask(dict(sorted(self._tensors.items()))))  # == does not ask for the order either
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
         return self._digest
 

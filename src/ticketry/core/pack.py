@@ -21,6 +21,7 @@ from ticketry.errors import MaskError
 FORMAT = "ticketry.mask.1"
 # Refuse a header that claims a tensor larger than any network's before memory is reserved for it.
 _LARGEST = 1 << 40
+_MOST_DIMENSIONS = 32
 
 
 def pack(mask: Mask) -> tuple[Tensor, str]:
@@ -48,7 +49,8 @@ def unpack(bits: Tensor, layout: str) -> Mask:
 def to_bytes(mask: Mask) -> bytes:
     """A mask as the bytes of a safetensors file; equal masks give equal bytes."""
     bits, layout = pack(mask)
-    return bytes(safetensors_save({"bits": bits}, metadata={"format": FORMAT, "layout": layout}))
+    # One entry of metadata: safetensors writes several in an order that changes from call to call.
+    return bytes(safetensors_save({"bits": bits}, metadata={FORMAT: layout}))
 
 
 def from_bytes(data: bytes) -> Mask:
@@ -60,21 +62,25 @@ def from_bytes(data: bytes) -> Mask:
     try:
         tensors = safetensors_load(data)
         metadata = read_metadata(data)
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         raise MaskError(f"this is no mask file: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise MaskError(f"this is no mask file of the format {FORMAT}: it says {metadata.get('format')!r}")
+    if FORMAT not in metadata:
+        raise MaskError(f"this is no mask file of the format {FORMAT}: its metadata has {sorted(metadata)[:4]}")
     if set(tensors) != {"bits"}:
         raise MaskError(f"a mask file holds one tensor, bits, not {sorted(tensors)}")
-    return unpack(tensors["bits"], metadata.get("layout", ""))
+    return unpack(tensors["bits"], metadata[FORMAT])
 
 
 def save_mask(mask: Mask, path: str | Path) -> None:
-    """Write a mask to a file of its own, by a temporary name and a rename."""
+    """Write a mask to a file of its own, by a temporary name and a rename; `MaskError` if it cannot be written."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(to_bytes(mask))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(to_bytes(mask))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MaskError(f"the mask cannot be written to {path}: {error.strerror}") from None
 
 
 def load_mask(path: str | Path) -> Mask:
@@ -100,6 +106,7 @@ def _shapes(layout: str) -> dict[str, tuple[int, ...]]:
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise MaskError("the mask's layout is not a JSON object of shapes") from None
     for name, shape in found.items():
-        if not all(type(size) is int and 0 <= size <= _LARGEST for size in shape) or prod(shape) > _LARGEST:
-            raise MaskError(f"the mask's layout gives {name!r} the impossible shape {shape}")
+        sane = len(shape) <= _MOST_DIMENSIONS and all(type(size) is int and 0 <= size <= _LARGEST for size in shape)
+        if not sane or prod(max(size, 1) for size in shape) > _LARGEST:
+            raise MaskError(f"the mask's layout gives {name!r} the impossible shape {str(shape)[:80]}")
     return found

@@ -1,0 +1,1 @@
+"""What shows that a ticket wins: controls that should lose."""

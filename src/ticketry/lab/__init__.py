@@ -1,0 +1,1 @@
+"""Training and the durable store: segments go in, stored results come out, nothing is computed twice."""

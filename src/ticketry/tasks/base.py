@@ -9,7 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ticketry.errors import TaskError
 from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The request that made a task: `registry.make(spec)` makes the same one again, in this process or another."""
+
+    name: str
+    """A built-in task's name, or module:object."""
+    model: str | None = None
+    """The network asked for; None is the task's own choice."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Names and values as they were written, k=v."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Splits:
 class Task:
     """Base of all tasks. A subclass sets the attributes and overrides the methods.
 
+    `build`, `load`, `loss`, `measure` and `summary` are a must; `classification.Classification` has the last three.
     A task holds settings only; data is loaded where it is used, once a process, by `load`. It must give the same
     data and, under the same seed of torch, the same model every time: results are stored under its `key`.
     """
@@ -52,9 +66,14 @@ class Task:
     name: str
     metric: Metric
     recipe: Recipe
+    spec: Spec | None = None
+    """Set by `registry.get`; a task without one cannot be made again in another process."""
 
     def key(self) -> Mapping[str, object]:
-        """All that tells this task's numbers from another's, as JSON values: name, version, options, model."""
+        """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
+
+        A user's own task that is named module:object needs none: `registry.get` adds its source and its options.
+        """
         raise NotImplementedError
 
     def build(self) -> nn.Module:
@@ -72,7 +91,7 @@ class Task:
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
         """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator)."""
         if names:
-            raise NotImplementedError(f"the task {self.name} has no augmentation {names[0]!r}")
+            raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -98,4 +98,5 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {', '.join(sorted(known))}")
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Recipe(**plain)

@@ -1,0 +1,82 @@
+"""Controls: networks as sparse as the ticket, trained for as long, that lack one thing it has.
+
+A ticket is a claim about *these* connections with *these* early weights; each control takes one of the two away. They
+are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ticketry.core.allocate import allocate
+from ticketry.core.mask import Mask, shuffled
+from ticketry.core.seeds import generator, mix
+from ticketry.errors import UsageError
+from ticketry.lab.found import Found, Seeds
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.retrain import retraining
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+CONTROLS = {
+    "random_reinit": "the ticket's mask on a fresh initialisation (trained densely to the rewind step, as the ticket's"
+    " weights were)",
+    "shuffled": "the ticket's weights at the rewind step, its mask shuffled within each layer",
+    "random_prune": "the ticket's weights at the rewind step, a random mask of the same density over the whole scope",
+}
+
+
+def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names themselves; `UsageError` if one is not known."""
+    for name in names:
+        if name not in CONTROLS:
+            raise UsageError(f"control {name!r} is not known: {', '.join(CONTROLS)}")
+    return names
+
+
+def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
+    """The mask that a control holds in place of the ticket's. Pure function of its arguments."""
+    seed = mix(seeds.mask, control, mask.digest)
+    if control == "shuffled":
+        return shuffled(mask, seed)
+    if control == "random_prune":
+        return random_mask(mask, seed)
+    return mask
+
+
+def random_mask(like: Mask, seed: int) -> Mask:
+    """A random mask with as many weights over the whole scope as `like`; no layer is left empty."""
+    scores = {
+        name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
+        for index, (name, shape) in enumerate(like.shapes.items())
+    }
+    return allocate(scores, like.density, collapse="keep")
+
+
+def train_control(
+    lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
+) -> Result:
+    """Train a control beside a ticket, for exactly as many steps of the same schedule and data order."""
+    assert found.mask is not None
+    mask = control_mask(control, lab.store.get_mask(found.mask), seeds)
+    rewound, trained = found.rewound, found.source
+    if control == "random_reinit":
+        fresh = lab.segment(
+            task,
+            start=mix(seeds.initialisation, "random_reinit"),
+            last=found.rewound.segment.last,
+            order_seed=seeds.order,
+            recipe=recipe,
+        )
+        rewound = trained = lab.train(fresh, label=f"{label} (fresh start)")
+    segment = retraining(
+        lab,
+        task,
+        recipe,
+        retrain=found.retrain,
+        mask=mask,
+        rewound=rewound,
+        trained=trained,
+        order_seed=seeds.order,
+    )
+    return lab.train(segment, label=label)

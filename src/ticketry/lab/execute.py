@@ -1,0 +1,247 @@
+"""Making one segment's results true in a store, in this process."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.errors import InterruptedTrainingError
+from ticketry.lab.evaluate import evaluate
+from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.segment import Segment
+from ticketry.lab.store import Store
+from ticketry.tasks.base import Splits
+from ticketry.version import __version__
+
+_CURVE_POINTS = 100
+_TICK_SECONDS = 0.2
+
+
+@dataclass
+class Watch:
+    """What a segment in training tells, and asks, whoever waits for it."""
+
+    checkpoint_seconds: float = 60.0
+
+    def progress(self, segment: Segment, step: int) -> None:
+        """Called a few times a second."""
+
+    def waiting(self, segment: Segment) -> None:
+        """Called before waiting for another process that trains the same."""
+
+    def stop_asked(self) -> bool:
+        """Whether training should store its state and stop."""
+        return False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was really done: nothing, if the results were there."""
+
+    steps: int = 0
+    train_seconds: float = 0.0
+    other_seconds: float = 0.0
+
+
+def execute(store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch) -> Work:
+    """See to it that the store has results of `segment` and of the same trajectory at the steps `keep`.
+
+    Only one process at a time trains a trajectory; what another has stored meanwhile is not done again. Training goes
+    on from the furthest stored state.
+    """
+    started = time.perf_counter()
+    trajectory = segment.trajectory
+    watch.waiting(segment)
+    with store.lock(trajectory):
+        if is_done(store, segment, keep):
+            return Work()
+        job = _Job(store, segment.task.load(data), segment, sorted({*keep, segment.last}), watch)
+        with segment.arithmetic.active():
+            job.run()
+    total = time.perf_counter() - started
+    return Work(job.steps_trained, job.train_seconds, total - job.train_seconds)
+
+
+def is_done(store: Store, segment: Segment, keep: Sequence[int] = ()) -> bool:
+    """Whether nothing is left to do for a segment and the states to keep."""
+    trajectory = segment.trajectory
+    record = store.result(trajectory, segment.last)
+    return bool(record and record["metrics"]) and all(store.result(trajectory, step) for step in keep)
+
+
+class _Job:
+    """The steps of one `execute`, with what they share."""
+
+    def __init__(self, store: Store, splits: Splits, segment: Segment, stops: Sequence[int], watch: Watch) -> None:
+        self.store, self.splits, self.segment, self.watch = store, splits, segment, watch
+        self.task = segment.task
+        self.trajectory = segment.trajectory
+        self.missing = [stop for stop in stops if store.result(self.trajectory, stop) is None]
+        self.mask: Mask | None = store.get_mask(segment.mask) if segment.mask else None
+        self.steps_trained = 0
+        self.train_seconds = 0.0
+        self._earlier_seconds = 0.0
+        self._mark = self._next_tick = self._next_checkpoint = 0.0
+
+    def run(self) -> None:
+        if self.missing:
+            loop = Loop(self.splits.train, self.segment, self._furthest_state(), self.mask)
+            for stop in self.missing:
+                self._train(loop, stop)
+                self._store_result(loop, stop)
+        else:
+            self._add_metrics()
+        self.store.drop_partials(self.trajectory)
+
+    # -- where to begin ----------------------------------------------------------------------------------------------
+
+    def _furthest_state(self) -> TrainingState:
+        """The stored state of this trajectory that is nearest before the first missing one."""
+        bound = self.missing[0]
+        partial = self.store.partial(self.trajectory, bound)
+        for step in reversed(self.store.stored_steps(self.trajectory)):
+            record = self.store.result(self.trajectory, step)
+            if step > bound or (partial and partial[0] >= step) or not (record and record["training"]):
+                continue
+            training = self.store.get_tensors(record["training"])
+            self._earlier_seconds = record["cost"]["train_seconds"]
+            return _unpacked(step, self.store.get_tensors(record["model"]), training)
+        if partial:
+            step, tensors = partial
+            self._earlier_seconds = float(tensors.pop("seconds"))
+            model = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
+            return _unpacked(step, model, {n: value for n, value in tensors.items() if not n.startswith("model/")})
+        return self._beginning()
+
+    def _beginning(self) -> TrainingState:
+        start = self.segment.start
+        if start.state is not None:
+            model = self.store.get_tensors(start.state)
+        else:
+            assert start.seed is not None
+            model = initial_state(self.task, start.seed)
+        optimizer: dict[str, Tensor] = {}
+        if start.optimizer is not None:
+            optimizer = _unpacked(0, {}, self.store.get_tensors(start.optimizer)).optimizer
+        return TrainingState(self.segment.first, model, optimizer, torch.zeros(0))
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, loop: Loop, stop: int) -> None:
+        before = loop.step
+        self._mark = self._next_tick = time.monotonic()
+        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        try:
+            loop.train_until(stop, lambda: self._tick(loop))
+        finally:
+            self.steps_trained += loop.step - before
+            self.train_seconds += time.monotonic() - self._mark
+
+    def _tick(self, loop: Loop) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
+        self.watch.progress(self.segment, loop.step)
+        stop = self.watch.stop_asked()
+        if stop or now >= self._next_checkpoint:
+            self.train_seconds += now - self._mark
+            self._store_partial(loop)
+            self._mark = time.monotonic()
+            self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        if stop:
+            raise InterruptedTrainingError(f"stopped at step {loop.step}; its state is stored")
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    def _store_partial(self, loop: Loop) -> None:
+        state = loop.state()
+        tensors = {f"model/{name}": value for name, value in state.model.items()} | _packed(state)
+        tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
+        self.store.put_partial(self.trajectory, state.step, tensors)
+
+    def _store_result(self, loop: Loop, stop: int) -> None:
+        state = loop.state()
+        last = stop == self.segment.last
+        record = {
+            "segment": self.segment.until(stop).describe(),
+            "step": stop,
+            "model": self.store.put_tensors(state.model),
+            # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
+            "training": self.store.put_tensors(_packed(state)) if stop < self.segment.total else None,
+            "metrics": self._metrics(loop.model) if last else None,
+            "loss": _curve(state.losses, self.segment.first),
+            "cost": {
+                "steps": stop - self.segment.first,
+                "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
+            },
+            "environment": environment(),
+        }
+        self.store.put_result(self.trajectory, stop, record)
+        self.watch.progress(self.segment, stop)
+
+    def _add_metrics(self) -> None:
+        """The state is there, kept on the way of a longer segment; only its metrics are missing."""
+        record = self.store.result(self.trajectory, self.segment.last)
+        assert record is not None
+        model = self.segment.arithmetic.place(rebuilt(self.task, self.store.get_tensors(record["model"])))
+        self.store.put_result(self.trajectory, self.segment.last, {**record, "metrics": self._metrics(model)})
+
+    def _metrics(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        splits = {"validation": self.splits.validation, "test": self.splits.test}
+        arithmetic = self.segment.arithmetic
+        return {name: _rounded(evaluate(self.task, model, split, arithmetic)) for name, split in splits.items()}
+
+
+def environment() -> dict[str, Any]:
+    """What a result was made with; not part of any key."""
+    return {
+        "ticketry": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+    }
+
+
+def processor() -> str:
+    """The name of the CPU, and of the GPU if there is one."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
+
+
+def _packed(state: TrainingState) -> dict[str, Tensor]:
+    return {f"optimizer/{name}": value for name, value in state.optimizer.items()} | {"losses": state.losses}
+
+
+def _unpacked(step: int, model: dict[str, Tensor], training: dict[str, Tensor]) -> TrainingState:
+    optimizer = {name[10:]: value for name, value in training.items() if name.startswith("optimizer/")}
+    return TrainingState(step, model, optimizer, training["losses"])
+
+
+def _curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
+    """(step, mean loss since the point before): at most 100 points."""
+    if not len(losses):
+        return []
+    size = -(-len(losses) // _CURVE_POINTS)
+    parts = torch.split(losses.double(), size)
+    return [(first + min((i + 1) * size, len(losses)), round(float(part.mean()), 6)) for i, part in enumerate(parts)]
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items()}

@@ -1,0 +1,46 @@
+"""What searches hand on: seeds, and the networks they find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch comes late: the command line's help needs no more than the settings
+    from ticketry.lab.lab import Result
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The three sources of chance in an experiment, kept apart."""
+
+    initialisation: int = 0
+    order: int = 0
+    """Of the data, with augmentation and dropout."""
+    mask: int = 0
+    """Of whatever is random in a mask."""
+
+    @classmethod
+    def of(cls, seed: int) -> Seeds:
+        """All three from one number (their streams are independent all the same)."""
+        return cls(seed, seed, seed)
+
+    def replicate(self, number: int) -> Seeds:
+        """The seeds of a further replicate."""
+        return Seeds(self.initialisation + number, self.order + number, self.mask + number)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trained network on the way of a search: the dense one (level 0), or a ticket."""
+
+    level: int
+    mask: str | None
+    """Digest of the stored mask; None for the dense network."""
+    rewound: Result
+    """The dense state at the rewind step: what a ticket's weights are taken from when they are rewound."""
+    source: Result
+    """The trained network that was pruned (for the dense network, itself)."""
+    retrain: str
+    """How it was trained, see `lab.retrain`."""
+    result: Result
+    """What it was trained to."""

@@ -1,0 +1,313 @@
+"""The lab: give it segments, get results; whatever it has done before, it remembers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import Scope
+from ticketry.errors import InterruptedTrainingError, UsageError
+from ticketry.lab.execute import Work, is_done
+from ticketry.lab.loop import initial_state, rebuilt
+from ticketry.lab.order import steps_per_epoch
+from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
+from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
+from ticketry.lab.store import Store
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a segment gave: a stored state and its metrics."""
+
+    segment: Segment
+    model: str
+    """Digest of the weights and buffers."""
+    training: str | None
+    """Digest of the optimiser's state, where it is kept."""
+    metrics: dict[str, dict[str, float]]
+    """validation and test -> metric -> value; searches look at validation only."""
+    train_seconds: float
+    record: dict[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass
+class Ledger:
+    """What was asked for and what was really done, over the life of a lab."""
+
+    segments_asked: int = 0
+    segments_trained: int = 0
+    steps_asked: int = 0
+    steps_trained: int = 0
+    train_seconds: float = 0.0
+    other_seconds: float = 0.0
+    """In workers, outside training steps: evaluation, reading and writing, waiting for locks."""
+
+
+class Lab:
+    """Trains segments and remembers them. Use it as a context manager, or call `close`.
+
+    Args:
+        store: folder of the durable store; made if absent.
+        data: folder in which data sets are looked for first.
+        workers: 0 trains in this process; n trains in n local processes, one segment each.
+        device: cpu, cuda or auto.
+        precision: fp32, bf16 or auto (a fixed rule, see `lab.precision`).
+        threads: CPU threads of a segment; part of its key.
+        checkpoint_seconds: time between checkpoints inside a segment.
+        on_event: called with every `Event`, from any thread.
+    """
+
+    def __init__(
+        self,
+        store: str | Path = ".ticketry",
+        *,
+        data: str | Path | None = None,
+        workers: int = 0,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 1,
+        checkpoint_seconds: float = 60.0,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
+            raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
+        self.store = Store(store)
+        self.data = Path(data).resolve() if data is not None else None
+        self.ledger = Ledger()
+        self._choices = {"device": device, "precision": precision, "threads": threads}
+        self.workers = workers
+        self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
+        self._listener = on_event
+        self._labels: dict[str, str] = {}
+        self._runner: Runner | None = None
+        self._guard = threading.RLock()
+        self._in_flight: dict[str, concurrent.futures.Future[Work]] = {}
+        self._arithmetic: dict[str, Arithmetic] = {}
+
+    # -- describing work ---------------------------------------------------------------------------------------------
+
+    def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
+        """Iterations of an epoch of the task."""
+        return steps_per_epoch(self.sizes(task)["train"], (recipe or task.recipe).batch)
+
+    def sizes(self, task: Task) -> dict[str, int]:
+        """Examples of each split; remembered, so that a finished run does not load data to be told again."""
+        key = digest_of(task.key())
+        known = self.store.memo("sizes", key)
+        if known is None:
+            splits = task.load(self.data)
+            known = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+            self.store.put_memo("sizes", key, known)
+        return {name: int(known[name]) for name in ("train", "validation", "test")}
+
+    def segment(
+        self,
+        task: Task,
+        *,
+        start: Start | int,
+        mask: Mask | str | None = None,
+        first: int = 0,
+        last: int | None = None,
+        order_seed: int = 0,
+        recipe: Recipe | None = None,
+    ) -> Segment:
+        """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start)."""
+        recipe = recipe or task.recipe
+        per_epoch = self.per_epoch(task, recipe)
+        total = recipe.steps(per_epoch)
+        return Segment(
+            task=task,
+            recipe=recipe,
+            start=Start(seed=start) if isinstance(start, int) else start,
+            mask=self.store.put_mask(mask) if isinstance(mask, Mask) else mask,
+            first=first,
+            last=total if last is None else last,
+            total=total,
+            per_epoch=per_epoch,
+            order_seed=order_seed,
+            arithmetic=self.arithmetic(task),
+        )
+
+    def arithmetic(self, task: Task) -> Arithmetic:
+        """Device, precision and layout in which the task's network is trained here."""
+        key = digest_of(task.key())
+        if key not in self._arithmetic:
+            self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)  # type: ignore[arg-type]
+        return self._arithmetic[key]
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "") -> Result:
+        """The result of a segment: from the store if it is there, else trained now, once, whoever asks.
+
+        Args:
+            segment: what to train, see `segment`.
+            keep: further steps on the way whose states are kept, see `at`.
+            label: what to call it in progress events.
+        """
+        return self.train_many([segment], keep=keep, labels=[label])[0]
+
+    def train_many(
+        self, segments: Sequence[Segment], *, keep: Sequence[int] = (), labels: Sequence[str] = ()
+    ) -> list[Result]:
+        """The results of several segments, trained side by side where the lab has workers."""
+        names = labels or [""] * len(segments)
+        futures = [self._submit(seg, tuple(keep), name) for seg, name in zip(segments, names, strict=True)]
+        try:
+            for segment, future in zip(segments, futures, strict=True):
+                if future is not None:
+                    self._account(segment, future.result())
+        except BaseException:
+            self.stop()
+            raise
+        return [self._result(segment) for segment in segments]
+
+    def at(self, result: Result, step: int) -> Result:
+        """The result of the same trajectory at a step that was kept."""
+        return self._result(result.segment.until(step))
+
+    def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
+        """Run independent pieces of a search, side by side where the lab has workers; their results in order."""
+        pieces = list(functions)
+        if self.workers == 0 or len(pieces) < 2:
+            return [piece() for piece in pieces]
+        with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
+            futures = [pool.submit(piece) for piece in pieces]
+            try:
+                done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+                self._raise_cause(done)
+            except BaseException:
+                self.stop()
+                raise
+        return [future.result() for future in futures]
+
+    # -- states and masks --------------------------------------------------------------------------------------------
+
+    def state(self, result: Result) -> dict[str, Tensor]:
+        """Weights and buffers of a result, by normalised name."""
+        return self.store.get_tensors(result.model)
+
+    def model(self, task: Task, result: Result | None = None) -> nn.Module:
+        """The task's model with a result's weights, or freshly initialised (seed 0)."""
+        return rebuilt(task, self.state(result) if result else initial_state(task, 0))
+
+    def prune(self, task: Task, result: Result, scope: Scope, *, within: str | None = None, **settings: Any) -> str:
+        """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings."""
+        key = digest_of(
+            {"numerics": NUMERICS, "state": result.model, "within": within, "scope": list(scope), **settings}
+        )
+        known = self.store.memo("masks", key)
+        if known is None:
+            mask = prune(
+                self.model(task, result),
+                scope=scope,
+                within=self.store.get_mask(within) if within else None,
+                **settings,
+            )
+            known = {"mask": self.store.put_mask(mask)}
+            self.store.put_memo("masks", key, known)
+        return str(known["mask"])
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask all training to store its state and stop."""
+        if self._runner:
+            self._runner.stop()
+
+    def close(self) -> None:
+        """Release worker processes."""
+        if self._runner:
+            self._runner.close()
+            self._runner = None
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.stop()
+        self.close()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _submit(self, segment: Segment, keep: tuple[int, ...], label: str) -> concurrent.futures.Future[Work] | None:
+        """A future of the work, or None if its results are there already."""
+        key = segment.key
+        with self._guard:
+            self.ledger.segments_asked += 1
+            self.ledger.steps_asked += segment.steps
+            self._labels[key] = label
+            if is_done(self.store, segment, keep):
+                self._emit(Event("cached", key, segment.first, segment.last, segment.last))
+                return None
+            future = self._in_flight.get(key)
+            if future is not None and not future.done():
+                return future
+            self._emit(Event("started", key, segment.first, segment.first, segment.last))
+            runner = self._running()
+        future = runner.submit(self._order, segment, keep)
+        self._in_flight[key] = future
+        return future
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
+        return self._runner
+
+    def _account(self, segment: Segment, work: Work) -> None:
+        with self._guard:
+            if self._in_flight.pop(segment.key, None) is not None:  # others who waited for it count nothing
+                self.ledger.segments_trained += work.steps > 0
+                self.ledger.steps_trained += work.steps
+                self.ledger.train_seconds += work.train_seconds
+                self.ledger.other_seconds += work.other_seconds
+        self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
+
+    def _result(self, segment: Segment) -> Result:
+        record = self.store.result(segment.trajectory, segment.last)
+        if record is None:
+            raise UsageError(f"step {segment.last} of this trajectory is not stored: name it in keep=")
+        return Result(
+            segment=segment,
+            model=record["model"],
+            training=record["training"],
+            metrics=record["metrics"] or {},
+            train_seconds=record["cost"]["train_seconds"],
+            record=record,
+        )
+
+    def _emit(self, event: Event) -> None:
+        if self._listener:
+            self._listener(Event(**{**vars(event), "label": self._labels.get(event.key, "")}))
+
+    def _raise_cause(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        """Raise what went wrong first; that others were then stopped is a consequence."""
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
+            raise error
+
+
+def default_workers() -> int:
+    """One process for each core this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

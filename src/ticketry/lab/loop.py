@@ -1,0 +1,158 @@
+"""The training loop: plain PyTorch, with no work a dense loop would not do but the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.hold import Hold
+from ticketry.core.mask import Mask
+from ticketry.core.scope import normal_name
+from ticketry.core.seeds import mix
+from ticketry.errors import TrainingError
+from ticketry.lab.evaluate import forward
+from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from ticketry.lab.order import DataOrder
+from ticketry.lab.schedules import learning_rate
+from ticketry.lab.segment import Segment
+from ticketry.tasks.base import Split, Task
+
+# Losses are looked at this often: reading one makes a GPU wait.
+_LOOK_EVERY = 100
+
+
+@dataclass
+class TrainingState:
+    """All that training needs to go on: data order, augmentation and dropout are functions of the step."""
+
+    step: int
+    model: dict[str, Tensor]
+    """Weights and buffers, by normalised name."""
+    optimizer: dict[str, Tensor]
+    losses: Tensor
+    """float32 [step - first]: the loss of each iteration so far."""
+
+
+class Loop:
+    """One segment in training. `train_until` advances it, `state` takes its state out."""
+
+    def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
+        self.segment, self.task, self.step = segment, segment.task, state.step
+        self._device = segment.arithmetic.device
+        self.model = segment.arithmetic.place(rebuilt(self.task, state.model))
+        self.model.train()
+        self._optimizer = make_optimizer(segment.recipe, self.model)
+        load_optimizer(self._optimizer, self.model, state.optimizer)
+        self._parameters = list(self.model.parameters())
+        # The loop masks gradients itself, in one call for all, which costs less than a hook a parameter.
+        self._hold = Hold(self.model, mask, hooks=False) if mask is not None else None
+        if self._hold:
+            self._hold.mask_state(self._optimizer)
+        self._inputs, self._targets = examples.inputs.to(self._device), examples.targets.to(self._device)
+        self._order = DataOrder(segment.order_seed, len(examples), segment.recipe.batch)
+        self._generator = torch.Generator()
+        self._losses = torch.zeros(segment.last - segment.first, device=self._device)
+        self._losses[: len(state.losses)] = state.losses
+        self._looked_at = state.step
+        self._lr = -1.0
+
+    def train_until(self, last: int, tick: Callable[[], None]) -> None:
+        """Train up to iteration `last`, calling `tick` after each.
+
+        Raises:
+            TrainingError: if a loss is not a finite number.
+            HoldError: if a pruned weight is not 0.
+        """
+        with torch.random.fork_rng():
+            while self.step < last:
+                self._one_step()
+                self.step += 1
+                if self.step % _LOOK_EVERY == 0:
+                    self._look_at_losses()
+                tick()
+        self._look_at_losses()
+        if self._hold:
+            self._hold.check(self._optimizer)
+
+    def state(self) -> TrainingState:
+        """A copy of the state now."""
+        self._look_at_losses()
+        return TrainingState(
+            step=self.step,
+            model=state_of(self.model),
+            optimizer={name: value.detach().clone() for name, value in self._optimizer_tensors().items()},
+            losses=self._losses[: self.step - self.segment.first].cpu().clone(),
+        )
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return optimizer_tensors(self._optimizer, self.model)
+
+    def _one_step(self) -> None:
+        segment, recipe, step = self.segment, self.segment.recipe, self.step
+        index = self._order.batch(step).to(self._device)
+        inputs, targets = self._inputs.index_select(0, index), self._targets.index_select(0, index)
+        if recipe.augment:
+            self._generator.manual_seed(mix(segment.order_seed, "augment", step))
+            inputs = self.task.augment(inputs, recipe.augment, self._generator)
+        torch.manual_seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
+        outputs = forward(self.task, self.model, inputs, segment.arithmetic)
+        loss = self.task.loss(outputs, targets, label_smoothing=recipe.label_smoothing)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._hold:
+            self._hold.mask_gradients()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
+        self._set_learning_rate(self._learning_rate(step))
+        self._optimizer.step()
+        self._losses[step - segment.first] = loss.detach()
+
+    def _learning_rate(self, step: int) -> float:
+        segment = self.segment
+        return learning_rate(segment.recipe, step, total=segment.total, per_epoch=segment.per_epoch)
+
+    def _set_learning_rate(self, lr: float) -> None:
+        if lr != self._lr:
+            self._lr = lr
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+
+    def _look_at_losses(self) -> None:
+        first = self.segment.first
+        recent = self._losses[self._looked_at - first : self.step - first]
+        finite = torch.isfinite(recent)
+        if not bool(finite.all()):
+            step = self._looked_at + int((~finite).nonzero()[0])
+            raise TrainingError(
+                f"the loss is {float(self._losses[step - first])} at step {step} (epoch"
+                f" {step / self.segment.per_epoch:.2f}, learning rate {self._learning_rate(step):g}): lower the"
+                " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
+            )
+        self._looked_at = self.step
+
+
+def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
+    """Weights and buffers of a fresh model: a pure function of the task and the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(mix(seed, "initialisation"))
+        return state_of(task.build())
+
+
+def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
+    """A model of the task with the given weights and buffers."""
+    with torch.random.fork_rng():
+        model = task.build()
+    own = model.state_dict()
+    model.load_state_dict({name: state[normal_name(name)] for name in own})
+    return model
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers, by normalised name, on the CPU."""
+    return {
+        normal_name(name): value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+    }

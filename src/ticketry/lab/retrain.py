@@ -1,0 +1,52 @@
+"""How a ticket, once found, is trained. The papers differ here, and it moves results as much as their claims do."""
+
+from __future__ import annotations
+
+from ticketry.core.mask import Mask
+from ticketry.errors import UsageError
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.segment import Segment, Start
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+RETRAINS = ("continue", "restart", "rewind_lr", "finetune")
+
+
+def check_retrain(retrain: str) -> str:
+    """The word itself; `UsageError` if it is not known."""
+    if retrain not in RETRAINS:
+        raise UsageError(f"retrain {retrain!r} is not known: {', '.join(RETRAINS)}")
+    return retrain
+
+
+def retraining(
+    lab: Lab,
+    task: Task,
+    recipe: Recipe,
+    *,
+    retrain: str,
+    mask: Mask | str,
+    rewound: Result,
+    trained: Result,
+    order_seed: int,
+) -> Segment:
+    """The segment that trains a ticket.
+
+    With k the step of `rewound` and T the length of the schedule, `retrain` is one of
+
+    - ``continue``: the weights of step k, steps k..T of the schedule (Frankle et al. 2019, rewinding);
+    - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
+    - ``rewind_lr``: the final weights, steps k..T of the schedule (Renda et al. 2020, learning-rate rewinding);
+    - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T).
+    """
+    step, end = rewound.segment.last, recipe.steps(lab.per_epoch(task, recipe))
+    first, last = {
+        "continue": (step, end),
+        "restart": (0, end),
+        "rewind_lr": (step, end),
+        "finetune": (end, end + (end - step or end)),
+    }[check_retrain(retrain)]
+    weights = rewound if retrain in ("continue", "restart") else trained
+    return lab.segment(
+        task, start=Start(state=weights.model), mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe
+    )

@@ -1,0 +1,239 @@
+"""Where segments are trained: in this process, or in several local ones."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError
+from ticketry.lab.execute import Watch, Work, execute
+from ticketry.lab.segment import Segment
+from ticketry.lab.store import Store
+from ticketry.tasks import registry
+from ticketry.tasks.base import Spec, Task
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where and how segments are trained: what all of a lab's have in common."""
+
+    store: Path
+    data: Path | None
+    checkpoint_seconds: float
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One segment to train, in a form that another process can take."""
+
+    order: Order
+
+    spec: Spec
+    """How another process makes the task."""
+    segment: dict[str, Any]
+    """The segment's description."""
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a segment: kind is started, waiting, progress, finished or cached."""
+
+    kind: str
+    key: str
+    first: int
+    step: int
+    last: int
+    label: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Runner(Protocol):
+    """Something that trains segments."""
+
+    parallel: bool
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        """Begin, or queue, the work; the future holds what was really done."""
+
+    def stop(self) -> None:
+        """Ask all training to store its state and stop; returns when it has."""
+
+    def close(self) -> None:
+        """Release processes."""
+
+
+class _ReportingWatch(Watch):
+    """A watch that sends events and obeys a stop."""
+
+    def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool]) -> None:
+        super().__init__(checkpoint_seconds)
+        self._send, self._stopped = send, stopped
+
+    def progress(self, segment: Segment, step: int) -> None:
+        self._send(Event("progress", segment.key, segment.first, step, segment.last))
+
+    def waiting(self, segment: Segment) -> None:
+        self._send(Event("waiting", segment.key, segment.first, segment.first, segment.last))
+
+    def stop_asked(self) -> bool:
+        return self._stopped()
+
+
+class InProcess:
+    """Trains in the calling process, one segment at a time (thread count and random state belong to the process)."""
+
+    parallel = False
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._one_at_a_time = threading.Lock()
+        self._stop = threading.Event()
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        future: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        watch = _ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
+        with self._one_at_a_time, _interrupt_as_flag(self._stop):
+            try:
+                future.set_result(execute(Store(order.store), order.data, segment, keep, watch))
+            except InterruptedTrainingError as error:
+                raise KeyboardInterrupt from error
+            except Exception as error:
+                future.set_exception(error)
+        return future
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Processes:
+    """Trains in local processes, one segment in each; they end when this process does, however it ends."""
+
+    parallel = True
+
+    def __init__(self, workers: int, on_event: OnEvent) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
+        self._events: Any = context.SimpleQueue()
+        self._stop = context.Event()
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(self._events, self._stop, list(sys.path))
+        )
+        self._listener = threading.Thread(target=_listen, args=(self._events, on_event), daemon=True)
+        self._listener.start()
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        spec = segment.task.spec
+        if spec is None:
+            raise TaskError(
+                f"the task {segment.task.name!r} was made in this process and another cannot make it: name it as"
+                " package.module:object, or train in this process (workers=0)"
+            )
+        try:
+            future = self._pool.submit(_work, _Request(order, spec, segment.describe(), keep))
+        except BrokenProcessPool as error:
+            raise _lost_worker() from error
+        answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        future.add_done_callback(functools.partial(_pass_on, answer))
+        return answer
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._events.put(None)
+        self._listener.join(timeout=5)
+
+
+def _pass_on(answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
+    if future.cancelled():
+        answer.set_exception(InterruptedTrainingError("stopped before it began"))
+        return
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = _lost_worker()
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(future.result())
+
+
+def _lost_worker() -> RunnerError:
+    return RunnerError(
+        "a worker process ended without an answer: it was killed, ran out of memory, or the script that started it"
+        " is not guarded by `if __name__ == '__main__':`. What was finished is stored; the same command goes on from"
+        " there (fewer workers need less memory: --workers 1)"
+    )
+
+
+def _listen(events: Any, on_event: OnEvent) -> None:
+    while (event := events.get()) is not None:
+        on_event(event)
+
+
+# -- in a worker process ---------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}
+
+
+def _begin(events: Any, stop: Any, path: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    sys.path[:] = path
+    _worker.update(send=events.put, stopped=stop.is_set)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@functools.lru_cache(maxsize=8)
+def _task(spec: Spec) -> Task:
+    return registry.make(spec)
+
+
+def _work(request: _Request) -> Work:
+    order = request.order
+    segment = Segment.from_description(request.segment, _task(request.spec))
+    watch = _ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
+    return execute(Store(order.store), order.data, segment, request.keep, watch)
+
+
+class _interrupt_as_flag:
+    """Turns the first Ctrl-C into a flag, so that training stops between two steps; the second one interrupts."""
+
+    def __init__(self, flag: threading.Event) -> None:
+        self._flag = flag
+        self._previous: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self._flag.set()
+        signal.signal(signal.SIGINT, self._previous)
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)

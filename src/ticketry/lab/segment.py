@@ -1,0 +1,115 @@
+"""A training segment: a pure function from a start to a checkpoint, named by its key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from ticketry.errors import TaskError, UsageError
+from ticketry.lab.precision import Arithmetic
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe, recipe_from
+
+NUMERICS = 1
+"""Version of whatever in this library decides the numbers of a segment; a change of it makes old results unfound."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a segment's weights come from: a fresh initialisation, or a stored state."""
+
+    seed: int | None = None
+    """Initialisation seed."""
+    state: str | None = None
+    """Digest of stored weights and buffers."""
+    optimizer: str | None = None
+    """Digest of a stored optimiser state; without it the optimiser starts afresh, as it does from a ticket's file."""
+
+    def __post_init__(self) -> None:
+        if (self.seed is None) == (self.state is None):
+            raise UsageError("a segment starts either from an initialisation seed or from a stored state")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Start from this state, hold this mask, follow this recipe from step `first` to step `last`.
+
+    Two segments that differ in `last` alone are parts of one trajectory: a stored state of the shorter one is where
+    the longer one goes on.
+    """
+
+    task: Task
+    """Its `key` is what tells its numbers from another's."""
+    recipe: Recipe
+    start: Start
+    mask: str | None
+    """Digest of the stored mask that is held, or None for a dense network."""
+    first: int
+    """The schedule's iteration at which it starts; the data order is entered there too."""
+    last: int
+    """The iteration at which it ends (not itself trained): last - first iterations in all."""
+    total: int
+    """Iterations of the whole schedule."""
+    per_epoch: int
+    """Iterations of an epoch."""
+    order_seed: int
+    """Of data order, augmentation and dropout."""
+    arithmetic: Arithmetic
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last:
+            raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
+
+    @property
+    def steps(self) -> int:
+        """Iterations trained."""
+        return self.last - self.first
+
+    @cached_property
+    def trajectory(self) -> str:
+        """SHA-256 (hex) of all but `last`."""
+        described = self.describe()
+        del described["last"]
+        return digest_of({"numerics": NUMERICS, **described})
+
+    @property
+    def key(self) -> str:
+        """Content key: equal keys, equal results."""
+        return f"{self.trajectory}@{self.last}"
+
+    def until(self, last: int) -> Segment:
+        """The part, or the continuation, of the same trajectory that ends at `last`."""
+        return replace(self, last=last)
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["task"] = dict(self.task.key())
+        for name in ("recipe", "start", "arithmetic"):
+            values[name] = asdict(values[name])
+        described: dict[str, Any] = json.loads(json.dumps(values))
+        return described
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any], task: Task) -> Segment:
+        """The inverse of `describe`.
+
+        Raises:
+            TaskError: if `task` is not the one described, as when its source changed meanwhile.
+        """
+        values = dict(described)
+        if json.loads(json.dumps(dict(task.key()))) != values.pop("task"):
+            raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
+        values["recipe"] = recipe_from(values["recipe"])
+        values["start"] = Start(**values["start"])
+        values["arithmetic"] = Arithmetic(**values["arithmetic"])
+        return cls(task=task, **values)
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 (hex) of a JSON value in its canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

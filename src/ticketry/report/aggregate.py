@@ -1,0 +1,131 @@
+"""Means and spreads over replicates: the numbers behind every table, figure and sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ticketry.report.record import DENSE, TICKET, Layer, Point, Run
+
+Split = Literal["test", "validation"]
+CONTROLS = ("random_reinit", "shuffled", "random_prune")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (ddof = 1) of n numbers."""
+
+    mean: float
+    sd: float | None
+    """None where n is 1: one number has no spread."""
+    n: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """All replicates of one role at one level."""
+
+    level: int
+    role: str
+    points: Mapping[int, Point] = field(repr=False)
+    """By replicate; never empty."""
+
+    @property
+    def density(self) -> float:
+        """Mean over replicates, a fraction of the prunable parameters."""
+        return statistics.fmean(point.density for point in self.points.values())
+
+    @property
+    def kept(self) -> float:
+        return statistics.fmean(point.kept for point in self.points.values())
+
+    def metric(self, split: Split = "test") -> Summary:
+        return summarise(point.metric(split) for point in self.points.values())
+
+    def minus(self, other: Group, split: Split = "test") -> Summary | None:
+        """The difference, replicate by replicate, over those that both groups have; None if there are none."""
+        shared = sorted(self.points.keys() & other.points.keys())
+        if not shared:
+            return None
+        return summarise(self.points[r].metric(split) - other.points[r].metric(split) for r in shared)
+
+
+class Results:
+    """The points of a run, grouped by level and role."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        members: dict[tuple[int, str], dict[int, Point]] = {}
+        for point in sorted(run.points, key=lambda point: point.replicate):
+            members.setdefault((point.level, point.role), {})[point.replicate] = point
+        self._groups = {key: Group(*key, points) for key, points in sorted(members.items())}
+
+    @property
+    def replicates(self) -> int:
+        return len({point.replicate for point in self.run.points})
+
+    @property
+    def levels(self) -> list[int]:
+        """All levels that have anything but the dense network, densest first."""
+        return sorted({level for level, role in self._groups if role != DENSE})
+
+    @property
+    def controls(self) -> list[str]:
+        """The controls there are: the usual ones in their usual order, then any others by name."""
+        found = {role for _, role in self._groups} - {DENSE, TICKET}
+        return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role there is, in the order of columns: dense, tickets, controls."""
+        found = {role for _, role in self._groups}
+        return [role for role in (DENSE, TICKET, *self.controls) if role in found]
+
+    @property
+    def dense(self) -> Group | None:
+        return next((group for group in self._groups.values() if group.role == DENSE), None)
+
+    def group(self, level: int, role: str) -> Group | None:
+        return self._groups.get((level, role))
+
+    def of_role(self, role: str) -> list[Group]:
+        """One group a level, in the order of levels."""
+        return [group for group in self._groups.values() if group.role == role]
+
+    def any_at(self, level: int) -> Group:
+        """The tickets of a level, or where there are none yet, the first control: for the level's density."""
+        return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """Mean, standard deviation with ddof = 1 and count of at least one number."""
+    numbers = list(values)
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return Summary(statistics.fmean(numbers), spread, len(numbers))
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """The mean density of each layer at one level of the tickets."""
+
+    level: int
+    density: float
+    """Of the whole scope."""
+    layers: Mapping[str, float]
+    """By layer, in the order of the model."""
+
+
+def layer_profiles(results: Results) -> list[LayerProfile]:
+    """Density by layer for every level whose tickets tell it, averaged over replicates."""
+    profiles = []
+    for group in results.of_role(TICKET):
+        by_layer: dict[str, list[Layer]] = {}
+        for point in group.points.values():
+            for layer in point.layers:
+                by_layer.setdefault(layer.name, []).append(layer)
+        if by_layer:
+            means = {name: statistics.fmean(layer.density for layer in found) for name, found in by_layer.items()}
+            profiles.append(LayerProfile(group.level, group.density, means))
+    return profiles

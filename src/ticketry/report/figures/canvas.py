@@ -1,0 +1,106 @@
+"""What both figures share: axes placed in pixels, quiet spines and rules, a density axis that runs to the sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ticketry.report.figures.svg import COLOURS
+from ticketry.report.wording import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INCH = 72
+"""Pixels of a figure's viewBox to matplotlib's inch; a font of size 12 is then 12 pixels high."""
+SMALL = 11.0
+_DIGIT = 7.4
+"""Pixels that a digit takes at most at size 12."""
+
+
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure of so many pixels."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / INCH, height / INCH), dpi=INCH)
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float, **options: Any) -> Axes:
+    """Axes in pixels from the figure's left and top edge, with horizontal room only where the caller leaves it."""
+    across, down = figure.get_size_inches() * INCH
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down), **options)
+    axes.set_facecolor("none")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(COLOURS["muted"])
+    axes.tick_params(length=0, labelcolor=COLOURS["muted"], labelsize=SMALL, pad=6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def write(figure: Figure, x: float, y: float, text: str, colour: str = "muted", **options: Any) -> None:
+    """Text whose left end of the baseline is at pixel (x, y) from the top left corner."""
+    across, down = figure.get_size_inches() * INCH
+    figure.text(x / across, 1 - y / down, text, color=COLOURS[colour], **{"size": SMALL, **options})
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int, **options: Any) -> None:
+    """A legend without a frame in the figure's top left corner."""
+    figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        borderaxespad=0.2,
+        ncol=columns,
+        frameon=False,
+        labelcolor=COLOURS["ink"],
+        **{"bbox_to_anchor": (0, 1), "fontsize": 12, "handlelength": 2.2, "columnspacing": 1.6, **options},
+    )
+
+
+def write_at_foot(figure: Figure, right: float, text: str) -> None:
+    """Text that ends at pixel `right`, at the figure's lower edge: the name of an x axis."""
+    across, down = figure.get_size_inches() * INCH
+    figure.text(right / across, 8 / down, text, color=COLOURS["muted"], size=SMALL, ha="right")
+
+
+def density_axis(axes: Axes, densities: Sequence[float], labels: bool = True) -> None:
+    """A logarithmic x axis in per cent, sparser to the right, with ticks at the densities themselves.
+
+    `densities` are fractions and fall. Each has a tick mark; as many have a label as fit without touching.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    axes.set_xscale("log")
+    high, low = 100 * max(densities), 100 * min(densities)
+    room = (high / low) ** 0.025 if high > low else 1.5
+    axes.set_xlim(high * room, low / room)
+    positions = [axes.transData.transform((100 * density, 1))[0] for density in densities]
+    labelled = fitting(positions, [tick_label(density) for density in densities])
+    axes.xaxis.set_minor_locator(FixedLocator([100 * density for density in densities]))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks([100 * densities[i] for i in labelled], [tick_label(densities[i]) for i in labelled])
+    axes.tick_params(axis="x", which="both", length=4, color=COLOURS["muted"], labelbottom=labels)
+
+
+def tick_label(density: float) -> str:
+    """100, 51.2, 41, 0.92: `percent` without a trailing .0."""
+    return percent(density).removesuffix(".0")
+
+
+def fitting(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
+    """Which centred labels to write, by index, so that none touch: the first, the last and what fits between.
+
+    `positions` are pixels and rise.
+    """
+    last = len(positions) - 1
+
+    def apart(i: int, j: int) -> bool:
+        return positions[j] - positions[i] >= _DIGIT * (len(labels[i]) + len(labels[j])) / 2 + _DIGIT
+
+    chosen = [0]
+    for index in range(1, last):
+        if apart(chosen[-1], index) and apart(index, last):
+            chosen.append(index)
+    return chosen if last == 0 or not apart(chosen[-1], last) else [*chosen, last]

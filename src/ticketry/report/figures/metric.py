@@ -1,0 +1,166 @@
+"""The figure of the field: the metric against the weights remaining, tickets, controls and the dense network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ticketry.report.aggregate import CONTROLS, Group, Results
+from ticketry.report.figures import canvas
+from ticketry.report.figures.svg import COLOURS
+from ticketry.report.record import TICKET
+from ticketry.report.wording import metric_label, role_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LOOKS = {
+    TICKET: ("ticket", "o", 7.0, "-"),
+    "random_reinit": ("random-reinit", "s", 5.8, (0, (5, 2))),
+    "shuffled": ("shuffled", "^", 7.4, (0, (1.5, 1.5))),
+    "random_prune": ("random-prune", "D", 5.4, (0, (6, 2, 1.5, 2))),
+}
+_OTHER_LOOKS = (("other-1", "v", 7.4, (0, (3, 1.5))), ("other-2", "P", 7.0, (0, (8, 2))))
+"""Colour, marker, its size and the line: the usual roles differ in all of them."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Pixels, and how many entries of the legend stand side by side."""
+
+    width: float
+    left: float
+    panel: float
+    strip: float
+    columns: int
+
+
+_WIDE = _Layout(width=860, left=44, panel=320, strip=90, columns=5)
+_NARROW = _Layout(width=360, left=38, panel=270, strip=76, columns=2)
+_RIGHT, _GAP, _FOOT, _ROW = 8, 38, 52, 19
+
+
+def metric_by_density(results: Results, narrow: bool = False) -> Figure:
+    """Means with bands of ± 1 standard deviation; the run must have a level other than the dense one.
+
+    Where some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range
+    near the dense network and a strip beneath it the whole range.
+    """
+    layout = _NARROW if narrow else _WIDE
+    roles = [TICKET, *results.controls]
+    whole, near = whole_range(results), near_dense(results)
+    across = layout.width - layout.left - _RIGHT
+    top = _ROW * -(-(len(roles) + 1) // layout.columns) + 32
+    bottom = top + layout.panel
+    figure = canvas.figure_of(layout.width, bottom + (_GAP + layout.strip if near else 0) + _FOOT)
+    panels = [canvas.place(figure, layout.left, top, across, layout.panel)]
+    panels[0].set_ylim(*(near or whole))
+    if near:
+        panels.append(canvas.place(figure, layout.left, bottom + _GAP, across, layout.strip))
+        panels[1].set_ylim(*whole)
+        panels[1].locator_params(axis="y", nbins=3)
+        panels[1].axhspan(*near, color=COLOURS["shade"], lw=0, zorder=0)
+        canvas.write(figure, 2, bottom + _GAP - 10, "the whole range (shaded: the part shown above)")
+    _draw_all(figure, panels, results, roles, layout.columns)
+    densities = sorted({group.density for role in results.roles for group in results.of_role(role)}, reverse=True)
+    for panel in panels:
+        canvas.density_axis(panel, densities, labels=panel is panels[-1])
+        panel.grid(axis="y", color=COLOURS["rule"], lw=1)
+    canvas.write(figure, 2, top - 10, f"test {metric_label(results.run.task.metric)}")
+    canvas.write_at_foot(figure, layout.width - _RIGHT, "weights remaining, % of the prunable ones (log scale)")
+    return figure
+
+
+def whole_range(results: Results) -> tuple[float, float]:
+    """Limits of the y axis that show every mean with its band."""
+    edges = [edge for role in results.roles for group in results.of_role(role) for edge in _edges(group)]
+    return _padded(min(edges), max(edges))
+
+
+def near_dense(results: Results) -> tuple[float, float] | None:
+    """Limits of the y axis that show the better networks well, or None where the whole range does.
+
+    They reach as far below dense as 2.5 times the median shortfall of all other networks, so that at least half of
+    the points lie in the better part of the panel however badly the worst do. (Above it, if less is better.)
+    """
+    if results.dense is None:
+        return None
+    sign = results.run.task.metric.sign
+    dense = results.dense.metric()
+    others = [group.metric().mean for role in results.roles[1:] for group in results.of_role(role)]
+    shortfalls = [sign * (dense.mean - mean) for mean in others]
+    depth = max(2.5 * statistics.median(shortfalls), 4 * (dense.sd or 0), 0.02 * max(shortfalls))
+    if depth <= 0 or max(shortfalls) < 1.8 * depth:
+        return None
+    worst = dense.mean - sign * depth
+    best = max(sign * edge for role in results.roles for group in results.of_role(role) for edge in _edges(group))
+    low, high = sorted((worst, sign * best))
+    return _padded(low, high)
+
+
+def _edges(group: Group) -> tuple[float, float]:
+    summary = group.metric()
+    return summary.mean - (summary.sd or 0), summary.mean + (summary.sd or 0)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    room = 0.04 * (high - low) or 0.01 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _draw_all(figure: Figure, panels: list[Axes], results: Results, roles: list[str], columns: int) -> None:
+    """Controls first, tickets last and so on top; in the legend the tickets come first."""
+    handles = {role: _draw(panels, results, role) for role in reversed(roles) if results.of_role(role)}
+    entries = {role_name(role): handles[role] for role in roles if role in handles}
+    if results.dense is not None:
+        entries["dense"] = _draw_dense(panels, results.dense)
+    canvas.legend(figure, list(entries.values()), list(entries), columns)
+
+
+def _draw(panels: Iterable[Axes], results: Results, role: str) -> Any:
+    """A line with markers and its band in each panel; what the legend shows of it."""
+    groups = sorted(results.of_role(role), key=lambda group: -group.density)
+    unusual = [control for control in results.controls if control not in CONTROLS]
+    name, marker, size, line = _LOOKS.get(role) or _OTHER_LOOKS[unusual.index(role) % len(_OTHER_LOOKS)]
+    colour, front = COLOURS[name], role == TICKET
+    x = [100 * group.density for group in groups]
+    for strip, panel in enumerate(panels):
+        low, high = zip(*map(_edges, groups), strict=True)
+        panel.fill_between(x, low, high, color=colour, alpha=0.16, lw=0, zorder=2 + front)
+        handle = panel.plot(
+            x,
+            [group.metric().mean for group in groups],
+            color=colour,
+            linestyle=line,
+            lw=1.2 if strip else 2.2 if front else 1.6,
+            marker=marker,
+            markersize=0.6 * size if strip else size,
+            markeredgecolor=COLOURS["paper"],
+            markeredgewidth=0.5 if strip else 1.0,
+            zorder=4 + front,
+        )
+        if not strip:
+            shown = handle[0]
+    return shown
+
+
+def _draw_dense(panels: Iterable[Axes], dense: Group) -> Any:
+    """The dense network's mean and spread, all along the axis; what the legend shows of it."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    low, high = _edges(dense)
+    point: dict[str, Any] = {
+        "color": COLOURS["muted"],
+        "marker": "o",
+        "markersize": 5.5,
+        "markeredgecolor": COLOURS["paper"],
+    }
+    for panel in panels:
+        panel.axhspan(low, high, color=COLOURS["muted"], alpha=0.16, lw=0, zorder=1)
+        panel.axhline(dense.metric().mean, color=COLOURS["muted"], lw=1.2, zorder=1)
+        panel.plot([100 * dense.density], [dense.metric().mean], **point)
+    return (Patch(color=COLOURS["muted"], alpha=0.16, lw=0), Line2D([], [], lw=1.2, **point))

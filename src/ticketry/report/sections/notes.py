@@ -1,0 +1,50 @@
+"""What the words mean: roles, controls, how a ticket was trained, and what the numbers can and cannot say."""
+
+from __future__ import annotations
+
+from ticketry.report.aggregate import Results
+from ticketry.report.markup import Html, el, prose
+from ticketry.report.record import DENSE, TICKET
+from ticketry.report.wording import role_name
+
+_ROLES = {
+    DENSE: "All weights, the whole schedule: what tickets are compared with.",
+    TICKET: "The masks that the search found, on weights of the same replicate.",
+    "random_reinit": "The tickets' masks on freshly drawn weights: does the start matter, or the mask alone?",
+    "shuffled": "The tickets' masks shuffled within each layer: do positions matter, or each layer's density alone?",
+    "random_prune": "A random mask of the tickets' density over the whole scope: does the search matter at all?",
+}
+_RETRAIN = {
+    "continue": "from the weights of the rewind step k, for steps k to T of the schedule",
+    "restart": "from the weights of the rewind step, for the whole schedule again",
+    "rewind_lr": "from the final weights, with the learning rates of steps k to T",
+    "finetune": "from the final weights, at the last learning rate",
+}
+
+
+def notes_section(results: Results) -> Html:
+    """Roles that the run has, the way its tickets were trained, and how to read the numbers."""
+    entries = [(role_name(role), _ROLES.get(role, "A control of the method's own.")) for role in results.roles]
+    mode = results.run.settings.get("retrain")
+    if isinstance(mode, str):
+        entries.append((f"retrain: {mode}", _retrain_text(mode)))
+    entries += [
+        (
+            "level, replicate",
+            "A level is a round of pruning; level 0 is dense. A replicate is the whole run under a seed of its own, "
+            "from the draw of the weights on.",
+        ),
+        (
+            "±",
+            "The sample standard deviation over replicates (divided by n − 1): how much networks differ, not how well "
+            "the mean is known.",
+        ),
+    ]
+    items = [part for name, text in entries for part in (el("dt", name), el("dd", prose(text)))]
+    return el("section", el("h2", "Notes"), el("dl", *items, class_="notes"), id="notes")
+
+
+def _retrain_text(mode: str) -> str:
+    this = f"Tickets and controls were trained {_RETRAIN[mode]}. " if mode in _RETRAIN else ""
+    others = "; ".join(f"{name}, {text}" for name, text in _RETRAIN.items() if name != mode)
+    return f"{this}The choice moves results, so compare like with like. Other choices: {others}. T is the last step."

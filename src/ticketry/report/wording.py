@@ -1,0 +1,128 @@
+"""How numbers and names are written, the same in figures, tables, sentences and on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ticketry.report.aggregate import Results, Split, Summary
+from ticketry.report.record import Metric
+
+MINUS, NONE = "−", "–"
+_UNSHOWABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
+"""Unicode categories: controls, invisible formatting, surrogates, unassigned, separators of lines and paragraphs."""
+_ROLES = {
+    "dense": "dense",
+    "ticket": "tickets",
+    "random_reinit": "random re-initialisation",
+    "shuffled": "shuffled masks",
+    "random_prune": "random pruning",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a run writes its metric: the same decimals everywhere, so that columns can be compared."""
+
+    decimals: int
+    unit: str
+
+    @classmethod
+    def of(cls, results: Results, split: Split = "test") -> Style:
+        """As many decimals as show the typical standard deviation with two digits; without one, four digits."""
+        summaries = [group.metric(split) for role in results.roles for group in results.of_role(role)]
+        spreads = [summary.sd for summary in summaries if summary.sd]
+        if spreads:
+            digits, size = 2, statistics.median(spreads)
+        else:
+            digits, size = 4, max((abs(summary.mean) for summary in summaries), default=1.0)
+        decimals = digits - 1 - math.floor(math.log10(size)) if size > 0 else 2
+        return cls(min(max(decimals, 0), 6), results.run.task.metric.unit)
+
+    def number(self, value: float, sign: bool = False) -> str:
+        """A number with a true minus; `sign` asks for a plus as well."""
+        text = f"{value:{'+' if sign else ''}.{self.decimals}f}"
+        if float(text) == 0:
+            text = text.lstrip("+-")
+        return text.replace("-", MINUS)
+
+    def summary(self, summary: Summary, sign: bool = False) -> str:
+        """``96.23 ± 0.41``, or the mean alone where n is 1."""
+        mean = self.number(summary.mean, sign)
+        return mean if summary.sd is None else f"{mean} ± {self.number(summary.sd)}"
+
+    def counted(self, summary: Summary) -> str:
+        """``96.23 ± 0.41 % (n = 3)``."""
+        return f"{self.summary(summary)}{self._suffix} (n = {summary.n})"
+
+    @property
+    def _suffix(self) -> str:
+        return f" {clean(self.unit)}" if self.unit else ""
+
+
+def role_name(role: str) -> str:
+    """A role in plain words; one that is not known is written as it is."""
+    return _ROLES.get(role, role.replace("_", " "))
+
+
+def metric_label(metric: Metric) -> str:
+    """``accuracy (%)``, or the name alone where there is no unit."""
+    return clean(f"{metric.name} ({metric.unit})" if metric.unit else metric.name)
+
+
+def percent(density: float, decimals: int | None = None) -> str:
+    """A density in per cent without the sign: 100.0, 51.2, 6.9, 0.92, 0.018."""
+    return f"{100 * density:.{density_decimals(density) if decimals is None else decimals}f}"
+
+
+def sparsity(density: float) -> str:
+    """The share removed, in per cent with the decimals of `percent`, so that both add up to 100."""
+    decimals = density_decimals(density)
+    return f"{max(0.0, 100 - float(percent(density, decimals))):.{decimals}f}"
+
+
+def density_decimals(density: float) -> int:
+    """One decimal from 1 % up; below, as many as show two digits."""
+    return 1 if density >= 0.01 else 1 - math.floor(math.log10(100 * density))
+
+
+def times(ratio: float) -> str:
+    """How many times: 1.2, 18, 1,085."""
+    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def value(item: Any) -> str:
+    """Any JSON value on one line: text as it is, lists with commas, objects as JSON."""
+    if isinstance(item, str):
+        return clean(item)
+    if isinstance(item, bool) or item is None:
+        return {True: "yes", False: "no", None: NONE}[item]
+    if isinstance(item, list | tuple):
+        return ", ".join(value(part) for part in item) or NONE
+    if isinstance(item, Mapping):
+        return clean(json.dumps(item, ensure_ascii=False, default=str))
+    return f"{item:,}" if isinstance(item, int) else f"{item!r}"
+
+
+def clean(text: str) -> str:
+    """Text with everything replaced that could steer a terminal or break XML; line ends and tabs stay."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSHOWABLE and c not in "\n\t" else c for c in text
+    )

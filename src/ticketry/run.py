@@ -1,0 +1,285 @@
+"""A run: a search over replicates with its controls, its tickets and its record."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ticketry.core.scope import named_parameters
+from ticketry.core.ticket import Ticket
+from ticketry.evidence.controls import check_controls, train_control
+from ticketry.lab.execute import environment
+from ticketry.lab.files import read_json, write_atomically, write_json
+from ticketry.lab.found import Found, Seeds
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.segment import digest_of
+from ticketry.runfile import run_file
+from ticketry.search import Method
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+FORMAT = 1
+OnPoint = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do: all that a run file holds."""
+
+    method: Method
+    task: Task
+    settings: Any
+    recipe: Recipe
+    replicates: int = 3
+    seeds: Seeds = field(default_factory=Seeds)
+    controls: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_controls(self.controls)
+
+    @property
+    def name(self) -> str:
+        """Method, task and a digest of everything that matters: the same run has the same name."""
+        task = "".join(letter if letter.isalnum() else "-" for letter in self.task.name).strip("-")
+        return f"{self.method.name}-{task}-{digest_of(self.describe())[:8]}"
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "method": self.method.name,
+            "task": dict(self.task.key()),
+            "settings": asdict(self.settings),
+            "recipe": asdict(self.recipe),
+            "replicates": self.replicates,
+            "seeds": asdict(self.seeds),
+            "controls": list(self.controls),
+        }
+
+
+def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None = None) -> dict[str, Any]:
+    """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
+
+    Args:
+        lab: where to train.
+        run: what to do.
+        command: the command line that repeats it, for the record.
+        on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
+    """
+    began = time.monotonic()
+    folder = lab.store.paths.run(run.name)
+    collected = _Points(lab, run, folder, on_point)
+    controls = _Controls(lab, run, collected)
+    with controls:
+        run.method(
+            lab,
+            run.task,
+            run.settings,
+            recipe=run.recipe,
+            replicates=run.replicates,
+            seeds=run.seeds,
+            on_found=lambda replicate, found: _found(collected, controls, replicate, found),
+        )
+    record = _record(lab, run, collected, command, time.monotonic() - began, read_json(folder / "run.json"))
+    write_json(folder / "run.json", record)
+    write_atomically(folder / "run.toml", record["config"].encode())
+    return record
+
+
+def _found(points: _Points, controls: _Controls, replicate: int, found: Found) -> None:
+    points.add_found(replicate, found)
+    if found.mask is not None:
+        controls.begin(replicate, found)
+
+
+class _Points:
+    """The rows of a record, collected from several threads."""
+
+    def __init__(self, lab: Lab, run: Run, folder: Path, on_point: OnPoint | None) -> None:
+        self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
+        self._lock = threading.Lock()
+        self._dense: dict[int, Result] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.segments: dict[str, Result] = {}
+        self.rewind_step = 0
+        self.total = 0
+        """Elements in scope; 0 until the first ticket."""
+
+    def add_found(self, replicate: int, found: Found) -> None:
+        """The dense network or a ticket, which is saved as a folder."""
+        self.rewind_step = found.rewound.segment.last
+        if found.mask is None:
+            self._dense[replicate] = found.result
+            self.add(replicate, 0, "dense", found.result, None)
+            return
+        mask = self._lab.store.get_mask(found.mask)
+        row = {"ticket": str(self._save(replicate, found))}
+        row["layers"] = [asdict(layer) for layer in mask.table()]  # type: ignore[assignment]
+        self.total = mask.total
+        self.add(replicate, found.level, "ticket", found.result, mask.kept / mask.total, kept=mask.kept, **row)
+
+    def add(self, replicate: int, level: int, role: str, result: Result, density: float | None, **more: Any) -> None:
+        row = {
+            "replicate": replicate,
+            "level": level,
+            "role": role,
+            "density": 1.0 if density is None else density,
+            "validation": result.metrics["validation"],
+            "test": result.metrics["test"],
+            "steps": result.segment.steps,
+            "seconds": result.train_seconds,
+            "key": result.segment.key,
+            **more,
+        }
+        with self._lock:
+            self.rows.append(row)
+            self.segments[result.segment.key] = result
+        if self._on_point:
+            self._on_point(row)
+
+    def _save(self, replicate: int, found: Found) -> Path:
+        lab, run, segment = self._lab, self._run, found.result.segment
+        assert found.mask is not None
+        assert segment.start.state is not None
+        metric, dense = run.task.metric, self._dense[replicate]
+        info = {
+            "method": run.method.name,
+            "settings": asdict(run.settings),
+            "recipe": asdict(run.recipe),
+            "task": {"name": run.task.name, "key": dict(run.task.key())},
+            "metric": asdict(metric),
+            "value": found.result.metrics["test"][metric.name],
+            "dense_value": dense.metrics["test"][metric.name],
+            "metrics": found.result.metrics,
+            "level": found.level,
+            "replicate": replicate,
+            "seeds": asdict(run.seeds.replicate(replicate)),
+            "rewind_step": found.rewound.segment.last,
+            "retrain": found.retrain,
+            "segment": segment.describe(),
+            "environment": environment(),
+        }
+        ticket = Ticket(
+            lab.store.get_mask(found.mask),
+            lab.store.get_tensors(segment.start.state),
+            info,
+            trained=lab.state(found.result),
+        )
+        return ticket.save(self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}")
+
+
+class _Controls:
+    """Trains the controls of each ticket as it is found: beside the search where the lab has workers."""
+
+    def __init__(self, lab: Lab, run: Run, points: _Points) -> None:
+        self._lab, self._run, self._points = lab, run, points
+        # As many threads as workers: then the search's own segments never wait long behind controls.
+        self._pool = concurrent.futures.ThreadPoolExecutor(lab.workers, "controls") if lab.workers else None
+        self._futures: list[concurrent.futures.Future[None]] = []
+
+    def begin(self, replicate: int, found: Found) -> None:
+        for control in self._run.controls:
+            if self._pool is None:
+                self._train(control, replicate, found)
+            else:
+                self._futures.append(self._pool.submit(self._train, control, replicate, found))
+
+    def _train(self, control: str, replicate: int, found: Found) -> None:
+        run = self._run
+        assert found.mask is not None
+        result = train_control(
+            self._lab,
+            run.task,
+            run.recipe,
+            control,
+            found,
+            run.seeds.replicate(replicate),
+            label=f"level {found.level} {control}",
+        )
+        mask = self._lab.store.get_mask(found.mask)
+        self._points.add(replicate, found.level, control, result, mask.density, kept=mask.kept)
+
+    def __enter__(self) -> _Controls:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        try:
+            if kind is None:
+                for future in self._futures:
+                    future.result()
+        except BaseException:
+            self._lab.stop()
+            raise
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _record(
+    lab: Lab, run: Run, points: _Points, command: str, seconds: float, earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
+    dense = next(result for result in points.segments.values() if result.segment.mask is None)
+    parameters = sum(parameter.numel() for parameter in named_parameters(lab.model(run.task)).values())
+    for row in rows:
+        row.setdefault("kept", points.total)
+    arithmetic = dense.segment.arithmetic
+    return {
+        "format": FORMAT,
+        "kind": "search",
+        "run": run.name,
+        **run.describe(),
+        "title": run.method.title,
+        "task": {
+            "name": run.task.name,
+            "model": str(run.task.key().get("model", "")),
+            "metric": asdict(run.task.metric),
+            "parameters": parameters,
+            "prunable": points.total,
+        },
+        "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
+        "command": command,
+        "points": rows,
+        "cost": _cost(lab, run, rows, points, seconds, earlier),
+        "environment": {
+            **environment(),
+            "device": arithmetic.device,
+            "precision": arithmetic.precision,
+            "threads_per_segment": arithmetic.threads,
+            "workers": lab.workers,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        },
+        "config": run_file(run.describe(), run.task.spec),
+        "store": str(lab.store.paths.root),
+    }
+
+
+def _cost(
+    lab: Lab,
+    run: Run,
+    rows: list[dict[str, Any]],
+    points: _Points,
+    seconds: float,
+    earlier: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the run costs, whoever trained its segments, and what this time was trained anew."""
+    ledger = lab.ledger
+    search = [row for row in rows if row["role"] in ("dense", "ticket")]
+    done_before = earlier is not None and ledger.segments_trained == 0
+    return {
+        "segments_asked": ledger.segments_asked,
+        "segments_trained": earlier["cost"]["segments_trained"] if earlier and done_before else ledger.segments_trained,
+        "steps_asked": ledger.steps_asked,
+        "steps_trained": earlier["cost"]["steps_trained"] if earlier and done_before else ledger.steps_trained,
+        "dense_steps": sum(row["steps"] for row in rows if row["role"] == "dense") // run.replicates,
+        "search_steps_per_replicate": sum(row["steps"] for row in search) // run.replicates,
+        "control_steps": sum(row["steps"] for row in rows) - sum(row["steps"] for row in search),
+        "train_seconds": round(sum(result.train_seconds for result in points.segments.values()), 3),
+        "wall_seconds": earlier["cost"]["wall_seconds"] if earlier and done_before else round(seconds, 3),
+    }

@@ -1,0 +1,180 @@
+"""Iterative magnitude pruning with rewinding.
+
+Train the network, remove the weights of smallest magnitude, set the rest back to what they were early in training (or
+at the start), train again, and so on, level by level. Frankle & Carbin, "The Lottery Ticket Hypothesis" (ICLR 2019):
+rewinding to step 0. Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019): rewinding to
+a step within the first 0.1-7 % of training. Renda, Frankle & Carbin (ICLR 2020): learning-rate rewinding, fine-tuning.
+One level is one-shot pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ticketry.errors import UsageError
+from ticketry.lab.found import Found, Seeds
+from ticketry.step import Step
+
+if TYPE_CHECKING:
+    from ticketry.core.scope import Scope
+    from ticketry.lab.lab import Lab, Result
+    from ticketry.tasks.base import Task
+    from ticketry.tasks.recipe import Recipe
+
+_MOST_LEVELS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of iterative magnitude pruning."""
+
+    rewind: str = "0"
+    """Where tickets start: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps the final weights."""
+    rate: float = 0.2
+    """Share of the remaining weights that each level removes."""
+    levels: int = 10
+    """How many times; 0.8^10 leaves 10.7 % of the weights."""
+    density: float | None = None
+    """Share kept at the last level, instead of levels."""
+    sparsity: float | None = None
+    """Share removed at the last level, instead of density."""
+    densities: tuple[float, ...] = ()
+    """The share kept at every level, instead of rate and levels; a single one is one-shot pruning."""
+    retrain: str = ""
+    """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
+    whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
+    finetune (final weights, last learning rate; the default with rewind end)."""
+    score: str = "magnitude"
+    """What is kept: the highest by this score."""
+    distribution: str = "global"
+    """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that are not pruned (and not counted in the density), such as fc3 or conv1."""
+    spare_output: bool = False
+    """Do not prune the last layer."""
+    spare_first_conv: bool = False
+    """Do not prune the first convolution."""
+    half_rate: tuple[str, ...] = ()
+    """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
+
+    def __post_init__(self) -> None:
+        from ticketry.core.allocate import DISTRIBUTIONS
+        from ticketry.core.score import get
+        from ticketry.lab.retrain import check_retrain
+
+        Step.parse(self.rewind)
+        if not 0 < self.rate < 1:
+            raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
+        if not 0 < self.levels <= _MOST_LEVELS:
+            raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {self.levels}")
+        if self.retrain:
+            check_retrain(self.retrain)
+        if self.distribution not in DISTRIBUTIONS:
+            raise UsageError(f"distribution {self.distribution!r} is not known: {', '.join(DISTRIBUTIONS)}")
+        get(self.score)
+        level_densities(self)
+
+    @property
+    def how_retrained(self) -> str:
+        """The word of `lab.retrain` that holds."""
+        at_end = Step.parse(self.rewind) == Step.parse("end")
+        if at_end and self.retrain in ("continue", "rewind_lr"):
+            raise UsageError(f"with rewind end nothing is left to {self.retrain}: use finetune or restart")
+        return self.retrain or ("finetune" if at_end else "continue")
+
+
+def level_densities(settings: Settings) -> tuple[float, ...]:
+    """The density of each level from 1 on, falling.
+
+    Raises:
+        UsageError: if more than one of densities, density and sparsity is given, or they do not fall.
+    """
+    from ticketry.core.allocate import check_density
+
+    if settings.densities:
+        if settings.density is not None or settings.sparsity is not None:
+            raise UsageError("densities names every level: leave density and sparsity away")
+        asked = [check_density(density) for density in settings.densities]
+        if asked != sorted(set(asked), reverse=True):
+            raise UsageError(f"densities must fall from level to level: {', '.join(map(str, asked))}")
+        return tuple(asked)
+    by_rate = (_clean((1 - settings.rate) ** level) for level in range(1, _MOST_LEVELS + 1))
+    if settings.density is None and settings.sparsity is None:
+        return tuple(next(by_rate) for _ in range(settings.levels))
+    last = _clean(check_density(settings.density, settings.sparsity))
+    found: list[float] = []
+    for density in by_rate:
+        if density <= last * (1 + 1e-9):
+            return (*found, last)
+        found.append(density)
+    raise UsageError(f"density {last:g} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+
+
+def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+    """One replicate: the dense network, then a ticket for each level."""
+    from ticketry.lab.retrain import retraining
+
+    retrain = settings.how_retrained
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
+    dense = lab.train(whole, keep=(step,), label="dense")
+    rewound = lab.at(dense, step)
+    yield Found(0, None, rewound, dense, retrain, dense)
+    scope, mask, trained = prunable(lab, task, settings), None, dense
+    for level, density in enumerate(level_densities(settings), start=1):
+        mask = _pruned(lab, task, trained, scope, mask, density, settings, seeds)
+        segment = retraining(
+            lab,
+            task,
+            recipe,
+            retrain=retrain,
+            mask=mask,
+            rewound=rewound,
+            trained=trained,
+            order_seed=seeds.order,
+        )
+        ticket = lab.train(segment, label=f"level {level} ticket")
+        yield Found(level, mask, rewound, trained, retrain, ticket)
+        trained = ticket
+
+
+def prunable(lab: Lab, task: Task, settings: Settings) -> Scope:
+    """The parameters that the settings let a mask touch."""
+    from ticketry.core.scope import scope
+
+    return scope(
+        lab.model(task),
+        spare=settings.spare,
+        output=not settings.spare_output,
+        first_conv=not settings.spare_first_conv,
+    )
+
+
+def _pruned(
+    lab: Lab,
+    task: Task,
+    trained: Result,
+    scope: Scope,
+    within: str | None,
+    density: float,
+    settings: Settings,
+    seeds: Seeds,
+) -> str:
+    return lab.prune(
+        task,
+        trained,
+        scope,
+        within=within,
+        density=density,
+        score=settings.score,
+        distribution=settings.distribution,
+        half_rate=settings.half_rate,
+        seed=seeds.mask,
+    )
+
+
+def _clean(density: float) -> float:
+    """Without the last bits of a floating-point power: 0.8 ** 5 is 0.32768."""
+    return float(f"{density:.12g}")

@@ -1,0 +1,46 @@
+"""Data sets by name: found on disk or downloaded, checked, split by a fixed rule and kept in memory.
+
+From the published files (`mnist`, `cifar`, `digits`) to splits (`split`) to one memory-mapped file (`prepared`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+from ticketry.errors import TaskError
+from ticketry.tasks.base import Splits
+from ticketry.tasks.data import cifar, digits, mnist
+from ticketry.tasks.data.locate import Place, places
+from ticketry.tasks.data.prepared import prepared
+
+VERSION = 1
+"""Of what `load` returns. A change of a reader or of the split rule that moves an example or a pixel raises it."""
+
+_READERS: dict[str, Callable[[tuple[Place, ...]], Splits]] = {
+    "digits": digits.read,
+    "mnist": partial(mnist.read, mnist.MNIST),
+    "fashion-mnist": partial(mnist.read, mnist.FASHION_MNIST),
+    "cifar10": cifar.read,
+}
+
+
+def load(name: str, data: Path | None = None) -> Splits:
+    """The data set `name`: images uint8 [n, channels, height, width], targets int64 [n]; loaded once a process.
+
+    Looked for in the folder `data`, in $TICKETRY_DATA and in the cache folder, see `locate.places`; downloaded into
+    the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
+
+    Raises:
+        TaskError: for an unknown name.
+        DataError: if it is absent and cannot be downloaded, or not what its published digest says.
+    """
+    if name not in _READERS:
+        raise TaskError(f"there is no data set {name!r}: choose one of {', '.join(_READERS)}")
+    return _load(name, places(data))
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, where: tuple[Place, ...]) -> Splits:
+    return prepared(f"{name}-{VERSION}", folder=where[-1].folder, make=lambda: _READERS[name](where))

@@ -1,0 +1,77 @@
+"""Tasks by name: the built-in ones, and a user's own as module:object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ticketry.errors import TaskError
+from ticketry.tasks.presets import PRESETS
+
+if TYPE_CHECKING:
+    from ticketry.tasks.base import Spec, Task
+
+
+def names() -> tuple[str, ...]:
+    """The built-in tasks."""
+    return tuple(PRESETS)
+
+
+def describe(name: str) -> str:
+    """A built-in task in one line.
+
+    Raises:
+        TaskError: for another name.
+    """
+    if name not in PRESETS:
+        raise TaskError(_unknown(name))
+    return str(PRESETS[name])
+
+
+def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
+    """The task of that name: a built-in one, or module:object, see `own.load`.
+
+    `model` chooses another network than the task's own; `options` go to a user's own task.
+
+    Raises:
+        TaskError: for an unknown name or network, options of a built-in task, and whatever `own.load` raises.
+    """
+    from ticketry.tasks.base import Spec
+
+    return make(Spec(name, model, tuple(sorted((options or {}).items()))))
+
+
+def make(spec: Spec) -> Task:
+    """The task that `get` made from the same request; its `spec` is this one.
+
+    Raises:
+        TaskError: as `get`.
+    """
+    # torch takes a second to import, and `names` and `describe` do without.
+    from ticketry.tasks import models, own
+    from ticketry.tasks.vision import ImageClassification
+
+    if ":" in spec.name:
+        return own.load(spec)
+    if spec.name not in PRESETS:
+        raise TaskError(_unknown(spec.name))
+    if spec.options:
+        raise TaskError(f"the built-in task {spec.name} takes no options, but got {dict(spec.options)}")
+    preset = PRESETS[spec.name]
+    network = spec.model or preset.model
+    models.check(network, shape=preset.shape)
+    return ImageClassification(
+        name=spec.name,
+        model=network,
+        shape=preset.shape,
+        classes=preset.classes,
+        largest=preset.largest,
+        mean=preset.mean,
+        std=preset.std,
+        recipe=preset.recipe_of(network),
+        spec=spec,
+    )
+
+
+def _unknown(name: str) -> str:
+    return f"there is no task {name!r}: choose one of {', '.join(PRESETS)}, or name your own as module:object"
