@@ -107,6 +107,7 @@ class _Points:
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
         self.rewind_step = 0
+        self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
 
@@ -158,6 +159,7 @@ class _Points:
             "metrics": found.result.metrics,
             "level": found.level,
             "replicate": replicate,
+            "parameters": self.parameters,
             "seeds": asdict(run.seeds.replicate(replicate)),
             "rewind_step": found.rewound.segment.last,
             "retrain": found.retrain,
@@ -170,7 +172,9 @@ class _Points:
             info,
             trained=lab.state(found.result),
         )
-        return ticket.save(self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}")
+        path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
+        ticket.save(path)
+        return path
 
 
 class _Controls:
@@ -221,15 +225,8 @@ class _Controls:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _record(
-    lab: Lab, run: Run, points: _Points, command: str, seconds: float, earlier: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
-    dense = next(result for result in points.segments.values() if result.segment.mask is None)
-    parameters = sum(parameter.numel() for parameter in named_parameters(lab.model(run.task)).values())
-    for row in rows:
-        row.setdefault("kept", points.total)
-    arithmetic = dense.segment.arithmetic
+def preliminary_record(run: Run, points: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a run that is not finished, in the form of its record."""
     return {
         "format": FORMAT,
         "kind": "search",
@@ -240,12 +237,27 @@ def _record(
             "name": run.task.name,
             "model": str(run.task.key().get("model", "")),
             "metric": asdict(run.task.metric),
-            "parameters": parameters,
-            "prunable": points.total,
+            "parameters": 0,
+            "prunable": 0,
         },
+        "points": points,
+    }
+
+
+def _record(
+    lab: Lab, run: Run, points: _Points, command: str, seconds: float, earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
+    dense = next(result for result in points.segments.values() if result.segment.mask is None)
+    for row in rows:
+        row.setdefault("kept", points.total)
+    arithmetic = dense.segment.arithmetic
+    record = preliminary_record(run, rows)
+    return {
+        **record,
+        "task": {**record["task"], "parameters": points.parameters, "prunable": points.total},
         "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
         "command": command,
-        "points": rows,
         "cost": _cost(lab, run, rows, points, seconds, earlier),
         "environment": {
             **environment(),

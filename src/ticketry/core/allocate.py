@@ -9,33 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ticketry.core.density import check_density, check_distribution, kept_elements
 from ticketry.core.mask import Mask
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
-
-DISTRIBUTIONS = ("global", "layerwise", "uniform", "erk")
-
-
-def check_density(density: float | None = None, sparsity: float | None = None) -> float:
-    """The density asked for by either word; exactly one must be given, with 0 < density <= 1.
-
-    Raises:
-        UsageError: otherwise.
-    """
-    if (density is None) == (sparsity is None):
-        raise UsageError("give either density= (share kept) or sparsity= (share removed), and only one of them")
-    if density is None:
-        assert sparsity is not None
-        if not 0 <= sparsity < 1:
-            raise UsageError(f"a sparsity is a share removed, 0 <= sparsity < 1, not {sparsity}")
-        return float(1 - Fraction(str(sparsity)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
-    if not 0 < density <= 1:
-        raise UsageError(f"a density is a share kept, 0 < density <= 1, not {density}")
-    return density
-
-
-def kept_elements(density: float, total: int) -> int:
-    """Elements that `density` keeps of `total`: rounded half up, exact in the density's decimal digits."""
-    return int(Fraction(str(density)) * total + Fraction(1, 2))
 
 
 def allocate(
@@ -73,8 +49,7 @@ def allocate(
         LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
     """
     wanted = check_density(density, sparsity)
-    if distribution not in DISTRIBUTIONS:
-        raise UsageError(f"distribution {distribution!r} is not known: {', '.join(DISTRIBUTIONS)}")
+    check_distribution(distribution)
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
     flat = _candidates(scores, within)

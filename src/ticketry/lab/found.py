@@ -1,12 +1,24 @@
-"""What searches hand on: seeds, and the networks they find."""
+"""What searches are asked for and hand on: ways of retraining, seeds, networks found. Needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ticketry.errors import UsageError
+
 if TYPE_CHECKING:  # torch comes late: the command line's help needs no more than the settings
     from ticketry.lab.lab import Result
+
+
+RETRAINS = ("continue", "restart", "rewind_lr", "finetune")
+
+
+def check_retrain(retrain: str) -> str:
+    """The word itself; `UsageError` if it is not known."""
+    if retrain not in RETRAINS:
+        raise UsageError(f"retrain {retrain!r} is not known: {', '.join(RETRAINS)}")
+    return retrain
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from ticketry.core.mask import Mask
-from ticketry.errors import UsageError
+from ticketry.lab.found import check_retrain
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
-
-RETRAINS = ("continue", "restart", "rewind_lr", "finetune")
-
-
-def check_retrain(retrain: str) -> str:
-    """The word itself; `UsageError` if it is not known."""
-    if retrain not in RETRAINS:
-        raise UsageError(f"retrain {retrain!r} is not known: {', '.join(RETRAINS)}")
-    return retrain
 
 
 def retraining(

@@ -54,7 +54,7 @@ def observe(results: Results) -> Observation:
         shown = max(tickets, key=_goodness(results))
         remark = (
             f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
-            f"{' and better than every control' if results.controls else ''}."
+            f"{' and better than every control at that level' if results.controls else ''}."
         )
     caveat = CAVEAT if results.replicates > 1 else ALONE
     return Observation(_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None)
@@ -110,4 +110,4 @@ def _remark(results: Results, margin_text: str) -> str:
     worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
     if not results.controls:
         return f"{worse}; no controls were trained."
-    return f"{worse} and better than {'every control' if len(results.controls) > 1 else 'the control'}."
+    return f"{worse} and better than every control at that level."

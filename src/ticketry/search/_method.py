@@ -32,6 +32,8 @@ class Method:
     description: str
     Settings: type[Any]
     search: Search
+    levels: Callable[[Any], int] | None = None
+    """How many tickets a replicate will find with given settings, if the method can tell."""
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:
@@ -45,7 +47,14 @@ class Method:
                 raise UsageError(f"{module.__name__} is no search method: it has no {part}")
         title, _, description = (module.__doc__ or module.__name__).strip().partition("\n")
         name = module.__name__.rpartition(".")[2]
-        return cls(name, title.rstrip("."), description.strip(), module.Settings, module.search)
+        return cls(
+            name,
+            title.rstrip("."),
+            description.strip(),
+            module.Settings,
+            module.search,
+            getattr(module, "levels", None),
+        )
 
     def __call__(
         self,

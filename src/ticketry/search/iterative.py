@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ticketry.core.density import check_density, check_distribution
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds
+from ticketry.lab.found import Found, Seeds, check_retrain
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -60,10 +61,6 @@ class Settings:
     """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
 
     def __post_init__(self) -> None:
-        from ticketry.core.allocate import DISTRIBUTIONS
-        from ticketry.core.score import get
-        from ticketry.lab.retrain import check_retrain
-
         Step.parse(self.rewind)
         if not 0 < self.rate < 1:
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
@@ -71,9 +68,7 @@ class Settings:
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {self.levels}")
         if self.retrain:
             check_retrain(self.retrain)
-        if self.distribution not in DISTRIBUTIONS:
-            raise UsageError(f"distribution {self.distribution!r} is not known: {', '.join(DISTRIBUTIONS)}")
-        get(self.score)
+        check_distribution(self.distribution)
         level_densities(self)
 
     @property
@@ -91,8 +86,6 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
     Raises:
         UsageError: if more than one of densities, density and sparsity is given, or they do not fall.
     """
-    from ticketry.core.allocate import check_density
-
     if settings.densities:
         if settings.density is not None or settings.sparsity is not None:
             raise UsageError("densities names every level: leave density and sparsity away")
@@ -112,10 +105,17 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
     raise UsageError(f"density {last:g} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
 
 
+def levels(settings: Settings) -> int:
+    """How many tickets a replicate will find."""
+    return len(level_densities(settings))
+
+
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a ticket for each level."""
+    from ticketry.core.score import get
     from ticketry.lab.retrain import retraining
 
+    get(settings.score)  # a wrong word is told before the dense network is trained
     retrain = settings.how_retrained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)

@@ -40,6 +40,8 @@ class _Layout:
 
 _WIDE = _Layout(width=860, left=44, panel=320, strip=90, columns=5)
 _NARROW = _Layout(width=360, left=38, panel=270, strip=76, columns=2)
+_WORTH_A_PANEL = 0.5
+"""The share of the whole range below which the better networks get a panel of their own."""
 _RIGHT, _GAP, _FOOT, _ROW = 8, 38, 52, 19
 
 
@@ -90,15 +92,13 @@ def near_dense(results: Results) -> tuple[float, float] | None:
         return None
     sign = results.run.task.metric.sign
     dense = results.dense.metric()
-    others = [group.metric().mean for role in results.roles[1:] for group in results.of_role(role)]
-    shortfalls = [sign * (dense.mean - mean) for mean in others]
-    depth = max(2.5 * statistics.median(shortfalls), 4 * (dense.sd or 0), 0.02 * max(shortfalls))
-    if depth <= 0 or max(shortfalls) < 1.8 * depth:
-        return None
-    worst = dense.mean - sign * depth
-    best = max(sign * edge for role in results.roles for group in results.of_role(role) for edge in _edges(group))
-    low, high = sorted((worst, sign * best))
-    return _padded(low, high)
+    others = [group for role in results.roles[1:] for group in results.of_role(role)]
+    shortfall = statistics.median(sign * (dense.mean - group.metric().mean) for group in others)
+    best = max(sign * edge for group in [results.dense, *others] for edge in _edges(group))
+    depth = max(2.5 * shortfall, 4 * (dense.sd or 0), best - sign * dense.mean)
+    low, high = _padded(*sorted((dense.mean - sign * depth, sign * best)))
+    lowest, highest = whole_range(results)
+    return (low, high) if 0 < high - low < _WORTH_A_PANEL * (highest - lowest) else None
 
 
 def _edges(group: Group) -> tuple[float, float]:
@@ -153,14 +153,10 @@ def _draw_dense(panels: Iterable[Axes], dense: Group) -> Any:
     from matplotlib.patches import Patch
 
     low, high = _edges(dense)
-    point: dict[str, Any] = {
-        "color": COLOURS["muted"],
-        "marker": "o",
-        "markersize": 5.5,
-        "markeredgecolor": COLOURS["paper"],
-    }
+    muted, paper = COLOURS["muted"], COLOURS["paper"]
+    point: dict[str, Any] = {"color": muted, "marker": "o", "markersize": 5.5, "markeredgecolor": paper}
     for panel in panels:
-        panel.axhspan(low, high, color=COLOURS["muted"], alpha=0.16, lw=0, zorder=1)
-        panel.axhline(dense.metric().mean, color=COLOURS["muted"], lw=1.2, zorder=1)
+        panel.axhspan(low, high, color=muted, alpha=0.16, lw=0, zorder=1)
+        panel.axhline(dense.metric().mean, color=muted, lw=1.2, zorder=1)
         panel.plot([100 * dense.density], [dense.metric().mean], **point)
-    return (Patch(color=COLOURS["muted"], alpha=0.16, lw=0), Line2D([], [], lw=1.2, **point))
+    return (Patch(color=muted, alpha=0.16, lw=0), Line2D([], [], lw=1.2, **point))

@@ -42,7 +42,8 @@ def results_table(results: Results, split: Split) -> Html:
         *(_metric_heads(role, counts[role]) for role in roles),
         el("th", "of all parameters, %", scope="col"),
     )
-    rows = [_level_row(results, style, split, level, counts) for level in results.levels]
+    chosen = observe(results).level
+    rows = [_level_row(results, style, split, level, counts, level == chosen) for level in results.levels]
     if results.dense is not None:
         rows.insert(0, _dense_row(results, style, split, results.dense, len(roles)))
     table = el("table", el("thead", header), el("tbody", *rows), class_="results")
@@ -69,7 +70,9 @@ def _dense_row(results: Results, style: Style, split: Split, dense: Group, colum
     )
 
 
-def _level_row(results: Results, style: Style, split: Split, level: int, counts: dict[str, int | None]) -> Html:
+def _level_row(
+    results: Results, style: Style, split: Split, level: int, counts: dict[str, int | None], chosen: bool
+) -> Html:
     any_group = results.any_at(level)
     cells = []
     for role, count in counts.items():
@@ -80,7 +83,6 @@ def _level_row(results: Results, style: Style, split: Split, level: int, counts:
             cells.append(el("td", _value(style, difference, sign=True) if difference else NONE))
     task = results.run.task
     of_all = (any_group.kept + task.parameters - task.prunable) / task.parameters
-    chosen = observe(results).level == level
     return el(
         "tr",
         el("th", str(level), scope="row"),
@@ -112,12 +114,12 @@ def _css_role(role: str) -> str:
 def _figure_caption(results: Results) -> Html:
     metric = results.run.task.metric
     better = "more is better" if metric.higher_is_better else "less is better"
-    spread = "bands and ± are one standard deviation" if results.replicates > 1 else "one replicate, so no spread"
+    spread = ", mean over replicates; bands: ± 1 standard deviation" if results.replicates > 1 else ", one replicate"
     return join(
         el("b", "Figure 1."),
         prose(
-            f" Mean {metric_label(metric)} on the test set ({better}) of networks with the given share of their "
-            f"prunable weights, over {_replicates(results)}; {spread}. What the lines are is explained in the "
+            f" Test {metric_label(metric)} of networks with the given share of their prunable weights "
+            f"({better}){spread}. What the lines are is explained in the "
         ),
         el("a", "notes", href="#notes"),
         ".",
@@ -127,20 +129,16 @@ def _figure_caption(results: Results) -> Html:
 def _table_caption(results: Results, split: Split) -> str:
     task = results.run.task
     unit = f" in {task.metric.unit}" if task.metric.unit else ""
-    spread = " ± standard deviation" if results.replicates > 1 else ""
+    many = f"mean ± standard deviation over {results.replicates} replicates"
     others = task.parameters - task.prunable
     sentences = [
-        f"{task.metric.name.capitalize()} on the {split} set{unit}: mean{spread} over {_replicates(results)}",
+        f"{split.capitalize()} {task.metric.name}{unit}: {many if results.replicates > 1 else 'one replicate'}",
         f"Weights remaining and sparsity are of the {task.prunable:,} prunable weights; the last column is of all "
         f"{task.parameters:,} parameters, {others:,} of which are never pruned",
-        "Differences are taken replicate by replicate",
+        "Differences to dense are taken replicate by replicate",
     ]
     if any(len(group.points) < results.replicates for role in results.roles for group in results.of_role(role)):
         sentences[0] += ", or over as many as n or the number in brackets says"
     if split == "test" and observe(results).level is not None:
         sentences.append("Marked: the sparsest level that matches, see the top of the page")
     return ". ".join(sentences) + "."
-
-
-def _replicates(results: Results) -> str:
-    return f"{results.replicates} replicate{'s' if results.replicates != 1 else ''}"

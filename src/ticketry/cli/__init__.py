@@ -1,0 +1,85 @@
+"""The command line: one sub-command per verb, each a file here with `SUMMARY` and `main(arguments) -> exit code`.
+
+torch is imported only once a verb needs it, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ticketry.errors import InterruptedTrainingError, TicketryError
+from ticketry.version import __version__
+
+# verb -> (module, what it does)
+VERBS = {
+    "search": ("search", "find tickets by a published method, with controls, and report what was found"),
+    "report": ("report", "write a run's report again, or list a run's results"),
+    "list": ("listing", "tasks, methods, models, scores, runs or tickets"),
+    "store": ("store", "check a store for damage, or free space in it"),
+}
+
+_EXAMPLES = """\
+examples:
+  ticketry search iterative --task digits --rewind 3% --density 0.05
+  ticketry search imp --task fashion-mnist --levels 14 --json
+  ticketry list tasks
+  ticketry report
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except InterruptedTrainingError:
+        return _interrupted()
+    except TicketryError as error:
+        print(f"ticketry: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"ticketry {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        print(f"ticketry: {words[0]!r} is no verb: {', '.join(VERBS)} (see ticketry --help)", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"{__name__}.{VERBS[words[0]][0]}")
+    code: int = module.main(words[1:])
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {verb:<9} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ticketry VERB ...",
+            "",
+            "Find sparse, trainable sub-networks (lottery tickets) in PyTorch models, and show that they win.",
+            "",
+            "verbs (each has --help):",
+            *lines,
+            "",
+            _EXAMPLES,
+            "Everything trained is kept in a store (--store, by default .ticketry): a command that was interrupted",
+            "goes on where it stopped, and nothing is trained twice. --json prints the result as one JSON object.",
+        ]
+    )
+
+
+def _interrupted() -> int:
+    print("ticketry: interrupted; what was trained is stored, and the same command goes on from there", file=sys.stderr)
+    return 130

@@ -1,0 +1,281 @@
+"""ticketry search METHOD: find tickets, train their controls, write a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from ticketry.cli.arguments import parse
+from ticketry.errors import UsageError
+from ticketry.runfile import read_run_file
+from ticketry.search import ALIASES, Method, method, methods
+from ticketry.tasks.presets import PRESETS
+from ticketry.tasks.recipe import Recipe, recipe_from
+
+if TYPE_CHECKING:
+    from ticketry.lab.found import Seeds
+    from ticketry.run import Run
+    from ticketry.tasks.base import Task
+
+SUMMARY = "find tickets by a published method"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Common:
+    task: str = "digits"
+    """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
+    model: str = ""
+    """Another network than the task's own, see `ticketry list models`."""
+    option: tuple[str, ...] = ()
+    """Options of your own task, as name=value."""
+    replicates: int = 3
+    """How many times, each with other seeds."""
+    seed: int = 0
+    """Of the first replicate; the next ones count up."""
+    initialisation_seed: int | None = None
+    """Seed of the weights, if it is to differ from seed."""
+    order_seed: int | None = None
+    """Seed of data order and augmentation, if it is to differ from seed."""
+    mask_seed: int | None = None
+    """Seed of whatever is random in masks, if it is to differ from seed."""
+    controls: tuple[str, ...] = ("random_reinit", "shuffled", "random_prune")
+    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none."""
+    config: Path | None = None
+    """A run file (TOML) to take all of this from; words on the command line go before it."""
+    store: Path = Path(".ticketry")
+    """Folder in which everything trained is kept."""
+    data: Path | None = None
+    """Folder in which data sets are looked for first."""
+    workers: int | None = None
+    """Local processes, one network each; by default one a core; 0 trains in this one."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    precision: str = "auto"
+    """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
+    threads: int = 1
+    """CPU threads of one training; part of what decides its bits."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints inside a training."""
+    json: bool = False
+    """Print the result as one JSON object on standard output, and nothing else there."""
+
+    @property
+    def seeds(self) -> Seeds:
+        from ticketry.lab.found import Seeds
+
+        parts = (self.initialisation_seed, self.order_seed, self.mask_seed)
+        return Seeds(*(self.seed if part is None else part for part in parts))
+
+
+def main(words: Sequence[str]) -> int:
+    """Carry out the search that the words ask for."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    rest = list(words)
+    config = _value(rest, "--config")
+    tables = read_run_file(Path(config)) if config else {}
+    name = rest.pop(0) if not rest[0].startswith("-") else str(tables.get("method", ""))
+    if not name:
+        raise UsageError(f"name a search method: ticketry search {'|'.join(methods())} …")
+    chosen = method(name)
+    arguments = _arguments(chosen, rest, tables)
+    return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
+
+
+def _search(chosen: Method, arguments: Any, command: str) -> int:
+    from ticketry.cli.live import Live
+    from ticketry.lab.lab import Lab, default_workers
+    from ticketry.report import write_report
+    from ticketry.run import execute
+
+    run = _run(chosen, arguments)
+    workers = default_workers() if arguments.workers is None else arguments.workers
+    with Live(run) as live:
+        lab = Lab(
+            arguments.store,
+            data=arguments.data,
+            workers=workers if run.task.spec else 0,
+            device=arguments.device,
+            precision=arguments.precision,
+            threads=arguments.threads,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            on_event=live.on_event,
+        )
+        with lab:
+            record = execute(lab, run, command=command, on_point=live.on_point)
+    folder = lab.store.paths.run(run.name)
+    report = write_report(record, folder / "report.html")
+    if arguments.json:
+        print(json.dumps(_result(record, report)))
+    else:
+        _tell(record, folder, report)
+    return 0
+
+
+def _run(chosen: Method, arguments: Any) -> Run:
+    from ticketry.run import Run
+
+    return Run(
+        method=chosen,
+        task=_task(arguments.task, arguments.model, arguments.option),
+        settings=arguments.settings,
+        recipe=arguments.recipe,
+        replicates=arguments.replicates,
+        seeds=arguments.seeds,
+        controls=() if arguments.controls == ("none",) else arguments.controls,
+    )
+
+
+def _task(name: str, model: str, options: Sequence[str]) -> Task:
+    from ticketry.tasks import registry
+
+    pairs = [option.partition("=") for option in options]
+    if any(not separator for _, separator, _ in pairs):
+        raise UsageError(f"an option of a task is written name=value, not {' '.join(options)}")
+    return registry.get(name, model=model or None, options={key: value for key, _, value in pairs})
+
+
+# -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------
+
+
+def _arguments(chosen: Method, words: Sequence[str], tables: Mapping[str, Any]) -> Any:
+    common = _common_defaults(tables)
+    task = _value(words, "--task") or common.task
+    model = _value(words, "--model") or common.model
+    settings, recipe = _settings(chosen, tables), _recipe(task, model, common.option, tables)
+    flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
+    fields = [
+        ("settings", flat[chosen.Settings], dataclasses.field(default=settings)),
+        ("recipe", Recipe, dataclasses.field(default=recipe)),
+        *((f.name, f.type, dataclasses.field(default=getattr(common, f.name))) for f in _changed(common)),
+    ]
+    kind = dataclasses.make_dataclass("Search", fields, bases=(_Common,), frozen=True, kw_only=True)
+    description = f"{chosen.title}.\n\n{chosen.description}"
+    return parse(kind, words, prog=f"ticketry search {chosen.name}", description=description)
+
+
+def _changed(common: _Common) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(common) if getattr(common, field.name) != field.default]
+
+
+def _common_defaults(tables: Mapping[str, Any]) -> _Common:
+    known = {field.name for field in dataclasses.fields(_Common)} - {"config", "json", "option"}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
+    others = {"method", "options", "seeds", "settings", "recipe"}
+    unknown = sorted(set(values) - known - others)
+    if unknown:
+        raise UsageError(
+            f"the run file has an unknown entry {unknown[0]!r}; known: {', '.join(sorted(known | others))}"
+        )
+    seeds = {f"{name}_seed": value for name, value in values.get("seeds", {}).items()}
+    options = tuple(f"{name}={value}" for name, value in values.get("options", {}).items())
+    try:
+        return _Common(**{name: values[name] for name in known & set(values)}, **seeds, option=options)
+    except TypeError as error:
+        raise UsageError(f"the run file cannot be meant: {error}") from None
+
+
+def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.get("settings", {}).items()}
+    known = {field.name for field in dataclasses.fields(chosen.Settings)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: {', '.join(known)}")
+    return chosen.Settings(**values)
+
+
+def _recipe(task: str, model: str, options: Sequence[str], tables: Mapping[str, Any]) -> Recipe:
+    if "recipe" in tables:
+        return recipe_from(tables["recipe"])
+    if task in PRESETS:
+        return PRESETS[task].recipe_of(model or PRESETS[task].model)
+    return _task(task, model, options).recipe
+
+
+def _value(words: Sequence[str], flag: str) -> str:
+    """The value of a flag that has to be known before the rest is read; an empty string if it is not there."""
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return ""
+
+
+# -- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def _result(record: Mapping[str, Any], report: Path) -> dict[str, Any]:
+    """The JSON of a search."""
+    metric = record["task"]["metric"]["name"]
+    dense = {point["replicate"]: point["test"][metric] for point in record["points"] if point["role"] == "dense"}
+    tickets = [
+        {
+            "path": point["ticket"],
+            "density": point["density"],
+            "sparsity": 1 - point["density"],
+            "kept": point["kept"],
+            "level": point["level"],
+            "replicate": point["replicate"],
+            "metric": metric,
+            "value": point["test"][metric],
+            "dense_value": dense[point["replicate"]],
+            "validation_value": point["validation"][metric],
+            "steps": point["steps"],
+            "retrain": record["settings"].get("retrain") or "continue",
+        }
+        for point in record["points"]
+        if point["role"] == "ticket"
+    ]
+    keys = ("run", "method", "task", "cost", "store", "environment")
+    return {"tickets": tickets, **{key: record[key] for key in keys}, "report": str(report)}
+
+
+def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
+    from rich.console import Console
+
+    from ticketry.report import summary_table, verdict_line
+
+    console = Console()
+    console.print(summary_table(record))
+    console.print(verdict_line(record), markup=False, highlight=False)
+    tickets = sorted(point["ticket"] for point in record["points"] if point["role"] == "ticket")
+    lines = [
+        "",
+        f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
+        f"report   {report}",
+        f"again    ticketry search --config {folder / 'run.toml'} --store {record['store']}",
+        "next     ticketry list tickets, or in Python:",
+        f"         tk.Ticket.load({tickets[-1]!r}).apply(model, 'trained')" if tickets else "",
+    ]
+    print("\n".join(lines))
+    sys.stdout.flush()
+
+
+def _help() -> str:
+    lines = [f"  {name:<12} {found.title}" for name, found in methods().items()]
+    aliases = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    return "\n".join(
+        [
+            "usage: ticketry search METHOD --task TASK [...]     (ticketry search METHOD --help shows all options)",
+            "       ticketry search --config run.toml [...]      (a run again, or a variation of it)",
+            "",
+            "methods:",
+            *lines,
+            f"  ({aliases})",
+            "",
+            "examples:",
+            "  ticketry search iterative --task digits --rewind 3% --density 0.05",
+            "  ticketry search imp --task fashion-mnist --levels 14 --replicates 3 --recipe.length 10ep",
+            "  ticketry search imp --task cifar10 --densities 0.5,0.2 --controls none --json",
+            "  ticketry search imp --task my_package.my_module:my_task --option width=64",
+        ]
+    )

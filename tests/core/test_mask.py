@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from math import prod, sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ticketry.core.mask import Mask, shuffled
+from ticketry.core.scope import scope
+from ticketry.errors import MaskError
+
+SHAPES = {"a.weight": (3, 5), "b.weight": (2, 2, 3), "b.bias": (7,), "scale": ()}
+
+
+@st.composite
+def masks(draw, shapes=SHAPES):
+    return Mask(
+        {
+            name: torch.tensor(draw(st.lists(st.booleans(), min_size=prod(shape), max_size=prod(shape)))).reshape(shape)
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def bits(mask: Mask) -> list[bool]:
+    return [bit for tensor in mask.values() for bit in tensor.flatten().tolist()]
+
+
+@settings(deadline=None, max_examples=60)
+@given(masks(), masks())
+def test_algebra(a, b):
+    assert bits(a & b) == [x and y for x, y in zip(bits(a), bits(b), strict=True)]
+    assert bits(a | b) == [x or y for x, y in zip(bits(a), bits(b), strict=True)]
+    assert bits(a ^ b) == [x != y for x, y in zip(bits(a), bits(b), strict=True)]
+    assert bits(~a) == [not x for x in bits(a)]
+    assert ~(a & b) == ~a | ~b
+    assert ~(a | b) == ~a & ~b
+    assert ~~a == a
+    assert (a ^ b) == (a | b) & ~(a & b)
+    assert (a & b).kept + (a | b).kept == a.kept + b.kept
+    assert a & b <= a <= a | b
+
+
+@settings(deadline=None, max_examples=60)
+@given(masks(), masks())
+def test_order_equality_and_digest(a, b):
+    assert (a <= b) == all(y or not x for x, y in zip(bits(a), bits(b), strict=True))
+    assert (a == b) == (bits(a) == bits(b)) == (a.digest == b.digest)
+    assert hash(a) == hash(Mask(dict(a)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(masks(), masks())
+def test_counts_and_overlap(a, b):
+    kept = sum(bits(a))
+    assert (a.kept, a.total) == (kept, 15 + 12 + 7 + 1)
+    assert a.density == kept / 35
+    assert a.sparsity == pytest.approx((35 - kept) / 35)
+    assert sum(row.kept for row in a.table()) == kept
+    assert [(row.name, row.shape) for row in a.table()] == list(SHAPES.items())
+    both = sum(x and y for x, y in zip(bits(a), bits(b), strict=True))
+    assert a.overlap(b) == (both / kept if kept else 0.0)
+
+
+def test_equality_and_digest_do_not_depend_on_the_order_of_names():
+    one = Mask({"a": torch.ones(2), "b": torch.zeros(3)})
+    other = Mask({"b": torch.zeros(3), "a": torch.ones(2)})
+    assert one == other
+    assert one.digest == other.digest
+    assert len({one, other}) == 1
+
+
+def test_digest_depends_on_names_shapes_and_bits():
+    digests = {
+        Mask({"a": torch.tensor([1, 0, 1, 0])}).digest,
+        Mask({"b": torch.tensor([1, 0, 1, 0])}).digest,
+        Mask({"a": torch.tensor([[1, 0], [1, 0]])}).digest,
+        Mask({"a": torch.tensor([1, 0, 1, 1])}).digest,
+        Mask({"a": torch.tensor([1, 0, 1, 0, 0])}).digest,
+    }
+    assert len(digests) == 5
+
+
+def test_a_mask_is_not_equal_to_other_things_or_other_shapes():
+    mask = Mask({"a": torch.ones(4)})
+    assert mask != {"a": torch.ones(4, dtype=torch.bool)}
+    assert mask != Mask({"a": torch.ones(2, 2)})
+
+
+def test_names_are_normalised():
+    mask = Mask({"module._orig_mod.fc.weight": torch.ones(2)})
+    assert list(mask) == ["fc.weight"]
+    with pytest.raises(MaskError, match="two tensors of the mask are called 'fc.weight'"):
+        Mask({"fc.weight": torch.ones(2), "module.fc.weight": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([0.0, 0.5]),
+        torch.tensor([0, 2]),
+        torch.tensor([-1, 1]),
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([1.0, float("inf")]),
+        torch.tensor([1.0000001, 0.0], dtype=torch.float64),
+    ],
+)
+def test_values_other_than_0_and_1_are_refused(tensor):
+    with pytest.raises(MaskError, match="mask 'w' holds values other than 0 and 1"):
+        Mask({"w": tensor})
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+def test_any_type_of_0_and_1_will_do(dtype):
+    mask = Mask({"w": torch.tensor([1, 0, 1]).to(dtype)})
+    assert mask["w"].dtype == torch.bool
+    assert mask["w"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("tensors", "message"), [({}, "at least one tensor"), ({"w": torch.ones(0, 3)}, "one element")])
+def test_an_empty_mask_is_refused(tensors, message):
+    with pytest.raises(MaskError, match=message):
+        Mask(tensors)
+
+
+def test_a_mask_holds_tensors_only():
+    with pytest.raises(MaskError, match="a tensor is needed, not list"):
+        Mask({"w": [1, 0]})
+
+
+def test_masks_of_different_tensors_do_not_combine():
+    one = Mask({"a": torch.ones(2)})
+    for other in (Mask({"b": torch.ones(2)}), Mask({"a": torch.ones(3)}), Mask({"a": torch.ones(2), "b": torch.ones(1)})):
+        for operation in (lambda x, y: x & y, lambda x, y: x | y, lambda x, y: x ^ y, lambda x, y: x <= y):
+            with pytest.raises(MaskError, match="cannot be combined"):
+                operation(one, other)
+    with pytest.raises(TypeError):
+        one & {"a": torch.ones(2)}
+
+
+def test_a_mask_cannot_be_assigned_to():
+    mask = Mask({"a": torch.ones(2)})
+    with pytest.raises(TypeError):
+        mask["a"] = torch.zeros(2)
+
+
+def test_a_mask_survives_pickling_and_copying():
+    mask = Mask({"a": torch.tensor([1, 0]), "b": torch.ones(2, 2)})
+    assert pickle.loads(pickle.dumps(mask)) == mask
+    assert copy.deepcopy(mask) == mask
+
+
+def test_a_tensor_without_elements_has_a_row_in_the_table():
+    rows = Mask({"a": torch.ones(2), "empty": torch.ones(0, 3)}).table()
+    assert [(row.name, row.total, row.density) for row in rows] == [("a", 2, 1.0), ("empty", 0, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+def test_apply_zeroes_removed_weights_and_nothing_else(build, name):
+    model = build(name).model
+    found = scope(model)
+    draw = torch.Generator().manual_seed(3)
+    mask = Mask({key: torch.rand(shape, generator=draw) < 0.5 for key, shape in found.shapes.items()})
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert mask.apply_(model) is model
+    tied = {"decoder.weight": "encoder.weight"}
+    for key, tensor in model.state_dict().items():
+        kept = mask.get(tied.get(key, key), torch.ones_like(tensor, dtype=torch.bool))
+        assert torch.equal(tensor, torch.where(kept, before[key], torch.zeros_like(tensor)))
+
+
+def test_apply_clears_what_is_not_a_number():
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[float("nan"), 1.0]]))
+    Mask({"weight": torch.tensor([[0, 1]])}).apply_(model)
+    assert model.weight.tolist() == [[0.0, 1.0]]
+
+
+def test_a_mask_of_another_model_is_refused():
+    with pytest.raises(MaskError, match="the mask does not fit: Linear has no parameter 'fc.weight'"):
+        Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
+    with pytest.raises(MaskError, match="the mask does not fit: 'weight' has the shape"):
+        Mask({"weight": torch.ones(2, 3)}).apply_(nn.Linear(2, 2))
+
+
+def test_ones_keeps_a_whole_scope(build):
+    found = scope(build("resnet").model)
+    mask = Mask.ones(found)
+    assert (mask.density, mask.total, mask.shapes) == (1.0, found.total, dict(found.shapes))
+    assert Mask.ones({"a": (2, 3)}).kept == 6
+
+
+class TestShuffled:
+    density = 0.3
+    shapes = {"one": (40, 50), "twin": (40, 50), "small": (7,)}
+
+    def mask(self) -> Mask:
+        draw = torch.Generator().manual_seed(0)
+        return Mask({name: torch.rand(shape, generator=draw) < self.density for name, shape in self.shapes.items()})
+
+    def test_keeps_the_count_of_each_layer(self):
+        mask = self.mask()
+        assert [row.kept for row in shuffled(mask, 1).table()] == [row.kept for row in mask.table()]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_overlaps_by_chance_only(self, seed):
+        mask = self.mask()
+        new = shuffled(mask, seed)
+        for name in ("one", "twin"):
+            kept, total = int(mask[name].sum()), mask[name].numel()
+            both = int((mask[name] & new[name]).sum())
+            expected = kept * kept / total  # hypergeometric: kept draws from kept good ones in total
+            deviation = sqrt(expected * (1 - kept / total) * (total - kept) / (total - 1))
+            assert abs(both - expected) < 4 * deviation
+
+    def test_layers_of_one_shape_are_shuffled_differently(self):
+        same = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < self.density
+        new = shuffled(Mask({"one": same, "twin": same}), 0)
+        share = float((new["one"] & new["twin"]).sum() / new["one"].sum())
+        assert share == pytest.approx(self.density, abs=0.1)
+
+    def test_is_a_function_of_the_seed(self):
+        mask = self.mask()
+        assert shuffled(mask, 1) == shuffled(mask, 1)
+        assert shuffled(mask, 1) != shuffled(mask, 2)
+        state = torch.get_rng_state()
+        shuffled(mask, 3)
+        assert torch.equal(state, torch.get_rng_state())

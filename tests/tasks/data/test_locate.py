@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ticketry.errors import DataError
+from ticketry.tasks.data import download
+from ticketry.tasks.data.download import Origin, fetch
+from ticketry.tasks.data.locate import Collection, Layout, cache_folder, obtain, places
+
+ONE, TWO = gzip.compress(b"one"), gzip.compress(b"two")
+LAYOUT = Layout("Set/raw", ("one", "two"), ("", ".gz"))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A server on the loopback device: its address and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = {"/one.gz": ONE, "/two.gz": TWO, "/cut-off": ONE}.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write((body or b"")[: 5 if self.path == "/cut-off" else None])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("TICKETRY_OFFLINE")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}", asked
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def collection(url: str) -> Collection:
+    origins = (
+        Origin(f"{url}/one.gz", "Set/raw/one.gz", hashlib.md5(ONE).hexdigest()),
+        Origin(f"{url}/two.gz", "Set/raw/two.gz", hashlib.md5(TWO).hexdigest()),
+    )
+    return Collection("The set", (LAYOUT,), origins)
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / "Set" / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TICKETRY_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, "/a/b"),
+        ({"TICKETRY_CACHE": "", "XDG_CACHE_HOME": "/x"}, "/x/ticketry"),
+        ({"TICKETRY_CACHE": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/ticketry"),
+        ({"TICKETRY_CACHE": "~/c"}, "/home/me/c"),
+    ],
+)
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)
+
+
+def test_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [place.named_by for place in places()] == ["the cache folder"]
+    monkeypatch.setenv("TICKETRY_DATA", str(tmp_path / "absent"))
+    assert [place.folder for place in places(tmp_path)] == [tmp_path, tmp_path / "absent", cache_folder()]
+
+
+def test_a_data_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--data .*absent: there is no such folder"):
+        places(tmp_path / "absent")
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[Path, Path, Path]]:
+    asked, variable, cache = tmp_path / "asked", tmp_path / "variable", tmp_path / "cache"
+    asked.mkdir()
+    monkeypatch.setenv("TICKETRY_DATA", str(variable))
+    monkeypatch.setenv("TICKETRY_CACHE", str(cache))
+    return lambda: (asked, variable, cache)
+
+
+def test_the_first_whole_place_wins(where: Callable[[], tuple[Path, Path, Path]]) -> None:
+    asked, variable, cache = where()
+    put(cache, "one.gz", "two.gz")
+    assert obtain(collection("http://invalid"), places(asked))[0].is_relative_to(cache)
+    put(variable, "one", "two.gz")
+    assert [path.name for path in obtain(collection("http://invalid"), places(asked))] == ["one", "two.gz"]
+    put(asked, "one")  # not whole: the next place is looked at
+    assert obtain(collection("http://invalid"), places(asked))[0].is_relative_to(variable)
+    put(asked, "two.gz", "two")
+    assert obtain(collection("http://invalid"), places(asked)) == (asked / "Set/raw/one", asked / "Set/raw/two")
+
+
+def test_absent_says_what_is_wanted_where_it_looked_and_what_to_do(
+    where: Callable[[], tuple[Path, Path, Path]],
+) -> None:
+    asked, variable, cache = where()
+    with pytest.raises(DataError) as caught:
+        obtain(collection("http://invalid"), places(asked))
+    message = str(caught.value)
+    for part in (
+        "The set was not found",
+        "Set/raw/one, Set/raw/two (plain or .gz)",
+        f"{asked}, --data\n",
+        f"{variable}, $TICKETRY_DATA (no such folder)",
+        f"{cache}, the cache folder (no such folder)",
+        "$TICKETRY_OFFLINE is set",
+        "name it by --data or $TICKETRY_DATA",
+    ):
+        assert part in message
+
+
+def test_absent_files_are_downloaded_once(
+    server: tuple[str, list[str]], where: Callable[[], tuple[Path, Path, Path]]
+) -> None:
+    url, asked_for = server
+    asked, _, cache = where()
+    put(cache, "one.gz")
+    found = obtain(collection(url), places(asked))
+    assert found == (cache / "Set/raw/one.gz", cache / "Set/raw/two.gz")
+    assert found[1].read_bytes() == TWO
+    assert asked_for == ["/two.gz"]
+    assert obtain(collection(url), places(asked)) == found
+    assert asked_for == ["/two.gz"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/two.gz", "md5 .* expected, .* found"), ("/cut-off", "md5 .* expected, .* found"), ("/nothing", "404")],
+)
+def test_a_wrong_download_leaves_nothing_behind(
+    server: tuple[str, list[str]], tmp_path: Path, path: str, reason: str
+) -> None:
+    url, _ = server
+    with pytest.raises(DataError, match=reason):
+        fetch(Origin(url + path, "folder/file", hashlib.md5(ONE).hexdigest()), tmp_path)
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_no_network_is_an_error_and_not_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TICKETRY_OFFLINE")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
+        with pytest.raises(DataError, match="could not be brought"):
+            fetch(Origin(address, "file", ""), tmp_path)
+
+
+def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TICKETRY_OFFLINE")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
+        with pytest.raises(DataError, match="timed out"):
+            fetch(Origin(address, "file", ""), tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_written(server: tuple[str, list[str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="could not be brought to"):
+        fetch(Origin(server[0] + "/one.gz", "one.gz", hashlib.md5(ONE).hexdigest()), tmp_path / "file")
