@@ -85,11 +85,11 @@ def build_case(name: str, seed: int = 0) -> Case:
     model = MODELS[name]()
     draw = torch.Generator().manual_seed(seed + 1)
     if name == "resnet":
-        batches = [
-            (torch.randn(4, 3, 6, 6, generator=draw), torch.randint(5, (4,), generator=draw)) for _ in range(6)
-        ]
+        batches = [(torch.randn(4, 3, 6, 6, generator=draw), torch.randint(5, (4,), generator=draw)) for _ in range(6)]
     else:
-        batches = [(torch.randint(11, (3, 5), generator=draw), torch.randint(11, (3, 5), generator=draw)) for _ in range(6)]
+        batches = [
+            (torch.randint(11, (3, 5), generator=draw), torch.randint(11, (3, 5), generator=draw)) for _ in range(6)
+        ]
     return Case(model, batches)
 
 

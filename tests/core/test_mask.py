@@ -95,7 +95,7 @@ def test_a_mask_is_not_equal_to_other_things_or_other_shapes():
 def test_names_are_normalised():
     mask = Mask({"module._orig_mod.fc.weight": torch.ones(2)})
     assert list(mask) == ["fc.weight"]
-    with pytest.raises(MaskError, match="two tensors of the mask are called 'fc.weight'"):
+    with pytest.raises(MaskError, match=r"two tensors of the mask are called 'fc\.weight'"):
         Mask({"fc.weight": torch.ones(2), "module.fc.weight": torch.ones(2)})
 
 
@@ -122,7 +122,9 @@ def test_any_type_of_0_and_1_will_do(dtype):
     assert mask["w"].tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("tensors", "message"), [({}, "at least one tensor"), ({"w": torch.ones(0, 3)}, "one element")])
+@pytest.mark.parametrize(
+    ("tensors", "message"), [({}, "at least one tensor"), ({"w": torch.ones(0, 3)}, "one element")]
+)
 def test_an_empty_mask_is_refused(tensors, message):
     with pytest.raises(MaskError, match=message):
         Mask(tensors)
@@ -135,7 +137,11 @@ def test_a_mask_holds_tensors_only():
 
 def test_masks_of_different_tensors_do_not_combine():
     one = Mask({"a": torch.ones(2)})
-    for other in (Mask({"b": torch.ones(2)}), Mask({"a": torch.ones(3)}), Mask({"a": torch.ones(2), "b": torch.ones(1)})):
+    for other in (
+        Mask({"b": torch.ones(2)}),
+        Mask({"a": torch.ones(3)}),
+        Mask({"a": torch.ones(2), "b": torch.ones(1)}),
+    ):
         for operation in (lambda x, y: x & y, lambda x, y: x | y, lambda x, y: x ^ y, lambda x, y: x <= y):
             with pytest.raises(MaskError, match="cannot be combined"):
                 operation(one, other)
@@ -183,7 +189,7 @@ def test_apply_clears_what_is_not_a_number():
 
 
 def test_a_mask_of_another_model_is_refused():
-    with pytest.raises(MaskError, match="the mask does not fit: Linear has no parameter 'fc.weight'"):
+    with pytest.raises(MaskError, match=r"the mask does not fit: Linear has no parameter 'fc\.weight'"):
         Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
     with pytest.raises(MaskError, match="the mask does not fit: 'weight' has the shape"):
         Mask({"weight": torch.ones(2, 3)}).apply_(nn.Linear(2, 2))
@@ -196,13 +202,15 @@ def test_ones_keeps_a_whole_scope(build):
     assert Mask.ones({"a": (2, 3)}).kept == 6
 
 
+LAYERS = {"one": (40, 50), "twin": (40, 50), "small": (7,)}
+
+
 class TestShuffled:
     density = 0.3
-    shapes = {"one": (40, 50), "twin": (40, 50), "small": (7,)}
 
     def mask(self) -> Mask:
         draw = torch.Generator().manual_seed(0)
-        return Mask({name: torch.rand(shape, generator=draw) < self.density for name, shape in self.shapes.items()})
+        return Mask({name: torch.rand(shape, generator=draw) < self.density for name, shape in LAYERS.items()})
 
     def test_keeps_the_count_of_each_layer(self):
         mask = self.mask()

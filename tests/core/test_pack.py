@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -17,7 +18,7 @@ from ticketry.core.pack import FORMAT, from_bytes, load_mask, pack, save_mask, t
 from ticketry.errors import MaskError
 
 shapes = st.dictionaries(
-    st.text("abcé.\"\\{/", min_size=1, max_size=8), st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1
+    st.text('abcé."\\{/', min_size=1, max_size=8), st.lists(st.integers(0, 5), max_size=4).map(tuple), min_size=1
 ).filter(lambda found: sum(prod(shape) for shape in found.values()) > 0)
 
 
@@ -126,10 +127,8 @@ def test_a_truncated_file_is_refused(length):
 def test_a_changed_byte_is_refused_or_gives_a_mask(position, value):
     data = bytearray(GOOD)
     data[position] = value
-    try:
+    with contextlib.suppress(MaskError):
         assert from_bytes(bytes(data)).total > 0
-    except MaskError:
-        pass
 
 
 @settings(deadline=None, max_examples=100)

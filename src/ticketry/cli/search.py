@@ -177,10 +177,9 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         )
     seeds = {f"{name}_seed": value for name, value in values.get("seeds", {}).items()}
     options = tuple(f"{name}={value}" for name, value in values.get("options", {}).items())
-    try:
-        return _Common(**{name: values[name] for name in known & set(values)}, **seeds, option=options)
-    except TypeError as error:
-        raise UsageError(f"the run file cannot be meant: {error}") from None
+    if not seeds.keys() <= known:
+        raise UsageError(f"the run file's seeds are initialisation, order and mask, not {', '.join(values['seeds'])}")
+    return _Common(**{name: values[name] for name in known & set(values)}, **seeds, option=options)
 
 
 def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:

@@ -130,11 +130,12 @@ class Hold:
         ]
 
     def _require_zero(self, what: str, name: str, tensor: Tensor) -> None:
-        stray = tensor[self._kept[name].to(tensor.device) == 0]
-        wrong = int((stray != 0).sum())
-        if wrong:
+        removed = self._kept[name].to(tensor.device) == 0
+        stray = torch.where(removed, tensor, 0)
+        if stray.any():
             raise HoldError(
-                f"{wrong} of {stray.numel()} pruned {what} are not 0 (up to {float(stray.abs().max()):.3g}):"
+                f"{int(stray.count_nonzero())} of {int(removed.sum())} pruned {what} are not 0 (up to"
+                f" {float(stray.abs().max()):.3g}):"
                 " something outside the optimiser's step wrote them, such as a load of weights or an average of models"
             )
 

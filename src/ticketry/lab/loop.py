@@ -74,6 +74,10 @@ class Loop:
                     self._look_at_losses()
                 tick()
         self._look_at_losses()
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that pruned weights, and their optimiser state, are exactly 0; `HoldError` if not."""
         if self._hold:
             self._hold.check(self._optimizer)
 
@@ -97,7 +101,7 @@ class Loop:
         if recipe.augment:
             self._generator.manual_seed(mix(segment.order_seed, "augment", step))
             inputs = self.task.augment(inputs, recipe.augment, self._generator)
-        torch.manual_seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
+        self._seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
         outputs = forward(self.task, self.model, inputs, segment.arithmetic)
         loss = self.task.loss(outputs, targets, label_smoothing=recipe.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
@@ -109,6 +113,12 @@ class Loop:
         self._set_learning_rate(self._learning_rate(step))
         self._optimizer.step()
         self._losses[step - segment.first] = loss.detach()
+
+    def _seed(self, seed: int) -> None:
+        # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
+        torch.default_generator.manual_seed(seed)
+        if self._device == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _learning_rate(self, step: int) -> float:
         segment = self.segment

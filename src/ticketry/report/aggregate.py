@@ -37,10 +37,6 @@ class Group:
         """Mean over replicates, a fraction of the prunable parameters."""
         return statistics.fmean(point.density for point in self.points.values())
 
-    @property
-    def kept(self) -> float:
-        return statistics.fmean(point.kept for point in self.points.values())
-
     def metric(self, split: Split = "test") -> Summary:
         return summarise(point.metric(split) for point in self.points.values())
 

@@ -38,9 +38,9 @@ class Task:
     model: str
     metric: Metric
     parameters: int
-    """All parameters of the model."""
+    """All parameters of the model; 0 if the run has not got so far as to know."""
     prunable: int
-    """Parameters in the scope: the denominator of every density."""
+    """Parameters in the scope: the denominator of every density; 0 if not known yet."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Point:
     role: str
     density: float
     """Fraction kept of the prunable parameters, in (0, 1]."""
-    kept: int
     validation: float
     """The task's metric on the validation split."""
     test: float
@@ -129,8 +128,8 @@ def read(record: Mapping[str, Any]) -> Run:
 
 def _task(node: _Node) -> Task:
     metric = node.node("metric")
-    parameters = node.integer("parameters", least=1)
-    prunable = node.integer("prunable", least=1)
+    parameters = node.integer("parameters", least=0)
+    prunable = node.integer("prunable", least=0)
     if prunable > parameters:
         node.fail("prunable", f"is more than all parameters ({parameters})")
     return Task(
@@ -164,15 +163,11 @@ def _point(node: _Node, task: Task) -> Point:
     density = node.number("density")
     if not 0 < density <= 1:
         node.fail("density", f"is {density:g}, which does not lie in (0, 1]")
-    kept = node.integer("kept", least=0)
-    if kept > task.prunable:
-        node.fail("kept", f"is more than all prunable parameters ({task.prunable})")
     return Point(
         replicate=node.integer("replicate", least=0),
         level=node.integer("level", least=0),
         role=role,
         density=density,
-        kept=kept,
         validation=node.node("validation").number(task.metric.name),
         test=node.node("test").number(task.metric.name),
         layers=tuple(_layer(layer) for layer in node.nodes("layers", optional=True)),

@@ -111,7 +111,7 @@ def duration(seconds: float) -> str:
 def value(item: Any) -> str:
     """Any JSON value on one line: text as it is, lists with commas, objects as JSON."""
     if isinstance(item, str):
-        return clean(item)
+        return clean(item) or NONE
     if isinstance(item, bool) or item is None:
         return {True: "yes", False: "no", None: NONE}[item]
     if isinstance(item, list | tuple):

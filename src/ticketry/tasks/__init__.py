@@ -1,0 +1,1 @@
+"""Tasks: data, a model, a loss, a metric and a recipe under one name."""

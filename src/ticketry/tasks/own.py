@@ -114,7 +114,7 @@ def _make(found: object, spec: Spec) -> Task:
         made = found(**arguments)
     except TicketryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{spec.name} failed with {arguments}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Task):
         raise TaskError(f"{spec.name} returned no task but {made!r}")
@@ -122,7 +122,10 @@ def _make(found: object, spec: Spec) -> Task:
 
 
 def _bind(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> None:
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # of a function written in C
+        raise TaskError(f"{name} is no task but {function!r}: name a Task, a subclass of Task or a function") from error
     try:
         signature.bind(**arguments)
     except TypeError as error:

@@ -51,7 +51,7 @@ def test_pixels_and_labels_stay_together(where: tuple[Place, ...]) -> None:
     assert splits.test.targets.tolist() == LABELS[20:].tolist()
     label_of = {PIXELS[i].tobytes(): int(LABELS[i]) for i in range(20)}
     for part in (splits.train, splits.validation):
-        assert str(part.inputs.dtype), str(part.targets.dtype) == ("torch.uint8", "torch.int64")
+        assert (str(part.inputs.dtype), str(part.targets.dtype)) == ("torch.uint8", "torch.int64")
         for image, label in zip(part.inputs, part.targets.tolist(), strict=True):
             assert label_of.pop(image.numpy().tobytes()) == label
     assert not label_of

@@ -26,7 +26,7 @@ def notes_section(results: Results) -> Html:
     """Roles that the run has, the way its tickets were trained, and how to read the numbers."""
     entries = [(role_name(role), _ROLES.get(role, "A control of the method's own.")) for role in results.roles]
     mode = results.run.settings.get("retrain")
-    if isinstance(mode, str):
+    if isinstance(mode, str) and mode:
         entries.append((f"retrain: {mode}", _retrain_text(mode)))
     entries += [
         (

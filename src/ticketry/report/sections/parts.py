@@ -24,10 +24,8 @@ def figure(drawing: Drawing, name: str, caption: Html) -> Html:
 
 def scrolling(table: Html, caption: Html, name: str) -> Html:
     """A table that scrolls by itself on a narrow screen, by keyboard too, so that the page and the caption never do."""
-    return join(
-        el("p", caption, class_="caption", id=name),
-        el("div", table, class_="scroll", tabindex=0, role="region", aria_labelledby=name),
-    )
+    region = el("div", table, class_="scroll", tabindex=0, role="region", aria_labelledby=name)
+    return join(el("p", caption, class_="caption", id=name), el("div", region, class_="breakout"))
 
 
 def pairs(caption: str, items: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Html | None:

@@ -6,7 +6,7 @@ from ticketry.report.aggregate import Group, Results, Split, Summary
 from ticketry.report.figures import METRIC_BY_DENSITY, Drawing
 from ticketry.report.markup import Html, el, join, prose
 from ticketry.report.observation import observe
-from ticketry.report.record import TICKET
+from ticketry.report.record import TICKET, Task
 from ticketry.report.sections.parts import figure, scrolling
 from ticketry.report.wording import NONE, Style, metric_label, percent, role_name, sparsity
 
@@ -81,15 +81,13 @@ def _level_row(
         if role == TICKET:
             difference = group.minus(results.dense, split) if group and results.dense else None
             cells.append(el("td", _value(style, difference, sign=True) if difference else NONE))
-    task = results.run.task
-    of_all = (any_group.kept + task.parameters - task.prunable) / task.parameters
     return el(
         "tr",
         el("th", str(level), scope="row"),
         el("td", percent(any_group.density)),
         el("td", sparsity(any_group.density)),
         *cells,
-        el("td", percent(of_all)),
+        el("td", _share_of_all(results.run.task, any_group.density)),
         class_="chosen" if chosen else "level",
     )
 
@@ -99,6 +97,13 @@ def _value(style: Style, summary: Summary, counted: bool = False, sign: bool = F
     spread = None if summary.sd is None else el("span", f" ± {style.number(summary.sd)}", class_="spread")
     count = el("span", f" ({summary.n})", class_="spread") if counted else None
     return el("span", style.number(summary.mean, sign), spread, count, class_="value")
+
+
+def _share_of_all(task: Task, density: float) -> str:
+    """What remains of all parameters, those that are never pruned included."""
+    if task.parameters == 0:
+        return NONE
+    return percent((density * task.prunable + task.parameters - task.prunable) / task.parameters)
 
 
 def _common_count(groups: list[Group]) -> int | None:

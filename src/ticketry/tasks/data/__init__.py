@@ -29,8 +29,9 @@ _READERS: dict[str, Callable[[tuple[Place, ...]], Splits]] = {
 def load(name: str, data: Path | None = None) -> Splits:
     """The data set `name`: images uint8 [n, channels, height, width], targets int64 [n]; loaded once a process.
 
-    Looked for in the folder `data`, in $TICKETRY_DATA and in the cache folder, see `locate.places`; downloaded into
-    the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
+    The copy that an earlier process prepared in the cache folder comes first. Without one the published files are
+    looked for in the folder `data`, in $TICKETRY_DATA and in the cache folder, see `locate.places`, and downloaded
+    into the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
 
     Raises:
         TaskError: for an unknown name.

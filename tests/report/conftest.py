@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 LENET = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
 
 
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., dict[str, Any]]:
+    """`search_record`, as a fixture because test modules cannot import each other."""
+    return search_record
+
+
+@pytest.fixture(scope="session")
+def many_layers() -> dict[str, tuple[int, ...]]:
+    """The shapes of a model of 50 prunable tensors."""
+    return resnet50()
+
+
+@pytest.fixture(scope="session")
+def partial_record() -> dict[str, Any]:
+    """A run in progress: replicate 2 is behind, one control more so, and costs are not known yet."""
+    record = search_record(levels=8)
+    record["points"] = [
+        point
+        for point in record["points"]
+        if not (point["replicate"] == 2 and point["level"] > 4)
+        and not (point["role"] == "shuffled" and point["level"] > 6)
+    ]
+    del record["cost"], record["command"], record["config"]
+    return record
+
+
 def resnet50() -> dict[str, tuple[int, ...]]:
-    """The convolutions of a bottleneck network by name and shape, 50 tensors with the classifier."""
+    """The convolutions of a bottleneck network and its classifier, 50 tensors by name and shape."""
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
     width = 64
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
@@ -129,7 +158,7 @@ def _point(
         "level": level,
         "role": role,
         "density": density,
-        "kept": sum(layer["kept"] for layer in layers) if role != "dense" else prunable,
+        "kept": round(density * prunable),
         "validation": {metric[0]: validation, "loss": 0.31},
         "test": {metric[0]: test, "loss": 0.33},
         "steps": 4300 if role == "dense" else 4257,

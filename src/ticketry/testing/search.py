@@ -1,0 +1,181 @@
+"""The contract of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ticketry.core.density import kept_elements
+from ticketry.lab.found import Found, Seeds
+from ticketry.lab.lab import Lab
+from ticketry.lab.loop import Loop
+from ticketry.lab.runner import Event
+from ticketry.search import Method
+from ticketry.search import method as method_called
+from ticketry.tasks import registry
+from ticketry.tasks.base import Split, Splits, Task
+from ticketry.tasks.own import OwnTask
+from ticketry.tasks.recipe import Recipe
+from ticketry.testing.require import require
+
+_QUICK = "60it"
+
+
+def check_search(
+    method: str | Method | ModuleType,
+    folder: Path,
+    *,
+    settings: Any = None,
+    densities: Sequence[float] | None = None,
+    task: Task | None = None,
+    recipe: Recipe | None = None,
+) -> list[Found]:
+    """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
+
+    - The dense network comes first, then tickets of rising level; densities are as asked, to the element.
+    - A ticket trained from its rewind point starts at level 0's weights (and buffers) times the mask, bit for bit.
+    - Pruned weights are exactly 0 at every step, optimiser state included.
+    - The same seeds give the same bits; other seeds give others.
+    - Interrupted and run again, it goes on: the same bits, and no finished segment trained twice.
+    - The test split is never looked at.
+
+    Args:
+        method: a name, a `Method`, or a module with `Settings` and `search`.
+        folder: an empty folder for stores.
+        settings: the method's settings; its defaults if left out.
+        densities: the density of each ticket, if the method promises them.
+        task, recipe: other than digits and its recipe, cut to 60 steps.
+
+    Raises:
+        AssertionError: saying which promise is broken.
+    """
+    trial = _Trial(method, settings, task or registry.get("digits"), recipe)
+    with Lab(folder / "first") as lab, _checked_at_every_step():
+        found = trial.run(lab)
+        _check_levels(lab, found, densities)
+        for ticket in found[1:]:
+            _check_start(lab, ticket)
+            _check_end(lab, ticket)
+        trained = lab.ledger.segments_trained
+    bits = _bits(found)
+    require(_bits(trial.in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
+    require(_bits(trial.in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks")
+    require(
+        _bits(trial.in_new_lab(folder / "blind", task=_OtherTest(trial.task))) == bits,
+        "a search does not look at the test split: with other test targets it finds the same",
+    )
+    _check_resume(trial, folder / "interrupted", bits, trained)
+    return found
+
+
+class _Trial:
+    """One replicate of a method under fixed settings."""
+
+    def __init__(self, method: str | Method | ModuleType, settings: Any, task: Task, recipe: Recipe | None) -> None:
+        if isinstance(method, str):
+            self.method = method_called(method)
+        else:
+            self.method = Method.of(method) if isinstance(method, ModuleType) else method
+        self.settings = self.method.Settings() if settings is None else settings
+        self.task = task
+        self.recipe = recipe or task.recipe.changed(length=_QUICK)
+
+    def run(self, lab: Lab, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
+        """What the first replicate finds."""
+        return list(self.method.search(lab, task or self.task, self.recipe, self.settings, seeds or Seeds()))
+
+    def in_new_lab(self, folder: Path, seeds: Seeds | None = None, task: Task | None = None) -> list[Found]:
+        with Lab(folder) as lab:
+            return self.run(lab, seeds, task)
+
+
+class _OtherTest(OwnTask):
+    """The same task with its test targets in another order."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner, self.name, self.metric, self.recipe = inner, inner.name, inner.metric, inner.recipe
+
+    def key(self) -> Any:
+        return self.inner.key()
+
+    def load(self, data: Path | None = None) -> Splits:
+        splits = self.inner.load(data)
+        return Splits(splits.train, splits.validation, Split(splits.test.inputs, splits.test.targets.roll(1)))
+
+
+def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
+    require(len(found) > 1, "a search finds at least one ticket")
+    require(found[0].level == 0 and found[0].mask is None, "the dense network comes first, as level 0")
+    levels = [item.level for item in found]
+    require(levels == sorted(set(levels)), f"levels rise: {levels}")
+    masks = [lab.store.get_mask(item.mask) for item in found[1:] if item.mask is not None]
+    require(len(masks) == len(found) - 1, "every ticket has a mask")
+    if densities is not None:
+        kept = [mask.kept for mask in masks]
+        wanted = [kept_elements(density, mask.total) for density, mask in zip(densities, masks, strict=True)]
+        require(kept == wanted, f"densities are as asked: {wanted} weights, not {kept}")
+
+
+def _check_start(lab: Lab, ticket: Found) -> None:
+    """Level 0's weights times the mask, the invariant that open_lth asserts."""
+    if ticket.retrain not in ("continue", "restart"):
+        return
+    assert ticket.mask is not None
+    segment = ticket.result.segment
+    mask = lab.store.get_mask(ticket.mask)
+    start = lab.state(lab.train(segment.until(segment.first)))
+    dense = lab.state(ticket.rewound)
+    require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
+    for name, tensor in start.items():
+        wanted = dense[name] * mask[name] if name in mask else dense[name]
+        require(torch.equal(tensor, wanted), f"level {ticket.level} starts at level 0's {name!r} times the mask")
+
+
+def _check_end(lab: Lab, ticket: Found) -> None:
+    assert ticket.mask is not None
+    state = lab.state(ticket.result)
+    for name, kept in lab.store.get_mask(ticket.mask).items():
+        require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
+
+
+def _check_resume(trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int) -> None:
+    """Interrupt after the second trained network, and in the middle of the third."""
+    done = 0
+    for stop_after in (2, None):
+        finished: list[Event] = []
+
+        def stop(event: Event, finished: list[Event] = finished, limit: int | None = stop_after) -> None:
+            finished += [event] if event.kind == "finished" else []
+            if limit is not None and len(finished) == limit and event.kind == "progress":
+                raise KeyboardInterrupt
+
+        with Lab(folder, on_event=stop, checkpoint_seconds=1e-3) as lab:
+            try:
+                found = trial.run(lab)
+            except KeyboardInterrupt:
+                found = []
+        done += lab.ledger.segments_trained
+    require(_bits(found) == bits, "interrupted and run again, a search gives the same bits")
+    require(done <= trained, f"no finished segment is trained again: {done} trainings instead of {trained}")
+
+
+def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:
+    return [(item.mask, item.result.model) for item in found]
+
+
+@contextmanager
+def _checked_at_every_step() -> Iterator[None]:
+    original = Loop._one_step
+
+    def checked(loop: Loop) -> None:
+        original(loop)
+        loop.check()
+
+    with mock.patch.object(Loop, "_one_step", checked):
+        yield

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.core import score
+from ticketry.core.scope import scope
+from ticketry.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["magnitude", "random"])
+def test_every_weight_in_scope_has_a_score_and_the_model_is_left_alone(build, name, kind):
+    model = build(name).model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = score.get(kind)(model, scope(model))
+    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == dict(scope(model).shapes)
+    assert not any(tensor.requires_grad for tensor in found.values())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_magnitude_is_the_absolute_value():
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-3.0, 0.5], [0.0, -0.25]]))
+    assert score.magnitude(model, scope(model))["weight"].tolist() == [[3.0, 0.5], [0.0, 0.25]]
+
+
+def test_magnitude_is_no_view_of_the_weights():
+    model = nn.Linear(2, 2)
+    score.magnitude(model, scope(model))["weight"].zero_()
+    assert model.weight.abs().sum() > 0
+
+
+class TestRandom:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+
+    def scores(self, seed: int) -> dict[str, torch.Tensor]:
+        return score.random(self.model, scope(self.model), seed=seed)
+
+    def test_is_a_function_of_the_seed(self):
+        first, again, other = self.scores(0), self.scores(0), self.scores(1)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert not any(torch.equal(first[name], other[name]) for name in first)
+
+    def test_layers_of_one_shape_differ(self):
+        found = self.scores(0)
+        assert not torch.equal(found["0.weight"], found["1.weight"])
+        together = torch.stack([found["0.weight"].flatten(), found["1.weight"].flatten()])
+        assert abs(float(torch.corrcoef(together)[0, 1])) < 0.2  # four standard deviations at 400 pairs
+
+    def test_does_not_touch_the_global_generator(self):
+        state = torch.get_rng_state()
+        self.scores(0)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_is_spread_evenly(self):
+        values = torch.cat([tensor.flatten() for tensor in self.scores(5).values()])
+        assert values.min() >= 0
+        assert values.max() < 1
+        counts = torch.histc(values.float(), bins=4, min=0, max=1)
+        assert (counts - 200).abs().max() < 50  # four standard deviations of a binomial(800, 1/4)
+
+
+def test_names_and_functions_are_found():
+    assert {"magnitude", "random"} <= set(score.names())
+    for name in score.names():
+        assert score.get(name).__name__ == name
+        assert getattr(score, name) is score.get(name)
+
+    def mine(model, scope, *, batches=None, loss=None, seed=0):
+        return {}
+
+    assert score.get(mine) is mine
+
+
+@pytest.mark.parametrize("name", ["magnitud", "", "os.path", "../secret"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(UsageError, match=r"is not known: .*magnitude"):
+        score.get(name)

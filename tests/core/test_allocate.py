@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor, inf, nan, prod
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ticketry.core.allocate import allocate, shared_out
+from ticketry.core.density import DISTRIBUTIONS
+from ticketry.core.mask import Mask
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
+
+quick = settings(deadline=None, max_examples=80)
+densities = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
+shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=5)
+
+
+@st.composite
+def scores(draw):
+    """Scores of a few layers; often of few different values, so that there are ties."""
+    levels = 3 if draw(st.booleans()) else 10_000
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    return {
+        f"layer{index}": torch.randint(levels, shape, generator=seed).double() - 1
+        for index, shape in enumerate(draw(shapes))
+    }
+
+
+@st.composite
+def scores_and_base(draw):
+    found = draw(scores())
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    base = Mask({name: torch.rand(score.shape, generator=seed) < 0.7 for name, score in found.items()})
+    assume(base.kept)
+    return found, base
+
+
+def total_of(found: dict[str, torch.Tensor]) -> int:
+    return sum(score.numel() for score in found.values())
+
+
+def round_half_up(density: float, total: int) -> int:
+    """By the digits that were written: 0.15 of 10 is 1.5 and gives 2, whatever the float nearest to 0.15 is."""
+    thousandths = round(density * 1000)
+    return (2 * thousandths * total + 1000) // 2000
+
+
+def allocated(found, density, **settings_) -> Mask | None:
+    """The mask, or None where a layer collapses."""
+    try:
+        return allocate(found, density, **settings_)
+    except LayerCollapseError:
+        return None
+
+
+@quick
+@given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
+def test_density_is_met_to_the_element(found, density, distribution):
+    mask = allocated(found, density, distribution=distribution)
+    assume(mask is not None)
+    assert mask.kept == round_half_up(density, total_of(found))
+    assert mask.shapes == {name: tuple(score.shape) for name, score in found.items()}
+    assert list(mask) == list(found)
+
+
+@quick
+@given(scores(), densities)
+def test_global_keeps_the_first_of_a_slow_stable_sort(found, density):
+    places = [(name, index) for name, score in found.items() for index in range(score.numel())]
+    ranked = sorted(places, key=lambda place: -found[place[0]].flatten()[place[1]].item())  # sorted is stable
+    best = set(ranked[: round_half_up(density, len(places))])
+    expected = {name: [(name, index) in best for index in range(score.numel())] for name, score in found.items()}
+    collapsed = [name for name, kept in expected.items() if not any(kept)]
+    if collapsed:
+        with pytest.raises(LayerCollapseError, match=collapsed[0]):
+            allocate(found, density)
+    else:
+        mask = allocate(found, density)
+        assert {name: tensor.flatten().tolist() for name, tensor in mask.items()} == expected
+
+
+@quick
+@given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
+def test_each_layer_keeps_its_best_and_ties_go_to_the_earlier(found, density, distribution):
+    mask = allocated(found, density, distribution=distribution)
+    assume(mask is not None)
+    for name, score in found.items():
+        flat = score.flatten().tolist()
+        ranked = sorted(range(len(flat)), key=lambda index: -flat[index])
+        kept = int(mask[name].sum())
+        assert sorted(mask[name].flatten().nonzero().flatten().tolist()) == sorted(ranked[:kept])
+
+
+def test_all_scores_equal_keeps_the_first_elements():
+    found = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    mask = allocate(found, 0.7)
+    assert mask["a"].tolist() == [[True] * 3] * 2
+    assert mask["b"].tolist() == [True, False, False, False]
+
+
+def filled(total: int, weights: list[float], capacity: list[int]) -> list[float]:
+    """min(capacity, level * weight) at the level where they add up to `total`, found by bisection."""
+    low, high = 0.0, max(c / w for c, w in zip(capacity, weights, strict=True)) + 1
+    for _ in range(200):
+        level = (low + high) / 2
+        if sum(min(c, level * w) for c, w in zip(capacity, weights, strict=True)) < total:
+            low = level
+        else:
+            high = level
+    return [min(c, high * w) for c, w in zip(capacity, weights, strict=True)]
+
+
+@quick
+@given(scores(), densities, st.sampled_from(["erk", "uniform", "layerwise"]))
+def test_layer_counts_are_the_published_shares_rounded(found, density, distribution):
+    mask = allocated(found, density, distribution=distribution)
+    assume(mask is not None)
+    sizes = [score.numel() for score in found.values()]
+    if distribution == "erk":  # RigL, section 3: density of a layer = level * sum(shape) / prod(shape), at most 1
+        weights = [float(max(sum(score.shape), 1)) for score in found.values()]
+    else:
+        weights = [float(size) for size in sizes]
+    shares = filled(round_half_up(density, sum(sizes)), weights, sizes)
+    for row, share in zip(mask.table(), shares, strict=True):
+        assert abs(row.kept - share) < 1 + 1e-6
+
+
+def test_erk_of_a_published_case():
+    """LeNet-300-100 at 10 %: sums 1084, 400, 110 and sizes 235,200, 30,000, 1,000; the output layer stays dense."""
+    found = {name: torch.rand(shape) for name, shape in [("1", (300, 784)), ("2", (100, 300)), ("3", (10, 100))]}
+    kept = {row.name: row.kept for row in allocate(found, 0.1, distribution="erk").table()}
+    level = Fraction(26_620 - 1_000, 1_084 + 400)
+    assert kept["3"] == 1_000
+    assert abs(kept["1"] - level * 1_084) < 1
+    assert abs(kept["2"] - level * 400) < 1
+    assert sum(kept.values()) == 26_620
+
+
+def test_uniform_and_layerwise_differ_once_layers_do():
+    base = Mask({"a": torch.ones(100), "b": torch.cat([torch.ones(20), torch.zeros(80)])})
+    found = {"a": torch.rand(100), "b": torch.rand(100)}
+    uniform = allocate(found, 0.3, distribution="uniform", within=base)
+    layerwise = allocate(found, 0.3, distribution="layerwise", within=base)
+    assert [row.kept for row in uniform.table()] == [40, 20]  # equal shares of the whole; b can give but 20
+    assert [row.kept for row in layerwise.table()] == [50, 10]  # half of what each still has
+
+
+@quick
+@given(scores_and_base(), densities, st.sampled_from(DISTRIBUTIONS))
+def test_within_is_never_left(found_and_base, density, distribution):
+    found, base = found_and_base
+    wanted = round_half_up(density, total_of(found))
+    if wanted > base.kept:
+        with pytest.raises(MaskError, match=f"has only {base.kept}"):
+            allocate(found, density, distribution=distribution, within=base)
+        return
+    mask = allocated(found, density, distribution=distribution, within=base)
+    assume(mask is not None)
+    assert mask <= base
+    assert mask.kept == wanted
+
+
+@quick
+@given(scores_and_base(), densities)
+def test_global_within_is_global_over_the_candidates(found_and_base, density):
+    found, base = found_and_base
+    lowest = {name: torch.where(base[name], score, torch.tensor(-inf)) for name, score in found.items()}
+    assume(round_half_up(density, total_of(found)) <= base.kept)
+    mask = allocated(found, density, within=base)
+    assume(mask is not None)
+    assert mask == allocate(lowest, density)
+
+
+def test_levels_of_iterative_pruning_are_exact():
+    found = {"a": torch.rand(30, 30), "b": torch.rand(100)}
+    mask = None
+    for level in range(1, 12):
+        density = round(0.8**level, 6)
+        mask = allocate(found, density, within=mask)
+        assert mask.kept == floor(Fraction(str(density)) * 1000 + Fraction(1, 2))
+
+
+def test_another_base_is_refused():
+    with pytest.raises(MaskError, match="not of the tensors that have scores"):
+        allocate({"a": torch.rand(4)}, 0.5, within=Mask({"a": torch.ones(5)}))
+
+
+SIZES = {"a": 100, "b": 60, "out": 40}
+
+
+class TestHalfRate:
+    @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+    @pytest.mark.parametrize(("density", "out"), [(0.5, 30), (0.25, 25), (0.9, 38), (1.0, 40)])
+    def test_the_layer_loses_half_the_share(self, distribution, density, out):
+        found = {name: torch.rand(size) for name, size in SIZES.items()}
+        mask = allocate(found, density, distribution=distribution, half_rate=("out",))
+        assert mask.kept == round_half_up(density, 200)
+        assert int(mask["out"].sum()) == out  # 40 * (1 - (1 - density) / 2)
+
+    def test_the_share_is_that_of_what_is_left(self):
+        found = {name: torch.rand(size) for name, size in SIZES.items()}
+        first = allocate(found, 0.8, half_rate=("out",))
+        assert int(first["out"].sum()) == 36  # - 10 %
+        second = allocate(found, 0.64, within=first, half_rate=("out",))
+        assert int(second["out"].sum()) == 32  # 36 * 0.9 = 32.4
+        assert second.kept == 128
+
+    def test_an_unknown_layer_is_refused(self):
+        with pytest.raises(UsageError, match="half_rate names 'fc'"):
+            allocate({"a": torch.rand(4)}, 0.5, half_rate=("fc",))
+
+    def test_layers_that_cannot_be_that_dense_are_refused(self):
+        with pytest.raises(MaskError, match="half rate"):
+            allocate({"a": torch.rand(2), "out": torch.rand(98)}, 0.1, half_rate=("out",))
+
+
+UNEVEN = {"big": torch.arange(100.0) + 10, "small": torch.tensor([1.0, 3.0, 2.0])}
+
+
+class TestCollapse:
+    def test_raises_and_names_the_layer(self):
+        with pytest.raises(LayerCollapseError, match=r"density 0\.5 would leave no weight in small"):
+            allocate(UNEVEN, 0.5)
+
+    def test_keep_takes_the_worst_of_the_largest_layer(self):
+        mask = allocate(UNEVEN, 0.5, collapse="keep")
+        assert mask["small"].tolist() == [False, True, False]
+        assert mask.kept == 52  # 51.5 rounded half up
+        assert mask["big"].nonzero().flatten().tolist() == list(range(49, 100))
+
+    def test_too_few_for_all_layers(self):
+        found = {f"layer{index}": torch.rand(100) for index in range(5)}
+        with pytest.raises(LayerCollapseError, match="too low to keep a weight in each of 5 layers"):
+            allocate(found, 0.008, collapse="keep")
+
+    def test_a_density_that_keeps_nothing(self):
+        with pytest.raises(LayerCollapseError):
+            allocate({"a": torch.rand(10)}, 0.01)
+
+    def test_a_tensor_without_elements_cannot_collapse(self):
+        mask = allocate({"a": torch.rand(4), "empty": torch.rand(0, 3)}, 0.5)
+        assert [row.kept for row in mask.table()] == [2, 0]
+
+    def test_an_unknown_choice_is_refused(self):
+        with pytest.raises(UsageError, match="collapse is raise or keep"):
+            allocate(UNEVEN, 0.5, collapse="ignore")
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.5, 1.0000001, nan, inf, -inf])
+def test_densities_out_of_bounds_are_refused(value):
+    with pytest.raises(UsageError, match="a density is a share kept"):
+        allocate({"a": torch.rand(4)}, value)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, -0.1, 1.5, nan, inf, -inf])
+def test_sparsities_out_of_bounds_are_refused(value):
+    with pytest.raises(UsageError, match="a sparsity is a share removed"):
+        allocate({"a": torch.rand(4)}, sparsity=value)
+
+
+def test_density_1_keeps_everything():
+    assert allocate({"a": torch.rand(4), "b": torch.rand(2, 2)}, 1).density == 1
+    assert allocate({"a": torch.rand(4)}, sparsity=0).density == 1
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    with pytest.raises(MaskError, match="the scores of 'b' are not all numbers"):
+        allocate({"a": torch.rand(3), "b": torch.tensor([1.0, nan])}, 0.5)
+    with pytest.raises(MaskError, match="no scores"):
+        allocate({}, 0.5)
+
+
+def test_infinite_scores_are_only_large_ones():
+    mask = allocate({"a": torch.tensor([0.0, inf, -inf, 1.0])}, 0.5)
+    assert mask["a"].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.bool])
+def test_scores_of_any_type(dtype):
+    mask = allocate({"a": torch.tensor([0, 1, 0, 1]).to(dtype)}, 0.5)
+    assert mask["a"].tolist() == [False, True, False, True]
+
+
+def test_scores_that_differ_in_the_last_bit_are_told_apart():
+    tiny = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64))
+    mask = allocate({"a": torch.stack([torch.ones((), dtype=torch.float64), tiny])}, 0.5)
+    assert mask["a"].tolist() == [False, True]
+
+
+def test_an_unknown_distribution_is_refused():
+    with pytest.raises(UsageError, match=r"'lamp' is not known: global, layerwise, uniform, erk"):
+        allocate({"a": torch.rand(4)}, 0.5, distribution="lamp")
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=8), st.data())
+def test_shared_out_is_exact_fair_and_within_capacity(pairs, data):
+    weights = {str(index): Fraction(weight) for index, (weight, _) in enumerate(pairs)}
+    capacity = {str(index): room for index, (_, room) in enumerate(pairs)}
+    amount = data.draw(st.integers(0, sum(capacity.values())))
+    counts = shared_out(amount, weights, capacity)
+    assert sum(counts.values()) == amount
+    assert all(0 <= counts[name] <= capacity[name] for name in counts)
+    shares = filled(amount, [float(weights[name]) for name in counts], [capacity[name] for name in counts])
+    assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts.values(), shares, strict=True))
+
+
+def test_prod_of_shapes_is_the_denominator():
+    found = {"a": torch.rand(3, 4), "b": torch.rand(5)}
+    assert allocate(found, 0.5).total == prod((3, 4)) + 5

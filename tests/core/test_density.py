@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.core.density import DISTRIBUTIONS, check_density, check_distribution, kept_elements
+from ticketry.errors import UsageError
+
+
+@given(st.integers(0, 999), st.integers(1, 500))
+def test_sparsity_is_what_density_leaves(thousandths, total):
+    by_sparsity = kept_elements(check_density(sparsity=thousandths / 1000), total)
+    assert by_sparsity == kept_elements(check_density((1000 - thousandths) / 1000), total)
+    assert by_sparsity == (2 * (1000 - thousandths) * total + 1000) // 2000
+
+
+@pytest.mark.parametrize("both", [{}, {"density": 0.5, "sparsity": 0.5}])
+def test_exactly_one_of_density_and_sparsity(both):
+    with pytest.raises(UsageError, match="only one of them"):
+        check_density(**both)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, nan, inf])
+def test_densities_out_of_bounds_are_refused(value):
+    with pytest.raises(UsageError, match=r"0 < density <= 1, not"):
+        check_density(value)
+
+
+@pytest.mark.parametrize("value", [1, -0.1, 1.5, nan, inf])
+def test_sparsities_out_of_bounds_are_refused(value):
+    with pytest.raises(UsageError, match=r"0 <= sparsity < 1, not"):
+        check_density(sparsity=value)
+
+
+@pytest.mark.parametrize(("sparsity", "density"), [(0.9, 0.1), (0.95, 0.05), (0.7, 0.3), (0, 1), (0.999, 0.001)])
+def test_a_sparsity_is_the_density_that_is_written_so(sparsity, density):
+    assert check_density(sparsity=sparsity) == density
+
+
+@pytest.mark.parametrize(
+    ("density", "total", "kept"), [(0.5, 5, 3), (0.15, 10, 2), (0.1, 5, 1), (0.05, 10, 1), (0.35, 10, 4), (1e-9, 10, 0)]
+)
+def test_half_an_element_is_rounded_up(density, total, kept):
+    assert kept_elements(density, total) == kept
+
+
+def test_distributions_are_known_by_name():
+    assert [check_distribution(name) for name in DISTRIBUTIONS] == ["global", "layerwise", "uniform", "erk"]
+    with pytest.raises(UsageError, match="'lamp' is not known: global, layerwise, uniform, erk"):
+        check_distribution("lamp")

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import scope
+from ticketry.errors import MaskError, UsageError
+
+
+@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+def test_the_largest_weights_are_kept(build, name):
+    model = build(name).model
+    mask = prune(model, 0.5)
+    parameters = scope(model).parameters(model)
+    kept = torch.cat([parameters[key].detach()[mask[key]].abs() for key in mask])
+    removed = torch.cat([parameters[key].detach()[~mask[key]].abs() for key in mask])
+    assert kept.min() >= removed.max()
+    assert mask.kept == (scope(model).total + 1) // 2
+    assert prune(model, sparsity=0.5) == mask
+
+
+def test_the_model_is_not_changed(build):
+    model = build("resnet").model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    prune(model, 0.5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_score_by_name_or_function(build):
+    model = build("resnet").model
+
+    def smallest(model, scope, *, batches=None, loss=None, seed=0):
+        return {name: -parameter.detach().abs() for name, parameter in scope.parameters(model).items()}
+
+    assert prune(model, 0.3, score=smallest) == ~prune(model, 0.7)
+    assert prune(model, 0.5, score="random", seed=1) == prune(model, 0.5, score="random", seed=1)
+    assert prune(model, 0.5, score="random", seed=1) != prune(model, 0.5, score="random", seed=2)
+    with pytest.raises(UsageError, match="'size' is not known"):
+        prune(model, 0.5, score="size")
+
+
+def test_a_function_gets_what_it_needs(build):
+    case = build("resnet")
+    seen = {}
+
+    def spy(model, scope, *, batches=None, loss=None, seed=0):
+        seen.update(model=model, batches=batches, loss=loss, seed=seed)
+        return {name: torch.rand(shape) for name, shape in scope.shapes.items()}
+
+    prune(case.model, 0.5, score=spy, batches=case.batches, loss=case.loss, seed=9)
+    assert seen == {"model": case.model, "batches": case.batches, "loss": case.loss, "seed": 9}
+
+
+def test_the_scope_is_the_callers_or_that_of_within(build):
+    model = build("resnet").model
+    spared = scope(model, spare=("fc",))
+    first = prune(model, 0.5, scope=spared)
+    assert set(first) == set(spared)
+    second = prune(model, 0.25, within=first)
+    assert set(second) == set(spared)
+    assert second <= first
+    assert second.kept == (2 * 25 * spared.total + 100) // 200
+
+
+def test_masks_do_not_fit_another_model(build):
+    with pytest.raises(MaskError):
+        prune(
+            build("resnet").model, 0.1, scope=scope(build("resnet").model), within=Mask({"fc.weight": torch.ones(5, 8)})
+        )
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def test_wrappers_do_not_change_the_mask(build, wrap):
+    model = build("resnet").model
+    assert prune(wrap(model), 0.3) == prune(model, 0.3)
+    mask = prune(model, 0.3)
+    mask.apply_(wrap(model))
+    assert all(not parameter.detach()[~mask[name]].any() for name, parameter in mask.parameters(model).items())
+
+
+def test_options_reach_allocate(build):
+    model = build("resnet").model
+    assert [round(row.density, 1) for row in prune(model, 0.5, distribution="uniform").table()] == [0.5] * 7
+    half = prune(model, 0.5, half_rate=("fc.weight",))
+    assert int(half["fc.weight"].sum()) == 30
+    assert all(row.kept for row in prune(model, 0.01, collapse="keep").table())

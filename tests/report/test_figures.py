@@ -1,0 +1,190 @@
+"""The figures: valid, reproducible SVG; a y range that shows what matters; labels that do not touch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.report import figure_svgs
+from ticketry.report.aggregate import Results, layer_profiles
+from ticketry.report.figures import DENSITY_BY_LAYER, METRIC_BY_DENSITY, drawings
+from ticketry.report.figures.canvas import fitting
+from ticketry.report.figures.layers import short_names, spread_out
+from ticketry.report.figures.metric import near_dense, whole_range
+from ticketry.report.figures.svg import COLOURS, inline
+from ticketry.report.record import read
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _texts(svg):
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{_SVG}text")]
+
+
+def test_both_figures_are_valid_svg_that_loads_nothing(make_record):
+    figures = figure_svgs(make_record(levels=6))
+    assert list(figures) == [METRIC_BY_DENSITY, DENSITY_BY_LAYER]
+    for svg in figures.values():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == f"{_SVG}svg"
+        for element in root.iter():
+            assert element.tag not in (f"{_SVG}script", f"{_SVG}image", f"{_SVG}a")
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith("#")
+
+
+def test_the_figure_says_what_it_shows(make_record):
+    texts = _texts(figure_svgs(make_record(levels=6))[METRIC_BY_DENSITY])
+    for text in ("tickets", "random re-initialisation", "shuffled masks", "random pruning", "dense"):
+        assert text in texts
+    assert "test accuracy (%)" in texts
+    assert [text for text in texts if text in ("100", "80", "64", "51.2", "41", "32.8", "26.2")] == [
+        *("100", "80", "64", "51.2", "41", "32.8", "26.2")
+    ]
+
+
+def test_same_record_same_bytes_in_another_process(make_record, tmp_path):
+    record = make_record(levels=3)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(record))
+    code = (
+        "import hashlib, json, sys; from ticketry.report import figure_svgs;"
+        "figures = figure_svgs(json.load(open(sys.argv[1])));"
+        "print(hashlib.sha256(''.join(figures.values()).encode()).hexdigest())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == hashlib.sha256("".join(figure_svgs(record).values()).encode()).hexdigest()
+
+
+def test_the_users_own_style_changes_nothing_and_is_kept(make_record):
+    record = make_record(levels=2)
+    plain = figure_svgs(record)
+    with matplotlib.rc_context({"axes.grid": True, "lines.linewidth": 9, "figure.facecolor": "black"}):
+        assert figure_svgs(record) == plain
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+
+
+def test_neither_torch_nor_matplotlib_nor_pyplot_is_imported_early():
+    code = (
+        "import sys, ticketry; before = set(sys.modules); import ticketry.report;"
+        "print(sorted({'torch', 'matplotlib', 'rich'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_pyplot_is_never_imported(make_record):
+    code = (
+        "import json, sys; from ticketry.report import figure_svgs; figure_svgs(json.load(sys.stdin));"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    record = json.dumps(make_record(levels=1, replicates=1))
+    done = subprocess.run([sys.executable, "-c", code], input=record, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_record):
+    svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
+    element = inline(svg, "mine")
+    assert "var(--ticket)" in element
+    assert not any(colour in element for colour in COLOURS.values())
+    ids = [part.split('"')[0] for part in element.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+    assert all(name.startswith("mine-") for name in ids)
+    for reference in [*element.split("url(#")[1:], *element.split('href="#')[1:]]:
+        assert reference.split(")")[0].split('"')[0] in ids
+    ElementTree.fromstring(element.replace("xlink:href", "href"))
+
+
+@pytest.mark.parametrize("name", ["$\\frac", "<script>", "a&b", "\x00\x1b", "漢字", "_hidden", "x" * 300, ""])
+def test_hostile_names_are_drawn_as_text(make_record, name):
+    record = make_record(levels=1, replicates=1, metric=(name, "$", True), shapes={name: (4, 4), "other": (2, 2)})
+    for drawing in drawings(Results(read(record))).values():
+        ElementTree.fromstring(drawing.wide)
+        ElementTree.fromstring(drawing.narrow)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_main_panel_shows_the_better_half(make_record, higher_is_better):
+    results = Results(read(make_record(metric=("score", "", higher_is_better))))
+    (low, high), (lowest, highest) = near_dense(results), whole_range(results)
+    assert lowest <= low < high <= highest + 1e-9
+    assert high - low < 0.5 * (highest - lowest)
+    assert low < results.dense.metric().mean < high
+    means = [group.metric().mean for role in results.roles for group in results.of_role(role)]
+    assert sum(low <= mean <= high for mean in means) >= len(means) / 2
+
+
+def test_one_panel_where_nothing_collapses(make_record):
+    assert near_dense(Results(read(make_record(levels=5, replicates=1, controls=())))) is None
+
+
+def test_no_dense_network_no_zoom(make_record):
+    record = make_record(levels=2)
+    record["points"] = [point for point in record["points"] if point["role"] != "dense"]
+    assert near_dense(Results(read(record))) is None
+    assert METRIC_BY_DENSITY in figure_svgs(record)
+
+
+@pytest.mark.parametrize(
+    ("densities", "accuracy"), [([0.1], 50.0), ([1.0], 50.0), ([0.5, 0.5000001], 50.0), ([1e-7, 0.9], 0.0)]
+)
+def test_odd_axes(make_record, densities, accuracy):
+    record = make_record(levels=len(densities), replicates=1, controls=())
+    for point in record["points"]:
+        point["test"]["accuracy"] = accuracy
+        point["density"] = densities[point["level"] - 1] if point["level"] else 1.0
+    ElementTree.fromstring(figure_svgs(record)[METRIC_BY_DENSITY])
+
+
+def test_an_empty_layer_is_drawn_as_0(make_record):
+    record = make_record(levels=3, replicates=1)
+    record["points"][-4]["layers"][1]["kept"] = 0
+    assert "0" in _texts(figure_svgs(record)[DENSITY_BY_LAYER])
+
+
+def test_figures_without_data_are_left_out(make_record):
+    record = make_record(levels=1)
+    for point in record["points"]:
+        point["layers"] = None
+    assert list(figure_svgs(record)) == [METRIC_BY_DENSITY]
+    assert figure_svgs({**record, "points": record["points"][:1]}) == {}
+
+
+@given(st.lists(st.floats(0, 900), min_size=1, max_size=40), st.data())
+def test_labels_never_touch(positions, data):
+    positions.sort()
+    labels = [data.draw(st.text("0123456789.", min_size=1, max_size=6)) for _ in positions]
+    chosen = fitting(positions, labels)
+    assert chosen[0] == 0
+    assert chosen == sorted(set(chosen))
+    for i, j in itertools.pairwise(chosen):
+        assert positions[j] - 3.7 * len(labels[j]) > positions[i] + 3.7 * len(labels[i])
+
+
+def test_all_labels_where_there_is_room():
+    assert fitting([0, 100, 200, 300], ["100", "51.2", "26.2", "13.4"]) == [0, 1, 2, 3]
+    assert fitting([0, 10, 20, 300], ["100", "80", "64", "1.8"]) == [0, 3]
+
+
+def test_levels_are_spread_over_the_run(make_record):
+    profiles = layer_profiles(Results(read(make_record(levels=18, replicates=1))))
+    assert [profile.level for profile in spread_out(profiles, 6)] == [1, 4, 8, 11, 15, 18]
+    assert spread_out(profiles[:3], 6) == profiles[:3]
+
+
+def test_names_of_layers_keep_what_tells_them_apart():
+    assert short_names(["a.weight", "b.weight"], 10) == ["a", "b"]
+    assert short_names(["a.weight", "b.bias"], 10) == ["a.weight", "b.bias"]
+    assert short_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]

@@ -1,0 +1,248 @@
+"""The page as a file: complete, escaped, reproducible, self-contained, written whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ticketry.errors import StoreError
+from ticketry.report import write_report
+from ticketry.report.aggregate import Results
+from ticketry.report.figures.svg import COLOURS
+from ticketry.report.markup import Html, el, prose
+from ticketry.report.page import render
+from ticketry.report.record import read
+
+_VOID = {"meta", "use", "path", "rect"}
+
+
+class _Reader(HTMLParser):
+    """Elements in order, the text outside style sheets, and whether every element is closed where it should be."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text, self.open, self.rows = [], [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def _page(record):
+    return render(Results(read(record)))
+
+
+def test_the_table_has_the_numbers(make_record):
+    record = make_record(levels=2, replicates=3, controls=("shuffled",))
+    scores = {"dense": 90.0, "ticket": 90.5, "shuffled": 80.0}
+    for point in record["points"]:
+        point["test"]["accuracy"] = scores[point["role"]] + point["replicate"]
+    rows = _Reader(_page(record)).rows
+    assert rows[1] == ["0", "100.0", "0.0", "91.0 ± 1.0", "the dense network, n = 3", "100.0"]
+    assert rows[2] == ["1", "80.0", "20.0", "91.5 ± 1.0", "+0.5 ± 0.0", "81.0 ± 1.0", "80.0"]
+    assert rows[3][:3] == ["2", "64.0", "36.0"]
+
+
+def test_shares_of_all_parameters_count_what_is_never_pruned(make_record):
+    record = make_record(levels=1, replicates=1, controls=())
+    record["task"].update(parameters=1000, prunable=800)
+    for point in record["points"]:
+        point["layers"] = None
+    page = _Reader(_page(record))
+    assert page.rows[2][-1] == "84.0"  # (0.8 * 800 + 200) / 1000
+    assert "of the 800 prunable weights; the last column is of all 1,000 parameters, 200 of which" in "".join(page.text)
+
+
+def test_everything_of_the_record_is_on_the_page(make_record):
+    text = "".join(_Reader(_page(make_record(levels=2))).text)
+    for part in (
+        "Iterative magnitude pruning with rewinding",
+        "iterative-fashion-mnist-3f2a91c0",
+        "lenet-300-100 on fashion-mnist",
+        "ticketry search iterative --task fashion-mnist --rewind 1%",
+        'rewind = "1%"',
+        "18\N{NO-BREAK SPACE}× dense",
+        "120 of 174",
+        "54 came from the store: 31 % of 731,430 steps",
+        "11 min 30 s",
+        "Density by layer",
+        "weight_decay",
+        "AMD EPYC",
+        "retrain: continue",
+        "not yet a statistical verdict",
+    ):
+        assert part.replace("\N{NO-BREAK SPACE}", " ") in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+HOSTILE = """"><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>'&amp;</style>]]>{{}}"""
+
+
+def _poison(node):
+    """Every text of the record, keys of open mappings included, made hostile; roles and structure stay."""
+    if isinstance(node, dict):
+        return {key: item if key in ("kind", "role") else _poison(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return [_poison(item) for item in node]
+    return HOSTILE + node if isinstance(node, str) else node
+
+
+def test_hostile_text_stays_text(make_record):
+    record = make_record(levels=2)
+    poisoned = _poison(record)
+    name = poisoned["task"]["metric"]["name"]
+    for point in poisoned["points"]:
+        point["test"] = {name: point["test"]["accuracy"]}
+        point["validation"] = {name: point["validation"]["accuracy"]}
+    for key in ("settings", "recipe", "steps", "environment"):
+        poisoned[key][HOSTILE] = {HOSTILE: [HOSTILE]}
+    plain, page = _Reader(_page(record)), _Reader(_page(poisoned))
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain.elements}
+    allowed = {(tag, name) for tag, attributes in plain.elements for name in attributes}
+    assert {(tag, name) for tag, attributes in page.elements for name in attributes} <= allowed
+    assert "<script>alert(1)</script>" in "".join(page.text)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 18])
+def test_nothing_is_loaded_and_nothing_runs(make_record, levels):
+    page = _page(make_record(levels=levels))
+    for tag, attributes in _Reader(page).elements:
+        assert tag not in ("script", "link", "img", "iframe", "object", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert name not in ("src", "srcset", "action")
+            if name.endswith("href"):
+                assert value.startswith("#")
+    assert all(reference.startswith("#") for reference in re.findall(r"url\(([^)]*)", page))
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_links_within_the_page_lead_somewhere_and_ids_are_unique(make_record):
+    elements = _Reader(_page(make_record(levels=3))).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in elements:
+        for name, value in attributes.items():
+            if name.endswith("href"):
+                assert value[1:] in ids
+            if name == "aria-labelledby":
+                assert value in ids
+
+
+def test_same_record_same_bytes(make_record, tmp_path):
+    paths = [write_report(make_record(levels=4), tmp_path / name) for name in ("a.html", "b.html")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_half_a_megabyte_is_enough_for_fifty_layers(make_record, many_layers):
+    assert len(many_layers) == 50
+    assert len(_page(make_record(levels=20, shapes=many_layers)).encode()) < 500_000
+
+
+def test_a_run_in_progress(partial_record):
+    page = _Reader(_page(partial_record))
+    assert any("(2)" in cell for row in page.rows for cell in row)
+    assert "or over as many as n or the number in brackets says" in "".join(page.text)
+    assert not {"cost", "repeat"} & {attributes.get("id") for _, attributes in page.elements}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_a_run_that_has_just_begun(make_record, keep):
+    record = make_record(levels=1)
+    record["points"] = record["points"][:keep]
+    _Reader(_page(record))
+
+
+def test_a_bare_record(make_record):
+    record = make_record(levels=2, replicates=1, controls=())
+    for key in ("title", "settings", "recipe", "steps", "cost", "environment", "command", "config", "store"):
+        del record[key]
+    text = "".join(_Reader(_page(record)).text)
+    assert "one replicate" in text
+    assert "±" in text  # explained in the notes, used nowhere
+    assert not any("±" in cell for row in _Reader(_page(record)).rows for cell in row)
+
+
+def test_a_run_whose_sizes_are_not_known_yet(make_record):
+    record = make_record(levels=1, replicates=1)
+    record["task"].update(parameters=0, prunable=0)
+    assert _Reader(_page(record)).rows[2][-1] == "–"
+
+
+@pytest.mark.parametrize("cost", [{"dense_steps": 0, "search_steps_per_replicate": 5}, {"wall_seconds": "soon"}])
+def test_strange_costs_do_no_harm(make_record, cost):
+    _Reader(_page({**make_record(levels=1), "cost": cost}))
+
+
+def test_the_dark_theme_sets_every_colour_and_text_can_be_read(make_record):
+    parts = _page(make_record(levels=1)).split("prefers-color-scheme")[:2]
+    themes = [dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part)) for part in parts]
+    assert themes[0] == COLOURS
+    assert themes[1].keys() == COLOURS.keys()
+    for theme in themes:
+        for text in ("ink", "muted", "ticket", "random-reinit", "shuffled", "random-prune"):
+            needed = 4.5 if text in ("ink", "muted") else 3.0  # WCAG 2.2: text; graphical objects
+            for ground in ("paper", "shade"):
+                assert _contrast(theme[text], theme[ground]) >= needed, (text, ground)
+
+
+def _contrast(one, other):
+    """WCAG's contrast ratio of two #rrggbb colours."""
+
+    def luminance(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_folder_is_made_and_nothing_else_is_left(make_record, tmp_path):
+    path = tmp_path / "deep" / "er" / "report.html"
+    assert write_report(make_record(levels=1), path) == path
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_file_that_cannot_be_written(make_record, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "taken", tmp_path / "file" / "report.html"):
+        with pytest.raises(StoreError, match="cannot write the report"):
+            write_report(make_record(levels=1), path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_a_bad_record_leaves_the_old_report(make_record, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(StoreError):
+        write_report({**make_record(levels=1), "points": None}, path)
+    assert path.read_text() == "old"
+
+
+def test_markup_escapes_all_but_markup():
+    assert el("td", "1 < 2", Html("<b>x</b>"), None, class_='a"b') == '<td class="a&quot;b">1 &lt; 2<b>x</b></td>'
+    assert prose("96.2 ± 0.4 % (n = 3)") == "96.2_±_0.4_% (n_=_3)".replace("_", "\N{NO-BREAK SPACE}")

@@ -1,0 +1,69 @@
+"""The table for the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from ticketry.report import summary_lines, summary_table
+
+
+def _rendered(record, width=160):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(summary_table(record))
+    return console.file.getvalue()
+
+
+def test_lines_are_aligned_and_complete(make_record):
+    lines = summary_lines(make_record(levels=3, replicates=2))
+    assert lines[0] == "accuracy (%) on the test set: mean ± standard deviation (replicates)"
+    assert lines[1].split("  ")[0] == "level"
+    assert all(name in lines[1] for name in ("weights remaining", "tickets", "random pruning", "dense"))
+    assert len(lines) == 2 + 3
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert lines[3].split()[:3] == ["2", "64.0", "%"]
+
+
+def test_numbers_by_hand(make_record):
+    record = make_record(levels=1, replicates=3, controls=())
+    for point in record["points"]:
+        point["test"]["accuracy"] = 90.0 + point["replicate"] + (0.5 if point["role"] == "ticket" else 0.0)
+    assert summary_lines(record)[2].split("  ")[-2:] == ["91.5 ± 1.0 (3)", "91.0 ± 1.0 (3)"]
+
+
+def test_missing_points_are_dashes(partial_record):
+    assert summary_lines(partial_record)[-1].count("–") == 1
+    assert "(2)" in summary_lines(partial_record)[-1]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_that_has_just_begun(make_record, keep):
+    record = make_record(levels=1)
+    record["points"] = record["points"][:keep]
+    assert len(summary_lines(record)) == 3
+
+
+def test_a_run_whose_sizes_are_not_known_yet(make_record):
+    """What the command line shows while a search runs: no sizes, no counts of kept weights."""
+    record = make_record(levels=2)
+    record["task"].update(parameters=0, prunable=0)
+    for point in record["points"]:
+        del point["kept"]
+    assert summary_lines(record) == summary_lines(make_record(levels=2))
+    assert "64.0 %" in _rendered(record)
+
+
+def test_rich_table_says_the_same(make_record):
+    record = make_record(levels=3)
+    text = _rendered(record)
+    for line in summary_lines(record)[2:]:
+        for cell in line.split("  "):
+            assert cell.strip() in text
+
+
+def test_markup_and_control_codes_stay_text(make_record):
+    record = make_record(levels=1, metric=("[red]loud[/red]\x1b[2J", "", True))
+    assert "[red]loud[/red]\ufffd[2J on the test set" in _rendered(record)
+    assert "\x1b" not in "\n".join(summary_lines(record))

@@ -1,0 +1,99 @@
+"""How numbers are written: densities and sparsities that add up, decimals that suit the spread."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.report.aggregate import Results, Summary
+from ticketry.report.record import read
+from ticketry.report.wording import Style, clean, duration, percent, role_name, sparsity, times, value
+
+
+@pytest.mark.parametrize(
+    ("density", "remaining", "removed"),
+    [
+        (1.0, "100.0", "0.0"),
+        (0.8**3, "51.2", "48.8"),
+        (0.8**12, "6.9", "93.1"),
+        (0.0092, "0.92", "99.08"),
+        (0.00018, "0.018", "99.982"),
+    ],
+)
+def test_density_and_sparsity(density, remaining, removed):
+    assert (percent(density), sparsity(density)) == (remaining, removed)
+
+
+@given(st.floats(1e-9, 1))
+def test_density_and_sparsity_add_up_to_100(density):
+    assert Decimal(percent(density)) + Decimal(sparsity(density)) == 100
+
+
+def _style(make_record, sd, **options):
+    record = make_record(levels=1, replicates=2, controls=(), **options)
+    for point in record["points"]:
+        point["test"][record["task"]["metric"]["name"]] = 50 + point["replicate"] * sd * 2**0.5
+    return Style.of(Results(read(record)))
+
+
+@pytest.mark.parametrize(("sd", "decimals"), [(0.41, 2), (0.043, 3), (2.3, 1), (12.0, 0), (120.0, 0)])
+def test_decimals_show_two_digits_of_the_spread(make_record, sd, decimals):
+    assert _style(make_record, sd).decimals == decimals
+
+
+def test_decimals_without_a_spread(make_record):
+    assert _style(make_record, 0.0).decimals == 2
+
+
+def test_a_summary_in_full():
+    style = Style(2, "%")
+    assert style.counted(Summary(96.2345, 0.4142, 3)) == "96.23 ± 0.41 % (n = 3)"
+    assert style.counted(Summary(96.2345, None, 1)) == "96.23 % (n = 1)"
+    assert Style(3, "").counted(Summary(0.3312, 0.0214, 5)) == "0.331 ± 0.021 (n = 5)"
+
+
+@pytest.mark.parametrize(("number", "text"), [(-0.271, "−0.27"), (0.271, "+0.27"), (-0.001, "0.00"), (0.0, "0.00")])
+def test_signs(number, text):
+    assert Style(2, "%").number(number, sign=True) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.26, "4.3 s"), (42, "42 s"), (59.7, "1 min 00 s"), (690, "11 min 30 s"), (11100, "3 h 05 min")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(1.234, "1.2"), (17.9, "18"), (9.96, "10"), (1085.4, "1,085")])
+def test_times(ratio, text):
+    assert times(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (True, "yes"),
+        (None, "–"),
+        ([], "–"),
+        (["a", 2], "a, 2"),
+        (1e-4, "0.0001"),
+        ({"a": 1}, '{"a": 1}'),
+        (4300, "4,300"),
+    ],
+)
+def test_values(item, text):
+    assert value(item) == text
+
+
+def test_clean_takes_what_steers_a_terminal_or_breaks_xml():
+    assert clean("a\x1b[31mb\x00\ud800\ufffe\u202e") == "a\ufffd[31mb\ufffd\ufffd\ufffd\ufffd"
+    assert clean("tab\tline\nœ 漢 🎟") == "tab\tline\nœ 漢 🎟"
+
+
+def test_roles():
+    assert role_name("random_reinit") == "random re-initialisation"
+    assert role_name("small_dense") == "small dense"
