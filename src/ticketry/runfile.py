@@ -45,11 +45,12 @@ def read_run_file(path: Path) -> dict[str, Any]:
         UsageError: if it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the run file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the run file {path} is not TOML: {error}") from None
+    return tables
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:

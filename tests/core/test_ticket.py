@@ -120,7 +120,7 @@ class TestTied:
 
     def test_other_layers_of_the_same_shape_are_not_masked(self):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        mask = prune(model, 0.5, scope=None, within=None)
+        mask = prune(model, 0.5)
         ticket = Ticket(Mask({"0.weight": mask["0.weight"]}), model.state_dict(), {}, model.state_dict())
         assert torch.equal(ticket.trained["1.weight"], model[1].weight.detach())
 
@@ -153,7 +153,7 @@ class TestBytes:
             "import sys, torch\n"
             "from ticketry.core.mask import Mask\nfrom ticketry.core.ticket import Ticket\n"
             "state = {'w': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(2), 'n': torch.tensor(3)}\n"
-            "Ticket(Mask({'w': torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {'z': 1, 'a': 2}, state).save(sys.argv[1])\n"
+            "Ticket(Mask({'w': torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {'z': 1}, state).save(sys.argv[1])\n"
         )
         for name in ("one", "two"):
             subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
@@ -258,11 +258,9 @@ class TestParts:
         with pytest.raises(TicketError, match=r"info\.value is not a number"):
             Ticket(Mask({"w": torch.ones(2)}), {"w": torch.ones(2)}, {"value": float("nan")})
 
-    def test_a_name_that_safetensors_refuses(self, tmp_path):
-        ticket = Ticket(Mask({"w": torch.ones(2)}), {"w": torch.ones(2), "__metadata__": torch.ones(2)}, {})
-        with pytest.raises(TicketError):
-            Ticket.load(ticket.save(tmp_path / "ticket"))
-        assert [path.name for path in tmp_path.iterdir() if path.name != "ticket"] == []
+    def test_a_name_that_safetensors_refuses(self):
+        with pytest.raises(TicketError, match="a name that safetensors keeps for itself"):
+            Ticket(Mask({"w": torch.ones(2)}), {"w": torch.ones(2), "__metadata__": torch.ones(2)}, {})
 
 
 class TestMisfits:
@@ -294,7 +292,7 @@ class TestMisfits:
 
     def test_another_model(self, build):
         ticket, _ = trained_ticket(build, "resnet")
-        with pytest.raises(TicketError, match="LanguageModel has no parameter 'conv.weight'"):
+        with pytest.raises(TicketError, match=r"LanguageModel has no parameter 'conv\.weight'"):
             ticket.apply(build("lstm").model)
 
 

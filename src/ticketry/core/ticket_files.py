@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import json
@@ -26,6 +27,7 @@ MODEL = "model.safetensors"
 FILES = (MANIFEST, MASK, START, MODEL)
 
 _LARGEST_MANIFEST = 16 << 20
+_TRIES = 8
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -106,23 +108,30 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _place(temporary: Path, target: Path) -> None:
-    aside = temporary.with_suffix(".old")  # a folder cannot be renamed over one that has files in it
-    if target.exists():
-        if _same(temporary, target):
+    aside = temporary.with_suffix(".old")
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            if target.exists():
+                if _same(temporary, target):
+                    return
+                _require_replaceable(target)
+                target.rename(aside)  # a folder cannot be renamed over one that has files in it
+            temporary.rename(target)
             return
-        _require_replaceable(target)
-        target.rename(aside)
-    try:
-        temporary.rename(target)
-    except OSError:
-        if aside.exists() and not target.exists():
+        except OSError:  # also if another process put a ticket there, or moved it aside, between two of these lines
+            if not tries_left:
+                raise
+        finally:
+            _settle(aside, target)
+
+
+def _settle(aside: Path, target: Path) -> None:
+    """Put back what was moved aside if nothing came in its place; else remove it."""
+    if aside.exists() and not target.exists():
+        with contextlib.suppress(OSError):
             aside.rename(target)
-            raise
-        if not _same(temporary, target):  # else another process wrote the same ticket just now
-            raise
-    finally:
-        if target.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -133,7 +142,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _require_replaceable(target: Path) -> None:
-    if not target.is_dir():
+    if target.is_file():
         raise TicketError(f"{target} is a file: a ticket is a folder, choose another name")
     names = sorted(entry.name for entry in target.iterdir())
     others = [name for name in names if name not in FILES]

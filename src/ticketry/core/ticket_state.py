@@ -25,6 +25,8 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         short = normal_name(name)
         if short in state:
             raise TicketError(f"two tensors of {what} are called {short!r} once wrappers are removed")
+        if short == "__metadata__":
+            raise TicketError(f"{what} holds a tensor called {short!r}, a name that safetensors keeps for itself")
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TicketError(f"{what} holds {name!r}, which is not a dense tensor: leave it out of the state dict")
         if tensor.dim() > _MOST_DIMENSIONS:
