@@ -107,6 +107,7 @@ class _Points:
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
         self.rewind_step = 0
+        self.retrain = ""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
@@ -114,6 +115,7 @@ class _Points:
     def add_found(self, replicate: int, found: Found) -> None:
         """The dense network or a ticket, which is saved as a folder."""
         self.rewind_step = found.rewound.segment.last
+        self.retrain = found.retrain
         if found.mask is None:
             self._dense[replicate] = found.result
             self.add(replicate, 0, "dense", found.result, None)
@@ -255,6 +257,7 @@ def _record(
     record = preliminary_record(run, rows)
     return {
         **record,
+        "settings": {**record["settings"], "retrain": points.retrain},  # the word that held, if it was left open
         "task": {**record["task"], "parameters": points.parameters, "prunable": points.total},
         "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
         "command": command,

@@ -155,10 +155,11 @@ class TestBytes:
             "state = {'w': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(2), 'n': torch.tensor(3)}\n"
             "Ticket(Mask({'w': torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {'z': 1}, state).save(sys.argv[1])\n"
         )
-        for name in ("one", "two"):
-            subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
-        for path in (tmp_path / "one").iterdir():
-            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True)
+        state = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2), "n": torch.tensor(3)}
+        here = Ticket(Mask({"w": torch.tensor([[1, 0, 1], [0, 0, 1]])}), state, {"z": 1}, state).save(tmp_path / "here")
+        for path in here.iterdir():
+            assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
     def test_ticket_json(self, tmp_path):
         state = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}

@@ -229,7 +229,7 @@ def _result(record: Mapping[str, Any], report: Path) -> dict[str, Any]:
             "dense_value": dense[point["replicate"]],
             "validation_value": point["validation"][metric],
             "steps": point["steps"],
-            "retrain": record["settings"].get("retrain") or "continue",
+            "retrain": record["settings"]["retrain"],
         }
         for point in record["points"]
         if point["role"] == "ticket"
