@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 TICKETRY_DATA ?= $(wildcard $(abspath ../shared/data))
 export TICKETRY_DATA
 # Two tests at once, one thread each: torch's threads collapse when they share cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 DEMO := search iterative --task digits --rewind 3% --density 0.05 --replicates 3
 

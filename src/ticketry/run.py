@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -85,7 +85,10 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
             seeds=run.seeds,
             on_found=lambda replicate, found: _found(collected, controls, replicate, found),
         )
-    record = _record(lab, run, collected, command, time.monotonic() - began, read_json(folder / "run.json"))
+    record = _record(lab, run, collected, command, time.monotonic() - began)
+    earlier = read_json(folder / "run.json")
+    if earlier and lab.ledger.segments_trained == 0 and earlier.get("points") == record["points"]:
+        return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
     write_json(folder / "run.json", record)
     write_atomically(folder / "run.toml", record["config"].encode())
     return record
@@ -246,9 +249,7 @@ def preliminary_record(run: Run, points: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _record(
-    lab: Lab, run: Run, points: _Points, command: str, seconds: float, earlier: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float) -> dict[str, Any]:
     rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     for row in rows:
@@ -261,7 +262,7 @@ def _record(
         "task": {**record["task"], "parameters": points.parameters, "prunable": points.total},
         "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
         "command": command,
-        "cost": _cost(lab, run, rows, points, seconds, earlier),
+        "cost": _cost(lab, run, rows, points, seconds),
         "environment": {
             **environment(),
             "device": arithmetic.device,
@@ -275,26 +276,18 @@ def _record(
     }
 
 
-def _cost(
-    lab: Lab,
-    run: Run,
-    rows: list[dict[str, Any]],
-    points: _Points,
-    seconds: float,
-    earlier: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """What the run costs, whoever trained its segments, and what this time was trained anew."""
+def _cost(lab: Lab, run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float) -> dict[str, Any]:
+    """What the run costs, whoever trained its segments, and what was trained for it this time."""
     ledger = lab.ledger
     search = [row for row in rows if row["role"] in ("dense", "ticket")]
-    done_before = earlier is not None and ledger.segments_trained == 0
     return {
         "segments_asked": ledger.segments_asked,
-        "segments_trained": earlier["cost"]["segments_trained"] if earlier and done_before else ledger.segments_trained,
+        "segments_trained": ledger.segments_trained,
         "steps_asked": ledger.steps_asked,
-        "steps_trained": earlier["cost"]["steps_trained"] if earlier and done_before else ledger.steps_trained,
+        "steps_trained": ledger.steps_trained,
         "dense_steps": sum(row["steps"] for row in rows if row["role"] == "dense") // run.replicates,
         "search_steps_per_replicate": sum(row["steps"] for row in search) // run.replicates,
         "control_steps": sum(row["steps"] for row in rows) - sum(row["steps"] for row in search),
         "train_seconds": round(sum(result.train_seconds for result in points.segments.values()), 3),
-        "wall_seconds": earlier["cost"]["wall_seconds"] if earlier and done_before else round(seconds, 3),
+        "wall_seconds": round(seconds, 3),
     }

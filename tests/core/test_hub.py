@@ -94,7 +94,8 @@ class StubHub:
         if parts[0] != "api":  # user/name/resolve/revision/file
             data = files["/".join(parts[4:])]
             etag = '"' + hashlib.sha1(data).hexdigest() + '"'
-            return self.answer(handler, 200, data, ETag=etag, X_Repo_Commit=self.sha(name))
+            commit = self.sha(name) if revision == "main" else revision
+            return self.answer(handler, 200, data, ETag=etag, X_Repo_Commit=commit)
         if len(parts) > 4 and parts[4] == "tree":
             listing = [
                 {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
@@ -141,7 +142,6 @@ class StubHub:
 def hub(monkeypatch) -> Iterator[StubHub]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     huggingface_hub.close_session()
     stub = StubHub()
     yield stub

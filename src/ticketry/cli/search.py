@@ -21,6 +21,7 @@ from ticketry.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from ticketry.lab.found import Seeds
+    from ticketry.lab.lab import Ledger
     from ticketry.run import Run
     from ticketry.tasks.base import Task
 
@@ -114,7 +115,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     folder = lab.store.paths.run(run.name)
     report = write_report(record, folder / "report.html")
     if arguments.json:
-        print(json.dumps(_result(record, report)))
+        print(json.dumps(_result(record, report, lab.ledger)))
     else:
         _tell(record, folder, report)
     return 0
@@ -212,8 +213,8 @@ def _value(words: Sequence[str], flag: str) -> str:
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def _result(record: Mapping[str, Any], report: Path) -> dict[str, Any]:
-    """The JSON of a search."""
+def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str, Any]:
+    """The JSON of a search; `cost` is what the run cost when it was made, `now` what this command did."""
     metric = record["task"]["metric"]["name"]
     dense = {point["replicate"]: point["test"][metric] for point in record["points"] if point["role"] == "dense"}
     tickets = [
@@ -235,7 +236,8 @@ def _result(record: Mapping[str, Any], report: Path) -> dict[str, Any]:
         if point["role"] == "ticket"
     ]
     keys = ("run", "method", "task", "cost", "store", "environment")
-    return {"tickets": tickets, **{key: record[key] for key in keys}, "report": str(report)}
+    now = {name: getattr(ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
+    return {"tickets": tickets, **{key: record[key] for key in keys}, "now": now, "report": str(report)}
 
 
 def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:

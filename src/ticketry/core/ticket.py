@@ -198,6 +198,8 @@ class Ticket:
     ) -> Ticket:
         """Fetch a ticket from a model repository of the Hugging Face hub; the hub's cache is used.
 
+        The hub's client shows its progress on standard error, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
+
         Args:
             repo_id: ``user/name``.
             revision: branch, tag or commit; by default ``main``.

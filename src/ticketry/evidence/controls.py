@@ -35,7 +35,12 @@ def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """The mask that a control holds in place of the ticket's. Pure function of its arguments."""
+    """The mask that a control holds in place of the ticket's. Pure function of its arguments.
+
+    Raises:
+        UsageError: if the control is not known.
+    """
+    check_controls((control,))
     seed = mix(seeds.mask, control, mask.digest)
     if control == "shuffled":
         return shuffled(mask, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.errors import InterruptedTrainingError
+from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.evaluate import evaluate
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Splits
@@ -63,7 +64,7 @@ def execute(store: Store, data: Path | None, segment: Segment, keep: Sequence[in
     with store.lock(trajectory):
         if is_done(store, segment, keep):
             return Work()
-        job = _Job(store, segment.task.load(data), segment, sorted({*keep, segment.last}), watch)
+        job = _Job(store, _data(segment, data), segment, sorted({*keep, segment.last}), watch)
         with segment.arithmetic.active():
             job.run()
     total = time.perf_counter() - started
@@ -75,6 +76,17 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = ()) -> bool:
     trajectory = segment.trajectory
     record = store.result(trajectory, segment.last)
     return bool(record and record["metrics"]) and all(store.result(trajectory, step) for step in keep)
+
+
+def _data(segment: Segment, folder: Path | None) -> Splits:
+    splits = segment.task.load(folder)
+    count = len(splits.train)
+    if steps_per_epoch(count, segment.recipe.batch) != segment.per_epoch:
+        raise TaskError(
+            f"the task {segment.task.name!r} has {count} training examples now, which is not what this store knows of"
+            " it: give changed data another key (an option, a version) or use another store"
+        )
+    return splits
 
 
 class _Job:
@@ -97,9 +109,10 @@ class _Job:
             for stop in self.missing:
                 self._train(loop, stop)
                 self._store_result(loop, stop)
-        else:
-            self._add_metrics()
-        self.store.drop_partials(self.trajectory)
+        record = self.store.result(self.trajectory, self.segment.last)
+        if record and not record["metrics"]:  # kept on the way of a longer segment
+            self._add_metrics(record)
+        self.store.drop_partials(self.trajectory, self.segment.last)
 
     # -- where to begin ----------------------------------------------------------------------------------------------
 
@@ -188,10 +201,7 @@ class _Job:
         self.store.put_result(self.trajectory, stop, record)
         self.watch.progress(self.segment, stop)
 
-    def _add_metrics(self) -> None:
-        """The state is there, kept on the way of a longer segment; only its metrics are missing."""
-        record = self.store.result(self.trajectory, self.segment.last)
-        assert record is not None
+    def _add_metrics(self, record: Mapping[str, Any]) -> None:
         model = self.segment.arithmetic.place(rebuilt(self.task, self.store.get_tensors(record["model"])))
         self.store.put_result(self.trajectory, self.segment.last, {**record, "metrics": self._metrics(model)})
 

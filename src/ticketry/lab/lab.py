@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
-from ticketry.errors import InterruptedTrainingError, UsageError
+from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.execute import Work, is_done
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
@@ -96,7 +96,7 @@ class Lab:
         self._labels: dict[str, str] = {}
         self._runner: Runner | None = None
         self._guard = threading.RLock()
-        self._in_flight: dict[str, concurrent.futures.Future[Work]] = {}
+        self._in_flight: dict[tuple[str, tuple[int, ...]], concurrent.futures.Future[Work]] = {}
         self._arithmetic: dict[str, Arithmetic] = {}
 
     # -- describing work ---------------------------------------------------------------------------------------------
@@ -112,6 +112,9 @@ class Lab:
         if known is None:
             splits = task.load(self.data)
             known = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+            for name, count in known.items():
+                if not count:
+                    raise TaskError(f"the task {task.name!r} has no examples in its {name} split")
             self.store.put_memo("sizes", key, known)
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 
@@ -159,6 +162,10 @@ class Lab:
             segment: what to train, see `segment`.
             keep: further steps on the way whose states are kept, see `at`.
             label: what to call it in progress events.
+
+        Raises:
+            TrainingError: if the loss is no longer a number.
+            HoldError: if a pruned weight did not stay at 0.
         """
         return self.train_many([segment], keep=keep, labels=[label])[0]
 
@@ -171,9 +178,10 @@ class Lab:
         try:
             for segment, future in zip(segments, futures, strict=True):
                 if future is not None:
-                    self._account(segment, future.result())
-        except BaseException:
-            self.stop()
+                    self._account(segment, tuple(keep), future.result())
+        except BaseException as error:
+            if len(segments) > 1 or not isinstance(error, Exception):
+                self.stop()
             raise
         return [self._result(segment) for segment in segments]
 
@@ -189,11 +197,11 @@ class Lab:
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
             futures = [pool.submit(piece) for piece in pieces]
             try:
-                done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-                self._raise_cause(done)
-            except BaseException:
-                self.stop()
-                raise
+                concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+            finally:
+                if not all(future.done() and future.exception() is None for future in futures):
+                    self.stop()
+        self._raise_cause(futures)
         return [future.result() for future in futures]
 
     # -- states and masks --------------------------------------------------------------------------------------------
@@ -251,6 +259,11 @@ class Lab:
     def _submit(self, segment: Segment, keep: tuple[int, ...], label: str) -> concurrent.futures.Future[Work] | None:
         """A future of the work, or None if its results are there already."""
         key = segment.key
+        for step in keep:
+            if not segment.first <= step <= segment.last:
+                raise UsageError(
+                    f"keep= names step {step}, but the segment goes from {segment.first} to {segment.last}"
+                )
         with self._guard:
             self.ledger.segments_asked += 1
             self.ledger.steps_asked += segment.steps
@@ -258,23 +271,20 @@ class Lab:
             if is_done(self.store, segment, keep):
                 self._emit(Event("cached", key, segment.first, segment.last, segment.last))
                 return None
-            future = self._in_flight.get(key)
-            if future is not None and not future.done():
-                return future
-            self._emit(Event("started", key, segment.first, segment.first, segment.last))
-            runner = self._running()
-        future = runner.submit(self._order, segment, keep)
-        self._in_flight[key] = future
-        return future
+            future = self._in_flight.get((key, keep))
+            if future is None or future.done():
+                self._emit(Event("started", key, segment.first, segment.first, segment.last))
+                future = self._in_flight[key, keep] = self._running().submit(self._order, segment, keep)
+            return future
 
     def _running(self) -> Runner:
         if self._runner is None:
             self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
         return self._runner
 
-    def _account(self, segment: Segment, work: Work) -> None:
+    def _account(self, segment: Segment, keep: tuple[int, ...], work: Work) -> None:
         with self._guard:
-            if self._in_flight.pop(segment.key, None) is not None:  # others who waited for it count nothing
+            if self._in_flight.pop((segment.key, keep), None) is not None:  # others who waited for it count nothing
                 self.ledger.segments_trained += work.steps > 0
                 self.ledger.steps_trained += work.steps
                 self.ledger.train_seconds += work.train_seconds

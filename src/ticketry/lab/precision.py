@@ -33,6 +33,7 @@ class Arithmetic:
         """The thread count and deterministic kernels, for the length of a block."""
         threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
         deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.benchmark = False
         if self.device == "cuda":
@@ -42,7 +43,7 @@ class Arithmetic:
         finally:
             torch.set_num_threads(threads)
             torch.backends.cudnn.benchmark = benchmark
-            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around one forward pass. A new one each step: inside it the converted weights are cached."""

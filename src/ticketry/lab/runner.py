@@ -106,13 +106,15 @@ class InProcess:
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         future: concurrent.futures.Future[Work] = concurrent.futures.Future()
         watch = _ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
-        with self._one_at_a_time, _interrupt_as_flag(self._stop):
-            try:
-                future.set_result(execute(Store(order.store), order.data, segment, keep, watch))
-            except InterruptedTrainingError as error:
-                raise KeyboardInterrupt from error
-            except Exception as error:
-                future.set_exception(error)
+        with self._one_at_a_time:
+            self._stop.clear()
+            with _interrupt_as_flag(self._stop):
+                try:
+                    future.set_result(execute(Store(order.store), order.data, segment, keep, watch))
+                except InterruptedTrainingError as error:
+                    raise KeyboardInterrupt from error
+                except Exception as error:
+                    future.set_exception(error)
         return future
 
     def stop(self) -> None:
@@ -148,6 +150,10 @@ class Processes:
             future = self._pool.submit(_work, _Request(order, spec, segment.describe(), keep))
         except BrokenProcessPool as error:
             raise _lost_worker() from error
+        except RuntimeError as error:
+            if not self._stop.is_set():
+                raise
+            raise InterruptedTrainingError("this lab was stopped: go on with a new one on the same store") from error
         answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
         future.add_done_callback(functools.partial(_pass_on, answer))
         return answer
@@ -184,8 +190,13 @@ def _lost_worker() -> RunnerError:
 
 
 def _listen(events: Any, on_event: OnEvent) -> None:
-    while (event := events.get()) is not None:
-        on_event(event)
+    try:
+        while (event := events.get()) is not None:
+            on_event(event)
+    except BaseException:
+        while events.get() is not None:  # workers that nobody listens to would wait for ever
+            pass
+        raise
 
 
 # -- in a worker process ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.lab.files import explained, read_json
+from ticketry.lab.files import explained
 from ticketry.lab.store import Store
 
 GRACE_SECONDS = 3600.0
@@ -48,21 +48,21 @@ def check(store: Store, *, repair: bool = False) -> Health:
     good: set[str] = set()
     for path in sorted(store.paths.blobs.glob("*/*.safetensors")):
         health.blobs += 1
-        if _digest(path) == path.stem:
-            good.add(path.stem)
-        else:
+        if _is_damaged(path, path.stem):
             health.damaged.append(path)
+        else:
+            good.add(path.stem)
     for path in [*_results(store), *_memos(store)]:
         health.results += path.is_relative_to(store.paths.results)
         try:
-            record = read_json(path)
+            record = store.read(path)
         except StoreError:
             health.damaged.append(path)
             continue
         if record is not None and not blobs_of(record) <= good:
             health.missing.append(path)
     for path in sorted(store.paths.partial.glob("*.safetensors")):
-        if _digest(path) != path.stem.rpartition("-")[2]:
+        if _is_damaged(path, path.stem.rpartition("-")[2]):
             health.damaged.append(path)
     health.leftover = list(_leftovers(store))
     if repair:
@@ -74,7 +74,7 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
     """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed."""
     needed: set[str] = set()
     for path in [*_results(store), *_memos(store)]:
-        needed |= blobs_of(read_json(path) or {})
+        needed |= blobs_of(store.read(path) or {})
     now = time.time()
     candidates = [path for path in store.paths.blobs.glob("*/*.safetensors") if path.stem not in needed]
     candidates += [*_leftovers(store), *_finished_partials(store)]
@@ -87,7 +87,7 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
             files, size = files + 1, size + status.st_size
             if not dry_run:
                 with explained(path, "delete"):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
     return files, size
 
 
@@ -119,12 +119,16 @@ def _finished_partials(store: Store) -> Iterator[Path]:
             yield path
 
 
-def _digest(path: Path) -> str:
-    with explained(path, "read"), path.open("rb") as file:
-        found = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
+def _is_damaged(path: Path, digest: str) -> bool:
+    found = hashlib.sha256()
+    with explained(path, "read"):
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    found.update(chunk)
+        except FileNotFoundError:
+            return False  # a search that runs now has dropped it
+    return found.hexdigest() != digest
 
 
 def _set_aside(store: Store, path: Path) -> Path:

@@ -1,0 +1,106 @@
+"""Real searches in real processes, to be killed, starved and damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+QUICK = [
+    *("search", "iterative", "--task", "digits", "--rate", "0.5", "--levels", "3", "--rewind", "10%"),
+    *("--replicates", "2", "--controls", "shuffled", "random_reinit", "--recipe.length", "300it"),
+    *("--checkpoint-seconds", "0.05", "--json"),
+]
+"""26 networks, a few seconds of training in all."""
+
+
+class Search:
+    """A search in a process of its own."""
+
+    def __init__(self, store: Path, *words: str, workers: int = 2, limit: Any = None) -> None:
+        command = [sys.executable, "-m", "ticketry", *QUICK, "--store", str(store), "--workers", str(workers), *words]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=limit,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.store = store
+
+    def finish(self, timeout: float = 240) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        finally:
+            self.kill_all()
+        return self.process.returncode, out, err
+
+    def result(self) -> dict[str, Any]:
+        """The JSON of a search that must succeed."""
+        code, out, err = self.finish()
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    def wait_for(self, pattern: str, timeout: float = 60) -> bool:
+        """Wait until a file of this form is in the store; False if the search ended before."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if any(self.store.glob(pattern)):
+                return True
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.01)
+        raise AssertionError(f"no {pattern} after {timeout} s")
+
+    def workers(self) -> list[int]:
+        """Process numbers of the search's session, itself not included."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) != self.process.pid:
+                try:
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                    found.append(int(folder.name))
+        return found
+
+    def kill_all(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def finished_results(store: Path) -> dict[str, tuple[int, int]]:
+    """Every stored result with what changes if it is written again."""
+    return {
+        str(path.relative_to(store)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in store.glob("results/*/*/*.json")
+    }
+
+
+def ticket_files(result: dict[str, Any]) -> dict[str, bytes]:
+    """Every file of every ticket, by ticket and name."""
+    return {
+        f"{Path(ticket['path']).name}/{path.name}": path.read_bytes()
+        for ticket in result["tickets"]
+        for path in Path(ticket["path"]).iterdir()
+    }
+
+
+def metrics(result: dict[str, Any]) -> list[tuple[int, int, str, dict[str, float], dict[str, float]]]:
+    """Every network's metrics, from the run's record."""
+    record = json.loads((Path(result["report"]).parent / "run.json").read_text())
+    return [
+        (point["replicate"], point["level"], point["role"], point["validation"], point["test"])
+        for point in record["points"]
+    ]

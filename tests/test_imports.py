@@ -1,0 +1,113 @@
+"""The arrows between the rooms of the package: who may import whom, inside functions too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ticketry
+
+ROOT = Path(ticketry.__file__).parent
+
+LEAVES = {"errors", "step", "version"}
+"""Modules that anybody may import."""
+
+ROOMS = {"core", "tasks", "lab", "search", "evidence", "report", "engine"}
+
+ALLOWED = {
+    "errors": set(),
+    "version": set(),
+    "step": LEAVES,
+    "core": LEAVES,
+    "tasks": LEAVES | {"core"},
+    "lab": LEAVES | {"tasks", "core"},
+    "search": LEAVES | {"lab", "tasks", "core"},
+    "evidence": LEAVES | {"lab", "tasks", "core"},
+    "report": LEAVES | {"lab"},
+    "engine": LEAVES | {"core"},
+    # Above the rooms. Nothing imports the command line, and no room anything of these.
+    "testing": LEAVES | {"search", "lab", "tasks", "core"},
+    "runfile": LEAVES,
+    "run": LEAVES | ROOMS | {"runfile"},
+    "cli": LEAVES | ROOMS | {"run", "runfile"},
+    "__init__": LEAVES | ROOMS,
+    "__main__": {"cli"},
+}
+"""Room or module -> what it may import of the package, itself aside."""
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name after ``ticketry.``) of everything of the package that a file imports."""
+    package = ["ticketry", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "ticketry" else [module]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        for name in names:
+            if name == "ticketry" or name.startswith("ticketry."):
+                yield node.lineno, name.removeprefix("ticketry").removeprefix(".")
+
+
+def target_of(name: str) -> str:
+    """The room or module a dotted name lies in; "" for the package itself (``from ticketry import Mask``)."""
+    first = name.split(".")[0]
+    return first if (ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file() else ""
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def test_every_room_is_on_the_map():
+    assert {room_of(path) for path in FILES} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_go_one_way(path):
+    room = room_of(path)
+    wrong = [
+        f"line {line}: ticketry.{name}".rstrip(".")
+        for line, name in imports(path)
+        if target_of(name) != room and target_of(name) not in ALLOWED[room]
+    ]
+    assert not wrong, f"{path.relative_to(ROOT)} may not import these: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import ticketry.lab.store", ["lab.store"]),
+        ("import ticketry", [""]),
+        ("import torch, ticketry.errors as e", ["errors"]),
+        ("from ticketry import core, Mask", ["core", "Mask"]),
+        ("from ticketry.core.mask import Mask", ["core.mask"]),
+        ("from . import mask", ["core"]),
+        ("from .mask import Mask", ["core.mask"]),
+        ("from .. import lab", ["lab"]),
+        ("from ..lab.store import Store", ["lab.store"]),
+        ("def f():\n    from ticketry.cli import main", ["cli"]),
+        ("if TYPE_CHECKING:\n    from ticketry.lab import x", ["lab"]),
+        ("importlib.import_module('ticketry.lab')", ["lab"]),
+        ("import_module('ticketry.lab')", ["lab"]),
+        ("import ticketry_other, os.path", []),
+    ],
+)
+def test_the_reader_of_imports(tmp_path, monkeypatch, code, found):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "core" / "file.py"
+    path.parent.mkdir()
+    path.write_text(code)
+    assert [name for _, name in imports(path)] == found
