@@ -1,12 +1,15 @@
 """What a mask costs in a training step: masked / dense.
 
-Four ways to train the same network on the same batches, each beside its own dense twin:
+Ways to train the same network on the same data, each beside its own dense twin:
 
 - lab: the lab's own loop (`ticketry.lab.loop.Loop`), with a mask and without, batches drawn and augmented as it does;
 - hold: a bare PyTorch loop over batches that are ready in memory, inside ``with tk.hold(model, mask)`` and without;
 - prune: the same bare loop with torch.nn.utils.prune (custom_from_mask), for comparison.
 
 The bare loops use the optimiser's fused form, which makes the dense step, and so the ratio's base, as fast as it gets.
+For Adam its default form is shown too: there every pruned weight costs time whoever prunes it, because its second
+moment is 0, and the square root that torch calls is several times slower at 0.
+
 Masks are random, of density 0.2. A sample is a few steps after one that is not timed; before and after (the attaching
 of hooks, the last check) nothing is counted.
 """
@@ -14,9 +17,11 @@ of hooks, the last check) nothing is counted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
@@ -30,66 +35,92 @@ from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.segment import Segment, Start
 
 DENSITY = 0.2
-# task, precisions, batches of the bare loops, steps of a sample, ratio to reach. A LeNet's step takes a hundredth of a
-# ResNet-20's, so it does many: on few batches it would soon know them by heart, and gradients that are almost 0
-# (denormal numbers) would be what is measured.
-SETTINGS = (
-    ("cifar10", ("auto", "fp32"), 64, 3, 1.02),
-    ("fashion-mnist", ("auto",), 429, 100, 1.06),
-)
 ROUNDS, QUICK_ROUNDS = 31, 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its data, and how long to look at it."""
+
+    task: str
+    precisions: tuple[str, ...]
+    ready: int
+    """Batches that the bare loops go round. A LeNet takes so many steps that it would soon know a few by heart."""
+    steps: int
+    """Of a sample."""
+    target: float
+    """The ratio to reach."""
+
+
+SETTINGS = (
+    Setting("cifar10", ("auto", "fp32"), ready=64, steps=3, target=1.02),
+    Setting("fashion-mnist", ("auto",), ready=429, steps=100, target=1.06),
+)
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
+    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
     rows = []
-    for name, precisions, steps, target in SETTINGS:
-        task = tk.task(name)
+    for setting in SETTINGS:
+        task = tk.task(setting.task)
         examples = task.load(arguments.data).train
-        tried = []
-        for precision in precisions:
-            arithmetic = choose_arithmetic(task.build(), device="cpu", precision=precision)
-            if arithmetic in tried:  # a processor without bfloat16
-                continue
-            tried.append(arithmetic)
-            count = max(1, steps // 10) if arguments.quick else steps
-            rows += compare(task, examples, arithmetic, count, QUICK_ROUNDS if arguments.quick else ROUNDS, target)
+        choices = [choose_arithmetic(task.build(), device="cpu", precision=word) for word in setting.precisions]
+        for arithmetic in dict.fromkeys(choices):  # once, where the processor has no bfloat16
+            steps = max(1, setting.steps // 10) if arguments.quick else setting.steps
+            ready = list(ready_batches(task, examples, arithmetic, setting.ready))
+            rows += compare(Bench(task, examples, arithmetic, steps, ready), rounds, setting.target)
     return rows
 
 
-def compare(
-    task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, steps: int, rounds: int, target: float
-) -> list[Row]:
+@dataclass(frozen=True)
+class Bench:
+    """What all cases of one network in one arithmetic have in common."""
+
+    task: tk.Task
+    examples: tk.Split
+    arithmetic: Arithmetic
+    steps: int
+    ready: Sequence[tuple[Tensor, Tensor]]
+    """Batches of the bare loops."""
+
+
+def compare(bench: Bench, rounds: int, target: float) -> list[Row]:
     """The rows of one network in one arithmetic."""
-    model = rebuilt(task, initial_state(task, 0))
-    mask = tk.prune(model, density=DENSITY, score="random")
-    setting = (task, examples, arithmetic, steps)
-    cases = {
-        "lab dense": lab_case(*setting, None),
-        "lab masked": lab_case(*setting, mask),
-        "bare dense": bare_case(*setting),
-        "bare held": held_case(*setting, mask),
-        "bare pruned": pruned_case(*setting, mask),
-    }
+    task, arithmetic = bench.task, bench.arithmetic
+    mask = tk.prune(rebuilt(task, initial_state(task, 0)), density=DENSITY, score="random")
+    adam = task.recipe.optimizer == "adam"
+    cases = {"lab dense": lab_case(bench, None), "lab masked": lab_case(bench, mask)}
+    for fused in (True, False) if adam else (True,):
+        cases[f"dense {fused}"] = Bare(bench, fused).sample
+        cases[f"held {fused}"] = held_case(bench, fused, mask)
+        cases[f"pruned {fused}"] = Bare(bench, fused, mask).sample
     seconds = alternating(cases, rounds)
     layout = " channels_last" if arithmetic.channels_last else ""
-    how = f"1 thread, {arithmetic.precision}{layout}, batch {task.recipe.batch}, CPU time, {rounds} x {steps} steps"
-    what = f"masked / dense step, {getattr(task, 'model', '')} on {task.name}"
+    precision = f"{arithmetic.precision}{layout}"
+    how = f"1 thread, batch {task.recipe.batch}, CPU time, {rounds} x {bench.steps} steps"
+    network = f"{getattr(task, 'model', task.name)} {precision}"
 
-    def row(label: str, masked: str, dense: str, **more: Any) -> Row:
-        millisecond = 1e3 / steps
+    def row(label: str, masked: str, dense: str, limit: float | None = None) -> Row:
+        what = f"masked / dense step, {network}: {label}"
         details = {
-            "masked_ms_a_step": millisecond * sorted(seconds[masked])[rounds // 2],
-            "dense_ms_a_step": millisecond * sorted(seconds[dense])[rounds // 2],
-            "steps_of_a_sample": steps,
+            "masked_ms_a_step": 1e3 * statistics.median(seconds[masked]) / bench.steps,
+            "dense_ms_a_step": 1e3 * statistics.median(seconds[dense]) / bench.steps,
+            "steps_of_a_sample": bench.steps,
         }
-        return ratio_row(f"{what}: {label}", seconds[masked], seconds[dense], how=how, details=details, **more)
+        return ratio_row(what, seconds[masked], seconds[dense], target=limit, how=how, details=details)
 
-    return [
-        row("the lab's loop", "lab masked", "lab dense", target=target),
-        row("own loop, tk.hold", "bare held", "bare dense", target=target),
-        row("own loop, torch.nn.utils.prune", "bare pruned", "bare dense"),
+    rows = [
+        row("the lab's loop", "lab masked", "lab dense", target),
+        row("own loop, tk.hold", "held True", "dense True", target),
+        row("own loop, torch.nn.utils.prune", "pruned True", "dense True"),
     ]
+    if adam:
+        rows += [
+            row("own loop, Adam not fused, tk.hold", "held False", "dense False"),
+            row("own loop, Adam not fused, torch.nn.utils.prune", "pruned False", "dense False"),
+        ]
+    return rows
 
 
 # -- the lab's loop ----------------------------------------------------------------------------------------------------
@@ -99,50 +130,39 @@ class _Enough(Exception):
     """Raised from the loop's tick: it leaves `train_until` between two steps, before the check at a segment's end."""
 
 
-def lab_case(
-    task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, steps: int, mask: tk.Mask | None
-) -> Callable[[], float]:
-    segment = endless(task, arithmetic, len(examples))
-    loop = Loop(examples, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
-    left = 0
-
-    def tick() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise _Enough
-
-    def train(count: int) -> None:
-        nonlocal left
-        left = count
-        try:
-            loop.train_until(segment.last, tick)
-        except _Enough:
-            pass
-
-    def sample() -> float:
-        train(1)
-        return timed(lambda: train(steps))
-
-    return sample
-
-
-def endless(task: tk.Task, arithmetic: Arithmetic, examples: int) -> Segment:
-    """A segment of the task's own recipe that is longer than the benchmark."""
-    per_epoch = -(-examples // task.recipe.batch)
-    total = task.recipe.steps(per_epoch)
-    return Segment(
+def lab_case(bench: Bench, mask: tk.Mask | None) -> Callable[[], float]:
+    """Samples of the lab's loop, over a segment of the task's own recipe that is longer than the benchmark."""
+    task, recipe = bench.task, bench.task.recipe
+    per_epoch = -(-len(bench.examples) // recipe.batch)
+    segment = Segment(
         task=task,
-        recipe=task.recipe,
+        recipe=recipe,
         start=Start(seed=0),
         mask=None,  # the loop is given the mask itself
         first=0,
-        last=10 * total,
-        total=total,
+        last=100 * per_epoch,
+        total=100 * per_epoch,
         per_epoch=per_epoch,
         order_seed=0,
-        arithmetic=arithmetic,
+        arithmetic=bench.arithmetic,
     )
+    loop = Loop(bench.examples, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
+
+    def train(steps: int) -> None:
+        stop = loop.step + steps
+
+        def tick() -> None:
+            if loop.step == stop:
+                raise _Enough
+
+        with contextlib.suppress(_Enough):
+            loop.train_until(segment.last, tick)
+
+    def sample() -> float:
+        train(1)
+        return timed(lambda: train(bench.steps))
+
+    return sample
 
 
 # -- a loop of one's own -----------------------------------------------------------------------------------------------
@@ -151,60 +171,55 @@ def endless(task: tk.Task, arithmetic: Arithmetic, examples: int) -> Segment:
 class Bare:
     """Plain PyTorch: the next batch, forward, backward, step."""
 
-    def __init__(self, task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, mask: tk.Mask | None = None) -> None:
+    def __init__(self, bench: Bench, fused: bool, mask: tk.Mask | None = None) -> None:
+        task, arithmetic = bench.task, bench.arithmetic
         self.model = arithmetic.place(rebuilt(task, initial_state(task, 0))).train()
         if mask is not None:
             for name, kept in mask.items():
                 module, _, local = name.rpartition(".")
                 torch_prune.custom_from_mask(self.model.get_submodule(module), local, kept)
-        self.optimizer = make_optimizer(task.recipe, self.model)
-        self.batches = cycle(list(ready_batches(task, examples, arithmetic)))
-        self.bf16 = arithmetic.precision == "bf16"
+        self.optimizer: torch.optim.Optimizer
+        if fused:
+            self.optimizer = make_optimizer(task.recipe, self.model)
+        else:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.lr)
+        self._batches = cycle(bench.ready)
+        self._bf16 = arithmetic.precision == "bf16"
+        self._steps = bench.steps
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
-            inputs, targets = next(self.batches)
+            inputs, targets = next(self._batches)
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
                 outputs = self.model(inputs)
             nn.functional.cross_entropy(outputs.float(), targets).backward()
             self.optimizer.step()
 
-    def sample(self, steps: int) -> float:
+    def sample(self) -> float:
         self.train(1)
-        return timed(lambda: self.train(steps))
+        return timed(lambda: self.train(self._steps))
 
 
-def ready_batches(task: tk.Task, examples: tk.Split, arithmetic: Arithmetic) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as the model takes them: float32, normalised, in the memory layout; no augmentation."""
+def ready_batches(
+    task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole batches as the model takes them: float32, normalised, in the memory layout; no augmentation."""
     layout = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
-    for start in range(0, 429 * task.recipe.batch, task.recipe.batch):
-        rows = slice(start, start + task.recipe.batch)
-        yield task.prepare(examples.inputs[rows]).contiguous(memory_format=layout), examples.targets[rows].clone()
+    size = task.recipe.batch
+    for start in range(0, count * size, size):
+        rows = slice(start, start + size)
+        yield task.prepare(examples.inputs[rows]).contiguous(memory_format=layout), examples.targets[rows]
 
 
-def bare_case(task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, steps: int) -> Callable[[], float]:
-    bare = Bare(task, examples, arithmetic)
-    return lambda: bare.sample(steps)
-
-
-def held_case(
-    task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, steps: int, mask: tk.Mask
-) -> Callable[[], float]:
-    bare = Bare(task, examples, arithmetic)
+def held_case(bench: Bench, fused: bool, mask: tk.Mask) -> Callable[[], float]:
+    bare = Bare(bench, fused)
 
     def sample() -> float:
-        with tk.hold(bare.model, mask):  # for this sample only: its hooks on optimisers are seen by all of them
-            return bare.sample(steps)
+        with tk.hold(bare.model, mask):  # for this sample only: all optimisers of a process see its hooks
+            return bare.sample()
 
     return sample
-
-
-def pruned_case(
-    task: tk.Task, examples: tk.Split, arithmetic: Arithmetic, steps: int, mask: tk.Mask
-) -> Callable[[], float]:
-    bare = Bare(task, examples, arithmetic, mask)
-    return lambda: bare.sample(steps)
 
 
 if __name__ == "__main__":

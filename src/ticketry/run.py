@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -85,7 +86,8 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
             seeds=run.seeds,
             on_found=lambda replicate, found: _found(collected, controls, replicate, found),
         )
-    record = _record(lab, run, collected, command, time.monotonic() - began)
+    # As it will be read back: lists for tuples.
+    record = json.loads(json.dumps(_record(lab, run, collected, command, time.monotonic() - began)))
     earlier = read_json(folder / "run.json")
     if earlier and lab.ledger.segments_trained == 0 and earlier.get("points") == record["points"]:
         return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as schedulers
@@ -61,11 +61,11 @@ CASES = {
     ),
     "onecycle": (
         Recipe(lr=PEAK, schedule="onecycle"),
-        lambda o: schedulers.OneCycleLR(o, PEAK, total_steps=TOTAL + 1, pct_start=0.3, anneal_strategy="cos"),
+        lambda o: schedulers.OneCycleLR(o, PEAK, total_steps=TOTAL, pct_start=0.3, anneal_strategy="cos"),
     ),
     "onecycle, its rise given": (
         Recipe(lr=PEAK, schedule="onecycle", warmup="20%"),
-        lambda o: schedulers.OneCycleLR(o, PEAK, total_steps=TOTAL + 1, pct_start=0.2, anneal_strategy="cos"),
+        lambda o: schedulers.OneCycleLR(o, PEAK, total_steps=TOTAL, pct_start=0.2, anneal_strategy="cos"),
     ),
     "warm-up": (Recipe(lr=PEAK, warmup="15it"), warm(15, lambda o: schedulers.ConstantLR(o, factor=1.0))),
     "warm-up, multistep": (
@@ -117,7 +117,6 @@ def test_never_below_zero_nor_above_the_peak(recipe, total, per_epoch, step):
 
 @given(recipes, st.integers(8, 60))
 def test_the_peak_is_reached(recipe, total):
-    """Unless the schedule drops the rate before the warm-up has ended."""
+    assume(recipe.schedule in ("constant", "cosine", "linear") and recipe.warmup != "end")
     rates = [learning_rate(recipe, step, total=total, per_epoch=4) for step in range(total)]
-    if recipe.schedule != "multistep" and recipe.warmup != "end" and recipe.schedule != "onecycle":
-        assert max(rates) == pytest.approx(recipe.lr)
+    assert max(rates) == pytest.approx(recipe.lr)

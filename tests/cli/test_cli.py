@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+
+import ticketry as tk
+from ticketry.cli import VERBS, main
+
+QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    try:
+        code = main(list(words))
+    except SystemExit as end:  # tyro's own way out for wrong usage and --help
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    store = tmp_path_factory.mktemp("cli") / "store"
+    command = [sys.executable, "-m", "ticketry", "search", "imp", *QUICK, "--store", str(store), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return store, json.loads(done.stdout)
+
+
+def test_json_is_one_object_and_all_of_standard_output(searched: tuple[Path, dict[str, Any]]) -> None:
+    store, result = searched
+    assert [(t["replicate"], t["level"], t["density"]) for t in result["tickets"]] == [
+        (0, 1, 0.5),
+        (0, 2, 0.25),
+        (1, 1, 0.5),
+        (1, 2, 0.25),
+    ]
+    for ticket in result["tickets"]:
+        assert ticket["metric"] == "accuracy"
+        loaded = tk.Ticket.load(ticket["path"])
+        assert loaded.density == ticket["density"]
+        assert loaded.info["retrain"] == ticket["retrain"] == "continue"
+        assert loaded.info["value"] == ticket["value"]
+        assert loaded.info["dense_value"] == ticket["dense_value"]
+    assert result["store"] == str(store)
+    assert Path(result["report"]).is_file()
+    # 2 replicates: dense, 2 tickets, 3 controls of each; the fresh start of a control at step 0 takes no step.
+    assert result["cost"]["steps_trained"] == 2 * (1 + 2 + 6) * 40
+    assert result["cost"]["search_steps_per_replicate"] == 3 * 40
+    assert result["cost"]["control_steps"] == 2 * 6 * 40
+
+
+def test_value_is_what_the_trained_ticket_measures(searched: tuple[Path, dict[str, Any]]) -> None:
+    """The number in the JSON, from the ticket's files alone."""
+    _, result = searched
+    task = tk.task("digits")
+    test = task.load().test
+    for ticket in result["tickets"]:
+        model = tk.Ticket.load(ticket["path"]).apply(task.build(), "trained").eval()
+        right = (model(task.prepare(test.inputs)).argmax(1) == test.targets).double().mean()
+        assert 100 * float(right) == pytest.approx(ticket["value"], abs=1e-6)
+
+
+def test_second_run_trains_nothing_and_says_the_same(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, first = searched
+    code, out, _ = call(capsys, "search", "imp", *QUICK, "--store", str(store), "--json")
+    second = json.loads(out)
+    assert code == 0
+    assert second.pop("now") == {"segments_asked": 22, "segments_trained": 0, "steps_trained": 0}
+    assert second == {key: value for key, value in first.items() if key != "now"}
+
+
+def test_run_file_repeats_the_run_and_words_go_before_it(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, first = searched
+    config = store / "runs" / first["run"] / "run.toml"
+    common = ("--config", str(config), "--store", str(store), "--workers", "0", "--json")
+    code, out, _ = call(capsys, "search", *common)
+    assert (code, json.loads(out)["run"]) == (0, first["run"])
+    assert json.loads(out)["now"]["segments_trained"] == 0
+    code, out, _ = call(capsys, "search", *common, "--levels", "1", "--controls", "none")
+    varied = json.loads(out)
+    assert len(varied["tickets"]) == 2
+    assert varied["now"]["segments_trained"] == 0, "a shorter search is part of the longer one"
+    assert varied["run"] != first["run"]
+
+
+def test_run_file_is_toml_of_plain_values(searched: tuple[Path, dict[str, Any]]) -> None:
+    store, first = searched
+    tables = tomllib.loads((store / "runs" / first["run"] / "run.toml").read_text())
+    assert tables["method"] == "iterative"
+    assert tables["settings"]["rate"] == 0.5
+    assert tables["recipe"]["length"] == "40it"
+    assert tables["seeds"] == {"initialisation": 0, "order": 0, "mask": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["method = 'imp'\ncolour = 1", "method = 'imp'\n[settings]\ncolour = 1", "[recipe]\nlr = 'x", "method = 'no'"],
+)
+def test_wrong_run_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    code, out, err = call(capsys, "search", "--config", str(tmp_path / "run.toml"), "--store", str(tmp_path / "s"))
+    assert (code, out) == (2, "")
+    assert err.startswith("ticketry: ")
+
+
+def test_seeds_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", "imp", *QUICK, "--levels", "1", "--replicates", "1", "--controls", "none", "--json"]
+    runs = {}
+    for name, extra in {"base": (), "order": ("--order-seed", "5"), "start": ("--initialisation-seed", "5")}.items():
+        _, out, _ = call(capsys, *words, "--store", str(tmp_path), *extra)
+        runs[name] = tk.Ticket.load(json.loads(out)["tickets"][0]["path"])
+    same = [all((a.start[n] == b.start[n]).all() for n in a.start) for a, b in _pairs(runs)]
+    assert same == [True, False]  # another order starts alike, another initialisation does not
+    assert runs["order"].mask != runs["base"].mask
+
+
+def _pairs(runs: dict[str, tk.Ticket]) -> list[tuple[tk.Ticket, tk.Ticket]]:
+    return [(runs["base"], runs["order"]), (runs["base"], runs["start"])]
+
+
+def test_own_task_with_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    words = ["search", "imp", "--task", "examples.own_task:Moons", "--option", "hidden=32", "noise=0.2"]
+    code, out, err = call(
+        capsys, *words, *QUICK[:-2], "--workers", "1", "--controls", "none", "--store", str(tmp_path), "--json"
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["task"]["parameters"] == 2 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2
+    assert result["task"]["name"] == "moons"
+
+
+def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    store, first = searched
+    code, out, _ = call(capsys, "report", first["run"], "--store", str(store), "--figures", "--json")
+    (written,) = json.loads(out)["reports"]
+    assert code == 0
+    assert written["run"] == first["run"]
+    assert all(Path(path).is_file() for path in [written["report"], *written["figures"]])
+    code, out, _ = call(capsys, "list", "tickets", "--store", str(store), "--json")
+    assert {ticket["path"] for ticket in first["tickets"]} <= {row["path"] for row in json.loads(out)}
+    assert first["run"] in call(capsys, "list", "runs", "--store", str(store))[1]
+    for what in ("tasks", "methods", "models", "scores"):
+        code, out, _ = call(capsys, "list", what)
+        assert code == 0
+        assert out.strip()
+    assert call(capsys, "report", "nothing", "--store", str(store))[0] == 1
+    assert call(capsys, "list", "dreams")[0] == 2
+
+
+def test_store_verbs(searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store, _ = searched
+    code, out, _ = call(capsys, "store", "check", "--store", str(store), "--json")
+    health = json.loads(out)
+    assert (code, health["sound"], health["damaged"]) == (0, True, [])
+    code, out, _ = call(capsys, "store", "gc", "--store", str(store), "--grace-seconds", "0", "--json")
+    assert (code, json.loads(out)["files"]) == (0, 0)
+    assert call(capsys, "store", "check", "--store", str(tmp_path / "none"))[0] == 1
+    assert not (tmp_path / "none").exists(), "looking does not make a store"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, verb, "--help")
+    assert code == 0
+    assert f"ticketry {verb}" in out
+    assert "example" in out
+
+
+@pytest.mark.parametrize("words", [(), ("fly",), ("search",), ("store",), ("store", "burn"), ("search", "magic")])
+def test_wrong_usage_is_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, *words)[0] == 2
+
+
+def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
+    """A new option is a decision: it is added here too."""
+    _, out, _ = call(capsys, "search", "iterative", "--help")
+    options = {
+        word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
+    }
+    common = "task model option replicates seed initialisation-seed order-seed mask-seed controls config store data"
+    engine = "workers device precision threads checkpoint-seconds json"
+    method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
+    rest = "spare-first-conv half-rate help"
+    recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
+    expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
+    expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}
+    assert options == expected
+
+
+def test_help_and_lists_do_not_import_torch() -> None:
+    for words in ("['--help']", "['search', '--help']", "['list', 'tasks']", "['list', 'methods']"):
+        code = f"import sys; from ticketry.cli import main; main({words}); sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0, words
+
+
+def test_live_table_on_a_terminal(tmp_path: Path) -> None:
+    """A real pseudo-terminal: the table is drawn there, on standard error only."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "ticketry", "search", "imp", *QUICK, "--store", str(tmp_path), "--json"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", "LINES": "40"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = bytearray()
+        try:
+            while chunk := os.read(ours, 1 << 16):
+                shown += chunk
+        except OSError:  # the terminal's other end is closed
+            pass
+        assert process.stdout is not None
+        out = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0
+    assert len(json.loads(out)["tickets"]) == 4
+    text = shown.decode()
+    assert "Iterative magnitude pruning with rewinding on digits" in text
+    assert "of 18 networks" in text
+    assert "tickets" in text

@@ -1,0 +1,35 @@
+"""The public surface, frozen: a new name is a decision, and is added here too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ticketry as tk
+
+PUBLIC = [
+    *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Split", "Splits", "Step", "Task", "Ticket"),
+    *("__version__", "allocate", "errors", "evidence", "hold", "prune", "scope", "score", "search", "task"),
+]
+
+
+def test_names() -> None:
+    assert tk.__all__ == PUBLIC
+    assert dir(tk) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(tk, name) is not None
+
+
+def test_scores_and_searches_are_functions_by_name() -> None:
+    assert callable(tk.score.magnitude)
+    assert callable(tk.score.random)
+    assert callable(tk.search.iterative)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(tk, "nonsense")
+
+
+def test_import_is_light() -> None:
+    code = "import sys, ticketry, ticketry.search, ticketry.report, ticketry.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
