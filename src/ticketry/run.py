@@ -87,7 +87,8 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
             on_found=lambda replicate, found: _found(collected, controls, replicate, found),
         )
     # As it will be read back: lists for tuples.
-    record = json.loads(json.dumps(_record(lab, run, collected, command, time.monotonic() - began)))
+    seconds = time.monotonic() - began
+    record: dict[str, Any] = json.loads(json.dumps(_record(lab, run, collected, command, seconds)))
     earlier = read_json(folder / "run.json")
     if earlier and lab.ledger.segments_trained == 0 and earlier.get("points") == record["points"]:
         return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there

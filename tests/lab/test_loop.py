@@ -11,6 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import HoldError, TrainingError
+from ticketry.lab.lab import Lab
 from ticketry.lab.loop import initial_state, rebuilt, state_of
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
@@ -176,7 +177,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(lab, points_class, step,
 def test_a_bad_loss_is_never_stored_on_the_way(lab, points_class):
     """Neither in a checkpoint nor in a kept state, though nobody looks at losses in between."""
     task = _breaks_at(points_class, 30, float("nan"))
-    with Lab_like(lab, checkpoint_seconds=1e-9) as eager:
+    with Lab(lab.store.paths.root, checkpoint_seconds=1e-9) as eager:
         segment = eager.segment(task, start=0, recipe=task.recipe.changed(length="60it"))
         with pytest.raises(TrainingError, match="at step 30 "):
             eager.train(segment, keep=(20, 50))
@@ -184,10 +185,6 @@ def test_a_bad_loss_is_never_stored_on_the_way(lab, points_class):
         step, tensors = eager.store.partial(segment.trajectory, 60)
         assert step == 30
         assert tensors["losses"].isfinite().all()
-
-
-def Lab_like(lab, **settings):
-    return type(lab)(lab.store.paths.root, **settings)
 
 
 def _writes_to_its_weights(kind: type) -> Task:

@@ -31,6 +31,7 @@ class Live:
         self._lock = threading.Lock()
         self._points: list[dict[str, Any]] = []
         self._active: dict[str, Event] = {}
+        self._done: set[str] = set()  # a worker's last words may come after its result
         self._began = time.monotonic()
         self._trained = 0
         self._rich: RichLive | None = None
@@ -40,8 +41,9 @@ class Live:
         with self._lock:
             if event.kind in ("finished", "cached"):
                 self._active.pop(event.key, None)
+                self._done.add(event.key)
                 self._trained += event.kind == "finished"
-            elif event.kind != "started":  # it is queued until a worker has taken it
+            elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
                 self._active[event.key] = event
 
     def on_point(self, point: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
 
 
 def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
-    for pattern in patterns:
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         found = [name for name in owners if fnmatchcase(name, pattern) or name.startswith(pattern.rstrip(".") + ".")]
         if not found:
             raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {', '.join(owners)}")
