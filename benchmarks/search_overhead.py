@@ -141,6 +141,8 @@ class Parts:
 
     def watch(self) -> None:
         """Wrap the functions that make up a search."""
+        from torch.optim import Optimizer
+
         from ticketry.core.ticket import Ticket
         from ticketry.evidence import controls
         from ticketry.lab import execute
@@ -153,6 +155,8 @@ class Parts:
         self._wrap(Loop, "train_until", "training steps")
         self._wrap(Loop, "__init__", "setting up and reading out a network")
         self._wrap(Loop, "state", "setting up and reading out a network")
+        # The first optimiser of a process makes torch import its compiler, 800 modules.
+        self._wrap(Optimizer, "add_param_group", "torch's late imports")
         self._wrap(execute, "evaluate", "evaluation")
         self._wrap(ImageClassification, "load", "data")
         self._wrap(Segment, "describe", "keys of segments")

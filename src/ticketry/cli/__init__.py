@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
         return 1
 
 
@@ -78,6 +79,16 @@ def _help() -> str:
             "goes on where it stopped, and nothing is trained twice. --json prints the result as one JSON object.",
         ]
     )
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more (`| head`); then nothing more is written to it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _interrupted() -> int:
