@@ -177,7 +177,7 @@ class Bare:
         if mask is not None:
             for name, kept in mask.items():
                 module, _, local = name.rpartition(".")
-                torch_prune.custom_from_mask(self.model.get_submodule(module), local, kept)
+                torch_prune.custom_from_mask(self.model.get_submodule(module), local, kept)  # type: ignore[no-untyped-call]
         self.optimizer: torch.optim.Optimizer
         if fused:
             self.optimizer = make_optimizer(task.recipe, self.model)
@@ -193,7 +193,8 @@ class Bare:
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
                 outputs = self.model(inputs)
-            nn.functional.cross_entropy(outputs.float(), targets).backward()
+            loss = nn.functional.cross_entropy(outputs.float(), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
     def sample(self) -> float:

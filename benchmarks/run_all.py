@@ -34,7 +34,8 @@ def main() -> int:
             else:
                 records.append(json.loads(output.read_text(encoding="utf-8")))
     if records:
-        print(f"\n{machine_line(records[0]['machine'])}\n")
+        whole = {**records[0]["machine"], "load_after": records[-1]["machine"]["load_after"]}
+        print(f"\n{machine_line(whole)}\n")
         print(table([row for record in records for row in record["rows"]]))
         print(f"\n{write(records, arguments.quick)}", file=sys.stderr)
     for name in failed:

@@ -3,8 +3,9 @@
 share = 1 - training seconds / (processes x wall seconds from the call of `ticketry.run.execute` to its return).
 
 Everything in between counts: data, evaluation, the store, masks, tickets, the record, and with workers the start of
-their processes and the time they wait for work. The data set is prepared in the cache folder before, as any earlier
-run would have done. Each search is in a process of its own with an empty store, so that nothing is loaded before.
+their processes (each imports torch, and torch its compiler when it makes the first optimiser) and the time they wait
+for work. The data set is prepared in the cache folder before, as any earlier run would have done. Each search is in a
+process of its own with an empty store, so that nothing is loaded before.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TARGET = 5.0
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
     size = {
-        "levels": arguments.levels or (2 if arguments.quick else 5),
-        "length": arguments.length or ("2ep" if arguments.quick else "10ep"),
+        "levels": arguments.levels or (1 if arguments.quick else 5),
+        "length": arguments.length or ("1ep" if arguments.quick else "10ep"),
         "replicates": arguments.replicates,
         "data": arguments.data,
     }
@@ -98,16 +99,16 @@ def rows_of(found: dict[str, Any], size: dict[str, Any]) -> list[Row]:
         start = sum(found["started"])
         idle = capacity - train - found["in_workers"] - start
         parts = {
-            "start of workers": start,
+            "workers before their first work": start,
             "in workers: data, evaluation, store": found["in_workers"],
             "workers without work": idle,
         }
         rows.append(
             Row(
-                "… less the start of workers",
+                "… not counting workers before their first work",
                 100 * (1 - train / (capacity - start)),
                 "%",
-                how=f"until each took its first work: {', '.join(f'{one:.1f} s' for one in found['started'])}",
+                how=f"start of worker processes, data: {', '.join(f'{one:.1f} s' for one in found['started'])}",
             )
         )
     else:
@@ -198,8 +199,8 @@ class Parts:
 
 if __name__ == "__main__":
     options = parser(__doc__ or "")
-    options.add_argument("--levels", type=int, help="5, or 2 with --quick")
-    options.add_argument("--length", help="of each training: 10ep, or 2ep with --quick")
+    options.add_argument("--levels", type=int, help="5, or 1 with --quick")
+    options.add_argument("--length", help="of each training: 10ep, or 1ep with --quick")
     options.add_argument("--replicates", type=int, default=2)
     options.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="one search each; 0 is in process")
     main("search_overhead", measure, options)

@@ -107,7 +107,7 @@ def test_no_json_file(tmp_path):
 @pytest.mark.parametrize("data", [b"", b'{"a": 1', b"[1]", b"null", b"\xff\xfe", b'{"a": 1}}'])
 def test_damaged_json(tmp_path, data):
     (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(StoreError, match="is damaged.*ticketry store check --repair"):
+    with pytest.raises(StoreError, match=r"is damaged.*ticketry store check --repair"):
         read_json(tmp_path / "a.json")
 
 

@@ -208,7 +208,7 @@ def _writes_to_its_weights(kind: type) -> Task:
 def test_a_pruned_weight_that_is_written_is_told(lab, points_class, half):
     task = _writes_to_its_weights(points_class)
     segment = lab.segment(task, start=0, mask=half)
-    with pytest.raises(HoldError, match="weights of '0.weight' are not 0"):
+    with pytest.raises(HoldError, match=r"weights of '0\.weight' are not 0"):
         lab.train(segment)
     assert lab.store.stored_steps(segment.trajectory) == []
     lab.train(lab.segment(task, start=0))  # dense, it may do as it likes

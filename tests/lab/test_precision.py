@@ -82,10 +82,12 @@ def test_settings_are_put_back(strict, device):
     chosen = _settings()
     other = 2 if torch.get_num_threads() == 1 else 1
     try:
-        with pytest.raises(ZeroDivisionError), Arithmetic(device, threads=other).active():
-            assert torch.get_num_threads() == other
-            assert torch.are_deterministic_algorithms_enabled() == (strict[0] or device == "cuda")
-            raise ZeroDivisionError
+        active = Arithmetic(device, threads=other).active()
+        active.__enter__()
+        assert torch.get_num_threads() == other
+        assert torch.are_deterministic_algorithms_enabled() == (strict[0] or device == "cuda")
+        error = ZeroDivisionError()
+        assert not active.__exit__(type(error), error, None), "errors pass"
         assert _settings() == chosen
     finally:
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])

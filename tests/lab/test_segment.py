@@ -124,7 +124,10 @@ def test_parts_of_one_trajectory():
 
 
 def test_where_and_how_it_is_stored_is_not_in_the_key(tmp_path, points):
-    labs = [Lab(tmp_path / "one"), Lab(tmp_path / "two", data=tmp_path, workers=3, on_event=print, checkpoint_seconds=1)]
+    labs = [
+        Lab(tmp_path / "one"),
+        Lab(tmp_path / "two", data=tmp_path, workers=3, on_event=print, checkpoint_seconds=1),
+    ]
     one, two = (lab.segment(points, start=1, order_seed=2) for lab in labs)
     assert one.key == two.key
     labs[0].train(one.until(2), label="a name")

@@ -223,10 +223,10 @@ def test_no_flipped_bit_of_a_record_goes_unseen(store, data):
     path.write_bytes(changed)
     try:
         found = store.result(TRAJECTORY, 1)
-    except StoreError as error:
-        assert "ticketry store check --repair" in str(error)
-    else:  # white space, or the very name of the seal
-        assert {name: found[name] for name in known} == known
+    except StoreError:
+        return
+    # White space, or the very name of the seal.
+    assert {name: found[name] for name in known} == known
 
 
 def test_a_record_from_before_there_were_seals(store):

@@ -74,7 +74,7 @@ def test_a_sound_store(lab, searched):
     assert health.sound
     assert health.results == 4
     assert health.blobs == len(list(lab.store.paths.blobs.rglob("*.safetensors")))
-    assert not (health.leftover or health.set_aside)
+    assert health.leftover == health.set_aside == []
     assert snapshot(lab.store.paths.root) == before
 
 

@@ -18,9 +18,9 @@ def _rendered(record, width=160):
 
 def test_lines_are_aligned_and_complete(make_record):
     lines = summary_lines(make_record(levels=3, replicates=2))
-    assert lines[0] == "accuracy (%) on the test set: mean ± standard deviation (replicates)"
+    assert lines[0] == "accuracy (%) on the test set: mean ± standard deviation, n = 2"
     assert lines[1].split("  ")[0] == "level"
-    assert all(name in lines[1] for name in ("weights remaining", "tickets", "random pruning", "dense"))
+    assert all(name in lines[1] for name in ("weights remaining", "tickets", "random prune", "dense"))
     assert len(lines) == 2 + 3
     assert len({len(line) for line in lines[1:]}) == 1
     assert lines[3].split()[:3] == ["2", "64.0", "%"]
@@ -30,7 +30,7 @@ def test_numbers_by_hand(make_record):
     record = make_record(levels=1, replicates=3, controls=())
     for point in record["points"]:
         point["test"]["accuracy"] = 90.0 + point["replicate"] + (0.5 if point["role"] == "ticket" else 0.0)
-    assert summary_lines(record)[2].split("  ")[-2:] == ["91.5 ± 1.0 (3)", "91.0 ± 1.0 (3)"]
+    assert summary_lines(record)[2].split("  ")[-2:] == ["91.5 ± 1.0", "91.0 ± 1.0"]
 
 
 def test_missing_points_are_dashes(partial_record):

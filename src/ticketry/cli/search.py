@@ -243,11 +243,14 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
 def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
     from rich.console import Console
 
-    from ticketry.report import summary_table, verdict_line
+    from ticketry.report import summary_lines, summary_table, verdict_line
 
     console = Console()
-    console.print(summary_table(record))
-    console.print(verdict_line(record), markup=False, highlight=False)
+    if console.is_terminal:
+        console.print(summary_table(record))
+        console.print(verdict_line(record), markup=False, highlight=False)
+    else:  # rich would cut the table to 80 columns
+        print("\n".join([*summary_lines(record), "", verdict_line(record)]))
     tickets = sorted(point["ticket"] for point in record["points"] if point["role"] == "ticket")
     lines = [
         "",

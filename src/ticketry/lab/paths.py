@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Paths:
@@ -48,8 +45,3 @@ class Paths:
     def run(self, name: str) -> Path:
         """The folder of a run: run.json, run.toml, report.html, figures and tickets."""
         return self.runs / name
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name can be a file of its own, and nothing else (no path)."""
-    return bool(_NAME.fullmatch(name)) and len(name) <= 200

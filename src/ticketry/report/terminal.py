@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.report.aggregate import Group, Results
 from ticketry.report.observation import observe
 from ticketry.report.record import TICKET, read
-from ticketry.report.wording import NONE, Style, metric_label, percent, role_name
+from ticketry.report.wording import NONE, Style, clean, metric_label, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,33 +48,41 @@ def summary_table(record: Mapping[str, Any]) -> Table:
 
     results = Results(read(record))
     header, rows = _cells(results)
-    table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns.
+    table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in header:
-        table.add_column(Text(name), justify="right", no_wrap=True, overflow="fold")
+        table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
 
 
 def _title(results: Results) -> str:
-    return f"{metric_label(results.run.task.metric)} on the test set: mean ± standard deviation (replicates)"
+    count = f", n = {_usual(results)}" if results.run.points else ""
+    return f"{metric_label(results.run.task.metric)} on the test set: mean ± standard deviation{count}"
+
+
+def _usual(results: Results) -> int:
+    """How many replicates there are of whatever is complete."""
+    return len({point.replicate for point in results.run.points})
 
 
 def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
     style = Style.of(results)
     roles = [TICKET, *results.controls]
-    header = ["level", "weights remaining", *map(role_name, roles), "dense"]
-    dense = _cell(style, results.dense)
+    header = ["level", "weights remaining", "tickets", *(clean(role).replace("_", " ") for role in roles[1:]), "dense"]
+    usual = _usual(results)
+    dense = _cell(style, results.dense, usual)
     rows = []
     for level in results.levels:
-        cells = [_cell(style, results.group(level, role)) for role in roles]
+        cells = [_cell(style, results.group(level, role), usual) for role in roles]
         rows.append([str(level), f"{percent(results.any_at(level).density)} %", *cells, dense])
     return header, rows or [["0", "100.0 %", *([NONE] * len(roles)), dense]]
 
 
-def _cell(style: Style, group: Group | None) -> str:
-    """``96.23 ± 0.41 (3)``: mean, standard deviation and number of replicates."""
+def _cell(style: Style, group: Group | None, usual: int) -> str:
+    """``96.23 ± 0.41``: mean and standard deviation; with ``(2)`` where other than the usual number of replicates."""
     if group is None:
         return NONE
     summary = group.metric()
-    return f"{style.summary(summary)} ({summary.n})"
+    return style.summary(summary) + (f" ({summary.n})" if summary.n != usual else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ticketry.tasks.recipe import Recipe
 
 LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
-"""Optimiser and learning rate of Frankle et al. 2019 (arXiv 1903.01611, figure 2), who train 50,000 steps of 60 examples."""
+"""Optimiser and learning rate of Frankle et al. 2019 (arXiv 1903.01611, figure 2; 50,000 steps of 60 examples)."""
 
 DIGITS = LENET.changed(length="20ep", batch=64)
 """Our own choice: 98.2 % of the test set, standard deviation 0.2 over 8 seeds, in 0.3 s on one core."""
