@@ -48,7 +48,7 @@ def measure_store(store: Path, words: Sequence[str], arguments: argparse.Namespa
         if result["tickets"] != first["tickets"]:
             sys.exit("a second run gave other tickets than the first")
     cost = first["cost"]
-    networks = f"{first['task']['name']}, {len(first['tickets'])} tickets, {cost['segments_asked']} networks"
+    networks = f"{first['task']['name']}, {len(first['tickets'])} tickets, {cost['segments_asked']} segments asked for"
     how = f"default threads and workers, {len(wall)} runs, no step trained"
     details = {"cost": cost, "tickets": len(first["tickets"])}
     return [

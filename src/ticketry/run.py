@@ -204,15 +204,16 @@ class _Controls:
     def _train(self, control: str, replicate: int, found: Found) -> None:
         run = self._run
         assert found.mask is not None
-        result = train_control(
-            self._lab,
-            run.task,
-            run.recipe,
-            control,
-            found,
-            run.seeds.replicate(replicate),
-            label=f"level {found.level} {control}",
-        )
+        with self._lab.telling(f"replicate {replicate} "):
+            result = train_control(
+                self._lab,
+                run.task,
+                run.recipe,
+                control,
+                found,
+                run.seeds.replicate(replicate),
+                label=f"level {found.level} {control}",
+            )
         mask = self._lab.store.get_mask(found.mask)
         self._points.add(replicate, found.level, control, result, mask.density, kept=mask.kept)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +95,7 @@ class Lab:
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
         self._listener = on_event
         self._labels: dict[str, str] = {}
+        self._told = threading.local()
         self._runner: Runner | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...]], concurrent.futures.Future[Work]] = {}
@@ -204,6 +206,16 @@ class Lab:
         self._raise_cause(futures)
         return [future.result() for future in futures]
 
+    @contextlib.contextmanager
+    def telling(self, prefix: str) -> Iterator[None]:
+        """Begin the labels of whatever this thread trains in a block with `prefix`."""
+        before = getattr(self._told, "prefix", "")
+        self._told.prefix = prefix
+        try:
+            yield
+        finally:
+            self._told.prefix = before
+
     # -- states and masks --------------------------------------------------------------------------------------------
 
     def state(self, result: Result) -> dict[str, Tensor]:
@@ -267,7 +279,7 @@ class Lab:
         with self._guard:
             self.ledger.segments_asked += 1
             self.ledger.steps_asked += segment.steps
-            self._labels[key] = label
+            self._labels[key] = f"{getattr(self._told, 'prefix', '')}{label}"
             if is_done(self.store, segment, keep):
                 self._emit(Event("cached", key, segment.first, segment.last, segment.last))
                 return None

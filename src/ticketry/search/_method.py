@@ -86,10 +86,11 @@ class Method:
 
         def one(number: int) -> list[Found]:
             found = []
-            for item in self.search(lab, task, recipe or task.recipe, settings, first.replicate(number)):
-                found.append(item)
-                if on_found:
-                    on_found(number, item)
+            with lab.telling(f"replicate {number} "):
+                for item in self.search(lab, task, recipe or task.recipe, settings, first.replicate(number)):
+                    found.append(item)
+                    if on_found:
+                        on_found(number, item)
             return found
 
         return lab.gather([partial(one, number) for number in range(replicates)])
