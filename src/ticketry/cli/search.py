@@ -97,6 +97,10 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.report import write_report
     from ticketry.run import execute
 
+    if arguments.device != "cuda":
+        import torch
+
+        torch.set_num_threads(1)  # this process only directs: its small work is slowed by threads, workers are not
     run = _run(chosen, arguments)
     workers = default_workers() if arguments.workers is None else arguments.workers
     with Live(run) as live:

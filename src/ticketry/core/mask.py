@@ -38,7 +38,7 @@ class Mask(Mapping[str, Tensor]):
         MaskError: if a tensor holds anything but 0 and 1, or two names are one after normalising.
     """
 
-    __slots__ = ("_digest", "_tensors")
+    __slots__ = ("_digest", "_kept", "_tensors")
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         checked: dict[str, Tensor] = {}
@@ -53,6 +53,7 @@ class Mask(Mapping[str, Tensor]):
             raise MaskError("a mask needs at least one element")
         self._tensors = MappingProxyType(checked)
         self._digest: str | None = None
+        self._kept: int | None = None
 
     # -- made from a model ---------------------------------------------------------------------------------------
 
@@ -83,7 +84,9 @@ class Mask(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """Elements kept."""
-        return sum(int(tensor.sum()) for tensor in self._tensors.values())
+        if self._kept is None:
+            self._kept = sum(int(tensor.sum()) for tensor in self._tensors.values())
+        return self._kept
 
     @property
     def total(self) -> int:

@@ -63,7 +63,11 @@ def train_control(
 ) -> Result:
     """Train a control beside a ticket, for exactly as many steps of the same schedule and data order."""
     assert found.mask is not None
-    mask = control_mask(control, lab.store.get_mask(found.mask), seeds)
+    ticket = found.mask
+    mask = lab.remembered_mask(
+        {"control": control, "of": ticket, "seed": seeds.mask},
+        lambda: control_mask(control, lab.store.get_mask(ticket), seeds),
+    )
     rewound, trained = found.rewound, found.source
     if control == "random_reinit":
         fresh = lab.segment(

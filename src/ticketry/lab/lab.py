@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -228,18 +228,19 @@ class Lab:
 
     def prune(self, task: Task, result: Result, scope: Scope, *, within: str | None = None, **settings: Any) -> str:
         """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings."""
-        key = digest_of(
-            {"numerics": NUMERICS, "state": result.model, "within": within, "scope": list(scope), **settings}
-        )
+
+        def made() -> Mask:
+            base = self.store.get_mask(within) if within else None
+            return prune(self.model(task, result), scope=scope, within=base, **settings)
+
+        return self.remembered_mask({"state": result.model, "within": within, "scope": list(scope), **settings}, made)
+
+    def remembered_mask(self, described: Mapping[str, Any], make: Callable[[], Mask]) -> str:
+        """The digest of the stored mask that is a pure function, `make`, of what is `described` (JSON values)."""
+        key = digest_of({"numerics": NUMERICS, **described})
         known = self.store.memo("masks", key)
         if known is None:
-            mask = prune(
-                self.model(task, result),
-                scope=scope,
-                within=self.store.get_mask(within) if within else None,
-                **settings,
-            )
-            known = {"mask": self.store.put_mask(mask)}
+            known = {"mask": self.store.put_mask(make())}
             self.store.put_memo("masks", key, known)
         return str(known["mask"])
 
