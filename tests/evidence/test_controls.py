@@ -152,7 +152,7 @@ class Searched:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
     task = registry.get("digits")
     recipe = task.recipe.changed(length=f"{T}it", schedule="cosine")
-    with Lab(tmp_path_factory.mktemp("controls") / "store") as lab:
+    with Lab(tmp_path_factory.mktemp("controls") / "store", device="cpu") as lab:
         dense = lab.train(
             lab.segment(task, start=SEEDS.initialisation, order_seed=SEEDS.order, recipe=recipe), keep=(K,)
         )
@@ -202,7 +202,7 @@ def test_a_fresh_start_is_trained_densely_to_the_rewind_step(searched, tmp_path)
     before = lab.ledger.steps_trained
     result = train_control(lab, searched.task, searched.recipe, "random_reinit", ticket, Seeds(7, 2, 3))
     assert lab.ledger.steps_trained - before == K + (T - K)
-    with Lab(tmp_path / "store") as other:
+    with Lab(tmp_path / "store", device="cpu") as other:
         start = mix(7, "random_reinit")
         fresh = other.segment(searched.task, start=start, last=K, order_seed=2, recipe=searched.recipe)
         wanted = other.train(fresh)

@@ -40,6 +40,12 @@ def _points(count: int, seed: int) -> Split:
     return Split(places, (places.norm(dim=1) > 1).long())
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits are compared with those of plain loops on the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     with Lab(tmp_path / "store") as found:

@@ -106,19 +106,20 @@ def test_a_checkpoint_beyond_a_kept_state_is_gone_on_from(lab, segment, undistur
     assert everything(lab.store, segment) == everything(undisturbed, segment)
 
 
-def test_a_killed_writer_loses_only_its_last_seconds(lab, segment, undisturbed):
-    """Killed between two checkpoints: the state of the first is there, nothing else is."""
+class KilledAt12(Watch):
+    def progress(self, segment: Segment, step: int) -> None:
+        if step == 12:
+            raise SystemExit
 
-    class Killed(Watch):
-        def progress(self, segment: Segment, step: int) -> None:
-            if step == 8:
-                raise SystemExit
 
+@pytest.mark.parametrize(("keep", "left"), [((), 19), ((10,), 14)])
+def test_a_killed_writer_loses_only_its_last_seconds(lab, segment, undisturbed, keep, left):
+    """Killed at step 12: there is a checkpoint of step 5, and perhaps a kept state that is nearer."""
     with pytest.raises(InterruptedTrainingError):
         train(lab.store, segment, watch=StopAt(at=5))
     with pytest.raises(SystemExit):
-        train(lab.store, segment, watch=Killed(checkpoint_seconds=1e9))
-    assert train(lab.store, segment) == 19
+        train(lab.store, segment, keep, KilledAt12(checkpoint_seconds=1e9))
+    assert train(lab.store, segment) == left
     assert everything(lab.store, segment) == everything(undisturbed, segment)
 
 
@@ -159,6 +160,19 @@ def test_training_goes_on_with_a_stored_optimizer(lab, segment, undisturbed):
     assert everything(lab.store, whole)["model"] == everything(undisturbed, segment)["model"]
     train(lab.store, fresh)
     assert everything(lab.store, fresh)["model"] != everything(undisturbed, segment)["model"]
+
+
+def test_the_momentum_of_pruned_weights_is_forgotten(lab, points, half):
+    """A mask that comes in the middle of training, with an optimiser that has moments for all weights."""
+    dense = lab.train(lab.segment(points, start=0), keep=(10,))
+    middle = lab.at(dense, 10)
+    start = Start(state=middle.model, optimizer=middle.training)
+    result = lab.train(lab.segment(points, start=start, mask=half, first=10, last=20))
+    training, state = lab.store.get_tensors(result.training), lab.state(result)
+    for name, kept in lab.store.get_mask(half).items():
+        for tensor in (state[name], *(training[f"optimizer/{name}/{part}"] for part in ("exp_avg", "exp_avg_sq"))):
+            assert not tensor[~kept].any()
+            assert tensor[kept].any()
 
 
 class Synthetic(ImageClassification):

@@ -168,15 +168,16 @@ def test_masks_are_remembered_by_what_made_them(lab, points, monkeypatch):
         {"density": 0.5, "score": "random"},
         {"density": 0.5, "score": "random", "seed": 1},
         {"density": 0.5, "distribution": "erk"},
-        {"density": 0.3, "within": first},
+        {"density": 0.3, "score": "random"},
+        {"density": 0.3, "score": "random", "within": first},
     ]
     masks = [first, *(lab.prune(points, one, names, **settings) for settings in asked)]
     masks.append(lab.prune(points, other, names, density=0.5))
     masks.append(lab.prune(points, one, scope(points.build(), spare=("5",)), density=0.5))
     assert len(set(masks)) == len(masks) == len(made)
-    assert lab.store.get_mask(masks[5]) <= lab.store.get_mask(first)
+    assert lab.store.get_mask(masks[6]) <= lab.store.get_mask(first)
     with Lab(lab.store.paths.root) as again:
-        assert [again.prune(points, one, names, **settings) for settings in asked] == masks[1:6]
+        assert [again.prune(points, one, names, **settings) for settings in asked] == masks[1:7]
     assert len(made) == len(masks)
 
 

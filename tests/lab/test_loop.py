@@ -174,6 +174,13 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(lab, points_class, step,
     assert lab.store.result(segment.trajectory, 150) is None
 
 
+def test_the_step_is_counted_from_the_start_of_the_schedule(lab, points_class):
+    task = _breaks_at(points_class, 20, float("nan"))
+    segment = lab.segment(task, start=0, first=60, last=160, recipe=task.recipe.changed(length="200it"))
+    with pytest.raises(TrainingError, match="at step 80 "):
+        lab.train(segment)
+
+
 def test_a_bad_loss_is_never_stored_on_the_way(lab, points_class):
     """Neither in a checkpoint nor in a kept state, though nobody looks at losses in between."""
     task = _breaks_at(points_class, 30, float("nan"))

@@ -30,7 +30,7 @@ def events() -> list[Event]:
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> Iterator[Lab]:
     """One lab for all tests here that need no more: its processes take seconds to start."""
-    with Lab(tmp_path_factory.mktemp("two") / "store", workers=2, on_event=events.append) as lab:
+    with Lab(tmp_path_factory.mktemp("two") / "store", workers=2, device="cpu", on_event=events.append) as lab:
         yield lab
 
 

@@ -187,6 +187,7 @@ def unneeded(lab: Lab) -> list[Path]:
 def test_collect_frees_what_nobody_needs(lab, points, searched):
     root = lab.store.paths.root
     lab.store.put_partial("ab" * 32, 3, {"a": torch.zeros(3)})  # of a segment that is still to be finished
+    lab.prune(points, searched[0], scope(points.build()), density=0.7)  # of a ticket that is still to be trained
     before = snapshot(root)
     size = sum(path.stat().st_size for path in unneeded(lab))
     age(root, GRACE_SECONDS + 60)
