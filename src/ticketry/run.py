@@ -224,7 +224,9 @@ class _Controls:
         if self._pool is None:
             return
         try:
-            if kind is None:
+            if kind is not None:
+                self._lab.stop()
+            else:
                 for future in self._futures:
                     future.result()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ def run_file(described: Mapping[str, Any], spec: Any) -> str:
     top = {
         "method": described["method"],
         "task": spec.name if spec else described["task"].get("name", ""),
-        "model": (spec.model if spec else None) or "",
+        "model": (spec.model if spec else None) or None,  # not written if the task's own
         "replicates": described["replicates"],
         "controls": described["controls"],
     }
@@ -54,5 +55,10 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def _assignments(table: Mapping[str, Any]) -> list[str]:
-    # JSON writes strings, numbers, booleans and arrays of them as TOML does; TOML has no null, and "" stands for it.
-    return [f"{name} = {json.dumps(value)}" for name, value in table.items() if value is not None and value != ""]
+    # JSON writes strings, numbers, booleans and arrays of them as TOML does; TOML has no null.
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in table.items() if value is not None}
+    return [f"{_key(name)} = {value}" for name, value in written.items()]
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

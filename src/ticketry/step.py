@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from ticketry.errors import UsageError
 
@@ -45,17 +46,7 @@ class Step:
         Raises:
             UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
         """
-        if isinstance(text, Step):
-            return text
-        cleaned = str(text).strip().lower()
-        if cleaned == "end":
-            return cls(Fraction(100), "%")
-        if cleaned == "0":
-            return cls(Fraction(0), "it")
-        match = _PATTERN.fullmatch(cleaned)
-        if match is None:
-            raise UsageError(f"{text!r} is not a point in training: write 500it, 2ep, 3%, 0 or end")
-        return cls(Fraction(match["number"]), match["unit"])
+        return text if isinstance(text, Step) else _parsed(text)
 
     def at(self, *, total: int, per_epoch: int) -> int:
         """The iteration this is, rounded half up, in a training of `total` iterations, `per_epoch` an epoch.
@@ -86,6 +77,19 @@ class Step:
             return f"{float(self.value)!r}{self.unit}"
         scaled = str(self.value.numerator * 10**digits // self.value.denominator).rjust(digits + 1, "0")
         return f"{scaled[:-digits]}.{scaled[-digits:]}{self.unit}"
+
+
+@lru_cache(maxsize=1024)  # learning rates are functions of the step, and ask at every one of them
+def _parsed(text: str) -> Step:
+    cleaned = str(text).strip().lower()
+    if cleaned == "end":
+        return Step(Fraction(100), "%")
+    if cleaned == "0":
+        return Step(Fraction(0), "it")
+    match = _PATTERN.fullmatch(cleaned)
+    if match is None:
+        raise UsageError(f"{text!r} is not a point in training: write 500it, 2ep, 3%, 0 or end")
+    return Step(Fraction(match["number"]), match["unit"])
 
 
 def _round_half_up(value: Fraction) -> int:

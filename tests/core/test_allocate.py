@@ -168,7 +168,8 @@ def test_within_is_never_left(found_and_base, density, distribution):
 def test_global_within_is_global_over_the_candidates(found_and_base, density):
     found, base = found_and_base
     lowest = {name: torch.where(base[name], score, torch.tensor(-inf)) for name, score in found.items()}
-    assume(round_half_up(density, total_of(found)) <= base.kept)
+    density *= base.kept / total_of(found)  # what the base can give
+    assume(density > 0 and round_half_up(density, total_of(found)) <= base.kept)
     mask = allocated(found, density, within=base)
     assume(mask is not None)
     assert mask == allocate(lowest, density)

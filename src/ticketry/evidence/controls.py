@@ -12,17 +12,17 @@ from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds
+from ticketry.lab.found import REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
 CONTROLS = {
-    "random_reinit": "the ticket's mask on a fresh initialisation (trained densely to the rewind step, as the ticket's"
-    " weights were)",
-    "shuffled": "the ticket's weights at the rewind step, its mask shuffled within each layer",
-    "random_prune": "the ticket's weights at the rewind step, a random mask of the same density over the whole scope",
+    "random_reinit": "the ticket's mask on a fresh initialisation (trained densely up to the step that the ticket's"
+    " weights are from)",
+    "shuffled": "the ticket's weights, its mask shuffled within each layer",
+    "random_prune": "the ticket's weights, a random mask of the same density over the whole scope",
 }
 
 
@@ -61,23 +61,29 @@ def random_mask(like: Mask, seed: int) -> Mask:
 def train_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Result:
-    """Train a control beside a ticket, for exactly as many steps of the same schedule and data order."""
+    """Train a control beside a ticket, for exactly as many steps of the same schedule and data order.
+
+    Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
+    the level before are 0 wherever that level's mask was.
+    """
     assert found.mask is not None
     ticket = found.mask
     mask = lab.remembered_mask(
         {"control": control, "of": ticket, "seed": seeds.mask},
         lambda: control_mask(control, lab.store.get_mask(ticket), seeds),
     )
-    rewound, trained = found.rewound, found.source
+    rewound, trained = found.rewound, found.dense
     if control == "random_reinit":
+        step = rewound.segment.last
         fresh = lab.segment(
             task,
             start=mix(seeds.initialisation, "random_reinit"),
-            last=found.rewound.segment.last,
+            last=step if found.retrain in REWINDING else trained.segment.last,
             order_seed=seeds.order,
             recipe=recipe,
         )
-        rewound = trained = lab.train(fresh, label=f"{label} (fresh start)")
+        trained = lab.train(fresh, keep=(step,), label=f"{label} (fresh start)")
+        rewound = lab.at(trained, step)
     segment = retraining(
         lab,
         task,

@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # torch comes late: the command line's help needs no more tha
     from ticketry.lab.lab import Result
 
 
-RETRAINS = ("continue", "restart", "rewind_lr", "finetune")
+REWINDING = ("continue", "restart")
+"""Ways of retraining that begin with the weights of the rewind step."""
+RETRAINS = (*REWINDING, "rewind_lr", "finetune")
 
 
 def check_retrain(retrain: str) -> str:
@@ -50,6 +52,8 @@ class Found:
     """Digest of the stored mask; None for the dense network."""
     rewound: Result
     """The dense state at the rewind step: what a ticket's weights are taken from when they are rewound."""
+    dense: Result
+    """The trained dense network."""
     source: Result
     """The trained network that was pruned (for the dense network, itself)."""
     retrain: str

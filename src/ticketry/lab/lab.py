@@ -236,7 +236,12 @@ class Lab:
         return self.remembered_mask({"state": result.model, "within": within, "scope": list(scope), **settings}, made)
 
     def remembered_mask(self, described: Mapping[str, Any], make: Callable[[], Mask]) -> str:
-        """The digest of the stored mask that is a pure function, `make`, of what is `described` (JSON values)."""
+        """The digest of the stored mask that is a pure function, `make`, of what is `described`.
+
+        What is not a JSON value (a score that is a function) cannot be recognised again: then it is made anew.
+        """
+        if any(callable(value) for value in described.values()):
+            return self.store.put_mask(make())
         key = digest_of({"numerics": NUMERICS, **described})
         known = self.store.memo("masks", key)
         if known is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticketry.core.mask import Mask
-from ticketry.lab.found import check_retrain
+from ticketry.lab.found import REWINDING, check_retrain
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.base import Task
@@ -37,7 +37,7 @@ def retraining(
         "rewind_lr": (step, end),
         "finetune": (end, end + (end - step or end)),
     }[check_retrain(retrain)]
-    weights = rewound if retrain in ("continue", "restart") else trained
+    weights = rewound if retrain in REWINDING else trained
     return lab.segment(
         task, start=Start(state=weights.model), mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe
     )

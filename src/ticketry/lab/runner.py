@@ -6,9 +6,11 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -227,7 +229,19 @@ def _work(request: _Request) -> Work:
     order = request.order
     segment = Segment.from_description(request.segment, _task(request.spec))
     watch = _ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
-    return execute(Store(order.store), order.data, segment, request.keep, watch)
+    try:
+        return execute(Store(order.store), order.data, segment, request.keep, watch)
+    except Exception as error:
+        raise _portable(error) from error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or what it says if another process could not read it (it would take it for a lost worker)."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunnerError(f"training failed in a worker process:\n{''.join(traceback.format_exception(error))}")
+    return error
 
 
 class _interrupt_as_flag:

@@ -74,7 +74,7 @@ class Task:
 
         A user's own task that is named module:object needs none: `registry.get` adds its source and its options.
         """
-        raise NotImplementedError
+        raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
 
     def build(self) -> nn.Module:
         """A new model, its weights drawn from torch's global random state (the lab seeds it)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ticketry.errors import TaskError
 from ticketry.tasks.recipe import Recipe
 
 LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
@@ -62,6 +63,8 @@ class Preset:
         """The default recipe of a network on these data."""
         if model == self.model:
             return self.recipe
+        if model not in _OF_MODEL:
+            raise TaskError(f"there is no network {model!r}: choose one of {', '.join(_OF_MODEL)}")
         chosen = _OF_MODEL[model]
         return chosen if self.augmented else chosen.changed(augment=())
 

@@ -49,6 +49,8 @@ class Recipe:
     """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch."""
 
     def __post_init__(self) -> None:
+        for name in _FLOATS:  # 1 and 1.0 are one recipe, and have one key
+            object.__setattr__(self, name, float(getattr(self, name)))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         for name in self.augment:
@@ -75,6 +77,7 @@ class Recipe:
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
 
+_FLOATS = ("lr", "momentum", "beta2", "weight_decay", "gamma", "label_smoothing", "clip")
 _BOUNDS = (
     ("batch", 1, 1 << 24),
     ("lr", 0.0, 1e6),
@@ -83,7 +86,7 @@ _BOUNDS = (
     ("weight_decay", 0.0, 1e3),
     ("gamma", 0.0, 1.0),
     ("label_smoothing", 0.0, 1.0),
-    ("clip", 0.0, float("inf")),
+    ("clip", 0.0, 1e12),
 )
 
 

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from ticketry.core.density import kept_elements
-from ticketry.lab.found import Found, Seeds
+from ticketry.lab.found import REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab
 from ticketry.lab.loop import Loop
 from ticketry.lab.runner import Event
@@ -124,7 +124,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
 
 def _check_start(lab: Lab, ticket: Found) -> None:
     """Level 0's weights times the mask, the invariant that open_lth asserts."""
-    if ticket.retrain not in ("continue", "restart"):
+    if ticket.retrain not in REWINDING:
         return
     assert ticket.mask is not None
     segment = ticket.result.segment
