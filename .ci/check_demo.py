@@ -19,7 +19,9 @@ for ticket in sparsest:
     assert ticket["value"] > 90, f"a ticket of digits should reach well above 90 %, not {ticket['value']}"
     loaded = tk.Ticket.load(ticket["path"])
     model = loaded.apply(tk.task("digits").build(), "trained")
-    assert sum(int((p == 0).sum()) for p in loaded.mask.parameters(model).values()) >= loaded.mask.total - loaded.mask.kept
+    assert (
+        sum(int((p == 0).sum()) for p in loaded.mask.parameters(model).values()) >= loaded.mask.total - loaded.mask.kept
+    )
 report = Path(result["report"]).read_text(encoding="utf-8")
 assert "<svg" in report
 assert "http://" not in report.replace("http://www.w3.org", "")

@@ -102,8 +102,10 @@ def test_ctrl_c(tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> No
 
 def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     store = tmp_path / "store"
-    Search(store).result()
-    record = json.loads(next(store.glob("results/*/*/300.json")).read_text())  # of a dense network or a ticket
+    folder = Path(Search(store).result()["report"]).parent
+    points = json.loads((folder / "run.json").read_text())["points"]
+    trajectory, _, step = next(point["key"] for point in points if point["role"] == "ticket").partition("@")
+    record = json.loads(next(store.glob(f"results/*/{trajectory}/{step}.json")).read_text())
     (victim,) = store.glob(f"blobs/*/{record['model']}.safetensors")
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1

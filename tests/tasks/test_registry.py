@@ -11,9 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from ticketry.errors import DataError, TaskError
+from ticketry.step import Step
 from ticketry.tasks import models, presets, registry
 from ticketry.tasks.base import Spec, Task
 from ticketry.tasks.own import OwnTask
+from ticketry.tasks.recipe import Recipe
 
 GOOD = """
 import torch
@@ -110,6 +112,7 @@ def test_recipe_follows_model_and_data() -> None:
     assert registry.get("cifar10").recipe == presets.RESIDUAL
     assert registry.get("cifar10", model="vgg-16").recipe == presets.RESIDUAL
     assert registry.get("cifar10", model="conv-4").recipe == presets.CONV
+    assert registry.get("cifar10", model="wrn-28-10").recipe == presets.WIDE
     assert registry.get("fashion-mnist", model="lenet-5").recipe == presets.LENET
     assert registry.get("digits").recipe == presets.DIGITS
     assert registry.get("mnist", model="resnet-20").recipe == presets.RESIDUAL.changed(augment=())
@@ -117,8 +120,6 @@ def test_recipe_follows_model_and_data() -> None:
 
 
 def test_residual_recipe_is_that_of_open_lth() -> None:
-    from ticketry.step import Step
-
     recipe, per_epoch = presets.RESIDUAL, 351  # 45,000 / 128
     total = recipe.steps(per_epoch)
     assert total == 160 * per_epoch
@@ -127,11 +128,30 @@ def test_residual_recipe_is_that_of_open_lth() -> None:
 
 
 @pytest.mark.parametrize(
+    ("recipe", "epochs"),
+    [(presets.WIDE, [60, 120, 160]), (presets.IMAGENET, [30, 60, 80]), (presets.VGG19, [80, 120])],
+)
+def test_learning_rate_drops_at_the_papers_epochs(recipe: Recipe, epochs: list[int]) -> None:
+    per_epoch = 704  # 45,000 / 64
+    total = recipe.steps(per_epoch)
+    drops = [Step.parse(step).at(total=total, per_epoch=per_epoch) for step in recipe.milestones]
+    assert drops == [epoch * per_epoch for epoch in epochs]
+
+
+def test_lengths_are_the_papers() -> None:
+    """Frankle and Carbin 2019 and Frankle et al. 2019, figure 2: 20K, 25K, 30K of 60 examples, 112K of 64."""
+    lengths = [presets.PRESETS["cifar10"].recipe_of(name).length for name in ("conv-2", "conv-4", "conv-6")]
+    assert lengths == ["20000it", "25000it", "30000it"]
+    assert presets.VGG19.steps(704) // 1_000 == 112
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         ({"name": "imagenet"}, r"no task 'imagenet': choose one of digits, mnist, fashion-mnist, cifar10"),
-        ({"name": "mnist", "model": "resnet-18"}, "no network 'resnet-18': choose one of lenet-300-100"),
+        ({"name": "mnist", "model": "alexnet"}, "no network 'alexnet': choose one of lenet-300-100"),
         ({"name": "digits", "model": "vgg-16"}, "at least 16x16 pixels, not 8x8"),
+        ({"name": "mnist", "model": "resnet-18-imagenet"}, "at least 32x32 pixels, not 28x28"),
         ({"name": "mnist", "options": {"a": "1"}}, "mnist takes no options, but got {'a': '1'}"),
     ],
 )

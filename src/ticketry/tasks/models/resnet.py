@@ -1,6 +1,8 @@
-"""Residual networks in their CIFAR form (He et al. 2016, section 4.2)."""
+"""Residual networks (He et al. 2016): the narrow ones for CIFAR (section 4.2) and the wide ones (section 4.1)."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,17 +13,16 @@ from ticketry.tasks.models import initialise
 class Block(nn.Module):
     """Two 3x3 convolutions, each with batch norm, around which the input is carried and added."""
 
+    expansion: ClassVar[int] = 1
+    """Channels of the output for each of `filters`."""
+
     def __init__(self, inputs: int, filters: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, filters, kernel_size=3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != filters:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, filters, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(filters)
-            )
+        self.shortcut = _shortcut(inputs, filters, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -29,33 +30,89 @@ class Block(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """A stem, three stages of (depth - 2) / 6 blocks with `width`, 2 `width` and 4 `width` filters, a linear layer.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last with four times the filters (He et al. 2016, Figure 5, right).
 
-    Where a stage halves the image the shortcut is a 1x1 convolution with batch norm: option B of He et al., and
-    that of open_lth, not option A (padding with zeros; 269,722 parameters). ResNet-20 for 32x32x3 inputs and 10
-    classes has 272,474 parameters; together with the running means and variances of batch norm 274,042, which is
-    the "274K" of Frankle et al. 2019 (1903.01611, Figure 2). Starts from Kaiming normal weights (fan in), zero
-    biases and batch norm scales of 1; open_lth draws the scales from U(0, 1) by default.
+    The 3x3 convolution has the stride, as in torchvision; in the paper it is the first one.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, width: int) -> None:
+    expansion: ClassVar[int] = 4
+    """Channels of the output for each of `filters`."""
+
+    def __init__(self, inputs: int, filters: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(shape[0], width, kernel_size=3, padding=1, bias=False)
+        outputs = filters * self.expansion
+        self.conv1 = nn.Conv2d(inputs, filters, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.conv3 = nn.Conv2d(filters, outputs, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.shortcut(x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Nothing, or where the shape changes a 1x1 convolution with batch norm."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """A stem, stages of `repeats` blocks with `width`, 2 `width`, 4 `width`, ... filters, a linear layer.
+
+    The stem is one 3x3 convolution; with `imagenet` it is 7x7 with stride 2, and a 3x3 max pooling with stride 2.
+    Each stage but the first halves the image. Where the shape changes, the shortcut is a 1x1 convolution with batch
+    norm: option B of He et al., and that of open_lth, not option A (padding with zeros; 269,722 parameters in
+    ResNet-20). Starts from Kaiming normal weights (fan in), zero biases and batch norm scales of 1; open_lth draws
+    the scales from U(0, 1) by default.
+
+    Parameters for 32x32x3 inputs and 10 classes:
+
+    - width 16: ResNet-20 (repeats 3, 3, 3) 272,474; ResNet-32 (5, 5, 5) 466,906; ResNet-56 (9, 9, 9) 855,770;
+    - width 64: ResNet-18 (2, 2, 2, 2) 11,173,962; with `Bottleneck` ResNet-50 (3, 4, 6, 3) 23,520,842.
+
+    With `imagenet`, for 1000 classes: ResNet-18 11,689,512 and ResNet-50 25,557,032, which are torchvision's counts.
+    ResNet-20 has 274,042 together with the running means and variances of batch norm, which is the "274K" of
+    Frankle et al. 2019 (1903.01611, Figure 2).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        repeats: tuple[int, ...],
+        width: int,
+        block: type[Block] | type[Bottleneck] = Block,
+        imagenet: bool = False,
+    ) -> None:
+        super().__init__()
+        size, stride = (7, 2) if imagenet else (3, 1)
+        self.imagenet = imagenet
+        self.conv = nn.Conv2d(shape[0], width, kernel_size=size, stride=stride, padding=size // 2, bias=False)
         self.bn = nn.BatchNorm2d(width)
         blocks = []
         inputs = width
-        for stage in range(3):
-            for index in range((depth - 2) // 6):
-                filters = width * 2**stage
-                blocks.append(Block(inputs, filters, stride=2 if stage > 0 and index == 0 else 1))
-                inputs = filters
+        for stage, count in enumerate(repeats):
+            filters = width * 2**stage
+            for index in range(count):
+                blocks.append(block(inputs, filters, stride=2 if stage > 0 and index == 0 else 1))
+                inputs = filters * block.expansion
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(inputs, classes)
         initialise.kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.conv(x))))
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        x = F.relu(self.bn(self.conv(x)))
+        if self.imagenet:
+            x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        x = F.adaptive_avg_pool2d(self.blocks(x), 1).flatten(1)
         out: Tensor = self.fc(x)
         return out
