@@ -1,1 +1,37 @@
-"""What shows that a ticket wins: controls that should lose."""
+"""What shows that a ticket wins: controls that should lose, stability, and error barriers.
+
+The names below are imported when they are first used, so that ``import ticketry.evidence`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Bound now, over the module of the same name: imported later, that module would take the function's place here.
+from ticketry.evidence.stability import distance, stability
+
+if TYPE_CHECKING:
+    from ticketry.evidence.connectivity import barrier, instability
+    from ticketry.evidence.controls import CONTROLS, train_control
+
+_PUBLIC = {
+    "CONTROLS": "ticketry.evidence.controls",
+    "barrier": "ticketry.evidence.connectivity",
+    "instability": "ticketry.evidence.connectivity",
+    "train_control": "ticketry.evidence.controls",
+}
+
+__all__ = ["CONTROLS", "barrier", "distance", "instability", "stability", "train_control"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ticketry.evidence' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

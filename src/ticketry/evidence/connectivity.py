@@ -1,0 +1,204 @@
+"""Linear mode connectivity: the error along the straight line between two trained networks.
+
+Frankle, Dziugaite, Roy & Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis" (ICML 2020, section 2).
+Two networks with no barrier between them lie in one linearly connected minimum. A start whose children under different
+data orders have none is *stable* (the paper: a height below 2 percentage points).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ticketry.core.seeds import mix
+from ticketry.errors import UsageError
+from ticketry.evidence.stability import children
+from ticketry.lab.evaluate import evaluate, forward
+from ticketry.lab.found import Found, Seeds
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.loop import rebuilt
+from ticketry.lab.order import DataOrder
+from ticketry.lab.precision import Arithmetic
+from ticketry.lab.segment import NUMERICS, digest_of
+from ticketry.tasks.base import Metric, Split, Task
+from ticketry.tasks.recipe import Recipe
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The error along the line between two networks."""
+
+    height: float
+    """The highest error on the line less the mean of the two ends', in the metric's unit."""
+    alphas: tuple[float, ...]
+    """Where on the line: 0 is the first network, 1 the other."""
+    errors: tuple[float, ...]
+    """The error there, lower is better: 100 - accuracy for a metric in %, see `error_of`."""
+    split: str
+    """The examples: train, validation or test."""
+    recalibrated: int
+    """Training batches from which batch-norm statistics were recomputed at each alpha; 0 is interpolated ones."""
+
+
+def barrier(
+    lab: Lab, task: Task, one: Result, other: Result, *, points: int = 11, split: str = "test", recalibrate: int = 0
+) -> Barrier:
+    """The error barrier between two trained networks (Frankle et al. 2020, section 2). Remembered in the store.
+
+    At each of `points` evenly spaced alphas, ends included, stands the network (1 - alpha) * one + alpha * other:
+    weights and floating-point buffers, other buffers as in `one`. The barrier is max(errors) less the mean of the two
+    ends, so it is never negative.
+
+    Running statistics of an interpolated network are not valid: the activations of a mixture of weights do not have
+    the mixture of their means and variances. So for networks with batch norm a barrier may be one of the statistics
+    only; `recalibrate` recomputes them. The ends are treated alike, for a fair comparison.
+
+    Args:
+        points: how many alphas (the paper has 30).
+        split: train, validation or test.
+        recalibrate: from how many batches of the training data (not augmented, in a fixed order, as large as the
+            recipe's) batch-norm statistics are recomputed at each alpha, as the plain average over the batches; 0
+            interpolates them. Has no effect on a network without batch norm.
+
+    Raises:
+        UsageError: for fewer than 3 points, an unknown split, a negative `recalibrate`, or networks of another task.
+    """
+    _check(task, one, other, points, split, recalibrate)
+    arithmetic, batch = one.segment.arithmetic, one.segment.recipe.batch
+    described: dict[str, Any] = {
+        "numerics": NUMERICS,
+        "models": [one.model, other.model],
+        "task": dict(task.key()),
+        "points": points,
+        "split": split,
+        "recalibrate": [recalibrate, batch] if recalibrate else 0,
+        "arithmetic": vars(arithmetic),
+    }
+    key = digest_of(described)
+    known = lab.store.memo("barriers", key)
+    if known is None:
+        states, splits = (lab.state(one), lab.state(other)), task.load(lab.data)
+        errors, recalibrated = [], 0
+        with arithmetic.active():
+            for index in range(points):
+                model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
+                if recalibrate:
+                    recalibrated = recalibrate_(task, model, splits.train, recalibrate, batch, arithmetic)
+                metrics = evaluate(task, model, getattr(splits, split), arithmetic)
+                errors.append(error_of(task.metric, metrics[task.metric.name]))
+        known = {"errors": errors, "recalibrated": recalibrated}
+        lab.store.put_memo("barriers", key, known)
+    errors = [float(error) for error in known["errors"]]
+    return Barrier(
+        height=max(errors) - (errors[0] + errors[-1]) / 2,
+        alphas=tuple(index / (points - 1) for index in range(points)),
+        errors=tuple(errors),
+        split=split,
+        recalibrated=int(known["recalibrated"]),
+    )
+
+
+def instability(
+    lab: Lab,
+    task: Task,
+    recipe: Recipe,
+    found: Found,
+    seeds: Seeds,
+    *,
+    control: str | None = None,
+    points: int = 11,
+    split: str = "test",
+    recalibrate: int = 0,
+) -> Barrier:
+    """The barrier between two children of one start under different data orders (Frankle et al. 2020, section 2).
+
+    The start is the ticket's, a control's (any of `evidence.CONTROLS`), or for the dense network of a search its state
+    at the rewind step. The second child is the one of `evidence.stability`: it is trained once.
+
+    Args:
+        found: a network with the recipe and the seeds that it was searched with.
+        points, split, recalibrate: see `barrier`.
+
+    Raises:
+        UsageError: as `barrier`, and for an unknown control or seeds of another search.
+    """
+    _check_line(points, split, recalibrate)  # before anything is trained
+    one, other = children(lab, task, recipe, found, seeds, control=control)
+    return barrier(lab, task, one, other, points=points, split=split, recalibrate=recalibrate)
+
+
+def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: int, last: int) -> dict[str, Tensor]:
+    """The state at alpha = index / last; what is not floating-point is taken from `one`.
+
+    Whole numbers weigh the two, in float64: the ends are exact, and the line is the same from either side.
+    """
+    return {
+        name: (((last - index) * a.double() + index * other[name].double()) / last).to(a.dtype)
+        if a.is_floating_point()
+        else a
+        for name, a in one.items()
+    }
+
+
+@torch.no_grad()
+def recalibrate_(task: Task, model: nn.Module, train: Split, batches: int, batch: int, arithmetic: Arithmetic) -> int:
+    """Recompute the running statistics of all batch norms, in place; the number of batches used (0: no batch norm).
+
+    Each statistic is the plain average over the batches, which are normalised by their own as in training; all other
+    modules are in evaluation mode (no dropout). The model is left in evaluation mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return 0
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the cumulative average
+        norm.train()
+    order = DataOrder(mix("recalibrate"), len(train), batch)
+    for step in range(batches):
+        forward(task, model, train.inputs[order.batch(step)].to(arithmetic.device), arithmetic)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return batches
+
+
+def error_of(metric: Metric, value: float) -> float:
+    """A metric as an error, lower is better: 100 - value in %, -value of other gains, the value itself of losses.
+
+    What is not a number counts as infinite, so that it cannot hide in a maximum.
+    """
+    if isnan(value):
+        return float("inf")
+    if not metric.higher_is_better:
+        return value
+    return 100 - value if metric.unit == "%" else -value
+
+
+def _check(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
+    _check_line(points, split, recalibrate)
+    for result in (one, other):
+        if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):
+            raise UsageError(
+                f"a barrier is between two networks of one task and model, here {task.name!r}: one of these was"
+                f" trained on {result.segment.task.name!r}, or on another version or model of it"
+            )
+
+
+def _check_line(points: int, split: str, recalibrate: int) -> None:
+    if points < 3:
+        raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
+    if split not in SPLITS:
+        raise UsageError(f"split {split!r} is not known: {', '.join(SPLITS)}")
+    if recalibrate < 0:
+        raise UsageError(f"recalibrate is a number of training batches, at least 0, not {recalibrate}")

@@ -1,0 +1,194 @@
+"""Stability: how far apart two trainings of one network end, after pruning or under another data order.
+
+The measure of Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019, section 3): the L2
+distance and the angle between trained weights, where the mask keeps them. Tickets that win were found to be the more
+stable ones. It says little about linear connectivity: for that see `evidence.connectivity`.
+
+Nothing here imports torch when it is imported, for `ticketry.evidence` binds this module's functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import atan2, degrees, hypot
+from typing import TYPE_CHECKING
+
+from ticketry.errors import MaskError, UsageError
+from ticketry.lab.found import REWINDING, Found, Seeds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ticketry.core.mask import Mask
+    from ticketry.lab.lab import Lab, Result
+    from ticketry.lab.segment import Segment
+    from ticketry.tasks.base import Task
+    from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far apart two states are."""
+
+    l2: float
+    """Euclidean distance of the two weight vectors."""
+    angle: float | None
+    """Between the two vectors, in degrees, 0 … 180; None where one of them is all 0."""
+    weights: int
+    """How many weights were compared."""
+    layers: Mapping[str, Distance] = field(default_factory=dict)
+    """The same of each parameter on its own."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Two distances over the weights that the mask keeps (the smaller, the more stable)."""
+
+    pruning: Distance
+    """The dense network, masked after training, against the sub-network, masked before it; one data order."""
+    data_order: Distance
+    """The sub-network against itself, trained from the same start under another data order."""
+
+
+def distance(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None = None
+) -> Distance:
+    """The L2 distance and the angle of two states, whole and by parameter, in float64.
+
+    The angle is 2 atan2(|u - v|, |u + v|) of the unit vectors u and v (Kahan): unlike arccos of their product, it is
+    exact to rounding for nearly equal and nearly opposite vectors too.
+
+    Args:
+        one, other: name -> tensor, such as `lab.state(result)`.
+        mask: what to compare: the weights that a `Mask` keeps, or all of the parameters that a `Scope` (or any
+            iterable) names; None is every floating-point tensor, norm statistics included.
+
+    Raises:
+        MaskError: if the mask names a tensor that a state lacks or has in another shape.
+        UsageError: if the states are of different networks.
+    """
+    pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _compared(one, other, mask)}
+    layers = {name: _apart([pair]) for name, pair in pairs.items()}
+    return replace(_apart(list(pairs.values())), layers=layers)
+
+
+def _compared(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    everything = {**other, **one}
+    names = [name for name, value in everything.items() if value.is_floating_point()] if mask is None else list(mask)
+    for name in names:
+        if name not in one or name not in other:
+            kind = UsageError if mask is None else MaskError
+            raise kind(f"{name!r} is not in both states: compare states of one network, within a mask of it")
+        a, b = one[name], other[name]
+        if a.shape != b.shape:
+            raise UsageError(f"{name!r} is {tuple(a.shape)} in one state and {tuple(b.shape)} in the other")
+        if isinstance(mask, Mapping):
+            kept = mask[name].to(a.device)
+            if kept.shape != a.shape:
+                raise MaskError(f"the mask of {name!r} has the shape {tuple(kept.shape)}, the state {tuple(a.shape)}")
+            a, b = a[kept], b[kept.to(b.device)]
+        yield name, a, b
+
+
+def _apart(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
+    """The distance of two vectors that come in pieces."""
+    size_a, size_b = (hypot(*(_norm(pair[side]) for pair in pairs)) for side in (0, 1))
+    angle = None
+    if size_a and size_b:
+        minus = hypot(*(_norm(a / size_a - b / size_b) for a, b in pairs))
+        plus = hypot(*(_norm(a / size_a + b / size_b) for a, b in pairs))
+        angle = degrees(2 * atan2(minus, plus))
+    return Distance(hypot(*(_norm(a - b) for a, b in pairs)), angle, sum(a.numel() for a, _ in pairs))
+
+
+def _norm(vector: Tensor) -> float:
+    return float(vector.square().sum().sqrt())
+
+
+def stability(
+    lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
+) -> Stability:
+    """The stability of a ticket, or of a control with another mask in its place (Frankle et al. 2019, section 3).
+
+    With W_k the rewound weights, m the mask and A(W, u) training from W to the end with the data order u:
+
+    - to pruning: |m∘A(W_k, u) - m∘A(m∘W_k, u)|;
+    - to data order: |m∘A(m∘W_k, u) - m∘A(m∘W_k, u')|.
+
+    A(W_k, u) is the dense network of the search: at step k it keeps its optimiser's state, where the ticket's starts
+    afresh. Whatever is not yet in the store is trained, and is then shared with `evidence.instability`.
+
+    Args:
+        found: a ticket, with the recipe and the seeds that it was searched with.
+        control: ``shuffled`` or ``random_prune``.
+
+    Raises:
+        UsageError: for the dense network, for a control whose weights are others, for seeds of another search, or if
+            the ticket was not trained as the dense network was from step k on (retrain ``continue``).
+    """
+    if found.mask is None:
+        raise UsageError("stability is of a sub-network: the dense network has no mask")
+    if control == "random_reinit":
+        raise UsageError(
+            "random_reinit starts from other weights than the dense network, so that its stability to pruning has no"
+            " meaning: use shuffled or random_prune"
+        )
+    trained, dense, step = found.result.segment, found.dense.segment, found.rewound.segment.last
+    if found.retrain not in REWINDING or (trained.first, trained.last) != (step, dense.last):
+        raise UsageError(
+            "stability to pruning compares a ticket with the dense network over the same steps: search with retrain"
+            f" continue (this ticket: {found.retrain}, from step {step})"
+        )
+    first, second = children(lab, task, recipe, found, seeds, control=control)
+    assert first.segment.mask is not None
+    mask = lab.store.get_mask(first.segment.mask)
+    state = lab.state(first)
+    return Stability(
+        pruning=distance(lab.state(found.dense), state, mask), data_order=distance(state, lab.state(second), mask)
+    )
+
+
+def children(
+    lab: Lab, task: Task, recipe: Recipe, found: Found, seeds: Seeds, *, control: str | None = None
+) -> tuple[Result, Result]:
+    """Two trainings that differ in the data order alone: of the ticket's start, of a control's, or of dense W_k.
+
+    The first is the network found itself (or the control, see `evidence.train_control`), the second goes from the same
+    weights over the same steps with an order drawn from ``mix(seeds.order, "second order")``. For the dense network
+    the two are one up to the rewind step k, optimiser included, and part there (Frankle et al. 2020, section 2).
+
+    Raises:
+        UsageError: if the control is not known, or the seeds are not those of the search.
+    """
+    from ticketry.core.seeds import mix
+
+    if found.dense.segment.order_seed != seeds.order:
+        raise UsageError(
+            f"seeds.order is {seeds.order}, but the search had {found.dense.segment.order_seed}: give the seeds of the"
+            " replicate that found this network"
+        )
+    first, begins = found.result, found.result.segment
+    if control is not None:
+        from ticketry.evidence.controls import train_control
+
+        if found.mask is None:
+            raise UsageError(f"{control} is a control of a ticket: the dense network has no mask")
+        first = train_control(lab, task, recipe, control, found, seeds, label=f"level {found.level} {control}")
+        begins = first.segment
+    elif found.mask is None:
+        begins = _from_rewound(found)
+    label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
+    return first, lab.train(replace(begins, order_seed=mix(seeds.order, "second order")), label=label)
+
+
+def _from_rewound(found: Found) -> Segment:
+    """The dense network's training from the rewind step on."""
+    from ticketry.lab.segment import Start
+
+    rewound, whole = found.rewound, found.result.segment
+    if rewound.segment.last == whole.first:
+        return whole
+    return replace(whole, start=Start(state=rewound.model, optimizer=rewound.training), first=rewound.segment.last)
