@@ -1,4 +1,4 @@
-"""Barriers against slow loops written from the definition, and against what is known of convex and permuted networks."""
+"""Barriers against slow loops written from the definition, and against what is known of convex and permuted nets."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_bad_settings_are_refused(lab, settings, said):
 def test_networks_of_two_tasks_have_no_line_between_them(lab):
     one, other = two(lab, Logistic())[0], two(lab, Normed())[0]
     for task in (Logistic(), Normed()):
-        with pytest.raises(UsageError, match="trained on '(logistic|normed)'"):
+        with pytest.raises(UsageError, match=r"trained on '(logistic|normed)'"):
             barrier(lab, task, one, other)
 
 
