@@ -18,7 +18,7 @@ from typing import Any
 
 from common import HERE, machine_line, short_processor, table
 
-BENCHMARKS = ("masking", "epoch", "search_overhead", "second_run", "mask_size", "imports")
+BENCHMARKS = ("masking", "epoch", "search_overhead", "second_run", "mask_size", "imports", "verdict")
 
 
 def main() -> int:

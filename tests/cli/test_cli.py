@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 
 import ticketry as tk
 from ticketry.cli import VERBS, main
+from ticketry.runfile import read_run_file
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -97,7 +97,7 @@ def test_run_file_repeats_the_run_and_words_go_before_it(
 
 def test_run_file_is_toml_of_plain_values(searched: tuple[Path, dict[str, Any]]) -> None:
     store, first = searched
-    tables = tomllib.loads((store / "runs" / first["run"] / "run.toml").read_text())
+    tables = read_run_file(store / "runs" / first["run"] / "run.toml")
     assert tables["method"] == "iterative"
     assert tables["settings"]["rate"] == 0.5
     assert tables["recipe"]["length"] == "40it"

@@ -8,21 +8,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Bound now, over the module of the same name: imported later, that module would take the function's place here.
+# Bound now, over the modules of the same names: imported later, those modules would take the functions' places here.
 from ticketry.evidence.stability import distance, stability
+from ticketry.evidence.verdict import holm, verdict
 
 if TYPE_CHECKING:
     from ticketry.evidence.connectivity import barrier, instability
     from ticketry.evidence.controls import CONTROLS, train_control
+    from ticketry.evidence.paired import compare
 
 _PUBLIC = {
     "CONTROLS": "ticketry.evidence.controls",
     "barrier": "ticketry.evidence.connectivity",
+    "compare": "ticketry.evidence.paired",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
 }
 
-__all__ = ["CONTROLS", "barrier", "distance", "instability", "stability", "train_control"]
+__all__ = ["CONTROLS", "barrier", "compare", "distance", "holm", "instability", "stability", "train_control", "verdict"]
 
 
 def __getattr__(name: str) -> Any:
