@@ -110,9 +110,12 @@ def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
+    assert Search(store).finish()[0] == 0, "what does not need the file goes on"
+    for ticket in folder.glob("tickets/*/ticket.json"):
+        ticket.unlink()  # now it is needed, to write the tickets again
     code, _, err = Search(store).finish()
     assert code == 1
-    assert "does not match" in err or "do not match its digest" in err
+    assert "do not match its digest" in err
     assert "ticketry store check --repair" in err
     assert "Traceback" not in err
     assert _ticketry("store", "check", "--store", str(store)).returncode == 1

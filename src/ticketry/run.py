@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import check_controls, train_control
@@ -98,9 +99,9 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
 
 
 def _found(points: _Points, controls: _Controls, replicate: int, found: Found) -> None:
-    points.add_found(replicate, found)
+    counts = points.add_found(replicate, found)
     if found.mask is not None:
-        controls.begin(replicate, found)
+        controls.begin(replicate, found, counts)
 
 
 class _Points:
@@ -118,26 +119,29 @@ class _Points:
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
 
-    def add_found(self, replicate: int, found: Found) -> None:
-        """The dense network or a ticket, which is saved as a folder."""
+    def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
+        """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
         if found.mask is None:
             self._dense[replicate] = found.result
-            self.add(replicate, 0, "dense", found.result, None)
-            return
+            self.add(replicate, 0, "dense", found.result)
+            return {}
         mask = self._lab.store.get_mask(found.mask)
-        row = {"ticket": str(self._save(replicate, found))}
-        row["layers"] = [asdict(layer) for layer in mask.table()]  # type: ignore[assignment]
+        table = [asdict(layer) for layer in mask.table()]
         self.total = mask.total
-        self.add(replicate, found.level, "ticket", found.result, mask.kept / mask.total, kept=mask.kept, **row)
+        ticket = str(self._save(replicate, found, mask))
+        counts = {"density": mask.density, "kept": mask.kept}
+        self.add(replicate, found.level, "ticket", found.result, ticket=ticket, layers=table, **counts)
+        return counts
 
-    def add(self, replicate: int, level: int, role: str, result: Result, density: float | None, **more: Any) -> None:
+    def add(self, replicate: int, level: int, role: str, result: Result, **more: Any) -> None:
+        """A trained network; `more` has its density and the number of weights kept, if it is sparse."""
         row = {
             "replicate": replicate,
             "level": level,
             "role": role,
-            "density": 1.0 if density is None else density,
+            "density": 1.0,
             "validation": result.metrics["validation"],
             "test": result.metrics["test"],
             "steps": result.segment.steps,
@@ -151,9 +155,8 @@ class _Points:
         if self._on_point:
             self._on_point(row)
 
-    def _save(self, replicate: int, found: Found) -> Path:
+    def _save(self, replicate: int, found: Found, mask: Mask) -> Path:
         lab, run, segment = self._lab, self._run, found.result.segment
-        assert found.mask is not None
         assert segment.start.state is not None
         metric, dense = run.task.metric, self._dense[replicate]
         info = {
@@ -172,16 +175,13 @@ class _Points:
             "rewind_step": found.rewound.segment.last,
             "retrain": found.retrain,
             "segment": segment.describe(),
+            "trained_state": found.result.model,
             "environment": environment(),
         }
-        ticket = Ticket(
-            lab.store.get_mask(found.mask),
-            lab.store.get_tensors(segment.start.state),
-            info,
-            trained=lab.state(found.result),
-        )
         path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
-        ticket.save(path)
+        if not Ticket.is_saved(path, info):
+            start = lab.store.get_tensors(segment.start.state)
+            Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path
 
 
@@ -194,14 +194,15 @@ class _Controls:
         self._pool = concurrent.futures.ThreadPoolExecutor(lab.workers, "controls") if lab.workers else None
         self._futures: list[concurrent.futures.Future[None]] = []
 
-    def begin(self, replicate: int, found: Found) -> None:
+    def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
+        """Train all controls of a ticket; `counts` are its density and number of weights kept, which are theirs."""
         for control in self._run.controls:
             if self._pool is None:
-                self._train(control, replicate, found)
+                self._train(control, replicate, found, counts)
             else:
-                self._futures.append(self._pool.submit(self._train, control, replicate, found))
+                self._futures.append(self._pool.submit(self._train, control, replicate, found, counts))
 
-    def _train(self, control: str, replicate: int, found: Found) -> None:
+    def _train(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         run = self._run
         assert found.mask is not None
         with self._lab.telling(f"replicate {replicate} "):
@@ -214,8 +215,7 @@ class _Controls:
                 run.seeds.replicate(replicate),
                 label=f"level {found.level} {control}",
             )
-        mask = self._lab.store.get_mask(found.mask)
-        self._points.add(replicate, found.level, control, result, mask.density, kept=mask.kept)
+        self._points.add(replicate, found.level, control, result, **counts)
 
     def __enter__(self) -> _Controls:
         return self

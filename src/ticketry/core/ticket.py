@@ -117,6 +117,18 @@ class Ticket:
         """
         return files.write_folder(path, self._payloads(), self._manifest)
 
+    @staticmethod
+    def is_saved(path: str | Path, info: Mapping[str, Any]) -> bool:
+        """Whether an undamaged ticket with exactly this info is at `path`, so that it need not be written again."""
+        folder = Path(path)
+        try:
+            manifest, facts = files.read_manifest(folder, folder)
+            for name, fact in facts.items():
+                files.read_file(folder, folder, name, fact)
+        except TicketError:
+            return False
+        return bool(manifest.get("info") == json.loads(json.dumps(plain(dict(info), "info"))))
+
     @classmethod
     def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:
         """Read a ticket's folder. Sizes and digests are checked before anything is parsed; no pickle is involved.
