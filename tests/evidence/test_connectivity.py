@@ -272,7 +272,7 @@ def test_bad_settings_are_refused(lab, settings, said):
     one, other = two(lab, task)
     with pytest.raises(UsageError, match=said):
         barrier(lab, task, one, other, **settings)
-    found = Found(0, None, one, one, one, "continue", one)
+    found = Found(0, None, one, one, "continue", one)
     asked = lab.ledger.segments_asked
     with pytest.raises(UsageError, match=said):
         instability(lab, task, task.recipe, found, Seeds(1, 1, 1), **settings)

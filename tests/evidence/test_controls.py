@@ -170,7 +170,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
                 trained=dense,
                 order_seed=SEEDS.order,
             )
-            tickets[retrain] = Found(1, mask, rewound, dense, dense, retrain, lab.train(segment))
+            tickets[retrain] = Found(1, mask, rewound, dense, retrain, lab.train(segment))
         yield Searched(lab, task, recipe, dense, tickets)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -222,6 +223,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # it is asked for by every result and every ticket
 def processor() -> str:
     """The name of the CPU, and of the GPU if there is one."""
     name = platform.processor() or platform.machine()

@@ -54,8 +54,6 @@ class Found:
     """The dense state at the rewind step: what a ticket's weights are taken from when they are rewound."""
     dense: Result
     """The trained dense network."""
-    source: Result
-    """The trained network that was pruned (for the dense network, itself)."""
     retrain: str
     """How it was trained, see `lab.retrain`."""
     result: Result

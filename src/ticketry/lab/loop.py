@@ -87,12 +87,9 @@ class Loop:
         return TrainingState(
             step=self.step,
             model=state_of(self.model),
-            optimizer={name: value.detach().clone() for name, value in self._optimizer_tensors().items()},
+            optimizer={name: value.clone() for name, value in optimizer_tensors(self._optimizer, self.model).items()},
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
         )
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return optimizer_tensors(self._optimizer, self.model)
 
     def _one_step(self) -> None:
         segment, recipe, step = self.segment, self.segment.recipe, self.step

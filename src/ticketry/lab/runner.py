@@ -40,7 +40,6 @@ class _Request:
     """One segment to train, in a form that another process can take."""
 
     order: Order
-
     spec: Spec
     """How another process makes the task."""
     segment: dict[str, Any]
@@ -65,8 +64,6 @@ OnEvent = Callable[[Event], None]
 
 class Runner(Protocol):
     """Something that trains segments."""
-
-    parallel: bool
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         """Begin, or queue, the work; the future holds what was really done."""
@@ -98,8 +95,6 @@ class _ReportingWatch(Watch):
 class InProcess:
     """Trains in the calling process, one segment at a time (thread count and random state belong to the process)."""
 
-    parallel = False
-
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self._one_at_a_time = threading.Lock()
@@ -128,8 +123,6 @@ class InProcess:
 
 class Processes:
     """Trains in local processes, one segment in each; they end when this process does, however it ends."""
-
-    parallel = True
 
     def __init__(self, workers: int, on_event: OnEvent) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state

@@ -121,7 +121,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
-    yield Found(0, None, rewound, dense, dense, retrain, dense)
+    yield Found(0, None, rewound, dense, retrain, dense)
     scope, mask, trained = prunable(lab, task, settings), None, dense
     for level, density in enumerate(level_densities(settings), start=1):
         mask = _pruned(lab, task, trained, scope, mask, density, settings, seeds)
@@ -136,7 +136,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             order_seed=seeds.order,
         )
         ticket = lab.train(segment, label=f"level {level} ticket")
-        yield Found(level, mask, rewound, dense, trained, retrain, ticket)
+        yield Found(level, mask, rewound, dense, retrain, ticket)
         trained = ticket
 
 
