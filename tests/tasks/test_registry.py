@@ -152,7 +152,8 @@ def test_lengths_are_the_papers() -> None:
         ({"name": "mnist", "model": "alexnet"}, "no network 'alexnet': choose one of lenet-300-100"),
         ({"name": "digits", "model": "vgg-16"}, "at least 16x16 pixels, not 8x8"),
         ({"name": "mnist", "model": "resnet-18-imagenet"}, "at least 32x32 pixels, not 28x28"),
-        ({"name": "mnist", "options": {"a": "1"}}, "mnist takes no options, but got {'a': '1'}"),
+        ({"name": "mnist", "options": {"a": "1"}}, "mnist has no option a: it has train"),
+        ({"name": "mnist", "options": {"train": "1e3"}}, "a number of training examples, not '1e3'"),
     ],
 )
 def test_wrong_requests(arguments: dict[str, object], reason: str) -> None:

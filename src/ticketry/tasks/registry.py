@@ -31,10 +31,11 @@ def describe(name: str) -> str:
 def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
     """The task of that name: a built-in one, or module:object, see `own.load`.
 
-    `model` chooses another network than the task's own; `options` go to a user's own task.
+    `model` chooses another network than the task's own. `options` go to a user's own task; a built-in one has
+    ``train``, for fewer training examples.
 
     Raises:
-        TaskError: for an unknown name or network, options of a built-in task, and whatever `own.load` raises.
+        TaskError: for an unknown name, network or option, and whatever `own.load` raises.
     """
     from ticketry.tasks.base import Spec
 
@@ -55,8 +56,6 @@ def make(spec: Spec) -> Task:
         return own.load(spec)
     if spec.name not in PRESETS:
         raise TaskError(_unknown(spec.name))
-    if spec.options:
-        raise TaskError(f"the built-in task {spec.name} takes no options, but got {dict(spec.options)}")
     preset = PRESETS[spec.name]
     network = spec.model or preset.model
     models.check(network, shape=preset.shape)
@@ -69,8 +68,20 @@ def make(spec: Spec) -> Task:
         mean=preset.mean,
         std=preset.std,
         recipe=preset.recipe_of(network),
+        train=_train(spec),
         spec=spec,
     )
+
+
+def _train(spec: Spec) -> int:
+    """The option of the built-in tasks: how many training examples."""
+    options = dict(spec.options)
+    text = options.pop("train", "0")
+    if options:
+        raise TaskError(f"the task {spec.name} has no option {', '.join(options)}: it has train (a number of examples)")
+    if not text.isdecimal():
+        raise TaskError(f"the option train of {spec.name} is a number of training examples, not {text!r}")
+    return int(text)
 
 
 def _unknown(name: str) -> str:

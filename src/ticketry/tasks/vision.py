@@ -38,10 +38,13 @@ class ImageClassification(Classification):
     std: tuple[float, ...]
     """Likewise."""
     recipe: Recipe
+    train: int = 0
+    """Training examples, as many of each class; 0 is all there are."""
     spec: Spec | None = None
 
     def key(self) -> Mapping[str, object]:
         return {
+            **({"train": self.train} if self.train else {}),
             "name": self.name,
             "data_version": data_sets.VERSION,
             "model": self.model,
@@ -56,7 +59,7 @@ class ImageClassification(Classification):
         return models.build(self.model, shape=self.shape, classes=self.classes)
 
     def load(self, data: Path | None = None) -> Splits:
-        return data_sets.load(self.name, data)
+        return data_sets.load(self.name, data, train=self.train)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Bytes [n, c, h, w] to float32, (x / largest - mean) / std."""

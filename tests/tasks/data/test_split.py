@@ -3,10 +3,14 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ticketry.tasks.data.split import hold_out, pick
+from ticketry.errors import TaskError
+from ticketry.tasks.base import Split
+from ticketry.tasks.data.split import fewer, hold_out, pick
 
 
 def slow_hold_out(labels: list[int], *per_class: int) -> list[list[int]]:
@@ -62,3 +66,15 @@ def test_pick_copies_as_tensors() -> None:
     assert str(split.targets.dtype) == "torch.int64"
     images[1] = 0
     assert split.inputs[0].tolist() == [[[4, 5], [6, 7]]]
+
+
+def test_fewer_takes_as_many_of_each_class_and_says_what_cannot_be_had() -> None:
+    labels = torch.arange(600) % 3
+    split = Split(torch.arange(600), labels)
+    few = fewer(split, 30)
+    assert few.targets.bincount().tolist() == [10, 10, 10]
+    assert torch.equal(few.inputs % 3, few.targets)  # inputs and targets still belong together
+    assert set(few.inputs.tolist()) < set(fewer(split, 300).inputs.tolist())  # more data keep what there was
+    for count in (31, 0, 603, -3):
+        with pytest.raises(TaskError, match="multiple of 3, the number of classes, up to 600"):
+            fewer(split, count)

@@ -6,6 +6,7 @@ From the published files (`mnist`, `cifar`, `digits`) to splits (`split`) to one
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ticketry.tasks.base import Splits
 from ticketry.tasks.data import cifar, digits, mnist
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.prepared import prepared
+from ticketry.tasks.data.split import fewer
 
 VERSION = 1
 """Of what `load` returns. A change of a reader or of the split rule that moves an example or a pixel raises it."""
@@ -26,22 +28,26 @@ _READERS: dict[str, Callable[[tuple[Place, ...]], Splits]] = {
 }
 
 
-def load(name: str, data: Path | None = None) -> Splits:
+def load(name: str, data: Path | None = None, *, train: int = 0) -> Splits:
     """The data set `name`: images uint8 [n, channels, height, width], targets int64 [n]; loaded once a process.
 
     The copy that an earlier process prepared in the cache folder comes first. Without one the published files are
     looked for in the folder `data`, in $TICKETRY_DATA and in the cache folder, see `locate.places`, and downloaded
     into the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
 
+    Args:
+        train: only so many of the training examples, as many of each class (see `split.fewer`); 0 is all.
+
     Raises:
-        TaskError: for an unknown name.
+        TaskError: for an unknown name, or a number of training examples that cannot be had.
         DataError: if it is absent and cannot be downloaded, or not what its published digest says.
     """
     if name not in _READERS:
         raise TaskError(f"there is no data set {name!r}: choose one of {', '.join(_READERS)}")
-    return _load(name, places(data))
+    return _load(name, places(data), train)
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, where: tuple[Place, ...]) -> Splits:
-    return prepared(f"{name}-{VERSION}", folder=where[-1].folder, make=lambda: _READERS[name](where))
+def _load(name: str, where: tuple[Place, ...], train: int) -> Splits:
+    splits = prepared(f"{name}-{VERSION}", folder=where[-1].folder, make=lambda: _READERS[name](where))
+    return replace(splits, train=fewer(splits.train, train)) if train else splits

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ticketry.errors import TaskError
 from ticketry.tasks.base import Split
 
 _SEED = 0
@@ -34,3 +35,21 @@ def hold_out(labels: NDArray[Any], *per_class: int) -> tuple[NDArray[np.int64], 
 def pick(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
     """Those examples of images [n, c, h, w] and labels [n], copied."""
     return Split(torch.from_numpy(images[indices]), torch.from_numpy(labels[indices].astype(np.int64)))
+
+
+def fewer(split: Split, count: int) -> Split:
+    """`count` examples of a split, as many of each class, by the rule of `hold_out`; copied.
+
+    Raises:
+        TaskError: if the count is not a multiple of the number of classes, or a class has too few.
+    """
+    labels = split.targets.numpy()
+    members = np.bincount(labels)
+    each, rest = divmod(count, len(members))
+    if rest or not 0 < each <= members.min():
+        raise TaskError(
+            f"{count} training examples: give a multiple of {len(members)}, the number of classes, up to"
+            f" {len(members) * int(members.min())}"
+        )
+    chosen = torch.from_numpy(hold_out(labels, each)[1])
+    return Split(split.inputs[chosen], split.targets[chosen])
