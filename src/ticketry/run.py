@@ -7,19 +7,21 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ticketry.core.mask import Mask
+from ticketry.core.picture import first_layer
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import check_controls, train_control
+from ticketry.evidence.judge import verdicts_of
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
-from ticketry.lab.found import Found, Seeds
-from ticketry.lab.lab import Lab, Result
+from ticketry.lab.found import Found, Seeds, budget
+from ticketry.lab.lab import Lab, Ledger, Result
 from ticketry.lab.segment import digest_of
 from ticketry.runfile import run_file
 from ticketry.search import Method
@@ -28,6 +30,7 @@ from ticketry.tasks.recipe import Recipe
 
 FORMAT = 1
 OnPoint = Callable[[dict[str, Any]], None]
+OnFound = Callable[[int, Found], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Run:
         }
 
 
-def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None = None) -> dict[str, Any]:
+def execute(
+    lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None = None, on_found: OnFound | None = None
+) -> dict[str, Any]:
     """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
 
     Args:
@@ -72,11 +77,18 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
         run: what to do.
         command: the command line that repeats it, for the record.
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
+        on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
     """
-    began = time.monotonic()
+    began, ledger = time.monotonic(), replace(lab.ledger)
     folder = lab.store.paths.run(run.name)
     collected = _Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)
+
+    def found_one(replicate: int, found: Found) -> None:
+        _found(collected, controls, replicate, found)
+        if on_found:
+            on_found(replicate, found)
+
     with controls:
         run.method(
             lab,
@@ -85,14 +97,15 @@ def execute(lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None =
             recipe=run.recipe,
             replicates=run.replicates,
             seeds=run.seeds,
-            on_found=lambda replicate, found: _found(collected, controls, replicate, found),
+            on_found=found_one,
         )
     # As it will be read back: lists for tuples.
-    seconds = time.monotonic() - began
-    record: dict[str, Any] = json.loads(json.dumps(_record(lab, run, collected, command, seconds)))
+    seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
+    record: dict[str, Any] = json.loads(json.dumps(_record(lab, run, collected, command, seconds, done)))
     earlier = read_json(folder / "run.json")
-    if earlier and lab.ledger.segments_trained == 0 and earlier.get("points") == record["points"]:
+    if earlier and done.segments_trained == 0 and earlier.get("points") == record["points"]:
         return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
+    record.update(verdicts_of(record, lab.sizes(run.task)["test"]))
     write_json(folder / "run.json", record)
     write_atomically(folder / "run.toml", record["config"].encode())
     return record
@@ -111,6 +124,9 @@ class _Points:
         self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
         self._lock = threading.Lock()
         self._dense: dict[int, Result] = {}
+        self._spent: dict[int, int] = {}
+        """Steps trained so far in each replicate's search, the dense network's among them."""
+        self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
         self.rewind_step = 0
@@ -123,16 +139,19 @@ class _Points:
         """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
+        self._spent[replicate] = self._spent.get(replicate, 0) + found.result.segment.steps
         if found.mask is None:
             self._dense[replicate] = found.result
-            self.add(replicate, 0, "dense", found.result)
+            self.add(replicate, 0, "dense", found.result, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
-        table = [asdict(layer) for layer in mask.table()]
+        more: dict[str, Any] = {"layers": [asdict(layer) for layer in mask.table()]}
         self.total = mask.total
-        ticket = str(self._save(replicate, found, mask))
-        counts = {"density": mask.density, "kept": mask.kept}
-        self.add(replicate, found.level, "ticket", found.result, ticket=ticket, layers=table, **counts)
+        more["ticket"] = str(self._save(replicate, found, mask))
+        if replicate == 0 and (picture := first_layer(mask, self._shape)):
+            more["first_layer"] = picture
+        counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
+        self.add(replicate, found.level, "ticket", found.result, **more, **counts)
         return counts
 
     def add(self, replicate: int, level: int, role: str, result: Result, **more: Any) -> None:
@@ -163,7 +182,7 @@ class _Points:
             "method": run.method.name,
             "settings": asdict(run.settings),
             "recipe": asdict(run.recipe),
-            "task": {"name": run.task.name, "key": dict(run.task.key())},
+            "task": {"name": run.task.name, "key": dict(run.task.key()), "spec": _spec(run.task)},
             "metric": asdict(metric),
             "value": found.result.metrics["test"][metric.name],
             "dense_value": dense.metrics["test"][metric.name],
@@ -174,6 +193,7 @@ class _Points:
             "seeds": asdict(run.seeds.replicate(replicate)),
             "rewind_step": found.rewound.segment.last,
             "retrain": found.retrain,
+            "search_steps": self._spent[replicate],
             "segment": segment.describe(),
             "trained_state": found.result.model,
             "environment": environment(),
@@ -183,6 +203,11 @@ class _Points:
             start = lab.store.get_tensors(segment.start.state)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path
+
+
+def _spec(task: Task) -> dict[str, Any] | None:
+    """The request that makes the task again, where there is one."""
+    return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
 
 class _Controls:
@@ -195,7 +220,7 @@ class _Controls:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Train all controls of a ticket; `counts` are its density and number of weights kept, which are theirs."""
+        """Train all controls of a ticket; `counts` are its density, number of weights kept and budget, which are theirs."""
         for control in self._run.controls:
             if self._pool is None:
                 self._train(control, replicate, found, counts)
@@ -255,7 +280,7 @@ def preliminary_record(run: Run, points: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float) -> dict[str, Any]:
+def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, done: Ledger) -> dict[str, Any]:
     rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     for row in rows:
@@ -268,7 +293,7 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float) -
         "task": {**record["task"], "parameters": points.parameters, "prunable": points.total},
         "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
         "command": command,
-        "cost": _cost(lab, run, rows, points, seconds),
+        "cost": _cost(run, rows, points, seconds, done),
         "environment": {
             **environment(),
             "device": arithmetic.device,
@@ -282,9 +307,8 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float) -
     }
 
 
-def _cost(lab: Lab, run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float) -> dict[str, Any]:
+def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float, ledger: Ledger) -> dict[str, Any]:
     """What the run costs, whoever trained its segments, and what was trained for it this time."""
-    ledger = lab.ledger
     search = [row for row in rows if row["role"] in ("dense", "ticket")]
     return {
         "segments_asked": ledger.segments_asked,

@@ -58,3 +58,17 @@ class Found:
     """How it was trained, see `lab.retrain`."""
     result: Result
     """What it was trained to."""
+
+
+def budget(found: Found) -> int:
+    """Training steps since initialisation that are in a found network's weights, shared dense steps included.
+
+    A ticket that was rewound to step k has the k dense steps and its own. One that keeps final weights (rewind_lr,
+    finetune) has those of the dense network and of every level before it.
+    """
+    steps = found.result.segment.steps
+    if found.mask is None:
+        return steps
+    if found.retrain in REWINDING:
+        return found.rewound.segment.last + steps
+    return found.dense.segment.steps + found.level * steps

@@ -58,6 +58,10 @@ class Ledger:
     other_seconds: float = 0.0
     """In workers, outside training steps: evaluation, reading and writing, waiting for locks."""
 
+    def since(self, before: Ledger) -> Ledger:
+        """What has come since a copy of this ledger was taken."""
+        return Ledger(**{name: value - getattr(before, name) for name, value in vars(self).items()})
+
 
 class Lab:
     """Trains segments and remembers them. Use it as a context manager, or call `close`.

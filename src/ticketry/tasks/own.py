@@ -70,6 +70,9 @@ class OwnTask(Task):
     def build(self) -> nn.Module:
         return self.inner.build()
 
+    def narrower(self, parameters: int) -> str | None:
+        return self.inner.narrower(parameters)
+
     def load(self, data: Path | None = None) -> Splits:
         return self.inner.load(data)
 

@@ -1,0 +1,107 @@
+"""The dense network at other budgets: at all that finding the ticket has cost, and at no more than its FLOPs.
+
+A ticket has the budget of *one* dense training, but its search had that of many, and a sparse network's training could
+in principle take fewer operations. Both are shown beside a verdict; neither decides it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from ticketry.core.mask import Mask
+from ticketry.evidence.subject import Subject
+from ticketry.lab.found import Seeds
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.segment import digest_of
+from ticketry.step import Step
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A dense network of another budget."""
+
+    role: str
+    steps: int
+    note: str
+    """How the number of steps came about."""
+
+
+def references(subject: Subject) -> list[Reference]:
+    """Those that can be told of a ticket."""
+    made = []
+    spent, once = subject.info.get("search_steps"), subject.budget
+    if spent:
+        note = (
+            f"the {spent:,} steps that the search had trained when the ticket was found, {spent / once:.1f} trainings"
+        )
+        made.append(Reference("dense_at_cost", int(spent), note))
+    share = flops_share(subject.lab, subject.task, subject.mask)
+    own = subject.last - subject.first
+    steps = max(1, subject.step + round(share * own))
+    note = (
+        f"as many operations as the ticket's training has where zeros cost nothing: {100 * share:.1f} % of the dense"
+        f" network's over {own:,} steps{f', after {subject.step:,} dense ones' if subject.step else ''}"
+    )
+    return [*made, Reference("dense_at_flops", steps, note)]
+
+
+def train_reference(subject: Subject, reference: Reference, seeds: Seeds) -> Result:
+    """The dense network from its initialisation, its whole schedule stretched or squeezed to the reference's steps."""
+    lab, task = subject.lab, subject.task
+    recipe = stretched(subject.recipe, lab.per_epoch(task, subject.recipe), reference.steps)
+    segment = lab.segment(task, start=subject.seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    return lab.train(segment, label=reference.role)
+
+
+def stretched(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
+    """The recipe over `steps` iterations: its milestones and warm-up keep their places in the whole."""
+    scale = Fraction(steps, recipe.steps(per_epoch))
+
+    def scaled(text: str) -> str:
+        step = Step.parse(text)
+        return text if step.unit == "%" else f"{round(step.iterations(per_epoch=per_epoch) * scale)}it"
+
+    return recipe.changed(
+        length=f"{steps}it", warmup=scaled(recipe.warmup), milestones=tuple(scaled(text) for text in recipe.milestones)
+    )
+
+
+def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
+    """FLOPs of the masked network as a share of the dense one's, if a removed weight takes none. Remembered.
+
+    Counted by `torch.utils.flop_counter` on one test example: multiplications and additions of matrix products and
+    convolutions. A layer's are proportional to its kept weights; layers without a mask count in full.
+    """
+    key = digest_of({"flops": 1, "task": dict(task.key())})
+    known = lab.store.memo("flops", key)
+    if known is None:
+        known = _counted(lab, task)
+        lab.store.put_memo("flops", key, known)
+    total = int(known["total"])
+    saved = sum(
+        known["layers"].get(layer.name.rpartition(".")[0], 0) * (1 - layer.kept / layer.total) for layer in mask.table()
+    )
+    return (total - saved) / total if total else 1.0
+
+
+def _counted(lab: Lab, task: Task) -> dict[str, Any]:
+    """FLOPs of the forward pass of one example, in all and by module."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = lab.model(task).eval()
+    inputs = task.prepare(task.load(lab.data).test.inputs[:1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(inputs)
+    root = type(model).__name__
+    by_module = {
+        name.removeprefix(f"{root}."): sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if name not in ("Global", root)
+    }
+    return {"total": counter.get_total_flops(), "layers": by_module}
