@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def execute(
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
     """
-    began, ledger = time.monotonic(), replace(lab.ledger)
+    began, ledger = time.monotonic(), lab.ledger.copy()
     folder = lab.store.paths.run(run.name)
     collected = _Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)
@@ -220,7 +220,7 @@ class _Controls:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Train all controls of a ticket; `counts` are its density, number of weights kept and budget, which are theirs."""
+        """Train all controls of a ticket; `counts` are its density, weights kept and budget, which are theirs too."""
         for control in self._run.controls:
             if self._pool is None:
                 self._train(control, replicate, found, counts)
@@ -311,10 +311,7 @@ def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float,
     """What the run costs, whoever trained its segments, and what was trained for it this time."""
     search = [row for row in rows if row["role"] in ("dense", "ticket")]
     return {
-        "segments_asked": ledger.segments_asked,
-        "segments_trained": ledger.segments_trained,
-        "steps_asked": ledger.steps_asked,
-        "steps_trained": ledger.steps_trained,
+        **ledger.counts(),
         "dense_steps": sum(row["steps"] for row in rows if row["role"] == "dense") // run.replicates,
         "search_steps_per_replicate": sum(row["steps"] for row in search) // run.replicates,
         "control_steps": sum(row["steps"] for row in rows) - sum(row["steps"] for row in search),

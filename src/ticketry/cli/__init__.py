@@ -16,6 +16,8 @@ from ticketry.version import __version__
 # verb -> (module, what it does)
 VERBS = {
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
+    "verify": ("verify", "does a ticket win? trained anew from fresh seeds, against dense and controls"),
+    "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
     "report": ("report", "write a run's report again, or list a run's results"),
     "list": ("listing", "tasks, methods, models, scores, runs or tickets"),
     "store": ("store", "check a store for damage, or free space in it"),
@@ -25,6 +27,8 @@ _EXAMPLES = """\
 examples:
   ticketry search iterative --task digits --rewind 3% --density 0.05
   ticketry search imp --task fashion-mnist --levels 14 --json
+  ticketry verify .ticketry/runs/RUN/tickets/replicate-0-level-09
+  ticketry stability --task digits --rewinds 0,3%,20% --densities 0.3,0.1
   ticketry list tasks
   ticketry report
 """

@@ -93,7 +93,7 @@ class Live:
         if any(point["role"] == "dense" for point in points):
             parts.append(summary_table(preliminary_record(self._run, points)))
         if active:
-            parts.append(_bars(active))
+            parts.append(bars(active))
         return Group(*parts)
 
     def _head(self) -> Text:
@@ -118,7 +118,8 @@ class Live:
         return f", about {_duration(seconds)} left"
 
 
-def _bars(active: list[Event]) -> Table:
+def bars(active: list[Event]) -> Table:
+    """A progress bar for each segment in training."""
     table = Table.grid(padding=(0, 1))
     for event in sorted(active, key=lambda event: event.label):
         steps = max(event.last - event.first, 1)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from ticketry.cli.arguments import parse
+from ticketry.cli.lab_options import LabOptions, opened
+from ticketry.cli.verify import told, verified
 from ticketry.errors import UsageError
 from ticketry.runfile import read_run_file
 from ticketry.search import ALIASES, Method, method, methods
@@ -29,13 +31,13 @@ SUMMARY = "find tickets by a published method"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Common:
+class _Common(LabOptions):
     task: str = "digits"
     """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
     model: str = ""
     """Another network than the task's own, see `ticketry list models`."""
     option: tuple[str, ...] = ()
-    """Options of your own task, as name=value."""
+    """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
     replicates: int = 3
     """How many times, each with other seeds."""
     seed: int = 0
@@ -50,22 +52,8 @@ class _Common:
     """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none."""
     config: Path | None = None
     """A run file (TOML) to take all of this from; words on the command line go before it."""
-    store: Path = Path(".ticketry")
-    """Folder in which everything trained is kept."""
-    data: Path | None = None
-    """Folder in which data sets are looked for first."""
-    workers: int | None = None
-    """Local processes, one network each; by default one a core; 0 trains in this one."""
-    device: str = "auto"
-    """cpu, cuda or auto."""
-    precision: str = "auto"
-    """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
-    threads: int = 1
-    """CPU threads of one training; part of what decides its bits."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints inside a training."""
-    json: bool = False
-    """Print the result as one JSON object on standard output, and nothing else there."""
+    verify: bool = False
+    """Verify the sparsest ticket that looks like a winner, from fresh seeds (as `ticketry verify` does)."""
 
     @property
     def seeds(self) -> Seeds:
@@ -80,52 +68,65 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
+    chosen, arguments = read_arguments(words, verb="search")
+    return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
+
+
+def read_arguments(
+    words: Sequence[str], *, verb: str, default: str = "", extra: Sequence[Any] = (), description: str = ""
+) -> tuple[Method, Any]:
+    """The method and all options of a verb that searches, from its words and its run file.
+
+    Args:
+        default: the method, if none is named.
+        extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
+        description: what --help says, in place of the method's own.
+    """
     rest = list(words)
     config = _value(rest, "--config")
     tables = read_run_file(Path(config)) if config else {}
-    name = rest.pop(0) if not rest[0].startswith("-") else str(tables.get("method", ""))
+    named = bool(rest) and not rest[0].startswith("-")
+    name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
-        raise UsageError(f"name a search method: ticketry search {'|'.join(methods())} …")
+        raise UsageError(f"name a search method: ticketry {verb} {'|'.join(methods())} …")
     chosen = method(name)
-    arguments = _arguments(chosen, rest, tables)
-    return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
+    about = description or f"{chosen.title}.\n\n{chosen.description}"
+    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {verb} {chosen.name}", about)
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.live import Live
-    from ticketry.lab.lab import Lab, default_workers
     from ticketry.report import write_report
     from ticketry.run import execute
 
-    if arguments.device != "cuda":
-        import torch
-
-        torch.set_num_threads(1)  # this process only directs: its small work is slowed by threads, workers are not
-    run = _run(chosen, arguments)
-    workers = default_workers() if arguments.workers is None else arguments.workers
-    with Live(run) as live:
-        lab = Lab(
-            arguments.store,
-            data=arguments.data,
-            workers=workers if run.task.spec else 0,
-            device=arguments.device,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            on_event=live.on_event,
-        )
-        with lab:
-            record = execute(lab, run, command=command, on_point=live.on_point)
+    run = run_of(chosen, arguments)
+    with Live(run) as live, opened(arguments, run.task, live.on_event) as lab:
+        record = execute(lab, run, command=command, on_point=live.on_point)
+    proof, why = _verified(arguments, run, record, command) if arguments.verify else (None, "")
     folder = lab.store.paths.run(run.name)
-    report = write_report(record, folder / "report.html")
+    report = write_report(record, folder / "report.html", evidence=[proof] if proof else [])
     if arguments.json:
-        print(json.dumps(_result(record, report, lab.ledger)))
+        print(json.dumps({**_result(record, report, lab.ledger), **({"verification": proof} if proof else {})}))
     else:
         _tell(record, folder, report)
+        for line in told(proof) if proof else [why] if why else []:
+            print(line)
     return 0
 
 
-def _run(chosen: Method, arguments: Any) -> Run:
+def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> tuple[dict[str, Any] | None, str]:
+    """The record of the verification of the run's ticket, or why there is none."""
+    from ticketry.run_verify import Settings, sparsest_winner
+
+    chosen = sparsest_winner(record)
+    if chosen is None:
+        return None, "verdict  no level looks like a winner on the validation split, so no ticket was verified"
+    settings = Settings(controls=arguments.controls)
+    return verified(arguments, chosen["ticket"], settings, task=run.task, command=command), ""
+
+
+def run_of(chosen: Method, arguments: Any) -> Run:
+    """The run that the arguments describe."""
     from ticketry.run import Run
 
     return Run(
@@ -151,20 +152,22 @@ def _task(name: str, model: str, options: Sequence[str]) -> Task:
 # -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------
 
 
-def _arguments(chosen: Method, words: Sequence[str], tables: Mapping[str, Any]) -> Any:
+def _arguments(
+    chosen: Method, words: Sequence[str], tables: Mapping[str, Any], extra: Sequence[Any], prog: str, about: str
+) -> Any:
     common = _common_defaults(tables)
     task = _value(words, "--task") or common.task
     model = _value(words, "--model") or common.model
     settings, recipe = _settings(chosen, tables), _recipe(task, model, common.option, tables)
     flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
-    fields = [
+    fields: list[Any] = [
+        *extra,
         ("settings", flat[chosen.Settings], dataclasses.field(default=settings)),
         ("recipe", Recipe, dataclasses.field(default=recipe)),
         *((f.name, f.type, dataclasses.field(default=getattr(common, f.name))) for f in _changed(common)),
     ]
     kind = dataclasses.make_dataclass("Search", fields, bases=(_Common,), frozen=True, kw_only=True)
-    description = f"{chosen.title}.\n\n{chosen.description}"
-    return parse(kind, words, prog=f"ticketry search {chosen.name}", description=description)
+    return parse(kind, words, prog=prog, description=about)
 
 
 def _changed(common: _Common) -> list[dataclasses.Field[Any]]:

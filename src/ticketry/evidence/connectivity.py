@@ -7,6 +7,7 @@ data orders have none is *stable* (the paper: a height below 2 percentage points
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan
@@ -19,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.stability import children
+from ticketry.lab import feed
 from ticketry.lab.evaluate import evaluate, forward
 from ticketry.lab.found import Found, Seeds
 from ticketry.lab.lab import Lab, Result
@@ -30,6 +32,8 @@ from ticketry.tasks.base import Metric, Split, Task
 from ticketry.tasks.recipe import Recipe
 
 SPLITS = ("train", "validation", "test")
+_ONE_AT_A_TIME = threading.Lock()
+"""`Arithmetic.active` sets what holds for the whole process, and gives it back: two threads would mix theirs up."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def barrier(
     if known is None:
         states, splits = (lab.state(one), lab.state(other)), task.load(lab.data)
         errors, recalibrated = [], 0
-        with arithmetic.active():
+        with _ONE_AT_A_TIME, arithmetic.active():
             for index in range(points):
                 model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
                 if recalibrate:
@@ -165,8 +169,8 @@ def recalibrate_(task: Task, model: nn.Module, train: Split, batches: int, batch
         norm.momentum = None  # torch's word for the cumulative average
         norm.train()
     order = DataOrder(mix("recalibrate"), len(train), batch)
-    for step in range(batches):
-        forward(task, model, train.inputs[order.batch(step)].to(arithmetic.device), arithmetic)
+    for inputs, _ in feed.batches(train, order.batch, range(batches), arithmetic.device):
+        forward(task, model, inputs, arithmetic)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

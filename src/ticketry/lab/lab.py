@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,9 +58,27 @@ class Ledger:
     other_seconds: float = 0.0
     """In workers, outside training steps: evaluation, reading and writing, waiting for locks."""
 
+    keys: list[str] = field(default_factory=list, repr=False)
+    """Of every segment asked for, as often as it was."""
+
+    @property
+    def segments_distinct(self) -> int:
+        """How many different segments were asked for: as many would be trained in an empty store."""
+        return len(set(self.keys))
+
+    def copy(self) -> Ledger:
+        """As it is now."""
+        return replace(self, keys=list(self.keys))
+
     def since(self, before: Ledger) -> Ledger:
         """What has come since a copy of this ledger was taken."""
-        return Ledger(**{name: value - getattr(before, name) for name, value in vars(self).items()})
+        counts = {name: value - getattr(before, name) for name, value in vars(self).items() if name != "keys"}
+        return Ledger(**counts, keys=self.keys[len(before.keys) :])
+
+    def counts(self) -> dict[str, int]:
+        """Segments and steps, for a record."""
+        names = ("segments_asked", "segments_distinct", "segments_trained", "steps_asked", "steps_trained")
+        return {name: getattr(self, name) for name in names}
 
 
 class Lab:
@@ -288,6 +306,7 @@ class Lab:
                 )
         with self._guard:
             self.ledger.segments_asked += 1
+            self.ledger.keys.append(key)
             self.ledger.steps_asked += segment.steps
             self._labels[key] = f"{getattr(self._told, 'prefix', '')}{label}"
             if is_done(self.store, segment, keep):

@@ -16,6 +16,7 @@ class Paths:
         self.partial = root / "partial"
         self.memo = root / "memo"
         self.runs = root / "runs"
+        self.evidences = root / "evidence"
 
     def blob(self, digest: str) -> Path:
         """Tensors, named by the SHA-256 of the file."""
@@ -45,3 +46,7 @@ class Paths:
     def run(self, name: str) -> Path:
         """The folder of a run: run.json, run.toml, report.html, figures and tickets."""
         return self.runs / name
+
+    def evidence(self, name: str) -> Path:
+        """The record of a verification or of a stability analysis."""
+        return self.evidences / f"{name}.json"

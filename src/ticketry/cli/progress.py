@@ -1,0 +1,73 @@
+"""What a verb shows on standard error while it trains: bars on a terminal, a line a network elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ticketry.cli.live import bars
+from ticketry.lab.runner import Event
+
+_REFRESHES_PER_SECOND = 4
+
+
+class Progress:
+    """Give its `on_event` to the lab; `say` prints a line above the bars."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._console = Console(stderr=True)
+        self._lock = threading.Lock()
+        self._active: dict[str, Event] = {}
+        self._done: set[str] = set()  # a worker's last words may come after its result
+        self._trained = self._asked = 0
+        self._rich: Live | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Take note of a segment's progress."""
+        with self._lock:
+            if event.kind in ("finished", "cached"):
+                self._active.pop(event.key, None)
+                self._done.add(event.key)
+                self._trained += event.kind == "finished"
+                self._asked += 1
+                line = f"[{self._trained} trained, {self._asked} asked for] {event.label}"
+            elif event.kind != "started" and event.key not in self._done:
+                self._active[event.key] = event
+        if event.kind == "finished" and self._rich is None:
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._rich is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._rich.console.print(line, markup=False, highlight=False)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._rich = Live(
+                get_renderable=self._picture,
+                console=self._console,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            self._rich.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich:
+            self._rich.__exit__(kind, error, trace)
+
+    def _picture(self) -> RenderableType:
+        with self._lock:
+            active = list(self._active.values())
+            head = f"{self._title}: {self._trained} networks trained, {self._asked - self._trained} from the store"
+        return Group(Text(head, style="bold"), *([bars(active)] if active else []))

@@ -1,0 +1,186 @@
+"""A stability analysis: searches at several rewind points, and how stable what they find is; with its record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from ticketry.errors import UsageError
+from ticketry.evidence.connectivity import barrier
+from ticketry.evidence.controls import check_controls
+from ticketry.evidence.stability import Stability, children, stability
+from ticketry.lab.files import read_json, write_json
+from ticketry.lab.found import Found
+from ticketry.lab.lab import Lab
+from ticketry.lab.segment import digest_of
+from ticketry.run import OnPoint, Run, execute
+from ticketry.step import Step
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of a stability analysis."""
+
+    rewinds: tuple[str, ...] = ("0", "1%", "3%", "7%", "20%")
+    """Rewind points: a search for each."""
+    at: tuple[float, ...] = ()
+    """Densities of the tickets that are analysed; all of the search's by default."""
+    masks: tuple[str, ...] = ("shuffled", "random_prune")
+    """Other masks with the ticket's weights, analysed like the ticket: shuffled, random_prune, or none."""
+    points: int = 11
+    """Points on the line of an error barrier, its ends included; 0 leaves barriers out."""
+    splits: tuple[str, ...] = ("train", "test")
+    """On whose examples: train, validation, test."""
+    recalibrate: int = 20
+    """Training batches from which batch-norm statistics are recomputed at each point; 0 interpolates them."""
+    dense: bool = True
+    """Also train the dense network of each rewind point with a second data order."""
+    layers: bool = True
+    """Write the distances of each layer, too."""
+
+    @property
+    def roles(self) -> tuple[str | None, ...]:
+        """What is analysed at a density: the ticket (None) and other masks."""
+        return (None, *(() if self.masks == ("none",) else self.masks))
+
+    def __post_init__(self) -> None:
+        if not self.rewinds:
+            raise UsageError("rewinds names no rewind point: give some, such as 0,1%,3%")
+        for rewind in self.rewinds:
+            Step.parse(rewind)
+        check_controls(tuple(role for role in self.roles if role))
+        if "random_reinit" in self.masks:
+            raise UsageError("random_reinit has other weights, not another mask: name it among the controls")
+
+
+def execute_stability(
+    lab: Lab, run: Run, settings: Settings, *, command: str = "", on_point: OnPoint | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Search at each rewind point and analyse what was found.
+
+    Args:
+        run: a search whose settings have ``rewind``; its controls are trained beside the tickets, for their accuracy.
+        on_point: see `run.execute`.
+
+    Returns:
+        The record, which is written into the store's folder `evidence`, and the records of the searches.
+    """
+    began, ledger = time.monotonic(), lab.ledger.copy()
+    per_epoch = lab.per_epoch(run.task, run.recipe)
+    total = run.recipe.steps(per_epoch)
+    searches: list[dict[str, Any]] = []
+    pieces: list[Any] = []
+    rewinds: list[dict[str, Any]] = []
+    # Rising, whatever their order was; all from one dense training, which keeps every rewind point on its way.
+    asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
+    _keep_rewind_points(lab, run, sorted(asked), total)
+    for step in sorted(asked):
+        one = replace(run, settings=replace(run.settings, rewind=asked[step]))
+        record, found = _searched(lab, one, command, on_point)
+        searches.append(record)
+        rewinds.append({"asked": asked[step], "step": step, "run": record["run"]})
+        for replicate, item in found:
+            pieces += list(_pieces(lab, one, settings, replicate, item))
+    rows = lab.gather(pieces)
+    done = lab.ledger.since(ledger)
+    name = f"stability-{digest_of(json.loads(json.dumps([run.describe(), asdict(settings)])))[:8]}"
+    record = {
+        "format": FORMAT,
+        "kind": "stability",
+        "name": name,
+        "runs": [rewind["run"] for rewind in rewinds],
+        "task": searches[0]["task"],
+        "rewinds": rewinds,
+        "settings": asdict(settings),
+        "total_steps": total,
+        "replicates": run.replicates,
+        "rows": rows,
+        "cost": {
+            **done.counts(),
+            "wall_seconds": round(time.monotonic() - began, 3),
+        },
+        "environment": searches[0]["environment"],
+        "command": command,
+        "store": str(lab.store.paths.root),
+    }
+    record = json.loads(json.dumps(record))
+    file = lab.store.paths.evidence(name)
+    earlier = read_json(file)
+    if earlier and done.segments_trained == 0 and earlier.get("rows") == record["rows"]:
+        return earlier, searches  # nothing was done anew: what it cost, and when, is told by the record that is there
+    write_json(file, record)
+    return record, searches
+
+
+def _searched(
+    lab: Lab, run: Run, command: str, on_point: OnPoint | None
+) -> tuple[dict[str, Any], list[tuple[int, Found]]]:
+    """A search's record, and what it found in each replicate, the dense network first."""
+    found: list[tuple[int, Found]] = []
+    record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
+    return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
+
+
+def _keep_rewind_points(lab: Lab, run: Run, steps: Sequence[int], total: int) -> None:
+    """Train the dense network of each replicate once, keeping all rewind points on its way."""
+
+    def one(number: int) -> None:
+        seeds = run.seeds.replicate(number)
+        with lab.telling(f"replicate {number} "):
+            segment = lab.segment(run.task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
+            lab.train(segment, keep=tuple(step for step in steps if step <= total), label="dense")
+
+    lab.gather([partial(one, number) for number in range(run.replicates)])
+
+
+def _pieces(lab: Lab, run: Run, settings: Settings, replicate: int, found: Found) -> Iterator[Any]:
+    """A function for each row of the record that a found network gives."""
+    if found.mask is None:
+        if settings.dense:
+            yield partial(_row, lab, run, settings, replicate, found, None)
+        return
+    density = lab.store.get_mask(found.mask).density
+    if settings.at and not any(abs(density - asked) <= 1e-3 * asked for asked in settings.at):
+        return
+    for control in settings.roles:
+        yield partial(_row, lab, run, settings, replicate, found, control)
+
+
+def _row(lab: Lab, run: Run, settings: Settings, replicate: int, found: Found, control: str | None) -> dict[str, Any]:
+    """The distances and barriers of one network: what `settings` asks of it."""
+    seeds = run.seeds.replicate(replicate)
+    about = (lab, run.task, run.recipe, found, seeds)
+    with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
+        one, other = children(*about, control=control)
+        distances = stability(*about, control=control) if found.mask else None
+        barriers = [
+            barrier(lab, run.task, one, other, points=settings.points, split=split, recalibrate=settings.recalibrate)
+            for split in (settings.splits if settings.points else ())
+        ]
+    return {
+        "replicate": replicate,
+        "step": found.rewound.segment.last,
+        "level": found.level,
+        "density": lab.store.get_mask(found.mask).density if found.mask else 1.0,
+        "role": control or ("ticket" if found.mask else "dense"),
+        "value": float(one.metrics["test"][run.task.metric.name]),
+        **(_distances(distances, settings.layers) if distances else {"pruning": None, "data_order": None}),
+        "barriers": [asdict(made) for made in barriers],
+    }
+
+
+def _distances(made: Stability, layers: bool) -> dict[str, Any]:
+    parts: Mapping[str, Any] = {"pruning": made.pruning, "data_order": made.data_order}
+    row: dict[str, Any] = {name: {"l2": part.l2, "angle": part.angle} for name, part in parts.items()}
+    if layers:
+        row["layers"] = [
+            {"name": name, "pruning": made.pruning.layers[name].l2, "data_order": made.data_order.layers[name].l2}
+            for name in made.pruning.layers
+        ]
+    return row

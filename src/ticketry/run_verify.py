@@ -1,0 +1,180 @@
+"""A verification: of a saved ticket, or of a run's sparsest ticket that looks like a winner; with its record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ticketry.core.ticket import Ticket
+from ticketry.evidence.judge import default_margin
+from ticketry.evidence.rivals import RIVALS
+from ticketry.evidence.verdict import Claim, Looks, Verdict
+from ticketry.evidence.verify import Verification, verify
+from ticketry.lab.execute import environment
+from ticketry.lab.files import read_json, write_json
+from ticketry.lab.lab import Lab
+from ticketry.lab.segment import digest_of
+from ticketry.tasks.base import Task
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of a verification, see `evidence.verify`."""
+
+    controls: tuple[str, ...] = tuple(RIVALS)
+    """What the ticket should beat: random_reinit, shuffled, random_prune, small_dense, or none."""
+    claim: Claim | None = None
+    """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins where
+    there are controls."""
+    margin: float | None = None
+    """How much worse than dense still counts as no worse, in the metric's unit; by default 0.5 points, or 1 % of the
+    dense network's mean for a metric that is not in %."""
+    confidence: float = 0.95
+    """1 - the probability of a false verdict."""
+    looks: tuple[int, ...] = (3, 5, 7, 10)
+    """Numbers of seeds at which to judge; the last is the limit. Earlier looks are paid for."""
+    seeds: int | None = None
+    """So many seeds, judged once, instead of looks."""
+    noise: bool = True
+    """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it."""
+    references: bool = True
+    """The dense network at the search's whole cost and at the ticket's FLOPs; --no-references saves them."""
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        return () if self.controls == ("none",) else self.controls
+
+    @property
+    def what_is_claimed(self) -> Claim:
+        """The claim that holds, if it was left open."""
+        return self.claim or ("wins" if self.rivals else "matches")
+
+
+def execute_verify(
+    lab: Lab,
+    path: str | Path,
+    settings: Settings,
+    *,
+    task: Task | None = None,
+    command: str = "",
+    on_look: Callable[[Verdict], None] | None = None,
+) -> dict[str, Any]:
+    """Verify the ticket at `path`; write the record into the store's folder `evidence`, and return it."""
+    began, ledger = time.monotonic(), lab.ledger.copy()
+    ticket = Ticket.load(path, trained=False)
+    made = verify(
+        lab,
+        ticket,
+        task=task,
+        controls=settings.rivals,
+        claim=settings.what_is_claimed,
+        margin=settings.margin,
+        confidence=settings.confidence,
+        looks=None if settings.seeds is not None else Looks(settings.looks),
+        seeds=settings.seeds,
+        noise=settings.noise,
+        with_references=settings.references,
+        on_look=on_look,
+    )
+    done = lab.ledger.since(ledger)
+    described = {"ticket": made.subject.info["segment"], **vars(settings)}
+    name = f"verify-{digest_of(json.loads(json.dumps(described)))[:8]}"
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "verify",
+        "name": name,
+        "ticket": str(path),
+        "run": _run_of(lab, Path(path)),
+        **_about(made),
+        "looks": [] if settings.seeds is not None else list(settings.looks),
+        **made.describe(),
+        "cost": {
+            **done.counts(),
+            "wall_seconds": round(time.monotonic() - began, 3),
+        },
+        "environment": _environment(lab, made),
+        "command": command,
+        "store": str(lab.store.paths.root),
+    }
+    record = json.loads(json.dumps(record))
+    file = lab.store.paths.evidence(name)
+    earlier = read_json(file)
+    if earlier and done.segments_trained == 0 and earlier.get("networks") == record["networks"]:
+        return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
+    write_json(file, record)
+    return record
+
+
+def sparsest_winner(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row of a run's ticket that is worth verifying: of the first replicate, at the sparsest level that wins.
+
+    A level wins here if its mean over replicates on the *validation* split is no worse than the dense network's by
+    the default margin and better than each control's: a choice, not a verdict. None if no level does.
+    """
+    metric = record["task"]["metric"]
+    sign = 1 if metric["higher_is_better"] else -1
+    rows: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for point in record["points"]:
+        rows.setdefault((point["level"], point["role"]), []).append(point)
+    means = {key: sign * _mean([row["validation"][metric["name"]] for row in found]) for key, found in rows.items()}
+    margin = default_margin(metric["unit"], [means[0, "dense"]])
+    winning = [
+        level
+        for level, role in rows
+        if role == "ticket"
+        and means[level, role] >= means[0, "dense"] - margin
+        and all(means[level, role] > mean for (at, other), mean in means.items() if at == level and other != role)
+    ]
+    return min(rows[max(winning), "ticket"], key=lambda row: row["replicate"]) if winning else None
+
+
+def _about(made: Verification) -> dict[str, Any]:
+    """What the ticket is."""
+    about, info = made.subject, made.subject.info
+    return {
+        "method": info.get("method", ""),
+        "replicate": info.get("replicate", 0),
+        "level": info.get("level", 0),
+        "density": about.mask.density,
+        "kept": about.mask.kept,
+        "task": {
+            "name": about.task.name,
+            "model": str(about.task.key().get("model", "")),
+            "metric": vars(about.task.metric),
+            "parameters": about.parameters,
+            "prunable": about.mask.total,
+        },
+        "resolution": None if about.task.metric.unit != "%" else 100 / about.lab.sizes(about.task)["test"],
+    }
+
+
+def _environment(lab: Lab, made: Verification) -> dict[str, Any]:
+    arithmetic = lab.arithmetic(made.subject.task)
+    return {
+        **environment(),
+        "device": arithmetic.device,
+        "precision": arithmetic.precision,
+        "threads_per_segment": arithmetic.threads,
+        "workers": lab.workers,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _run_of(lab: Lab, path: Path) -> str:
+    """The run of this store that saved the ticket, by where it is; an empty text for a ticket from elsewhere."""
+    try:
+        inside = path.resolve().relative_to(lab.store.paths.runs.resolve())
+    except ValueError:
+        return ""
+    return inside.parts[0] if inside.parts else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,278 @@
+"""A verification against trainings written out by hand, and its rules with values that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.seeds import mix
+from ticketry.core.ticket import Ticket
+from ticketry.errors import TicketError, UsageError
+from ticketry.evidence import rivals as rivals_module
+from ticketry.evidence.controls import control_mask
+from ticketry.evidence.references import flops_share, stretched
+from ticketry.evidence.rivals import RIVALS, Trained
+from ticketry.evidence.subject import made_task, subject
+from ticketry.evidence.verdict import Looks
+from ticketry.evidence.verify import Verification, verify
+from ticketry.lab.found import Seeds
+from ticketry.lab.lab import Lab
+from ticketry.lab.segment import Start
+from ticketry.run import Run, execute
+from ticketry.search import method
+from ticketry.tasks import registry
+from ticketry.tasks.recipe import Recipe
+
+REWIND = 10
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("verify") / "store") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def saved(lab: Lab) -> dict[str, Path]:
+    """Tickets of a short search, rewound to step 10 and to step 0."""
+    task, chosen = registry.get("digits"), method("iterative")
+    paths = {}
+    for rewind in (f"{REWIND}it", "0"):
+        settings = chosen.Settings(rewind=rewind, densities=(0.5, 0.1))
+        record = execute(lab, Run(chosen, task, settings, task.recipe.changed(length="2ep"), replicates=1))
+        paths[rewind] = Path(next(row["ticket"] for row in record["points"] if row["level"] == 2))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def ticket(saved: dict[str, Path]) -> Ticket:
+    return Ticket.load(saved[f"{REWIND}it"])
+
+
+@pytest.fixture(scope="module")
+def made(lab: Lab, ticket: Ticket) -> Verification:
+    return verify(lab, ticket, seeds=2)
+
+
+def by_hand(lab: Lab, ticket: Ticket, role: str, number: int) -> float:
+    """The test accuracy of a network of a verification, its training written out."""
+    task, info = registry.get("digits"), ticket.info
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["recipe"].items()})
+    seed = mix(info["seeds"]["order"], "verify", number)
+    start: Start = Start(state=lab.store.put_tensors(ticket.start))
+    mask: Mask | None = None if role == "dense" else ticket.mask
+    if role in ("shuffled", "random_prune"):
+        mask = control_mask(role, ticket.mask, Seeds.of(seed))
+    if role == "random_reinit":
+        fresh = lab.segment(task, start=mix(seed, "random_reinit"), last=REWIND, order_seed=seed, recipe=recipe)
+        start = Start(state=lab.train(fresh).model)
+    segment = lab.segment(task, start=start, mask=mask, first=REWIND, last=38, order_seed=seed, recipe=recipe)
+    assert segment.total == 38
+    return lab.train(segment).metrics["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("role", ["ticket", "dense", "random_reinit", "shuffled", "random_prune"])
+def test_every_network_is_trained_as_it_says(lab: Lab, ticket: Ticket, made: Verification, role: str) -> None:
+    assert list(made.values[role]) == [by_hand(lab, ticket, role, number) for number in range(2)]
+
+
+def test_budgets_are_equal_and_parameters_are_counted(ticket: Ticket, made: Verification) -> None:
+    assert set(made.budgets.values()) == {38}
+    dense = 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert made.parameters["dense"] == dense
+    biases = 300 + 100 + 10
+    assert made.parameters["ticket"] == ticket.mask.kept + biases
+    assert made.parameters["small_dense"] <= made.parameters["ticket"]
+
+
+def test_the_small_dense_network_is_dense_and_of_the_ticket_s_size(made: Verification) -> None:
+    name = made.models["small_dense"]
+    assert name.startswith("lenet-300-100@")
+    parameters = list(registry.get("digits", model=name).build().parameters())
+    assert sum(p.numel() for p in parameters) == made.parameters["small_dense"]
+    assert made.parameters["small_dense"] > 0.9 * made.parameters["ticket"]  # and not much smaller than it might be
+
+
+def test_seeds_are_those_of_no_search_and_of_no_second_purpose(lab: Lab, ticket: Ticket) -> None:
+    about = subject(lab, ticket)
+    orders = [about.fresh_seeds(n, purpose).order for purpose in ("verify", "again") for n in range(50)]
+    assert len(set(orders)) == 100
+    assert not set(orders) & {Seeds().replicate(n).order for n in range(1000)}
+
+
+def test_the_noise_floor_is_ticket_minus_ticket(made: Verification) -> None:
+    assert made.noise is not None
+    pairs = zip(made.values["ticket"], made.again, strict=True)
+    assert made.noise.mean == pytest.approx(sum(a - b for a, b in pairs) / 2)
+    assert list(made.again) != list(made.values["ticket"])
+
+
+def test_references_have_the_budgets_that_they_name(lab: Lab, ticket: Ticket, made: Verification) -> None:
+    shown = {reference.role: reference for reference, _ in made.references}
+    assert shown["dense_at_cost"].steps == 38 + 2 * 28 == ticket.info["search_steps"]
+    share = sum(layer.kept for layer in ticket.mask.table()) / (64 * 300 + 300 * 100 + 100 * 10)
+    assert shown["dense_at_flops"].steps == 10 + round(share * 28)
+    assert all(len(values) == 2 for _, values in made.references)
+
+
+def test_flops_of_convolutions_count_their_positions(lab: Lab) -> None:
+    task = registry.get("fashion-mnist", model="lenet-5")
+    model = task.build()
+    shapes = {name: p.shape for name, p in model.named_parameters() if name.endswith("weight")}
+    kept = {"conv1.weight": 0.5, "conv2.weight": 0.1, "fc1.weight": 0.02, "fc2.weight": 1.0}
+    mask = Mask({name: _first(shape, kept[name]) for name, shape in shapes.items()})
+    places = {"conv1.weight": 24 * 24, "conv2.weight": 8 * 8, "fc1.weight": 1, "fc2.weight": 1}
+    work = {name: shape.numel() * places[name] for name, shape in shapes.items()}
+    lab.store.put_memo("sizes", "unused", {})
+    with pytest.MonkeyPatch.context() as patch:
+        example = SimpleNamespace(test=SimpleNamespace(inputs=torch.zeros(1, 1, 28, 28, dtype=torch.uint8)))
+        patch.setattr(type(task), "load", lambda self, data=None: example)
+        found = flops_share(lab, task, mask)
+    assert found == pytest.approx(sum(work[n] * kept[n] for n in work) / sum(work.values()))
+
+
+def _first(shape: torch.Size, share: float) -> torch.Tensor:
+    return (torch.arange(shape.numel()) < share * shape.numel()).view(shape)
+
+
+def test_a_stretched_recipe_keeps_its_proportions() -> None:
+    recipe = Recipe(length="10ep", schedule="multistep", milestones=("50%", "8ep"), warmup="100it")
+    long = stretched(recipe, per_epoch=100, steps=3000)
+    assert (long.steps(100), long.milestones, long.warmup) == (3000, ("50%", "2400it"), "300it")
+    assert stretched(recipe, per_epoch=100, steps=1000) == recipe.changed(
+        length="1000it", milestones=("50%", "800it"), warmup="100it"
+    )
+
+
+# -- how it is decided -------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_added_until_it_is_decided(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"ticket": 95.0, "dense": 90.0, "shuffled": 90.0}
+    asked = pretend(monkeypatch, values)
+    looked: list[int] = []
+    found = verify(
+        lab, ticket, controls=("shuffled",), noise=False, with_references=False, on_look=lambda v: looked.append(v.n)
+    )
+    assert (found.verdict.outcome, looked, len(asked)) == ("wins", [3], 9)
+
+
+def test_it_ends_at_the_last_look(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = pretend(monkeypatch, {"ticket": 95.0, "dense": 95.5, "shuffled": 95.0})
+    looked: list[int] = []
+    found = verify(
+        lab,
+        ticket,
+        controls=("shuffled",),
+        looks=Looks((2, 4)),
+        noise=False,
+        with_references=False,
+        on_look=lambda v: looked.append(v.n),
+    )
+    assert (found.verdict.outcome, looked, len(asked)) == ("undecided", [2, 4], 12)
+    assert found.verdict.reasons[-1].startswith("likely to decide") or "not be likely" in found.verdict.reasons[-1]
+
+
+def test_one_seed_decides_nothing_and_says_how_many_would(
+    lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, {"ticket": 95.0, "dense": 10.0, "shuffled": 10.0})
+    found = verify(lab, ticket, controls=("shuffled",), seeds=1, noise=False, with_references=False)
+    assert found.verdict.outcome == "undecided"
+    assert found.verdict.more_seeds is not None
+    assert found.verdict.more_seeds >= 2
+    assert "one seed has no spread" in " ".join(found.verdict.reasons)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, values: dict[str, float], budgets: dict[str, int] | None = None) -> list:
+    """Make up what each network reaches, give or take a little; returns what is asked for."""
+    asked: list[tuple[str, int]] = []
+
+    def train(self, role: str, seeds: Seeds) -> Trained:
+        asked.append((role, seeds.order))
+        wobble = (seeds.order % 7 + len(role)) % 5 / 20
+        result = SimpleNamespace(metrics={"test": {"accuracy": values[role] + wobble}})
+        return Trained(result, (budgets or {}).get(role, 38))
+
+    monkeypatch.setattr(rivals_module.Rivals, "train", train)
+    return asked
+
+
+# -- what cannot be verified -------------------------------------------------------------------------------------------
+
+
+def test_unequal_budgets_are_refused(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"ticket": 95.0, "dense": 95.0, "shuffled": 90.0}, budgets={"dense": 30})
+    with pytest.raises(UsageError, match=r"unequal budgets .*dense: 30 steps"):
+        verify(lab, ticket, controls=("shuffled",))
+
+
+def test_a_metric_that_is_no_number_is_refused(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"ticket": 95.0, "dense": 95.0, "shuffled": float("nan")})
+    with pytest.raises(UsageError, match="the metric of shuffled is nan"):
+        verify(lab, ticket, controls=("shuffled",))
+
+
+def test_a_ticket_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
+    with pytest.raises(TicketError, match=r"of another task or network: its model 'lenet-300-100' .here 'conv-4-16'"):
+        verify(lab, ticket, task=registry.get("digits", model="conv-4-16"))
+    with pytest.raises(TicketError, match=r"another task or network: .*name 'digits'"):
+        verify(lab, ticket, task=registry.get("mnist"))
+
+
+def test_a_ticket_whose_mask_is_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
+    other = nn.Linear(3, 2)
+    foreign = Ticket(Mask({"weight": torch.ones(2, 3, dtype=torch.bool)}), other.state_dict(), ticket.info)
+    with pytest.raises(TicketError, match="not of the network lenet-300-100"):
+        verify(lab, foreign)
+
+
+def test_a_ticket_that_tells_nothing_is_refused(lab: Lab, ticket: Ticket) -> None:
+    bare = Ticket(ticket.mask, ticket.start, {"method": "mine"})
+    with pytest.raises(TicketError, match="does not tell its task, recipe, seeds, segment, retrain, rewind_step"):
+        verify(lab, bare)
+
+
+@pytest.mark.parametrize("retrain", ["finetune", "rewind_lr"])
+def test_a_ticket_that_keeps_final_weights_is_refused(lab: Lab, ticket: Ticket, retrain: str) -> None:
+    kept = Ticket(ticket.mask, ticket.start, {**ticket.info, "retrain": retrain})
+    with pytest.raises(UsageError, match=f"keeps final weights .retrain {retrain}"):
+        verify(lab, kept)
+
+
+def test_wrong_words_are_refused(lab: Lab, ticket: Ticket) -> None:
+    with pytest.raises(UsageError, match=f"'best' is not known: {', '.join(RIVALS)}"):
+        verify(lab, ticket, controls=("best",))
+    with pytest.raises(UsageError, match="either looks or seeds"):
+        verify(lab, ticket, looks=Looks((3,)), seeds=3)
+    with pytest.raises(UsageError, match="0 seeds"):
+        verify(lab, ticket, seeds=0)
+
+
+def test_an_old_ticket_s_task_is_made_by_its_name(ticket: Ticket) -> None:
+    described = {name: value for name, value in ticket.info["task"].items() if name != "spec"}
+    assert made_task(described).key() == made_task(ticket.info["task"]).key() == registry.get("digits").key()
+    with pytest.raises(TicketError, match="'nothing' cannot be made: there is no task"):
+        made_task({"name": "nothing", "key": {}})
+
+
+def test_rewinding_to_step_0_starts_controls_from_an_initialisation(lab: Lab, saved: dict[str, Path]) -> None:
+    found = verify(lab, Ticket.load(saved["0"]), seeds=2, noise=False, with_references=False)
+    assert set(found.budgets.values()) == {38}
+    assert replace(found.verdict).n == 2
+
+
+def test_without_a_narrower_network_the_control_is_left_out_and_this_is_told(
+    lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(registry.get("digits")), "narrower", lambda self, parameters: None)
+    found = verify(lab, ticket, seeds=2, noise=False, with_references=False)
+    assert "small_dense" not in found.values
+    assert "defines no narrower form of lenet-300-100" in found.left_out["small_dense"]
