@@ -44,6 +44,8 @@ class Row:
     """Third quartile."""
     target: float | None = None
     """What the number must not exceed; None where it is only for comparison."""
+    at_least: float | None = None
+    """What the number must not fall below; None where there is no such bound."""
     how: str = ""
     """Threads, precision, clock, repeats."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +53,8 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
+        if self.at_least is not None:
+            return self.measured >= self.at_least
         return None if self.target is None else self.measured <= self.target
 
 
@@ -191,6 +195,8 @@ def table(rows: Sequence[Row | Mapping[str, Any]]) -> str:
         one = row if isinstance(row, Row) else Row(**row)
         spread = "" if one.low is None or one.high is None else f"{one.low:.4g} … {one.high:.4g}"
         target = "" if one.target is None else f"≤ {_with_unit(one.target, one.unit)}"
+        if one.at_least is not None:
+            target = f"≥ {_with_unit(one.at_least, one.unit)}"
         reached = {True: "yes", False: "no", None: ""}[one.reached]
         lines.append((one.what, _with_unit(one.measured, one.unit), spread, target, reached, one.how))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

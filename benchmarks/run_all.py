@@ -18,7 +18,17 @@ from typing import Any
 
 from common import HERE, machine_line, short_processor, table
 
-BENCHMARKS = ("masking", "epoch", "search_overhead", "second_run", "mask_size", "imports", "verdict")
+BENCHMARKS = (
+    "masking",
+    "epoch",
+    "search_overhead",
+    "second_run",
+    "mask_size",
+    "imports",
+    "verdict",
+    "loader",
+    "report",
+)
 
 
 def main() -> int:

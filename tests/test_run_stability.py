@@ -9,11 +9,12 @@ import pytest
 
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import instability
+from ticketry.evidence.settings import StabilitySettings as Settings
 from ticketry.evidence.stability import stability
 from ticketry.lab.found import Found
 from ticketry.lab.lab import Lab
 from ticketry.run import Run
-from ticketry.run_stability import Settings, execute_stability
+from ticketry.run_stability import execute_stability
 from ticketry.search import method
 from ticketry.tasks import registry
 

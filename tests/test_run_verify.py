@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from ticketry.evidence.settings import VerifySettings as Settings
 from ticketry.lab.lab import Lab
 from ticketry.run import Run, execute
-from ticketry.run_verify import Settings, execute_verify, sparsest_winner
+from ticketry.run_verify import execute_verify, sparsest_winner
 from ticketry.search import method
 from ticketry.tasks import registry
 

@@ -16,8 +16,9 @@ from ticketry.core.mask import Mask
 from ticketry.core.picture import first_layer
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
-from ticketry.evidence.controls import check_controls, train_control
+from ticketry.evidence.controls import train_control
 from ticketry.evidence.judge import verdicts_of
+from ticketry.evidence.names import check_controls
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import Found, Seeds, budget

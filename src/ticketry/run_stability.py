@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import barrier
-from ticketry.evidence.controls import check_controls
+from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Stability, children, stability
 from ticketry.lab.files import read_json, write_json
 from ticketry.lab.found import Found
@@ -23,44 +22,8 @@ from ticketry.step import Step
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of a stability analysis."""
-
-    rewinds: tuple[str, ...] = ("0", "1%", "3%", "7%", "20%")
-    """Rewind points: a search for each."""
-    at: tuple[float, ...] = ()
-    """Densities of the tickets that are analysed; all of the search's by default."""
-    masks: tuple[str, ...] = ("shuffled", "random_prune")
-    """Other masks with the ticket's weights, analysed like the ticket: shuffled, random_prune, or none."""
-    points: int = 11
-    """Points on the line of an error barrier, its ends included; 0 leaves barriers out."""
-    splits: tuple[str, ...] = ("train", "test")
-    """On whose examples: train, validation, test."""
-    recalibrate: int = 20
-    """Training batches from which batch-norm statistics are recomputed at each point; 0 interpolates them."""
-    dense: bool = True
-    """Also train the dense network of each rewind point with a second data order."""
-    layers: bool = True
-    """Write the distances of each layer, too."""
-
-    @property
-    def roles(self) -> tuple[str | None, ...]:
-        """What is analysed at a density: the ticket (None) and other masks."""
-        return (None, *(() if self.masks == ("none",) else self.masks))
-
-    def __post_init__(self) -> None:
-        if not self.rewinds:
-            raise UsageError("rewinds names no rewind point: give some, such as 0,1%,3%")
-        for rewind in self.rewinds:
-            Step.parse(rewind)
-        check_controls(tuple(role for role in self.roles if role))
-        if "random_reinit" in self.masks:
-            raise UsageError("random_reinit has other weights, not another mask: name it among the controls")
-
-
 def execute_stability(
-    lab: Lab, run: Run, settings: Settings, *, command: str = "", on_point: OnPoint | None = None
+    lab: Lab, run: Run, settings: StabilitySettings, *, command: str = "", on_point: OnPoint | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Search at each rewind point and analyse what was found.
 
@@ -139,7 +102,7 @@ def _keep_rewind_points(lab: Lab, run: Run, steps: Sequence[int], total: int) ->
     lab.gather([partial(one, number) for number in range(run.replicates)])
 
 
-def _pieces(lab: Lab, run: Run, settings: Settings, replicate: int, found: Found) -> Iterator[Any]:
+def _pieces(lab: Lab, run: Run, settings: StabilitySettings, replicate: int, found: Found) -> Iterator[Any]:
     """A function for each row of the record that a found network gives."""
     if found.mask is None:
         if settings.dense:
@@ -152,7 +115,9 @@ def _pieces(lab: Lab, run: Run, settings: Settings, replicate: int, found: Found
         yield partial(_row, lab, run, settings, replicate, found, control)
 
 
-def _row(lab: Lab, run: Run, settings: Settings, replicate: int, found: Found, control: str | None) -> dict[str, Any]:
+def _row(
+    lab: Lab, run: Run, settings: StabilitySettings, replicate: int, found: Found, control: str | None
+) -> dict[str, Any]:
     """The distances and barriers of one network: what `settings` asks of it."""
     seeds = run.seeds.replicate(replicate)
     about = (lab, run.task, run.recipe, found, seeds)

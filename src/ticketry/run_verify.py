@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ticketry.core.ticket import Ticket
 from ticketry.evidence.judge import default_margin
-from ticketry.evidence.rivals import RIVALS
-from ticketry.evidence.verdict import Claim, Looks, Verdict
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.verdict import Looks, Verdict
 from ticketry.evidence.verify import Verification, verify
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_json
@@ -24,43 +23,10 @@ from ticketry.tasks.base import Task
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of a verification, see `evidence.verify`."""
-
-    controls: tuple[str, ...] = tuple(RIVALS)
-    """What the ticket should beat: random_reinit, shuffled, random_prune, small_dense, or none."""
-    claim: Claim | None = None
-    """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins where
-    there are controls."""
-    margin: float | None = None
-    """How much worse than dense still counts as no worse, in the metric's unit; by default 0.5 points, or 1 % of the
-    dense network's mean for a metric that is not in %."""
-    confidence: float = 0.95
-    """1 - the probability of a false verdict."""
-    looks: tuple[int, ...] = (3, 5, 7, 10)
-    """Numbers of seeds at which to judge; the last is the limit. Earlier looks are paid for."""
-    seeds: int | None = None
-    """So many seeds, judged once, instead of looks."""
-    noise: bool = True
-    """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it."""
-    references: bool = True
-    """The dense network at the search's whole cost and at the ticket's FLOPs; --no-references saves them."""
-
-    @property
-    def rivals(self) -> tuple[str, ...]:
-        return () if self.controls == ("none",) else self.controls
-
-    @property
-    def what_is_claimed(self) -> Claim:
-        """The claim that holds, if it was left open."""
-        return self.claim or ("wins" if self.rivals else "matches")
-
-
 def execute_verify(
     lab: Lab,
     path: str | Path,
-    settings: Settings,
+    settings: VerifySettings,
     *,
     task: Task | None = None,
     command: str = "",

@@ -191,7 +191,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
     common = "task model option replicates seed initialisation-seed order-seed mask-seed controls config store data"
-    engine = "workers device precision threads checkpoint-seconds json"
+    engine = "workers device precision threads checkpoint-seconds json verify"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate help"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
@@ -201,7 +201,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_help_and_lists_do_not_import_torch() -> None:
-    for words in ("['--help']", "['search', '--help']", "['list', 'tasks']", "['list', 'methods']"):
+    for words in ("['--help']", "['search', '--help']", "['verify']", "['list', 'tasks']", "['list', 'methods']"):
         code = f"import sys; from ticketry.cli import main; main({words}); sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0, words
 

@@ -15,7 +15,8 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.controls import CONTROLS, check_controls, control_mask, random_mask, train_control
+from ticketry.evidence.controls import control_mask, random_mask, train_control
+from ticketry.evidence.names import CONTROLS, check_controls
 from ticketry.lab.found import Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining

@@ -17,8 +17,9 @@ from ticketry.core.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence import rivals as rivals_module
 from ticketry.evidence.controls import control_mask
+from ticketry.evidence.names import RIVALS
 from ticketry.evidence.references import flops_share, stretched
-from ticketry.evidence.rivals import RIVALS, Trained
+from ticketry.evidence.rivals import Trained
 from ticketry.evidence.subject import made_task, subject
 from ticketry.evidence.verdict import Looks
 from ticketry.evidence.verify import Verification, verify

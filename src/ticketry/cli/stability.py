@@ -30,10 +30,10 @@ All other options are those of `ticketry search`:"""
 
 def main(words: Sequence[str]) -> int:
     """Carry out a stability analysis."""
-    from ticketry.run_stability import Settings
+    from ticketry.evidence.settings import StabilitySettings
 
     flat: Any = tyro.conf.OmitArgPrefixes
-    extra = [("stability", flat[Settings], dataclasses.field(default=Settings()))]
+    extra = [("stability", flat[StabilitySettings], dataclasses.field(default=StabilitySettings()))]
     chosen, arguments = read_arguments(
         words or ["--help"], verb="stability", default="iterative", extra=extra, description=_DESCRIPTION
     )

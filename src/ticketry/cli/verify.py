@@ -15,8 +15,8 @@ from ticketry.cli.arguments import parse
 from ticketry.cli.lab_options import LabOptions, opened
 
 if TYPE_CHECKING:
+    from ticketry.evidence.settings import VerifySettings
     from ticketry.evidence.verdict import Verdict
-    from ticketry.run_verify import Settings
     from ticketry.tasks.base import Task
 
 _DESCRIPTION = """\
@@ -32,13 +32,13 @@ examples:
 
 def main(words: Sequence[str]) -> int:
     """Verify a ticket."""
-    from ticketry.run_verify import Settings
+    from ticketry.evidence.settings import VerifySettings
 
     flat: Any = tyro.conf.OmitArgPrefixes
     task_help = "Only for a ticket whose task cannot be made by the name that is written in it."
     fields: list[Any] = [
         ("ticket", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The folder of a ticket.")]),
-        ("settings", flat[Settings], dataclasses.field(default=Settings())),
+        ("settings", flat[VerifySettings], dataclasses.field(default=VerifySettings())),
         ("task", Annotated[str, tyro.conf.arg(help=task_help)], dataclasses.field(default="")),
     ]
     kind = dataclasses.make_dataclass("Verify", fields, bases=(LabOptions,), frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def verified(
-    options: LabOptions, ticket: str | Path, settings: Settings, *, task: Task | None, command: str
+    options: LabOptions, ticket: str | Path, settings: VerifySettings, *, task: Task | None, command: str
 ) -> dict[str, Any]:
     """Verify a ticket in the lab that the options ask for; the record."""
     from ticketry.cli.progress import Progress

@@ -14,11 +14,12 @@ from ticketry.evidence.verdict import holm, verdict
 
 if TYPE_CHECKING:
     from ticketry.evidence.connectivity import barrier, instability
-    from ticketry.evidence.controls import CONTROLS, train_control
+    from ticketry.evidence.controls import train_control
+    from ticketry.evidence.names import CONTROLS
     from ticketry.evidence.paired import compare
 
 _PUBLIC = {
-    "CONTROLS": "ticketry.evidence.controls",
+    "CONTROLS": "ticketry.evidence.names",
     "barrier": "ticketry.evidence.connectivity",
     "compare": "ticketry.evidence.paired",
     "instability": "ticketry.evidence.connectivity",

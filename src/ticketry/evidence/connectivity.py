@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
+from ticketry.evidence.names import check_line
 from ticketry.evidence.stability import children
 from ticketry.lab import feed
 from ticketry.lab.evaluate import evaluate, forward
@@ -31,7 +32,6 @@ from ticketry.lab.segment import NUMERICS, digest_of
 from ticketry.tasks.base import Metric, Split, Task
 from ticketry.tasks.recipe import Recipe
 
-SPLITS = ("train", "validation", "test")
 _ONE_AT_A_TIME = threading.Lock()
 """`Arithmetic.active` sets what holds for the whole process, and gives it back: two threads would mix theirs up."""
 
@@ -134,7 +134,7 @@ def instability(
     Raises:
         UsageError: as `barrier`, and for an unknown control or seeds of another search.
     """
-    _check_line(points, split, recalibrate)  # before anything is trained
+    check_line(points, split, recalibrate)  # before anything is trained
     one, other = children(lab, task, recipe, found, seeds, control=control)
     return barrier(lab, task, one, other, points=points, split=split, recalibrate=recalibrate)
 
@@ -190,19 +190,10 @@ def error_of(metric: Metric, value: float) -> float:
 
 
 def _check(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
-    _check_line(points, split, recalibrate)
+    check_line(points, split, recalibrate)
     for result in (one, other):
         if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):
             raise UsageError(
                 f"a barrier is between two networks of one task and model, here {task.name!r}: one of these was"
                 f" trained on {result.segment.task.name!r}, or on another version or model of it"
             )
-
-
-def _check_line(points: int, split: str, recalibrate: int) -> None:
-    if points < 3:
-        raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
-    if split not in SPLITS:
-        raise UsageError(f"split {split!r} is not known: {', '.join(SPLITS)}")
-    if recalibrate < 0:
-        raise UsageError(f"recalibrate is a number of training batches, at least 0, not {recalibrate}")

@@ -11,27 +11,12 @@ import torch
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
-from ticketry.errors import UsageError
+from ticketry.evidence.names import check_controls
 from ticketry.lab.found import REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
-
-CONTROLS = {
-    "random_reinit": "the ticket's mask on a fresh initialisation (trained densely up to the step that the ticket's"
-    " weights are from)",
-    "shuffled": "the ticket's weights, its mask shuffled within each layer",
-    "random_prune": "the ticket's weights, a random mask of the same density over the whole scope",
-}
-
-
-def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names themselves; `UsageError` if one is not known."""
-    for name in names:
-        if name not in CONTROLS:
-            raise UsageError(f"control {name!r} is not known: {', '.join(CONTROLS)}")
-    return names
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:

@@ -11,20 +11,14 @@ from dataclasses import dataclass, replace
 
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.controls import CONTROLS, control_mask
+from ticketry.evidence.controls import control_mask
+from ticketry.evidence.names import RIVALS, SMALL_DENSE
 from ticketry.evidence.subject import Subject
 from ticketry.lab.found import Seeds
 from ticketry.lab.lab import Result
 from ticketry.lab.segment import Start
 from ticketry.tasks import registry
 from ticketry.tasks.base import Task
-
-SMALL_DENSE = "small_dense"
-RIVALS = {
-    **CONTROLS,
-    SMALL_DENSE: "a narrower dense network with no more parameters than the ticket, where the task defines one",
-}
-"""What a ticket should beat, in words."""
 
 
 @dataclass(frozen=True)

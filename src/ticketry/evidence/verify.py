@@ -15,9 +15,10 @@ from typing import Any
 from ticketry.core.ticket import Ticket
 from ticketry.errors import UsageError
 from ticketry.evidence.judge import default_margin, described, resolution
+from ticketry.evidence.names import RIVALS
 from ticketry.evidence.paired import Comparison, check_budgets, compare
 from ticketry.evidence.references import Reference, references, train_reference
-from ticketry.evidence.rivals import RIVALS, Rivals, Trained
+from ticketry.evidence.rivals import Rivals, Trained
 from ticketry.evidence.subject import Subject, subject
 from ticketry.evidence.verdict import Claim, Looks, Verdict, verdict
 from ticketry.lab.found import Seeds

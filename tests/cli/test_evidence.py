@@ -1,0 +1,116 @@
+"""ticketry verify, ticketry stability and search --verify, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticketry.cli import main
+
+SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--workers", "0"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    try:
+        code = main(list(words))
+    except SystemExit as end:  # tyro's own way out for wrong usage and --help
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    store = tmp_path_factory.mktemp("evidence") / "store"
+    command = [sys.executable, "-m", "ticketry", "search", "imp", *SEARCH, "--replicates", "2", "--store", str(store)]
+    done = subprocess.run([*command, "--verify", "--json"], capture_output=True, text=True, check=True)
+    return store, json.loads(done.stdout)
+
+
+def test_a_search_verifies_its_sparsest_winner(searched: tuple[Path, dict[str, Any]]) -> None:
+    store, result = searched
+    record = json.loads(next((store / "runs").glob("*/run.json")).read_text())
+    if "verification" not in result:  # nothing won on the validation split
+        pytest.fail(f"no ticket was verified: {record['points']}")
+    verification = result["verification"]
+    assert verification["run"] == result["run"]
+    assert verification["verdict"] in ("wins", "loses", "undecided")
+    assert verification["ticket"] in {ticket["path"] for ticket in result["tickets"]}
+    assert verification["name"] in Path(result["report"]).read_text(encoding="utf-8")
+
+
+def test_verify_tells_and_prints_json(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, result = searched
+    ticket = result["tickets"][1]["path"]
+    words = ["verify", ticket, "--store", str(store), "--seeds", "2", "--workers", "0", "--controls", "shuffled"]
+    code, out, err = call(capsys, *words)
+    assert code == 0
+    assert "[6 trained" in err or "trained" in err
+    assert out.splitlines()[0] == f"ticket   {ticket}"
+    assert "confidence 95 %, 2 seeds" in out
+    code, out, _ = call(capsys, *words, "--json")
+    record = json.loads(out)
+    assert (code, record["kind"], record["n"]) == (0, "verify", 2)
+    assert {"verdict", "difference", "interval", "n"} <= record.keys()
+    assert [network["role"] for network in record["networks"]] == ["ticket", "dense", "shuffled"]
+
+
+def test_verify_in_worker_processes_gives_the_same(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store, result = searched
+    words = ["verify", result["tickets"][1]["path"], "--seeds", "2", "--controls", "shuffled", "--json"]
+    alone = json.loads(call(capsys, *words, "--store", str(store), "--workers", "0")[1])
+    beside = json.loads(call(capsys, *words, "--store", str(tmp_path / "other"), "--workers", "2")[1])
+    assert beside["networks"] == alone["networks"]
+    assert (beside["run"], beside["cost"]["segments_trained"]) == ("", beside["cost"]["segments_distinct"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["verify", "nowhere"], "nowhere"),
+        (["verify", "{ticket}", "--controls", "best"], "'best' is not known"),
+        (["verify", "{ticket}", "--looks", "5,3"], "rising"),
+        (["verify", "{ticket}", "--margin", "-1"], "a margin of -1"),
+        (["verify", "{ticket}", "--task", "mnist"], "of another task or network"),
+        (["verify", "{ticket}", "--claim", "wins", "--controls", "none"], "'wins' needs a control"),
+        (["stability", "--rewinds", "soon"], "'soon' is not a point in training"),
+        (["stability", "--splits", "best", "--masks", "none"], "split 'best' is not known"),
+    ],
+)
+def test_wrong_words_are_told_without_a_traceback(
+    words: list[str], told: str, searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, result = searched
+    filled = [word.format(ticket=result["tickets"][0]["path"]) for word in words]
+    extra = SEARCH if words[0] == "stability" else ["--workers", "0"]
+    code, out, err = call(capsys, *filled, *extra, "--store", str(store))
+    assert code in (1, 2)
+    assert told in err
+    assert "Traceback" not in err + out
+
+
+def test_stability_tells_and_prints_json(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, result = searched
+    words = ["stability", *SEARCH, "--replicates", "2", "--rewinds", "0,50%", "--points", "3", "--store", str(store)]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert "density 25.00 %" in out
+    assert "50% (step 20)" in out
+    report = Path(out.split("report   ")[1].strip())
+    assert report.is_file()
+    code, out, _ = call(capsys, *words, "--json")
+    record = json.loads(out)
+    assert (code, record["kind"]) == (0, "stability")
+    assert result["run"] in record["runs"]  # rewinding to 0 is the search that was there
+    assert record["cost"]["segments_trained"] < record["cost"]["segments_distinct"] < record["cost"]["segments_asked"]
