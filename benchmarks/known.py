@@ -21,7 +21,7 @@ from common import Row, main, one_thread, parser
 
 import ticketry as tk
 from ticketry.evidence.verdict import Looks
-from ticketry.evidence.verify import verify
+from ticketry.evidence.verification import verify
 from ticketry.lab.found import Seeds
 from ticketry.lab.lab import Lab, default_workers
 from ticketry.run import Run, execute

@@ -32,7 +32,9 @@ ALLOWED = {
     "testing": LEAVES | {"search", "lab", "tasks", "core"},
     "runfile": LEAVES,
     "run": LEAVES | ROOMS | {"runfile"},
-    "cli": LEAVES | ROOMS | {"run", "runfile"},
+    "run_verify": LEAVES | ROOMS,
+    "run_stability": LEAVES | ROOMS | {"run"},
+    "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "runfile"},
     "__init__": LEAVES | ROOMS,
     "__main__": {"cli"},
 }

@@ -13,7 +13,7 @@ from ticketry.core.ticket import Ticket
 from ticketry.evidence.judge import default_margin
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Looks, Verdict
-from ticketry.evidence.verify import Verification, verify
+from ticketry.evidence.verification import Verification, verify
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_json
 from ticketry.lab.lab import Lab

@@ -1,4 +1,4 @@
-"""What shows that a ticket wins: controls that should lose, stability, and error barriers.
+"""What shows that a ticket wins: verdicts, controls that should lose, stability, and error barriers.
 
 The names below are imported when they are first used, so that ``import ticketry.evidence`` does not wait for torch.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ticketry.evidence.controls import train_control
     from ticketry.evidence.names import CONTROLS
     from ticketry.evidence.paired import compare
+    from ticketry.evidence.verification import verify
 
 _PUBLIC = {
     "CONTROLS": "ticketry.evidence.names",
@@ -24,9 +25,21 @@ _PUBLIC = {
     "compare": "ticketry.evidence.paired",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
+    "verify": "ticketry.evidence.verification",
 }
 
-__all__ = ["CONTROLS", "barrier", "compare", "distance", "holm", "instability", "stability", "train_control", "verdict"]
+__all__ = [
+    "CONTROLS",
+    "barrier",
+    "compare",
+    "distance",
+    "holm",
+    "instability",
+    "stability",
+    "train_control",
+    "verdict",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

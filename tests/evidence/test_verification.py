@@ -22,7 +22,7 @@ from ticketry.evidence.references import flops_share, stretched
 from ticketry.evidence.rivals import Trained
 from ticketry.evidence.subject import made_task, subject
 from ticketry.evidence.verdict import Looks
-from ticketry.evidence.verify import Verification, verify
+from ticketry.evidence.verification import Verification, verify
 from ticketry.lab.found import Seeds
 from ticketry.lab.lab import Lab
 from ticketry.lab.segment import Start
