@@ -73,6 +73,12 @@ def _scores(_: Path) -> list[dict[str, Any]]:
     return [{"name": name, "description": (score.get(name).__doc__ or "").split("\n")[0]} for name in score.names()]
 
 
+def _presets(_: Path) -> list[dict[str, Any]]:
+    from ticketry.tasks.imp_presets import IMP_PRESETS
+
+    return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in IMP_PRESETS.items()]
+
+
 def _runs(store: Path) -> list[dict[str, Any]]:
     return [
         {
@@ -116,6 +122,7 @@ _LISTS: dict[str, tuple[str, Callable[[Path], list[dict[str, Any]]]]] = {
     "methods": ("The search methods.", _methods),
     "models": ("The networks that --model can name.", _models),
     "scores": ("The saliencies that --score can name.", _scores),
+    "presets": ("Published experiments that --preset can name.", _presets),
     "runs": ("The finished runs of a store.", _runs),
     "tickets": ("The tickets of a store's runs.", _tickets),
 }

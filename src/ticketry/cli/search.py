@@ -18,6 +18,7 @@ from ticketry.cli.verify import told, verified
 from ticketry.errors import UsageError
 from ticketry.runfile import read_run_file
 from ticketry.search import ALIASES, Method, method, methods
+from ticketry.tasks.imp_presets import imp_preset
 from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.recipe import Recipe, recipe_from
 
@@ -50,6 +51,8 @@ class _Common(LabOptions):
     """Seed of whatever is random in masks, if it is to differ from seed."""
     controls: tuple[str, ...] = ("random_reinit", "shuffled", "random_prune")
     """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none."""
+    preset: str = ""
+    """A published experiment (see `ticketry list presets`) to take all of this from; other words go before it."""
     config: Path | None = None
     """A run file (TOML) to take all of this from; words on the command line go before it."""
     verify: bool = False
@@ -83,8 +86,7 @@ def read_arguments(
         description: what --help says, in place of the method's own.
     """
     rest = list(words)
-    config = _value(rest, "--config")
-    tables = read_run_file(Path(config)) if config else {}
+    tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
     named = bool(rest) and not rest[0].startswith("-")
     name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
@@ -153,6 +155,13 @@ def _task(name: str, model: str, options: Sequence[str]) -> Task:
 # -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------
 
 
+def _tables(config: str, preset: str) -> dict[str, Any]:
+    """What a run file or a preset says; empty if neither is named."""
+    if config and preset:
+        raise UsageError("a run file and a preset both name everything: give either --config or --preset")
+    return read_run_file(Path(config)) if config else imp_preset(preset) if preset else {}
+
+
 def _arguments(
     chosen: Method, words: Sequence[str], tables: Mapping[str, Any], extra: Sequence[Any], prog: str, about: str
 ) -> Any:
@@ -176,7 +185,7 @@ def _changed(common: _Common) -> list[dataclasses.Field[Any]]:
 
 
 def _common_defaults(tables: Mapping[str, Any]) -> _Common:
-    known = {field.name for field in dataclasses.fields(_Common)} - {"config", "json", "option"}
+    known = {field.name for field in dataclasses.fields(_Common)} - {"config", "preset", "json", "option", "verify"}
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
     others = {"method", "options", "seeds", "settings", "recipe"}
     unknown = sorted(set(values) - known - others)
@@ -288,6 +297,7 @@ def _help() -> str:
             "  ticketry search iterative --task digits --rewind 3% --density 0.05",
             "  ticketry search imp --task fashion-mnist --levels 14 --replicates 3 --recipe.length 10ep",
             "  ticketry search imp --task cifar10 --densities 0.5,0.2 --controls none --json",
+            "  ticketry search imp --preset resnet-20-short --verify",
             "  ticketry search imp --task my_package.my_module:my_task --option width=64",
         ]
     )

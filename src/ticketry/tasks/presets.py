@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry.errors import TaskError
+from ticketry.tasks.network_name import NetworkName, unknown
 from ticketry.tasks.recipe import Recipe
 
 LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
@@ -76,6 +76,9 @@ _OF_MODEL = {
     "vgg-19": VGG19,
 }
 
+_LARGE = 96
+"""Height and width, in pixels, from which on another library's network is trained as on ImageNet."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -98,12 +101,22 @@ class Preset:
     """Whether mirrored and shifted images are still images of their class."""
 
     def recipe_of(self, model: str) -> Recipe:
-        """The default recipe of a network on these data."""
-        if model == self.model:
+        """The default recipe of a network on these data, at any width.
+
+        Another library's network has that of ResNets, for large images that of ResNet-50 on ImageNet.
+
+        Raises:
+            TaskError: for an unknown network.
+        """
+        name = NetworkName.parse(model)
+        if name.base == self.model and not name.library:
             return self.recipe
-        if model not in _OF_MODEL:
-            raise TaskError(f"there is no network {model!r}: choose one of {', '.join(_OF_MODEL)}")
-        chosen = _OF_MODEL[model]
+        if name.library:
+            chosen = IMAGENET if min(self.shape[1:]) >= _LARGE else RESIDUAL
+        elif name.base in _OF_MODEL:
+            chosen = _OF_MODEL[name.base]
+        else:
+            raise unknown(model, _OF_MODEL)
         return chosen if self.augmented else chosen.changed(augment=())
 
     def __str__(self) -> str:
@@ -155,6 +168,39 @@ PRESETS = {
         mean=(0.49140, 0.48216, 0.44653),
         std=(0.24703, 0.24349, 0.26159),
         model="resnet-20",
+        recipe=RESIDUAL,
+        augmented=True,
+    ),
+    "cifar100": Preset(
+        title="CIFAR-100, photographs of objects",
+        shape=(3, 32, 32),
+        classes=100,
+        examples=(45_000, 5_000, 10_000),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        model="resnet-20",
+        recipe=RESIDUAL,
+        augmented=True,
+    ),
+    "tiny-imagenet": Preset(
+        title="Tiny ImageNet, photographs of objects",
+        shape=(3, 64, 64),
+        classes=200,
+        examples=(90_000, 10_000, 10_000),
+        mean=(0.48754, 0.44252, 0.37323),  # measured on the training images of the first 20 classes
+        std=(0.27292, 0.26566, 0.27592),
+        model="resnet-18",
+        recipe=RESIDUAL,
+        augmented=True,
+    ),
+    "tiny-imagenet-20": Preset(
+        title="The first 20 classes of Tiny ImageNet",
+        shape=(3, 64, 64),
+        classes=20,
+        examples=(9_000, 1_000, 1_000),
+        mean=(0.48754, 0.44252, 0.37323),
+        std=(0.27292, 0.26566, 0.27592),
+        model="resnet-18",
         recipe=RESIDUAL,
         augmented=True,
     ),

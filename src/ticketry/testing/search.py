@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from ticketry.core.density import kept_elements
 from ticketry.lab.found import REWINDING, Found, Seeds
@@ -173,8 +174,8 @@ def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:
 def _checked_at_every_step() -> Iterator[None]:
     original = Loop._one_step
 
-    def checked(loop: Loop) -> None:
-        original(loop)
+    def checked(loop: Loop, inputs: Tensor, targets: Tensor) -> None:
+        original(loop, inputs, targets)
         loop.check()
 
     with mock.patch.object(Loop, "_one_step", checked):

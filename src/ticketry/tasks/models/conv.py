@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ticketry.tasks.models import initialise
@@ -16,11 +18,14 @@ class Conv(nn.Module):
     Conv-4 agree. No batch norm. Starts from Glorot normal weights and zero biases, as in the paper.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, widths: tuple[int, ...]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, widths: tuple[int, ...], scale: Callable[[int], int]
+    ) -> None:
         super().__init__()
         channels, height, width = shape
+        hidden = scale(256)
         layers: list[nn.Module] = []
-        for filters in widths:
+        for filters in map(scale, widths):
             layers += [nn.Conv2d(channels, filters, kernel_size=3, padding=1), nn.ReLU()]
             layers += [nn.Conv2d(filters, filters, kernel_size=3, padding=1), nn.ReLU()]
             layers += [nn.MaxPool2d(2)]
@@ -28,11 +33,11 @@ class Conv(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(channels * height * width, 256),
+            nn.Linear(channels * height * width, hidden),
             nn.ReLU(),
-            nn.Linear(256, 256),
+            nn.Linear(hidden, hidden),
             nn.ReLU(),
-            nn.Linear(256, classes),
+            nn.Linear(hidden, classes),
         )
         initialise.glorot_normal(self)
 

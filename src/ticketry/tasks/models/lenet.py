@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,12 +16,13 @@ class LeNet300100(nn.Module):
     Source: Frankle and Carbin 2019, section 2. Starts from Glorot normal weights and zero biases, as there.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, scale: Callable[[int], int]) -> None:
         super().__init__()
         channels, height, width = shape
-        self.fc1 = nn.Linear(channels * height * width, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, classes)
+        first, second = scale(300), scale(100)
+        self.fc1 = nn.Linear(channels * height * width, first)
+        self.fc2 = nn.Linear(first, second)
+        self.fc3 = nn.Linear(second, classes)
         initialise.glorot_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,13 +40,14 @@ class LeNet5(nn.Module):
     only rectifier follows the hidden layer, and weights start from Caffe's xavier: U(-a, a), a = sqrt(3 / fan_in).
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, scale: Callable[[int], int]) -> None:
         super().__init__()
         channels, height, width = shape
-        self.conv1 = nn.Conv2d(channels, 20, kernel_size=5)
-        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
-        self.fc1 = nn.Linear(50 * _halved_twice(height) * _halved_twice(width), 500)
-        self.fc2 = nn.Linear(500, classes)
+        first, second, hidden = scale(20), scale(50), scale(500)
+        self.conv1 = nn.Conv2d(channels, first, kernel_size=5)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=5)
+        self.fc1 = nn.Linear(second * _halved_twice(height) * _halved_twice(width), hidden)
+        self.fc2 = nn.Linear(hidden, classes)
         initialise.caffe_xavier(self)
 
     def forward(self, x: Tensor) -> Tensor:

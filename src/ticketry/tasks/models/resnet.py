@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -14,15 +15,15 @@ class Block(nn.Module):
     """Two 3x3 convolutions, each with batch norm, around which the input is carried and added."""
 
     expansion: ClassVar[int] = 1
-    """Channels of the output for each of `filters`."""
+    """Channels of the output for each of `filters`, in a network of width 1."""
 
-    def __init__(self, inputs: int, filters: int, stride: int) -> None:
+    def __init__(self, inputs: int, filters: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, filters, kernel_size=3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
-        self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(filters)
-        self.shortcut = _shortcut(inputs, filters, stride)
+        self.conv2 = nn.Conv2d(filters, outputs, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -37,11 +38,10 @@ class Bottleneck(nn.Module):
     """
 
     expansion: ClassVar[int] = 4
-    """Channels of the output for each of `filters`."""
+    """Channels of the output for each of `filters`, in a network of width 1."""
 
-    def __init__(self, inputs: int, filters: int, stride: int) -> None:
+    def __init__(self, inputs: int, filters: int, outputs: int, stride: int) -> None:
         super().__init__()
-        outputs = filters * self.expansion
         self.conv1 = nn.Conv2d(inputs, filters, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
         self.conv2 = nn.Conv2d(filters, filters, kernel_size=3, stride=stride, padding=1, bias=False)
@@ -90,21 +90,22 @@ class ResNet(nn.Module):
         *,
         repeats: tuple[int, ...],
         width: int,
+        scale: Callable[[int], int],
         block: type[Block] | type[Bottleneck] = Block,
         imagenet: bool = False,
     ) -> None:
         super().__init__()
         size, stride = (7, 2) if imagenet else (3, 1)
         self.imagenet = imagenet
-        self.conv = nn.Conv2d(shape[0], width, kernel_size=size, stride=stride, padding=size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(width)
+        inputs = scale(width)
+        self.conv = nn.Conv2d(shape[0], inputs, kernel_size=size, stride=stride, padding=size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(inputs)
         blocks = []
-        inputs = width
         for stage, count in enumerate(repeats):
-            filters = width * 2**stage
+            filters, outputs = scale(width * 2**stage), scale(width * 2**stage * block.expansion)
             for index in range(count):
-                blocks.append(block(inputs, filters, stride=2 if stage > 0 and index == 0 else 1))
-                inputs = filters * block.expansion
+                blocks.append(block(inputs, filters, outputs, stride=2 if stage > 0 and index == 0 else 1))
+                inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(inputs, classes)
         initialise.kaiming_normal(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,11 +24,11 @@ class VGG(nn.Module):
     batch norm scales of 1. The name's depth counts the paper's three linear layers, of which one is left here.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, scale: Callable[[int], int]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = shape[0]
-        for stage, (filters, convolutions) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
+        for stage, (filters, convolutions) in enumerate(zip(map(scale, _WIDTHS), _CONVOLUTIONS[depth], strict=True)):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(convolutions):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,14 +41,16 @@ class WideResNet(nn.Module):
     (fan in), zero biases and batch norm scales of 1.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, depth: int, factor: int) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, *, depth: int, factor: int, scale: Callable[[int], int]
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(shape[0], 16, kernel_size=3, padding=1, bias=False)
+        inputs = scale(16)
+        self.conv = nn.Conv2d(shape[0], inputs, kernel_size=3, padding=1, bias=False)
         blocks = []
-        inputs = 16
         for stage in range(3):
+            filters = scale(16 * factor * 2**stage)
             for index in range((depth - 4) // 6):
-                filters = 16 * factor * 2**stage
                 blocks.append(PreactivationBlock(inputs, filters, stride=2 if stage > 0 and index == 0 else 1))
                 inputs = filters
         self.blocks = nn.Sequential(*blocks)

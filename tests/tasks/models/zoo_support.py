@@ -1,0 +1,44 @@
+"""For tests with the real timm and torchvision, where a torchvision without its compiled part is made importable."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+_OPERATORS = ("nms", "qnms", "roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
+_BACKWARD = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
+
+_defined: list[torch.library.Library] = []
+"""Kept: the definitions go with the object."""
+
+
+def import_or_skip(library: str) -> ModuleType:
+    """The library; skips the test where it is not installed.
+
+    A torchvision built for other GPU libraries than there are cannot register its operators, and fails to import for
+    want of them. No network of either library uses them: they are declared here, without a function behind them.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        pytest.skip("torchvision is not installed: pip install 'ticketry[timm,torchvision]'")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _declare_operators()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    return pytest.importorskip(library, reason=f"{library} is not installed: pip install 'ticketry[{library}]'")
+
+
+def _declare_operators() -> None:
+    if _defined:
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    for name in (*_OPERATORS, *(f"_{name}_backward" for name in _BACKWARD)):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    _defined.append(library)
