@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +20,20 @@ def test_summary_is_that_of_numpy(numbers):
     assert summary.sd == pytest.approx(numpy.std(numbers, ddof=1), rel=1e-6, abs=1e-6)
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda numbers: numpy.std(numbers) > 1e-6))
+def test_interval_is_that_of_scipy(numbers):
+    low, high = scipy.stats.t.interval(
+        0.95, len(numbers) - 1, loc=numpy.mean(numbers), scale=scipy.stats.sem(numbers, ddof=1)
+    )
+    assert summarise(numbers).interval == (
+        pytest.approx(low, rel=1e-6, abs=1e-7),
+        pytest.approx(high, rel=1e-6, abs=1e-7),
+    )
+
+
 def test_one_number_has_no_spread():
     assert summarise([3.0]).sd is None
+    assert summarise([3.0]).interval is None
 
 
 def _accuracies(record, level, role):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
 from ticketry.report import write_report
+from ticketry.report.figures.svg import COLOURS
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
@@ -35,32 +37,62 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module", params=["three layers", "fifty layers", "no controls", "in progress", "perplexity"])
-def report(request, tmp_path_factory, make_record, many_layers, partial_record):
+@pytest.fixture(
+    scope="module", params=["three layers", "fifty layers", "no controls", "in progress", "perplexity", "everything"]
+)
+def report(
+    request, tmp_path_factory, make_record, many_layers, partial_record, full_record, make_verify, make_stability
+):
     record = {
         "three layers": lambda: make_record(),
         "fifty layers": lambda: make_record(levels=12, shapes=many_layers),
         "no controls": lambda: make_record(levels=5, replicates=1, controls=()),
         "in progress": lambda: partial_record,
         "perplexity": lambda: make_record(metric=("perplexity", "", False)),
+        "everything": lambda: full_record,
     }[request.param]()
-    return write_report(record, tmp_path_factory.mktemp("report") / "report.html")
+    evidence = [make_verify(), make_stability()] if request.param == "everything" else []
+    return write_report(record, tmp_path_factory.mktemp("report") / "report.html", evidence=evidence)
 
 
-@pytest.fixture(params=[(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")], ids=str)
-def opened(request, browser, report):
-    """The page, its details open, and what was heard of it."""
-    width, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, rewind_runs, many_layers, make_record):
+    """Five runs of two tasks with 1,041 networks."""
+    runs = [
+        *rewind_runs,
+        make_record(levels=20, replicates=9, controls=("shuffled", "random_prune"), shapes=many_layers),
+    ]
+    runs[-1]["run"], runs[-1]["task"]["name"] = "oneshot-" + "a-very-long-name-" * 6, "cifar10"
+    path = write_report(runs, tmp_path_factory.mktemp("comparison") / "report.html")
+    count = sum(len(run["points"]) for run in runs)
+    return path, count
+
+
+def _open(browser, path, width=1400, scheme="light"):
+    """A page and lists of what it says and asks for, which fill as it goes."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
+    )
     page = context.new_page()
     heard, asked = [], []
     page.on("console", lambda message: heard.append(message.text))
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.on("request", lambda asking: asked.append(asking.url))
-    page.goto(report.as_uri())
+    page.goto(path.as_uri())
+    return page, heard, [url for url in asked if not url.startswith("data:image/png;")]
+
+
+_WINDOWS = [(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")]
+
+
+@pytest.fixture(params=_WINDOWS, ids=str)
+def opened(request, browser, report):
+    """The page, its details open; at the end it has said nothing and asked for nothing but itself."""
+    width, scheme = request.param
+    page, heard, asked = _open(browser, report, width, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     yield page, width, scheme
-    context.close()
+    page.context.close()
     assert heard == []
     assert asked == [report.as_uri()]
 
@@ -83,10 +115,127 @@ def test_it_can_be_seen_and_fits(opened):
     assert paper.evaluate("path => getComputedStyle(path).fill") == background
 
 
-def test_no_text_of_a_figure_touches_another(opened):
-    page, width, _ = opened
+def _assert_nothing_touches(page, width):
     for svg in page.locator(f".drawing.{'narrow' if width == 400 else 'wide'} svg").all():
         found = svg.evaluate(_CLASHES)
-        assert found["count"] > 5
+        assert found["count"] > 2
         assert found["clashes"] == []
         assert found["outside"] == []
+
+
+def test_no_text_of_a_figure_touches_another(opened):
+    page, width, _ = opened
+    _assert_nothing_touches(page, width)
+
+
+@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
+def test_a_comparison_of_a_thousand_networks_fits(browser, comparison, width, scheme):
+    path, count = comparison
+    assert count > 1000
+    assert path.stat().st_size < 5_000_000
+    page, heard, asked = _open(browser, path, width, scheme)
+    assert page.locator("details.run[open]").count() == 0
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("table.networks tbody tr").count() == count
+    _assert_nothing_touches(page, width)
+    page.context.close()
+    assert heard == []
+    assert asked == [path.as_uri()]
+
+
+def _column(page, name):
+    """What the rows that are shown say in a column, from top to bottom."""
+    return page.evaluate(
+        """name => {
+          const table = document.querySelector("table.networks");
+          const column = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === name);
+          return [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[column].textContent);
+        }""",
+        name,
+    )
+
+
+def test_the_table_sorts_by_mouse_and_keyboard(browser, comparison):
+    page, heard, _ = _open(browser, comparison[0])
+    before = _column(page, "test")
+    head = page.locator("table.networks th", has_text="test")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [float(text) for text in _column(page, "test")] == sorted(float(text) for text in before)
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(text) for text in _column(page, "test")] == sorted((float(text) for text in before), reverse=True)
+    page.locator("table.networks th", has_text="steps").get_by_role("button").press("Space")
+    assert head.get_attribute("aria-sort") is None
+    numbers = [int(text.replace(",", "")) for text in _column(page, "steps")]
+    assert numbers == sorted(numbers)
+    page.locator("table.networks th", has_text="role").get_by_role("button").click()
+    assert _column(page, "role") == sorted(_column(page, "role"))
+    page.context.close()
+    assert heard == []
+
+
+def test_the_table_filters_by_words_and_role(browser, comparison):
+    path, count = comparison
+    page, heard, _ = _open(browser, path)
+    shown = page.locator(".filters output")
+    assert shown.text_content() == f"{count:,} of {count:,}"
+    page.get_by_label("Role").select_option("shuffled masks")
+    roles = _column(page, "role")
+    assert set(roles) == {"shuffled masks"}
+    assert shown.text_content() == f"{len(roles)} of {count:,}"
+    page.get_by_label("Filter").fill("MASKS fashion")
+    assert {text.split(",")[0] for text in _column(page, "run")} == {"lenet-300-100 on fashion-mnist"}
+    page.get_by_label("Filter").fill("no such thing")
+    assert _column(page, "role") == []
+    page.get_by_label("Filter").fill("")
+    page.get_by_label("Role").select_option("")
+    assert shown.text_content() == f"{count:,} of {count:,}"
+    page.context.close()
+    assert heard == []
+
+
+def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, comparison):
+    path, count = comparison
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert page.locator("table.networks tbody tr").count() == count
+    assert page.locator("table.networks tbody tr").first.is_visible()
+    assert not page.locator(".filters").is_visible()
+    assert page.locator("figure .downloads a").first.text_content() == "CSV"
+    context.close()
+
+
+def test_a_link_to_a_run_opens_it(browser, comparison):
+    page, heard, _ = _open(browser, comparison[0])
+    page.locator("table.summary a").nth(1).click()
+    assert page.locator("details.run[open]").count() == 1
+    assert page.locator("#run-2[open] #run-2-results").is_visible()
+    page.context.close()
+    assert heard == []
+
+
+def test_figures_and_their_data_can_be_saved(browser, tmp_path, full_record):
+    path = write_report(full_record, tmp_path / "report.html")
+    page, heard, _ = _open(browser, path, scheme="dark")
+    for kind, check in (("SVG", _is_drawing), ("CSV", _is_table)):
+        with page.expect_download() as caught:
+            page.locator("#metric-by-density .downloads a", has_text=kind).click()
+        assert caught.value.suggested_filename == f"metric-by-density.{kind.lower()}"
+        caught.value.save_as(tmp_path / kind)
+        check((tmp_path / kind).read_text(encoding="utf-8"))
+    page.context.close()
+    assert heard == []
+
+
+def _is_drawing(text):
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+    assert COLOURS["ticket"] in text
+
+
+def _is_table(text):
+    assert text.startswith("run,role,level,density,n,mean,sd,low,high\n")
+    assert len(text.splitlines()) == 2 + 9 * 4

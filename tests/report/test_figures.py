@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -10,18 +11,37 @@ import sys
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketry.report import figure_svgs
 from ticketry.report.aggregate import Results, layer_profiles
-from ticketry.report.figures import DENSITY_BY_LAYER, METRIC_BY_DENSITY, drawings
-from ticketry.report.figures.canvas import fitting
+from ticketry.report.evidence_record import read_evidence
+from ticketry.report.figures import (
+    BARRIERS,
+    DENSITY_BY_LAYER,
+    FIRST_LAYER,
+    FOREST,
+    METRIC_BY_COST,
+    METRIC_BY_DENSITY,
+    STABILITY,
+    comparison_figures,
+    drawn,
+    run_figures,
+    stability_figures,
+    verify_figures,
+)
+from ticketry.report.figures.canvas import fitting, spread
+from ticketry.report.figures.cost import cost_points
+from ticketry.report.figures.forest import differences
 from ticketry.report.figures.layers import short_names, spread_out
+from ticketry.report.figures.masks import image, kept_of, pictures
 from ticketry.report.figures.metric import near_dense, whole_range
 from ticketry.report.figures.svg import COLOURS, inline
 from ticketry.report.record import read
+from ticketry.report.subject import subject_of
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -30,9 +50,9 @@ def _texts(svg):
     return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{_SVG}text")]
 
 
-def test_both_figures_are_valid_svg_that_loads_nothing(make_record):
+def test_the_figures_are_valid_svg_that_loads_nothing(make_record):
     figures = figure_svgs(make_record(levels=6))
-    assert list(figures) == [METRIC_BY_DENSITY, DENSITY_BY_LAYER]
+    assert list(figures) == [METRIC_BY_DENSITY, DENSITY_BY_LAYER, METRIC_BY_COST]
     for svg in figures.values():
         root = ElementTree.fromstring(svg)
         assert root.tag == f"{_SVG}svg"
@@ -110,7 +130,7 @@ def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_re
 @pytest.mark.parametrize("name", ["$\\frac", "<script>", "a&b", "\x00\x1b", "漢字", "_hidden", "x" * 300, ""])
 def test_hostile_names_are_drawn_as_text(make_record, name):
     record = make_record(levels=1, replicates=1, metric=(name, "$", True), shapes={name: (4, 4), "other": (2, 2)})
-    for drawing in drawings(Results(read(record))).values():
+    for drawing in drawn(run_figures(Results(read(record)))).values():
         ElementTree.fromstring(drawing.wide)
         ElementTree.fromstring(drawing.narrow)
 
@@ -158,6 +178,7 @@ def test_figures_without_data_are_left_out(make_record):
     record = make_record(levels=1)
     for point in record["points"]:
         point["layers"] = None
+        del point["steps"]
     assert list(figure_svgs(record)) == [METRIC_BY_DENSITY]
     assert figure_svgs({**record, "points": record["points"][:1]}) == {}
 
@@ -188,3 +209,145 @@ def test_names_of_layers_keep_what_tells_them_apart():
     assert short_names(["a.weight", "b.weight"], 10) == ["a", "b"]
     assert short_names(["a.weight", "b.bias"], 10) == ["a.weight", "b.bias"]
     assert short_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_forest_shows_every_difference_and_the_margin(make_verify, narrow):
+    verify = read_evidence(make_verify())
+    drawing = drawn(verify_figures(verify))[FOREST]
+    texts = _texts(drawing.narrow if narrow else drawing.wide)
+    for name in ("dense", "random re-initialisation", "shuffled masks", "small dense network", "margin −0.50"):
+        assert name in texts
+    assert "ticket, other seeds (A/A)" in texts
+    (written,) = [text for text in texts if text.startswith("+0.27")]
+    assert written.endswith("p = 0.004")
+
+
+def test_differences_without_comparisons_are_that_to_dense(make_verify):
+    record = {**make_verify(noise=False), "comparisons": [], "interval": None}
+    (only,) = differences(read_evidence(record))
+    assert (only.role, only.mean, only.low) == ("dense", record["difference"], None)
+    drawn(verify_figures(read_evidence(record)))
+
+
+def test_a_study_has_a_row_for_each_density_and_a_column_for_each_quantity(make_stability):
+    study = read_evidence(make_stability(levels=(3, 7)))
+    figures = drawn(stability_figures(study))
+    texts = _texts(figures[STABILITY].wide)
+    assert [text for text in texts if text.startswith("weights remaining")] == [
+        "weights remaining: 51.2 %",
+        "weights remaining: 21.0 %",
+    ]
+    for name in ("test accuracy (%)", "L2 distance", "angle (°)", "error barrier (%)"):
+        assert texts.count(name) == 2
+    assert texts.count("0.5%") == 8
+    assert "step 43 (1%)" in _texts(figures[BARRIERS].wide)
+
+
+def test_a_study_without_barriers_or_distances_leaves_their_panels_out(make_stability):
+    record = make_stability(replicates=1, levels=(3,))
+    for row in record["rows"]:
+        row.update(barriers=[], pruning=None, data_order=None)
+    study = read_evidence(record)
+    figures = drawn(stability_figures(study))
+    assert list(figures) == [STABILITY]
+    assert "L2 distance" not in _texts(figures[STABILITY].wide)
+    assert stability_figures(read_evidence({**record, "rows": []})) == {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12, unique=True))
+def test_any_rewind_steps_can_be_drawn(make_stability, steps):
+    record = make_stability(replicates=1, levels=(3,), layers=False)
+    rows = [row for row in record["rows"] if row["step"] == 0]
+    record["rows"] = [{**row, "step": step} for step in steps for row in rows]
+    record["total_steps"] = max(1, *steps)
+    for make in stability_figures(read_evidence(record)).values():
+        make(True)
+
+
+def test_costs_are_the_sums_of_dense_and_tickets(make_record):
+    record = make_record(levels=3, replicates=2)
+    for point in record["points"]:
+        point["steps"], point["seconds"] = 100 * (point["level"] + 1), 1.5 * (point["replicate"] + 1)
+    points = cost_points(Results(read(record)))
+    assert [point.steps for point in points] == [100, 300, 600, 1000]
+    assert [point.seconds for point in points] == [2.25, 4.5, 6.75, 9.0]
+    assert [point.n for point in points] == [2] * 4
+    del record["points"][0]["steps"]
+    assert [point.n for point in cost_points(Results(read(record)))] == [1] * 4
+
+
+def test_filters_are_tiles_in_the_colours_of_the_channels_kept(make_record):
+    record = with_filters(make_record(levels=2, replicates=1))
+    picture = pictures(Results(read(record)))[0].layer
+    pixels = image(picture)
+    bits = numpy.array([[(byte >> (7 - bit)) & 1 for bit in range(8)] for byte in picture.data]).reshape(-1)[
+        : 5 * 3 * 4
+    ]
+    filters = bits.reshape(5, 3, 2, 2)
+    tiles = [pixels[3 * row : 3 * row + 2, 3 * column : 3 * column + 2] for row in range(2) for column in range(3)]
+    for tile, kept in zip(tiles, filters, strict=False):
+        assert (tile[:, :, :3] == 255 * kept.transpose(1, 2, 0)).all()
+        assert (tile[:, :, 3] == 255).all()
+    assert (tiles[5] == 0).all()  # no sixth filter
+    assert kept_of(picture) == pytest.approx(bits.mean())
+    assert FIRST_LAYER in figure_svgs(record)
+
+
+def with_filters(record):
+    for point in record["points"]:
+        if point["role"] == "ticket":
+            data = bytes([0b10110010, 0b01011100, 0xFF, 0x00, 0b11100011, 0b01010101, 0b10011001, 0b11000000])
+            point["first_layer"] = {
+                "name": "conv.weight",
+                "kind": "filters",
+                "shape": [5, 3, 2, 2],
+                "data": base64.b64encode(data).decode(),
+            }
+    return record
+
+
+def test_inputs_are_grey_and_scaled_to_the_largest(make_record):
+    record = make_record(levels=1, replicates=1)
+    data = bytes([0, 51, 102, 204])
+    record["points"][1]["first_layer"] = {
+        "name": "fc.weight",
+        "kind": "inputs",
+        "shape": [1, 2, 2],
+        "data": base64.b64encode(data).decode(),
+    }
+    pixels = image(pictures(Results(read(record)))[0].layer)
+    assert pixels[:, :, 0].tolist() == [[0, 64], [128, 255]]
+    assert (pixels[:, :, 0] == pixels[:, :, 1]).all()
+
+
+@given(st.lists(st.floats(0, 300), min_size=1, max_size=12))
+def test_labels_at_line_ends_are_apart_and_in_order(places):
+    places.sort()
+    spots = spread(places, 14, 0, 300)
+    assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(spots))
+    assert spots[-1] <= 300 + 1e-6
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
+    subject = subject_of(rewind_runs)
+    assert subject.labels == ("rewind 0", "rewind 1%", "rewind 3%", "rewind 10%")
+    (makers,) = comparison_figures(subject)
+    drawing = drawn(makers)[METRIC_BY_DENSITY]
+    texts = _texts(drawing.narrow if narrow else drawing.wide)
+    assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
+
+
+def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
+    runs = [make_record(levels=1, replicates=n) for n in (1, 2, 2)]
+    for number, run in enumerate(runs):
+        run["run"] = f"run-{number}"
+    runs[2]["settings"]["rewind"] = "3%"
+    assert subject_of(runs).labels == ("rewind 1%, n = 1", "rewind 1%, n = 2", "rewind 3%, n = 2")
+    runs[2]["settings"]["rewind"] = "1%"
+    assert subject_of(runs).labels == ("run-0", "run-1", "run-2")
+    runs[0]["task"]["name"] = runs[1]["task"]["name"] = "digits"
+    runs[2]["points"] = runs[2]["points"][:4]
+    assert len(comparison_figures(subject_of(runs))) == 2

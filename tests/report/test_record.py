@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ticketry.errors import StoreError
 from ticketry.report import summary_lines, verdict_line
-from ticketry.report.aggregate import Results
 from ticketry.report.page import render
 from ticketry.report.record import read
+from ticketry.report.subject import subject_of
 
 
 def _replaced(record, path, value):
@@ -138,7 +138,7 @@ def test_any_damage_gives_a_page_or_is_refused(make_record, data):
     path = data.draw(st.sampled_from(sorted(_paths(record), key=str)))
     record = _replaced(record, path, data.draw(_JSON))
     try:
-        results = Results(read(record))
+        subject = subject_of(record)
     except StoreError:
         return
-    render(results).encode("utf-8")
+    render(subject).encode("utf-8")

@@ -96,4 +96,5 @@ def test_clean_takes_what_steers_a_terminal_or_breaks_xml():
 
 def test_roles():
     assert role_name("random_reinit") == "random re-initialisation"
-    assert role_name("small_dense") == "small dense"
+    assert role_name("small_dense") == "small dense network"
+    assert role_name("my_control") == "my control"

@@ -1,31 +1,51 @@
-"""The report: a run record as one self-contained HTML page, as figures and as a table for the terminal."""
+"""The report: run records and evidence as one self-contained HTML page, as figures, tables and CSV files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.report.aggregate import Results
+from ticketry.report.evidence_files import evidence_of
+from ticketry.report.export import export
 from ticketry.report.figures import figure_svgs
 from ticketry.report.page import render
-from ticketry.report.record import read
+from ticketry.report.subject import subject_of
 from ticketry.report.terminal import summary_lines, summary_table, verdict_line
 
-__all__ = ["figure_svgs", "summary_lines", "summary_table", "verdict_line", "write_report"]
+__all__ = [
+    "evidence_of",
+    "export",
+    "figure_svgs",
+    "summary_lines",
+    "summary_table",
+    "verdict_line",
+    "write_report",
+]
 
 
-def write_report(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page of a run record (`run.json` as a dict) to `path` and return it; whole or not at all.
+def write_report(
+    records: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    evidence: Iterable[Mapping[str, Any]] = (),
+) -> Path:
+    """Write the page of one run record (`run.json` as a dict) or several to `path` and return it; whole or not at all.
 
-    The folder is made if it is missing. The same record gives the same bytes.
+    The folder is made if it is missing. The same records give the same bytes.
+
+    Args:
+        records: a run record, or a list of them, which are then compared.
+        path: the HTML file.
+        evidence: verify and stability records that are shown with the runs.
 
     Raises:
-        StoreError: if the record is malformed, or the file cannot be written.
+        UsageError: if there is no run record, or the same run twice.
+        StoreError: if a record is malformed, or the file cannot be written.
     """
-    text = render(Results(read(record)))
+    text = render(subject_of(records, evidence))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from ticketry.report.record import DENSE, TICKET, Layer, Point, Run
@@ -21,6 +23,25 @@ class Summary:
     sd: float | None
     """None where n is 1: one number has no spread."""
     n: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The two-sided 95 % Student t interval of the mean; None where n is 1."""
+        if self.sd is None:
+            return None
+        half = _t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+
+CONFIDENCE = 0.95
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
+    """Half the width of an interval in standard errors."""
+    from scipy.special import stdtrit  # a fraction of the time that scipy.stats takes to import
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ticketry.report.aggregate import Group, Results
-from ticketry.report.record import TICKET
+from ticketry.report.record import TICKET, VERDICTS, Run
 from ticketry.report.wording import Style, clean, percent, role_name, times
 
 MARGIN_POINTS = 0.5
@@ -51,13 +51,35 @@ def observe(results: Results) -> Observation:
         shown = min(matching, key=lambda group: group.density)
         remark = _remark(results, margin_text)
     else:
-        shown = max(tickets, key=_goodness(results))
+        shown = best_tickets(results) or tickets[0]
         remark = (
             f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
             f"{' and better than every control at that level' if results.controls else ''}."
         )
-    caveat = CAVEAT if results.replicates > 1 else ALONE
+    caveat = verdict_sentence(results.run) or (CAVEAT if results.replicates > 1 else ALONE)
     return Observation(_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None)
+
+
+def best_tickets(results: Results) -> Group | None:
+    """The tickets of the level with the best mean on the test split; None if there are none."""
+    return max(results.of_role(TICKET), key=_goodness(results), default=None)
+
+
+def verdict_sentence(run: Run) -> str:
+    """How many levels have which verdict, and the sparsest that the claim was shown for; empty without verdicts."""
+    if not run.verdicts:
+        return ""
+    total = len(run.verdicts)
+    found = [(name, [one for one in run.verdicts if one.judgement.verdict == name]) for name in VERDICTS]
+    counts = ", ".join(f"{name} at {len(those)}" for name, those in found if those)
+    shown = [one for _, those in found[:2] for one in those]
+    text = (
+        f"Paired by replicate and corrected for {total} level{'s' if total > 1 else ''}, the tickets' verdict: {counts}"
+    )
+    if shown:
+        sparsest = min(shown, key=lambda one: one.density)
+        text += f"; the sparsest that {sparsest.judgement.verdict} keeps {percent(sparsest.density)} %"
+    return f"{text}."
 
 
 def controls_at(results: Results, level: int) -> list[Group]:

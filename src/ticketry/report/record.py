@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from ticketry.errors import StoreError
+from ticketry.report.nodes import Node
 
 FORMAT = 1
 DENSE, TICKET = "dense", "ticket"
-_LARGEST = 1e30
-"""Beyond it, a metric is a mistake; below it, no sum or square overflows."""
+VERDICTS = ("wins", "matches", "loses", "undecided")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_ADVICE = "Repeat the run to write the record anew; what is in the store is not trained again"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class FirstLayer:
+    """What a mask keeps of the first layer: bits of a convolution's filters, or shares of the weights of each input."""
+
+    name: str
+    kind: str
+    """``filters`` or ``inputs``."""
+    shape: tuple[int, ...]
+    """Filters: (out, in, height, width). Inputs: (channels, height, width)."""
+    data: bytes
+    """Filters: bits packed in C order, the highest bit of a byte first, 1 = kept. Inputs: a byte each, 255 = all."""
+
+
+@dataclass(frozen=True)
 class Point:
     """One trained network."""
 
@@ -70,9 +86,57 @@ class Point:
     test: float
     layers: tuple[Layer, ...]
     """Empty where the record has none."""
+    steps: int | None = None
+    """Training steps of its own segment."""
+    budget: int | None = None
+    """Training steps since its weights were drawn."""
+    seconds: float | None = None
+    """Training seconds of its own segment."""
+    key: str = ""
+    """Of the segment in the store."""
+    first_layer: FirstLayer | None = None
 
     def metric(self, split: str) -> float:
         return self.test if split == "test" else self.validation
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ticket minus one other network over paired seeds; above 0, the ticket is the better one."""
+
+    role: str
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the paired differences of one level, or of one ticket, show."""
+
+    verdict: str
+    """One of `VERDICTS`."""
+    claim: str
+    margin: float
+    confidence: float
+    n: int
+    difference: float
+    interval: tuple[float, float] | None
+    p: float
+    p_holm: float | None
+    more_seeds: int | None
+    reasons: tuple[str, ...]
+    comparisons: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class LevelVerdict:
+    """The judgement of one level of a run."""
+
+    level: int
+    density: float
+    judgement: Judgement
 
 
 @dataclass(frozen=True)
@@ -91,6 +155,9 @@ class Run:
     environment: Mapping[str, Any]
     command: str
     config: str
+    verdicts: tuple[LevelVerdict, ...] = ()
+    verdict_error: str = ""
+    """Why there are no verdicts; empty if that is not told."""
 
 
 def read(record: Mapping[str, Any]) -> Run:
@@ -99,17 +166,12 @@ def read(record: Mapping[str, Any]) -> Run:
     Raises:
         StoreError: if it is of another format or kind, or if something is missing from it or impossible.
     """
-    root = _Node(record, "")
-    version = root.integer("format", least=1)
-    if version != FORMAT:
-        raise StoreError(
-            f"run record: format {version} is not the one this ticketry reads ({FORMAT}): "
-            "install the version of ticketry that wrote it, or repeat the run"
-        )
+    root = Node(record, "", "run record", _ADVICE)
+    root.check_format(FORMAT)
     if root.text("kind") != "search":
         root.fail("kind", "is not 'search', and only searches can be shown")
     method = root.text("method")
-    task = _task(root.node("task"))
+    task = read_task(root.node("task"))
     return Run(
         name=root.text("run"),
         method=method,
@@ -123,10 +185,16 @@ def read(record: Mapping[str, Any]) -> Run:
         environment=root.mapping("environment"),
         command=root.text("command", ""),
         config=root.text("config", ""),
+        verdicts=tuple(
+            LevelVerdict(node.integer("level", least=0), read_density(node), read_judgement(node))
+            for node in root.nodes("verdicts", optional=True)
+        ),
+        verdict_error=root.text("verdict_error", ""),
     )
 
 
-def _task(node: _Node) -> Task:
+def read_task(node: Node) -> Task:
+    """The task of a record of any kind."""
     metric = node.node("metric")
     parameters = node.integer("parameters", least=0)
     prunable = node.integer("prunable", least=0)
@@ -141,7 +209,48 @@ def _task(node: _Node) -> Task:
     )
 
 
-def _points(root: _Node, task: Task) -> tuple[Point, ...]:
+def read_role(node: Node) -> str:
+    role = node.text("role")
+    if not _ROLE.fullmatch(role):
+        node.fail("role", f"is {role!r:.60}, not a name made of a-z, 0-9 and _")
+    return role
+
+
+def read_density(node: Node) -> float:
+    density = node.number("density")
+    if not 0 < density <= 1:
+        node.fail("density", f"is {density:g}, which does not lie in (0, 1]")
+    return density
+
+
+def read_judgement(node: Node) -> Judgement:
+    """A verdict with the numbers it rests on, of a level of a run or of a verify record."""
+    return Judgement(
+        verdict=node.choice("verdict", VERDICTS),
+        claim=node.text("claim"),
+        margin=node.number("margin"),
+        confidence=node.number("confidence"),
+        n=node.integer("n", least=0),
+        difference=node.number("difference"),
+        interval=node.interval("interval"),
+        p=node.number("p"),
+        p_holm=node.number_or_none("p_holm"),
+        more_seeds=node.integer_or_none("more_seeds", least=0),
+        reasons=node.texts("reasons"),
+        comparisons=tuple(
+            Difference(
+                read_role(one),
+                one.number("mean"),
+                one.number_or_none("low"),
+                one.number_or_none("high"),
+                one.number_or_none("p"),
+            )
+            for one in node.nodes("comparisons", optional=True)
+        ),
+    )
+
+
+def _points(root: Node, task: Task) -> tuple[Point, ...]:
     points = tuple(_point(node, task) for node in root.nodes("points"))
     seen: set[tuple[int, int, str]] = set()
     for index, point in enumerate(points):
@@ -156,25 +265,25 @@ def _points(root: _Node, task: Task) -> tuple[Point, ...]:
     return points
 
 
-def _point(node: _Node, task: Task) -> Point:
-    role = node.text("role")
-    if not _ROLE.fullmatch(role):
-        node.fail("role", f"is {role!r:.60}, not a name made of a-z, 0-9 and _")
-    density = node.number("density")
-    if not 0 < density <= 1:
-        node.fail("density", f"is {density:g}, which does not lie in (0, 1]")
+def _point(node: Node, task: Task) -> Point:
+    seconds = node.number_or_none("seconds")
     return Point(
+        role=read_role(node),
+        density=read_density(node),
         replicate=node.integer("replicate", least=0),
         level=node.integer("level", least=0),
-        role=role,
-        density=density,
         validation=node.node("validation").number(task.metric.name),
         test=node.node("test").number(task.metric.name),
         layers=tuple(_layer(layer) for layer in node.nodes("layers", optional=True)),
+        steps=node.integer_or_none("steps", least=0),
+        budget=node.integer_or_none("budget", least=0),
+        seconds=seconds if seconds is None or seconds >= 0 else node.fail("seconds", "is less than 0"),
+        key=node.text("key", ""),
+        first_layer=_first_layer(node.node("first_layer")) if "first_layer" in node else None,
     )
 
 
-def _layer(node: _Node) -> Layer:
+def _layer(node: Node) -> Layer:
     total = node.integer("total", least=1)
     kept = node.integer("kept", least=0)
     if kept > total:
@@ -182,72 +291,16 @@ def _layer(node: _Node) -> Layer:
     return Layer(node.text("name"), kept, total)
 
 
-class _Node:
-    """A JSON object and the place where it was found, so that every complaint can name it."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        self._where = where
-        if not isinstance(value, Mapping):
-            self.fail("", f"is {_kind(value)}, not an object")
-        self._value: Mapping[str, Any] = value
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        place = f"{self._where}.{key}".strip(".") or "the whole"
-        raise StoreError(
-            f"run record: {place} {problem}. "
-            "Repeat the run to write the record anew; what is in the store is not trained again"
-        )
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._value.get(key, default)
-        if not isinstance(value, str):
-            self.fail(key, f"is {_kind(value)}, not text")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self._value.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(key, f"is {_kind(value)}, not a number")
-        if not abs(value) <= _LARGEST:  # so written, it refuses NaN as well
-            self.fail(key, f"is no finite number up to {_LARGEST:g}")
-        return float(value)
-
-    def integer(self, key: str, least: int) -> int:
-        value = self._value.get(key)
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(key, f"is {_kind(value)}, not a whole number")
-        if value < least:
-            self.fail(key, f"is {value}, less than {least}")
-        return value
-
-    def boolean(self, key: str) -> bool:
-        value = self._value.get(key)
-        if not isinstance(value, bool):
-            self.fail(key, f"is {_kind(value)}, not true or false")
-        return value
-
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        value = self._value.get(key)
-        return {} if value is None else _Node(value, self._path(key))._value
-
-    def node(self, key: str) -> _Node:
-        return _Node(self._value.get(key), self._path(key))
-
-    def nodes(self, key: str, optional: bool = False) -> list[_Node]:
-        value = self._value.get(key)
-        if value is None and optional:
-            return []
-        if not isinstance(value, list | tuple):
-            self.fail(key, f"is {_kind(value)}, not a list")
-        return [_Node(item, f"{self._path(key)}[{index}]") for index, item in enumerate(value)]
-
-    def _path(self, key: str) -> str:
-        return f"{self._where}.{key}".strip(".")
-
-
-def _kind(value: Any) -> str:
-    """What a value is, in JSON's words."""
-    if value is None:
-        return "missing"
-    names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), f"of type {type(value).__name__}")
+def _first_layer(node: Node) -> FirstLayer:
+    kind = node.choice("kind", ("filters", "inputs"))
+    shape = tuple(int(size) for size in node.numbers("shape"))
+    if len(shape) != (4 if kind == "filters" else 3) or not all(1 <= size <= 1 << 20 for size in shape):
+        node.fail("shape", f"is not that of {kind}")
+    try:
+        data = base64.b64decode(node.text("data"), validate=True)
+    except (binascii.Error, ValueError):
+        node.fail("data", "is not base64")
+    elements = math.prod(shape)
+    if len(data) != (-(-elements // 8) if kind == "filters" else elements):
+        node.fail("data", f"is {len(data)} bytes long, which does not fit the shape")
+    return FirstLayer(node.text("name"), kind, shape, data)

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ _ROLES = {
     "random_reinit": "random re-initialisation",
     "shuffled": "shuffled masks",
     "random_prune": "random pruning",
+    "small_dense": "small dense network",
+    "dense_at_cost": "dense, at the whole cost",
+    "dense_at_flops": "dense, at the same FLOPs",
 }
 
 
@@ -36,13 +39,18 @@ class Style:
     def of(cls, results: Results, split: Split = "test") -> Style:
         """As many decimals as show the typical standard deviation with two digits; without one, four digits."""
         summaries = [group.metric(split) for role in results.roles for group in results.of_role(role)]
+        return cls.fitting(summaries, results.run.task.metric.unit)
+
+    @classmethod
+    def fitting(cls, summaries: Sequence[Summary], unit: str) -> Style:
+        """The same for any summaries."""
         spreads = [summary.sd for summary in summaries if summary.sd]
         if spreads:
             digits, size = 2, statistics.median(spreads)
         else:
             digits, size = 4, max((abs(summary.mean) for summary in summaries), default=1.0)
         decimals = digits - 1 - math.floor(math.log10(size)) if size > 0 else 2
-        return cls(min(max(decimals, 0), 6), results.run.task.metric.unit)
+        return cls(min(max(decimals, 0), 6), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
         """A number with a true minus; `sign` asks for a plus as well."""
@@ -94,6 +102,29 @@ def density_decimals(density: float) -> int:
 def times(ratio: float) -> str:
     """How many times: 1.2, 18, 1,085."""
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
+def p_value(p: float) -> str:
+    """``p = 0.031``, ``p < 0.0001``."""
+    text = short_p(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def short_p(p: float | None) -> str:
+    """``0.031``, ``< 0.0001``."""
+    if p is None:
+        return NONE
+    if p < 0.0001:
+        return "< 0.0001"
+    return f"{p:.4f}" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def short_count(number: float) -> str:
+    """At most three digits: 430, 4.3k, 64k, 1.2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What both figures share: axes placed in pixels, quiet spines and rules, a density axis that runs to the sparse."""
+"""What the figures share: axes placed in pixels, quiet spines and rules, a density axis that runs to the sparse."""
 
 from __future__ import annotations
 
@@ -57,6 +57,45 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], column
         labelcolor=COLOURS["ink"],
         **{"bbox_to_anchor": (0, 1), "fontsize": 12, "handlelength": 2.2, "columnspacing": 1.6, **options},
     )
+
+
+def end_labels(figure: Figure, axes: Axes, labels: Sequence[tuple[float, str, str]], least: float = 14) -> None:
+    """Names beside the right ends of lines, moved apart so that none touch, in the order of the ends.
+
+    `labels` are (y in data coordinates, text, name of a colour); the caller leaves room to the right of the axes.
+    """
+    if not labels:
+        return
+    across, down = figure.get_size_inches() * INCH
+    box = axes.get_position()
+    bottom, top = box.y0 * down, box.y1 * down
+    ends = sorted((float(axes.transData.transform((1, y))[1]), text, colour) for y, text, colour in labels)
+    spots = spread([min(max(end, bottom), top) for end, _, _ in ends], least, bottom, max(top, bottom + least))
+    for spot, (_, text, colour) in zip(spots, ends, strict=True):
+        figure.text(box.x1 + 8 / across, spot / down, text, color=COLOURS[colour], size=SMALL, va="center")
+
+
+def spread(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """The places, which rise, moved as little as needed to be `least` apart; within the limits if there is room."""
+    spots: list[float] = []
+    for place in places:
+        spots.append(max(place, spots[-1] + least) if spots else max(place, low))
+    over = spots[-1] - high
+    if over > 0:
+        spots[-1] -= over
+        for index in range(len(spots) - 2, -1, -1):
+            spots[index] = min(spots[index], spots[index + 1] - least)
+    return spots
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many names fit side by side into a legend of so many pixels; at least one, at most four."""
+    return min(4, max(1, int(width // (text_width(labels) + 48))))
+
+
+def text_width(texts: Sequence[str]) -> float:
+    """Pixels that the longest of the texts takes at most at the small size."""
+    return 6.6 * max(map(len, texts), default=0)
 
 
 def write_at_foot(figure: Figure, right: float, text: str) -> None:

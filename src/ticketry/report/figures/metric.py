@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ticketry.report.aggregate import CONTROLS, Group, Results
+from ticketry.report.aggregate import Group, Results, Summary
 from ticketry.report.figures import canvas
+from ticketry.report.figures.looks import look_of
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import TICKET
 from ticketry.report.wording import metric_label, role_name
@@ -16,15 +17,6 @@ from ticketry.report.wording import metric_label, role_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_LOOKS = {
-    TICKET: ("ticket", "o", 7.0, "-"),
-    "random_reinit": ("random-reinit", "s", 5.8, (0, (5, 2))),
-    "shuffled": ("shuffled", "^", 7.4, (0, (1.5, 1.5))),
-    "random_prune": ("random-prune", "D", 5.4, (0, (6, 2, 1.5, 2))),
-}
-_OTHER_LOOKS = (("other-1", "v", 7.4, (0, (3, 1.5))), ("other-2", "P", 7.0, (0, (8, 2))))
-"""Colour, marker, its size and the line: the usual roles differ in all of them."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,12 @@ _WIDE = _Layout(width=860, left=44, panel=320, strip=90, columns=5)
 _NARROW = _Layout(width=360, left=38, panel=270, strip=76, columns=2)
 _WORTH_A_PANEL = 0.5
 """The share of the whole range below which the better networks get a panel of their own."""
+_MOST_SD = 1.5
 _RIGHT, _GAP, _FOOT, _ROW = 8, 38, 52, 19
 
 
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
-    """Means with bands of ± 1 standard deviation; the run must have a level other than the dense one.
+    """Means with bands of their 95 % t intervals; the run must have a level other than the dense one.
 
     Where some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range
     near the dense network and a strip beneath it the whole range.
@@ -77,7 +70,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def whole_range(results: Results) -> tuple[float, float]:
-    """Limits of the y axis that show every mean with its band."""
+    """Limits of the y axis that show every mean with its band, as far as `low_high` goes."""
     edges = [edge for role in results.roles for group in results.of_role(role) for edge in _edges(group)]
     return _padded(min(edges), max(edges))
 
@@ -102,8 +95,19 @@ def near_dense(results: Results) -> tuple[float, float] | None:
 
 
 def _edges(group: Group) -> tuple[float, float]:
+    return low_high(group.metric())
+
+
+def low_high(summary: Summary) -> tuple[float, float]:
+    """The interval of a mean as far as axes make room for it: that of two replicates would leave none for lines."""
+    low, high = summary.interval or (summary.mean, summary.mean)
+    most = _MOST_SD * (summary.sd or 0)
+    return max(low, summary.mean - most), min(high, summary.mean + most)
+
+
+def _band(group: Group) -> tuple[float, float]:
     summary = group.metric()
-    return summary.mean - (summary.sd or 0), summary.mean + (summary.sd or 0)
+    return summary.interval or (summary.mean, summary.mean)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -123,21 +127,20 @@ def _draw_all(figure: Figure, panels: list[Axes], results: Results, roles: list[
 def _draw(panels: Iterable[Axes], results: Results, role: str) -> Any:
     """A line with markers and its band in each panel; what the legend shows of it."""
     groups = sorted(results.of_role(role), key=lambda group: -group.density)
-    unusual = [control for control in results.controls if control not in CONTROLS]
-    name, marker, size, line = _LOOKS.get(role) or _OTHER_LOOKS[unusual.index(role) % len(_OTHER_LOOKS)]
-    colour, front = COLOURS[name], role == TICKET
+    look = look_of(role, results.controls)
+    colour, front = look.colour, role == TICKET
     x = [100 * group.density for group in groups]
     for strip, panel in enumerate(panels):
-        low, high = zip(*map(_edges, groups), strict=True)
-        panel.fill_between(x, low, high, color=colour, alpha=0.16, lw=0, zorder=2 + front)
+        low, high = zip(*map(_band, groups), strict=True)
+        panel.fill_between(x, low, high, color=colour, alpha=0.16 if front else 0.09, lw=0, zorder=2 + front)
         handle = panel.plot(
             x,
             [group.metric().mean for group in groups],
             color=colour,
-            linestyle=line,
+            linestyle=look.line,
             lw=1.2 if strip else 2.2 if front else 1.6,
-            marker=marker,
-            markersize=0.6 * size if strip else size,
+            marker=look.marker,
+            markersize=0.6 * look.size if strip else look.size,
             markeredgecolor=COLOURS["paper"],
             markeredgewidth=0.5 if strip else 1.0,
             zorder=4 + front,
@@ -152,7 +155,7 @@ def _draw_dense(panels: Iterable[Axes], dense: Group) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    low, high = _edges(dense)
+    low, high = _band(dense)
     muted, paper = COLOURS["muted"], COLOURS["paper"]
     point: dict[str, Any] = {"color": muted, "marker": "o", "markersize": 5.5, "markeredgecolor": paper}
     for panel in panels:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ticketry.report.aggregate import Results, layer_profiles
 from ticketry.report.figures import DENSITY_BY_LAYER, Drawing
-from ticketry.report.markup import Html, el, escape, join, prose
-from ticketry.report.sections.parts import figure, scrolling
+from ticketry.report.markup import Html, el, escape, prose
+from ticketry.report.rows import layer_rows
+from ticketry.report.sections.parts import Place, scrolling
 from ticketry.report.wording import NONE, percent
 
 
-def layers_section(results: Results, drawings: dict[str, Drawing]) -> Html | None:
+def layers_section(results: Results, drawings: dict[str, Drawing], place: Place) -> Html | None:
     """Figure at selected levels, table at all; None where the record has no layers."""
     profiles = layer_profiles(results)
     if DENSITY_BY_LAYER not in drawings:
@@ -24,21 +25,23 @@ def layers_section(results: Results, drawings: dict[str, Drawing]) -> Html | Non
         )
         for name in names
     ]
-    caption = join(
-        el("b", "Figure 2."),
-        prose(
-            " Share of each layer's weights that the tickets keep, mean over replicates, at levels spread over the "
-            "run; layers in the order of the model. A straight vertical line would be one density for all layers."
-        ),
+    caption = prose(
+        "Share of each layer's weights that the tickets keep, mean over replicates, at levels spread over the "
+        "run; layers in the order of the model. A straight vertical line would be one density for all layers. "
     )
     table = el("table", el("thead", el("tr", *header)), el("tbody", *rows), class_="results")
     about = escape("Weights remaining in each layer, %, by weights remaining in all of them together, % (columns).")
+    whole = scrolling(table, about, place.id("table-layers"))
     return el(
         "section",
         el("h2", "Density by layer"),
-        figure(drawings[DENSITY_BY_LAYER], DENSITY_BY_LAYER, caption),
-        el("details", el("summary", "All layers and levels as a table"), scrolling(table, about, "table-layers")),
-        id="layers",
+        place.figure(drawings[DENSITY_BY_LAYER], DENSITY_BY_LAYER, caption, layer_rows(results)),
+        el(
+            "details",
+            el("summary", "All layers and levels as a table"),
+            whole,
+        ),
+        id=place.id("layers"),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ticketry.report.aggregate import Results
 from ticketry.report.markup import Html, el, prose
 from ticketry.report.record import DENSE, TICKET
@@ -22,12 +24,13 @@ _RETRAIN = {
 }
 
 
-def notes_section(results: Results) -> Html:
-    """Roles that the run has, the way its tickets were trained, and how to read the numbers."""
-    entries = [(role_name(role), _ROLES.get(role, "A control of the method's own.")) for role in results.roles]
-    mode = results.run.settings.get("retrain")
-    if isinstance(mode, str) and mode:
-        entries.append((f"retrain: {mode}", _retrain_text(mode)))
+def notes_section(runs: Sequence[Results]) -> Html:
+    """Roles that the runs have, the way their tickets were trained, and how to read the numbers."""
+    roles = dict.fromkeys(role for results in runs for role in results.roles)
+    entries = [(role_name(role), _ROLES.get(role, "A control of the method's own.")) for role in roles]
+    for mode in dict.fromkeys(results.run.settings.get("retrain") for results in runs):
+        if isinstance(mode, str) and mode:
+            entries.append((f"retrain: {mode}", _retrain_text(mode)))
     entries += [
         (
             "level, replicate",
@@ -38,6 +41,12 @@ def notes_section(results: Results) -> Html:
             "±",
             "The sample standard deviation over replicates (divided by n − 1): how much networks differ, not how well "
             "the mean is known.",
+        ),
+        (
+            "bands",
+            "In figures over density: the two-sided 95 % Student t interval of the mean over replicates, "
+            "mean ± t × sd / √n. With two or three replicates t is large (12.7, 4.3), so bands are "
+            "wide and may leave the panel.",
         ),
     ]
     items = [part for name, text in entries for part in (el("dt", name), el("dd", prose(text)))]

@@ -7,31 +7,33 @@ from ticketry.report.figures import METRIC_BY_DENSITY, Drawing
 from ticketry.report.markup import Html, el, join, prose
 from ticketry.report.observation import observe
 from ticketry.report.record import TICKET, Task
-from ticketry.report.sections.parts import figure, scrolling
+from ticketry.report.rows import summary_rows
+from ticketry.report.sections.parts import Place, scrolling
 from ticketry.report.wording import NONE, Style, metric_label, percent, role_name, sparsity
 
 
-def results_section(results: Results, drawings: dict[str, Drawing]) -> Html:
+def results_section(results: Results, drawings: dict[str, Drawing], place: Place) -> Html:
     """Figure, table of the test results, and that of the validation results folded away."""
     metric = results.run.task.metric
     picture = None
     if METRIC_BY_DENSITY in drawings:
-        picture = figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, _figure_caption(results))
+        caption = _figure_caption(results, place)
+        picture = place.figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, caption, summary_rows([results]))
     return el(
         "section",
         el("h2", f"Test {metric.name} against weights remaining"),
         picture,
-        results_table(results, "test"),
+        results_table(results, "test", place),
         el(
             "details",
             el("summary", f"Validation {metric.name}, the split that a search may look at"),
-            results_table(results, "validation"),
+            results_table(results, "validation", place),
         ),
-        id="results",
+        id=place.id("results"),
     )
 
 
-def results_table(results: Results, split: Split) -> Html:
+def results_table(results: Results, split: Split, place: Place) -> Html:
     """A row a level: density and sparsity, tickets, their difference to dense, controls."""
     style = Style.of(results, split)
     roles = [TICKET, *results.controls]
@@ -47,7 +49,7 @@ def results_table(results: Results, split: Split) -> Html:
     if results.dense is not None:
         rows.insert(0, _dense_row(results, style, split, results.dense, len(roles)))
     table = el("table", el("thead", header), el("tbody", *rows), class_="results")
-    return scrolling(table, prose(_table_caption(results, split)), f"table-{split}")
+    return scrolling(table, prose(_table_caption(results, split)), place.id(f"table-{split}"))
 
 
 def _metric_heads(role: str, count: int | None) -> Html:
@@ -116,19 +118,26 @@ def _css_role(role: str) -> str:
     return role.replace("_", "-")
 
 
-def _figure_caption(results: Results) -> Html:
+def _figure_caption(results: Results, place: Place) -> Html:
     metric = results.run.task.metric
     better = "more is better" if metric.higher_is_better else "less is better"
-    spread = ", mean over replicates; bands: ± 1 standard deviation" if results.replicates > 1 else ", one replicate"
     return join(
-        el("b", "Figure 1."),
         prose(
-            f" Test {metric_label(metric)} of networks with the given share of their prunable weights "
-            f"({better}){spread}. What the lines are is explained in the "
+            f"Test {metric_label(metric)} of networks with the given share of their prunable weights "
+            f"({better}), {bands(results)}. What the lines are is explained in the "
         ),
         el("a", "notes", href="#notes"),
-        ".",
+        ". ",
     )
+
+
+def bands(results: Results) -> str:
+    """What points and bands of the figure are."""
+    if results.replicates == 1:
+        return "one replicate, so there is no band"
+    counts = sorted({len(group.points) for role in results.roles for group in results.of_role(role)})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
 
 
 def _table_caption(results: Results, split: Split) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ticketry.report.aggregate import Results
 from ticketry.report.markup import Html, el
-from ticketry.report.sections.parts import pairs
+from ticketry.report.sections.parts import Place, pairs
 
 _STEPS = {"total": "steps in all", "per_epoch": "steps an epoch", "rewind": "rewound to step"}
 
 
-def repeat_section(results: Results) -> Html | None:
+def repeat_section(results: Results, place: Place) -> Html | None:
     """The command and the run file; None where the record has neither."""
     run = results.run
     if not (run.command or run.config):
@@ -25,11 +25,11 @@ def repeat_section(results: Results) -> Html | None:
         )
         if run.config
         else None,
-        id="repeat",
+        id=place.id("repeat"),
     )
 
 
-def settings_section(results: Results) -> Html:
+def settings_section(results: Results, place: Place) -> Html:
     """Settings of the method, recipe of training, task and environment, as they were recorded."""
     run, task = results.run, results.run.task
     of_task = {
@@ -46,4 +46,4 @@ def settings_section(results: Results) -> Html:
         pairs("Task", of_task),
         pairs("Environment", run.environment),
     )
-    return el("section", el("h2", "Settings"), el("div", *tables, class_="columns"), id="settings")
+    return el("section", el("h2", "Settings"), el("div", *tables, class_="columns"), id=place.id("settings"))

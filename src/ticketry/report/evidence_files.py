@@ -1,0 +1,31 @@
+"""Finding the evidence of a store that belongs to the runs shown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
+    """The verify and stability records in `<store>/evidence` that name one of the runs, by file name.
+
+    Raises:
+        StoreError: if a file there cannot be read or is damaged.
+    """
+    from ticketry.lab.files import read_json
+
+    wanted, found = set(run_names), []
+    for path in sorted((store_root / "evidence").glob("*.json")):
+        record = read_json(path)
+        if record is None:  # it went away just now
+            continue
+        if record.get("kind") in ("verify", "stability") and wanted & _runs(record):
+            found.append(record)
+    return found
+
+
+def _runs(record: dict[str, Any]) -> set[str]:
+    several = record.get("runs")
+    named = [record.get("run"), *(several if isinstance(several, list) else [])]
+    return {name for name in named if isinstance(name, str) and name}

@@ -1,0 +1,74 @@
+"""Everything on the page as files: figures as SVG and PNG, data as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ticketry.report import rows
+from ticketry.report.figures import Maker, comparison_figures, run_figures, stability_figures, svg, verify_figures
+from ticketry.report.subject import Subject, subject_of
+
+
+def export(
+    records: Mapping[str, Any] | Sequence[Mapping[str, Any]], folder: Path, evidence: Iterable[Mapping[str, Any]] = ()
+) -> list[Path]:
+    """Write every figure as .svg and .png and the data as .csv into `folder`, which is made; return the files.
+
+    CSV files: `points`, `summary` (means and intervals), and where there are data for them `verdicts`, `verify`
+    (differences), `seeds`, `stability` and `barriers`. The same records give the same bytes.
+
+    Args:
+        records: a run record, or a list of them.
+        folder: where to; files of the same names are replaced, others stay.
+        evidence: verify and stability records.
+
+    Raises:
+        UsageError: if there is no run record, or the same run twice.
+        StoreError: if a record is malformed, or a file cannot be written.
+    """
+    from ticketry.lab.files import write_atomically
+
+    subject = subject_of(records, evidence)
+    written = []
+    for name, data in (*_figures(subject), *_tables(subject)):
+        written.append(folder / name)
+        write_atomically(written[-1], data)
+    return written
+
+
+def _figures(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    with svg.drawing():
+        for name, make in _makers(subject):
+            figure = make(False)
+            yield f"{name}.svg", svg.to_svg(figure).encode()
+            yield f"{name}.png", svg.to_png(figure)
+
+
+def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
+    """Every figure of the page, named by what it belongs to where that is not clear."""
+    several = len(subject.runs) > 1
+    for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
+        middle = f"-{number}" if len(subject.by_task) > 1 else ""
+        yield from ((f"comparison{middle}-{name}", make) for name, make in makers.items())
+    for number, results in enumerate(subject.runs, start=1):
+        before = f"run-{number}-" if several else ""
+        yield from ((f"{before}{name}", make) for name, make in run_figures(results).items())
+    for number, verify in enumerate(subject.verifications, start=1):
+        yield from ((f"verify-{number}-{name}", make) for name, make in verify_figures(verify).items())
+    for number, study in enumerate(subject.studies, start=1):
+        yield from ((f"stability-{number}-{name}", make) for name, make in stability_figures(study).items())
+
+
+def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    tables = {
+        "points": rows.point_rows(subject.runs),
+        "summary": rows.summary_rows(subject.runs),
+        "verdicts": rows.verdict_rows(subject.runs),
+        "verify": rows.verify_rows(subject.verifications),
+        "seeds": rows.seed_rows(subject.verifications),
+        "stability": rows.stability_rows(subject.studies),
+        "barriers": rows.barrier_rows(subject.studies),
+    }
+    yield from ((f"{name}.csv", rows.csv_text(table).encode()) for name, table in tables.items() if table)

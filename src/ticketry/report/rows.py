@@ -1,0 +1,219 @@
+"""The data behind the page as flat rows with plain column names: for CSV files and the links beside figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from ticketry.report.aggregate import Results, layer_profiles
+from ticketry.report.evidence_record import StabilityStudy, Verify
+from ticketry.report.figures.cost import cost_points
+from ticketry.report.figures.forest import differences
+from ticketry.report.subject import rewind_of
+
+Cell = str | int | float | None
+Rows = list[dict[str, Cell]]
+
+
+def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """The rows as CSV with a header; floats in full, so that they read back the same; None is empty."""
+    if not rows:
+        return ""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def point_rows(runs: Sequence[Results]) -> Rows:
+    """Every trained network of every run."""
+    return [
+        {
+            "run": results.run.name,
+            "method": results.run.method,
+            "task": results.run.task.name,
+            "rewind": rewind_of(results),
+            "replicate": point.replicate,
+            "level": point.level,
+            "role": point.role,
+            "density": point.density,
+            "metric": results.run.task.metric.name,
+            "unit": results.run.task.metric.unit,
+            "validation": point.validation,
+            "test": point.test,
+            "steps": point.steps,
+            "budget": point.budget,
+            "seconds": point.seconds,
+            "key": point.key,
+        }
+        for results in runs
+        for point in results.run.points
+    ]
+
+
+def summary_rows(runs: Sequence[Results]) -> Rows:
+    """Mean, spread and 95 % interval of the test metric of every role at every level."""
+    rows: Rows = []
+    for results in runs:
+        for group in (group for role in results.roles for group in results.of_role(role)):
+            summary = group.metric()
+            low, high = summary.interval or (None, None)
+            rows.append(
+                {
+                    "run": results.run.name,
+                    "role": group.role,
+                    "level": group.level,
+                    "density": group.density,
+                    "n": summary.n,
+                    "mean": summary.mean,
+                    "sd": summary.sd,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return rows
+
+
+def layer_rows(results: Results) -> Rows:
+    """The density of each layer at each level, mean over replicates."""
+    return [
+        {
+            "run": results.run.name,
+            "level": profile.level,
+            "density": profile.density,
+            "layer": name,
+            "kept_share": share,
+        }
+        for profile in layer_profiles(results)
+        for name, share in profile.layers.items()
+    ]
+
+
+def cost_rows(runs: Sequence[Results]) -> Rows:
+    """The training of the search up to each level, mean over replicates."""
+    return [
+        {
+            "run": results.run.name,
+            "level": point.level,
+            "density": point.density,
+            "test": point.metric,
+            "search_steps": point.steps,
+            "search_seconds": point.seconds,
+            "n": point.n,
+        }
+        for results in runs
+        for point in cost_points(results)
+    ]
+
+
+def verdict_rows(runs: Sequence[Results]) -> Rows:
+    """The verdict of every level of every run."""
+    rows: Rows = []
+    for results in runs:
+        for one in results.run.verdicts:
+            judged = one.judgement
+            low, high = judged.interval or (None, None)
+            rows.append(
+                {
+                    "run": results.run.name,
+                    "level": one.level,
+                    "density": one.density,
+                    "verdict": judged.verdict,
+                    "claim": judged.claim,
+                    "margin": judged.margin,
+                    "confidence": judged.confidence,
+                    "n": judged.n,
+                    "difference": judged.difference,
+                    "low": low,
+                    "high": high,
+                    "p": judged.p,
+                    "p_holm": judged.p_holm,
+                    "more_seeds": judged.more_seeds,
+                    "reasons": "; ".join(judged.reasons),
+                }
+            )
+    return rows
+
+
+def verify_rows(verifications: Sequence[Verify]) -> Rows:
+    """Every difference of every verification: ticket minus the network named in `role`."""
+    return [
+        {
+            "verify": verify.name,
+            "run": verify.run,
+            "replicate": verify.replicate,
+            "level": verify.level,
+            "density": verify.density,
+            "verdict": verify.judgement.verdict,
+            "claim": verify.judgement.claim,
+            "margin": verify.judgement.margin,
+            "confidence": verify.judgement.confidence,
+            "n": verify.judgement.n,
+            "role": row.role,
+            "mean": row.mean,
+            "low": row.low,
+            "high": row.high,
+            "p": row.p,
+        }
+        for verify in verifications
+        for row in differences(verify)
+    ]
+
+
+def seed_rows(verifications: Sequence[Verify]) -> Rows:
+    """The test metric of every seed of every network of every verification."""
+    return [
+        {"verify": verify.name, "role": role, "seed": seed, "steps": steps, "test": value}
+        for verify in verifications
+        for role, steps, values in (
+            *((one.role, one.budget, one.values) for one in verify.networks),
+            *((one.role, one.steps, one.values) for one in verify.references),
+        )
+        for seed, value in enumerate(values)
+    ]
+
+
+def stability_rows(studies: Sequence[StabilityStudy]) -> Rows:
+    """Every network of every study, with its distances."""
+    return [
+        {
+            "stability": study.name,
+            "replicate": row.replicate,
+            "step": row.step,
+            "level": row.level,
+            "density": row.density,
+            "role": row.role,
+            "test": row.value,
+            "pruning_l2": row.pruning.l2 if row.pruning else None,
+            "pruning_angle": row.pruning.angle if row.pruning else None,
+            "data_order_l2": row.data_order.l2 if row.data_order else None,
+            "data_order_angle": row.data_order.angle if row.data_order else None,
+        }
+        for study in studies
+        for row in study.rows
+    ]
+
+
+def barrier_rows(studies: Sequence[StabilityStudy]) -> Rows:
+    """Every point of every barrier's line."""
+    return [
+        {
+            "stability": study.name,
+            "replicate": row.replicate,
+            "step": row.step,
+            "level": row.level,
+            "density": row.density,
+            "role": row.role,
+            "split": curve.split,
+            "recalibrated": curve.recalibrated,
+            "height": curve.height,
+            "alpha": alpha,
+            "error": error,
+        }
+        for study in studies
+        for row in study.rows
+        for curve in row.barriers
+        for alpha, error in zip(curve.alphas, curve.errors, strict=True)
+    ]

@@ -1,0 +1,95 @@
+"""What a page is about: runs and the evidence that belongs to them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ticketry.errors import UsageError
+from ticketry.report.aggregate import Results
+from ticketry.report.evidence_record import StabilityStudy, Verify, read_evidence
+from ticketry.report.record import Task, read
+from ticketry.report.wording import NONE, clean
+
+_LONGEST = 28
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run or several, and verify and stability records."""
+
+    runs: tuple[Results, ...]
+    verifications: tuple[Verify, ...] = ()
+    studies: tuple[StabilityStudy, ...] = ()
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return labels_of(self.runs)
+
+    @cached_property
+    def by_task(self) -> Mapping[Task, tuple[int, ...]]:
+        """The numbers of the runs that can share axes, by task: same data, model and metric."""
+        found: dict[Task, list[int]] = {}
+        for index, results in enumerate(self.runs):
+            found.setdefault(results.run.task, []).append(index)
+        return {task: tuple(indices) for task, indices in found.items()}
+
+
+def subject_of(
+    records: Mapping[str, Any] | Sequence[Mapping[str, Any]], evidence: Iterable[Mapping[str, Any]] = ()
+) -> Subject:
+    """Read one run record or several, and evidence records.
+
+    Raises:
+        UsageError: if there is no run record, or the same run twice.
+        StoreError: if a record is malformed.
+    """
+    several = [records] if isinstance(records, Mapping) else records
+    runs = tuple(Results(read(record)) for record in several)
+    if not runs:
+        raise UsageError("a report needs at least one run record")
+    names = [results.run.name for results in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the run {name!r:.80} is given twice: give each run once")
+    read_all = [read_evidence(record) for record in evidence]
+    return Subject(
+        runs,
+        tuple(one for one in read_all if isinstance(one, Verify)),
+        tuple(one for one in read_all if isinstance(one, StabilityStudy)),
+    )
+
+
+def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
+    """A short name of each run, no two alike: the fewest facts that tell all runs apart, else their names."""
+    facts = (
+        [f"{results.run.task.model} on {results.run.task.name}" for results in runs],
+        [results.run.method for results in runs],
+        [f"rewind {rewind_of(results) or NONE}" for results in runs],
+        [f"n = {results.replicates}" for results in runs],
+    )
+    telling = [texts for texts in facts if len(set(texts)) > 1]
+    for count in range(1, len(telling) + 1):
+        for chosen in itertools.combinations(telling, count):
+            labels = [_short(", ".join(parts), 2 * _LONGEST) for parts in zip(*chosen, strict=True)]
+            if len(set(labels)) == len(runs):
+                return tuple(labels)
+    short = [_short(results.run.name, _LONGEST) for results in runs]
+    return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
+
+
+def rewind_of(results: Results) -> str:
+    """The rewind point as it was asked for, or failing that its step; empty if the record tells neither."""
+    asked, step = results.run.settings.get("rewind"), results.run.steps.get("rewind")
+    if isinstance(asked, str) and asked:
+        return clean(asked)
+    return f"step {step:,}" if isinstance(step, int) else ""
+
+
+def _short(name: str, most: int) -> str:
+    """The text on one line, without its middle where it is too long."""
+    name = clean(name).replace("\n", " ")
+    return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"

@@ -1,0 +1,127 @@
+"""Exported files: the data read back are the records', the figures are whole, the same records give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import math
+import struct
+from xml.etree import ElementTree
+
+import numpy
+import pytest
+
+from ticketry.errors import StoreError
+from ticketry.report import export
+
+
+def _read(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, full_record, make_verify, make_stability):
+    folder = tmp_path_factory.mktemp("export") / "new"
+    files = export(full_record, folder, [make_verify(), make_stability()])
+    return folder, files
+
+
+def test_all_files_are_there_and_named(exported):
+    folder, files = exported
+    assert sorted(files) == sorted(folder.iterdir())
+    figures = {
+        *("metric-by-density", "density-by-layer", "first-layer", "metric-by-cost", "verify-1-differences"),
+        *("verify-1-seeds", "stability-1-stability-by-rewind-step", "stability-1-error-barriers"),
+    }
+    tables = {"points", "summary", "verdicts", "verify", "seeds", "stability", "barriers"}
+    names = {f"{name}.{kind}" for name in figures for kind in ("svg", "png")} | {f"{name}.csv" for name in tables}
+    assert {path.name for path in files} == names
+
+
+def test_figures_are_whole(exported):
+    for path in exported[1]:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        if path.suffix == ".png":
+            data = path.read_bytes()
+            assert data[:8] == b"\x89PNG\r\n\x1a\n"
+            assert data[-8:-4] == b"IEND"
+            assert struct.unpack(">I", data[16:20])[0] == 1720  # twice the 860 pixels on the page
+
+
+def test_points_read_back_are_the_records(exported, full_record):
+    rows = _read(exported[0] / "points.csv")
+    assert len(rows) == len(full_record["points"])
+    for row, point in zip(rows, full_record["points"], strict=True):
+        assert (row["run"], row["role"], row["key"]) == (full_record["run"], point["role"], point["key"])
+        for name in ("replicate", "level", "steps", "budget"):
+            assert int(row[name]) == point[name]
+        assert (float(row["density"]), float(row["seconds"])) == (point["density"], point["seconds"])
+        assert float(row["test"]) == point["test"]["accuracy"]
+        assert float(row["validation"]) == point["validation"]["accuracy"]
+
+
+def test_summaries_are_those_of_numpy(exported, full_record):
+    for row in _read(exported[0] / "summary.csv"):
+        values = [
+            point["test"]["accuracy"]
+            for point in full_record["points"]
+            if (point["role"], point["level"]) == (row["role"], int(row["level"]))
+        ]
+        assert float(row["mean"]) == pytest.approx(numpy.mean(values))
+        assert float(row["sd"]) == pytest.approx(numpy.std(values, ddof=1))
+        assert (float(row["low"]) + float(row["high"])) / 2 == pytest.approx(float(row["mean"]))
+
+
+def test_verdicts_read_back(exported, full_record):
+    rows = _read(exported[0] / "verdicts.csv")
+    for row, one in zip(rows, full_record["verdicts"], strict=True):
+        assert (int(row["level"]), row["verdict"]) == (one["level"], one["verdict"])
+        assert (float(row["difference"]), float(row["p_holm"])) == (one["difference"], one["p_holm"])
+        assert [row["low"], row["high"]] == ([str(end) for end in one["interval"]] if one["interval"] else ["", ""])
+
+
+def test_evidence_reads_back(exported, make_verify, make_stability):
+    verify, study = make_verify(), make_stability()
+    rows = _read(exported[0] / "verify.csv")
+    assert [row["role"] for row in rows] == [*(one["role"] for one in verify["comparisons"]), "noise"]
+    assert [float(row["mean"]) for row in rows[:-1]] == [one["mean"] for one in verify["comparisons"]]
+    seeds = _read(exported[0] / "seeds.csv")
+    expected = [value for one in (*verify["networks"], *verify["references"]) for value in one["values"]]
+    assert [float(row["test"]) for row in seeds] == expected
+    rows = _read(exported[0] / "stability.csv")
+    for row, one in zip(rows, study["rows"], strict=True):
+        assert (int(row["step"]), row["role"], float(row["test"])) == (one["step"], one["role"], one["value"])
+        assert row["pruning_l2"] == ("" if one["pruning"] is None else str(one["pruning"]["l2"]))
+        assert float(row["data_order_angle"]) == one["data_order"]["angle"]
+    barriers = _read(exported[0] / "barriers.csv")
+    expected = [error for one in study["rows"] for curve in one["barriers"] for error in curve["errors"]]
+    assert [float(row["error"]) for row in barriers] == expected
+
+
+def test_the_same_records_give_the_same_bytes(make_record, tmp_path):
+    record = make_record(levels=2)
+    one, two = (export(record, tmp_path / name) for name in ("one", "two"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+
+
+def test_several_runs_and_names_with_commas(make_record, tmp_path):
+    runs = [make_record(levels=2, replicates=1, seed=seed) for seed in (0, 1)]
+    runs[0]["run"], runs[1]["run"] = 'a, "b"\nc', "=SUM(1)"
+    names = {path.name for path in export(runs, tmp_path)}
+    assert {"comparison-metric-by-density.svg", "run-1-metric-by-cost.png", "run-2-density-by-layer.svg"} <= names
+    assert {row["run"] for row in _read(tmp_path / "points.csv")} == {'a, "b"\nc', "=SUM(1)"}
+
+
+def test_what_is_not_finite_is_nan_in_the_table(make_record, make_stability, tmp_path):
+    study = make_stability(replicates=1, levels=(3,))
+    study["rows"][0]["barriers"][0]["height"] = None
+    export(make_record(levels=1), tmp_path, [study])
+    assert math.isnan(float(_read(tmp_path / "barriers.csv")[0]["height"]))
+
+
+def test_a_folder_that_cannot_be_made(make_record, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot"):
+        export(make_record(levels=1), tmp_path / "file")
