@@ -118,13 +118,14 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
 
 def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> tuple[dict[str, Any] | None, str]:
     """The record of the verification of the run's ticket, or why there is none."""
+    from ticketry.evidence.names import SMALL_DENSE
     from ticketry.evidence.settings import VerifySettings
     from ticketry.run_verify import sparsest_winner
 
     chosen = sparsest_winner(record)
     if chosen is None:
         return None, "verdict  no level looks like a winner on the validation split, so no ticket was verified"
-    settings = VerifySettings(controls=arguments.controls)
+    settings = VerifySettings(controls=(*run.controls, SMALL_DENSE) if run.controls else ("none",))
     return verified(arguments, chosen["ticket"], settings, task=run.task, command=command), ""
 
 

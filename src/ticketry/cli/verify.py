@@ -74,12 +74,13 @@ def told(record: Mapping[str, Any]) -> list[str]:
 
     metric, task = record["task"]["metric"], record["task"]
     unit = metric["unit"] and f" {metric['unit']}"
+    points = " points" if metric["unit"] == "%" else unit
     seeds = f"{record['n']} seed{'' if record['n'] == 1 else 's'}"
     lines = [
         f"ticket   {record['ticket']}",
         f"         {task['model']} on {task['name']}, {100 * record['density']:.2f} % of {task['prunable']:,} prunable"
         f" weights ({record['kept']:,} kept); {record['networks'][0]['budget']:,} steps for every network",
-        f"verdict  {record['verdict'].upper()}  (claim: {record['claim']}; margin {record['margin']:g}{unit},"
+        f"verdict  {record['verdict'].upper()}  (claim: {record['claim']}; margin {record['margin']:g}{points},"
         f" confidence {100 * record['confidence']:g} %, {seeds}; p = {record['p']:.2g})",
     ]
     values = {network["role"]: network["values"] for network in record["networks"]}
