@@ -19,6 +19,7 @@ from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import train_control
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import check_controls
+from ticketry.lab.energy import Meter
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import Found, Seeds, budget
@@ -80,7 +81,7 @@ def execute(
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
     """
-    began, ledger = time.monotonic(), lab.ledger.copy()
+    began, ledger, meter = time.monotonic(), lab.ledger.copy(), Meter()
     folder = lab.store.paths.run(run.name)
     collected = _Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)
@@ -106,6 +107,8 @@ def execute(
     earlier = read_json(folder / "run.json")
     if earlier and done.segments_trained == 0 and earlier.get("points") == record["points"]:
         return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
+    if energy := meter.used():
+        record["cost"].update(energy_kwh=energy.kwh, energy_by=energy.by)
     record.update(verdicts_of(record, lab.sizes(run.task)["test"]))
     write_json(folder / "run.json", record)
     write_atomically(folder / "run.toml", record["config"].encode())

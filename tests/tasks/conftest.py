@@ -9,7 +9,12 @@ import pytest
 from ticketry.tasks import data
 
 ROOT = Path(__file__).parents[2]
-MARKS = {"fashion-mnist": "FashionMNIST/raw", "mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
+MARKS = {
+    "fashion-mnist": "FashionMNIST/raw",
+    "mnist": "MNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "tiny-imagenet-20": "tiny-imagenet-20.tar.gz",
+}
 REAL_DATA = Path(os.environ.get("TICKETRY_DATA") or ROOT.parent / "shared" / "data").absolute()
 
 
@@ -33,7 +38,7 @@ def real_data() -> Callable[[str], Path]:
     """The folder with the published files of a data set; the test is skipped where they are not."""
 
     def folder(name: str) -> Path:
-        if not (REAL_DATA / MARKS[name]).is_dir():
+        if not (REAL_DATA / MARKS[name]).exists():
             pytest.skip(f"the published files of {name} are not in {REAL_DATA}: set TICKETRY_DATA")
         return REAL_DATA
 

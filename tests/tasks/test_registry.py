@@ -95,7 +95,7 @@ def test_names_and_lines_need_no_torch() -> None:
     assert "CIFAR-10, photographs of objects: 32x32x3, 10 classes, 45,000 / 5,000 / 10,000 examples" in lines
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", presets.PRESETS)
 @pytest.mark.parametrize("model", [None, "resnet-20-8"])
 def test_built_in_tasks_have_a_model_and_can_be_made_again(name: str, model: str | None) -> None:
     task = registry.get(name, model=model)
@@ -104,7 +104,7 @@ def test_built_in_tasks_have_a_model_and_can_be_made_again(name: str, model: str
     again = registry.make(task.spec)
     assert (again.key(), again.recipe) == (task.key(), task.recipe)
     inputs = task.prepare(torch.zeros(2, *presets.PRESETS[name].shape, dtype=torch.uint8))
-    assert task.build()(inputs).shape == (2, 10)
+    assert task.build()(inputs).shape == (2, presets.PRESETS[name].classes)
     assert (task.metric.name, task.metric.unit, task.metric.higher_is_better) == ("accuracy", "%", True)
 
 
@@ -278,7 +278,7 @@ def test_options_that_do_not_fit(write: Written) -> None:
 
 def test_own_task_hands_every_method_on() -> None:
     methods = {name for name, value in vars(Task).items() if callable(value) and not name.startswith("_")}
-    assert methods == {"key", "build", "load", "prepare", "augment", "loss", "measure", "summary"}
+    assert methods == {"key", "build", "narrower", "load", "prepare", "augment", "loss", "measure", "summary"}
     assert methods <= set(vars(OwnTask))
 
 

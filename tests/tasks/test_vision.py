@@ -8,10 +8,12 @@ import torch
 
 from ticketry.errors import TaskError
 from ticketry.tasks import recipe, registry
+from ticketry.tasks.folder import FolderReader
+from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.vision import _AUGMENTATIONS
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_prepare_scales_and_centres_each_channel(name: str) -> None:
     task = registry.get(name)
     channels, height, width = task.shape
@@ -53,7 +55,7 @@ def test_augment_applies_the_names_in_order() -> None:
 
 
 def test_every_augmentation_of_a_recipe_is_known() -> None:
-    assert set(_AUGMENTATIONS) == set(recipe.AUGMENTATIONS)
+    assert {*_AUGMENTATIONS, *FolderReader.augmentations} == set(recipe.AUGMENTATIONS)
     with pytest.raises(TaskError, match=r"no augmentation 'mixup'.*flip, crop"):
         registry.get("cifar10").augment(torch.zeros(1, 3, 4, 4), ("mixup",), torch.Generator())
 
@@ -90,7 +92,7 @@ def test_sums_over_batches_become_accuracy_and_loss(dtype: torch.dtype) -> None:
 
 
 def test_key_is_json_and_tells_tasks_apart() -> None:
-    keys = [registry.get(name).key() for name in registry.names()]
+    keys = [registry.get(name).key() for name in PRESETS]
     keys.append(registry.get("mnist", model="lenet-5").key())
     texts = [json.dumps(key, sort_keys=True) for key in keys]
     assert [json.loads(text) for text in texts] == keys

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
+from ticketry.lab import feed
 from ticketry.lab.precision import Arithmetic
 from ticketry.tasks.base import Split, Task
-
-_BATCH = 500
 
 
 @torch.no_grad()
@@ -17,11 +18,10 @@ def evaluate(task: Task, model: nn.Module, split: Split, arithmetic: Arithmetic)
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
-    for start in range(0, len(split), _BATCH):
-        inputs = split.inputs[start : start + _BATCH].to(arithmetic.device)
-        targets = split.targets[start : start + _BATCH].to(arithmetic.device)
-        for name, value in task.measure(forward(task, model, inputs, arithmetic), targets).items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.double()
+    with contextlib.closing(feed.in_order(split, arithmetic.device)) as batches:
+        for inputs, targets in batches:
+            for name, value in task.measure(forward(task, model, inputs, arithmetic), targets).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.double()
     model.train(training)
     return task.summary({name: float(value) for name, value in sums.items()}, len(split))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.core.seeds import mix
 from ticketry.errors import TrainingError
+from ticketry.lab import feed
 from ticketry.lab.evaluate import forward
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.order import DataOrder
@@ -51,8 +53,10 @@ class Loop:
         self._hold = Hold(self.model, mask, hooks=False) if mask is not None else None
         if self._hold:
             self._hold.mask_state(self._optimizer)
-        self._inputs, self._targets = examples.inputs.to(self._device), examples.targets.to(self._device)
+        self._examples = feed.placed(examples, self._device)
         self._order = DataOrder(segment.order_seed, len(examples), segment.recipe.batch)
+        self._read_with, self._augment = feed.while_reading(examples, segment.recipe.augment)
+        self._batches: feed.Batches | None = None
         self._generator = torch.Generator()
         self._losses = torch.zeros(segment.last - segment.first, device=self._device)
         self._losses[: len(state.losses)] = state.losses
@@ -65,10 +69,11 @@ class Loop:
         Raises:
             TrainingError: if a loss is not a finite number.
             HoldError: if a pruned weight is not 0.
+            TicketryError: if examples cannot be read from disk.
         """
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._reading() as batches:
             while self.step < last:
-                self._one_step()
+                self._one_step(*next(batches))
                 self.step += 1
                 if self.step % _LOOK_EVERY == 0:
                     self._look_at_losses()
@@ -91,13 +96,34 @@ class Loop:
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
         )
 
-    def _one_step(self) -> None:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[feed.Batches]:
+        """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
+        segment = self.segment
+        if self._batches is None:
+            steps = range(self.step, segment.last)
+            self._batches = feed.batches(
+                self._examples,
+                self._order.batch,
+                steps,
+                self._device,
+                augment=self._read_with,
+                seed=segment.order_seed,
+            )
+        go_on = False
+        try:
+            yield self._batches
+            go_on = self.step < segment.last
+        finally:
+            if not go_on:
+                self._batches.close()
+                self._batches = None
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         segment, recipe, step = self.segment, self.segment.recipe, self.step
-        index = self._order.batch(step).to(self._device)
-        inputs, targets = self._inputs.index_select(0, index), self._targets.index_select(0, index)
-        if recipe.augment:
+        if self._augment:
             self._generator.manual_seed(mix(segment.order_seed, "augment", step))
-            inputs = self.task.augment(inputs, recipe.augment, self._generator)
+            inputs = self.task.augment(inputs, self._augment, self._generator)
         self._seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
         outputs = forward(self.task, self.model, inputs, segment.arithmetic)
         loss = self.task.loss(outputs, targets, label_smoothing=recipe.label_smoothing)

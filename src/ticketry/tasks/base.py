@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,40 @@ class Metric:
     higher_is_better: bool = True
 
 
+class Reader(Protocol):
+    """Reads examples from disk when they are asked for, so that a split need not fit into memory."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead of training; 0 reads in the process that trains."""
+
+    @property
+    def batch(self) -> int:
+        """Examples that fit into memory at once, for evaluation."""
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Those of a recipe's that are done while reading, before all others; the rest is left to `Task.augment`."""
+
+    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+        """What returns the stored inputs [b, ...] of `rows` [b] when it is called, in this process or another.
+
+        It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
+        function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
+        and an example's position in `rows`. A `TicketryError` that it raises reaches the user.
+        """
+
+
 @dataclass(frozen=True)
 class Split:
-    """Examples in memory, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them."""
+    """Examples, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them."""
 
     inputs: Tensor
+    """[n, ...] in memory; with a `reader` the rows that it is asked for."""
     targets: Tensor
+    """[n, ...] in memory."""
+    reader: Reader | None = None
+    """Reads the inputs of a split that is streamed from disk."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,6 +108,14 @@ class Task:
     def build(self) -> nn.Module:
         """A new model, its weights drawn from torch's global random state (the lab seeds it)."""
         raise NotImplementedError
+
+    def narrower(self, parameters: int) -> str | None:
+        """What to ask for as the task's model to get the largest network of this kind with so many parameters.
+
+        A control of tickets (`evidence.verify`): at most as large as they are, but dense. None, as here, where no such
+        network is defined.
+        """
+        return None
 
     def load(self, data: Path | None = None) -> Splits:
         """The examples; `data` is the folder asked for on the command line."""

@@ -10,7 +10,7 @@ from ticketry.step import Step
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "multistep", "cosine", "onecycle", "linear")
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "resized_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class Recipe:
     clip: float = 0.0
     """Upper bound of the gradient's L2 norm; 0 leaves it alone."""
     augment: tuple[str, ...] = ()
-    """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch."""
+    """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch; resized_crop (a random
+    part of the image, resized), which is done while images are read from disk, before the others."""
 
     def __post_init__(self) -> None:
         for name in _FLOATS:  # 1 and 1.0 are one recipe, and have one key

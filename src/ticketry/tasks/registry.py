@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from ticketry.tasks.base import Spec, Task
 
 
+FOLDER = "imagefolder"
+"""The task whose data are the user's: see `folder`."""
+
+_FOLDER_LINE = (
+    "Your own images, read from disk: --option path=DIR with train/<class>/* and val/<class>/*, "
+    "224x224 by default (--option size=64); resnet-18-imagenet by default"
+)
+
+
 def names() -> tuple[str, ...]:
     """The built-in tasks."""
-    return tuple(PRESETS)
+    return (*PRESETS, FOLDER)
 
 
 def describe(name: str) -> str:
@@ -23,16 +32,16 @@ def describe(name: str) -> str:
     Raises:
         TaskError: for another name.
     """
-    if name not in PRESETS:
+    if name not in names():
         raise TaskError(_unknown(name))
-    return str(PRESETS[name])
+    return _FOLDER_LINE if name == FOLDER else str(PRESETS[name])
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
     """The task of that name: a built-in one, or module:object, see `own.load`.
 
     `model` chooses another network than the task's own. `options` go to a user's own task; a built-in one has
-    ``train``, for fewer training examples.
+    ``train``, for fewer training examples, and imagefolder those of `folder.make`.
 
     Raises:
         TaskError: for an unknown name, network or option, and whatever `own.load` raises.
@@ -49,11 +58,13 @@ def make(spec: Spec) -> Task:
         TaskError: as `get`.
     """
     # torch takes a second to import, and `names` and `describe` do without.
-    from ticketry.tasks import models, own
+    from ticketry.tasks import folder, models, own
     from ticketry.tasks.vision import ImageClassification
 
     if ":" in spec.name:
         return own.load(spec)
+    if spec.name == FOLDER:
+        return folder.make(spec)
     if spec.name not in PRESETS:
         raise TaskError(_unknown(spec.name))
     preset = PRESETS[spec.name]
@@ -85,4 +96,4 @@ def _train(spec: Spec) -> int:
 
 
 def _unknown(name: str) -> str:
-    return f"there is no task {name!r}: choose one of {', '.join(PRESETS)}, or name your own as module:object"
+    return f"there is no task {name!r}: choose one of {', '.join(names())}, or name your own as module:object"

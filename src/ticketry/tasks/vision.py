@@ -1,4 +1,4 @@
-"""Classification of images that are kept in memory as bytes."""
+"""Classification of images that are kept in memory as bytes, and what those read from disk share with them."""
 
 from __future__ import annotations
 
@@ -15,51 +15,21 @@ from ticketry.tasks import augment, models
 from ticketry.tasks import data as data_sets
 from ticketry.tasks.base import Spec, Splits
 from ticketry.tasks.classification import Classification
+from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 
 _AUGMENTATIONS = {"flip": augment.flip, "crop": augment.crop}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageClassification(Classification):
-    """A named data set of images, a named network and how it is trained."""
+class Images(Classification):
+    """Classification of images that are stored as bytes [n, channels, height, width]."""
 
-    name: str
-    """Of the data set, see `ticketry.tasks.data.load`."""
-    model: str
-    """Of the network, see `ticketry.tasks.models.build`."""
-    shape: tuple[int, int, int]
-    """Channels, height, width."""
-    classes: int
     largest: float
     """The stored value that stands for 1.0."""
     mean: tuple[float, ...]
     """Of each channel over the training set, with pixels in [0, 1]."""
     std: tuple[float, ...]
     """Likewise."""
-    recipe: Recipe
-    train: int = 0
-    """Training examples, as many of each class; 0 is all there are."""
-    spec: Spec | None = None
-
-    def key(self) -> Mapping[str, object]:
-        return {
-            **({"train": self.train} if self.train else {}),
-            "name": self.name,
-            "data_version": data_sets.VERSION,
-            "model": self.model,
-            "shape": list(self.shape),
-            "classes": self.classes,
-            "largest": self.largest,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    def build(self) -> nn.Module:
-        return models.build(self.model, shape=self.shape, classes=self.classes)
-
-    def load(self, data: Path | None = None) -> Splits:
-        return data_sets.load(self.name, data, train=self.train)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Bytes [n, c, h, w] to float32, (x / largest - mean) / std."""
@@ -71,9 +41,55 @@ class ImageClassification(Classification):
         """Flips and crops, in the order of `names`."""
         for name in names:
             if name not in _AUGMENTATIONS:
-                raise TaskError(f"images have no augmentation {name!r}: choose from {', '.join(_AUGMENTATIONS)}")
+                raise TaskError(
+                    f"the task {self.name} has no augmentation {name!r}: choose from {', '.join(_AUGMENTATIONS)}"
+                )
             inputs = _AUGMENTATIONS[name](inputs, generator)
         return inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification(Images):
+    """A named data set of images in memory, a named network and how it is trained."""
+
+    name: str
+    """Of the data set, see `ticketry.tasks.data.load`."""
+    model: str
+    """Of the network, see `ticketry.tasks.models.build`."""
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    classes: int
+    largest: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    recipe: Recipe
+    train: int = 0
+    """Training examples, as many of each class; 0 is all there are."""
+    spec: Spec | None = None
+
+    def key(self) -> Mapping[str, object]:
+        return {
+            **({"train": self.train} if self.train else {}),
+            "name": self.name,
+            "data_version": data_sets.VERSION,
+            **models.identity(self.model),
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "largest": self.largest,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def build(self) -> nn.Module:
+        return models.build(self.model, shape=self.shape, classes=self.classes)
+
+    def narrower(self, parameters: int) -> str | None:
+        if NetworkName.parse(self.model).library:  # whose widths cannot be chosen
+            return None
+        return models.narrower(self.model, shape=self.shape, classes=self.classes, parameters=parameters)
+
+    def load(self, data: Path | None = None) -> Splits:
+        return data_sets.load(self.name, data, train=self.train)
 
 
 @lru_cache(maxsize=32)

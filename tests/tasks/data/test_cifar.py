@@ -1,4 +1,4 @@
-"""The reader of CIFAR-10 on small batches of the same form, and on hostile ones."""
+"""The reader of CIFAR-10 and CIFAR-100 on small batches of the same form, and on hostile ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +24,53 @@ PIXELS = np.random.Generator(np.random.PCG64(7)).integers(0, 256, (24, 3, 32, 32
 LABELS = [i % 2 for i in range(24)]
 
 
-def batch(index: int) -> bytes:
-    """Four examples, pickled with the names of the numpy of 2009."""
-    part = slice(4 * index, 4 * index + 4)
-    content = {b"data": PIXELS[part].reshape(4, 3072), b"labels": LABELS[part]}
+def batch(published: cifar.Published, part: slice) -> bytes:
+    """Some examples, pickled with the names of the numpy of 2009; CIFAR-100 has coarse labels too."""
+    content = {b"data": PIXELS[part].reshape(-1, 3072), published.labels: LABELS[part], b"coarse_labels": [9]}
     return pickle.dumps(content, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def write_plain(root: Path, contents: dict[str, bytes]) -> None:
-    (root / cifar.FOLDER).mkdir()
-    for name, content in contents.items():
-        (root / cifar.FOLDER / name).write_bytes(content)
+@dataclass
+class Small:
+    """Small batches by name; their digests stand in for the published ones."""
+
+    published: cifar.Published
+    contents: dict[str, bytes]
 
 
-def write_xz(root: Path, contents: dict[str, bytes]) -> None:
-    write_plain(root, {f"{name}.xz": lzma.compress(content) for name, content in contents.items()})
+def write_plain(root: Path, small: Small) -> None:
+    (root / small.published.folder).mkdir()
+    for name, content in small.contents.items():
+        (root / small.published.folder / name).write_bytes(content)
 
 
-def write_archive(root: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(root / cifar.ARCHIVE, "w:gz") as archive:
-        for name, content in [("batches.meta", b"?"), *reversed(contents.items())]:
-            member = tarfile.TarInfo(f"{cifar.FOLDER}/{name}")
+def write_xz(root: Path, small: Small) -> None:
+    packed = {f"{name}.xz": lzma.compress(content) for name, content in small.contents.items()}
+    write_plain(root, Small(small.published, packed))
+
+
+def write_archive(root: Path, small: Small) -> None:
+    with tarfile.open(root / small.published.archive, "w:gz") as archive:
+        for name, content in [("batches.meta", b"?"), *reversed(small.contents.items())]:
+            member = tarfile.TarInfo(f"{small.published.folder}/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
 
 
-Writer = Callable[[Path, dict[str, bytes]], None]
+Writer = Callable[[Path, Small], None]
 WRITERS = [write_plain, write_xz, write_archive]
 
 
-@pytest.fixture
-def contents(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Small batches by name; their digests stand in for the published ones."""
-    monkeypatch.setattr(cifar, "VALIDATION_PER_CLASS", 2)
-    small = {name: batch(index) for index, name in enumerate(cifar.BATCHES)}
-    for name, content in small.items():
-        monkeypatch.setitem(cifar.BATCHES, name, hashlib.md5(content).hexdigest())
-    return small
+@pytest.fixture(params=[cifar.CIFAR10, cifar.CIFAR100], ids=["cifar10", "cifar100"])
+def small(request: pytest.FixtureRequest) -> Small:
+    """20 training and 4 test examples."""
+    published: cifar.Published = request.param
+    *train, test = published.batches
+    each = 20 // len(train)
+    contents = {name: batch(published, slice(each * index, each * (index + 1))) for index, name in enumerate(train)}
+    contents[test] = batch(published, slice(20, 24))
+    digests = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    return Small(replace(published, batches=digests, validation_per_class=2), contents)
 
 
 def place(root: Path) -> tuple[Place, ...]:
@@ -67,9 +78,9 @@ def place(root: Path) -> tuple[Place, ...]:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_pixels_and_labels_stay_together(tmp_path: Path, contents: dict[str, bytes], write: Writer) -> None:
-    write(tmp_path, contents)
-    splits = cifar.read(place(tmp_path))
+def test_pixels_and_labels_stay_together(tmp_path: Path, small: Small, write: Writer) -> None:
+    write(tmp_path, small)
+    splits = cifar.read(small.published, place(tmp_path))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 4]
     assert splits.test.inputs.numpy().tolist() == PIXELS[20:].tolist()
     assert splits.test.targets.tolist() == LABELS[20:]
@@ -95,47 +106,54 @@ def test_the_bomb_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-@pytest.mark.parametrize("name", ["data_batch_1", "test_batch"])
+@pytest.mark.parametrize("which", [0, -1])
 def test_nothing_is_unpickled_before_its_digest_is_checked(
-    tmp_path: Path, contents: dict[str, bytes], write: Writer, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: Small, write: Writer, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar, "_Batch", pickle.Unpickler)  # one that would let the bomb go off
-    write(tmp_path, {**contents, name: pickle.dumps(Bomb(tmp_path / "boom"))})
-    with pytest.raises(DataError, match=rf"{name}.* is not the published file: md5 {cifar.BATCHES[name]} expected"):
-        cifar.read(place(tmp_path))
+    name, md5 = list(small.published.batches.items())[which]
+    small.contents[name] = pickle.dumps(Bomb(tmp_path / "boom"))
+    write(tmp_path, small)
+    with pytest.raises(DataError, match=rf"{name}.* is not the published file: md5 {md5} expected"):
+        cifar.read(small.published, place(tmp_path))
     assert not (tmp_path / "boom").exists()
 
 
 def test_names_other_than_numpys_are_never_looked_up(tmp_path: Path) -> None:
-    with pytest.raises(pickle.UnpicklingError, match="mkdir has no place in a CIFAR-10 batch"):
-        cifar.unpickle(pickle.dumps(Bomb(tmp_path / "boom")))
+    with pytest.raises(pickle.UnpicklingError, match="mkdir has no place in a CIFAR batch"):
+        cifar.unpickle(pickle.dumps(Bomb(tmp_path / "boom")), b"labels")
     assert not (tmp_path / "boom").exists()
 
 
-def test_a_truncated_archive(tmp_path: Path, contents: dict[str, bytes]) -> None:
-    write_archive(tmp_path, contents)
-    archive = tmp_path / cifar.ARCHIVE
+def test_a_truncated_archive(tmp_path: Path, small: Small) -> None:
+    write_archive(tmp_path, small)
+    archive = tmp_path / small.published.archive
     archive.write_bytes(archive.read_bytes()[:-2000])
-    with pytest.raises(DataError, match=rf"{cifar.ARCHIVE} cannot be unpacked .*Delete it"):
-        cifar.read(place(tmp_path))
+    with pytest.raises(DataError, match=rf"{small.published.archive} cannot be unpacked .*Delete it"):
+        cifar.read(small.published, place(tmp_path))
 
 
-def test_an_archive_without_a_batch(tmp_path: Path, contents: dict[str, bytes]) -> None:
-    del contents["data_batch_3"]
-    write_archive(tmp_path, contents)
-    with pytest.raises(DataError, match="holds no cifar-10-batches-py/data_batch_3"):
-        cifar.read(place(tmp_path))
+def test_an_archive_without_a_batch(tmp_path: Path, small: Small) -> None:
+    name, *_ = small.contents
+    del small.contents[name]
+    write_archive(tmp_path, small)
+    with pytest.raises(DataError, match=f"holds no {small.published.folder}/{name}"):
+        cifar.read(small.published, place(tmp_path))
 
 
 def test_absent_names_both_layouts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)data_batch_1, .*test_batch \(plain or .xz\).*or cifar-10-python.tar.gz"):
-        cifar.read(place(tmp_path))
+        cifar.read(cifar.CIFAR10, place(tmp_path))
+    with pytest.raises(
+        DataError, match=r"(?s)cifar-100-python/train, .*/test \(plain or .xz\).*or cifar-100-python.tar"
+    ):
+        cifar.read(cifar.CIFAR100, place(tmp_path))
 
 
 def test_a_published_batch(real_data: Callable[[str], Path]) -> None:
-    folder = real_data("cifar10") / cifar.FOLDER
+    folder = real_data("cifar10") / cifar.CIFAR10.folder
     path = next(path for path in (folder / "test_batch", folder / "test_batch.xz") if path.is_file())
-    images, labels = cifar.unpickle(unpacked(path, cifar.BATCHES["test_batch"]))
+    images, labels = cifar.unpickle(unpacked(path, cifar.CIFAR10.batches["test_batch"]), b"labels")
     assert images.shape == (10_000, 3, 32, 32)
     assert images.dtype == np.uint8
     assert labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, airplane, frog, frog, car, ...

@@ -21,6 +21,7 @@ GOLDEN = {
     "digits": "8d344be093491c4d4a5e136b0ce814304fde990587fd554215b34bca344ed4e7",
     "fashion-mnist": "048d5a390442c556972c6a0a031f3850e46aa37588a94425838619dc39f94243",
     "cifar10": "a941a7b0344d25f10ac27cf48e563d21c28be5bbd7e54b701dc860f9473492af",
+    "tiny-imagenet-20": "c66850c8bf3d7530d9506da5a011e6489fe2d568fc22851243eb2f3bf12b1571",
 }
 """sha256 of the bytes of train, validation and test inputs and targets: fixed for ever, results depend on it."""
 
@@ -57,7 +58,15 @@ def load(real_data: Callable[[str], Path]) -> Callable[[str], Splits]:
     return lambda name: data.load(name, None if name == "digits" else real_data(name))
 
 
-names = pytest.mark.parametrize("name", ["digits", "fashion-mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
+names = pytest.mark.parametrize(
+    "name",
+    [
+        "digits",
+        "fashion-mnist",
+        pytest.param("cifar10", marks=pytest.mark.slow),
+        pytest.param("tiny-imagenet-20", marks=pytest.mark.slow),
+    ],
+)
 
 
 @names
@@ -70,7 +79,7 @@ def test_published_facts(load: Callable[[str], Splits], name: str) -> None:
         assert int(part.inputs.max()) == preset.largest
     held_out = (splits.validation, splits.test) if name == "digits" else parts(splits)
     for part in held_out:
-        assert torch.bincount(part.targets).tolist() == [len(part) // 10] * 10
+        assert torch.bincount(part.targets).tolist() == [len(part) // preset.classes] * preset.classes
     if name in TEST_LABELS:
         assert splits.test.targets[:10].tolist() == TEST_LABELS[name]
 

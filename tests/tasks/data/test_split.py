@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from ticketry.errors import TaskError
 from ticketry.tasks.base import Split
-from ticketry.tasks.data.split import fewer, hold_out, pick
+from ticketry.tasks.data.split import fewer, hold_out, pick, share_of_each
 
 
 def slow_hold_out(labels: list[int], *per_class: int) -> list[list[int]]:
@@ -32,6 +33,31 @@ def slow_hold_out(labels: list[int], *per_class: int) -> list[list[int]]:
 def test_rule_equals_its_slow_form(labels: list[int], sizes: list[int]) -> None:
     found = hold_out(np.array(labels), *sizes)
     assert [indices.tolist() for indices in found] == slow_hold_out(labels, *sizes)
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), sizes=st.lists(st.integers(0, 9), min_size=8))
+@settings(deadline=None)
+def test_another_number_for_each_class(labels: list[int], sizes: list[int]) -> None:
+    """Each class is held out as if it were asked for its number."""
+    classes = sorted(set(labels))
+    numbers = [np.array(sizes[start : start + len(classes)]) for start in (0, 4)]
+    found = hold_out(np.array(labels), *numbers)
+    for place, label in enumerate(classes):
+        expected = slow_hold_out(labels, int(numbers[0][place]), int(numbers[1][place]))
+        assert [[i for i in part if labels[i] == label] for part in found] == [
+            [i for i in part if labels[i] == label] for part in expected
+        ]
+
+
+@given(counts=st.lists(st.integers(2, 40), min_size=1, max_size=5), share=st.fractions(0.01, 0.99))
+@settings(deadline=None)
+def test_a_share_of_each_class(counts: list[int], share: Fraction) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    for found, count in zip(share_of_each(labels, share).tolist(), counts, strict=True):
+        assert 1 <= found < count
+        exact = share * count
+        assert abs(found - exact) <= Fraction(1, 2) or found in (1, count - 1)
+    assert share_of_each(np.zeros(25, np.int64), Fraction("0.1")).tolist() == [3]  # 2.5, rounded up
 
 
 def test_held_out_examples_are_balanced_disjoint_and_complete() -> None:

@@ -1,6 +1,7 @@
 """Data sets by name: found on disk or downloaded, checked, split by a fixed rule and kept in memory.
 
-From the published files (`mnist`, `cifar`, `digits`) to splits (`split`) to one memory-mapped file (`prepared`).
+From the published files (`mnist`, `cifar`, `tiny_imagenet`, `digits`) to splits (`split`) to one memory-mapped file
+(`prepared`). Folders of images that are read when they are asked for are in `listing` and `pictures`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ticketry.errors import TaskError
 from ticketry.tasks.base import Splits
-from ticketry.tasks.data import cifar, digits, mnist
+from ticketry.tasks.data import cifar, digits, mnist, tiny_imagenet
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.prepared import prepared
 from ticketry.tasks.data.split import fewer
@@ -24,7 +25,10 @@ _READERS: dict[str, Callable[[tuple[Place, ...]], Splits]] = {
     "digits": digits.read,
     "mnist": partial(mnist.read, mnist.MNIST),
     "fashion-mnist": partial(mnist.read, mnist.FASHION_MNIST),
-    "cifar10": cifar.read,
+    "cifar10": partial(cifar.read, cifar.CIFAR10),
+    "cifar100": partial(cifar.read, cifar.CIFAR100),
+    "tiny-imagenet": partial(tiny_imagenet.read, tiny_imagenet.WHOLE),
+    "tiny-imagenet-20": partial(tiny_imagenet.read, tiny_imagenet.TWENTY),
 }
 
 

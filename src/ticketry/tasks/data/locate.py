@@ -46,12 +46,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Collection:
-    """A published data set: the layouts it may have on disk, and where its files come from."""
+    """A data set: the layouts it may have on disk, and where its files come from."""
 
     title: str
     layouts: tuple[Layout, ...]
     origins: tuple[Origin, ...]
-    """Downloaded, they form one of the layouts."""
+    """Downloaded, they form one of the layouts; none if there is no download."""
 
 
 def cache_folder() -> Path:
@@ -90,22 +90,24 @@ def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]
             if found := layout.find(place.folder):
                 return found
     cache = where[-1].folder
+    if not collection.origins:
+        raise DataError(_absence(collection, where, "none"))
     try:
         for origin in collection.origins:
             if not (cache / origin.path).is_file():
                 fetch(origin, cache)
     except DataError as error:
-        raise DataError(_absence(collection, where, error)) from error
+        raise DataError(_absence(collection, where, str(error))) from error
     return tuple(cache / origin.path for origin in collection.origins)
 
 
-def _absence(collection: Collection, where: tuple[Place, ...], error: DataError) -> str:
+def _absence(collection: Collection, where: tuple[Place, ...], download: str) -> str:
     lines = [f"{collection.title} was not found.", "Wanted:"]
     lines += [f"  {'or ' if index else ''}{layout}" for index, layout in enumerate(collection.layouts)]
     lines.append("Looked in:")
     for place in where:
         state = "" if place.folder.is_dir() else " (no such folder)"
         lines.append(f"  {place.folder}, {place.named_by}{state}")
-    lines.append(f"Download: {error}")
+    lines.append(f"Download: {download}")
     lines.append("Put the files into a folder and name it by --data or $TICKETRY_DATA.")
     return "\n".join(lines)

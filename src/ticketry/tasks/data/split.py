@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,32 @@ from ticketry.tasks.base import Split
 _SEED = 0
 
 
-def hold_out(labels: NDArray[Any], *per_class: int) -> tuple[NDArray[np.int64], ...]:
+def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
     """Disjoint sets of indices: the rest, then for each number of `per_class` that many examples of every class.
 
     Example i gets the i-th raw 64-bit output of PCG64 seeded with 0. In each class the examples with the smallest
     numbers are taken, in that order, for the first set, then for the second. Raw outputs, because numpy promises
     never to change them, as it does not for its shuffles. Indices come in ascending order.
+
+    Args:
+        per_class: one number for all classes, or one for each in the order of their labels.
     """
     numbers = np.random.PCG64(_SEED).random_raw(len(labels))
-    sets: list[list[NDArray[np.int64]]] = [[] for _ in range(len(per_class) + 1)]
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        ranked = members[np.argsort(numbers[members], kind="stable")]
-        *held, rest = np.split(ranked, np.cumsum(per_class))
-        for chosen, part in zip(sets, (rest, *held), strict=True):
-            chosen.append(part)
-    return tuple(np.sort(np.concatenate(parts)) for parts in sets)
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    ranked = np.lexsort((numbers, classes))
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each of `ranked` in its class
+    set_of, taken = np.zeros(len(labels), np.int64), np.zeros_like(sizes)
+    for count in per_class:
+        taken = taken + count
+        set_of += rank >= np.repeat(taken, sizes)
+    return tuple(np.sort(ranked[set_of == held]) for held in (len(per_class), *range(len(per_class))))
+
+
+def share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int64]:
+    """How many of each class (with two examples or more) are a share of it: rounded half up, neither none nor all."""
+    sizes = np.bincount(labels)
+    wanted = [int(share * size + Fraction(1, 2)) for size in sizes.tolist()]
+    return np.clip(np.array(wanted, np.int64), 1, sizes - 1)
 
 
 def pick(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
@@ -52,4 +64,4 @@ def fewer(split: Split, count: int) -> Split:
             f" {len(members) * int(members.min())}"
         )
     chosen = torch.from_numpy(hold_out(labels, each)[1])
-    return Split(split.inputs[chosen], split.targets[chosen])
+    return replace(split, inputs=split.inputs[chosen], targets=split.targets[chosen])
