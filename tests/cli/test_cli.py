@@ -190,8 +190,8 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     options = {
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
-    common = "task model option replicates seed initialisation-seed order-seed mask-seed controls preset config store data"
-    engine = "workers device precision threads checkpoint-seconds json verify"
+    common = "task model option replicates seed initialisation-seed order-seed mask-seed controls preset config"
+    engine = "store data workers device precision threads checkpoint-seconds json verify"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate help"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"

@@ -11,6 +11,7 @@ from torch import nn
 from ticketry.errors import UsageError
 from ticketry.lab import precision
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.tasks import registry
 
 DENSE = nn.Sequential(nn.Linear(4, 4))
 IMAGES = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -114,3 +115,10 @@ def test_bf16_is_autocast_only():
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     with Arithmetic().autocast():
         assert model(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+
+
+def test_a_layer_in_which_torch_crashes_keeps_the_plain_layout() -> None:
+    narrow = registry.get("cifar10", model="resnet-20-8").build()
+    assert not choose_arithmetic(narrow, device="cpu", precision="fp32").channels_last
+    assert choose_arithmetic(narrow, device="cpu", precision="bf16").channels_last
+    assert choose_arithmetic(registry.get("cifar10").build(), device="cpu", precision="fp32").channels_last

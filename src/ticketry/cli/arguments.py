@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -15,10 +16,16 @@ T = TypeVar("T")
 def parse(kind: type[T], words: Sequence[str], *, prog: str, description: str) -> T:
     """The arguments `words` as an instance of the dataclass `kind`; wrong usage ends the process with code 2.
 
-    Lists may be written with commas (``--densities 0.5,0.2``) or with spaces.
+    Lists may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the flag several times.
     """
-    separated = list(_without_commas(words, set(_list_flags(kind))))
+    separated = _gathered(words, set(_list_flags(kind)))
     return tyro.cli(kind, args=separated, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def values_of(words: Sequence[str], flag: str) -> list[str]:
+    """The values of a list flag that has to be known before the rest is read."""
+    gathered = _gathered(words, {flag})
+    return gathered[gathered.index(flag) + 1 :] if flag in gathered else []
 
 
 def _list_flags(kind: Any, prefix: str = "") -> Iterable[str]:
@@ -34,20 +41,24 @@ def _list_flags(kind: Any, prefix: str = "") -> Iterable[str]:
             yield f"--{flag}".replace("_", "-")
 
 
-def _without_commas(words: Sequence[str], flags: set[str]) -> Iterable[str]:
-    inside = False
+def _gathered(words: Sequence[str], flags: set[str]) -> list[str]:
+    """The words with the values of each of `flags` apart and together, however often and wherever it is given."""
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    inside = ""
     for word in words:
         flag, has_value, value = word.partition("=")
         if word.startswith("--"):
-            inside = flag.replace("_", "-") in flags
+            inside = flag if flag.replace("_", "-") in flags else ""
         if not inside:
-            yield word
+            others.append(word)
         elif word.startswith("--"):
-            yield flag
-            yield from _parts(value) if has_value else ()
+            values.setdefault(inside, []).extend(_parts(value) if has_value else ())
         else:
-            yield from _parts(word)
+            values.setdefault(inside, []).extend(_parts(word))
+    return [*others, *(word for flag, found in values.items() for word in (flag, *found))]
 
 
 def _parts(word: str) -> list[str]:
-    return [part for part in word.split(",") if part]
+    """A list with commas, taken apart; name=value only where another name begins, for a value may have commas."""
+    return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ticketry.cli.arguments import parse
+from ticketry.cli.arguments import parse, values_of
 from ticketry.cli.lab_options import LabOptions, opened
 from ticketry.cli.verify import told, verified
 from ticketry.errors import UsageError
@@ -169,7 +169,8 @@ def _arguments(
     common = _common_defaults(tables)
     task = _value(words, "--task") or common.task
     model = _value(words, "--model") or common.model
-    settings, recipe = _settings(chosen, tables), _recipe(task, model, common.option, tables)
+    options = (*common.option, *values_of(words, "--option"))
+    settings, recipe = _settings(chosen, tables), _recipe(task, model, options, tables)
     flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
     fields: list[Any] = [
         *extra,

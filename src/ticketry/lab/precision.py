@@ -80,8 +80,24 @@ def choose_arithmetic(
     convolutional = any(isinstance(module, _ConvNd) for module in model.modules())
     if precision == "auto":
         precision = "bf16" if convolutional and _has_bf16(place) else "fp32"
-    two_dimensional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return Arithmetic(place, precision, two_dimensional, threads)
+    channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
+        channels_last = False
+    return Arithmetic(place, precision, channels_last, threads)
+
+
+def _crashes(module: nn.Module) -> bool:
+    """Whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
+
+    Seen with torch 2.13 and AVX-512: a 1x1 convolution with stride 2 and 8 input channels, over 48x48 pixels or more,
+    ends the process with a segmentation fault. Layers with fewer than 16 channels gain little by the layout anyway.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < 16
+    )
 
 
 def _has_bf16(device: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from ticketry.lab.runner import Event
 from ticketry.search import Method
 from ticketry.search import method as method_called
 from ticketry.tasks import registry
-from ticketry.tasks.base import Split, Splits, Task
+from ticketry.tasks.base import Splits, Task
 from ticketry.tasks.own import OwnTask
 from ticketry.tasks.recipe import Recipe
 from ticketry.testing.require import require
@@ -107,7 +108,7 @@ class _OtherTest(OwnTask):
 
     def load(self, data: Path | None = None) -> Splits:
         splits = self.inner.load(data)
-        return Splits(splits.train, splits.validation, Split(splits.test.inputs, splits.test.targets.roll(1)))
+        return replace(splits, test=replace(splits.test, targets=splits.test.targets.roll(1)))
 
 
 def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
