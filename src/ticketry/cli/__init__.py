@@ -18,7 +18,7 @@ VERBS = {
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify", "does a ticket win? trained anew from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
-    "report": ("report", "write a run's report again, or list a run's results"),
+    "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, runs or tickets"),
     "store": ("store", "check a store for damage, or free space in it"),
 }
