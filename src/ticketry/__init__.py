@@ -13,7 +13,7 @@ from ticketry.version import __version__
 
 if TYPE_CHECKING:
     from ticketry import errors, evidence, search
-    from ticketry.core import score
+    from ticketry.core import gates, score
     from ticketry.core.allocate import allocate
     from ticketry.core.hold import Hold, hold
     from ticketry.core.mask import Mask
@@ -43,6 +43,7 @@ _PUBLIC = {
     "allocate": "ticketry.core.allocate:allocate",
     "errors": "ticketry.errors",
     "evidence": "ticketry.evidence",
+    "gates": "ticketry.core.gates",
     "hold": "ticketry.core.hold:hold",
     "prune": "ticketry.core.prune:prune",
     "scope": "ticketry.core.scope:scope",
@@ -68,6 +69,7 @@ __all__ = [
     "allocate",
     "errors",
     "evidence",
+    "gates",
     "hold",
     "prune",
     "scope",
