@@ -2,74 +2,38 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live as RichLive
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ticketry.cli.progress import Progress, bars
 from ticketry.lab.runner import Event
 from ticketry.report import summary_table
 from ticketry.run import Run, preliminary_record
 
-_REFRESHES_PER_SECOND = 4
 
-
-class Live:
+class Live(Progress):
     """Shows a run. Give its `on_event` to the lab and its `on_point` to the run."""
 
     def __init__(self, run: Run) -> None:
+        super().__init__(run.method.title)
         self._run = run
-        self._console = Console(stderr=True)
-        self._lock = threading.Lock()
         self._points: list[dict[str, Any]] = []
-        self._active: dict[str, Event] = {}
-        self._done: set[str] = set()  # a worker's last words may come after its result
         self._began = time.monotonic()
-        self._trained = 0
-        self._rich: RichLive | None = None
-
-    def on_event(self, event: Event) -> None:
-        """Take note of a segment's progress."""
-        with self._lock:
-            if event.kind in ("finished", "cached"):
-                self._active.pop(event.key, None)
-                self._done.add(event.key)
-                self._trained += event.kind == "finished"
-            elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
-                self._active[event.key] = event
 
     def on_point(self, point: dict[str, Any]) -> None:
         """Take note of a trained network."""
         with self._lock:
             self._points.append(point)
             line = self._line(point)
-        if self._rich is None:
-            print(line, file=sys.stderr, flush=True)
+        if not self.drawn:
+            self.say(line)
 
-    def __enter__(self) -> Live:
-        if self._console.is_terminal:
-            self._rich = RichLive(
-                get_renderable=self._picture,
-                console=self._console,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-            )
-            self._rich.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._rich:
-            self._rich.__exit__(kind, error, trace)
+    def _on_finished(self, event: Event) -> None:
+        """Nothing is said of single segments: points are."""
 
     # -- plain lines -------------------------------------------------------------------------------------------------
 
@@ -116,17 +80,6 @@ class Live:
             return ""
         seconds = (time.monotonic() - self._began) / self._trained * (of - done)
         return f", about {_duration(seconds)} left"
-
-
-def bars(active: list[Event]) -> Table:
-    """A progress bar for each segment in training."""
-    table = Table.grid(padding=(0, 1))
-    for event in sorted(active, key=lambda event: event.label):
-        steps = max(event.last - event.first, 1)
-        done = event.step - event.first
-        state = "waits for another process" if event.kind == "waiting" else f"step {event.step} of {event.last}"
-        table.add_row(Text(event.label), ProgressBar(total=steps, completed=done, width=24), Text(state))
-    return table
 
 
 def _duration(seconds: float) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from ticketry.cli.live import bars
 from ticketry.lab.runner import Event
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _REFRESHES_PER_SECOND = 4
 
@@ -36,11 +41,19 @@ class Progress:
                 self._done.add(event.key)
                 self._trained += event.kind == "finished"
                 self._asked += 1
-                line = f"[{self._trained} trained, {self._asked} asked for] {event.label}"
-            elif event.kind != "started" and event.key not in self._done:
+            elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
                 self._active[event.key] = event
-        if event.kind == "finished" and self._rich is None:
-            print(line, file=sys.stderr, flush=True)
+        if event.kind == "finished":
+            self._on_finished(event)
+
+    def _on_finished(self, event: Event) -> None:
+        if not self.drawn:
+            self.say(f"[{self._trained} trained, {self._asked} asked for] {event.label}")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._rich is not None
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -49,7 +62,7 @@ class Progress:
         else:
             self._rich.console.print(line, markup=False, highlight=False)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._rich = Live(
                 get_renderable=self._picture,
@@ -71,3 +84,14 @@ class Progress:
             active = list(self._active.values())
             head = f"{self._title}: {self._trained} networks trained, {self._asked - self._trained} from the store"
         return Group(Text(head, style="bold"), *([bars(active)] if active else []))
+
+
+def bars(active: list[Event]) -> Table:
+    """A progress bar for each segment in training."""
+    table = Table.grid(padding=(0, 1))
+    for event in sorted(active, key=lambda event: event.label):
+        steps = max(event.last - event.first, 1)
+        done = event.step - event.first
+        state = "waits for another process" if event.kind == "waiting" else f"step {event.step} of {event.last}"
+        table.add_row(Text(event.label), ProgressBar(total=steps, completed=done, width=24), Text(state))
+    return table
