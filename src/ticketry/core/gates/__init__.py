@@ -1,0 +1,35 @@
+"""Soft masks that are trained with the weights: every weight is multiplied by a gate, and the gates become a mask.
+
+    g = gates.attach(model, init=0.0, kind="continuous")
+    ...  # train model.parameters() and g.parameters(), add g.penalty(1e-8) to the loss, call g.anneal(progress)
+    mask = g.harden()
+
+One kind of gate a file: `Continuous` (Savarese et al. 2020), `Stochastic` (its baseline ISS), `HardConcrete` (Louizos
+et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025).
+"""
+
+from ticketry.core.gates.attach import KINDS, attach
+from ticketry.core.gates.binary_concrete import BinaryConcrete
+from ticketry.core.gates.continuous import Continuous
+from ticketry.core.gates.handle import Gates
+from ticketry.core.gates.hard_concrete import HardConcrete
+from ticketry.core.gates.histogram import Histogram
+from ticketry.core.gates.kind import Kind, Moment
+from ticketry.core.gates.schedule import by_epoch, by_step, inverse_temperature
+from ticketry.core.gates.stochastic import Stochastic
+
+__all__ = [
+    "KINDS",
+    "BinaryConcrete",
+    "Continuous",
+    "Gates",
+    "HardConcrete",
+    "Histogram",
+    "Kind",
+    "Moment",
+    "Stochastic",
+    "attach",
+    "by_epoch",
+    "by_step",
+    "inverse_temperature",
+]

@@ -1,0 +1,100 @@
+"""Puts gates on the weights of a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ticketry.core.gates.binary_concrete import BinaryConcrete
+from ticketry.core.gates.continuous import Continuous
+from ticketry.core.gates.handle import Gates
+from ticketry.core.gates.hard_concrete import HardConcrete
+from ticketry.core.gates.kind import Kind
+from ticketry.core.gates.stochastic import Stochastic
+from ticketry.core.gates.swap import gated_parameters
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.errors import MaskError, ScopeError, UsageError
+
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Continuous, Stochastic, HardConcrete, BinaryConcrete)}
+"""name -> kind of gate"""
+
+LARGEST_INIT = 50
+"""Of either sign. The papers use -0.3 to 0.3; out here a fresh gate is 0 or 1 in float32 and does not train."""
+
+
+def attach(
+    model: nn.Module,
+    *,
+    init: float = 0.0,
+    kind: str | Kind = "continuous",
+    scope: Scope | None = None,
+    within: Mask | None = None,
+    seed: int = 0,
+) -> Gates:
+    """Multiply weights of `model` by gates that are trained, until `Gates.detach`.
+
+    The model's class, parameters, names and state dict stay as they are and go on to hold the weights w; whenever the
+    model or a module of it is called, it computes with w * gate. The gradient reaches both. Attach after the model is
+    on its device and in its memory layout. A weight that several modules share has one gate, which all of them see,
+    also those whose type is outside of the scope. A deep or pickled copy of the model is a plain model with weights w.
+
+    With torch.compile: gates work on compiled modules, and code compiled before is compiled again; their own arithmetic
+    stays outside of the compiled code. DistributedDataParallel does not know of `Gates.parameters`: average their
+    gradients yourself. Not supported: nn.DataParallel on several devices, TorchScript modules.
+
+    Args:
+        model: any module.
+        init: s0, what every s is set to; the larger, the denser the mask that comes out.
+        kind: a name of `KINDS`, or a kind with settings of its own, such as ``Continuous(final=500)``.
+        scope: the parameters to put gates on; by default `ticketry.scope(model)`, or those of `within`.
+        within: a mask of the parameters in scope; gates of what it removes are 0 and stay so.
+        seed: of the kinds that draw.
+
+    Raises:
+        UsageError: for an unknown kind, or an s0 that is not a finite number, or if a parameter has gates already.
+        ScopeError, MaskError: if scope or mask do not fit the model, or name other parameters than each other.
+
+        >>> g = attach(model, init=-0.1)                                       # doctest: +SKIP
+        >>> gate_optimizer = torch.optim.SGD(g.parameters(), lr=0.1, momentum=0.9)  # doctest: +SKIP
+    """
+    if not -LARGEST_INIT <= init <= LARGEST_INIT:
+        raise UsageError(
+            f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UsageError("TorchScript modules cannot be gated: attach gates to the Python modules they were made from")
+    if scope is not None:
+        parameters = scope.parameters(model)
+    else:
+        parameters = scope_of(model).parameters(model) if within is None else within.parameters(model)
+    if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
+        raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
+    _check(model, parameters)
+    _let_freed_memory_stay()
+    return Gates(model, parameters, _kind(kind), init, within, seed)
+
+
+def _kind(kind: str | Kind) -> Kind:
+    if isinstance(kind, Kind):
+        return kind
+    if kind not in KINDS:
+        raise UsageError(f"gates of kind {kind!r} are not known: {', '.join(KINDS)}")
+    return KINDS[kind]()
+
+
+def _check(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    taken = gated_parameters(model)
+    for name, parameter in parameters.items():
+        if id(parameter) in taken:
+            raise UsageError(f"{name!r} has gates already: detach them first")
+        if not parameter.is_floating_point():
+            raise ScopeError(f"{name!r} holds {parameter.dtype}, and gates are for floating-point weights: spare it")
+
+
+def _let_freed_memory_stay() -> None:
+    # glibc gives large freed blocks back to the system, and the next step pays for having them again page by page (a
+    # millisecond a step for a LeNet, which without gates stays below the limit), until it sees a block of up to 32 MiB
+    # freed. This one is never touched, so it costs nothing.
+    torch.empty(31 << 20, dtype=torch.uint8)

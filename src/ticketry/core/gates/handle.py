@@ -1,0 +1,393 @@
+"""The gates of a model: their tensors, their penalty, their temperature, and the mask they become."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ticketry.core.gates.harden import hardened_mask
+from ticketry.core.gates.histogram import Histogram
+from ticketry.core.gates.kind import Kind, Moment, gated
+from ticketry.core.gates.product import summed
+from ticketry.core.gates.swap import Swap, places_of
+from ticketry.core.mask import Mask
+from ticketry.core.seeds import generator
+from ticketry.errors import MaskError, TrainingError, UsageError
+
+RESETS = ("paper", "code")
+
+
+class Gates:
+    """Gates on weights of a model. Made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        kind: Kind,
+        init: float,
+        within: Mask | None,
+        seed: int,
+    ) -> None:
+        self.kind = kind
+        self.init = init
+        """s0"""
+        self.seed = seed
+        self.round = 0
+        """Rounds done, by `next_round`."""
+        self._model = model
+        self._names = tuple(parameters)
+        self._logits = [_logits_like(parameter, init) for parameter in parameters.values()]
+        self._kept = None if within is None else [_kept_like(s, within[n]) for n, s in self.named_parameters()]
+        self._hard = False
+        self._checked = -1  # the percent of progress at which all s were last looked through
+        self._set_progress(0.0)
+        self._step = 0
+        self._drawn_at: tuple[int, ...] | None = None
+        self._sums: _Sums | None = None
+        self._updates = 0
+        _count_updates(self)
+        self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
+
+    # -- to train --------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The tensors s, for an optimiser. In the shape and layout of their weights, float32 (float64 if those are).
+
+        Weight decay would pull them to 0, the border between on and off: the papers use none.
+        """
+        return list(self._logits)
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name of the weight, its s), in the order of the scope."""
+        return list(zip(self._names, self._logits, strict=True))
+
+    @property
+    def beta(self) -> float:
+        """The inverse temperature now; 1 for kinds that are not annealed."""
+        return self._moment.beta
+
+    @property
+    def progress(self) -> float:
+        """Of the present round, as last given to `anneal`."""
+        return self._progress
+
+    def penalty(self, coefficient: float) -> Tensor:
+        """coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+
+        A sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples). Called
+        after the forward pass it costs next to nothing for continuous gates, which have added themselves up.
+        """
+        sums, self._sums = self._sums, None
+        if (
+            sums is None
+            or not torch.is_grad_enabled()
+            or sums.moment != self._moment
+            or sums.versions != self._versions
+        ):
+            totals = [value.sum() for value in self._open()]
+        else:
+            totals = sums.totals
+        return summed(totals, coefficient)
+
+    def anneal(self, progress: float) -> None:
+        """Set the temperature: `progress` is the share of the round that is done, from 0 to 1 (`by_step`, `by_epoch`).
+
+        At every further percent all s are looked through for what is not a number.
+
+        Raises:
+            UsageError: for another progress.
+            TrainingError: naming the parameter whose s are not numbers.
+        """
+        if self._swap:
+            self._swap.settle()
+        self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
+        if int(100 * progress) != self._checked:
+            self._check_numbers()
+            self._checked = int(100 * progress)
+
+    def set_step(self, step: int) -> None:
+        """The step whose draws come next, for kinds that draw: they are a pure function of (seed, step, parameter).
+
+        Not needed in an ordinary loop: all forward passes between two updates of the gates are one step, and the next
+        step begins when the gates have changed.
+        """
+        if step < 0:
+            raise UsageError(f"a step is a number from 0 on, not {step!r}")
+        self._step, self._drawn_at = step, None
+
+    @property
+    def step(self) -> int:
+        """The step whose draws the next forward pass will use."""
+        return self._step + (self._drawn_at is not None and self._drawn_at != self._versions)
+
+    # -- soft and hard ---------------------------------------------------------------------------------------------
+
+    def hard(self, on: bool = True) -> None:
+        """Whether the model computes with hard gates, in train and eval mode; s then gets no gradient.
+
+        Otherwise training uses the soft or drawn gates, and what eval mode uses is said by each kind.
+        """
+        self._hard = on
+
+    @contextlib.contextmanager
+    def hardened(self) -> Iterator[None]:
+        """Hard gates for the length of a block."""
+        before, self._hard = self._hard, True
+        try:
+            yield
+        finally:
+            self._hard = before
+
+    def harden(self, *, collapse: str = "raise") -> Mask:
+        """The mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off; see `ties`.
+
+        For a mask of a density of one's choice: ``allocate(dict(g.named_parameters()), density)``.
+
+        Args:
+            collapse: what to do with a parameter of which no gate is on: ``raise``, or ``keep`` the one of largest s.
+
+        Raises:
+            LayerCollapseError: naming those parameters, if `collapse` is ``raise``.
+            TrainingError: naming the parameter whose s are not numbers.
+        """
+        self._check_numbers()
+        where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
+        return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
+
+    def ties(self) -> dict[str, int]:
+        """name -> gates exactly on the border, which `harden` turns off; those that never had a gradient stay there."""
+        at = self.kind.threshold
+        return {name: int((value == at).sum()) for name, value in zip(self._names, self._inside(), strict=True)}
+
+    def density(self) -> float:
+        """Share of the weights in scope whose gates are on: the density of the mask if hardened now."""
+        return sum(int((value > self.kind.threshold).sum()) for value in self._inside()) / self._total
+
+    @torch.no_grad()
+    def soft_density(self) -> float:
+        """How far gates are open on average: the mean of sigmoid(beta s), or of the probability that m is not 0."""
+        return sum(float(value.double().sum()) for value in self._open()) / self._total
+
+    @torch.no_grad()
+    def histogram(self, bins: int = 50) -> Histogram:
+        """How far the gates (those within the mask) are open, counted in `bins` equal bins from 0 to 1."""
+        if bins < 1:
+            raise UsageError(f"a histogram has at least one bin, not {bins!r}")
+        counts = {}
+        for name, logits in zip(self._names, self._inside(), strict=True):
+            opened = self.kind.open(logits, self._moment).double().cpu()
+            counts[name] = tuple(int(count) for count in torch.histc(opened, bins, 0, 1))
+        return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
+
+    # -- rounds and the end ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def next_round(self, *, reset: str = "paper", optimizer: Optimizer | None = None) -> None:
+        """Begin the next round of a search: kept gates start again from s0, suppressed ones stay off; beta is 1 again.
+
+        Args:
+            reset: ``paper``: s <- min(beta_T s, s0) (Savarese et al. 2020, algorithm 2). ``code``: s <- min(s, s0), as
+                the official code does, since it sets the temperature back before it uses it.
+            optimizer: of the gates, whose state for them (momentum) is cleared: it belongs to the round before. The
+                official code carries it over.
+
+        Raises:
+            UsageError: for kinds that have no such rule.
+            TrainingError: naming the parameter whose s are not numbers.
+        """
+        if not self.kind.rounds:
+            raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
+        if reset not in RESETS:
+            raise UsageError(f"reset is {' or '.join(RESETS)}, not {reset!r}")
+        self._check_numbers()
+        for logits in self._logits:
+            if reset == "paper":
+                logits.mul_(self.kind.final)
+            logits.clamp_(max=self.init)
+            if optimizer is not None:
+                optimizer.state.pop(logits, None)
+        self.round += 1
+        self._set_progress(0.0)
+
+    @torch.no_grad()
+    def detach(self, *, apply: bool = False) -> None:
+        """Take the gates off. The weights are as training left them, or with `apply` times the hard gates.
+
+        The handle stays good for masks and reports.
+        """
+        if self._swap is None:
+            raise UsageError("these gates are detached already")
+        self._swap.remove()
+        parameters = self._swap.parameters
+        self._swap = None
+        for number, parameter in enumerate(parameters if apply else ()):
+            parameter.copy_(
+                gated(parameter, self.kind.hard_gate(self._logits[number], self._moment), self._mask(number))
+            )
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training goes on from, bit for bit: plain numbers, and copies of the s by name under ``"gates"``."""
+        return {
+            "kind": self.kind.name,
+            "init": self.init,
+            "seed": self.seed,
+            "round": self.round,
+            "step": self.step,
+            "progress": self.progress,
+            "beta": self.beta,
+            "hard": self._hard,
+            "gates": {name: logits.detach().clone() for name, logits in self.named_parameters()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the tensors s stay the same objects, so that an optimiser goes on with them.
+
+        Raises:
+            MaskError: if it is of gates of another kind or of other weights.
+        """
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
+        if state["kind"] != self.kind.name:
+            raise MaskError(f"the state is of {state['kind']} gates, and these are {self.kind.name}")
+        mine = {name: tuple(logits.shape) for name, logits in self.named_parameters()}
+        if {name: tuple(logits.shape) for name, logits in state["gates"].items()} != mine:
+            raise MaskError("the state is of gates on other weights: attach them to the same model and scope")
+        for name, logits in self.named_parameters():
+            logits.copy_(state["gates"][name])
+        self.init, self.seed, self.round = state["init"], state["seed"], state["round"]
+        self._hard = state["hard"]
+        self._set_progress(state["progress"])
+        self.set_step(state["step"])
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "gates are not copied: copy the model, attach gates to the copy, and give them this state_dict()"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Gates({self.kind.name}, {len(self._names)} tensors, {self._total:,} weights, round {self.round},"
+            f" beta {self.beta:g}{'' if self._swap else ', detached'})"
+        )
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _set_progress(self, progress: float) -> None:
+        self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
+        self._checked = -1
+
+    @property
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever an s does. Fused optimisers do not count up the versions of what they change."""
+        return self._updates, *(logits._version for logits in self._logits)
+
+    @property
+    def _total(self) -> int:
+        return sum(logits.numel() for logits in self._logits)
+
+    def _mask(self, number: int) -> Tensor | None:
+        return None if self._kept is None else self._kept[number]
+
+    def _inside(self) -> Iterator[Tensor]:
+        """The s of each parameter; with a mask, of what it keeps, 1-d."""
+        for number, logits in enumerate(self._logits):
+            kept = self._mask(number)
+            yield logits.detach() if kept is None else logits.detach()[kept != 0]
+
+    def _open(self) -> Iterator[Tensor]:
+        for number, logits in enumerate(self._logits):
+            opened, kept = self.kind.open(logits, self._moment), self._mask(number)
+            yield opened if kept is None else opened * kept
+
+    def _check_numbers(self) -> None:
+        for name, logits in self.named_parameters():
+            if bool(torch.isnan(logits.detach()).any()):
+                raise TrainingError(
+                    f"gates of {name!r} are not numbers any more (NaN; progress {self.progress:g}, round {self.round}):"
+                    " choose a lower learning rate, or go back to the last checkpoint"
+                )
+
+    def _products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+        """weight * gate of some parameters, as the model is to see them now."""
+        self._check_devices(numbers, weights)
+        moment = self._moment
+        if self._hard or not self._model.training:
+            act = self.kind.hard_gate if self._hard else self.kind.test_gate
+            return [
+                gated(weight, act(self._logits[number], moment), self._mask(number))
+                for number, weight in zip(numbers, weights, strict=True)
+            ]
+        if self.kind.draws:
+            self._step, self._drawn_at = self.step, self._versions
+        made = [
+            self.kind.product(weight, self._logits[number], self._mask(number), moment, self._uniform(number))
+            for number, weight in zip(numbers, weights, strict=True)
+        ]
+        totals = [total for _, total in made if total is not None]
+        if everything and len(totals) == len(made) and torch.is_grad_enabled():
+            self._sums = _Sums(totals, moment, self._versions)
+        return [product for product, _ in made]
+
+    def _uniform(self, number: int) -> Tensor | None:
+        """Draws from (0, 1) for the gates of a parameter at this step: the same on any device and in any layout."""
+        if not self.kind.draws:
+            return None
+        logits = self._logits[number]
+        draws = torch.rand(
+            logits.shape, dtype=logits.dtype, generator=generator(self.seed, "gates", self._step, number)
+        )
+        return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
+
+    def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
+        for number, weight in zip(numbers, weights, strict=True):
+            if weight.device != self._logits[number].device:
+                raise UsageError(
+                    f"{self._names[number]!r} is on {weight.device} and its gates are on"
+                    f" {self._logits[number].device}: attach gates after the model is where it trains"
+                )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What the gates of the last forward pass add up to, and when that was."""
+
+    totals: list[Tensor]
+    moment: Moment
+    versions: tuple[int, ...]
+
+
+def _count_updates(gates: Gates) -> None:
+    """Let the gates know of every step that an optimiser takes with them, for as long as they live."""
+    found = weakref.ref(gates)
+    mine = {id(logits) for logits in gates._logits}
+
+    def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        gates = found()
+        if gates and any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
+            gates._updates += 1
+
+    weakref.finalize(gates, register_optimizer_step_post_hook(after).remove).atexit = False
+
+
+def _logits_like(parameter: nn.Parameter, init: float) -> nn.Parameter:
+    """float32 at least: a bfloat16 s would not move by small steps, and a sigmoid of it would jump."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
+
+
+def _kept_like(logits: Tensor, kept: Tensor) -> Tensor:
+    """The mask as 0 and 1 in the type, layout and place of s."""
+    return torch.empty_like(logits, requires_grad=False).copy_(kept)

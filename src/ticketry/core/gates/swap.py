@@ -1,0 +1,249 @@
+"""Lets modules see other tensors in place of their parameters, for as long as they run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+
+from ticketry.errors import UsageError
+
+Products = Callable[[Sequence[int], Sequence[Tensor], bool], Sequence[Tensor]]
+"""(numbers of parameters, their tensors now, whether these are all) -> what stands in for them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module holds a parameter."""
+
+    module: nn.Module
+    local: str
+
+    def parameter(self) -> Tensor:
+        found = self.module._parameters.get(self.local)
+        if found is None:
+            raise UsageError(
+                f"{type(self.module).__name__} has lost its parameter {self.local!r} since gates were put on it: detach"
+                " gates before a module is rebuilt, pruned or parametrised"
+            )
+        return found
+
+
+class Swap:
+    """While `model`, or a module of it, runs, its modules see products in place of some of their parameters.
+
+    A product is put into the module's instance dictionary, where Python looks before `nn.Module` looks among the
+    parameters. These are never touched: not even during a forward pass do the state dict, `named_parameters()` or an
+    optimiser see anything but the weights, and a pass that is broken off leaves nothing that could be saved or trained.
+
+    The outermost module that runs makes the products of all parameters in it, at once; modules inside find them made.
+    A module that is called by itself (`model.encoder(x)`, or by activation checkpointing in the backward pass) is the
+    outermost one then.
+    """
+
+    def __init__(self, model: nn.Module, places: Sequence[Sequence[Place]], products: Products) -> None:
+        """`places`: of each parameter, everywhere it is (tied weights have several)."""
+        self._model, self._places, self._products = model, places, products
+        self._placed: set[int] = set()
+        self._stack: list[_Call] = []
+        sites = [_Site(self, module, self._within(module)) for module in model.modules()]
+        self._handles = [handle for site in sites if site.numbers for handle in site.hook()]
+        _forget_compiled_code()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that products stand in for, in order."""
+        return [places[0].parameter() for places in self._places]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self.settle()
+        if self._stack:
+            raise UsageError("gates cannot be detached while the model runs")
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        _forget_compiled_code()
+
+    def settle(self) -> None:
+        """Clear up after a pass that was broken off by something that calls no hooks, such as Ctrl-C.
+
+        A call of the model, or of the module that was called then, does so too.
+        """
+        if self._stack and not _runs(self._stack[0].site.module, entered=0):
+            self._clear()
+
+    # -- around a module's call --------------------------------------------------------------------------------------
+
+    def enter(self, site: _Site, module: nn.Module) -> None:
+        if module is not site.module:
+            raise UsageError(
+                f"a shallow copy of {type(module).__name__} was called (by nn.DataParallel, copy.copy, …) whose gates"
+                " belong to the original: use DistributedDataParallel, or copy.deepcopy, which leaves the gates behind"
+            )
+        if self._stack and site.module in (self._model, self._stack[0].site.module):
+            bottom = self._stack[0].site.module
+            if not _runs(bottom, entered=int(site.module is bottom)):
+                self._clear()
+        if len(self._placed) == len(self._places):
+            self._stack.append(_Call(site))
+            return
+        numbers = [number for number in site.numbers if number not in self._placed]
+        call = _Call(site, numbers)
+        if numbers:
+            tensors = [self._places[number][0].parameter() for number in numbers]
+            with _unseen_by_checkpointing():
+                products = self._products(numbers, tensors, len(numbers) == len(self._places))
+            self._place(call, products)
+        self._stack.append(call)
+
+    def leave(self, site: _Site, module: nn.Module) -> None:
+        # torch runs this even where another hook raised before `enter` was called, or `enter` did.
+        if self._stack and self._stack[-1].site is site and module is site.module:
+            self._restore(self._stack.pop())
+
+    def _place(self, call: _Call, products: Sequence[Tensor]) -> None:
+        for number, product in zip(call.numbers, products, strict=True):
+            self._placed.add(number)
+            for place in self._places[number]:
+                if isinstance(place.module, nn.RNNBase) and place.module not in [module for module, _ in call.flat]:
+                    call.flat.append((place.module, _flat_weights(place.module)))
+                place.module.__dict__[place.local] = product
+
+    def _restore(self, call: _Call) -> None:
+        for number in call.numbers:
+            self._placed.discard(number)
+            for place in self._places[number]:
+                place.module.__dict__.pop(place.local, None)
+        for module, weights in call.flat:
+            module.__dict__.update(weights)
+
+    def _clear(self) -> None:
+        while self._stack:
+            self._restore(self._stack.pop())
+
+    def _within(self, module: nn.Module) -> tuple[int, ...]:
+        inside = set(module.modules())
+        return tuple(
+            number for number, places in enumerate(self._places) if any(place.module in inside for place in places)
+        )
+
+
+class _Call:
+    """A module that runs, and what it put into place."""
+
+    __slots__ = ("flat", "numbers", "site")
+
+    def __init__(self, site: _Site, numbers: Sequence[int] = ()) -> None:
+        self.site, self.numbers = site, numbers
+        self.flat: list[tuple[nn.Module, dict[str, Any]]] = []
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A module with hooks, and the numbers of the parameters in it."""
+
+    swap: Swap
+    module: nn.Module
+    numbers: tuple[int, ...]
+
+    def hook(self) -> list[torch.utils.hooks.RemovableHandle]:
+        enter = self.module.register_forward_pre_hook(_Hook(self, Swap.enter), prepend=True)
+        leave = self.module.register_forward_hook(_Hook(self, Swap.leave), always_call=True)
+        return [enter, leave]
+
+
+class _Hook:
+    """Calls the swap before or after a module's forward pass. A copied or loaded model is a plain one: see `_Inert`."""
+
+    def __init__(self, site: _Site, act: Callable[[Swap, _Site, nn.Module], None]) -> None:
+        self.site, self._act = site, act
+
+    def __call__(self, module: nn.Module, *args: object) -> None:
+        if torch.compiler.is_compiling():
+            self._not_compiled(module)
+        else:
+            self._run(module)
+
+    def _run(self, module: nn.Module) -> None:
+        self._act(self.site.swap, self.site, module)
+
+    @_disable_dynamo
+    def _not_compiled(self, module: nn.Module) -> None:
+        self._run(module)
+
+    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
+        return _Inert, ()
+
+
+class _Inert:
+    """What hooks become in a copy of the model: nothing."""
+
+    def __call__(self, *args: object) -> None:
+        return None
+
+
+def places_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[list[Place]]:
+    """Everywhere that each of the parameters is."""
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters.values())}
+    places: list[list[Place]] = [[] for _ in parameters]
+    for module in model.modules():
+        for local, parameter in module._parameters.items():
+            if id(parameter) in numbers:
+                places[numbers[id(parameter)]].append(Place(module, local))
+    return places
+
+
+def gated_parameters(model: nn.Module) -> set[int]:
+    """The ids of the parameters of `model` that a swap stands in for already."""
+    return {
+        id(place.parameter())
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, _Hook)
+        for number in hook.site.numbers
+        for place in hook.site.swap._places[number]
+    }
+
+
+def _flat_weights(module: nn.RNNBase) -> dict[str, Any]:
+    # A recurrent module renews its list of weights when it runs and finds others, but not when they are back.
+    return {name: module.__dict__[name] for name in ("_flat_weights", "_flat_weight_refs")}
+
+
+def _unseen_by_checkpointing() -> contextlib.AbstractContextManager[object]:
+    # It counts the tensors that are saved inside a checkpointed module, and finds more of them when it runs the module
+    # again by itself, which makes the products anew. The innermost hooks count: these keep it from seeing ours.
+    if torch._C._are_functorch_transforms_active():
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+_CALL = nn.Module._call_impl.__code__
+
+
+def _runs(module: nn.Module, entered: int) -> bool:
+    """Whether more than `entered` calls of `module` are under way, by the interpreter's own stack."""
+    calls = 0
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        calls += frame.f_code is _CALL and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls > entered
+
+
+def _forget_compiled_code() -> None:
+    # torch.compile does not look whether hooks were added since it compiled a module (skip_nnmodule_hook_guards).
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
