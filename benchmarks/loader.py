@@ -38,8 +38,8 @@ from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.precision import choose_arithmetic
 from ticketry.lab.segment import Segment, Start
 
-STEPS, QUICK_STEPS = 12, 2
-ROUNDS, QUICK_ROUNDS = 7, 1
+STEPS, QUICK_STEPS = 6, 2
+ROUNDS, QUICK_ROUNDS = 5, 1
 MEAN, STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
 
 
