@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 
 import pytest
@@ -35,6 +36,7 @@ class TestHarden:
         _, g = small()
         assert g.harden()["weight"].tolist() == [[False, False, True, True]]
         assert g.density() == 0.5
+        assert g.kept() == {"weight": 2}
         assert g.ties() == {"weight": 1}
 
     def test_within(self):
@@ -317,3 +319,20 @@ class TestAttach:
         del model.weight
         with pytest.raises(UsageError, match="has lost its parameter 'weight'"):
             model(torch.ones(1, 4))
+
+
+def test_gates_may_be_collected_during_an_optimizers_step(build):
+    """torch goes through the hooks of all optimisers then, and none may be taken out meanwhile."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    case = build("resnet")
+    gone = [tk.gates.attach(build("resnet").model)]
+    first = register_optimizer_step_post_hook(lambda *_: (gone.clear(), gc.collect()))
+    g = tk.gates.attach(case.model)
+    optimizer = torch.optim.SGD(g.parameters(), lr=0.1, fused=True)
+    before = g._versions
+    sum(s.sum() for s in g.parameters()).backward()
+    optimizer.step()
+    first.remove()
+    assert not gone
+    assert g._versions != before

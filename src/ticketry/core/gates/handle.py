@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,13 +10,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ticketry.core.gates.harden import hardened_mask
 from ticketry.core.gates.histogram import Histogram
 from ticketry.core.gates.kind import Kind, Moment, gated
 from ticketry.core.gates.product import summed
 from ticketry.core.gates.swap import Swap, places_of
+from ticketry.core.gates.updates import count_updates
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import generator
 from ticketry.errors import MaskError, TrainingError, UsageError
@@ -54,7 +53,7 @@ class Gates:
         self._drawn_at: tuple[int, ...] | None = None
         self._sums: _Sums | None = None
         self._updates = 0
-        _count_updates(self)
+        count_updates(self)
         self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
 
     # -- to train --------------------------------------------------------------------------------------------------
@@ -168,9 +167,14 @@ class Gates:
         at = self.kind.threshold
         return {name: int((value == at).sum()) for name, value in zip(self._names, self._inside(), strict=True)}
 
+    def kept(self) -> dict[str, int]:
+        """name -> gates that are on."""
+        at = self.kind.threshold
+        return {name: int((value > at).sum()) for name, value in zip(self._names, self._inside(), strict=True)}
+
     def density(self) -> float:
         """Share of the weights in scope whose gates are on: the density of the mask if hardened now."""
-        return sum(int((value > self.kind.threshold).sum()) for value in self._inside()) / self._total
+        return sum(self.kept().values()) / self._total
 
     @torch.no_grad()
     def soft_density(self) -> float:
@@ -285,6 +289,12 @@ class Gates:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def note_update(self, optimizer: Optimizer) -> None:
+        """Called after each step of any optimiser."""
+        mine = {id(logits) for logits in self._logits}
+        if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
+            self._updates += 1
+
     def _set_progress(self, progress: float) -> None:
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
         self._checked = -1
@@ -367,19 +377,6 @@ class _Sums:
     totals: list[Tensor]
     moment: Moment
     versions: tuple[int, ...]
-
-
-def _count_updates(gates: Gates) -> None:
-    """Let the gates know of every step that an optimiser takes with them, for as long as they live."""
-    found = weakref.ref(gates)
-    mine = {id(logits) for logits in gates._logits}
-
-    def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        gates = found()
-        if gates and any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
-            gates._updates += 1
-
-    weakref.finalize(gates, register_optimizer_step_post_hook(after).remove).atexit = False
 
 
 def _logits_like(parameter: nn.Parameter, init: float) -> nn.Parameter:
