@@ -33,7 +33,7 @@ ALLOWED = {
     "runfile": LEAVES,
     "run": LEAVES | ROOMS | {"runfile"},
     "run_verify": LEAVES | ROOMS,
-    "run_stability": LEAVES | ROOMS | {"run"},
+    "run_stability": LEAVES | ROOMS | {"run", "run_verify"},
     "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "runfile"},
     "__init__": LEAVES | ROOMS,
     "__main__": {"cli"},

@@ -12,11 +12,11 @@ from typing import Any
 from ticketry.evidence.connectivity import barrier
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Stability, children, stability
-from ticketry.lab.files import read_json, write_json
 from ticketry.lab.found import Found
 from ticketry.lab.lab import Lab
 from ticketry.lab.segment import digest_of
 from ticketry.run import OnPoint, Run, execute
+from ticketry.run_verify import written
 from ticketry.step import Step
 
 FORMAT = 1
@@ -42,7 +42,7 @@ def execute_stability(
     rewinds: list[dict[str, Any]] = []
     # Rising, whatever their order was; all from one dense training, which keeps every rewind point on its way.
     asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
-    _keep_rewind_points(lab, run, sorted(asked), total)
+    _keep_rewind_points(lab, run, sorted(asked))
     for step in sorted(asked):
         one = replace(run, settings=replace(run.settings, rewind=asked[step]))
         record, found = _searched(lab, one, command, on_point)
@@ -73,12 +73,7 @@ def execute_stability(
         "store": str(lab.store.paths.root),
     }
     record = json.loads(json.dumps(record))
-    file = lab.store.paths.evidence(name)
-    earlier = read_json(file)
-    if earlier and done.segments_trained == 0 and earlier.get("rows") == record["rows"]:
-        return earlier, searches  # nothing was done anew: what it cost, and when, is told by the record that is there
-    write_json(file, record)
-    return record, searches
+    return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
 
 
 def _searched(
@@ -90,14 +85,14 @@ def _searched(
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
 
 
-def _keep_rewind_points(lab: Lab, run: Run, steps: Sequence[int], total: int) -> None:
+def _keep_rewind_points(lab: Lab, run: Run, steps: Sequence[int]) -> None:
     """Train the dense network of each replicate once, keeping all rewind points on its way."""
 
     def one(number: int) -> None:
         seeds = run.seeds.replicate(number)
         with lab.telling(f"replicate {number} "):
             segment = lab.segment(run.task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
-            lab.train(segment, keep=tuple(step for step in steps if step <= total), label="dense")
+            lab.train(segment, keep=steps, label="dense")
 
     lab.gather([partial(one, number) for number in range(run.replicates)])
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.core.ticket import Ticket
-from ticketry.evidence.judge import default_margin
+from ticketry.evidence.judge import default_margin, resolution
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Looks, Verdict
 from ticketry.evidence.verification import Verification, verify
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_json
-from ticketry.lab.lab import Lab
+from ticketry.lab.lab import Lab, Ledger
 from ticketry.lab.segment import digest_of
 from ticketry.tasks.base import Task
 
@@ -70,10 +70,17 @@ def execute_verify(
         "store": str(lab.store.paths.root),
     }
     record = json.loads(json.dumps(record))
-    file = lab.store.paths.evidence(name)
+    return written(lab.store.paths.evidence(name), record, done, told_by="networks")
+
+
+def written(file: Path, record: dict[str, Any], done: Ledger, *, told_by: str) -> dict[str, Any]:
+    """The record, written to `file`; or the one that is there, if nothing was trained and its `told_by` is the same.
+
+    What a result has cost, and when, is told by the record of when it was trained.
+    """
     earlier = read_json(file)
-    if earlier and done.segments_trained == 0 and earlier.get("networks") == record["networks"]:
-        return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
+    if earlier and done.segments_trained == 0 and earlier.get(told_by) == record[told_by]:
+        return earlier
     write_json(file, record)
     return record
 
@@ -117,7 +124,7 @@ def _about(made: Verification) -> dict[str, Any]:
             "parameters": about.parameters,
             "prunable": about.mask.total,
         },
-        "resolution": None if about.task.metric.unit != "%" else 100 / about.lab.sizes(about.task)["test"],
+        "resolution": resolution(about.task.metric.unit, about.lab.sizes(about.task)["test"]),
     }
 
 

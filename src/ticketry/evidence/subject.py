@@ -83,9 +83,9 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         )
     task = task or made_task(info["task"])
     _check_task(task, info["task"])
-    parameters = named_parameters(lab.model(task))
+    model = lab.model(task)
     try:
-        ticket.mask.parameters(lab.model(task))
+        ticket.mask.parameters(model)
     except MaskError as error:
         raise TicketError(f"the ticket is not of the network {_model_of(task)}: {error}") from None
     segment = info["segment"]
@@ -101,7 +101,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         last=int(segment["last"]),
         seeds=Seeds(**info["seeds"]),
         info=info,
-        parameters=sum(value.numel() for value in parameters.values()),
+        parameters=sum(value.numel() for value in named_parameters(model).values()),
     )
 
 
