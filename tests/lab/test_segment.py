@@ -11,6 +11,7 @@ import pytest
 
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab import segment as segment_module
+from ticketry.lab.gating import Gating
 from ticketry.lab.lab import Lab
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.segment import Segment, Start
@@ -54,6 +55,24 @@ CHANGED = {
     "per_epoch": 11,
     "order_seed": 4,
     "arithmetic": Arithmetic(precision="bf16"),
+    "gates": Gating(scope=("0.weight",)),
+}
+CHANGED_GATES = {
+    "scope": ("0.weight", "1.weight"),
+    "kind": "stochastic",
+    "init": 0.1,
+    "penalty": 1e-7,
+    "final": 100,
+    "anneal": "epoch",
+    "optimizer": "adam",
+    "lr": 0.2,
+    "lr_schedule": "constant",
+    "momentum": 0.8,
+    "beta2": 0.99,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "reset": "code",
+    "seed": 1,
 }
 CHANGED_RECIPE = {
     "length": "11ep",
@@ -85,7 +104,12 @@ STARTS = [
 
 def test_the_cases_cover_every_field():
     """A new field has to be thought of here too."""
-    for kind, cases in ((Segment, CHANGED), (Recipe, CHANGED_RECIPE), (Arithmetic, CHANGED_ARITHMETIC)):
+    for kind, cases in (
+        (Segment, CHANGED),
+        (Recipe, CHANGED_RECIPE),
+        (Arithmetic, CHANGED_ARITHMETIC),
+        (Gating, CHANGED_GATES),
+    ):
         assert {field.name for field in fields(kind)} == set(cases)
 
 
@@ -104,6 +128,42 @@ def test_every_setting_of_the_recipe_is_in_the_key(field):
 def test_every_choice_of_arithmetic_is_in_the_key(field):
     arithmetic = replace(SEGMENT.arithmetic, **{field: CHANGED_ARITHMETIC[field]})
     assert replace(SEGMENT, arithmetic=arithmetic).trajectory != SEGMENT.trajectory
+
+
+@pytest.mark.parametrize("field", CHANGED_GATES)
+def test_every_setting_of_gates_is_in_the_key(field):
+    start = Start(state="s" * 64, gates="g" * 64)
+    base = replace(SEGMENT, start=start, gates=Gating(scope=("0.weight",), reset="paper"))
+    assert replace(base, gates=replace(base.gates, **{field: CHANGED_GATES[field]})).key != base.key
+    assert replace(base, start=replace(start, gates="h" * 64)).key != base.key
+
+
+def test_a_segment_without_gates_does_not_speak_of_them():
+    """Keys are older than gates."""
+    assert "gates" not in SEGMENT.describe()
+    assert "gates" not in SEGMENT.describe()["start"]
+
+
+@pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64, gates="g" * 64)])
+def test_a_description_of_gates_round_trips_through_json(start):
+    gates = Gating(scope=("0.weight", "3.weight"), init=-1, reset="code" if start.gates else None)
+    segment = replace(SEGMENT, start=start, gates=gates)
+    again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
+    assert again == segment
+    assert again.key == segment.key
+
+
+@pytest.mark.parametrize(
+    ("start", "gates"),
+    [
+        (Start(state="s" * 64, gates="g" * 64), None),
+        (Start(state="s" * 64, gates="g" * 64), Gating(scope=("0.weight",))),
+        (Start(state="s" * 64), Gating(scope=("0.weight",), reset="paper")),
+    ],
+)
+def test_gates_of_an_earlier_round_are_reset_and_no_others(start, gates):
+    with pytest.raises(UsageError, match="earlier round"):
+        replace(SEGMENT, start=start, gates=gates)
 
 
 def test_every_start_is_another():

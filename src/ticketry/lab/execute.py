@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.evaluate import evaluate
+from ticketry.lab.gated import GatedLoop, attached, next_round
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
@@ -106,7 +108,8 @@ class _Job:
 
     def run(self) -> None:
         if self.missing:
-            loop = Loop(self.splits.train, self.segment, self._furthest_state(), self.mask)
+            kind = GatedLoop if self.segment.gates else Loop
+            loop = kind(self.splits.train, self.segment, self._furthest_state(), self.mask)
             for stop in self.missing:
                 self._train(loop, stop)
                 self._store_result(loop, stop)
@@ -126,6 +129,8 @@ class _Job:
             if step > bound or (partial and partial[0] >= step) or not (record and record["training"]):
                 continue
             training = self.store.get_tensors(record["training"])
+            if record.get("gates"):
+                training |= _within("gates/", self.store.get_tensors(record["gates"]))
             self._earlier_seconds = record["cost"]["train_seconds"]
             return _unpacked(step, self.store.get_tensors(record["model"]), training)
         if partial:
@@ -145,7 +150,10 @@ class _Job:
         optimizer: dict[str, Tensor] = {}
         if start.optimizer is not None:
             optimizer = _unpacked(0, {}, self.store.get_tensors(start.optimizer)).optimizer
-        return TrainingState(self.segment.first, model, optimizer, torch.zeros(0))
+        gates: dict[str, Tensor] = {}
+        if start.gates is not None:
+            gates = next_round(self.segment, model, self.mask, self.store.get_tensors(start.gates))
+        return TrainingState(self.segment.first, model, optimizer, torch.zeros(0), gates)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -178,33 +186,50 @@ class _Job:
 
     def _store_partial(self, loop: Loop) -> None:
         state = loop.state()
-        tensors = {f"model/{name}": value for name, value in state.model.items()} | _packed(state)
+        tensors = {f"model/{name}": value for name, value in state.model.items()} | _packed(state, state.gates)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
         self.store.put_partial(self.trajectory, state.step, tensors)
 
     def _store_result(self, loop: Loop, stop: int) -> None:
         state = loop.state()
         last = stop == self.segment.last
+        gates = {name: value for name, value in state.gates.items() if name == "round" or name.startswith("s/")}
+        on_the_way = {name: value for name, value in state.gates.items() if name not in gates}
         record = {
             "segment": self.segment.until(stop).describe(),
             "step": stop,
             "model": self.store.put_tensors(state.model),
             # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
-            "training": self.store.put_tensors(_packed(state)) if stop < self.segment.total else None,
-            "metrics": self._metrics(loop.model) if last else None,
+            "training": self.store.put_tensors(_packed(state, on_the_way)) if stop < self.segment.total else None,
+            **(self._measured(loop.model, loop.gates) if last else {"metrics": None}),
             "loss": _curve(state.losses, self.segment.first),
             "cost": {
                 "steps": stop - self.segment.first,
                 "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
             },
             "environment": environment(),
+            **loop.facts(),
         }
+        if gates:
+            record["gates"] = self.store.put_tensors(gates)
         self.store.put_result(self.trajectory, stop, record)
         self.watch.progress(self.segment, stop)
 
     def _add_metrics(self, record: Mapping[str, Any]) -> None:
         model = self.segment.arithmetic.place(rebuilt(self.task, self.store.get_tensors(record["model"])))
-        self.store.put_result(self.trajectory, self.segment.last, {**record, "metrics": self._metrics(model)})
+        gates = None
+        if self.segment.gates:
+            gates = attached(self.segment, model, self.mask, self.store.get_tensors(record["gates"]))
+            gates.anneal(self.segment.progress)
+        self.store.put_result(self.trajectory, self.segment.last, {**record, **self._measured(model, gates)})
+
+    def _measured(self, model: nn.Module, gates: Gates | None) -> dict[str, dict[str, dict[str, float]]]:
+        """The entries of a record that tell how good a network is: with gates, hard ones, and soft ones beside."""
+        if gates is None:
+            return {"metrics": self._metrics(model)}
+        with gates.hardened():
+            hard = self._metrics(model)
+        return {"metrics": hard, "soft_metrics": self._metrics(model)}
 
     def _metrics(self, model: nn.Module) -> dict[str, dict[str, float]]:
         splits = {"validation": self.splits.validation, "test": self.splits.test}
@@ -237,13 +262,20 @@ def processor() -> str:
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
-def _packed(state: TrainingState) -> dict[str, Tensor]:
-    return {f"optimizer/{name}": value for name, value in state.optimizer.items()} | {"losses": state.losses}
+def _packed(state: TrainingState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _within("optimizer/", state.optimizer) | _within("gates/", gates) | {"losses": state.losses}
 
 
 def _unpacked(step: int, model: dict[str, Tensor], training: dict[str, Tensor]) -> TrainingState:
-    optimizer = {name[10:]: value for name, value in training.items() if name.startswith("optimizer/")}
-    return TrainingState(step, model, optimizer, training["losses"])
+    parts = {
+        prefix: {name[len(prefix) :]: value for name, value in training.items() if name.startswith(prefix)}
+        for prefix in ("optimizer/", "gates/")
+    }
+    return TrainingState(step, model, parts["optimizer/"], training["losses"], parts["gates/"])
+
+
+def _within(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{folder}{name}": value for name, value in tensors.items()}
 
 
 def _curve(losses: Tensor, first: int) -> list[tuple[int, float]]:

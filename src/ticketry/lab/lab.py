@@ -19,6 +19,7 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.execute import Work, is_done
+from ticketry.lab.gating import Gating
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
@@ -43,6 +44,8 @@ class Result:
     metrics: dict[str, dict[str, float]]
     """validation and test -> metric -> value; searches look at validation only."""
     train_seconds: float
+    gates: str | None
+    """Digest of the gates, where the segment has them."""
     record: dict[str, Any] = field(repr=False, compare=False)
 
 
@@ -152,6 +155,7 @@ class Lab:
         last: int | None = None,
         order_seed: int = 0,
         recipe: Recipe | None = None,
+        gates: Gating | None = None,
     ) -> Segment:
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start)."""
         recipe = recipe or task.recipe
@@ -168,6 +172,7 @@ class Lab:
             per_epoch=per_epoch,
             order_seed=order_seed,
             arithmetic=self.arithmetic(task),
+            gates=gates,
         )
 
     def arithmetic(self, task: Task) -> Arithmetic:
@@ -342,6 +347,7 @@ class Lab:
             training=record["training"],
             metrics=record["metrics"] or {},
             train_seconds=record["cost"]["train_seconds"],
+            gates=record.get("gates"),
             record=record,
         )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ticketry.core.gates import Gates
 from ticketry.core.hold import Hold
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
@@ -36,10 +39,15 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     losses: Tensor
     """float32 [step - first]: the loss of each iteration so far."""
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    """Where there are gates: ``s/name``, ``round``, ``optimizer/name/entry``, and ``kept``, int64 [looks, parameters]:
+    how many were on, some hundred times a schedule."""
 
 
 class Loop:
     """One segment in training. `train_until` advances it, `state` takes its state out."""
+
+    gates: Gates | None = None
 
     def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
         self.segment, self.task, self.step = segment, segment.task, state.step
@@ -96,6 +104,10 @@ class Loop:
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What a record of the result tells beside the state and its metrics, as JSON values."""
+        return {}
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[feed.Batches]:
         """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
@@ -125,17 +137,23 @@ class Loop:
             self._generator.manual_seed(mix(segment.order_seed, "augment", step))
             inputs = self.task.augment(inputs, self._augment, self._generator)
         self._seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
-        outputs = forward(self.task, self.model, inputs, segment.arithmetic)
-        loss = self.task.loss(outputs, targets, label_smoothing=recipe.label_smoothing)
+        loss = self._loss(inputs, targets)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._hold:
             self._hold.mask_gradients()
         if recipe.clip:
             nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
-        self._set_learning_rate(self._learning_rate(step))
+        lr = self._learning_rate(step)
+        if lr != self._lr:
+            self._lr = lr
+            set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
         self._losses[step - segment.first] = loss.detach()
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
+        return self.task.loss(outputs, targets, label_smoothing=self.segment.recipe.label_smoothing)
 
     def _seed(self, seed: int) -> None:
         # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
@@ -146,12 +164,6 @@ class Loop:
     def _learning_rate(self, step: int) -> float:
         segment = self.segment
         return learning_rate(segment.recipe, step, total=segment.total, per_epoch=segment.per_epoch)
-
-    def _set_learning_rate(self, lr: float) -> None:
-        if lr != self._lr:
-            self._lr = lr
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
 
     def _look_at_losses(self) -> None:
         first = self.segment.first
@@ -165,6 +177,11 @@ class Loop:
                 " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
             )
         self._looked_at = self.step
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,15 @@ from torch.optim import Optimizer
 from ticketry.tasks.recipe import Recipe
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+class Trainable(Protocol):
+    """A module, or the gates of one."""
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+
+
+def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
     """The recipe's optimiser over all parameters, in the fused form (one call a step for all of them)."""
     parameters = list(model.parameters())
     if recipe.optimizer == "sgd":
@@ -28,7 +37,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     return kind(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
 
 
-def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:
     """The optimiser's state as ``parameter/entry`` -> tensor (momentum, moments, counts)."""
     return {
         f"{name}/{entry}": value
@@ -38,7 +47,7 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
     }
 
 
-def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave, in the memory layout of the parameters (fused kernels need it)."""
     position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     parameters = dict(model.named_parameters())

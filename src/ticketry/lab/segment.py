@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ticketry.errors import TaskError, UsageError
+from ticketry.lab.gating import Gating, gating_from
 from ticketry.lab.precision import Arithmetic
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -28,6 +29,8 @@ class Start:
     """Digest of stored weights and buffers."""
     optimizer: str | None = None
     """Digest of a stored optimiser state; without it the optimiser starts afresh, as it does from a ticket's file."""
+    gates: str | None = None
+    """Digest of the stored gates of an earlier round, if the segment has gates and goes on from there."""
 
     def __post_init__(self) -> None:
         if (self.seed is None) == (self.state is None):
@@ -59,15 +62,25 @@ class Segment:
     order_seed: int
     """Of data order, augmentation and dropout."""
     arithmetic: Arithmetic
+    gates: Gating | None = None
+    """Soft masks that are trained with the weights, or None."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
             raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
+        if (self.start.gates is None) != (self.gates is None or self.gates.reset is None):
+            raise UsageError("a segment that starts with gates of an earlier round says how they are reset, no other")
 
     @property
     def steps(self) -> int:
         """Iterations trained."""
         return self.last - self.first
+
+    @property
+    def progress(self) -> float:
+        """Of the gates' round, at step `last`."""
+        assert self.gates is not None
+        return self.gates.progress(self.last, total=self.total, per_epoch=self.per_epoch)
 
     @cached_property
     def trajectory(self) -> str:
@@ -91,6 +104,13 @@ class Segment:
         values["task"] = dict(self.task.key())
         for name in ("recipe", "start", "arithmetic"):
             values[name] = asdict(values[name])
+        # Left out where there are none: keys are older than gates.
+        if self.start.gates is None:
+            del values["start"]["gates"]
+        if self.gates is None:
+            del values["gates"]
+        else:
+            values["gates"] = asdict(self.gates)
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described
 
@@ -107,6 +127,8 @@ class Segment:
         values["recipe"] = recipe_from(values["recipe"])
         values["start"] = Start(**values["start"])
         values["arithmetic"] = Arithmetic(**values["arithmetic"])
+        if "gates" in values:
+            values["gates"] = gating_from(values["gates"])
         return cls(task=task, **values)
 
 

@@ -95,8 +95,9 @@ def blobs_of(record: dict[str, Any]) -> set[str]:
     """The digests that a stored record refers to."""
     segment = record.get("segment") or {}
     start = segment.get("start") or {}
-    found = (record.get("model"), record.get("training"), record.get("mask"), segment.get("mask"))
-    return {digest for digest in (*found, start.get("state"), start.get("optimizer")) if isinstance(digest, str)}
+    found = (record.get("model"), record.get("training"), record.get("mask"), record.get("gates"), segment.get("mask"))
+    starts = (start.get("state"), start.get("optimizer"), start.get("gates"))
+    return {digest for digest in (*found, *starts) if isinstance(digest, str)}
 
 
 def _results(store: Store) -> list[Path]:

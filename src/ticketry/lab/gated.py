@@ -1,0 +1,137 @@
+"""Training with gates: the loop, with a second set of parameters and a second optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.gates import Gates, attach
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope, named_parameters
+from ticketry.errors import ScopeError, TrainingError
+from ticketry.lab.loop import Loop, TrainingState, rebuilt, set_learning_rate
+from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from ticketry.lab.schedules import learning_rate
+from ticketry.lab.segment import Segment
+from ticketry.tasks.base import Split
+
+# How often, in a whole schedule, the gates that are on are counted.
+_LOOKS = 100
+
+
+class GatedLoop(Loop):
+    """A segment in training whose weights have gates. Losses include the penalty; clipping is of the weights alone."""
+
+    gates: Gates
+
+    def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
+        super().__init__(examples, segment, state, mask)
+        assert segment.gates is not None
+        self._gating = segment.gates
+        self.gates = attached(segment, self.model, mask, state.gates)
+        self._gate_recipe = segment.gates.recipe(segment.recipe)
+        self._gate_optimizer = make_optimizer(self._gate_recipe, self.gates)
+        load_optimizer(self._gate_optimizer, self.gates, _part(state.gates, "optimizer/"))
+        self._look_every = look_every(segment)
+        self._kept = [row.tolist() for row in state.gates.get("kept", torch.zeros(0, 0))]
+
+    def train_until(self, last: int, tick: Callable[[], None]) -> None:
+        super().train_until(last, tick)
+        self._anneal()
+
+    def state(self) -> TrainingState:
+        found = super().state()
+        found.gates = {
+            **{f"s/{name}": s.detach().to("cpu", copy=True) for name, s in self.gates.named_parameters()},
+            "round": torch.tensor(self.gates.round),
+            **{
+                f"optimizer/{name}": value.clone()
+                for name, value in optimizer_tensors(self._gate_optimizer, self.gates).items()
+            },
+            "kept": torch.tensor(self._kept, dtype=torch.int64).reshape(len(self._kept), len(self._gating.scope)),
+        }
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        names = [name for name, _ in self.gates.named_parameters()]
+        first, every = self.segment.first, self._look_every
+        looked = range((first // every + 1) * every, self.step + 1, every)
+        return {
+            "gating": {
+                "round": self.gates.round + 1,
+                "density": self.gates.density(),
+                "soft_density": self.gates.soft_density(),
+                "ties": sum(self.gates.ties().values()),
+                "names": names,
+                "kept": [[step, *counts] for step, counts in zip(looked, self._kept, strict=True)],
+            }
+        }
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        self._anneal()
+        self.gates.set_step(self.step)
+        self._gate_optimizer.zero_grad(set_to_none=True)
+        super()._one_step(inputs, targets)
+        segment = self.segment
+        lr = learning_rate(self._gate_recipe, self.step, total=segment.total, per_epoch=segment.per_epoch)
+        set_learning_rate(self._gate_optimizer, lr)
+        self._gate_optimizer.step()
+        if (self.step + 1) % self._look_every == 0:
+            self._kept.append(list(self.gates.kept().values()))
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = super()._loss(inputs, targets)
+        return loss + self.gates.penalty(self._gating.penalty) if self._gating.penalty else loss
+
+    def _anneal(self) -> None:
+        segment = self.segment
+        try:
+            self.gates.anneal(self._gating.progress(self.step, total=segment.total, per_epoch=segment.per_epoch))
+        except TrainingError:
+            self._look_at_losses()  # where the loss was no number before, that is what to tell
+            raise
+
+
+def look_every(segment: Segment) -> int:
+    """Iterations between two counts of the gates that are on; a function of the schedule alone."""
+    return max(1, segment.total // _LOOKS)
+
+
+def attached(segment: Segment, model: nn.Module, mask: Mask | None, tensors: Mapping[str, Tensor]) -> Gates:
+    """The gates of a segment on a model of its task: fresh, or with the stored `tensors`."""
+    gating = segment.gates
+    assert gating is not None
+    of = _scope(model, gating.scope)
+    found = attach(model, init=gating.init, kind=gating.make_kind(), scope=of, within=mask, seed=gating.seed)
+    if tensors:
+        found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": _part(tensors, "s/")})
+    return found
+
+
+def next_round(
+    segment: Segment, model: Mapping[str, Tensor], mask: Mask | None, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What the gates of a further round begin with, from what an earlier one ended with. Pure function."""
+    assert segment.gates is not None
+    assert segment.gates.reset is not None
+    found = attached(segment, rebuilt(segment.task, model), mask, tensors)
+    found.next_round(reset=segment.gates.reset)
+    return {
+        "round": torch.tensor(found.round),
+        **{f"s/{name}": s.detach() for name, s in found.named_parameters()},
+    }
+
+
+def _scope(model: nn.Module, names: Sequence[str]) -> Scope:
+    parameters = named_parameters(model)
+    if unknown := [name for name in names if name not in parameters]:
+        raise ScopeError(f"gates are asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return Scope({name: tuple(parameters[name].shape) for name in names}, total)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
