@@ -133,6 +133,8 @@ class _Points:
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
+        self.searched: dict[str, Result] = {}
+        """Trainings that masks come from and that are no network found themselves, by replicate and key."""
         self.rewind_step = 0
         self.retrain = ""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
@@ -143,7 +145,8 @@ class _Points:
         """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
-        self._spent[replicate] = self._spent.get(replicate, 0) + found.result.segment.steps
+        own = found.result.segment.steps
+        self._spent[replicate] = found.search_steps + own if found.searched else self._spent.get(replicate, 0) + own
         if found.mask is None:
             self._dense[replicate] = found.result
             self.add(replicate, 0, "dense", found.result, budget=found.result.segment.steps)
@@ -151,6 +154,13 @@ class _Points:
         mask = self._lab.store.get_mask(found.mask)
         more: dict[str, Any] = {"layers": [asdict(layer) for layer in mask.table()]}
         self.total = mask.total
+        if found.searched:
+            more["search_steps"] = found.search_steps
+            more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
+            if (gates := found.searched[-1].segment.gates) is not None:
+                more["init"] = gates.init
+            with self._lock:
+                self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
         more["ticket"] = str(self._save(replicate, found, mask))
         if replicate == 0 and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = picture
@@ -313,12 +323,16 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
 
 def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float, ledger: Ledger) -> dict[str, Any]:
     """What the run costs, whoever trained its segments, and what was trained for it this time."""
-    search = [row for row in rows if row["role"] in ("dense", "ticket")]
+    steps = {role: sum(row["steps"] for row in rows if row["role"] == role) for role in ("dense", "ticket")}
+    controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
+    # A method whose masks do not come from the dense network does not need it to search.
+    masks = sum(each.segment.steps for each in points.searched.values()) or steps["dense"]
+    trained = [*points.segments.values(), *points.searched.values()]
     return {
         **ledger.counts(),
-        "dense_steps": sum(row["steps"] for row in rows if row["role"] == "dense") // run.replicates,
-        "search_steps_per_replicate": sum(row["steps"] for row in search) // run.replicates,
-        "control_steps": sum(row["steps"] for row in rows) - sum(row["steps"] for row in search),
-        "train_seconds": round(sum(result.train_seconds for result in points.segments.values()), 3),
+        "dense_steps": steps["dense"] // run.replicates,
+        "search_steps_per_replicate": (masks + steps["ticket"]) // run.replicates,
+        "control_steps": controls,
+        "train_seconds": round(sum(each.train_seconds for each in trained), 3),
         "wall_seconds": round(seconds, 3),
     }

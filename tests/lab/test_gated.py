@@ -29,7 +29,9 @@ RECIPE = Recipe(
 
 
 def gating(task, **changes) -> Gating:
-    return Gating(**{"scope": tuple(scope(task.build())), "init": 0.05, "penalty": 1e-4, "final": 30, "lr": 1.0, **changes})
+    return Gating(
+        **{"scope": tuple(scope(task.build())), "init": 0.05, "penalty": 1e-4, "final": 30, "lr": 1.0, **changes}
+    )
 
 
 class Slow:

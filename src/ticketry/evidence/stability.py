@@ -142,6 +142,11 @@ def stability(
             "stability to pruning compares a ticket with the dense network over the same steps: search with retrain"
             f" continue (this ticket: {found.retrain}, from step {step})"
         )
+    if found.rewound.model != lab.at(found.dense, step).model:
+        raise UsageError(
+            "stability to pruning compares a ticket with the dense network from the same weights, and this one starts"
+            " from those of the search's own training: search with rewind 0"
+        )
     first, second = children(lab, task, recipe, found, seeds, control=control)
     assert first.segment.mask is not None
     mask = lab.store.get_mask(first.segment.mask)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
+from ticketry.step import Step
 
 if TYPE_CHECKING:  # torch comes late: the command line's help needs no more than the settings
     from ticketry.lab.lab import Result
@@ -21,6 +22,18 @@ def check_retrain(retrain: str) -> str:
     if retrain not in RETRAINS:
         raise UsageError(f"retrain {retrain!r} is not known: {', '.join(RETRAINS)}")
     return retrain
+
+
+def retrain_after(rewind: str, retrain: str) -> str:
+    """The word that holds for tickets of a rewind step; an empty `retrain` leaves it open.
+
+    Raises:
+        UsageError: if the word is not known, or nothing is left to train in its way.
+    """
+    at_end = Step.parse(rewind) == Step.parse("end")
+    if at_end and retrain in ("continue", "rewind_lr"):
+        raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune or restart")
+    return check_retrain(retrain or ("finetune" if at_end else "continue"))
 
 
 @dataclass(frozen=True)
@@ -51,24 +64,36 @@ class Found:
     mask: str | None
     """Digest of the stored mask; None for the dense network."""
     rewound: Result
-    """The dense state at the rewind step: what a ticket's weights are taken from when they are rewound."""
+    """The state at the rewind step: what a ticket's weights are taken from when they are rewound. Of the dense network,
+    or of the training that the mask was found by, if that is another."""
     dense: Result
     """The trained dense network."""
     retrain: str
     """How it was trained, see `lab.retrain`."""
     result: Result
     """What it was trained to."""
+    searched: tuple[Result, ...] = ()
+    """Where the mask comes from trainings that are no network found themselves (gates): all that were needed until it
+    was known, in the order they were made; the last is the one that it is from."""
+
+    @property
+    def search_steps(self) -> int:
+        """Training steps of `searched`."""
+        return sum(result.segment.steps for result in self.searched)
 
 
 def budget(found: Found) -> int:
     """Training steps since initialisation that are in a found network's weights, shared dense steps included.
 
     A ticket that was rewound to step k has the k dense steps and its own. One that keeps final weights (rewind_lr,
-    finetune) has those of the dense network and of every level before it.
+    finetune) has those of the dense network and of every level before it; of a mask from gates, those of its rounds.
     """
     steps = found.result.segment.steps
     if found.mask is None:
         return steps
     if found.retrain in REWINDING:
         return found.rewound.segment.last + steps
+    if found.searched:
+        last = found.searched[-1]
+        return int(last.record["gating"]["round"]) * last.segment.steps + steps
     return found.dense.segment.steps + found.level * steps

@@ -221,10 +221,16 @@ class Lab:
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
         """Run independent pieces of a search, side by side where the lab has workers; their results in order."""
         pieces = list(functions)
+        prefix = getattr(self._told, "prefix", "")
+
+        def labelled(piece: Callable[[], T]) -> T:
+            with self.telling(prefix):
+                return piece()
+
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
-            futures = [pool.submit(piece) for piece in pieces]
+            futures = [pool.submit(labelled, piece) for piece in pieces]
             try:
                 concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
             finally:

@@ -92,6 +92,9 @@ class Point:
     """Training steps since its weights were drawn."""
     seconds: float | None = None
     """Training seconds of its own segment."""
+    search_steps: int | None = None
+    """Of the trainings that its mask comes from, if they are no networks of the record; None if they are."""
+    search_seconds: float | None = None
     key: str = ""
     """Of the segment in the store."""
     first_layer: FirstLayer | None = None
@@ -278,6 +281,8 @@ def _point(node: Node, task: Task) -> Point:
         steps=node.integer_or_none("steps", least=0),
         budget=node.integer_or_none("budget", least=0),
         seconds=seconds if seconds is None or seconds >= 0 else node.fail("seconds", "is less than 0"),
+        search_steps=node.integer_or_none("search_steps", least=0),
+        search_seconds=node.number_or_none("search_seconds"),
         key=node.text("key", ""),
         first_layer=_first_layer(node.node("first_layer")) if "first_layer" in node else None,
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ticketry.core.density import check_density, check_distribution
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds, check_retrain
+from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
+from ticketry.search._scope import prunable
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ class Settings:
     @property
     def how_retrained(self) -> str:
         """The word of `lab.retrain` that holds."""
-        at_end = Step.parse(self.rewind) == Step.parse("end")
-        if at_end and self.retrain in ("continue", "rewind_lr"):
-            raise UsageError(f"with rewind end nothing is left to {self.retrain}: use finetune or restart")
-        return self.retrain or ("finetune" if at_end else "continue")
+        return retrain_after(self.rewind, self.retrain)
 
 
 def level_densities(settings: Settings) -> tuple[float, ...]:
@@ -138,18 +136,6 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
         ticket = lab.train(segment, label=f"level {level} ticket")
         yield Found(level, mask, rewound, dense, retrain, ticket)
         trained = ticket
-
-
-def prunable(lab: Lab, task: Task, settings: Settings) -> Scope:
-    """The parameters that the settings let a mask touch."""
-    from ticketry.core.scope import scope
-
-    return scope(
-        lab.model(task),
-        spare=settings.spare,
-        output=not settings.spare_output,
-        first_conv=not settings.spare_first_conv,
-    )
 
 
 def _pruned(

@@ -26,7 +26,8 @@ class CostPoint:
     density: float
     metric: float
     steps: float
-    """Of the dense training and of every ticket up to this one."""
+    """Of the dense training and of every ticket up to this one; where masks come from trainings of their own, of those
+    that this one needed and of the ticket."""
     seconds: float | None
     n: int
 
@@ -44,6 +45,9 @@ def cost_points(results: Results) -> list[CostPoint]:
             steps += point.steps
             timed = timed and point.seconds is not None
             seconds += point.seconds or 0
+            if point.search_steps is not None:
+                timed = timed and point.search_seconds is not None
+                steps, seconds = point.search_steps + point.steps, (point.search_seconds or 0) + (point.seconds or 0)
             paths.setdefault(point.level, []).append((point, steps, seconds if timed else None))
     found = []
     for level, entries in sorted(paths.items()):

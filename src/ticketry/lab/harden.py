@@ -1,0 +1,65 @@
+"""What trained gates become: a mask, and the weights of the hard network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ticketry.core.gates import Gates
+from ticketry.core.mask import Mask
+from ticketry.errors import LayerCollapseError
+from ticketry.lab.gated import attached
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.loop import rebuilt, state_of
+
+
+def hardened_mask(lab: Lab, result: Result) -> str:
+    """Digest of the stored mask of a result's gates, 1[s > 0]. Remembered.
+
+    Raises:
+        LayerCollapseError: if a parameter has no gate that is on, with since when.
+    """
+
+    def made() -> Mask:
+        try:
+            return gates_of(lab, result).harden()
+        except LayerCollapseError as error:
+            raise LayerCollapseError(f"{error}. {_since(result)}") from None
+
+    return lab.remembered_mask({"gates": result.gates, "of": result.segment.key}, made)
+
+
+def hardened_weights(lab: Lab, result: Result) -> str:
+    """Digest of the stored state of the hard network: weights times hard gates, what `Result.metrics` are of."""
+    model = rebuilt(result.segment.task, lab.state(result))
+    gates = gates_of(lab, result, model)
+    gates.detach(apply=True)
+    return lab.store.put_tensors(state_of(model))
+
+
+def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
+    """The gates of a result, on a model of its task with its weights."""
+    segment = result.segment
+    assert segment.gates is not None
+    assert result.gates is not None
+    model = model or rebuilt(segment.task, lab.state(result))
+    mask = lab.store.get_mask(segment.mask) if segment.mask else None
+    gates = attached(segment, model, mask, lab.store.get_tensors(result.gates))
+    gates.anneal(segment.progress)
+    return gates
+
+
+def _since(result: Result) -> str:
+    """From which step on each empty parameter has been so, as far as it was looked at."""
+    segment, told = result.segment, result.record["gating"]
+    parts = []
+    for column, name in enumerate(told["names"], start=1):
+        counts = [(row[0], row[column]) for row in told["kept"]]
+        if not counts or counts[-1][1]:
+            continue
+        alive = [step for step, count in counts if count]
+        since = next(step for step, _ in counts if not alive or step > alive[-1])
+        parts.append(
+            f"{name!r} has been empty from step {since} of {segment.total} (epoch {since / segment.per_epoch:.2f})"
+            f" of round {told['round']} on"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,137 @@
+"""Finds the s0 of each round that leads to the density asked for.
+
+Density rises with s0 (Savarese et al. 2020), but how fast depends on task, recipe and round. Asked for density D after
+R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first round
+begins with the s0 given. How far each s moved in a round tells which s0 would have left the share wanted: that is the
+first guess for the next round, whose gates start at that s0, and the last round, only it, is tried again until it is
+within 10 % of D: first in growing steps, then by interpolation of log density between the nearest s0 on either side.
+An earlier round is tried again only if it overshoots: if it leaves less than the geometric mean of its aim and D.
+
+This departs from the paper, where one s0 holds in all rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ticketry.errors import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ticketry.lab.lab import Lab, Result
+    from ticketry.search._gates import Rounds
+
+TOLERANCE = 0.1
+"""Of the density asked for, relative."""
+_TRIES = 10
+_LEAST_STEP = 1e-4
+_MOST_SHARE = 0.99
+_MOST_TYPICAL = 0.1
+_FARTHEST = 50.0
+
+
+def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+    """(the rounds that led here, all that were trained until now) after each round; the last is of the density.
+
+    Raises:
+        TrainingError: if the density is not met in 10 tries of a round.
+    """
+    count, init = rounds.settings.rounds, rounds.settings.init[0]
+    chain: list[Result] = []
+    searched: list[Result] = []
+    for number in range(1, count + 1):
+        before = chain[-1] if chain else None
+        had = _density(before) if before else 1.0
+        aim = had * (density / had) ** (1 / (count - number + 1))
+        if before is not None:
+            init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
+        for result in _tries(rounds, number, init, before, aim, density, last=number == count):
+            searched.append(result)
+        chain = [*chain, searched[-1]]
+        yield chain, list(searched)
+
+
+def _tries(
+    rounds: Rounds, number: int, init: float, before: Result | None, aim: float, density: float, *, last: bool
+) -> Iterator[Result]:
+    """Train a round with one s0 after another until its density will do."""
+    had = _density(before) if before else 1.0
+    low: tuple[float, float] | None = None  # (s0, density) that is too sparse
+    high: tuple[float, float] | None = None
+    step = 0.0
+    for _ in range(_TRIES):
+        result, tried = rounds.train(init, number, before), init
+        yield result
+        found = _density(result)
+        if abs(found / density - 1) <= TOLERANCE if last else found >= math.sqrt(aim * density):
+            return
+        if found < aim:
+            low = (init, found)
+        else:
+            high = (init, found)
+        if low and high:
+            init = _between(low, high, aim)
+        else:
+            moves = _Moves(rounds.lab, result, before)
+            reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
+            step = max(2 * step, reach / 8)
+            way = min(max(abs(moves.init_for(aim / had) - init), step), max(reach, step))
+            init += way if found < aim else -way
+        init = min(max(init, -_FARTHEST), _FARTHEST)
+    raise TrainingError(
+        f"no s0 found whose density is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
+        f" (the last: s0 {tried:.4g}, density {found:.4g}): train longer or with a larger gate_lr,"
+        " so that gates leave the border, or ask for another density"
+    )
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
+    """Linear in log density, but well inside: where the curve bends, an end would stay for ever."""
+    (left, sparse), (right, dense) = low, high
+    below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
+    share = below / (below + above) if below + above else 0.5
+    return left + (right - left) * min(max(share, 0.15), 0.85)
+
+
+class _Moves:
+    """How far the gates that were on before a round moved in it."""
+
+    def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
+        import torch
+
+        assert result.segment.gates is not None
+        ends = _logits(lab, result)
+        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > 0
+        self._moves = torch.sort(ends[began] - result.segment.gates.init, descending=True).values
+        self._returned = int((ends[~began] > 0).sum())
+
+    @property
+    def typical(self) -> float:
+        """The median distance."""
+        return max(float(self._moves.abs().median()), _LEAST_STEP)
+
+    def init_for(self, share: float) -> float:
+        """The s0 from which as many gates would have ended above 0 as are to be kept, had each moved as it did.
+
+        Gates that were off before and came back would have come back all the same.
+
+        Args:
+            share: of those that were on before, how many are to be on after.
+        """
+        wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
+        return -float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
+
+
+def _logits(lab: Lab, result: Result) -> torch.Tensor:
+    import torch
+
+    assert result.gates is not None
+    tensors = lab.store.get_tensors(result.gates)
+    return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])
+
+
+def _density(result: Result) -> float:
+    return float(result.record["gating"]["density"])
