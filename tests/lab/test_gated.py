@@ -218,6 +218,30 @@ def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
     assert found[0] == found[1]
 
 
+class KilledAt12(Watch):
+    def progress(self, segment, step):
+        if step == 12:
+            raise SystemExit
+
+
+def test_a_killed_round_loses_only_its_last_seconds(tmp_path, points):
+    """Killed at step 12: there is a checkpoint of step 5, with gates and their optimiser in it."""
+    found = []
+    for name in ("undisturbed", "killed"):
+        with Lab(tmp_path / name) as lab:
+            segment = lab.segment(points, start=3, gates=gating(points, lr=0.05))
+            if name == "killed":
+                with pytest.raises(InterruptedTrainingError):
+                    execute(lab.store, None, segment, (), StopAt(5))
+                with pytest.raises(SystemExit):
+                    execute(lab.store, None, segment, (), KilledAt12(1e9))
+                assert execute(lab.store, None, segment, (), Watch()).steps == 24 - 5
+            else:
+                execute(lab.store, None, segment, (), Watch())
+            found.append(everything(lab.store, segment))
+    assert found[0] == found[1]
+
+
 def test_a_state_on_the_way_is_gone_on_from_and_measured(lab, points, tmp_path):
     segment = lab.segment(points, start=3, gates=gating(points))
     lab.train(segment, keep=(10,))
