@@ -3,9 +3,13 @@
 Density rises with s0 (Savarese et al. 2020), but how fast depends on task, recipe and round. Asked for density D after
 R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first round
 begins with the s0 given. How far each s moved in a round tells which s0 would have left the share wanted: that is the
-first guess for the next round, whose gates start at that s0, and the last round, only it, is tried again until it is
-within 10 % of D: first in growing steps, then by interpolation of log density between the nearest s0 on either side.
-An earlier round is tried again only if it overshoots: if it leaves less than the geometric mean of its aim and D.
+first guess for the next round, whose gates start at that s0. The last round is tried again until it is within 10 % of
+D: first in growing steps, then between the nearest s0 on either side, by interpolation of log density, or in the middle
+after two tries on one side. An earlier round is tried again only if it overshoots: if it leaves less than the geometric
+mean of its aim and D.
+
+Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
+that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
 
 This departs from the paper, where one s0 holds in all rounds.
 """
@@ -61,6 +65,7 @@ def _tries(
     had = _density(before) if before else 1.0
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
+    side: bool | None = None  # whether the last try was too sparse
     step = 0.0
     for _ in range(_TRIES):
         result, tried = rounds.train(init, number, before), init
@@ -68,12 +73,13 @@ def _tries(
         found = _density(result)
         if abs(found / density - 1) <= TOLERANCE if last else found >= math.sqrt(aim * density):
             return
-        if found < aim:
+        stuck, side = side == (found < aim), found < aim
+        if side:
             low = (init, found)
         else:
             high = (init, found)
         if low and high:
-            init = _between(low, high, aim)
+            init = (low[0] + high[0]) / 2 if stuck else _between(low, high, aim)
         else:
             moves = _Moves(rounds.lab, result, before)
             reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
@@ -83,13 +89,13 @@ def _tries(
         init = min(max(init, -_FARTHEST), _FARTHEST)
     raise TrainingError(
         f"no s0 found whose density is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
-        f" (the last: s0 {tried:.4g}, density {found:.4g}): train longer or with a larger gate_lr,"
-        " so that gates leave the border, or ask for another density"
+        f" (the last: s0 {tried:.4g}, density {found:.4g}): begin with another init, such as -0.05 (density jumps at 0,"
+        " where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
     )
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
-    """Linear in log density, but well inside: where the curve bends, an end would stay for ever."""
+    """Linear in log density, but well inside."""
     (left, sparse), (right, dense) = low, high
     below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
     share = below / (below + above) if below + above else 0.5
