@@ -5,8 +5,8 @@ R rounds, round r aims at the density that leads from that of the round before t
 begins with the s0 given. How far each s moved in a round tells which s0 would have left the share wanted: that is the
 first guess for the next round, whose gates start at that s0. The last round is tried again until it is within 10 % of
 D: first in growing steps, then between the nearest s0 on either side, by interpolation of log density, or in the middle
-after two tries on one side. An earlier round is tried again only if it overshoots: if it leaves less than the geometric
-mean of its aim and D.
+after two tries on one side. An earlier round is tried again only if it leaves less than D: a large s0 keeps nearly all
+that it left.
 
 Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
 that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
@@ -71,7 +71,7 @@ def _tries(
         result, tried = rounds.train(init, number, before), init
         yield result
         found = _density(result)
-        if abs(found / density - 1) <= TOLERANCE if last else found >= math.sqrt(aim * density):
+        if abs(found / density - 1) <= TOLERANCE if last else found >= density:
             return
         stuck, side = side == (found < aim), found < aim
         if side:
