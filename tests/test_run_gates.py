@@ -54,6 +54,27 @@ def test_every_ticket_tells_what_it_took_to_find_it(made: dict[str, Any]) -> Non
     assert saved.info["rewind_step"] == REWIND
 
 
+def test_every_round_is_told(made: dict[str, Any]) -> None:
+    """Its path and its histogram agree with the masks of the tickets."""
+    tickets = {(p["replicate"], p["level"]): p for p in made["points"] if p["role"] == "ticket"}
+    rows = made["rounds"]
+    assert [(row["replicate"], row["level"], row["round"], row["init"]) for row in rows] == [
+        (replicate, level, number, init)
+        for replicate in (0, 1)
+        for level, number, init in ((1, 1, 0.1), (2, 2, 0.1), (3, 1, -0.1), (4, 2, -0.1))
+    ]
+    for row in rows:
+        ticket = tickets[row["replicate"], row["level"]]
+        assert row["used"]
+        assert row["steps"] == TOTAL
+        assert row["density"] == ticket["density"]
+        assert row["path"][-1] == [TOTAL, row["density"]]
+        assert [step for step, _ in row["path"]] == list(range(1, TOTAL + 1))
+        assert len(row["histogram"]) == 20
+        assert sum(row["histogram"]) == made["task"]["prunable"]
+        assert sum(row["histogram"][10:]) == pytest.approx(ticket["kept"], abs=row["ties"])
+
+
 def test_the_figure_of_cost_has_each_ticket_at_its_own(made: dict[str, Any]) -> None:
     points = cost_points(Results(read(made)))
     assert [point.steps for point in points] == [TOTAL, *(n * TOTAL + TOTAL - REWIND for n in (1, 2, 1, 2))]

@@ -25,6 +25,7 @@ from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import Found, Seeds, budget
 from ticketry.lab.lab import Lab, Ledger, Result
 from ticketry.lab.segment import digest_of
+from ticketry.run_rounds import GateRounds
 from ticketry.runfile import run_file
 from ticketry.search import Method
 from ticketry.tasks.base import Task
@@ -133,6 +134,7 @@ class _Points:
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
+        self.rounds = GateRounds(lab)
         self.searched: dict[str, Result] = {}
         """Trainings that masks come from and that are no network found themselves, by replicate and key."""
         self.rewind_step = 0
@@ -158,8 +160,9 @@ class _Points:
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
             if (gates := found.searched[-1].segment.gates) is not None:
-                more["init"] = gates.init
+                more |= {"init": gates.init, "penalty": gates.penalty}
             with self._lock:
+                self.rounds.add(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
         more["ticket"] = str(self._save(replicate, found, mask))
         if replicate == 0 and (picture := first_layer(mask, self._shape)):
@@ -316,6 +319,7 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
             "workers": lab.workers,
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
+        **({"rounds": rounds} if (rounds := points.rounds.rows()) else {}),
         "config": run_file(run.describe(), run.task.spec),
         "store": str(lab.store.paths.root),
     }

@@ -17,7 +17,7 @@ from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.controls import control_mask, random_mask, train_control
 from ticketry.evidence.names import CONTROLS, check_controls
-from ticketry.lab.found import Found, Seeds
+from ticketry.lab.found import RETRAINS, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.lab.segment import Segment, Start
@@ -160,7 +160,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
         rewound = lab.at(dense, K)
         mask = lab.prune(task, dense, scope(lab.model(task)), density=0.2)
         tickets = {}
-        for retrain in ("continue", "restart", "rewind_lr", "finetune"):
+        for retrain in RETRAINS:
             segment = retraining(
                 lab,
                 task,
@@ -181,7 +181,7 @@ def unlike(one: Segment, other: Segment) -> set[str]:
     return {name for name in first if first[name] != second[name]}
 
 
-@pytest.mark.parametrize("retrain", ["continue", "restart", "rewind_lr", "finetune"])
+@pytest.mark.parametrize("retrain", RETRAINS)
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_lacks_one_thing_only(searched, control, retrain):
     """As many steps of the same schedule and data order: only the mask differs, or only the weights do."""

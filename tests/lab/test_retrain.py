@@ -18,6 +18,7 @@ CASES = {
     "restart": [(0, 0, T, "rewound"), (7, 0, T, "rewound"), (T, 0, T, "rewound")],
     "rewind_lr": [(0, 0, T, "trained"), (7, 7, T, "trained"), (T, T, T, "trained")],
     "finetune": [(0, T, 2 * T, "trained"), (7, T, 2 * T - 7, "trained"), (T, T, 2 * T, "trained")],
+    "none": [(0, T, T, "trained"), (7, T, T, "trained"), (T, T, T, "trained")],
 }
 
 
@@ -80,7 +81,7 @@ def test_a_mask_may_be_given_as_such(lab, points, half, networks):
 
 def test_unknown_word(lab, points, half, networks):
     kept, trained = networks
-    with pytest.raises(UsageError, match="'rewind' is not known: continue, restart, rewind_lr, finetune"):
+    with pytest.raises(UsageError, match="'rewind' is not known: continue, restart, rewind_lr, finetune, none"):
         retraining(
             lab, points, points.recipe, retrain="rewind", mask=half, rewound=kept[7], trained=trained, order_seed=0
         )

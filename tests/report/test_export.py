@@ -31,9 +31,10 @@ def test_all_files_are_there_and_named(exported):
     assert sorted(files) == sorted(folder.iterdir())
     figures = {
         *("metric-by-density", "density-by-layer", "first-layer", "metric-by-cost", "verify-1-differences"),
-        *("verify-1-seeds", "stability-1-stability-by-rewind-step", "stability-1-error-barriers"),
+        *("density-over-training", "gate-histograms", "verify-1-seeds"),
+        *("stability-1-stability-by-rewind-step", "stability-1-error-barriers"),
     }
-    tables = {"points", "summary", "verdicts", "verify", "seeds", "stability", "barriers"}
+    tables = {"points", "summary", "rounds", "verdicts", "verify", "seeds", "stability", "barriers"}
     names = {f"{name}.{kind}" for name in figures for kind in ("svg", "png")} | {f"{name}.csv" for name in tables}
     assert {path.name for path in files} == names
 

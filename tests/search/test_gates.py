@@ -70,11 +70,26 @@ def test_s0_decides_the_density_and_the_penalty_hardly(tmp_path: Path) -> None:
 
     with tk.Lab(tmp_path) as lab:
         side_by_side = found_by(lab, init=(-0.1, 0.1, 0.0), rounds=1)
-        penalised = [found_by(lab, init=(0.1,), rounds=1, penalty=penalty)[1] for penalty in (1e-9, 1e-7)]
+        penalised = found_by(lab, init=(0.1,), rounds=1, penalty=(1e-7, 1e-9))[1:]
     densities = [density(item) for item in side_by_side[1:]]
     assert densities == sorted(densities, reverse=True)
     assert densities[0] - densities[-1] > 0.2
     assert abs(density(penalised[0]) - density(penalised[1])) < 0.01
+    assert [item.searched[-1].segment.gates.penalty for item in penalised] == [1e-9, 1e-7]
+
+
+def test_a_large_penalty_makes_sparser_tickets(tmp_path: Path) -> None:
+    """lambda does matter once its pull on s is not small beside the loss's."""
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, init=(0.1,), rounds=1, penalty=(1e-8, 1e-4))[1:]
+        small, large = (lab.store.get_mask(item.mask).density for item in found)
+    assert large < 0.8 * small
+
+
+def test_members_are_every_s0_with_every_penalty() -> None:
+    settings = continuous.Settings(init=(-0.1, 0.2), penalty=(1e-7, 1e-8))
+    assert settings.members == ((0.2, 1e-8), (0.2, 1e-7), (-0.1, 1e-8), (-0.1, 1e-7))
+    assert CONTINUOUS.levels(settings) == 4 * 5
 
 
 def test_members_side_by_side_are_single_ones(tmp_path: Path) -> None:
@@ -122,6 +137,33 @@ def test_fine_tuning_begins_with_the_hard_network(tmp_path: Path) -> None:
     right = (model(task.prepare(validation.inputs)).argmax(1) == validation.targets).double().mean()
     assert 100 * float(right) == pytest.approx(round_.metrics["validation"]["accuracy"], abs=1e-6)
     assert budget(found) == TOTAL + found.result.segment.steps
+
+
+def test_weights_between_rounds(tmp_path: Path) -> None:
+    """They go on, or are rewound to where tickets start; either way the gates go on."""
+    with tk.Lab(tmp_path) as lab:
+        on = found_by(lab, retrain="none")
+        back = found_by(lab, retrain="none", weights_between="rewind")
+        first, second = back[-1].searched
+        assert on[-1].searched[0].segment == first.segment
+        assert on[-1].searched[1].segment.start.state == first.model
+        assert second.segment.start.state == lab.at(first, TOTAL // 10).model
+        assert second.segment.start.gates == first.gates
+        assert on[-1].mask != back[-1].mask
+    assert [budget(item) for item in on[1:]] == [TOTAL, 2 * TOTAL]
+    assert [budget(item) for item in back[1:]] == [TOTAL, TOTAL // 10 + TOTAL]
+
+
+def test_pruning_without_retraining_keeps_the_hard_network(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        dense, found = found_by(lab, rounds=1, retrain="none")
+        assert lab.ledger.steps_trained == 2 * TOTAL
+        assert found.result.segment.steps == 0
+        assert found.result.segment.start.state == hardened_weights(lab, found.searched[-1])
+        start = lab.store.get_tensors(found.result.segment.start.state)
+        assert all(torch.equal(value, start[name]) for name, value in lab.state(found.result).items())
+        assert found.result.metrics == found.searched[-1].metrics
+    assert dense.result.segment.steps == TOTAL
 
 
 def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
@@ -193,7 +235,7 @@ def test_a_density_out_of_reach_is_told(tmp_path: Path) -> None:
 
 def test_a_penalty_that_empties_a_layer_is_told_with_when(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab, pytest.raises(LayerCollapseError) as caught:
-        found_by(lab, rounds=1, penalty=1.0, rewind="0")
+        found_by(lab, rounds=1, penalty=(1.0,), rewind="0")
     told = str(caught.value)
     assert "layer collapse" in told
     assert "smaller penalty" in told
@@ -217,7 +259,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
         {"final_temperature": 0.1},
         {"temperature": "batch"},
         {"init": (99.0,)},
-        {"penalty": -1.0},
+        {"penalty": (-1.0,)},
         {"reset": "never"},
         {"gate_optimizer": "muon"},
         {"gate_lr": -0.1},
@@ -239,6 +281,10 @@ def test_what_cannot_be_meant_is_told_before_anything_is_trained(tmp_path: Path,
         {"init": ()},
         {"init": (0.1, 0.1)},
         {"init": (0.1, 0.2), "density": 0.1},
+        {"penalty": ()},
+        {"penalty": (1e-8, 1e-8)},
+        {"penalty": (1e-8, 1e-7), "density": 0.1},
+        {"weights_between": "forget"},
         {"density": 0.1, "sparsity": 0.9},
         {"density": 1.5},
         {"retrain": "again"},

@@ -65,7 +65,7 @@ class TestLevels:
             Settings(**wrong)  # type: ignore[arg-type]
 
     def test_nothing_is_left_to_continue_at_the_end(self) -> None:
-        with pytest.raises(UsageError, match="finetune or restart"):
+        with pytest.raises(UsageError, match="finetune, restart or none"):
             _ = Settings(rewind="end", retrain="continue").how_retrained
 
 
@@ -135,7 +135,7 @@ def test_batch_norm_statistics_are_rewound(tmp_path: Path) -> None:
 def test_discovery() -> None:
     assert "iterative" in methods()
     assert method("imp") is method("iterative") is tk.search.iterative
-    with pytest.raises(UsageError, match=r"not known: .*iterative"):
+    with pytest.raises(UsageError, match=r"not known: continuous, iterative, stochastic$"):
         method("magic")
 
 

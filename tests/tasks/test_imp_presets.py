@@ -16,7 +16,8 @@ from ticketry.search.iterative import Settings, level_densities
 from ticketry.step import Step
 from ticketry.tasks import folder, models
 from ticketry.tasks.base import Spec
-from ticketry.tasks.imp_presets import IMP_PRESETS, imp_preset
+from ticketry.tasks.experiments import experiment
+from ticketry.tasks.imp_presets import IMP_PRESETS
 from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.recipe import Recipe, recipe_from
 
@@ -51,7 +52,7 @@ PARAMETERS = {"lenet": 266_000, "resnet-20": 274_000, "vgg-19": 20_000_000}
 
 def read(name: str) -> tuple[dict[str, Any], Recipe, Settings]:
     """A preset as the command line reads a run file."""
-    tables = imp_preset(name)
+    tables = experiment(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in tables["settings"].items()}
     return tables, recipe_from(tables["recipe"]), Settings(**values)
 
@@ -114,7 +115,7 @@ def test_levels_end_at_the_papers_share(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_networks_have_the_papers_size(name: str) -> None:
-    tables = imp_preset(name)
+    tables = experiment(name)
     preset = PRESETS[tables["task"]]
     found = models.parameters(tables["model"], shape=preset.shape, classes=preset.classes)
     assert abs(found / PARAMETERS[name] - 1) < 0.01
@@ -155,7 +156,7 @@ def test_a_preset_is_what_a_run_file_holds(name: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("name", IMP_PRESETS)
 def test_presets_name_networks_that_take_their_tasks_images(name: str) -> None:
-    tables = imp_preset(name)
+    tables = experiment(name)
     shape = PRESETS[tables["task"]].shape if tables["task"] in PRESETS else (3, 224, 224)
     models.check(tables["model"], shape=shape)
 
@@ -165,10 +166,10 @@ def test_resnet_50_is_trained_as_the_task_trains_it() -> None:
 
 
 def test_tables_are_made_anew() -> None:
-    imp_preset("vgg-19-short")["settings"]["densities"].append(0.01)
-    imp_preset("vgg-19-short")["recipe"]["milestones"].clear()
-    assert imp_preset("vgg-19-short")["settings"]["densities"] == [0.5, 0.2, 0.1, 0.05]
-    assert imp_preset("vgg-19-short")["recipe"]["milestones"] == ["4ep", "6ep"]
+    experiment("vgg-19-short")["settings"]["densities"].append(0.01)
+    experiment("vgg-19-short")["recipe"]["milestones"].clear()
+    assert experiment("vgg-19-short")["settings"]["densities"] == [0.5, 0.2, 0.1, 0.05]
+    assert experiment("vgg-19-short")["recipe"]["milestones"] == ["4ep", "6ep"]
 
 
 @pytest.mark.parametrize(
@@ -180,11 +181,11 @@ def test_tables_are_made_anew() -> None:
 )
 def test_unknown_presets(name: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        imp_preset(name)
+        experiment(name)
 
 
 def test_presets_need_no_torch() -> None:
-    code = "import sys; from ticketry.tasks import imp_presets; imp_presets.imp_preset('lenet')"
+    code = "import sys; from ticketry.tasks import experiments; experiments.experiment('lenet')"
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -74,9 +74,9 @@ def _scores(_: Path) -> list[dict[str, Any]]:
 
 
 def _presets(_: Path) -> list[dict[str, Any]]:
-    from ticketry.tasks.imp_presets import IMP_PRESETS
+    from ticketry.tasks.experiments import EXPERIMENTS
 
-    return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in IMP_PRESETS.items()]
+    return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 
 
 def _runs(store: Path) -> list[dict[str, Any]]:

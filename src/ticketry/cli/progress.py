@@ -58,7 +58,9 @@ class Progress:
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._rich is None:
-            print(line, file=sys.stderr, flush=True)
+            # One write, so that lines of several threads stay lines.
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
         else:
             self._rich.console.print(line, markup=False, highlight=False)
 

@@ -18,7 +18,7 @@ from ticketry.cli.verify import told, verified
 from ticketry.errors import UsageError
 from ticketry.runfile import read_run_file
 from ticketry.search import ALIASES, Method, method, methods
-from ticketry.tasks.imp_presets import imp_preset
+from ticketry.tasks.experiments import experiment
 from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.recipe import Recipe, recipe_from
 
@@ -160,7 +160,7 @@ def _tables(config: str, preset: str) -> dict[str, Any]:
     """What a run file or a preset says; empty if neither is named."""
     if config and preset:
         raise UsageError("a run file and a preset both name everything: give either --config or --preset")
-    return read_run_file(Path(config)) if config else imp_preset(preset) if preset else {}
+    return read_run_file(Path(config)) if config else experiment(preset) if preset else {}
 
 
 def _arguments(

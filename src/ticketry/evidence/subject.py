@@ -67,7 +67,8 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 
     Raises:
         TicketError: if the ticket does not tell how it was trained, or is of another model or task.
-        UsageError: if it keeps final weights (retrain ``rewind_lr``, ``finetune``): then there is no start to go from.
+        UsageError: if it keeps final weights (retrain ``rewind_lr``, ``finetune``, ``none``): then there is no start to
+            go from.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # torch comes late: the command line's help needs no more tha
 
 REWINDING = ("continue", "restart")
 """Ways of retraining that begin with the weights of the rewind step."""
-RETRAINS = (*REWINDING, "rewind_lr", "finetune")
+RETRAINS = (*REWINDING, "rewind_lr", "finetune", "none")
 
 
 def check_retrain(retrain: str) -> str:
@@ -32,7 +32,7 @@ def retrain_after(rewind: str, retrain: str) -> str:
     """
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
-        raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune or restart")
+        raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune, restart or none")
     return check_retrain(retrain or ("finetune" if at_end else "continue"))
 
 
@@ -86,7 +86,8 @@ def budget(found: Found) -> int:
     """Training steps since initialisation that are in a found network's weights, shared dense steps included.
 
     A ticket that was rewound to step k has the k dense steps and its own. One that keeps final weights (rewind_lr,
-    finetune) has those of the dense network and of every level before it; of a mask from gates, those of its rounds.
+    finetune, none) has those of the dense network and of every level before it; of a mask from gates, those of its
+    rounds.
     """
     steps = found.result.segment.steps
     if found.mask is None:
@@ -94,6 +95,8 @@ def budget(found: Found) -> int:
     if found.retrain in REWINDING:
         return found.rewound.segment.last + steps
     if found.searched:
-        last = found.searched[-1]
-        return int(last.record["gating"]["round"]) * last.segment.steps + steps
+        last = found.searched[-1].segment
+        if last.start.state == found.rewound.model:  # weights were rewound between rounds
+            return found.rewound.segment.last + last.steps + steps
+        return int(found.searched[-1].record["gating"]["round"]) * last.steps + steps
     return found.dense.segment.steps + found.level * steps

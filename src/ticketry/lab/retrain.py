@@ -28,7 +28,8 @@ def retraining(
     - ``continue``: the weights of step k, steps k..T of the schedule (Frankle et al. 2019, rewinding);
     - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
     - ``rewind_lr``: the final weights, steps k..T of the schedule (Renda et al. 2020, learning-rate rewinding);
-    - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T).
+    - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
+    - ``none``: the final weights as they are, measured and not trained on (pruning, where the mask cost nothing more).
     """
     step, end = rewound.segment.last, recipe.steps(lab.per_epoch(task, recipe))
     first, last = {
@@ -36,6 +37,7 @@ def retraining(
         "restart": (0, end),
         "rewind_lr": (step, end),
         "finetune": (end, end + (end - step or end)),
+        "none": (end, end),
     }[check_retrain(retrain)]
     weights = rewound if retrain in REWINDING else trained
     return lab.segment(

@@ -11,6 +11,7 @@ from ticketry.errors import StoreError
 from ticketry.report.evidence_files import evidence_of
 from ticketry.report.export import export
 from ticketry.report.figures import figure_svgs
+from ticketry.report.identity import has, identity_of
 from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.terminal import summary_lines, summary_table, verdict_line
@@ -34,7 +35,7 @@ def write_report(
 ) -> Path:
     """Write the page of one run record (`run.json` as a dict) or several to `path` and return it; whole or not at all.
 
-    The folder is made if it is missing. The same records give the same bytes.
+    The folder is made if it is missing. The same records give the same bytes; a page that shows them already is left.
 
     Args:
         records: a run record, or a list of them, which are then compared.
@@ -45,7 +46,11 @@ def write_report(
         UsageError: if there is no run record, or the same run twice.
         StoreError: if a record is malformed, or the file cannot be written.
     """
-    text = render(subject_of(records, evidence))
+    evidence = list(evidence)
+    subject, made_of = subject_of(records, evidence), identity_of(records, evidence)
+    if has(path, made_of):
+        return path
+    text = render(subject, made_of)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
     tables = {
         "points": rows.point_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
+        "rounds": rows.round_rows(subject.runs),
         "verdicts": rows.verdict_rows(subject.runs),
         "verify": rows.verify_rows(subject.verifications),
         "seeds": rows.seed_rows(subject.verifications),

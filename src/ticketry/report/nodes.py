@@ -68,6 +68,15 @@ class Node:
         found = self._list(key, optional=True)
         return tuple(self._number(f"{key}[{index}]", item) for index, item in enumerate(found))
 
+    def items(self, key: str) -> tuple[tuple[float, ...], ...]:
+        """A list of lists of finite numbers; empty if it is missing."""
+        found = []
+        for index, item in enumerate(self._list(key, optional=True)):
+            if not isinstance(item, list | tuple):
+                self.fail(f"{key}[{index}]", f"is {kind_of(item)}, not a list")
+            found.append(tuple(self._number(f"{key}[{index}][{place}]", value) for place, value in enumerate(item)))
+        return tuple(found)
+
     def measured(self, key: str) -> tuple[float, ...]:
         """A list of measured numbers, where one that is null, infinite or no number at all becomes NaN."""
         return tuple(map(_or_nan, self._list(key, optional=True)))

@@ -10,10 +10,12 @@ from importlib.resources import files
 
 from ticketry.report.figures import comparison_figures, drawn, run_figures, stability_figures, verify_figures
 from ticketry.report.figures.svg import COLOURS
+from ticketry.report.identity import tag
 from ticketry.report.markup import Html, el, join, prose
 from ticketry.report.observation import observe
 from ticketry.report.sections.compare import comparison_section, summary_section
 from ticketry.report.sections.cost import cost_section
+from ticketry.report.sections.gates import gates_section
 from ticketry.report.sections.layers import layers_section
 from ticketry.report.sections.masks import masks_section
 from ticketry.report.sections.networks import networks_section
@@ -31,8 +33,8 @@ Part = tuple[str, Html | None]
 """A section's name in the list of contents (empty for none), and the section where there is something to show."""
 
 
-def render(subject: Subject) -> str:
-    """The whole document. The same records give the same bytes."""
+def render(subject: Subject, made_of: str = "") -> str:
+    """The whole document, with the identity of what it is made of. The same records give the same bytes."""
     place = Place()
     several = len(subject.runs) > 1
     parts = list(_several(subject, place) if several else _single(subject, place))
@@ -42,6 +44,7 @@ def render(subject: Subject) -> str:
     title = f"{len(subject.runs)} runs compared" if several else _title(subject)
     head = join(
         Html('<meta charset="utf-8">'),
+        Html(tag(made_of)) if made_of else None,
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html('<meta name="color-scheme" content="light dark">'),
@@ -62,6 +65,7 @@ def _single(subject: Subject, place: Place) -> Iterable[Part]:
     yield from _evidence(subject, place)
     yield "Layers", layers_section(results, pictures, place)
     yield "First layer", masks_section(results, pictures, place)
+    yield "Gates", gates_section(results, pictures, place)
     yield "Cost", cost_section(results, pictures, place)
     yield "All networks", networks_section(subject)
     yield "Repeat", repeat_section(results, place)
@@ -112,6 +116,7 @@ def _run_details(subject: Subject, index: int, place: Place) -> Html:
         verdicts_section(results, place),
         layers_section(results, pictures, place),
         masks_section(results, pictures, place),
+        gates_section(results, pictures, place),
         cost_section(results, pictures, place),
         repeat_section(results, place),
         settings_section(results, place),

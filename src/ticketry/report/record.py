@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.report.nodes import Node
+from ticketry.report.rounds import GateRound, read_rounds
 
 FORMAT = 1
 DENSE, TICKET = "dense", "ticket"
@@ -161,6 +162,8 @@ class Run:
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
     """Why there are no verdicts; empty if that is not told."""
+    rounds: tuple[GateRound, ...] = ()
+    """The trainings with gates that masks come from, where there are any."""
 
 
 def read(record: Mapping[str, Any]) -> Run:
@@ -193,6 +196,7 @@ def read(record: Mapping[str, Any]) -> Run:
             for node in root.nodes("verdicts", optional=True)
         ),
         verdict_error=root.text("verdict_error", ""),
+        rounds=read_rounds(root, task.metric.name),
     )
 
 

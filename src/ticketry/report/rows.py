@@ -10,6 +10,7 @@ from ticketry.report.aggregate import Results, layer_profiles
 from ticketry.report.evidence_record import StabilityStudy, Verify
 from ticketry.report.figures.cost import cost_points
 from ticketry.report.figures.forest import differences
+from ticketry.report.figures.known import known_points
 from ticketry.report.subject import rewind_of
 
 Cell = str | int | float | None
@@ -88,6 +89,54 @@ def layer_rows(results: Results) -> Rows:
         }
         for profile in layer_profiles(results)
         for name, share in profile.layers.items()
+    ]
+
+
+def round_rows(runs: Sequence[Results]) -> Rows:
+    """Every training with gates."""
+    return [
+        {
+            "run": results.run.name,
+            "replicate": one.replicate,
+            "level": one.level,
+            "used": int(one.used),
+            "round": one.number,
+            "init": one.init,
+            "penalty": one.penalty,
+            "steps": one.steps,
+            "density": one.density,
+            "validation_hard": one.hard,
+            "validation_soft": one.soft,
+            **{f"gates_{number + 1}_of_{len(one.histogram)}": count for number, count in enumerate(one.histogram)},
+        }
+        for results in runs
+        for one in results.run.rounds
+    ]
+
+
+def path_rows(results: Results) -> Rows:
+    """The density of the gates on the way, in every round."""
+    return [
+        {
+            "run": results.run.name,
+            "replicate": one.replicate,
+            "level": one.level,
+            "round": one.number,
+            "init": one.init,
+            "step": step,
+            "density": share,
+        }
+        for one in results.run.rounds
+        for step, share in one.path
+    ]
+
+
+def known_rows(runs: Sequence[Results]) -> Rows:
+    """The training until the mask of each level was known, mean over replicates."""
+    return [
+        {"run": results.run.name, "level": point.level, "density": point.density, "steps": point.steps, "n": point.n}
+        for results in runs
+        for point in known_points(results)
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.density import check_density
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ticketry.tasks.recipe import Recipe
 
 _MOST_ROUNDS = 50
+_BETWEEN = ("continue", "rewind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,12 @@ class GateSettings:
     """Share kept by the last ticket, to within 10 %: s0 is then found round by round, beginning with init."""
     sparsity: float | None = None
     """Share removed by the last ticket, instead of density."""
-    penalty: float = 1e-8
-    """lambda, times the sum of all gates in the loss."""
+    penalty: tuple[float, ...] = (1e-8,)
+    """lambda, times the sum of all gates in the loss. Several are searched side by side, each with every init."""
     reset: str = "paper"
-    """Between rounds: paper (s = min(beta_T s, s0)) or code (s = min(s, s0), as the official code does)."""
+    """Of gates between rounds: paper (s = min(beta_T s, s0)) or code (s = min(s, s0), as the official code does)."""
+    weights_between: str = "continue"
+    """Of weights between rounds: continue (as the round before left them) or rewind (those of the rewind step)."""
     gate_lr: float = 0.1
     """Learning rate of the gates."""
     gate_lr_schedule: str = "recipe"
@@ -55,8 +59,8 @@ class GateSettings:
     """Of the gates; the papers have none."""
     retrain: str = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
-    whole schedule again, as the official code does), rewind_lr or finetune (weights of the round with hard gates; the
-    latter the default with rewind end)."""
+    whole schedule again, as the official code does); or, to prune while training, weights of the round with hard gates:
+    rewind_lr, finetune (the default with rewind end) or none (as they are)."""
     spare: tuple[str, ...] = ()
     """Names or patterns of layers that have no gates (and do not count in the density), such as fc3 or conv1."""
     spare_output: bool = False
@@ -70,8 +74,17 @@ class GateSettings:
             raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {self.rounds}")
         if not self.init or len(set(self.init)) < len(self.init):
             raise UsageError("init names the values of s0 to search with: at least one, and each once")
-        if self.target is not None and len(self.init) > 1:
-            raise UsageError("density finds s0 itself: give at most one init, where it begins")
+        if not self.penalty or len(set(self.penalty)) < len(self.penalty):
+            raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
+        if self.weights_between not in _BETWEEN:
+            raise UsageError(f"weights_between {self.weights_between!r} is not known: {', '.join(_BETWEEN)}")
+        if self.target is not None and len(self.members) > 1:
+            raise UsageError("density finds s0 itself: give one init at most, where it begins, and one penalty")
+
+    @property
+    def members(self) -> tuple[tuple[float, float], ...]:
+        """(s0, penalty) of each search that runs side by side: the densest first."""
+        return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
 
     @property
     def target(self) -> float | None:
@@ -83,7 +96,6 @@ class GateSettings:
     def gating(self) -> dict[str, Any]:
         """Of `lab.gating.Gating`, what does not change from round to round."""
         return {
-            "penalty": self.penalty,
             "lr": self.gate_lr,
             "lr_schedule": self.gate_lr_schedule,
             "optimizer": self.gate_optimizer,
@@ -95,7 +107,7 @@ class GateSettings:
 
 def levels(settings: GateSettings) -> int:
     """How many tickets a replicate will find."""
-    return len(settings.init) * settings.rounds
+    return len(settings.members) * settings.rounds
 
 
 class Rounds:
@@ -108,40 +120,49 @@ class Rounds:
         self.whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
         self.step = Step.parse(settings.rewind).at(total=self.whole.total, per_epoch=self.whole.per_epoch)
         self._gating = Gating(scope=tuple(prunable(lab, task, settings)), reset=settings.reset, **settings.gating())
-        for init in settings.init:
-            self._gates(init, 1)  # a wrong number is told before anything is trained
+        for init, penalty in settings.members:
+            self._gates(init, penalty, 1)  # a wrong number is told before anything is trained
 
-    def train(self, init: float, number: int, before: Result | None) -> Result:
-        """Round `number`, from 1 on, after the result of the one before.
+    def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
+        """The round after those of `chain`, the first if there are none.
 
-        The weights go on; momentum belongs to the round before and is not taken along. Each round has its own order.
+        Momentum belongs to the round before and is not taken along. Each round has its own order.
         """
         from ticketry.core.seeds import mix
         from ticketry.lab.segment import Start
 
-        if before is None:
-            segment = replace(self.whole, gates=self._gates(init, number))
+        number = len(chain) + 1
+        gates = self._gates(init, penalty, number)
+        if not chain:
+            segment = replace(self.whole, gates=gates)
         else:
+            weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
             segment = self.lab.segment(
                 self.task,
-                start=Start(state=before.model, gates=before.gates),
+                start=Start(state=weights.model, gates=chain[-1].gates),
                 order_seed=mix(self.seeds.order, "round", number),
                 recipe=self.recipe,
-                gates=self._gates(init, number),
+                gates=gates,
             )
-        keep = (self.step,) if before is None else ()
-        return self.lab.train(segment, keep=keep, label=f"s0 {init:.4g} round {number}")
+        keep = () if chain else (self.step,)
+        label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
+        return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
-    def _gates(self, init: float, number: int) -> Gating:
+    def rewound(self, chain: Sequence[Result]) -> Result:
+        """The state at the rewind step, in the first round."""
+        return self.lab.at(chain[0], self.step)
+
+    def _gates(self, init: float, penalty: float, number: int) -> Gating:
         from ticketry.core.gates import KINDS
         from ticketry.core.seeds import mix
 
         seed = mix(self.seeds.mask, "gates", number) if KINDS[self._gating.kind].draws else 0
-        return replace(self._gating, init=init, seed=seed, reset=self.settings.reset if number > 1 else None)
+        reset = self.settings.reset if number > 1 else None
+        return replace(self._gating, init=init, penalty=penalty, seed=seed, reset=reset)
 
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: GateSettings, seeds: Seeds) -> Iterator[Found]:
-    """One replicate: the dense network, to compare with; then for each s0, the densest first, a ticket a round."""
+    """One replicate: the dense network, to compare with; then for each s0 and penalty a ticket a round."""
     from ticketry.search._s0 import steered
 
     rounds = Rounds(lab, task, recipe, settings, seeds)
@@ -157,16 +178,16 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: GateSettings, seeds: 
             yield ticket(number, chain, searched)
         return
 
-    def member(position: int, init: float) -> list[Found]:
+    def member(position: int, init: float, penalty: float) -> list[Found]:
         found: list[Found] = []
         chain: list[Result] = []
         for number in range(1, settings.rounds + 1):
-            chain = [*chain, rounds.train(init, number, chain[-1] if chain else None)]
+            chain = [*chain, rounds.train(init, penalty, chain)]
             found.append(ticket(position * settings.rounds + number, chain, chain))
         return found
 
-    inits = sorted(settings.init, reverse=True)
-    for found in lab.gather([partial(member, position, init) for position, init in enumerate(inits)]):
+    members = [partial(member, position, *knobs) for position, knobs in enumerate(settings.members)]
+    for found in lab.gather(members):
         yield from found
 
 
@@ -178,7 +199,7 @@ def _ticket(
 
     lab, last = rounds.lab, chain[-1]
     mask = hardened_mask(lab, last)
-    rewound = lab.at(chain[0], rounds.step)
+    rewound = rounds.rewound(chain)
     segment = retraining(
         lab,
         rounds.task,

@@ -43,7 +43,7 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
     Raises:
         TrainingError: if the density is not met in 10 tries of a round.
     """
-    count, init = rounds.settings.rounds, rounds.settings.init[0]
+    count, (init, _) = rounds.settings.rounds, rounds.settings.members[0]
     chain: list[Result] = []
     searched: list[Result] = []
     for number in range(1, count + 1):
@@ -52,23 +52,23 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
-        for result in _tries(rounds, number, init, before, aim, density, last=number == count):
+        for result in _tries(rounds, chain, init, aim, density):
             searched.append(result)
         chain = [*chain, searched[-1]]
         yield chain, list(searched)
 
 
-def _tries(
-    rounds: Rounds, number: int, init: float, before: Result | None, aim: float, density: float, *, last: bool
-) -> Iterator[Result]:
-    """Train a round with one s0 after another until its density will do."""
+def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> Iterator[Result]:
+    """Train the round after `chain` with one s0 after another until its density will do."""
+    before, number = chain[-1] if chain else None, len(chain) + 1
+    last = number == rounds.settings.rounds
     had = _density(before) if before else 1.0
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
     step = 0.0
     for _ in range(_TRIES):
-        result, tried = rounds.train(init, number, before), init
+        result, tried = rounds.train(init, rounds.settings.penalty[0], chain), init
         yield result
         found = _density(result)
         if abs(found / density - 1) <= TOLERANCE if last else found >= density:

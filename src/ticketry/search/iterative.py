@@ -47,7 +47,7 @@ class Settings:
     retrain: str = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
     whole schedule again), rewind_lr (final weights, steps k..T: for a compressed model rather than a ticket) or
-    finetune (final weights, last learning rate; the default with rewind end)."""
+    finetune (final weights, last learning rate; the default with rewind end), none (final weights as they are)."""
     score: str = "magnitude"
     """What is kept: the highest by this score."""
     distribution: str = "global"

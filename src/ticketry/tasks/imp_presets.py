@@ -14,12 +14,9 @@ Momentum 0.9, weight decay 1e-4, flips and crops are open_lth's, not the figure'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ticketry.errors import UsageError
-from ticketry.tasks.network_name import did_you_mean
+from ticketry.tasks.experiment import Experiment
 from ticketry.tasks.presets import IMAGENET, LENET, RESIDUAL
 from ticketry.tasks.recipe import Recipe
 
@@ -37,58 +34,18 @@ _LEVELS = {"lenet": 10, "resnet-20": 8, "vgg-19": 17}
 _SHORT_LEVELS = [0.5, 0.2, 0.1, 0.05]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImpPreset:
-    """A search by iterative magnitude pruning, with all that a run file would say of it."""
-
-    title: str
-    source: str
-    """Where the numbers are from."""
-    task: str
-    model: str
-    recipe: Recipe
-    settings: Mapping[str, Any]
-    """Of `search.iterative`: those that are not its defaults."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Of the task."""
-
-    def tables(self) -> dict[str, Any]:
-        """What `read_run_file` would give for a file with this search, made anew at each call."""
-        return {
-            "method": "iterative",
-            "task": self.task,
-            "model": self.model,
-            "options": dict(self.options),
-            "settings": _plain(self.settings),
-            "recipe": _plain(asdict(self.recipe)),
-        }
+def _imp(**values: Any) -> Experiment:
+    return Experiment(method="iterative", **values)
 
 
-def imp_preset(name: str) -> dict[str, Any]:
-    """The tables of the preset of that name: method, task, model, options, settings and recipe.
-
-    Raises:
-        UsageError: for a name that is not in `IMP_PRESETS`.
-    """
-    if name not in IMP_PRESETS:
-        raise UsageError(
-            f"there is no preset {name!r}: {did_you_mean(name, IMP_PRESETS)}choose one of {', '.join(IMP_PRESETS)}"
-        )
-    return IMP_PRESETS[name].tables()
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
-
-
-def _paper(title: str, task: str, model: str, recipe: Recipe, *, figures: str, **settings: Any) -> ImpPreset:
+def _paper(title: str, task: str, model: str, recipe: Recipe, *, figures: str, **settings: Any) -> Experiment:
     source = f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}"
     settings = {"rate": _RATE, **settings}
-    return ImpPreset(title=title, source=source, task=task, model=model, recipe=recipe, settings=settings)
+    return _imp(title=title, source=source, task=task, model=model, recipe=recipe, settings=settings)
 
 
-def _short(title: str, model: str, recipe: Recipe, *, of: str) -> ImpPreset:
-    return ImpPreset(
+def _short(title: str, model: str, recipe: Recipe, *, of: str) -> Experiment:
+    return _imp(
         title=f"{title}, shortened: narrower, 10,000 images, a few epochs",
         source=f"our own choice after {of}: batch, learning rate and the shares of training at which it drops",
         task="cifar10",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ticketry.search import continuous
 from ticketry.search.iterative import Settings, level_densities
 from ticketry.tasks import models
-from ticketry.tasks.imp_presets import IMP_PRESETS, imp_preset
+from ticketry.tasks.experiments import EXPERIMENTS, experiment
 
 PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -22,12 +23,12 @@ def table(first: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-NETWORKS, PRESETS = table("name"), table("preset")
+NETWORKS, PRESETS, GATED = table("name"), table("preset"), table("preset with gates")
 
 
 def test_every_network_and_preset_is_there() -> None:
     assert sorted(NETWORKS) == sorted(models.names())
-    assert list(PRESETS) == list(IMP_PRESETS)
+    assert [*PRESETS, *GATED] == list(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -42,7 +43,7 @@ def test_parameter_counts(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(name: str) -> None:
     network, length, batch, rate, rewind, remaining = PRESETS[name]
-    tables = imp_preset(name)
+    tables = experiment(name)
     recipe, settings = tables["recipe"], Settings(**tables["settings"])
     assert network == f"{tables['model']}, {tables['task']}"
     assert (length, batch, rewind) == (recipe["length"], str(recipe["batch"]), settings.rewind)
@@ -50,6 +51,17 @@ def test_presets(name: str) -> None:
     warmup = re.search(r"after (\S+) of warm-up", rate)
     assert recipe["warmup"] == (warmup[1] if warmup else "0it")
     assert remaining == f"{100 * level_densities(settings)[-1]:.1f} %"
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_presets_with_gates(name: str) -> None:
+    network, length, batch, rate, gate_rate, rounds, tickets = GATED[name]
+    tables = experiment(name)
+    recipe, settings = tables["recipe"], continuous.Settings(**tables["settings"])
+    assert network == f"{tables['model']}, {tables['task']}"
+    assert (length, batch, rounds) == (recipe["length"], str(recipe["batch"]), str(settings.rounds))
+    assert (float(rate.split()[0]), float(gate_rate)) == (recipe["lr"], settings.gate_lr)
+    assert tickets == f"{settings.rewind}, {settings.retrain}"
 
 
 def test_code() -> None:

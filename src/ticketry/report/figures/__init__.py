@@ -11,6 +11,8 @@ from ticketry.report.evidence_record import StabilityStudy, Verify
 from ticketry.report.figures import svg
 from ticketry.report.figures.cost import cost_by_metric, cost_points
 from ticketry.report.figures.forest import forest, seeds
+from ticketry.report.figures.gates import chains, density_over_training, gate_histograms
+from ticketry.report.figures.known import known_points, steps_to_ticket
 from ticketry.report.figures.layers import density_by_layer
 from ticketry.report.figures.masks import mask_pictures, pictures
 from ticketry.report.figures.metric import metric_by_density
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 METRIC_BY_DENSITY, DENSITY_BY_LAYER = "metric-by-density", "density-by-layer"
 FIRST_LAYER, METRIC_BY_COST = "first-layer", "metric-by-cost"
+DENSITY_OVER_TRAINING, GATE_HISTOGRAMS = "density-over-training", "gate-histograms"
+STEPS_TO_TICKET = "steps-to-ticket"
 FOREST, SEEDS = "differences", "seeds"
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
@@ -55,6 +59,9 @@ def run_figures(results: Results) -> dict[str, Maker]:
         makers[DENSITY_BY_LAYER] = lambda narrow: density_by_layer(profiles, narrow)
     if shown := pictures(results):
         makers[FIRST_LAYER] = lambda narrow: mask_pictures(shown, narrow)
+    if lines := chains(results):
+        makers[DENSITY_OVER_TRAINING] = lambda narrow: density_over_training(lines, narrow)
+        makers[GATE_HISTOGRAMS] = lambda narrow: gate_histograms(lines, narrow)
     if cost_points(results):
         makers[METRIC_BY_COST] = lambda narrow: cost_by_metric([Series("", 0, results)], narrow)
     return makers
@@ -77,6 +84,8 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
         makers[METRIC_BY_DENSITY] = lambda narrow: overlay(series, narrow)
     if any(cost_points(one.results) for one in series):
         makers[METRIC_BY_COST] = lambda narrow: cost_by_metric(series, narrow)
+    if any(known_points(one.results) for one in series):
+        makers[STEPS_TO_TICKET] = lambda narrow: steps_to_ticket(series, narrow)
     return makers
 
 
@@ -101,7 +110,8 @@ def stability_figures(study: StabilityStudy) -> dict[str, Maker]:
 def figure_svgs(record: Mapping[str, Any]) -> dict[str, str]:
     """Standalone SVG documents of a run by name, where there are data for them.
 
-    ``metric-by-density``, ``density-by-layer``, ``first-layer`` and ``metric-by-cost``. The same record gives the same
+    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``density-over-training``, ``gate-histograms`` and
+    ``metric-by-cost``. The same record gives the same
     bytes.
 
     Raises:

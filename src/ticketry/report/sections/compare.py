@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ticketry.report.aggregate import Group, Results
-from ticketry.report.figures import METRIC_BY_COST, METRIC_BY_DENSITY, Drawing
+from ticketry.report.figures import METRIC_BY_COST, METRIC_BY_DENSITY, STEPS_TO_TICKET, Drawing
 from ticketry.report.markup import Html, el, prose
 from ticketry.report.observation import best_tickets, observe
 from ticketry.report.record import Task
-from ticketry.report.rows import cost_rows, summary_rows
+from ticketry.report.rows import cost_rows, known_rows, summary_rows
 from ticketry.report.sections.cost import cost_caption
 from ticketry.report.sections.parts import Place, head_row, scrolling, swatch
 from ticketry.report.sections.results import bands
@@ -60,6 +60,13 @@ def comparison_section(
         figures.append(place.figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, caption, summary_rows(runs)))
     if METRIC_BY_COST in drawings:
         figures.append(place.figure(drawings[METRIC_BY_COST], METRIC_BY_COST, cost_caption(True), cost_rows(runs)))
+    if STEPS_TO_TICKET in drawings:
+        caption = prose(
+            "Time to ticket: all training until the mask of a density was known, mean over replicates. Of an iterative "
+            "search: the dense network and every denser ticket. Of gates: their rounds, tries among them. The training "
+            "of the ticket itself comes on top for every method. "
+        )
+        figures.append(place.figure(drawings[STEPS_TO_TICKET], STEPS_TO_TICKET, caption, known_rows(runs)))
     if not figures:
         return None
     title = f"Test {metric.name} of the runs, overlaid"

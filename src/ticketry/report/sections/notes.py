@@ -21,6 +21,7 @@ _RETRAIN = {
     "restart": "from the weights of the rewind step, for the whole schedule again",
     "rewind_lr": "from the final weights, with the learning rates of steps k to T",
     "finetune": "from the final weights, at the last learning rate",
+    "none": "not at all: they have the final weights",
 }
 
 
