@@ -4,9 +4,9 @@ Density rises with s0 (Savarese et al. 2020), but how fast depends on task, reci
 R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first round
 begins with the s0 given. How far each s moved in a round tells which s0 would have left the share wanted: that is the
 first guess for the next round, whose gates start at that s0. The last round is tried again until it is within 10 % of
-D: first in growing steps, then between the nearest s0 on either side, by interpolation of log density, or in the middle
-after two tries on one side. An earlier round is tried again only if it leaves less than D: a large s0 keeps nearly all
-that it left.
+D: the second try is a guess of the same kind, further ones are extrapolated in log density from two, or interpolated
+between the nearest s0 on either side, or in the middle after two tries on one side. An earlier round is tried again
+only if it leaves less than D: a large s0 keeps nearly all that it left.
 
 Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
 that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
@@ -66,9 +66,9 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
-    step = 0.0
+    tried: list[tuple[float, float]] = []
     for _ in range(_TRIES):
-        result, tried = rounds.train(init, rounds.settings.penalty[0], chain), init
+        result = rounds.train(init, rounds.settings.penalty[0], chain)
         yield result
         found = _density(result)
         if abs(found / density - 1) <= TOLERANCE if last else found >= density:
@@ -78,20 +78,31 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
             low = (init, found)
         else:
             high = (init, found)
+        tried.append((init, found))
         if low and high:
             init = (low[0] + high[0]) / 2 if stuck else _between(low, high, aim)
+        elif len(tried) > 1:
+            init = _beyond(tried[-2], tried[-1], aim)
         else:
             moves = _Moves(rounds.lab, result, before)
             reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
-            step = max(2 * step, reach / 8)
-            way = min(max(abs(moves.init_for(aim / had) - init), step), max(reach, step))
+            way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
     raise TrainingError(
         f"no s0 found whose density is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
-        f" (the last: s0 {tried:.4g}, density {found:.4g}): begin with another init, such as -0.05 (density jumps at 0,"
-        " where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
+        f" (the last: s0 {tried[-1][0]:.4g}, density {found:.4g}): begin with another init, such as -0.05 (density"
+        " jumps at 0, where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
     )
+
+
+def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
+    """Linear in log density through two tries on the same side of the aim, by at least half and at most four times as
+    far as from one to the other."""
+    step = second[0] - first[0]
+    gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
+    times = missing / gained if gained else math.inf
+    return second[0] + step * (min(max(times, 0.5), 4.0) if times > 0 else 4.0)
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
