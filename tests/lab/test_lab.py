@@ -284,3 +284,17 @@ def test_an_error_of_the_listener_is_the_callers(tmp_path, points):
 
 def test_default_workers():
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+def test_a_state_on_the_way_needs_no_metrics(lab, points):
+    """Asked for without them it is not measured, asked for with them it is, and trained once."""
+    segment = lab.segment(points, start=0)
+    plain = lab.train(segment.until(10), measure=False)
+    assert plain.metrics == {}
+    assert lab.train(segment.until(10), measure=False).model == plain.model
+    assert lab.ledger.steps_trained == 10
+    measured = lab.train(segment.until(10))
+    assert measured.metrics["test"].keys() == {"accuracy", "loss"}
+    assert measured.model == plain.model
+    assert lab.train(segment).metrics
+    assert lab.ledger.steps_trained == 24

@@ -55,30 +55,32 @@ class Work:
     other_seconds: float = 0.0
 
 
-def execute(store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch) -> Work:
+def execute(
+    store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool = True
+) -> Work:
     """See to it that the store has results of `segment` and of the same trajectory at the steps `keep`.
 
     Only one process at a time trains a trajectory; what another has stored meanwhile is not done again. Training goes
-    on from the furthest stored state.
+    on from the furthest stored state. Without `measure` the result needs no metrics.
     """
     started = time.perf_counter()
     trajectory = segment.trajectory
     watch.waiting(segment)
     with store.lock(trajectory):
-        if is_done(store, segment, keep):
+        if is_done(store, segment, keep, measure=measure):
             return Work()
-        job = _Job(store, _data(segment, data), segment, sorted({*keep, segment.last}), watch)
+        job = _Job(store, _data(segment, data), segment, sorted({*keep, segment.last}), watch, measure)
         with segment.arithmetic.active():
             job.run()
     total = time.perf_counter() - started
     return Work(job.steps_trained, job.train_seconds, total - job.train_seconds)
 
 
-def is_done(store: Store, segment: Segment, keep: Sequence[int] = ()) -> bool:
+def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:
     """Whether nothing is left to do for a segment and the states to keep."""
     trajectory = segment.trajectory
     record = store.result(trajectory, segment.last)
-    return bool(record and record["metrics"]) and all(store.result(trajectory, step) for step in keep)
+    return bool(record and (record["metrics"] or not measure)) and all(store.result(trajectory, step) for step in keep)
 
 
 def _data(segment: Segment, folder: Path | None) -> Splits:
@@ -95,8 +97,10 @@ def _data(segment: Segment, folder: Path | None) -> Splits:
 class _Job:
     """The steps of one `execute`, with what they share."""
 
-    def __init__(self, store: Store, splits: Splits, segment: Segment, stops: Sequence[int], watch: Watch) -> None:
-        self.store, self.splits, self.segment, self.watch = store, splits, segment, watch
+    def __init__(
+        self, store: Store, splits: Splits, segment: Segment, stops: Sequence[int], watch: Watch, measure: bool
+    ) -> None:
+        self.store, self.splits, self.segment, self.watch, self.measure = store, splits, segment, watch, measure
         self.task = segment.task
         self.trajectory = segment.trajectory
         self.missing = [stop for stop in stops if store.result(self.trajectory, stop) is None]
@@ -114,7 +118,7 @@ class _Job:
                 self._train(loop, stop)
                 self._store_result(loop, stop)
         record = self.store.result(self.trajectory, self.segment.last)
-        if record and not record["metrics"]:  # kept on the way of a longer segment
+        if self.measure and record and not record["metrics"]:  # kept on the way of a longer segment
             self._add_metrics(record)
         self.store.drop_partials(self.trajectory, self.segment.last)
 
@@ -192,7 +196,7 @@ class _Job:
 
     def _store_result(self, loop: Loop, stop: int) -> None:
         state = loop.state()
-        last = stop == self.segment.last
+        measured = self.measure and stop == self.segment.last
         gates = {name: value for name, value in state.gates.items() if name == "round" or name.startswith("s/")}
         on_the_way = {name: value for name, value in state.gates.items() if name not in gates}
         record = {
@@ -201,7 +205,7 @@ class _Job:
             "model": self.store.put_tensors(state.model),
             # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
             "training": self.store.put_tensors(_packed(state, on_the_way)) if stop < self.segment.total else None,
-            **(self._measured(loop.model, loop.gates) if last else {"metrics": None}),
+            **(self._measured(loop.model, loop.gates) if measured else {"metrics": None}),
             "loss": _curve(state.losses, self.segment.first),
             "cost": {
                 "steps": stop - self.segment.first,

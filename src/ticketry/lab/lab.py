@@ -123,7 +123,7 @@ class Lab:
         self._told = threading.local()
         self._runner: Runner | None = None
         self._guard = threading.RLock()
-        self._in_flight: dict[tuple[str, tuple[int, ...]], concurrent.futures.Future[Work]] = {}
+        self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
         self._arithmetic: dict[str, Arithmetic] = {}
 
     # -- describing work ---------------------------------------------------------------------------------------------
@@ -184,30 +184,36 @@ class Lab:
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "") -> Result:
+    def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True) -> Result:
         """The result of a segment: from the store if it is there, else trained now, once, whoever asks.
 
         Args:
             segment: what to train, see `segment`.
             keep: further steps on the way whose states are kept, see `at`.
             label: what to call it in progress events.
+            measure: whether its metrics are needed; a state on the way may do without.
 
         Raises:
             TrainingError: if the loss is no longer a number.
             HoldError: if a pruned weight did not stay at 0.
         """
-        return self.train_many([segment], keep=keep, labels=[label])[0]
+        return self.train_many([segment], keep=keep, labels=[label], measure=measure)[0]
 
     def train_many(
-        self, segments: Sequence[Segment], *, keep: Sequence[int] = (), labels: Sequence[str] = ()
+        self,
+        segments: Sequence[Segment],
+        *,
+        keep: Sequence[int] = (),
+        labels: Sequence[str] = (),
+        measure: bool = True,
     ) -> list[Result]:
         """The results of several segments, trained side by side where the lab has workers."""
         names = labels or [""] * len(segments)
-        futures = [self._submit(seg, tuple(keep), name) for seg, name in zip(segments, names, strict=True)]
+        futures = [self._submit(seg, tuple(keep), name, measure) for seg, name in zip(segments, names, strict=True)]
         try:
             for segment, future in zip(segments, futures, strict=True):
                 if future is not None:
-                    self._account(segment, tuple(keep), future.result())
+                    self._account(segment, (segment.key, tuple(keep), measure), future.result())
         except BaseException as error:
             if len(segments) > 1 or not isinstance(error, Exception):
                 self.stop()
@@ -307,7 +313,9 @@ class Lab:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _submit(self, segment: Segment, keep: tuple[int, ...], label: str) -> concurrent.futures.Future[Work] | None:
+    def _submit(
+        self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool
+    ) -> concurrent.futures.Future[Work] | None:
         """A future of the work, or None if its results are there already."""
         key = segment.key
         for step in keep:
@@ -320,13 +328,14 @@ class Lab:
             self.ledger.keys.append(key)
             self.ledger.steps_asked += segment.steps
             self._labels[key] = f"{getattr(self._told, 'prefix', '')}{label}"
-            if is_done(self.store, segment, keep):
+            if is_done(self.store, segment, keep, measure=measure):
                 self._emit(Event("cached", key, segment.first, segment.last, segment.last))
                 return None
-            future = self._in_flight.get((key, keep))
+            future = self._in_flight.get((key, keep, measure))
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
-                future = self._in_flight[key, keep] = self._running().submit(self._order, segment, keep)
+                order = replace(self._order, measure=measure)
+                future = self._in_flight[key, keep, measure] = self._running().submit(order, segment, keep)
             return future
 
     def _running(self) -> Runner:
@@ -334,9 +343,9 @@ class Lab:
             self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
         return self._runner
 
-    def _account(self, segment: Segment, keep: tuple[int, ...], work: Work) -> None:
+    def _account(self, segment: Segment, asked: tuple[str, tuple[int, ...], bool], work: Work) -> None:
         with self._guard:
-            if self._in_flight.pop((segment.key, keep), None) is not None:  # others who waited for it count nothing
+            if self._in_flight.pop(asked, None) is not None:  # others who waited for it count nothing
                 self.ledger.segments_trained += work.steps > 0
                 self.ledger.steps_trained += work.steps
                 self.ledger.train_seconds += work.train_seconds

@@ -33,6 +33,8 @@ class Order:
     store: Path
     data: Path | None
     checkpoint_seconds: float
+    measure: bool = True
+    """Whether metrics are asked for, or the state at the end alone."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class InProcess:
             self._stop.clear()
             with _interrupt_as_flag(self._stop):
                 try:
-                    future.set_result(execute(Store(order.store), order.data, segment, keep, watch))
+                    work = execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure)
+                    future.set_result(work)
                 except InterruptedTrainingError as error:
                     raise KeyboardInterrupt from error
                 except Exception as error:
@@ -223,7 +226,7 @@ def _work(request: _Request) -> Work:
     segment = Segment.from_description(request.segment, _task(request.spec))
     watch = _ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
     try:
-        return execute(Store(order.store), order.data, segment, request.keep, watch)
+        return execute(Store(order.store), order.data, segment, request.keep, watch, measure=order.measure)
     except Exception as error:
         raise _portable(error) from error
 
