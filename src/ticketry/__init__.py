@@ -13,8 +13,9 @@ from ticketry.version import __version__
 
 if TYPE_CHECKING:
     from ticketry import errors, evidence, search
-    from ticketry.core import gates, score
+    from ticketry.core import gates, schedule, score
     from ticketry.core.allocate import allocate
+    from ticketry.core.gradual import gradual
     from ticketry.core.hold import Hold, hold
     from ticketry.core.mask import Mask
     from ticketry.core.prune import prune
@@ -44,8 +45,10 @@ _PUBLIC = {
     "errors": "ticketry.errors",
     "evidence": "ticketry.evidence",
     "gates": "ticketry.core.gates",
+    "gradual": "ticketry.core.gradual:gradual",
     "hold": "ticketry.core.hold:hold",
     "prune": "ticketry.core.prune:prune",
+    "schedule": "ticketry.core.schedule",
     "scope": "ticketry.core.scope:scope",
     "score": "ticketry.core.score",
     "search": "ticketry.search",
@@ -70,8 +73,10 @@ __all__ = [
     "errors",
     "evidence",
     "gates",
+    "gradual",
     "hold",
     "prune",
+    "schedule",
     "scope",
     "score",
     "search",
