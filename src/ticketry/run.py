@@ -136,7 +136,7 @@ class _Points:
         self.segments: dict[str, Result] = {}
         self.rounds = GateRounds(lab)
         self.searched: dict[str, Result] = {}
-        """Trainings that masks come from and that are no network found themselves, by replicate and key."""
+        """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
         self.rewind_step = 0
         self.retrain = ""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
@@ -331,12 +331,16 @@ def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float,
     controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
     # A method whose masks do not come from the dense network does not need it to search.
     masks = sum(each.segment.steps for each in points.searched.values()) or steps["dense"]
-    trained = [*points.segments.values(), *points.searched.values()]
+    trained: dict[str, Result] = {}
+    for each in [*points.segments.values(), *points.searched.values()]:
+        longest = trained.setdefault(each.segment.trajectory, each)  # what is part of another costs nothing more
+        if each.segment.last > longest.segment.last:
+            trained[each.segment.trajectory] = each
     return {
         **ledger.counts(),
         "dense_steps": steps["dense"] // run.replicates,
         "search_steps_per_replicate": (masks + steps["ticket"]) // run.replicates,
         "control_steps": controls,
-        "train_seconds": round(sum(each.train_seconds for each in trained), 3),
+        "train_seconds": round(sum(each.train_seconds for each in trained.values()), 3),
         "wall_seconds": round(seconds, 3),
     }

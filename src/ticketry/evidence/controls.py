@@ -12,7 +12,7 @@ from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
 from ticketry.evidence.names import check_controls
-from ticketry.lab.found import REWINDING, Found, Seeds
+from ticketry.lab.found import GRADUAL, REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.tasks.base import Task
@@ -49,7 +49,8 @@ def train_control(
     """Train a control beside a ticket, for exactly as many steps of the same schedule and data order.
 
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
-    the level before are 0 wherever that level's mask was.
+    the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
+    control goes on from the dense network at that step.
     """
     assert found.mask is not None
     ticket = found.mask
@@ -63,7 +64,7 @@ def train_control(
         fresh = lab.segment(
             task,
             start=mix(seeds.initialisation, "random_reinit"),
-            last=step if found.retrain in REWINDING else trained.segment.last,
+            last=step if found.retrain in (*REWINDING, GRADUAL) else trained.segment.last,
             order_seed=seeds.order,
             recipe=recipe,
         )

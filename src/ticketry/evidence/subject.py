@@ -67,8 +67,8 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 
     Raises:
         TicketError: if the ticket does not tell how it was trained, or is of another model or task.
-        UsageError: if it keeps final weights (retrain ``rewind_lr``, ``finetune``, ``none``): then there is no start to
-            go from.
+        UsageError: if it keeps trained weights (retrain ``rewind_lr``, ``finetune``, ``none``, ``gradual``): then there is
+            no start to go from.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
@@ -79,8 +79,8 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         )
     if info["retrain"] not in REWINDING:
         raise UsageError(
-            f"this ticket keeps final weights (retrain {info['retrain']}), so that no dense network or control has its"
-            " start and its budget: verify tickets of retrain continue or restart"
+            f"this ticket keeps trained weights (retrain {info['retrain']}), so that no dense network or control has"
+            " its start and its budget: verify tickets of retrain continue or restart"
         )
     task = task or made_task(info["task"])
     _check_task(task, info["task"])

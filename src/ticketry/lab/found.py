@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # torch comes late: the command line's help needs no more tha
 REWINDING = ("continue", "restart")
 """Ways of retraining that begin with the weights of the rewind step."""
 RETRAINS = (*REWINDING, "rewind_lr", "finetune", "none")
+GRADUAL = "gradual"
+"""How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
 
 
 def check_retrain(retrain: str) -> str:
@@ -65,7 +67,8 @@ class Found:
     """Digest of the stored mask; None for the dense network."""
     rewound: Result
     """The state at the rewind step: what a ticket's weights are taken from when they are rewound. Of the dense network,
-    or of the training that the mask was found by, if that is another."""
+    or of the training that the mask was found by, if that is another. Of gradual pruning, the dense network at the step
+    of the last cut: what controls begin with."""
     dense: Result
     """The trained dense network."""
     retrain: str
@@ -73,8 +76,12 @@ class Found:
     result: Result
     """What it was trained to."""
     searched: tuple[Result, ...] = ()
-    """Where the mask comes from trainings that are no network found themselves (gates): all that were needed until it
-    was known, in the order they were made; the last is the one that it is from."""
+    """Where the mask does not come from the networks found before it (but from gates, or from the dense network beside
+    others): all trainings that were needed until it was known, in the order they were made; the last is the one that
+    it is from."""
+    behind: int | None = None
+    """Training steps since initialisation that are in the weights that its training started from, where `level` and
+    `retrain` do not tell, see `budget`."""
 
     @property
     def search_steps(self) -> int:
@@ -92,6 +99,8 @@ def budget(found: Found) -> int:
     steps = found.result.segment.steps
     if found.mask is None:
         return steps
+    if found.behind is not None:
+        return found.behind + steps
     if found.retrain in REWINDING:
         return found.rewound.segment.last + steps
     if found.searched:

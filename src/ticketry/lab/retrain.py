@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticketry.core.mask import Mask
-from ticketry.lab.found import REWINDING, check_retrain
+from ticketry.lab.found import GRADUAL, REWINDING, check_retrain
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.base import Task
@@ -29,7 +29,9 @@ def retraining(
     - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
     - ``rewind_lr``: the final weights, steps k..T of the schedule (Renda et al. 2020, learning-rate rewinding);
     - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
-    - ``none``: the final weights as they are, measured and not trained on (pruning, where the mask cost nothing more).
+    - ``none``: the final weights as they are, measured and not trained on (pruning, where the mask cost nothing more);
+    - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training goes on as if nothing were, but
+      for the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other.
     """
     step, end = rewound.segment.last, recipe.steps(lab.per_epoch(task, recipe))
     first, last = {
@@ -38,8 +40,8 @@ def retraining(
         "rewind_lr": (step, end),
         "finetune": (end, end + (end - step or end)),
         "none": (end, end),
-    }[check_retrain(retrain)]
-    weights = rewound if retrain in REWINDING else trained
-    return lab.segment(
-        task, start=Start(state=weights.model), mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe
-    )
+        GRADUAL: (step, end),
+    }[retrain if retrain == GRADUAL else check_retrain(retrain)]
+    weights = rewound if retrain in (*REWINDING, GRADUAL) else trained
+    start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
+    return lab.segment(task, start=start, mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe)

@@ -1,4 +1,4 @@
-"""The parameters that the settings of a search let a mask touch."""
+"""What the settings of a search say of masks: which parameters they touch, and how weights are chosen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab
+    from ticketry.lab.found import Seeds
+    from ticketry.lab.lab import Lab, Result
     from ticketry.tasks.base import Task
 
 
@@ -23,6 +24,19 @@ class Sparing(Protocol):
     def spare_first_conv(self) -> bool: ...
 
 
+class Pruning(Sparing, Protocol):
+    """Settings that choose weights by a score."""
+
+    @property
+    def score(self) -> str: ...
+
+    @property
+    def distribution(self) -> str: ...
+
+    @property
+    def half_rate(self) -> tuple[str, ...]: ...
+
+
 def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     """The parameters that the settings let a mask touch."""
     from ticketry.core.scope import scope
@@ -32,4 +46,28 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
         spare=settings.spare,
         output=not settings.spare_output,
         first_conv=not settings.spare_first_conv,
+    )
+
+
+def pruned(
+    lab: Lab,
+    task: Task,
+    trained: Result,
+    scope: Scope,
+    within: str | None,
+    density: float,
+    settings: Pruning,
+    seeds: Seeds,
+) -> str:
+    """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps."""
+    return lab.prune(
+        task,
+        trained,
+        scope,
+        within=within,
+        density=density,
+        score=settings.score,
+        distribution=settings.distribution,
+        half_rate=settings.half_rate,
+        seed=seeds.mask,
     )

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from ticketry.core.density import check_density, check_distribution
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
-from ticketry.search._scope import prunable
+from ticketry.search._scope import prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
-    from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab, Result
+    from ticketry.lab.lab import Lab
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
@@ -122,7 +121,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     yield Found(0, None, rewound, dense, retrain, dense)
     scope, mask, trained = prunable(lab, task, settings), None, dense
     for level, density in enumerate(level_densities(settings), start=1):
-        mask = _pruned(lab, task, trained, scope, mask, density, settings, seeds)
+        mask = pruned(lab, task, trained, scope, mask, density, settings, seeds)
         segment = retraining(
             lab,
             task,
@@ -136,29 +135,6 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
         ticket = lab.train(segment, label=f"level {level} ticket")
         yield Found(level, mask, rewound, dense, retrain, ticket)
         trained = ticket
-
-
-def _pruned(
-    lab: Lab,
-    task: Task,
-    trained: Result,
-    scope: Scope,
-    within: str | None,
-    density: float,
-    settings: Settings,
-    seeds: Seeds,
-) -> str:
-    return lab.prune(
-        task,
-        trained,
-        scope,
-        within=within,
-        density=density,
-        score=settings.score,
-        distribution=settings.distribution,
-        half_rate=settings.half_rate,
-        seed=seeds.mask,
-    )
 
 
 def _clean(density: float) -> float:

@@ -22,6 +22,7 @@ _RETRAIN = {
     "rewind_lr": "from the final weights, with the learning rates of steps k to T",
     "finetune": "from the final weights, at the last learning rate",
     "none": "not at all: they have the final weights",
+    "gradual": "on from the last cut at step k, optimiser's state included, for steps k to T of the schedule",
 }
 
 

@@ -1,0 +1,51 @@
+"""Several densities at once: what searches have in common whose networks do not come from one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ticketry.core.density import check_density, check_distribution
+from ticketry.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings:
+    """Densities to reach side by side, and how weights are chosen."""
+
+    density: tuple[float, ...] = ()
+    """Share kept at the end; of several (0.5,0.2,0.1) each is searched for on its own, from one dense training. 0.1 if
+    neither density nor sparsity is given."""
+    sparsity: tuple[float, ...] = ()
+    """Share removed at the end, instead of density."""
+    score: str = "magnitude"
+    """What is kept: the highest by this score."""
+    distribution: str = "global"
+    """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that are not pruned (and not counted in the density), such as fc3 or conv1."""
+    spare_output: bool = False
+    """Do not prune the last layer."""
+    spare_first_conv: bool = False
+    """Do not prune the first convolution."""
+    half_rate: tuple[str, ...] = ()
+    """Names of parameters pruned at half the rate, such as fc3.weight."""
+
+    def __post_init__(self) -> None:
+        check_distribution(self.distribution)
+        _ = self.targets
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The densities asked for, falling."""
+        if self.density and self.sparsity:
+            raise UsageError("give either density (share kept) or sparsity (share removed), and only one of them")
+        removed = [check_density(sparsity=share) for share in self.sparsity]
+        found = removed or [check_density(share) for share in self.density] or [0.1]
+        if len(set(found)) < len(found):
+            raise UsageError(f"each density is searched for once: {', '.join(map(str, found))}")
+        return tuple(sorted(found, reverse=True))
+
+
+def levels(settings: DensitySettings) -> int:
+    """How many tickets a replicate will find."""
+    return len(settings.targets)

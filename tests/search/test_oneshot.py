@@ -1,0 +1,75 @@
+"""One-shot pruning: the contract, and that it is iterative pruning with a single level, density by density."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.lab.found import budget
+from ticketry.search.oneshot import Settings, levels
+from ticketry.testing import check_search
+
+TOTAL, REWIND = 40, 12
+
+
+def found_by(lab: tk.Lab, method: Any, **settings: Any) -> list[tk.search.Found]:
+    task = tk.task("digits")
+    return method(lab, task, method.Settings(**settings), recipe=task.recipe.changed(length=f"{TOTAL}it"))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "densities"),
+    [
+        (Settings(), (0.1,)),
+        (Settings(sparsity=(0.8, 0.5), rewind="30%", retrain="rewind_lr", distribution="layerwise"), (0.5, 0.2)),
+        (Settings(density=(0.3,), rewind="10%", retrain="continue", half_rate=("layers.4.weight",)), (0.3,)),
+    ],
+    ids=["default", "rewind-lr", "rewound"],
+)
+def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
+    if settings.half_rate:
+        last = list(tk.scope(tk.task("digits").build()))[-1]
+        settings = Settings(**{**vars(settings), "half_rate": (last,)})
+    found = check_search("oneshot", tmp_path, settings=settings, densities=densities)
+    assert len(found) - 1 == levels(settings)
+
+
+@pytest.mark.parametrize("retrain", ["finetune", "rewind_lr", "continue", "restart"])
+def test_each_density_is_iterative_pruning_with_one_level(tmp_path: Path, retrain: str) -> None:
+    words = {"rewind": f"{REWIND}it", "retrain": retrain, "distribution": "erk"}
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, tk.search.oneshot, density=(0.2, 0.5), **words)
+        trained = lab.ledger.segments_trained
+        for item, density in zip(found[1:], (0.5, 0.2), strict=True):
+            single = found_by(lab, tk.search.iterative, densities=(density,), **words)[1]
+            assert (item.mask, item.result.segment.key) == (single.mask, single.result.segment.key)
+            assert item.result.model == single.result.model
+            assert item.retrain == single.retrain == retrain
+            assert budget(item) == budget(single), "two densities side by side are not two levels"
+        assert lab.ledger.segments_trained == trained
+
+
+def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, tk.search.oneshot, density=(0.5, 0.2, 0.1), rewind=f"{REWIND}it")
+        assert lab.ledger.steps_trained == TOTAL + 3 * (TOTAL - REWIND)
+    assert [item.search_steps for item in found] == [0, TOTAL, TOTAL, TOTAL]
+    assert [budget(item) for item in found] == [TOTAL] + [TOTAL + TOTAL - REWIND] * 3
+    assert [(item.result.segment.first, item.result.segment.last) for item in found[1:]] == [(40, 68)] * 3
+
+
+def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
+    assert Settings(rewind="end").retrain == "finetune"
+    with pytest.raises(UsageError, match="finetune or restart"):
+        Settings(rewind="end", retrain="rewind_lr")
+    with pytest.raises(UsageError, match="not known"):
+        Settings(retrain="again")
+
+
+def test_layer_collapse_is_told(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab, pytest.raises(LayerCollapseError, match="layer collapse"):
+        found_by(lab, tk.search.oneshot, density=(0.5, 0.0001))
