@@ -28,6 +28,7 @@ ALLOWED = {
     "evidence": LEAVES | {"lab", "tasks", "core"},
     "report": LEAVES | {"lab"},
     "engine": LEAVES | {"core"},
+    "integrations": LEAVES | {"core"},
     # Above the rooms. Nothing imports the command line, and no room anything of these.
     "testing": LEAVES | {"search", "lab", "tasks", "core"},
     "runfile": LEAVES,

@@ -1,0 +1,127 @@
+"""What a trainer's callback does, whichever trainer calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.ticket import Ticket
+from ticketry.errors import UsageError
+
+
+class Job:
+    """One way of making a model sparse while a trainer trains it, step by step of the optimiser.
+
+    A callback calls, in this order: `begin`, with a checkpoint `load`, `go_on`; then for each step `before_step`,
+    `before_update`, `after_update`; at last `end`, or `release` where training broke off.
+    """
+
+    name: ClassVar[str]
+    """As a ticket's method."""
+    one_optimizer: ClassVar[bool] = True
+    """Whether steps can be told only where there is a single optimiser."""
+    one_process: ClassVar[bool] = False
+    """Whether it works in a single process only."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self._loaded: Mapping[str, Any] | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """What is kept now."""
+        raise NotImplementedError
+
+    def begin(self, model: nn.Module, total: int) -> None:
+        """The model is where it will train, for `total` steps in all; a checkpoint may be loaded already, or later."""
+        self.release()
+        self.model = model
+        self._attach(model, total)
+        if self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            self._load(loaded)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, now or when training begins."""
+        if self.model is None:
+            self._loaded = state
+        else:
+            self._load(state)
+
+    def go_on(self, done: int) -> None:
+        """Training goes on after `done` steps; everything is loaded."""
+
+    def before_step(self, done: int) -> None:
+        """Before the forward passes of a step, after `done` others."""
+
+    def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
+        """The gradients of a step are there; `scaler` has scaled them, if there is one."""
+
+    def after_update(self, done: int) -> None:
+        """The optimiser has made `done` steps."""
+
+    def end(self) -> None:
+        """Training is over."""
+
+    def release(self) -> None:
+        """Take everything off the model, as it is."""
+        self.model = None
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: nested dicts (with text as keys) and lists of tensors and plain values."""
+        raise NotImplementedError
+
+    def _attach(self, model: nn.Module, total: int) -> None:
+        raise NotImplementedError
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Owner:
+    """What callbacks of all trainers offer."""
+
+    job: Job
+    _trained: nn.Module | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """The mask: of gradual pruning and gates the final one once training is over."""
+        return self.job.mask
+
+    def ticket(self, start: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Ticket:
+        """A ticket of the mask and the trained weights.
+
+        Args:
+            start: the state dict that it starts from: of before training, or of an early step.
+            info: facts to go with it; the method is told already.
+
+        Raises:
+            UsageError: if nothing has been trained yet.
+            TicketError: if `start` is not of the model (or of the part of it that is pruned).
+        """
+        if self._trained is None:
+            raise UsageError("there is no ticket yet: train first")
+        state = self._trained.state_dict()
+        return Ticket(self.mask, start, {"method": self.job.name, **(info or {})}, trained=state)
+
+
+def part_of(model: nn.Module, module: str) -> nn.Module:
+    """The submodule of that dotted name, or the model itself if it is empty."""
+    try:
+        return model.get_submodule(module)
+    except AttributeError:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise UsageError(f"{type(model).__name__} has no module {module!r}; it has {known}") from None
+
+
+def check_surroundings(job: Job, *, optimizers: int, processes: int) -> None:
+    """Raises `UsageError` where the job would do something else than it says."""
+    if job.one_optimizer and optimizers > 1:
+        raise UsageError(f"{job.name} counts the steps of one optimiser, and this training has {optimizers}")
+    if job.one_process and processes > 1:
+        raise UsageError(f"{job.name} trains in one process so far, and this training has {processes}")

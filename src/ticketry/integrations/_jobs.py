@@ -1,0 +1,226 @@
+"""The three jobs: hold a mask, prune gradually, train gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ticketry.core.gates import Gates, Kind, Moment, attach
+from ticketry.core.gradual import Gradual, gradual
+from ticketry.core.hold import Hold, hold
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.errors import MaskError, UsageError
+from ticketry.integrations._job import Job
+
+T = TypeVar("T")
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+
+class Holding(Job):
+    """Keeps the weights that a mask removes at exactly 0."""
+
+    name = "hold"
+    one_optimizer = False
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self._mask = mask
+        self._hold: Hold | None = None
+
+    @property
+    def mask(self) -> Mask:
+        return self._mask
+
+    def end(self) -> None:
+        held = self._hold
+        self.release()
+        if held:
+            held.check()
+
+    def release(self) -> None:
+        super().release()
+        if self._hold:
+            self._hold.release()
+            self._hold = None
+
+    def state(self) -> dict[str, Any]:
+        return {"mask": self._mask.digest}
+
+    def _attach(self, model: nn.Module, total: int) -> None:
+        self._hold = hold(model, self._mask)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if state.get("mask") != self._mask.digest:
+            raise MaskError("the checkpoint was trained under another mask: give the callback that one, or start anew")
+
+
+class Pruning(Job):
+    """Prunes gradually, by the settings of `core.gradual.gradual`."""
+
+    name = "gradual"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._settings = settings
+        self._gradual: Gradual | None = None
+        self._fresh = True
+
+    @property
+    def mask(self) -> Mask:
+        return _begun(self._gradual).mask
+
+    def go_on(self, done: int) -> None:
+        pruning = _begun(self._gradual)
+        if self._fresh and done >= min(pruning.cuts):
+            raise UsageError(
+                f"training goes on at step {done}, where pruning has begun, but the checkpoint has no state of it:"
+                " go on from a checkpoint that was written with this callback, or begin later"
+            )
+        pruning.done = done
+
+    def after_update(self, done: int) -> None:
+        pruning = _begun(self._gradual)
+        while pruning.done < done:
+            pruning.step()
+
+    def end(self) -> None:
+        pruning = _begun(self._gradual)
+        self.release()
+        pruning.check()
+
+    def release(self) -> None:
+        super().release()
+        if self._gradual:
+            self._gradual.release()
+
+    def state(self) -> dict[str, Any]:
+        return self._gradual.state_dict() if self._gradual else {}
+
+    def _attach(self, model: nn.Module, total: int) -> None:
+        self._gradual, self._fresh = gradual(model, steps=total, **self._settings), True
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        _begun(self._gradual).load_state_dict(state)
+        self._fresh = False
+
+
+class Gating(Job):
+    """Trains gates with the weights, by an optimiser of their own."""
+
+    name = "gates"
+    one_process = True
+
+    def __init__(
+        self,
+        *,
+        optimizer: MakeOptimizer | None,
+        penalty: float,
+        init: float,
+        kind: str | Kind,
+        scope: Scope | None,
+        within: Mask | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._make_optimizer = optimizer or _paper_optimizer
+        self._penalty, self._within = penalty, within
+        self._settings: dict[str, Any] = {"init": init, "kind": kind, "scope": scope, "within": within, "seed": seed}
+        self._total = 0
+        self._gates: Gates | None = None
+        self._optimizer: Optimizer | None = None
+        self._fresh = True
+
+    @property
+    def gates(self) -> Gates:
+        return _begun(self._gates)
+
+    @property
+    def mask(self) -> Mask:
+        return self.gates.harden()
+
+    def go_on(self, done: int) -> None:
+        if self._fresh and done:
+            raise UsageError(
+                f"training goes on at step {done}, but the checkpoint has no state of gates: go on from a checkpoint"
+                " that was written with this callback"
+            )
+
+    def before_step(self, done: int) -> None:
+        self.gates.anneal(min(done / self._total, 1.0))
+        self.gates.set_step(done)
+
+    def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
+        optimizer = _begun(self._optimizer)
+        if scaler is not None and scaler.is_enabled():
+            scaler.unscale_(optimizer)
+            self._add_penalty()
+            scaler.step(optimizer)
+        else:
+            self._add_penalty()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def end(self) -> None:
+        self.gates.anneal(1.0)
+        self.release(apply=True)
+
+    def release(self, *, apply: bool = False) -> None:
+        attached = self.model is not None
+        super().release()
+        if attached and self._gates:
+            self._gates.detach(apply=apply)
+
+    def state(self) -> dict[str, Any]:
+        if self._gates is None or self._optimizer is None:
+            return {}
+        of_optimizer = self._optimizer.state_dict()
+        return {
+            "gates": self._gates.state_dict(),
+            "optimizer": {
+                "state": {str(number): entries for number, entries in of_optimizer["state"].items()},
+                "param_groups": of_optimizer["param_groups"],
+            },
+        }
+
+    def _attach(self, model: nn.Module, total: int) -> None:
+        self._total, self._fresh = total, True
+        self._gates = attach(model, **self._settings)
+        self._optimizer = self._make_optimizer(self._gates.parameters())
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        if not {"gates", "optimizer"} <= state.keys():
+            raise MaskError("the checkpoint has no state of gates: it was written with another callback")
+        self.gates.load_state_dict(state["gates"])
+        of_optimizer = state["optimizer"]
+        entries = {int(number): entries for number, entries in of_optimizer["state"].items()}
+        _begun(self._optimizer).load_state_dict({"state": entries, "param_groups": of_optimizer["param_groups"]})
+        self._fresh = False
+
+    def _add_penalty(self) -> None:
+        """Add the penalty's gradient to that of s: the loss is the trainer's, and has gone through backward already."""
+        if not self._penalty:
+            return
+        gates = self.gates
+        moment = Moment(gates.init, gates.beta)
+        with torch.enable_grad():
+            for name, logits in gates.named_parameters():
+                opened = gates.kind.open(logits, moment)
+                if self._within is not None:
+                    opened = opened * self._within[name].to(opened.device)
+                (self._penalty * opened.sum()).backward()  # type: ignore[no-untyped-call]
+
+
+def _paper_optimizer(gates: list[nn.Parameter]) -> Optimizer:
+    """SGD as of Savarese et al. (2020): learning rate 0.1, momentum 0.9."""
+    return torch.optim.SGD(gates, lr=0.1, momentum=0.9)
+
+
+def _begun(thing: T | None) -> T:
+    if thing is None:
+        raise UsageError("training has not begun, so that there is nothing to tell")
+    return thing

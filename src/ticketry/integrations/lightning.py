@@ -1,0 +1,165 @@
+"""Callbacks for Lightning's Trainer.
+
+    callback = GradualCallback(density=0.1)
+    lightning.Trainer(callbacks=[callback], ...).fit(module)
+    ticket = callback.ticket(early_state_dict)
+
+Their state goes into the trainer's checkpoints, so that `fit(ckpt_path=...)` goes on as if it had not been
+interrupted. The module's state dict keeps its plain names. A *step* is one of the optimiser: batches that are
+accumulated count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ticketry.core.gates import Gates, Kind
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.score import Score
+from ticketry.errors import MissingExtraError, UsageError
+from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
+from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
+from ticketry.step import Step
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise MissingExtraError("lightning", "lightning", "a callback for Lightning") from error
+
+__all__ = ["GatesCallback", "GradualCallback", "HoldCallback"]
+
+
+class _JobCallback(Owner, Callback):
+    """Calls a job where Lightning calls its callbacks."""
+
+    def __init__(self, job: Job, module: str) -> None:
+        super().__init__()
+        self.job = job
+        self._module = module
+
+    @property
+    def state_key(self) -> str:
+        return str(self._generate_state_key(module=self._module))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_surroundings(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
+        self._trained = part_of(pl_module, self._module)
+        self.job.begin(self._trained, _steps(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.job.go_on(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.job.before_step(trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.job.before_update(getattr(trainer.precision_plugin, "scaler", None))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.job.after_update(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.job.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.job.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.job.state()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.job.load(state_dict)
+
+
+class HoldCallback(_JobCallback):
+    """Keeps the weights that a mask removes at exactly 0 while the module trains, see `core.hold.hold`.
+
+    The mask is checked when training ends: `HoldError` if a removed weight is not 0.
+    """
+
+    def __init__(self, mask: Mask, *, module: str = "") -> None:
+        """
+        Args:
+            mask: by names of parameters of the LightningModule, or of the part of it that `module` names.
+            module: dotted name of that part, such as ``net`` for ``self.net``.
+        """
+        super().__init__(Holding(mask), module)
+
+
+class GradualCallback(_JobCallback):
+    """Prunes the module gradually while it trains, see `core.gradual.gradual`; `mask` is what is kept at the time."""
+
+    def __init__(
+        self,
+        density: float | None = None,
+        *,
+        sparsity: float | None = None,
+        begin: str | Step = "25%",
+        end: str | Step = "75%",
+        frequency: str | Step = "2.5%",
+        scope: Scope | None = None,
+        score: str | Score = "magnitude",
+        distribution: str = "global",
+        half_rate: tuple[str, ...] = (),
+        seed: int = 0,
+        module: str = "",
+    ) -> None:
+        """
+        Args:
+            density, sparsity, begin, end, frequency, scope, score, distribution, half_rate, seed: see
+                `core.gradual.gradual`; the length of the training is the trainer's.
+            module: dotted name of the part of the LightningModule that is pruned; all of it if empty.
+        """
+        settings = {"density": density, "sparsity": sparsity, "begin": begin, "end": end, "frequency": frequency}
+        choice = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate, "seed": seed}
+        super().__init__(Pruning(**settings, **choice), module)
+
+
+class GatesCallback(_JobCallback):
+    """Trains gates with the weights, see `core.gates.attach`: soft masks that harden while the module trains.
+
+    The penalty is not part of the loss that is logged: its gradient is added to that of the gates before each step.
+    Gates are not clipped. When training ends, the weights are multiplied by the hard gates and the gates come off:
+    removed weights are exactly 0 (where no gate of a layer is on, `mask` raises `LayerCollapseError`; see
+    `Gates.harden`). Checkpoints written before hold the weights alone, and the gates beside them. One process only.
+    """
+
+    def __init__(
+        self,
+        *,
+        init: float = 0.0,
+        penalty: float = 1e-8,
+        kind: str | Kind = "continuous",
+        optimizer: MakeOptimizer | None = None,
+        scope: Scope | None = None,
+        within: Mask | None = None,
+        seed: int = 0,
+        module: str = "",
+    ) -> None:
+        """
+        Args:
+            init, kind, scope, within, seed: see `core.gates.attach`.
+            penalty: lambda, times the sum of all gates.
+            optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
+                default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
+            module: dotted name of the part of the LightningModule that gets gates; all of it if empty.
+        """
+        job = Gating(optimizer=optimizer, penalty=penalty, init=init, kind=kind, scope=scope, within=within, seed=seed)
+        super().__init__(job, module)
+        self.job: Gating
+
+    @property
+    def gates(self) -> Gates:
+        """To look at: densities, histogram, temperature."""
+        return self.job.gates
+
+
+def _steps(trainer: Trainer) -> int:
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise UsageError("this training has no end that is known beforehand: give the trainer max_steps or max_epochs")
+    return int(steps)

@@ -1,0 +1,175 @@
+"""Callbacks for the Trainer of transformers.
+
+    callback = GradualCallback(density=0.1)
+    transformers.Trainer(model, args, train_dataset=data, callbacks=[callback]).train()
+    ticket = callback.ticket(early_state_dict)
+
+Their state is a safetensors file in each of the trainer's checkpoints, so that `train(resume_from_checkpoint=...)` goes
+on as if it had not been interrupted. The model's state dict keeps its plain names. A *step* is one of the optimiser:
+batches that are accumulated count once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ticketry.core.gates import Gates, Kind
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.score import Score
+from ticketry.errors import MissingExtraError, UsageError
+from ticketry.integrations._file import read, write
+from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
+from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
+from ticketry.step import Step
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise MissingExtraError("transformers", "transformers", "a callback for the Trainer of transformers") from error
+
+__all__ = ["GatesCallback", "GradualCallback", "HoldCallback"]
+
+
+class _JobCallback(Owner, TrainerCallback):
+    """Calls a job where the Trainer calls its callbacks."""
+
+    def __init__(self, job: Job, module: str, resume_from: str | Path | None) -> None:
+        self.job = job
+        self._module = module
+        self._resume_from = resume_from
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        check_surroundings(self.job, optimizers=1, processes=args.world_size)
+        if args.load_best_model_at_end and self.job.one_optimizer:
+            raise UsageError(
+                f"load_best_model_at_end would bring back weights of another step than the mask of {self.job.name}:"
+                " leave it out"
+            )
+        self._trained = part_of(more["model"], self._module)
+        self.job.begin(self._trained, state.max_steps)
+        if state.global_step:
+            self.job.load(read(self._folder(args, state) / self._file))
+        self.job.go_on(state.global_step)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        self.job.before_step(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.job.before_update(getattr(more.get("optimizer"), "scaler", None))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        self.job.after_update(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if state.is_world_process_zero:
+            write(self._written(args, state) / self._file, self.job.state())
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        self.job.end()
+
+    @property
+    def _file(self) -> str:
+        of = f"-{self._module}" if self._module else ""
+        return f"ticketry-{self.job.name}{of}.safetensors"
+
+    def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(self._resume_from) if self._resume_from else self._written(args, state)
+
+    @staticmethod
+    def _written(args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class HoldCallback(_JobCallback):
+    """Keeps the weights that a mask removes at exactly 0 while the model trains, see `core.hold.hold`.
+
+    The mask is checked when training ends: `HoldError` if a removed weight is not 0.
+    """
+
+    def __init__(self, mask: Mask, *, module: str = "", resume_from: str | Path | None = None) -> None:
+        """
+        Args:
+            mask: by names of parameters of the model, or of the part of it that `module` names.
+            module: dotted name of that part, such as ``bert``.
+            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+        """
+        super().__init__(Holding(mask), module, resume_from)
+
+
+class GradualCallback(_JobCallback):
+    """Prunes the model gradually while it trains, see `core.gradual.gradual`; `mask` is what is kept at the time."""
+
+    def __init__(
+        self,
+        density: float | None = None,
+        *,
+        sparsity: float | None = None,
+        begin: str | Step = "25%",
+        end: str | Step = "75%",
+        frequency: str | Step = "2.5%",
+        scope: Scope | None = None,
+        score: str | Score = "magnitude",
+        distribution: str = "global",
+        half_rate: tuple[str, ...] = (),
+        seed: int = 0,
+        module: str = "",
+        resume_from: str | Path | None = None,
+    ) -> None:
+        """
+        Args:
+            density, sparsity, begin, end, frequency, scope, score, distribution, half_rate, seed: see
+                `core.gradual.gradual`; the length of the training is the trainer's.
+            module: dotted name of the part of the model that is pruned; all of it if empty.
+            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+        """
+        settings = {"density": density, "sparsity": sparsity, "begin": begin, "end": end, "frequency": frequency}
+        choice = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate, "seed": seed}
+        super().__init__(Pruning(**settings, **choice), module, resume_from)
+
+
+class GatesCallback(_JobCallback):
+    """Trains gates with the weights, see `core.gates.attach`: soft masks that harden while the model trains.
+
+    The penalty is not part of the loss that is logged: its gradient is added to that of the gates before each step.
+    Gates are not clipped. When training ends, the weights are multiplied by the hard gates and the gates come off:
+    removed weights are exactly 0 (where no gate of a layer is on, `mask` raises `LayerCollapseError`; see
+    `Gates.harden`). Checkpoints written before hold the weights alone, and the gates beside them. One process only.
+    """
+
+    def __init__(
+        self,
+        *,
+        init: float = 0.0,
+        penalty: float = 1e-8,
+        kind: str | Kind = "continuous",
+        optimizer: MakeOptimizer | None = None,
+        scope: Scope | None = None,
+        within: Mask | None = None,
+        seed: int = 0,
+        module: str = "",
+        resume_from: str | Path | None = None,
+    ) -> None:
+        """
+        Args:
+            init, kind, scope, within, seed: see `core.gates.attach`.
+            penalty: lambda, times the sum of all gates.
+            optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
+                default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
+            module: dotted name of the part of the model that gets gates; all of it if empty.
+            resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+        """
+        job = Gating(optimizer=optimizer, penalty=penalty, init=init, kind=kind, scope=scope, within=within, seed=seed)
+        super().__init__(job, module, resume_from)
+        self.job: Gating
+
+    @property
+    def gates(self) -> Gates:
+        """To look at: densities, histogram, temperature."""
+        return self.job.gates

@@ -1,0 +1,180 @@
+"""What callbacks of all trainers have in common, without a trainer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.gates import KINDS
+from ticketry.errors import MaskError, MissingExtraError, TicketryError, UsageError
+from ticketry.integrations._file import read, write
+from ticketry.integrations._job import check_surroundings
+from ticketry.integrations._jobs import Gating, Holding, Pruning
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def gating(**settings: object) -> Gating:
+    defaults = {"optimizer": None, "penalty": 1e-3, "init": 0.1, "kind": "continuous", "scope": None, "within": None}
+    return Gating(**{**defaults, "seed": 3, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_penalty_is_that_of_the_loss(kind: str, within: bool) -> None:
+    """Gradients of loss + penalty on one side; on the other the job's, which come after the loss's own."""
+    mask = tk.prune(network(), density=0.5) if within else None
+    inputs, coefficient = torch.randn(4, 5), 0.3
+    plain = network()
+    gates = tk.gates.attach(plain, init=0.1, kind=kind, within=mask, seed=3)
+    gates.anneal(0.25)
+    gates.set_step(5)
+    (plain(inputs).square().mean() + gates.penalty(coefficient)).backward()
+
+    model = network()
+    job = gating(kind=kind, within=mask, penalty=coefficient, optimizer=partial(torch.optim.SGD, lr=1.0))
+    job.begin(model, total=20)
+    job.before_step(5)
+    before = {name: s.detach().clone() for name, s in job.gates.named_parameters()}
+    model(inputs).square().mean().backward()
+    job.before_update(None)
+    for name, logits in gates.named_parameters():
+        moved = before[name] - dict(job.gates.named_parameters())[name].detach()
+        torch.testing.assert_close(moved, logits.grad, rtol=1e-5, atol=1e-6)
+    assert all(s.grad is None for s in job.gates.parameters())
+    one, other = (dict(each.named_parameters()) for each in (plain, model))
+    assert all(torch.equal(one[name].grad, other[name].grad) for name in one)
+
+
+def test_a_scaler_is_undone_and_skips_what_is_not_finite() -> None:
+    for inf in (False, True):
+        moved = []
+        for scale in (1.0, 4096.0):
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            model, job = network(), gating(optimizer=partial(torch.optim.SGD, lr=1.0))
+            job.begin(model, total=10)
+            job.before_step(0)
+            loss = model(torch.ones(2, 5)).square().mean() * (float("inf") if inf else 1)
+            scaler.scale(loss).backward()
+            job.before_update(scaler)
+            moved.append([s.detach().clone() for s in job.gates.parameters()])
+        for one, other in zip(*moved, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+            assert bool((one == 0.1).all()) == inf
+
+
+def test_states_go_through_a_file(tmp_path: Path) -> None:
+    model, job = network(), gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
+    job.begin(model, total=10)
+    for step in range(3):
+        job.before_step(step)
+        model(torch.ones(2, 5)).sum().backward()
+        job.before_update(None)
+    write(tmp_path / "new" / "state.safetensors", job.state())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["state.safetensors"]
+    again = gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
+    again.load(read(tmp_path / "new" / "state.safetensors"))  # before training begins, as Lightning does
+    job.release()
+    again.begin(model, total=10)
+    _require_equal(again.state(), job.state())
+    assert again.gates.progress == job.gates.progress == 0.2
+
+
+def _require_equal(one: object, other: object) -> None:
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            _require_equal(value, other[name])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)  # type: ignore[arg-type]
+    elif isinstance(one, list | tuple):
+        for mine, theirs in zip(one, other, strict=True):  # type: ignore[call-overload]
+            _require_equal(mine, theirs)
+    else:
+        assert one == other
+
+
+def test_files_that_are_no_state(tmp_path: Path) -> None:
+    with pytest.raises(TicketryError, match=r"nothing\.safetensors is missing.*resume_from="):
+        read(tmp_path / "nothing.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10" + bytes(40))
+    with pytest.raises(TicketryError, match="cannot be read"):
+        read(tmp_path / "torn.safetensors")
+
+
+def test_states_of_other_jobs_are_refused() -> None:
+    model = network()
+    mask = tk.prune(model, density=0.5)
+    jobs = [Holding(mask), Pruning(density=0.1), gating()]
+    for number, job in enumerate(jobs):
+        job.begin(model, total=100)
+        stranger = jobs[number - 1].state() if number else {"done": 3}
+        with pytest.raises(MaskError):
+            job.load(stranger)
+        job.release()
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    model = network()
+    for job in (Holding(tk.prune(model, density=0.5)), Pruning(density=0.5), gating()):
+        job.begin(model, total=4)
+        job.after_update(2)
+        job.begin(model, total=4)  # again, after a training that broke off without a word
+        job.release()
+        job.release()
+        assert not any(module._forward_pre_hooks for module in model.modules())
+        assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_gates_end_in_the_hard_network() -> None:
+    model, job = network(), gating(penalty=0.0, init=0.0, optimizer=partial(torch.optim.SGD, lr=5.0))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    job.begin(model, total=2)
+    job.before_step(0)
+    model(torch.linspace(-1, 1, 10).reshape(2, 5)).square().sum().backward()
+    job.before_update(None)
+    job.end()
+    assert job.gates.beta == 200
+    for name, kept in job.mask.items():
+        assert torch.equal(model.state_dict()[name], weights[name] * kept * 2)  # 1 / sigmoid(0)
+
+
+def test_gates_do_not_go_on_from_a_checkpoint_without_them() -> None:
+    job = gating()
+    job.begin(network(), total=10)
+    job.go_on(0)
+    with pytest.raises(UsageError, match="step 3, but the checkpoint has no state of gates"):
+        job.go_on(3)
+
+
+def test_surroundings_in_which_a_job_is_another() -> None:
+    for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (Pruning(density=0.1), 2, 1)):
+        with pytest.raises(UsageError, match=f"{job.name} (trains in one process|counts the steps of one optimiser)"):
+            check_surroundings(job, optimizers=optimizers, processes=processes)
+    check_surroundings(Pruning(density=0.1), optimizers=1, processes=8)
+    check_surroundings(Holding(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
+def test_a_library_that_is_absent_is_named(name: str) -> None:
+    """And nobody pays for one that is there: it is imported with its callbacks alone."""
+    code = (
+        f"import sys, ticketry, ticketry.integrations; assert not {{'torch', '{name}'}} & set(sys.modules);"
+        f"sys.modules['{name}'] = None\n"
+        f"try:\n    import ticketry.integrations.{name}\n"
+        "except Exception as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kind, _, message = done.stdout.partition(" ")
+    assert kind == MissingExtraError.__name__
+    assert f"needs {name}, which is not installed: pip install 'ticketry[{name}]'" in message
