@@ -73,6 +73,14 @@ def test_a_scaler_is_undone_and_skips_what_is_not_finite() -> None:
             assert bool((one == 0.1).all()) == inf
 
 
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")], ids=["plain", "scaled"])
+def test_a_step_without_a_loss_moves_nothing(scaler: torch.amp.GradScaler | None) -> None:
+    job = gating()
+    job.begin(network(), total=10)
+    job.before_update(scaler)
+    assert all(bool((s == s.new_tensor(0.1)).all()) for s in job.gates.parameters())
+
+
 def test_states_go_through_a_file(tmp_path: Path) -> None:
     model, job = network(), gating(optimizer=partial(torch.optim.AdamW, lr=0.1, betas=(0.8, 0.9)))
     job.begin(model, total=10)

@@ -156,6 +156,8 @@ class Gating(Job):
 
     def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
         optimizer = _begun(self._optimizer)
+        if all(logits.grad is None for logits in self.gates.parameters()):
+            return  # a step that the trainer's user has left out
         if scaler is not None and scaler.is_enabled():
             scaler.unscale_(optimizer)
             self._add_penalty()
