@@ -32,7 +32,8 @@ ALLOWED = {
     # Above the rooms. Nothing imports the command line, and no room anything of these.
     "testing": LEAVES | {"search", "lab", "tasks", "core"},
     "runfile": LEAVES,
-    "run": LEAVES | ROOMS | {"runfile"},
+    "run_rounds": LEAVES | {"lab"},
+    "run": LEAVES | ROOMS | {"runfile", "run_rounds"},
     "run_verify": LEAVES | ROOMS,
     "run_stability": LEAVES | ROOMS | {"run", "run_verify"},
     "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "runfile"},

@@ -67,8 +67,8 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 
     Raises:
         TicketError: if the ticket does not tell how it was trained, or is of another model or task.
-        UsageError: if it keeps trained weights (retrain ``rewind_lr``, ``finetune``, ``none``, ``gradual``): then there is
-            no start to go from.
+        UsageError: if it keeps trained weights (retrain ``rewind_lr``, ``finetune``, ``none``, ``gradual``): then there
+            is no start to go from.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
