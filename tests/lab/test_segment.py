@@ -73,6 +73,10 @@ CHANGED_GATES = {
     "weight_decay": 1e-4,
     "reset": "code",
     "seed": 1,
+    "frozen": True,
+    "objective": "reverse_kl",
+    "density": 0.1,
+    "temperature": 0.5,
 }
 CHANGED_RECIPE = {
     "length": "11ep",
@@ -133,7 +137,8 @@ def test_every_choice_of_arithmetic_is_in_the_key(field):
 @pytest.mark.parametrize("field", CHANGED_GATES)
 def test_every_setting_of_gates_is_in_the_key(field):
     start = Start(state="s" * 64, gates="g" * 64)
-    base = replace(SEGMENT, start=start, gates=Gating(scope=("0.weight",), reset="paper"))
+    frozen = field == "objective"  # another one than the task's is for frozen weights
+    base = replace(SEGMENT, start=start, gates=Gating(scope=("0.weight",), reset="paper", frozen=frozen))
     assert replace(base, gates=replace(base.gates, **{field: CHANGED_GATES[field]})).key != base.key
     assert replace(base, start=replace(start, gates="h" * 64)).key != base.key
 
@@ -142,6 +147,11 @@ def test_a_segment_without_gates_does_not_speak_of_them():
     """Keys are older than gates."""
     assert "gates" not in SEGMENT.describe()
     assert "gates" not in SEGMENT.describe()["start"]
+
+
+def test_keys_of_gates_are_older_than_frozen_weights():
+    described = replace(SEGMENT, gates=Gating(scope=("0.weight",))).describe()["gates"]
+    assert set(described) == set(CHANGED_GATES) - {"frozen", "objective", "density", "temperature"}
 
 
 @pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64, gates="g" * 64)])

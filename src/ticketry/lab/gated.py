@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.gates import Gates, attach
+from ticketry.core.gates import Balance, Gates, attach
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.errors import ScopeError, TrainingError
+from ticketry.lab.evaluate import forward
 from ticketry.lab.loop import Loop, TrainingState, rebuilt, set_learning_rate
+from ticketry.lab.objective import check_scores, divergence
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.schedules import learning_rate
 from ticketry.lab.segment import Segment
@@ -23,7 +25,10 @@ _LOOKS = 100
 
 
 class GatedLoop(Loop):
-    """A segment in training whose weights have gates. Losses include the penalty; clipping is of the weights alone."""
+    """A segment in training whose weights have gates. Losses include the penalty; clipping is of the weights alone.
+
+    Over frozen weights nothing but the gates changes: no weight, no momentum, no statistic of batch norm.
+    """
 
     gates: Gates
 
@@ -37,6 +42,11 @@ class GatedLoop(Loop):
         load_optimizer(self._gate_optimizer, self.gates, _part(state.gates, "optimizer/"))
         self._look_every = look_every(segment)
         self._kept = [row.tolist() for row in state.gates.get("kept", torch.zeros(0, 0))]
+        self._balance = None if self._gating.density is None else Balance(self.gates, self._gating.density)
+        if self._balance:
+            self._balance.multiplier = state.gates.get("multiplier")
+        if self._gating.frozen:
+            self.model.eval().requires_grad_(False)
 
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
         super().train_until(last, tick)
@@ -53,6 +63,8 @@ class GatedLoop(Loop):
             },
             "kept": torch.tensor(self._kept, dtype=torch.int64).reshape(len(self._kept), len(self._gating.scope)),
         }
+        if self._balance and self._balance.multiplier is not None:
+            found.gates["multiplier"] = self._balance.multiplier.to("cpu", copy=True)
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -75,6 +87,8 @@ class GatedLoop(Loop):
         self.gates.set_step(self.step)
         self._gate_optimizer.zero_grad(set_to_none=True)
         super()._one_step(inputs, targets)
+        if self._balance:
+            self._balance.add_gradients()
         segment = self.segment
         lr = learning_rate(self._gate_recipe, self.step, total=segment.total, per_epoch=segment.per_epoch)
         set_learning_rate(self._gate_optimizer, lr)
@@ -83,8 +97,18 @@ class GatedLoop(Loop):
             self._kept.append(list(self.gates.kept().values()))
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        loss = super()._loss(inputs, targets)
-        return loss + self.gates.penalty(self._gating.penalty) if self._gating.penalty else loss
+        gating = self._gating
+        with self.gates.drawing():
+            loss = super()._loss(inputs, targets) if gating.objective == "loss" else self._divergence(inputs, targets)
+        return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
+
+    def _divergence(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Of the gated network's outputs from those of the bare weights, both in eval mode."""
+        outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
+        check_scores(self.task, outputs, targets)
+        with torch.no_grad(), self.gates.lifted():
+            bare = forward(self.task, self.model, inputs, self.segment.arithmetic)
+        return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
 
     def _anneal(self) -> None:
         segment = self.segment

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ticketry.core.gates import KINDS, Kind, by_epoch, by_step
+from ticketry.core.gates import KINDS, BinaryConcrete, Kind, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.handle import RESETS
 from ticketry.errors import UsageError
@@ -14,6 +14,7 @@ from ticketry.tasks.recipe import Recipe
 
 ANNEALS = ("step", "epoch")
 LR_SCHEDULES = ("recipe", "constant")
+OBJECTIVES = ("loss", "reverse_kl", "forward_kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,18 @@ class Gating:
     """How the gates of an earlier round, which the start names, begin again: see `Gates.next_round`."""
     seed: int = 0
     """Of the kinds that draw."""
+    frozen: bool = False
+    """Train the gates alone: weights stay as they start, and the network is in eval mode throughout."""
+    objective: str = "loss"
+    """What falls: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence of the
+    network's outputs from those that it has without gates, see `lab.objective`."""
+    density: float | None = None
+    """What the expected density is steered to by `core.gates.Balance`; None leaves it to the penalty."""
+    temperature: float = 2 / 3
+    """Of a binary-concrete draw."""
 
     def __post_init__(self) -> None:
-        for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay"):
+        for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))  # 1 and 1.0 have one key
         _one_of("anneal", self.anneal, ANNEALS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
@@ -66,13 +76,27 @@ class Gating:
             raise UsageError(f"gates: the penalty is a number from 0 to 1e6, not {self.penalty}")
         if not -LARGEST_INIT <= self.init <= LARGEST_INIT:
             raise UsageError(f"gates: init is a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {self.init}")
+        _one_of("objective", self.objective, OBJECTIVES)
+        if self.objective != "loss" and not self.frozen:
+            raise UsageError(
+                f"gates: the objective {self.objective} compares with the weights' own outputs: freeze them"
+            )
+        if self.density is not None and not 0 < self.density < 1:
+            raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
         self.make_kind()
         self.recipe(Recipe())
 
     def make_kind(self) -> Kind:
-        """The kind of gate, with its settings; `UsageError` for a final temperature that would overflow."""
+        """The kind of gate, with its settings; `UsageError` for a temperature out of range."""
+        if self.kind == BinaryConcrete.name:
+            return BinaryConcrete(temperature=self.temperature)
         kind = KINDS[self.kind]
         return kind(final=self.final) if "final" in kind.__dataclass_fields__ else kind()  # type: ignore[call-arg,attr-defined]
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON values; what keys are older than is left out where it is not used."""
+        plain = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in asdict(self).items() if name not in plain or name not in _LATER}
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe by which gates are trained beside weights that follow `recipe`."""
@@ -96,8 +120,12 @@ class Gating:
         return by_epoch(step // per_epoch, -(-total // per_epoch))
 
 
+_LATER = ("frozen", "objective", "density", "temperature")
+"""Fields that came after the first keys."""
+
+
 def gating_from(values: Mapping[str, Any]) -> Gating:
-    """The inverse of `dataclasses.asdict`, after JSON."""
+    """The inverse of `Gating.describe`, after JSON."""
     return Gating(**{**values, "scope": tuple(values["scope"])})
 
 

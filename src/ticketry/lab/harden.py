@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ticketry.core.allocate import allocate
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
 from ticketry.errors import LayerCollapseError
@@ -26,6 +27,26 @@ def hardened_mask(lab: Lab, result: Result) -> str:
             raise LayerCollapseError(f"{error}. {_since(result)}") from None
 
     return lab.remembered_mask({"gates": result.gates, "of": result.segment.key}, made)
+
+
+def allocated_mask(lab: Lab, result: Result, density: float) -> str:
+    """Digest of the stored mask of the gates with the largest s: exactly `density`, ties by position. Remembered.
+
+    Raises:
+        LayerCollapseError: if a parameter has none of them.
+    """
+
+    def made() -> Mask:
+        gates = gates_of(lab, result)
+        try:
+            return allocate(dict(gates.named_parameters()), density)
+        except LayerCollapseError as error:
+            raise LayerCollapseError(
+                f"{str(error).partition(' (layer collapse)')[0]} (layer collapse) after {result.segment.steps} steps of"
+                " mask training: choose a higher density, spare the layer, or train masks for longer"
+            ) from None
+
+    return lab.remembered_mask({"gates": result.gates, "density": density, "of": result.segment.key}, made)
 
 
 def hardened_weights(lab: Lab, result: Result) -> str:

@@ -110,7 +110,7 @@ class Segment:
         if self.gates is None:
             del values["gates"]
         else:
-            values["gates"] = asdict(self.gates)
+            values["gates"] = self.gates.describe()
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described
 

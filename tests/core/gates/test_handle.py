@@ -31,6 +31,54 @@ def logits(g) -> list[float]:
     return g.parameters()[0].detach().flatten().tolist()
 
 
+class TestBlocks:
+    """`lifted` and `drawing`, on a network with batch norm."""
+
+    def test_lifted_is_the_bare_model(self, build):
+        case = build("resnet")
+        inputs = torch.randn(3, 3, 8, 8)
+        bare = copy.deepcopy(case.model).eval()(inputs)
+        g = tk.gates.attach(case.model.eval(), init=-1.0, kind="binary-concrete")
+        with g.lifted():
+            assert torch.equal(case.model(inputs), bare)
+            with g.drawing(), g.hardened():
+                assert torch.equal(case.model(inputs), bare)
+        assert not torch.equal(case.model(inputs), bare)
+
+    def test_drawing_is_training_s_gates_in_eval_mode(self):
+        model, g = small(kind="binary-concrete", seed=4)
+        model.train()
+        g.set_step(7)
+        wanted = model(torch.ones(1, 4))
+        model.eval()
+        still = model(torch.ones(1, 4))
+        with g.drawing():
+            g.set_step(7)
+            assert torch.equal(model(torch.ones(1, 4)), wanted)
+            with g.hardened():
+                assert torch.equal(model(torch.ones(1, 4)), model.weight.sum(1).view(1, 1) - model.weight[:, :2].sum())
+        assert torch.equal(model(torch.ones(1, 4)), still)
+        assert not torch.equal(still, wanted)
+
+    def test_statistics_of_batch_norm_stay_while_drawing(self, build):
+        case = build("resnet")
+        g = tk.gates.attach(case.model.eval(), kind="binary-concrete")
+        before = {name: value.clone() for name, value in case.model.state_dict().items()}
+        with g.drawing():
+            case.model(torch.randn(3, 3, 8, 8)).sum().backward()
+        assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
+        assert all(s.grad is not None for s in g.parameters())
+
+    def test_blocks_end_after_an_error(self):
+        model, g = small(kind="binary-concrete")
+        model.eval()
+        before = model(torch.ones(1, 4))
+        for block in (g.lifted, g.drawing):
+            with pytest.raises(ZeroDivisionError), block():
+                1 / 0  # noqa: B018
+        assert torch.equal(model(torch.ones(1, 4)), before)
+
+
 class TestHarden:
     def test_above_0(self):
         _, g = small()

@@ -5,10 +5,11 @@
     mask = g.harden()
 
 One kind of gate a file: `Continuous` (Savarese et al. 2020), `Stochastic` (its baseline ISS), `HardConcrete` (Louizos
-et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025).
+et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025). `Balance` steers them to a density.
 """
 
 from ticketry.core.gates.attach import KINDS, attach
+from ticketry.core.gates.balance import Balance
 from ticketry.core.gates.binary_concrete import BinaryConcrete
 from ticketry.core.gates.continuous import Continuous
 from ticketry.core.gates.handle import Gates
@@ -20,6 +21,7 @@ from ticketry.core.gates.stochastic import Stochastic
 
 __all__ = [
     "KINDS",
+    "Balance",
     "BinaryConcrete",
     "Continuous",
     "Gates",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +15,7 @@ from ticketry.core.gates.histogram import Histogram
 from ticketry.core.gates.kind import Kind, Moment, gated
 from ticketry.core.gates.product import summed
 from ticketry.core.gates.swap import Swap, places_of
+from ticketry.core.gates.tensors import Sums, kept_like, logits_like
 from ticketry.core.gates.updates import count_updates
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import generator
@@ -44,14 +44,14 @@ class Gates:
         """Rounds done, by `next_round`."""
         self._model = model
         self._names = tuple(parameters)
-        self._logits = [_logits_like(parameter, init) for parameter in parameters.values()]
-        self._kept = None if within is None else [_kept_like(s, within[n]) for n, s in self.named_parameters()]
-        self._hard = False
+        self._logits = [logits_like(parameter, init) for parameter in parameters.values()]
+        self._kept = None if within is None else [kept_like(s, within[n]) for n, s in self.named_parameters()]
+        self._hard = self._lifted = self._drawing = False
         self._checked = -1  # the percent of progress at which all s were last looked through
         self._set_progress(0.0)
         self._step = 0
         self._drawn_at: tuple[int, ...] | None = None
-        self._sums: _Sums | None = None
+        self._sums: Sums | None = None
         self._updates = 0
         count_updates(self)
         self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
@@ -145,6 +145,27 @@ class Gates:
             yield
         finally:
             self._hard = before
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """The model without its gates, for the length of a block: its bare weights, such as for a teacher's outputs."""
+        before, self._lifted = self._lifted, True
+        try:
+            yield
+        finally:
+            self._lifted = before
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """The gates of training in eval mode too, for the length of a block.
+
+        To train gates over frozen weights: batch norm and dropout are then as when testing.
+        """
+        before, self._drawing = self._drawing, True
+        try:
+            yield
+        finally:
+            self._drawing = before
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """The mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off; see `ties`.
@@ -332,9 +353,11 @@ class Gates:
 
     def _products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
         """weight * gate of some parameters, as the model is to see them now."""
+        if self._lifted:
+            return list(weights)
         self._check_devices(numbers, weights)
         moment = self._moment
-        if self._hard or not self._model.training:
+        if self._hard or not (self._model.training or self._drawing):
             act = self.kind.hard_gate if self._hard else self.kind.test_gate
             return [
                 gated(weight, act(self._logits[number], moment), self._mask(number))
@@ -348,7 +371,7 @@ class Gates:
         ]
         totals = [total for _, total in made if total is not None]
         if everything and len(totals) == len(made) and torch.is_grad_enabled():
-            self._sums = _Sums(totals, moment, self._versions)
+            self._sums = Sums(totals, moment, self._versions)
         return [product for product, _ in made]
 
     def _uniform(self, number: int) -> Tensor | None:
@@ -368,23 +391,3 @@ class Gates:
                     f"{self._names[number]!r} is on {weight.device} and its gates are on"
                     f" {self._logits[number].device}: attach gates after the model is where it trains"
                 )
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What the gates of the last forward pass add up to, and when that was."""
-
-    totals: list[Tensor]
-    moment: Moment
-    versions: tuple[int, ...]
-
-
-def _logits_like(parameter: nn.Parameter, init: float) -> nn.Parameter:
-    """float32 at least: a bfloat16 s would not move by small steps, and a sigmoid of it would jump."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
-
-
-def _kept_like(logits: Tensor, kept: Tensor) -> Tensor:
-    """The mask as 0 and 1 in the type, layout and place of s."""
-    return torch.empty_like(logits, requires_grad=False).copy_(kept)
