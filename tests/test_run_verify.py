@@ -85,6 +85,7 @@ def test_the_sparsest_winner_is_chosen_by_validation_alone() -> None:
         row(2, "ticket", 89.6, replicate=1),
         row(2, "ticket", 89.4),
         row(2, "shuffled", 88.0),
+        row(2, "cyclic", 99.0),  # has more steps
         row(3, "ticket", 90.0),
         row(3, "shuffled", 90.5),
         row(4, "ticket", 89.4),

@@ -6,7 +6,7 @@ import concurrent.futures
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,9 +16,9 @@ from ticketry.core.mask import Mask
 from ticketry.core.picture import first_layer
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
-from ticketry.evidence.controls import train_control
+from ticketry.evidence.controls import control_trainings
 from ticketry.evidence.judge import verdicts_of
-from ticketry.evidence.names import check_controls
+from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.energy import Meter
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
@@ -159,7 +159,8 @@ class _Points:
         if found.searched:
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
-            if (gates := found.searched[-1].segment.gates) is not None:
+            gates = found.searched[-1].segment.gates
+            if gates is not None and gates.density is None:
                 more |= {"init": gates.init, "penalty": gates.penalty}
             with self._lock:
                 self.rounds.add(replicate, found)
@@ -190,6 +191,11 @@ class _Points:
             self.segments[result.segment.key] = result
         if self._on_point:
             self._on_point(row)
+
+    def count(self, results: Iterable[Result]) -> None:
+        """Trainings that are no row of their own, for what the run costs."""
+        with self._lock:
+            self.segments.update({each.segment.key: each for each in results})
 
     def _save(self, replicate: int, found: Found, mask: Mask) -> Path:
         lab, run, segment = self._lab, self._run, found.result.segment
@@ -248,7 +254,7 @@ class _Controls:
         run = self._run
         assert found.mask is not None
         with self._lab.telling(f"replicate {replicate} "):
-            result = train_control(
+            trained = control_trainings(
                 self._lab,
                 run.task,
                 run.recipe,
@@ -257,7 +263,17 @@ class _Controls:
                 run.seeds.replicate(replicate),
                 label=f"level {found.level} {control}",
             )
-        self._points.add(replicate, found.level, control, result, **counts)
+        more = dict(counts)
+        if control in LONGER:
+            steps = sum(each.segment.steps for each in trained)
+            more.update(
+                steps=steps,
+                seconds=round(sum(each.train_seconds for each in trained), 3),
+                budget=found.rewound.segment.last + steps,
+                cycles=len(trained),
+            )
+            self._points.count(trained)
+        self._points.add(replicate, found.level, control, trained[-1], **more)
 
     def __enter__(self) -> _Controls:
         return self
@@ -331,11 +347,9 @@ def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float,
     controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
     # A method whose masks do not come from the dense network does not need it to search.
     masks = sum(each.segment.steps for each in points.searched.values()) or steps["dense"]
-    trained: dict[str, Result] = {}
-    for each in [*points.segments.values(), *points.searched.values()]:
-        longest = trained.setdefault(each.segment.trajectory, each)  # what is part of another costs nothing more
-        if each.segment.last > longest.segment.last:
-            trained[each.segment.trajectory] = each
+    # Of a trajectory that was also looked at on the way, the whole.
+    by_step = sorted([*points.segments.values(), *points.searched.values()], key=lambda each: each.segment.last)
+    trained = {each.segment.trajectory: each for each in by_step}.values()
     return {
         **ledger.counts(),
         "dense_steps": steps["dense"] // run.replicates,

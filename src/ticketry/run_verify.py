@@ -11,6 +11,7 @@ from typing import Any
 
 from ticketry.core.ticket import Ticket
 from ticketry.evidence.judge import default_margin, resolution
+from ticketry.evidence.names import LONGER
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Looks, Verdict
 from ticketry.evidence.verification import Verification, verify
@@ -89,7 +90,7 @@ def sparsest_winner(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The row of a run's ticket that is worth verifying: of the first replicate, at the sparsest level that wins.
 
     A level wins here if its mean over replicates on the *validation* split is no worse than the dense network's by
-    the default margin and better than each control's: a choice, not a verdict. None if no level does.
+    the default margin and better than each control's of its own budget: a choice, not a verdict. None if no level does.
     """
     metric = record["task"]["metric"]
     sign = 1 if metric["higher_is_better"] else -1
@@ -103,7 +104,11 @@ def sparsest_winner(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         for level, role in rows
         if role == "ticket"
         and means[level, role] >= means[0, "dense"] - margin
-        and all(means[level, role] > mean for (at, other), mean in means.items() if at == level and other != role)
+        and all(
+            means[level, role] > mean
+            for (at, other), mean in means.items()
+            if at == level and other not in (role, *LONGER)
+        )
     ]
     return min(rows[max(winning), "ticket"], key=lambda row: row["replicate"]) if winning else None
 

@@ -96,3 +96,16 @@ def test_one_replicate_is_no_evidence(make_record):
 def test_a_run_that_has_just_begun(make_record, roles, text):
     means = {key: value for key, value in _CLEAR.items() if key[1] in roles}
     assert verdict_line(_record(make_record, means)).startswith(text)
+
+
+def test_controls_with_more_steps_are_no_rivals(make_record):
+    """Cyclic training may be better than the tickets without a change of what is said of them."""
+    record = make_record(levels=3, replicates=3, controls=("shuffled", "random_prune"))
+    without = [point for point in record["points"] if point["role"] != "random_prune"]
+    for point in record["points"]:
+        if point["role"] == "random_prune":
+            point.update(role="cyclic", test=dict.fromkeys(point["test"], 99.9))
+    told = observe(Results(read(record)))
+    assert told == observe(Results(read({**record, "points": without})))
+    assert Results(read(record)).controls == ["shuffled", "cyclic"]
+    assert Results(read(record)).rivals == ["shuffled"]

@@ -50,7 +50,8 @@ class _Common(LabOptions):
     mask_seed: int | None = None
     """Seed of whatever is random in masks, if it is to differ from seed."""
     controls: tuple[str, ...] = ("random_reinit", "shuffled", "random_prune")
-    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none."""
+    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none. cyclic and
+    cyclic_random train one mask for as long as the whole search, and are no part of the verdict."""
     preset: str = ""
     """A published experiment (see `ticketry list presets`) to take all of this from; other words go before it."""
     config: Path | None = None
@@ -118,14 +119,15 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
 
 def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> tuple[dict[str, Any] | None, str]:
     """The record of the verification of the run's ticket, or why there is none."""
-    from ticketry.evidence.names import SMALL_DENSE
+    from ticketry.evidence.names import LONGER, SMALL_DENSE
     from ticketry.evidence.settings import VerifySettings
     from ticketry.run_verify import sparsest_winner
 
     chosen = sparsest_winner(record)
     if chosen is None:
         return None, "verdict  no level looks like a winner on the validation split, so no ticket was verified"
-    settings = VerifySettings(controls=(*run.controls, SMALL_DENSE) if run.controls else ("none",))
+    controls = tuple(name for name in run.controls if name not in LONGER)
+    settings = VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
     return verified(arguments, chosen["ticket"], settings, task=run.task, command=command), ""
 
 

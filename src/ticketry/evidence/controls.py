@@ -1,7 +1,8 @@
 """Controls: networks as sparse as the ticket, trained for as long, that lack one thing it has.
 
 A ticket is a claim about *these* connections with *these* early weights; each control takes one of the two away. They
-are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020).
+are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020). Two others
+ask what the search's many trainings alone are worth, see `evidence.cyclic`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
-from ticketry.evidence.names import check_controls
+from ticketry.evidence.cyclic import train_cycles
+from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.found import GRADUAL, REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
@@ -26,6 +28,7 @@ def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
         UsageError: if the control is not known.
     """
     check_controls((control,))
+    control = "shuffled" if control == "cyclic_random" else control
     seed = mix(seeds.mask, control, mask.digest)
     if control == "shuffled":
         return shuffled(mask, seed)
@@ -51,13 +54,29 @@ def train_control(
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
     the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
     control goes on from the dense network at that step.
+    Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
     """
+    return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
+
+
+def control_trainings(
+    lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
+) -> list[Result]:
+    """The trainings of `train_control`, each from where the one before it ended."""
     assert found.mask is not None
     ticket = found.mask
-    mask = lab.remembered_mask(
-        {"control": control, "of": ticket, "seed": seeds.mask},
-        lambda: control_mask(control, lab.store.get_mask(ticket), seeds),
+    check_controls((control,))
+    of = "shuffled" if control == "cyclic_random" else control
+    mask = (
+        ticket
+        if control == "cyclic"
+        else lab.remembered_mask(
+            {"control": of, "of": ticket, "seed": seeds.mask},
+            lambda: control_mask(of, lab.store.get_mask(ticket), seeds),
+        )
     )
+    if control in LONGER:
+        return train_cycles(lab, task, recipe, mask, found, seeds, label)
     rewound, trained = found.rewound, found.dense
     if control == "random_reinit":
         step = rewound.segment.last
@@ -80,4 +99,4 @@ def train_control(
         trained=trained,
         order_seed=seeds.order,
     )
-    return lab.train(segment, label=label)
+    return [lab.train(segment, label=label)]

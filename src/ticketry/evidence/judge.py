@@ -1,7 +1,8 @@
 """The verdicts of a run: each level's tickets against dense and controls, paired by replicate, corrected by Holm.
 
 A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: what its next
-ticket will do. `evidence.verify` is about one ticket.
+ticket will do. `evidence.verify` is about one ticket. Controls with another budget, `names.LONGER`, have no part in a
+verdict: how the tickets stand to them is told beside it, with their steps.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ticketry.errors import UsageError
+from ticketry.evidence.names import LONGER
+from ticketry.evidence.paired import Comparison, compare
 from ticketry.evidence.verdict import Claim, Verdict, holm_verdicts, verdict
 
 MARGIN_POINTS = 0.5
@@ -53,12 +56,13 @@ def judge(
         margin: see `default_margin`.
 
     Raises:
-        UsageError: if networks of one level were trained for different numbers of steps, a value is not a number, or
-            a level lacks a replicate.
+        UsageError: if networks of one level (but those of `names.LONGER`) were trained for different numbers of steps,
+            a value is not a number, or a level lacks a replicate.
     """
     table = {(point["level"], point["role"], point["replicate"]): point for point in points}
     replicates = sorted({point["replicate"] for point in points})
-    roles = sorted({role for _, role, _ in table} - {"dense", "ticket"})
+    others = sorted({role for _, role, _ in table} - {"dense", "ticket"})
+    roles, longer = [role for role in others if role not in LONGER], [role for role in others if role in LONGER]
     levels = sorted({level for level, role, _ in table if role == "ticket"})
     claim = claim or ("wins" if roles else "matches")
 
@@ -89,10 +93,31 @@ def judge(
                 steps=_budgets({"dense": dense, **rows}),
             )
         )
+
+    def beside(level: int, role: str) -> dict[str, Any]:
+        """The tickets minus a network of another budget."""
+        compared = compare(
+            values(row(level, "ticket")),
+            values(row(level, role)),
+            margin=margin,
+            confidence=confidence,
+            higher_is_better=metric["higher_is_better"],
+            resolution=resolution(metric["unit"], examples),
+            name=role,
+        )
+        return {**_compared(role, compared), "steps": round(_mean([point["budget"] for point in row(level, role)]))}
+
     densities = [_mean([point["density"] for point in row(level, "ticket")]) for level in levels]
     corrected = holm_verdicts(made)
     return [
-        {"level": level, "density": density, **described(one), "p": raw.p, "p_holm": one.p}
+        {
+            "level": level,
+            "density": density,
+            **described(one),
+            "p": raw.p,
+            "p_holm": one.p,
+            **({"beside": [beside(level, role) for role in longer]} if longer else {}),
+        }
         for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)
     ]
 
@@ -112,17 +137,19 @@ def described(made: Verdict) -> dict[str, Any]:
         "p_loses": made.p_loses,
         "more_seeds": made.more_seeds,
         "reasons": list(made.reasons),
-        "comparisons": [
-            {
-                "role": role,
-                "mean": one.mean,
-                "sd": one.sd,
-                "low": one.low,
-                "high": one.high,
-                "p": one.p_noninferior if role == "dense" else one.p_superior,
-            }
-            for role, one in comparisons.items()
-        ],
+        "comparisons": [_compared(role, one) for role, one in comparisons.items()],
+    }
+
+
+def _compared(role: str, one: Comparison) -> dict[str, Any]:
+    """The ticket minus one other network, as JSON values."""
+    return {
+        "role": role,
+        "mean": one.mean,
+        "sd": one.sd,
+        "low": one.low,
+        "high": one.high,
+        "p": one.p_noninferior if role == "dense" else one.p_superior,
     }
 
 

@@ -9,7 +9,11 @@ CONTROLS = {
     " weights are from)",
     "shuffled": "the ticket's weights, its mask shuffled within each layer",
     "random_prune": "the ticket's weights, a random mask of the same density over the whole scope",
+    "cyclic": "the ticket itself, trained again and again from where it ended, for as many steps as its whole search",
+    "cyclic_random": "the same with the mask of shuffled",
 }
+LONGER = ("cyclic", "cyclic_random")
+"""Controls that are trained for longer than the ticket: shown beside a verdict, which they have no part in."""
 
 
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -22,7 +26,7 @@ def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
 
 SMALL_DENSE = "small_dense"
 RIVALS = {
-    **CONTROLS,
+    **{name: told for name, told in CONTROLS.items() if name not in LONGER},
     SMALL_DENSE: "a narrower dense network with no more parameters than the ticket, where the task defines one",
 }
 """What a ticket should beat when it is verified, in words."""

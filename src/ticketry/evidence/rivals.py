@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.names import RIVALS, SMALL_DENSE
+from ticketry.evidence.names import LONGER, RIVALS, SMALL_DENSE
 from ticketry.evidence.subject import Subject
 from ticketry.lab.found import Seeds
 from ticketry.lab.lab import Result
@@ -41,7 +41,8 @@ class Rivals:
         """
         for name in controls:
             if name not in RIVALS:
-                raise UsageError(f"control {name!r} is not known: {', '.join(RIVALS)}")
+                longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
+                raise UsageError(f"control {name!r}{longer or ' is not known'}: {', '.join(RIVALS)}")
         self.subject = subject
         self.left_out: dict[str, str] = {}
         """Controls that are not defined here, and why."""

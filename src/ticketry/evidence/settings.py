@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ticketry.errors import UsageError
-from ticketry.evidence.names import RIVALS, check_controls, check_line
+from ticketry.evidence.names import LONGER, RIVALS, check_controls, check_line
 from ticketry.evidence.verdict import Claim
 from ticketry.step import Step
 
@@ -80,3 +80,5 @@ class StabilitySettings:
                 check_line(self.points, split, self.recalibrate)
         if "random_reinit" in self.masks:
             raise UsageError("random_reinit has other weights, not another mask: name it among the controls")
+        if longer := [name for name in self.masks if name in LONGER]:
+            raise UsageError(f"{longer[0]} is trained for longer, which is not stability: name it among the controls")

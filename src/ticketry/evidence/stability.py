@@ -15,6 +15,7 @@ from math import atan2, degrees, hypot
 from typing import TYPE_CHECKING
 
 from ticketry.errors import MaskError, UsageError
+from ticketry.evidence.names import LONGER
 from ticketry.lab.found import REWINDING, Found, Seeds
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def stability(
             "random_reinit starts from other weights than the dense network, so that its stability to pruning has no"
             " meaning: use shuffled or random_prune"
         )
+    if control in LONGER:
+        raise UsageError(f"{control} is trained for longer than the dense network: use shuffled or random_prune")
     trained, dense, step = found.result.segment, found.dense.segment, found.rewound.segment.last
     if found.retrain not in REWINDING or (trained.first, trained.last) != (step, dense.last):
         raise UsageError(

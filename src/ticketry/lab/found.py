@@ -89,6 +89,17 @@ class Found:
         return sum(result.segment.steps for result in self.searched)
 
 
+def spent(found: Found) -> int:
+    """Training steps of the whole search that ends with this network, its own training included.
+
+    Of a ticket without `searched`, the dense network's and those of as many tickets as its level tells.
+    """
+    own = found.result.segment.steps
+    if found.mask is None:
+        return own
+    return found.search_steps + own if found.searched else found.dense.segment.steps + found.level * own
+
+
 def budget(found: Found) -> int:
     """Training steps since initialisation that are in a found network's weights, shared dense steps included.
 

@@ -13,6 +13,8 @@ from ticketry.report.record import DENSE, TICKET, Layer, Point, Run
 
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
+LONGER = ("cyclic", "cyclic_random")
+"""Controls with more training steps than the tickets: shown, but no rivals."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Results:
         """The controls there are: the usual ones in their usual order, then any others by name."""
         found = {role for _, role in self._groups} - {DENSE, TICKET}
         return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
+
+    @property
+    def rivals(self) -> list[str]:
+        """The controls that a ticket should beat: those with its budget."""
+        return [role for role in self.controls if role not in LONGER]
 
     @property
     def roles(self) -> list[str]:

@@ -36,7 +36,8 @@ def observe(results: Results) -> Observation:
 
     A level matches where the mean difference to dense, replicate by replicate, is no worse than the margin, and the
     mean difference to each control that has finished there is above 0; in a run with controls, one must have. The
-    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean.
+    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets'
+    budget count.
     """
     style = Style.of(results)
     dense, tickets = results.dense, results.of_role(TICKET)
@@ -54,7 +55,7 @@ def observe(results: Results) -> Observation:
         shown = best_tickets(results) or tickets[0]
         remark = (
             f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
-            f"{' and better than every control at that level' if results.controls else ''}."
+            f"{' and better than every control at that level' if results.rivals else ''}."
         )
     caveat = verdict_sentence(results.run) or (CAVEAT if results.replicates > 1 else ALONE)
     return Observation(_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None)
@@ -83,8 +84,8 @@ def verdict_sentence(run: Run) -> str:
 
 
 def controls_at(results: Results, level: int) -> list[Group]:
-    """The controls that have finished at a level."""
-    return [group for role in results.controls if (group := results.group(level, role))]
+    """The controls with the tickets' budget that have finished at a level."""
+    return [group for role in results.rivals if (group := results.group(level, role))]
 
 
 def _margin(results: Results, dense: Group) -> tuple[float, str]:
@@ -100,7 +101,7 @@ def _matches(results: Results, group: Group, dense: Group, margin: float) -> boo
     return (
         to_dense is not None
         and sign * to_dense.mean >= -margin
-        and (bool(to_controls) or not results.controls)
+        and (bool(to_controls) or not results.rivals)
         and all(difference is not None and sign * difference.mean > 0 for difference in to_controls)
     )
 
@@ -130,6 +131,6 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
 
 def _remark(results: Results, margin_text: str) -> str:
     worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
-    if not results.controls:
+    if not results.rivals:
         return f"{worse}; no controls were trained."
     return f"{worse} and better than every control at that level."

@@ -113,6 +113,8 @@ class Difference:
     low: float | None
     high: float | None
     p: float | None
+    steps: int | None = None
+    """Training steps of the other network, if they are not those of the ticket."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Judgement:
     more_seeds: int | None
     reasons: tuple[str, ...]
     comparisons: tuple[Difference, ...]
+    beside: tuple[Difference, ...] = ()
+    """Networks with more training steps, that the verdict does not rest on."""
 
 
 @dataclass(frozen=True)
@@ -244,16 +248,22 @@ def read_judgement(node: Node) -> Judgement:
         p_holm=node.number_or_none("p_holm"),
         more_seeds=node.integer_or_none("more_seeds", least=0),
         reasons=node.texts("reasons"),
-        comparisons=tuple(
-            Difference(
-                read_role(one),
-                one.number("mean"),
-                one.number_or_none("low"),
-                one.number_or_none("high"),
-                one.number_or_none("p"),
-            )
-            for one in node.nodes("comparisons", optional=True)
-        ),
+        comparisons=_differences(node, "comparisons"),
+        beside=_differences(node, "beside"),
+    )
+
+
+def _differences(node: Node, key: str) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(
+            read_role(one),
+            one.number("mean"),
+            one.number_or_none("low"),
+            one.number_or_none("high"),
+            one.number_or_none("p"),
+            one.integer_or_none("steps", least=0),
+        )
+        for one in node.nodes(key, optional=True)
     )
 
 

@@ -22,6 +22,8 @@ _ROLES = {
     "random_reinit": "random re-initialisation",
     "shuffled": "shuffled masks",
     "random_prune": "random pruning",
+    "cyclic": "cyclic training",
+    "cyclic_random": "cyclic training, random masks",
     "small_dense": "small dense network",
     "dense_at_cost": "dense, at the whole cost",
     "dense_at_flops": "dense, at the same FLOPs",

@@ -32,6 +32,8 @@ _LOOKS = {
     "random_reinit": Look("random-reinit", "s", 5.8, (0, (5, 2))),
     "shuffled": Look("shuffled", "^", 7.4, (0, (1.5, 1.5))),
     "random_prune": Look("random-prune", "D", 5.4, (0, (6, 2, 1.5, 2))),
+    "cyclic": Look("other-1", "v", 7.4, (0, (3, 1.5))),
+    "cyclic_random": Look("other-2", "P", 7.0, (0, (8, 2))),
     "small_dense": Look("other-1", "v", 7.0, (0, (3, 1.5))),
     "dense_at_cost": Look("muted", "P", 6.4, "-"),
     "dense_at_flops": Look("muted", "X", 6.4, "-"),

@@ -15,6 +15,10 @@ _ROLES = {
     "random_reinit": "The tickets' masks on freshly drawn weights: does the start matter, or the mask alone?",
     "shuffled": "The tickets' masks shuffled within each layer: do positions matter, or each layer's density alone?",
     "random_prune": "A random mask of the tickets' density over the whole scope: does the search matter at all?",
+    "cyclic": "The tickets trained again and again from where they ended, for as many steps as their whole search: "
+    "how much of a gain over the rounds is due to training for longer? They have more steps than the tickets, so no "
+    "verdict rests on them.",
+    "cyclic_random": "The same with the masks shuffled within each layer.",
 }
 _RETRAIN = {
     "continue": "from the weights of the rewind step k, for steps k to T of the schedule",

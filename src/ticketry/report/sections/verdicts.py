@@ -27,6 +27,7 @@ def verdicts_section(results: Results, place: Place) -> Html | None:
         "tickets minus dense",
         f"{percent(first.confidence, 0)} % interval",
         *(f"minus {role_name(role)}" for role in controls),
+        *(f"minus {role_name(each.role)} (shown only)" for each in first.beside),
         "n",
         "p",
         "p, Holm",
@@ -54,6 +55,7 @@ def _row(style: Style, one: LevelVerdict, controls: list[str]) -> Html:
         el("td", style.number(judged.difference, sign=True)),
         el("td", interval_text(style, judged.interval)),
         *(el("td", style.number(differences[r].mean, sign=True) if r in differences else NONE) for r in controls),
+        *(el("td", style.number(each.mean, sign=True)) for each in judged.beside),
         el("td", str(judged.n)),
         el("td", short_p(judged.p)),
         el("td", short_p(judged.p_holm)),
@@ -69,6 +71,11 @@ def _caption(results: Results, first: Judgement) -> str:
         f"Claim: {first.claim}; margin {first.margin:g}{unit}; confidence {percent(first.confidence, 0)} %. The "
         f"verdict rests on p after Holm's correction for the {len(results.run.verdicts)} levels. A verdict is about "
         "the method at that density: what its next ticket will do."
+        + (
+            " Shown only: networks trained for as long as the whole search, that no verdict rests on."
+            if first.beside
+            else ""
+        )
     )
 
 
