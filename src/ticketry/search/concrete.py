@@ -1,0 +1,215 @@
+"""Concrete Ticket Search: masks trained over frozen early weights to an exact density.
+
+Weights stay as they are at a step k early in dense training; each is multiplied by a gate, drawn anew at each step from
+a binary-concrete distribution, and the logits of the gates are trained so that the sparse network's outputs come close
+to those of the dense one at the same weights. The ticket has the weights of step k and exactly the wanted number of
+weights, those of the highest probabilities; it is then trained as after rewinding. One search a density, side by side.
+Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search" (2025, arXiv
+2512.07142).
+
+From the paper: the relaxation, the balance of gradients that steers the expected density (GradBalance), the reverse KL
+divergence as objective (CTS-KL), the task's loss as an alternative. From the authors' public code, where the text that
+we could read leaves it open: both networks in eval mode, so that batch norm has the dense network's statistics of step
+k and none of them changes; no augmentation; logits that all begin at that of the density; Adam at 0.1, a tenth of it
+after 88 % of the steps; temperature 2/3; a target of 1.1 times the density in the balance, the mask taking the best;
+one draw a step for the whole batch; rewinding to epoch 9 of 160 (ResNet-20); masks trained for 12.5, 50 or 100 % of a
+training. Ours: of these the longest; a data order of its own; ties by position; which layers have gates; none of the
+paper's other objectives but the KL divergence of the other direction. The dense network is trained to the end to
+compare with: the search needs its first k steps only, and these are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ticketry.core.density import check_density, kept_elements
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
+from ticketry.search._scope import prunable
+from ticketry.step import Step
+
+if TYPE_CHECKING:
+    from ticketry.core.scope import Scope
+    from ticketry.lab.gating import Gating
+    from ticketry.lab.lab import Lab, Result
+    from ticketry.tasks.base import Task
+    from ticketry.tasks.recipe import Recipe
+
+_DENSITY = 0.1
+_DROP = "88%"
+"""Of the mask training, after which its learning rate is a tenth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of Concrete Ticket Search."""
+
+    rewind: str = "6%"
+    """Where tickets start, and whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
+    initialisation."""
+    density: tuple[float, ...] = ()
+    """Share kept by the ticket; several are searched side by side (0.1 0.02). 0.1 if neither this nor sparsity is
+    given."""
+    sparsity: tuple[float, ...] = ()
+    """Share removed, instead of density."""
+    mask_length: str = "100%"
+    """How long masks are trained: a step such as 20ep, 500it, or a share of the recipe's length."""
+    objective: str = "reverse_kl"
+    """What masks are trained for: reverse_kl (outputs as the dense network's, CTS-KL), forward_kl, or loss (of the
+    task)."""
+    temperature: float = 2 / 3
+    """Of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
+    gate_lr: float = 0.1
+    """Learning rate of the gates, by Adam; a tenth of it in the last 12 % of mask training."""
+    retrain: str = ""
+    """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default) or restart
+    (the whole schedule again)."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that have no gates (and do not count in the density), such as fc3 or conv1."""
+    spare_output: bool = False
+    """No gates on the last layer."""
+    spare_first_conv: bool = False
+    """No gates on the first convolution."""
+
+    def __post_init__(self) -> None:
+        if self.how_retrained not in REWINDING:
+            raise UsageError(
+                f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
+                f" {' or '.join(REWINDING)}, not {self.how_retrained}"
+            )
+        if Step.parse(self.mask_length).value <= 0:
+            raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
+        if len(set(self.densities)) < len(self.densities):
+            raise UsageError("density names each share once")
+        if self.densities[0] == 1:
+            raise UsageError("a ticket of density 1 is the dense network: ask for less")
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Those asked for, falling; `UsageError` for what is none."""
+        if self.density and self.sparsity:
+            raise UsageError("give either density (share kept) or sparsity (share removed)")
+        kept = [check_density(one) for one in self.density] + [check_density(sparsity=one) for one in self.sparsity]
+        return tuple(sorted(kept or [_DENSITY], reverse=True))
+
+    @property
+    def how_retrained(self) -> str:
+        """The word of `lab.retrain` that holds."""
+        return retrain_after(self.rewind, self.retrain)
+
+
+def levels(settings: Settings) -> int:
+    """How many tickets a replicate will find."""
+    return len(settings.densities)
+
+
+def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+    """One replicate: the dense network, to compare with, then a ticket for each density, the densest first."""
+    from ticketry.lab.objective import check_task
+
+    scope = prunable(lab, task, settings)
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
+    plan = [(_gating(scope, settings, density, seeds), density) for density in settings.densities]
+    masks = _mask_recipe(recipe, settings, total=whole.total, per_epoch=whole.per_epoch)
+    if settings.objective != "loss":
+        check_task(lab, task)
+    dense = lab.train(whole, keep=(step,), label="dense")
+    early = lab.at(dense, step)
+    yield Found(0, None, early, dense, settings.how_retrained, dense)
+
+    def one(level: int, gating: Gating, density: float) -> Found:
+        trained = _trained_gates(lab, task, masks, gating, early, seeds, f"density {density:g} mask")
+        return _ticket(lab, task, recipe, settings, seeds, level, density, early, trained, dense)
+
+    pieces = [partial(one, level, gating, density) for level, (gating, density) in enumerate(plan, start=1)]
+    yield from lab.gather(pieces)
+
+
+def _gating(scope: Scope, settings: Settings, density: float, seeds: Seeds) -> Gating:
+    from ticketry.core.gates import BinaryConcrete
+    from ticketry.core.seeds import mix
+    from ticketry.lab.gating import Gating
+
+    kept = kept_elements(density, scope.total)
+    if kept < len(scope):
+        raise LayerCollapseError(
+            f"density {density:g} keeps {kept} of {scope.total} weights, too few for one in each of the"
+            f" {len(scope)} layers: choose a higher density, or spare layers"
+        )
+    return Gating(
+        scope=tuple(scope),
+        kind=BinaryConcrete.name,
+        init=round(math.log(density / (1 - density)), 9),
+        penalty=0.0,
+        optimizer="adam",
+        lr=settings.gate_lr,
+        seed=mix(seeds.mask, "concrete"),
+        frozen=True,
+        objective=settings.objective,
+        density=density,
+        temperature=settings.temperature,
+    )
+
+
+def _mask_recipe(recipe: Recipe, settings: Settings, *, total: int, per_epoch: int) -> Recipe:
+    """How the gates are trained: of the weights' recipe it has what their data and loss need."""
+    from ticketry.tasks.recipe import Recipe as Made
+
+    length = Step.parse(settings.mask_length).iterations(total=total, per_epoch=per_epoch)
+    return Made(
+        length=f"{max(length, 1)}it",
+        batch=recipe.batch,
+        optimizer="adam",
+        lr=settings.gate_lr,
+        schedule="multistep",
+        milestones=(_DROP,),
+        label_smoothing=recipe.label_smoothing if settings.objective == "loss" else 0.0,
+    )
+
+
+def _trained_gates(
+    lab: Lab, task: Task, recipe: Recipe, gating: Gating, early: Result, seeds: Seeds, label: str
+) -> Result:
+    from ticketry.core.seeds import mix
+    from ticketry.lab.segment import Start
+
+    segment = lab.segment(
+        task, start=Start(state=early.model), order_seed=mix(seeds.order, "concrete"), recipe=recipe, gates=gating
+    )
+    return lab.train(segment, label=label)
+
+
+def _ticket(
+    lab: Lab,
+    task: Task,
+    recipe: Recipe,
+    settings: Settings,
+    seeds: Seeds,
+    level: int,
+    density: float,
+    early: Result,
+    trained: Result,
+    dense: Result,
+) -> Found:
+    from ticketry.lab.harden import allocated_mask
+    from ticketry.lab.retrain import retraining
+
+    mask = allocated_mask(lab, trained, density)
+    segment = retraining(
+        lab,
+        task,
+        recipe,
+        retrain=settings.how_retrained,
+        mask=mask,
+        rewound=early,
+        trained=early,
+        order_seed=seeds.order,
+    )
+    result = lab.train(segment, label=f"level {level} ticket")
+    searched = (early, trained) if early.segment.steps else (trained,)
+    return Found(level, mask, early, dense, settings.how_retrained, result, searched)

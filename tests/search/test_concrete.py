@@ -1,0 +1,287 @@
+"""Concrete Ticket Search: the contract, exact densities, frozen weights, what it costs, and that its tickets win."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.density import kept_elements
+from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
+from ticketry.evidence.controls import train_control
+from ticketry.evidence.stability import stability
+from ticketry.lab import execute as execute_module
+from ticketry.lab.execute import Watch
+from ticketry.lab.execute import execute as execute_segment
+from ticketry.lab.found import Found, Seeds, budget, spent
+from ticketry.lab.lab import Lab
+from ticketry.report.aggregate import Results
+from ticketry.report.figures.cost import cost_points
+from ticketry.report.record import read
+from ticketry.run import Run, execute
+from ticketry.search import concrete
+from ticketry.tasks.base import Metric, Split, Splits, Task
+from ticketry.tasks.recipe import Recipe
+from ticketry.testing import check_search
+
+CONCRETE: Any = tk.search.concrete
+TOTAL = 150
+WEIGHTS = 64 * 300 + 300 * 100 + 100 * 10
+
+
+def found_by(lab: Lab, seeds: Seeds | None = None, length: str = f"{TOTAL}it", **settings: Any) -> list[Found]:
+    task = tk.task("digits")
+    chosen = concrete.Settings(**{"rewind": "10%", "density": (0.1,), "mask_length": "60it", **settings})
+    return list(CONCRETE.search(lab, task, task.recipe.changed(length=length), chosen, seeds or Seeds()))
+
+
+def test_discovery() -> None:
+    assert "concrete" in tk.search.methods()
+    assert CONCRETE.title.startswith("Concrete Ticket Search")
+
+
+@pytest.mark.parametrize(
+    ("settings", "densities"),
+    [
+        ({"density": (0.1,)}, (0.1,)),
+        ({"sparsity": (0.95, 0.7), "rewind": "0", "objective": "loss", "mask_length": "50it"}, (0.3, 0.05)),
+        ({"density": (0.05, 0.2), "retrain": "restart", "objective": "forward_kl", "mask_length": "40it"}, (0.2, 0.05)),
+        ({}, (0.1,)),
+    ],
+    ids=["one", "two, the task's loss", "restart, forward KL", "defaults"],
+)
+def test_contract(tmp_path: Path, settings: dict[str, Any], densities: tuple[float, ...]) -> None:
+    made = concrete.Settings(**settings)
+    found = check_search("concrete", tmp_path, settings=made, densities=densities)
+    assert len(found) - 1 == concrete.levels(made) == len(densities)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.12345, 0.02, 0.009])
+def test_the_density_is_met_to_the_element(tmp_path: Path, density: float) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, density=(density,), length="30it", mask_length="30it")[1]
+        mask = lab.store.get_mask(ticket.mask)
+    assert (mask.kept, mask.total) == (kept_elements(density, WEIGHTS), WEIGHTS)
+    assert all(row.kept for row in mask.table())
+
+
+def test_weights_are_frozen_and_the_ticket_starts_from_them(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        dense, ticket = found_by(lab, rewind="10%")
+        early = lab.at(dense.result, TOTAL // 10)
+        trained = ticket.searched[-1]
+        assert ticket.rewound.model == early.model
+        assert trained.segment.start.state == early.model
+        assert trained.model == early.model  # by digest: not a bit differs after the search
+        assert ticket.result.segment.start.state == early.model
+        assert (ticket.result.segment.first, ticket.result.segment.last) == (TOTAL // 10, TOTAL)
+        gates = lab.store.get_tensors(trained.gates)
+        assert float(torch.cat([gates[f"s/{name}"].flatten() for name in trained.segment.gates.scope]).std()) > 0.1
+
+
+def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
+    """Bit for bit, in other processes too; the early steps are trained once."""
+    with tk.Lab(tmp_path / "together", workers=2) as lab:
+        together = found_by(lab, density=(0.05, 0.2))
+        assert lab.ledger.steps_trained == TOTAL + 2 * 60 + 2 * (TOTAL - TOTAL // 10)
+    single = []
+    for density in (0.2, 0.05):
+        with tk.Lab(tmp_path / str(density)) as lab:
+            single += found_by(lab, density=(density,))[1:]
+    bits = [[(item.mask, item.result.model) for item in found] for found in (together[1:], single)]
+    assert bits[0] == bits[1]
+    assert [item.level for item in together] == [0, 1, 2]
+
+
+def test_what_a_ticket_costs(tmp_path: Path) -> None:
+    """The first k steps, the mask's training and its own; the rest of the dense training is for comparison."""
+    early = TOTAL // 10
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, density=(0.2, 0.05))
+        at_start = found_by(lab, rewind="0")
+    assert [item.search_steps for item in found] == [0, early + 60, early + 60]
+    assert [spent(item) for item in found[1:]] == [TOTAL + 60] * 2
+    assert [budget(item) for item in found] == [TOTAL] * 3
+    assert (at_start[1].search_steps, spent(at_start[1])) == (60, TOTAL + 60)
+
+
+def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
+    task, early = tk.task("digits"), TOTAL // 10
+    settings = concrete.Settings(rewind="10%", density=(0.2, 0.05), mask_length="60it")
+    run = Run(CONCRETE, task, settings, task.recipe.changed(length=f"{TOTAL}it"), replicates=2)
+    with tk.Lab(tmp_path) as lab:
+        record = execute(lab, run)
+        results = [lab.store.read(path) for path in (tmp_path / "results").rglob("*.json")]
+    cost = record["cost"]
+    assert cost["dense_steps"] == TOTAL
+    assert cost["search_steps_per_replicate"] == early + 2 * 60 + 2 * (TOTAL - early)
+    assert cost["steps_trained"] == 2 * (TOTAL + 2 * 60 + 2 * (TOTAL - early))
+    whole = [one["cost"]["train_seconds"] for one in results if one and one["metrics"]]
+    assert cost["train_seconds"] == pytest.approx(sum(whole), abs=0.01)
+    tickets = [point for point in record["points"] if point["role"] == "ticket"]
+    assert {point["search_steps"] for point in tickets} == {early + 60}
+    assert not any("init" in point for point in tickets)
+    assert tk.Ticket.load(tickets[0]["ticket"]).info["search_steps"] == TOTAL + 60
+    assert [point.steps for point in cost_points(Results(read(record)))] == [TOTAL, TOTAL + 60, TOTAL + 60]
+
+
+def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of the mask's training: from its checkpoint, to the same bits."""
+    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+
+    class KilledAt40(Watch):
+        def progress(self, segment: Any, step: int) -> None:
+            if step == 40:
+                raise SystemExit
+
+    class StopAt25(Watch):
+        seen = -1
+
+        def progress(self, segment: Any, step: int) -> None:
+            self.seen = step
+
+        def stop_asked(self) -> bool:
+            return self.seen == 25
+
+    with tk.Lab(tmp_path / "undisturbed") as lab:
+        wanted = found_by(lab)
+    with tk.Lab(tmp_path / "killed") as lab:
+        segment = wanted[1].searched[-1].segment
+        task = tk.task("digits")
+        whole = lab.segment(task, start=0, recipe=task.recipe.changed(length=f"{TOTAL}it"))
+        lab.train(whole, keep=(TOTAL // 10,))
+        with pytest.raises(InterruptedTrainingError):
+            execute_segment(lab.store, None, segment, (), StopAt25(1e9))
+        with pytest.raises(SystemExit):
+            execute_segment(lab.store, None, segment, (), KilledAt40(1e9))
+        before = lab.ledger.steps_trained
+        found = found_by(lab)
+        assert lab.ledger.steps_trained - before == (60 - 25) + (TOTAL - TOTAL // 10)
+    assert [(item.mask, item.result.model) for item in found] == [(item.mask, item.result.model) for item in wanted]
+
+
+def test_stability_is_told_of_its_tickets(tmp_path: Path) -> None:
+    """They start from the dense network's own weights."""
+    task = tk.task("digits")
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab)[1]
+        told = stability(lab, task, task.recipe.changed(length=f"{TOTAL}it"), ticket, Seeds())
+    assert told.pruning.l2 > 0
+
+
+@pytest.mark.slow
+def test_tickets_beat_random_and_shuffled_masks(tmp_path: Path) -> None:
+    """At 2 %, over three seeds, at the built-in recipe's length; and the divergence falls."""
+    task = tk.task("digits")
+    values: dict[str, list[float]] = {"ticket": [], "shuffled": [], "random_prune": []}
+    with tk.Lab(tmp_path) as lab:
+        for number in range(3):
+            seeds = Seeds.of(number)
+            ticket = list(CONCRETE.search(lab, task, task.recipe, concrete.Settings(density=(0.02,)), seeds))[1]
+            values["ticket"].append(ticket.result.metrics["test"]["accuracy"])
+            for control in ("shuffled", "random_prune"):
+                result = train_control(lab, task, task.recipe, control, ticket, seeds)
+                values[control].append(result.metrics["test"]["accuracy"])
+            losses = [loss for _, loss in ticket.searched[-1].record["loss"]]
+            assert fmean(losses[-10:]) < 0.75 * fmean(losses[:10])
+            assert ticket.searched[-1].record["gating"]["soft_density"] == pytest.approx(0.022, rel=0.1)
+    means = {role: fmean(found) for role, found in values.items()}
+    assert means["ticket"] > means["shuffled"] + 4, values
+    assert means["ticket"] > means["random_prune"] + 20, values
+    assert min(values["ticket"]) > 85
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"density": (0.1,), "sparsity": (0.9,)}, "either density"),
+        ({"density": (0.1, 0.1)}, "each share once"),
+        ({"density": (1.0, 0.5)}, "the dense network"),
+        ({"density": (1.5,)}, "0 < density <= 1"),
+        ({"density": (0.0,)}, "0 < density <= 1"),
+        ({"density": (float("nan"),)}, "0 < density <= 1"),
+        ({"sparsity": (1.0,)}, "0 <= sparsity < 1"),
+        ({"retrain": "rewind_lr"}, "continue or restart, not rewind_lr"),
+        ({"rewind": "end"}, "continue or restart, not finetune"),
+        ({"mask_length": "0it"}, "mask_length"),
+        ({"mask_length": "long"}, "'long'"),
+    ],
+)
+def test_settings_that_contradict_are_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        concrete.Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"objective": "mse"}, "objective 'mse'"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"gate_lr": -0.1}, "lr"),
+        ({"gate_lr": float("nan")}, "lr"),
+        ({"spare": ("nothing",)}, "nothing"),
+        ({"rewind": "50ep"}, "beyond the end"),
+        ({"density": (0.3, 0.00002)}, "keeps 1 of 50200 weights, too few for one in each of the 3 layers"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_trained(
+    tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    kind = LayerCollapseError if "density" in wrong else UsageError
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(kind, match=told):
+            found_by(lab, **wrong)
+        assert lab.ledger.segments_asked == 0
+
+
+def test_a_layer_that_comes_out_empty_is_named(tmp_path: Path) -> None:
+    """Five weights, and none of the small output layer among the best."""
+    with tk.Lab(tmp_path) as lab, pytest.raises(LayerCollapseError, match=r"fc\d\.weight.*mask training"):
+        found_by(lab, density=(0.0001,), length="20it", mask_length="1it")
+
+
+class Lines(Task):
+    """y = 2 x: a regression."""
+
+    name = "lines"
+    metric = Metric("loss", "", higher_is_better=False)
+    recipe = Recipe(length="20it", batch=16, optimizer="adam", lr=1e-2)
+
+    def key(self):
+        return {"name": self.name}
+
+    def build(self):
+        return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def load(self, data: Path | None = None):
+        x = torch.linspace(-1, 1, 64).view(-1, 1)
+        return Splits(*(Split(x, 2 * x) for _ in range(3)))
+
+    def loss(self, outputs, targets, *, label_smoothing=0.0):
+        return nn.functional.mse_loss(outputs, targets)
+
+    def measure(self, outputs, targets):
+        return {"loss": (outputs - targets).square().sum()}
+
+    def summary(self, sums, count):
+        return {"loss": sums["loss"] / count}
+
+
+def test_a_regression_needs_its_own_loss(tmp_path: Path) -> None:
+    task = Lines()
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(TaskError, match="--objective loss"):
+            list(CONCRETE.search(lab, task, task.recipe, concrete.Settings(), Seeds()))
+        assert lab.ledger.segments_asked == 0
+        settings = concrete.Settings(density=(0.5,), objective="loss")
+        found = list(CONCRETE.search(lab, task, task.recipe, settings, Seeds()))
+        assert lab.store.get_mask(found[1].mask).density == 0.5
