@@ -1,0 +1,219 @@
+"""Cyclic training: each cycle written out, its budget, what is shared, and that no verdict rests on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ticketry as tk
+from ticketry.core.mask import Mask
+from ticketry.core.seeds import mix
+from ticketry.errors import UsageError
+from ticketry.evidence.controls import control_mask, control_trainings, train_control
+from ticketry.evidence.cyclic import cycles
+from ticketry.evidence.names import CONTROLS, LONGER, RIVALS
+from ticketry.evidence.settings import StabilitySettings
+from ticketry.evidence.stability import stability
+from ticketry.lab.found import Found, Seeds, spent
+from ticketry.lab.lab import Lab
+from ticketry.lab.segment import Start
+from ticketry.report import write_report
+from ticketry.run import Run, execute
+
+SEEDS = Seeds(initialisation=1, order=2, mask=3)
+K, T = 6, 40
+TASK = tk.task("digits")
+RECIPE = TASK.recipe.changed(length=f"{T}it", schedule="cosine")
+
+
+def found_by(lab: Lab, method: str = "iterative", **settings: Any) -> list[Found]:
+    chosen: Any = tk.search.method(method)
+    return list(chosen.search(lab, TASK, RECIPE, chosen.Settings(rewind=f"{K}it", **settings), SEEDS))
+
+
+def imp(lab: Lab, **settings: Any) -> list[Found]:
+    return found_by(lab, rate=0.5, levels=3, **settings)
+
+
+def trainings(lab: Lab, control: str, ticket: Found) -> Any:
+    return control_trainings(lab, TASK, RECIPE, control, ticket, SEEDS)
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", LONGER)
+def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: str) -> None:
+    """One mask throughout, from the early weights, each cycle from where the one before ended; written out."""
+    with tk.Lab(tmp_path / "one") as lab, tk.Lab(tmp_path / "other") as by_hand:
+        ticket = imp(lab)[2]
+        chain = trainings(lab, control, ticket)
+        assert len(chain) == 3  # level 2: dense, and two tickets
+        own = lab.store.get_mask(ticket.mask)
+        mask: Mask = own if control == "cyclic" else control_mask("shuffled", own, SEEDS)
+        state = lab.state(ticket.rewound)
+        for number, result in enumerate(chain):
+            segment = by_hand.segment(
+                TASK,
+                start=Start(state=by_hand.store.put_tensors(state)),
+                mask=mask,
+                first=K,
+                order_seed=SEEDS.order if number == 0 else mix(SEEDS.order, "cycle", number),
+                recipe=RECIPE,
+            )
+            state = by_hand.state(by_hand.train(segment))
+            mine = lab.state(result)
+            assert all(torch.equal(mine[name], state[name]) for name in state)
+            assert result.segment.start.optimizer is None
+            for name, kept in mask.items():
+                assert not mine[name][~kept].any()
+        assert train_control(lab, TASK, RECIPE, control, ticket, SEEDS) == chain[-1]
+
+
+def test_the_first_cycle_is_the_ticket_s_own_training(tmp_path: Path) -> None:
+    """And that of the shuffled control: nothing is trained for it."""
+    with tk.Lab(tmp_path) as lab:
+        ticket = imp(lab)[2]
+        shuffled = train_control(lab, TASK, RECIPE, "shuffled", ticket, SEEDS)
+        before = lab.ledger.steps_trained
+        assert trainings(lab, "cyclic", ticket)[0] == ticket.result
+        assert trainings(lab, "cyclic_random", ticket)[0] == shuffled
+        assert lab.ledger.steps_trained - before == 2 * 2 * (T - K)
+        trainings(lab, "cyclic", ticket)
+        assert lab.ledger.steps_trained - before == 2 * 2 * (T - K)
+
+
+@pytest.mark.parametrize("retrain", ["continue", "rewind_lr"])
+def test_level_l_has_l_plus_1_cycles_and_the_search_s_steps(tmp_path: Path, retrain: str) -> None:
+    with tk.Lab(tmp_path) as lab:
+        for ticket in imp(lab, retrain=retrain)[1:]:
+            chain = trainings(lab, "cyclic", ticket)
+            assert len(chain) == ticket.level + 1
+            steps = K + sum(result.segment.steps for result in chain)
+            assert steps == spent(ticket) == T + ticket.level * (T - K)
+            assert {(result.segment.first, result.segment.last) for result in chain} == {(K, T)}
+
+
+def test_a_ticket_of_final_weights_has_a_control_of_early_ones(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        for settings, span in (({"retrain": "finetune"}, (K, T)), ({"retrain": "restart"}, (0, T))):
+            ticket = imp(lab, **settings)[1]
+            first, *_ = trainings(lab, "cyclic", ticket)
+            assert first.segment.start == Start(state=ticket.rewound.model)
+            assert (first.segment.first, first.segment.last) == span
+        chosen = tk.search.method("iterative")
+        at_end = chosen.Settings(rewind="end", levels=1)
+        ticket = list(chosen.search(lab, TASK, RECIPE, at_end, SEEDS))[1]
+        chain = trainings(lab, "cyclic", ticket)
+        assert [(result.segment.first, result.segment.last) for result in chain] == [(0, T)]
+        assert chain[0].segment.start == Start(state=ticket.dense.model)
+
+
+def test_rounds_of_gates_and_masks_over_frozen_weights(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        for ticket in found_by(lab, "continuous", rounds=2, gate_lr=10.0)[1:]:
+            assert len(trainings(lab, "cyclic", ticket)) == ticket.level + 1
+        for length, count in ((f"{T}it", 2), ("4it", 1)):
+            ticket = found_by(lab, "concrete", mask_length=length)[1]
+            assert spent(ticket) == T + ticket.searched[-1].segment.steps
+            assert len(trainings(lab, "cyclic", ticket)) == count
+
+
+def test_spent_is_what_a_saved_ticket_tells(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"iterative": {"levels": 2}, "continuous": {"rounds": 2, "gate_lr": 10.0}}
+    with tk.Lab(tmp_path) as lab:
+        for name, chosen in settings.items():
+            method = tk.search.method(name)
+            found: dict[int, Found] = {}
+            run = Run(method, TASK, method.Settings(rewind=f"{K}it", **chosen), RECIPE, replicates=1)
+            record = execute(lab, run, on_found=lambda _, item, found=found: found.update({item.level: item}))
+            for point in record["points"]:
+                if point["role"] == "ticket":
+                    told = tk.Ticket.load(point["ticket"]).info["search_steps"]
+                    assert spent(found[point["level"]]) == told
+
+
+def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = imp(lab)[3]
+    left = spent(ticket) - K
+    assert [cycles(ticket, steps) for steps in (left, left // 2, 2 * left, 10 * left, left // 4)] == [1, 2, 1, 1, 4]
+
+
+# -- in a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    settings = tk.search.iterative.Settings(rewind=f"{K}it", rate=0.5, levels=2)
+    run = Run(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER))
+    with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
+        return execute(lab, run)
+
+
+def test_rows_tell_their_own_steps(record: dict[str, Any]) -> None:
+    rows = {(point["role"], point["level"]): point for point in record["points"] if point["replicate"] == 0}
+    for level in (1, 2):
+        assert rows["shuffled", level]["budget"] == T
+        for role in LONGER:
+            row = rows[role, level]
+            assert (row["cycles"], row["steps"]) == (level + 1, (level + 1) * (T - K))
+            assert row["budget"] == T + level * (T - K)
+            assert row["density"] == rows["ticket", level]["density"]
+    own = 2 * (T - K)  # of the tickets of a replicate, and of their shuffled controls
+    assert record["cost"]["control_steps"] == 2 * (own + 2 * (2 + 3) * (T - K))
+    assert record["cost"]["steps_trained"] == 2 * (T + own + own + 2 * (1 + 2) * (T - K))
+
+
+def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
+    assert "verdict_error" not in record
+    for verdict in record["verdicts"]:
+        assert [one["role"] for one in verdict["comparisons"]] == ["dense", "shuffled"]
+        assert [one["role"] for one in verdict["beside"]] == list(LONGER)
+        tickets, cyclic = (
+            [p["test"]["accuracy"] for p in record["points"] if (p["role"], p["level"]) == (role, verdict["level"])]
+            for role in ("ticket", "cyclic")
+        )
+        beside = verdict["beside"][0]
+        assert beside["mean"] == pytest.approx(sum(a - b for a, b in zip(tickets, cyclic, strict=True)) / 2)
+        assert beside["steps"] == T + verdict["level"] * (T - K)
+
+
+def test_the_report_shows_them_with_a_word(record: dict[str, Any], tmp_path: Path) -> None:
+    page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "minus cyclic training (shown only)" in page
+    assert "that no verdict rests on" in page
+    assert "no verdict rests on them" in page  # the notes
+
+
+def test_alone_they_leave_the_claim_at_matches(tmp_path: Path) -> None:
+    settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
+    run = Run(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("cyclic",))
+    with tk.Lab(tmp_path) as lab:
+        verdicts = execute(lab, run)["verdicts"]
+    assert [one["claim"] for one in verdicts] == ["matches"]
+
+
+# -- where they do not belong ------------------------------------------------------------------------------------------
+
+
+def test_names() -> None:
+    assert set(LONGER) <= set(CONTROLS)
+    assert set(LONGER).isdisjoint(RIVALS)
+
+
+def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = imp(lab)[1]
+        with pytest.raises(UsageError, match="cyclic is trained for longer"):
+            stability(lab, TASK, RECIPE, ticket, SEEDS, control="cyclic")
+        settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
+        record = execute(lab, Run(tk.search.iterative, TASK, settings, RECIPE, replicates=1))
+        saved = tk.Ticket.load(next(p["ticket"] for p in record["points"] if p["role"] == "ticket"))
+        with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
+            tk.evidence.verify(lab, saved, controls=("cyclic",))
+    with pytest.raises(UsageError, match="cyclic_random is trained for longer"):
+        StabilitySettings(masks=("cyclic_random",))
