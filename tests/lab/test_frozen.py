@@ -43,9 +43,12 @@ def frozen_segment(lab, task, **changes):
 
 
 def written_out(task, state, settings: Gating) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Logits at the end and the loss of each step: eval mode throughout, Adam and the balance by hand."""
+    """Logits at the end and the loss of each step: eval mode, batch statistics, Adam and the balance by hand."""
     model = task.build().eval()
     model.load_state_dict(state)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.train()
     weights = {name: dict(model.named_parameters())[name].detach() for name in settings.scope}
     s = {name: torch.full_like(weight, settings.init).requires_grad_() for name, weight in weights.items()}
     adam = torch.optim.Adam(s.values(), lr=settings.lr)
@@ -135,7 +138,7 @@ def test_a_mask_of_exactly_the_density(lab, points):
     """Those of the largest logits, ties by position."""
     result = lab.train(frozen_segment(lab, points))
     logits = {n[2:]: t for n, t in lab.store.get_tensors(result.gates).items() if n.startswith("s/")}
-    for density in (0.5, DENSITY, 0.111):
+    for density in (0.5, DENSITY, 0.2345):
         mask = lab.store.get_mask(allocated_mask(lab, result, density))
         assert mask == allocate({name: logits[name] for name in result.segment.gates.scope}, density)
         assert mask.kept == kept_elements(density, mask.total)
@@ -144,6 +147,8 @@ def test_a_mask_of_exactly_the_density(lab, points):
         assert float(kept.min()) >= float(left.max())
     with pytest.raises(LayerCollapseError, match=r"layer collapse\) after 40 steps of mask training"):
         allocated_mask(lab, result, 0.005)
+    kept = lab.store.get_mask(allocated_mask(lab, result, 0.0125, "keep"))
+    assert (kept.kept, all(row.kept for row in kept.table())) == (kept_elements(0.0125, kept.total), True)
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------------------

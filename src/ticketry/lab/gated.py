@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.core.gates import Balance, Gates, attach
 from ticketry.core.mask import Mask
@@ -27,7 +29,9 @@ _LOOKS = 100
 class GatedLoop(Loop):
     """A segment in training whose weights have gates. Losses include the penalty; clipping is of the weights alone.
 
-    Over frozen weights nothing but the gates changes: no weight, no momentum, no statistic of batch norm.
+    Over frozen weights nothing but the gates changes: no weight, no momentum, no statistic of batch norm. The network
+    is in eval mode (no dropout), but batch norm normalises by the batch at hand: the running statistics are those of
+    the dense network, by which the signal of a sparse one would fade from layer to layer.
     """
 
     gates: Gates
@@ -47,6 +51,7 @@ class GatedLoop(Loop):
             self._balance.multiplier = state.gates.get("multiplier")
         if self._gating.frozen:
             self.model.eval().requires_grad_(False)
+        self._norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
 
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
         super().train_until(last, tick)
@@ -98,17 +103,20 @@ class GatedLoop(Loop):
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         gating = self._gating
-        with self.gates.drawing():
+        with self.gates.drawing(), self._statistics():
             loss = super()._loss(inputs, targets) if gating.objective == "loss" else self._divergence(inputs, targets)
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
     def _divergence(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Of the gated network's outputs from those of the bare weights, both in eval mode."""
+        """Of the gated network's outputs from those of the bare weights, both in the same mode."""
         outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
         check_scores(self.task, outputs, targets)
         with torch.no_grad(), self.gates.lifted():
             bare = forward(self.task, self.model, inputs, self.segment.arithmetic)
         return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
+
+    def _statistics(self) -> contextlib.AbstractContextManager[None]:
+        return batch_statistics(self._norms) if self._gating.frozen else contextlib.nullcontext()
 
     def _anneal(self) -> None:
         segment = self.segment
@@ -117,6 +125,19 @@ class GatedLoop(Loop):
         except TrainingError:
             self._look_at_losses()  # where the loss was no number before, that is what to tell
             raise
+
+
+@contextlib.contextmanager
+def batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Batch norms in eval mode normalise by the batch at hand and remember nothing, for the length of a block."""
+    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:
+            norm.running_mean = norm.running_var = None
+        yield
+    finally:
+        for norm, mean, variance in kept:
+            norm.running_mean, norm.running_var = mean, variance
 
 
 def look_every(segment: Segment) -> int:

@@ -53,7 +53,8 @@ class Gating:
     seed: int = 0
     """Of the kinds that draw."""
     frozen: bool = False
-    """Train the gates alone: weights stay as they start, and the network is in eval mode throughout."""
+    """Train the gates alone: weights and buffers stay as they start. The network is in eval mode, but batch norm
+    normalises by the batch at hand."""
     objective: str = "loss"
     """What falls: ``loss``, the task's; over frozen weights also ``reverse_kl`` or ``forward_kl``, a divergence of the
     network's outputs from those that it has without gates, see `lab.objective`."""

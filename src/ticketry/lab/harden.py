@@ -29,24 +29,29 @@ def hardened_mask(lab: Lab, result: Result) -> str:
     return lab.remembered_mask({"gates": result.gates, "of": result.segment.key}, made)
 
 
-def allocated_mask(lab: Lab, result: Result, density: float) -> str:
+def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
     """Digest of the stored mask of the gates with the largest s: exactly `density`, ties by position. Remembered.
 
+    Args:
+        collapse: what to do with a parameter that has none of them, see `core.allocate`: ``raise`` or ``keep``.
+
     Raises:
-        LayerCollapseError: if a parameter has none of them.
+        LayerCollapseError: naming such parameters.
     """
 
     def made() -> Mask:
         gates = gates_of(lab, result)
         try:
-            return allocate(dict(gates.named_parameters()), density)
+            return allocate(dict(gates.named_parameters()), density, collapse=collapse)
         except LayerCollapseError as error:
             raise LayerCollapseError(
                 f"{str(error).partition(' (layer collapse)')[0]} (layer collapse) after {result.segment.steps} steps of"
-                " mask training: choose a higher density, spare the layer, or train masks for longer"
+                " mask training: choose a higher density, spare the layer, train masks for longer, or keep one weight"
+                " of it (collapse keep)"
             ) from None
 
-    return lab.remembered_mask({"gates": result.gates, "density": density, "of": result.segment.key}, made)
+    described = {"gates": result.gates, "density": density, "collapse": collapse, "of": result.segment.key}
+    return lab.remembered_mask(described, made)
 
 
 def hardened_weights(lab: Lab, result: Result) -> str:

@@ -9,13 +9,14 @@ Arora & Teuscher, "Winning the Lottery by Preserving Network Training Dynamics w
 
 From the paper: the relaxation, the balance of gradients that steers the expected density (GradBalance), the reverse KL
 divergence as objective (CTS-KL), the task's loss as an alternative. From the authors' public code, where the text that
-we could read leaves it open: both networks in eval mode, so that batch norm has the dense network's statistics of step
-k and none of them changes; no augmentation; logits that all begin at that of the density; Adam at 0.1, a tenth of it
-after 88 % of the steps; temperature 2/3; a target of 1.1 times the density in the balance, the mask taking the best;
-one draw a step for the whole batch; rewinding to epoch 9 of 160 (ResNet-20); masks trained for 12.5, 50 or 100 % of a
-training. Ours: of these the longest; a data order of its own; ties by position; which layers have gates; none of the
-paper's other objectives but the KL divergence of the other direction. The dense network is trained to the end to
-compare with: the search needs its first k steps only, and these are counted.
+we could read leaves it open: both networks in eval mode, but with batch norms that normalise by the batch at hand (here
+they leave the running statistics of step k alone; in the code they keep none); no augmentation; logits that all begin
+at that of the density; Adam at 0.1, a tenth of it after 88 % of the steps; temperature 2/3; a target of 1.1 times the
+density in the balance, the mask taking the best; one draw a step for the whole batch; rewinding to epoch 9 of 160
+(ResNet-20); masks trained for 12.5, 50 or 100 % of a training. Ours: of these the longest; a data order of its own;
+ties by position; which layers have gates, and that none may come out empty; none of the paper's other objectives but
+the KL divergence of the other direction. The dense network is trained to the end to compare with: the search needs its
+first k steps only, and these are counted.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class Settings:
     """Of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
     gate_lr: float = 0.1
     """Learning rate of the gates, by Adam; a tenth of it in the last 12 % of mask training."""
+    collapse: str = "raise"
+    """What to do where no gate of a layer is among the best: raise (an error), or keep its best weight in place of the
+    worst one kept of the largest layer."""
     retrain: str = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default) or restart
     (the whole schedule again)."""
@@ -81,6 +85,8 @@ class Settings:
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
                 f" {' or '.join(REWINDING)}, not {self.how_retrained}"
             )
+        if self.collapse not in ("raise", "keep"):
+            raise UsageError(f"collapse is raise or keep, not {self.collapse!r}")
         if Step.parse(self.mask_length).value <= 0:
             raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
         if len(set(self.densities)) < len(self.densities):
@@ -199,7 +205,7 @@ def _ticket(
     from ticketry.lab.harden import allocated_mask
     from ticketry.lab.retrain import retraining
 
-    mask = allocated_mask(lab, trained, density)
+    mask = allocated_mask(lab, trained, density, settings.collapse)
     segment = retraining(
         lab,
         task,

@@ -159,7 +159,7 @@ class Gates:
     def drawing(self) -> Iterator[None]:
         """The gates of training in eval mode too, for the length of a block.
 
-        To train gates over frozen weights: batch norm and dropout are then as when testing.
+        To train gates over frozen weights: nothing of the model is then as when it trains, but the gates.
         """
         before, self._drawing = self._drawing, True
         try:
