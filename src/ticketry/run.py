@@ -333,6 +333,7 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
             "precision": arithmetic.precision,
             "threads_per_segment": arithmetic.threads,
             "workers": lab.workers,
+            **({"stack": lab.stack} if lab.stack else {}),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
         **({"rounds": rounds} if (rounds := points.rounds.rows()) else {}),
