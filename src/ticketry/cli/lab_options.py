@@ -31,9 +31,9 @@ class LabOptions:
     threads: int = 1
     """CPU threads of one training; part of what decides its bits."""
     stack: int = 0
-    """Train up to so many networks that differ in start, mask and seeds alone (replicates, controls) as one, in one
-    process: faster for small networks, above all on a GPU. Equal to training them alone within float error, not bit for
-    bit; so results are stored apart from those without it. 0 trains each alone."""
+    """Train up to so many networks that differ in start, mask and seeds alone (replicates, controls) as one. Faster for
+    small dense networks, and on a GPU. The same as alone within float error, not bit for bit, so it is stored apart
+    from what was trained alone. 0: each alone."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
     json: bool = False

@@ -83,27 +83,33 @@ class Partners:
     @contextlib.contextmanager
     def gathering(self, pieces: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
         """For as long as so many threads run pieces of a search; each runs its piece in what this gives, called."""
-        outer = self._is_piece
+        outer, left = self._is_piece, pieces
         with self._changed:
             if not outer:
                 self._stopped = False
             self._busy += pieces - outer  # a piece that gathers pieces only waits for them
-        try:
-            yield self._piece
-        finally:
-            with self._changed:
-                self._busy += outer
 
-    @contextlib.contextmanager
-    def _piece(self) -> Iterator[None]:
-        self._mine.piece = True
-        try:
-            yield
-        finally:
-            self._mine.piece = False
+        def ended(number: int) -> None:
+            nonlocal left
             with self._changed:
-                self._busy -= 1
+                # The outer piece counts again from the end of the last inner one, not from when its thread runs again.
+                self._busy += outer * (left > 0 and left == number) - number
+                left -= number
                 self._changed.notify_all()
+
+        @contextlib.contextmanager
+        def piece() -> Iterator[None]:
+            self._mine.piece = True
+            try:
+                yield
+            finally:
+                self._mine.piece = False
+                ended(1)
+
+        try:
+            yield piece
+        finally:
+            ended(left)  # those that never began
 
     @property
     def _is_piece(self) -> bool:

@@ -117,7 +117,6 @@ _WHY = {
     "random operation": "its network draws random numbers while it trains (dropout): in a stack these would be others",
     "data-dependent control flow": _DECIDES,
     ".item()": _DECIDES,
-    "in-place": "its network writes into a tensor that all members share (a buffer that is not in its state dict)",
 }
 """Words of torch's own message -> what it means here."""
 

@@ -57,6 +57,8 @@ def execute_together(
         failed: dict[str, TrainingError] = {}
         if open_segments:
             splits = loaded(segments[0], data)
+            # In one order, whoever came first: in vectorised sums a member's bits depend on its place.
+            open_segments.sort(key=lambda segment: segment.trajectory)
             jobs = [Job(store, splits, segment, keep, measure) for segment in open_segments]
             with segments[0].arithmetic.active():
                 failed = _Stack(jobs, watch).run()
