@@ -238,8 +238,9 @@ class _Controls:
 
     def __init__(self, lab: Lab, run: Run, points: _Points) -> None:
         self._lab, self._run, self._points = lab, run, points
-        # As many threads as workers: then the search's own segments never wait long behind controls.
-        self._pool = concurrent.futures.ThreadPoolExecutor(lab.workers, "controls") if lab.workers else None
+        # No more threads than can be trained at once: then the search's own segments never wait long behind controls.
+        threads = lab.workers * max(lab.stack, 1)
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:

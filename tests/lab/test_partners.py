@@ -225,6 +225,19 @@ def test_those_who_come_while_all_workers_are_at_work_become_one_stack(ask):
     assert runner.sizes == [1, 4]
 
 
+def test_what_a_search_asks_for_comes_first(ask):
+    """Controls, which no piece asks for, were there before; they fill the stacks up."""
+    runner = Workers(at_once=True)
+    partners = Partners(runner, 4, 1)
+    controls = [partners.submit(ORDER, ask(seed), ()) for seed in range(6)]
+    asked = [ask(100 + number) for number in range(2)]
+    pieces(partners, [lambda segment=segment: trained(partners, [segment]) for segment in asked])
+    for future in controls:
+        partners.wait_for(future)
+    assert runner.sizes == [4, 4]
+    assert {segment.key for segment in asked} < {segment.key for segment in runner.stacks[0]}
+
+
 def test_two_who_wait_for_one(ask, monkeypatch):
     monkeypatch.setattr(partners_module, "_LINGER_SECONDS", 60.0)
     runner = Workers(at_once=True)

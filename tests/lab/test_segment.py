@@ -143,6 +143,14 @@ def test_every_setting_of_gates_is_in_the_key(field):
     assert replace(base, start=replace(start, gates="h" * 64)).key != base.key
 
 
+def test_a_segment_trained_alone_does_not_speak_of_stacks():
+    """Keys are older than stacks."""
+    assert "stacked" not in SEGMENT.describe()["arithmetic"]
+    stacked = replace(SEGMENT, arithmetic=Arithmetic(stacked=True))
+    assert stacked.describe()["arithmetic"]["stacked"] is True
+    assert Segment.from_description(stacked.describe(), stacked.task) == stacked
+
+
 def test_a_segment_without_gates_does_not_speak_of_them():
     """Keys are older than gates."""
     assert "gates" not in SEGMENT.describe()

@@ -29,6 +29,8 @@ class _Asked:
     like: str
     """Equal for segments that may be partners."""
     future: concurrent.futures.Future[Work]
+    of_piece: bool
+    """Whether a piece of a search asks for it."""
     due: float | None = None
     """When it is trained with the partners that are there; None as long as there is nobody to train it."""
 
@@ -62,7 +64,10 @@ class Partners:
             if self._stopped and self._is_piece:
                 raise InterruptedTrainingError("this lab was stopped")
             self._stopped = False
-            self._waiting.append(_Asked(order, segment, keep, stack_key(segment, keep), future))
+            self._waiting.append(_Asked(order, segment, keep, stack_key(segment, keep), future, self._is_piece))
+            self._waiting.sort(
+                key=lambda asked: not asked.of_piece
+            )  # controls fill stacks up
         return future
 
     def wait_for(self, future: concurrent.futures.Future[Work]) -> None:
