@@ -65,9 +65,7 @@ class Partners:
                 raise InterruptedTrainingError("this lab was stopped")
             self._stopped = False
             self._waiting.append(_Asked(order, segment, keep, stack_key(segment, keep), future, self._is_piece))
-            self._waiting.sort(
-                key=lambda asked: not asked.of_piece
-            )  # controls fill stacks up
+            self._waiting.sort(key=lambda asked: not asked.of_piece)  # controls fill stacks up
         return future
 
     def wait_for(self, future: concurrent.futures.Future[Work]) -> None:
