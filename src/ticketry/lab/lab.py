@@ -96,8 +96,8 @@ class Lab:
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.precision`).
         threads: CPU threads of a segment; part of its key.
-        stack: train up to so many segments that agree in all but start, mask and order seed as one stack, see
-            `lab.stacked`; 0 trains each alone. Segments of a lab that stacks have keys of their own.
+        stack: train up to so many segments that agree in all but start, mask and order seed as one, see
+            `lab.stacked`; part of their keys, as yes or no. 0 trains each alone.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
     """
@@ -364,7 +364,6 @@ class Lab:
             return self._runner
 
     def _gathering(self, pieces: int) -> contextlib.AbstractContextManager[Callable[[], Any]]:
-        """Tells those who wait for partners how many threads may still ask for something."""
         self._running()
         return self._partners.gathering(pieces) if self._partners else contextlib.nullcontext(contextlib.nullcontext)
 
