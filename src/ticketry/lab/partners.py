@@ -64,7 +64,8 @@ class Partners:
             if self._stopped and self._is_piece:
                 raise InterruptedTrainingError("this lab was stopped")
             self._stopped = False
-            self._waiting.append(_Asked(order, segment, keep, stack_key(segment, keep), future, self._is_piece))
+            like = f"{stack_key(segment, keep)} {order.measure}"
+            self._waiting.append(_Asked(order, segment, keep, like, future, self._is_piece))
             self._waiting.sort(key=lambda asked: not asked.of_piece)  # controls fill stacks up
         return future
 
