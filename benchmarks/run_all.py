@@ -20,6 +20,7 @@ from common import HERE, machine_line, short_processor, table
 
 BENCHMARKS = (
     "masking",
+    "members",
     "epoch",
     "search_overhead",
     "second_run",

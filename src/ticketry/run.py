@@ -238,8 +238,9 @@ class _Controls:
 
     def __init__(self, lab: Lab, run: Run, points: _Points) -> None:
         self._lab, self._run, self._points = lab, run, points
-        # As many threads as workers: then the search's own segments never wait long behind controls.
-        self._pool = concurrent.futures.ThreadPoolExecutor(lab.workers, "controls") if lab.workers else None
+        # No more threads than can be trained at once: then the search's own segments never wait long behind controls.
+        threads = lab.workers * max(lab.stack, 1)
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
@@ -333,6 +334,7 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
             "precision": arithmetic.precision,
             "threads_per_segment": arithmetic.threads,
             "workers": lab.workers,
+            **({"stack": lab.stack} if lab.stack else {}),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
         **({"rounds": rounds} if (rounds := points.rounds.rows()) else {}),

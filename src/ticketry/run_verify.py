@@ -141,6 +141,7 @@ def _environment(lab: Lab, made: Verification) -> dict[str, Any]:
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         "workers": lab.workers,
+        **({"stack": lab.stack} if lab.stack else {}),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 

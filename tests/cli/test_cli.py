@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.cli import VERBS, main
+from ticketry.lab.store import Store
 from ticketry.runfile import read_run_file
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
@@ -130,6 +132,34 @@ def _pairs(runs: dict[str, tk.Ticket]) -> list[tuple[tk.Ticket, tk.Ticket]]:
     return [(runs["base"], runs["order"]), (runs["base"], runs["start"])]
 
 
+def test_a_search_in_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Replicates and controls together in one worker process; the same words again train nothing."""
+    words = ["search", "imp", *QUICK[:-2], "--workers", "1", "--stack", "8", "--store", str(tmp_path), "--json"]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["cost"]["segments_trained"] == 2 * (1 + 2 + 6)
+    record = json.loads((tmp_path / "runs" / result["run"] / "run.json").read_text())
+    assert record["environment"]["stack"] == 8
+    store = Store(tmp_path)
+    members = [store.result(*key_of(point["key"]))["stack"]["members"] for point in record["points"]]
+    assert min(members) >= 1
+    assert statistics.mean(members) > 2
+    assert {point["role"] for point in record["points"]} >= {"dense", "ticket", "random_prune"}
+    assert json.loads(call(capsys, *words)[1])["cost"] == result["cost"]  # that record was not written anew
+
+
+def key_of(key: str) -> tuple[str, int]:
+    trajectory, _, last = key.partition("@")
+    return trajectory, int(last)
+
+
+def test_stacks_need_a_worker_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "search", "imp", *QUICK, "--stack", "8", "--store", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert "--stack needs a worker process: leave --workers 0 away" in err
+
+
 def test_own_task_with_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     words = ["search", "imp", "--task", "examples.own_task:Moons", "--option", "hidden=32", "noise=0.2"]
@@ -191,7 +221,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
     common = "task model option replicates seed initialisation-seed order-seed mask-seed controls preset config"
-    engine = "store data workers device precision threads checkpoint-seconds json verify"
+    engine = "store data workers device precision threads stack checkpoint-seconds json verify"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate help"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"

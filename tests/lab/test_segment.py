@@ -95,7 +95,7 @@ CHANGED_RECIPE = {
     "clip": 1.0,
     "augment": ("flip",),
 }
-CHANGED_ARITHMETIC = {"device": "cuda", "precision": "bf16", "channels_last": True, "threads": 2}
+CHANGED_ARITHMETIC = {"device": "cuda", "precision": "bf16", "channels_last": True, "threads": 2, "stacked": True}
 STARTS = [
     Start(seed=0),
     Start(seed=7, optimizer="o" * 64),
@@ -141,6 +141,14 @@ def test_every_setting_of_gates_is_in_the_key(field):
     base = replace(SEGMENT, start=start, gates=Gating(scope=("0.weight",), reset="paper", frozen=frozen))
     assert replace(base, gates=replace(base.gates, **{field: CHANGED_GATES[field]})).key != base.key
     assert replace(base, start=replace(start, gates="h" * 64)).key != base.key
+
+
+def test_a_segment_trained_alone_does_not_speak_of_stacks():
+    """Keys are older than stacks."""
+    assert "stacked" not in SEGMENT.describe()["arithmetic"]
+    stacked = replace(SEGMENT, arithmetic=Arithmetic(stacked=True))
+    assert stacked.describe()["arithmetic"]["stacked"] is True
+    assert Segment.from_description(stacked.describe(), stacked.task) == stacked
 
 
 def test_a_segment_without_gates_does_not_speak_of_them():

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ticketry.errors import UsageError
+
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.lab.runner import OnEvent
@@ -28,6 +30,10 @@ class LabOptions:
     """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
     threads: int = 1
     """CPU threads of one training; part of what decides its bits."""
+    stack: int = 0
+    """Train up to so many networks that differ in start, mask and seeds alone (replicates, controls) as one; 0: each
+    alone. Helps very small networks, and on a GPU small ones; slows convolutions on a CPU down. Results are those of
+    training alone within float error, not bit for bit, and are stored apart from these."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
     json: bool = False
@@ -43,13 +49,20 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent) -> Lab:
 
         torch.set_num_threads(1)  # this process only directs: its small work is slowed by threads, workers are not
     workers = default_workers() if options.workers is None else options.workers
+    if task is not None and not task.spec:
+        workers = 0
+    if options.stack and not workers:
+        raise UsageError(
+            "--stack needs a worker process: leave --workers 0 away, and name a task of your own as module:object"
+        )
     return Lab(
         options.store,
         data=options.data,
-        workers=workers if task is None or task.spec else 0,
+        workers=workers,
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        stack=options.stack,
         checkpoint_seconds=options.checkpoint_seconds,
         on_event=on_event,
     )

@@ -84,7 +84,7 @@ def barrier(
         "points": points,
         "split": split,
         "recalibrate": [recalibrate, batch] if recalibrate else 0,
-        "arithmetic": vars(arithmetic),
+        "arithmetic": arithmetic.describe(),
     }
     key = digest_of(described)
     known = lab.store.memo("barriers", key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ def evaluate(task: Task, model: nn.Module, split: Split, arithmetic: Arithmetic)
     return task.summary({name: float(value) for name, value in sums.items()}, len(split))
 
 
-def forward(task: Task, model: nn.Module, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
+def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
     """The model's outputs for stored inputs on the device; fp32, so that losses and metrics are."""
     prepared = task.prepare(inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)
     with arithmetic.autocast():
-        outputs: Tensor = model(prepared)
+        outputs = model(prepared)
     return outputs.float()

@@ -64,16 +64,19 @@ def execute(
     on from the furthest stored state. Without `measure` the result needs no metrics.
     """
     started = time.perf_counter()
-    trajectory = segment.trajectory
     watch.waiting(segment)
-    with store.lock(trajectory):
+    with store.lock(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
             return Work()
-        job = _Job(store, _data(segment, data), segment, sorted({*keep, segment.last}), watch, measure)
+        job = Job(store, loaded(segment, data), segment, keep, measure)
         with segment.arithmetic.active():
-            job.run()
-    total = time.perf_counter() - started
-    return Work(job.steps_trained, job.train_seconds, total - job.train_seconds)
+            if job.missing:
+                kind = GatedLoop if segment.gates else Loop
+                training = Training(kind(job.splits.train, segment, job.furthest_state(), job.mask), [job], watch)
+                for stop in list(job.missing):
+                    training.until(stop)
+            job.finish()
+    return job.work(time.perf_counter() - started)
 
 
 def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:
@@ -83,7 +86,8 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
     return bool(record and (record["metrics"] or not measure)) and all(store.result(trajectory, step) for step in keep)
 
 
-def _data(segment: Segment, folder: Path | None) -> Splits:
+def loaded(segment: Segment, folder: Path | None) -> Splits:
+    """The data of a segment's task; `TaskError` if it is not what the segment was made for."""
     splits = segment.task.load(folder)
     count = len(splits.train)
     if steps_per_epoch(count, segment.recipe.batch) != segment.per_epoch:
@@ -94,37 +98,36 @@ def _data(segment: Segment, folder: Path | None) -> Splits:
     return splits
 
 
-class _Job:
-    """The steps of one `execute`, with what they share."""
+class Job:
+    """One segment whose lock is held: where it begins, and its states and results in the store."""
 
-    def __init__(
-        self, store: Store, splits: Splits, segment: Segment, stops: Sequence[int], watch: Watch, measure: bool
-    ) -> None:
-        self.store, self.splits, self.segment, self.watch, self.measure = store, splits, segment, watch, measure
+    def __init__(self, store: Store, splits: Splits, segment: Segment, keep: Sequence[int], measure: bool) -> None:
+        self.store, self.splits, self.segment, self.measure = store, splits, segment, measure
         self.task = segment.task
         self.trajectory = segment.trajectory
+        stops = sorted({*keep, segment.last})
         self.missing = [stop for stop in stops if store.result(self.trajectory, stop) is None]
+        """The steps whose states are still to be stored, in order."""
         self.mask: Mask | None = store.get_mask(segment.mask) if segment.mask else None
         self.steps_trained = 0
         self.train_seconds = 0.0
+        """Of these steps; of a stack's time this network's share."""
         self._earlier_seconds = 0.0
-        self._mark = self._next_tick = self._next_checkpoint = 0.0
 
-    def run(self) -> None:
-        if self.missing:
-            kind = GatedLoop if self.segment.gates else Loop
-            loop = kind(self.splits.train, self.segment, self._furthest_state(), self.mask)
-            for stop in self.missing:
-                self._train(loop, stop)
-                self._store_result(loop, stop)
+    def finish(self) -> None:
+        """What is left to do when all states are stored."""
         record = self.store.result(self.trajectory, self.segment.last)
         if self.measure and record and not record["metrics"]:  # kept on the way of a longer segment
             self._add_metrics(record)
         self.store.drop_partials(self.trajectory, self.segment.last)
 
+    def work(self, seconds: float) -> Work:
+        """What was done in `seconds` of wall time."""
+        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds)
+
     # -- where to begin ----------------------------------------------------------------------------------------------
 
-    def _furthest_state(self) -> TrainingState:
+    def furthest_state(self) -> TrainingState:
         """The stored state of this trajectory that is nearest before the first missing one."""
         bound = self.missing[0]
         partial = self.store.partial(self.trajectory, bound)
@@ -159,43 +162,18 @@ class _Job:
             gates = next_round(self.segment, model, self.mask, self.store.get_tensors(start.gates))
         return TrainingState(self.segment.first, model, optimizer, torch.zeros(0), gates)
 
-    # -- training ----------------------------------------------------------------------------------------------------
-
-    def _train(self, loop: Loop, stop: int) -> None:
-        before = loop.step
-        self._mark = self._next_tick = time.monotonic()
-        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
-        try:
-            loop.train_until(stop, lambda: self._tick(loop))
-        finally:
-            self.steps_trained += loop.step - before
-            self.train_seconds += time.monotonic() - self._mark
-
-    def _tick(self, loop: Loop) -> None:
-        now = time.monotonic()
-        if now < self._next_tick:
-            return
-        self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
-        self.watch.progress(self.segment, loop.step)
-        stop = self.watch.stop_asked()
-        if stop or now >= self._next_checkpoint:
-            self.train_seconds += now - self._mark
-            self._store_partial(loop)
-            self._mark = time.monotonic()
-            self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
-        if stop:
-            raise InterruptedTrainingError(f"stopped at step {loop.step}; its state is stored")
-
     # -- storing -----------------------------------------------------------------------------------------------------
 
-    def _store_partial(self, loop: Loop) -> None:
-        state = loop.state()
+    def store_partial(self, state: TrainingState) -> None:
+        """Keep a state inside the segment, to go on from."""
         tensors = {f"model/{name}": value for name, value in state.model.items()} | _packed(state, state.gates)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
         self.store.put_partial(self.trajectory, state.step, tensors)
 
-    def _store_result(self, loop: Loop, stop: int) -> None:
-        state = loop.state()
+    def store_result(self, loop: Loop, state: TrainingState, position: int = 0) -> None:
+        """Store the first missing result: that of `loop`, whose state at `position` is `state`."""
+        stop = self.missing.pop(0)
+        assert stop == state.step
         measured = self.measure and stop == self.segment.last
         gates = {name: value for name, value in state.gates.items() if name == "round" or name.startswith("s/")}
         on_the_way = {name: value for name, value in state.gates.items() if name not in gates}
@@ -205,7 +183,7 @@ class _Job:
             "model": self.store.put_tensors(state.model),
             # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
             "training": self.store.put_tensors(_packed(state, on_the_way)) if stop < self.segment.total else None,
-            **(self._measured(loop.model, loop.gates) if measured else {"metrics": None}),
+            **(self._measured(loop.plain_model(position, state), loop.gates) if measured else {"metrics": None}),
             "loss": _curve(state.losses, self.segment.first),
             "cost": {
                 "steps": stop - self.segment.first,
@@ -217,7 +195,6 @@ class _Job:
         if gates:
             record["gates"] = self.store.put_tensors(gates)
         self.store.put_result(self.trajectory, stop, record)
-        self.watch.progress(self.segment, stop)
 
     def _add_metrics(self, record: Mapping[str, Any]) -> None:
         model = self.segment.arithmetic.place(rebuilt(self.task, self.store.get_tensors(record["model"])))
@@ -239,6 +216,58 @@ class _Job:
         splits = {"validation": self.splits.validation, "test": self.splits.test}
         arithmetic = self.segment.arithmetic
         return {name: _rounded(evaluate(self.task, model, split, arithmetic)) for name, split in splits.items()}
+
+
+class Training:
+    """Jobs that one loop trains: tells how far they are, and stores checkpoints at a time interval."""
+
+    def __init__(self, loop: Loop, jobs: Sequence[Job], watch: Watch) -> None:
+        self.loop, self.jobs, self.watch = loop, jobs, watch
+        self._mark = self._next_tick = self._next_checkpoint = 0.0
+
+    def until(self, stop: int) -> None:
+        """Train up to step `stop`; its results are stored for the jobs that miss them there.
+
+        Raises:
+            InterruptedTrainingError: if the watch asked for a stop; the states are stored.
+            TrainingError, HoldError: see `Loop.train_until`.
+        """
+        before = self.loop.step
+        self._mark = self._next_tick = time.monotonic()
+        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        try:
+            self.loop.train_until(stop, self._tick)
+        finally:
+            self._count(time.monotonic())
+            for job in self.jobs:
+                job.steps_trained += self.loop.step - before
+        if any(stop in job.missing for job in self.jobs):
+            for position, (job, state) in enumerate(zip(self.jobs, self.loop.states(), strict=True)):
+                if stop in job.missing:
+                    job.store_result(self.loop, state, position)
+                    self.watch.progress(job.segment, stop)
+
+    def _count(self, now: float) -> None:
+        for job in self.jobs:
+            job.train_seconds += (now - self._mark) / len(self.jobs)
+        self._mark = now
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
+        for job in self.jobs:
+            self.watch.progress(job.segment, self.loop.step)
+        stop = self.watch.stop_asked()
+        if stop or now >= self._next_checkpoint:
+            self._count(now)
+            for job, state in zip(self.jobs, self.loop.states(), strict=True):
+                job.store_partial(state)
+            self._mark = time.monotonic()
+            self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        if stop:
+            raise InterruptedTrainingError(f"stopped at step {self.loop.step}; its state is stored")
 
 
 def environment() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from ticketry.lab.execute import Work, is_done
 from ticketry.lab.gating import Gating
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
+from ticketry.lab.partners import Partners
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
 from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
@@ -94,6 +96,8 @@ class Lab:
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.precision`).
         threads: CPU threads of a segment; part of its key.
+        stack: train up to so many segments that agree in all but start, mask and order seed as one, see
+            `lab.stacked`; part of their keys, as yes or no. 0 trains each alone.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
     """
@@ -107,21 +111,23 @@ class Lab:
         device: str = "auto",
         precision: str = "auto",
         threads: int = 1,
+        stack: int = 0,
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
     ) -> None:
-        if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
-            raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
+        if workers < 0 or stack < 0 or threads < 1 or checkpoint_seconds <= 0:
+            raise UsageError("workers and stack must be at least 0, threads at least 1 and checkpoint_seconds above 0")
         self.store = Store(store)
         self.data = Path(data).resolve() if data is not None else None
         self.ledger = Ledger()
-        self._choices = {"device": device, "precision": precision, "threads": threads}
-        self.workers = workers
+        self._choices = {"device": device, "precision": precision, "threads": threads, "stacked": stack > 0}
+        self.workers, self.stack = workers, stack
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
         self._listener = on_event
         self._labels: dict[str, str] = {}
         self._told = threading.local()
         self._runner: Runner | None = None
+        self._partners: Partners | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
         self._arithmetic: dict[str, Arithmetic] = {}
@@ -213,6 +219,8 @@ class Lab:
         try:
             for segment, future in zip(segments, futures, strict=True):
                 if future is not None:
+                    if self._partners:
+                        self._partners.wait_for(future)
                     self._account(segment, (segment.key, tuple(keep), measure), future.result())
         except BaseException as error:
             if len(segments) > 1 or not isinstance(error, Exception):
@@ -229,21 +237,28 @@ class Lab:
         pieces = list(functions)
         prefix = getattr(self._told, "prefix", "")
 
-        def labelled(piece: Callable[[], T]) -> T:
-            with self.telling(prefix):
-                return piece()
-
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
+        with self._gathering(len(pieces)) as counted:
+
+            def labelled(piece: Callable[[], T]) -> T:
+                with counted(), self.telling(prefix):
+                    return piece()
+
+            futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
+        self._raise_cause(futures)
+        return [future.result() for future in futures]
+
+    def _side_by_side(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
+        """Run each piece in a thread; the futures are done. The first that fails stops the training of all."""
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
-            futures = [pool.submit(labelled, piece) for piece in pieces]
+            futures = [pool.submit(piece) for piece in pieces]
             try:
                 concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
             finally:
                 if not all(future.done() and future.exception() is None for future in futures):
                     self.stop()
-        self._raise_cause(futures)
-        return [future.result() for future in futures]
+        return futures
 
     @contextlib.contextmanager
     def telling(self, prefix: str) -> Iterator[None]:
@@ -292,14 +307,14 @@ class Lab:
 
     def stop(self) -> None:
         """Ask all training to store its state and stop."""
-        if self._runner:
-            self._runner.stop()
+        if running := self._partners or self._runner:
+            running.stop()
 
     def close(self) -> None:
         """Release worker processes."""
         if self._runner:
             self._runner.close()
-            self._runner = None
+            self._runner = self._partners = None
 
     def __enter__(self) -> Lab:
         return self
@@ -334,14 +349,23 @@ class Lab:
             future = self._in_flight.get((key, keep, measure))
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
+                runner = self._running()
+                asked = self._partners if self._partners and segment.arithmetic.stacked else runner
                 order = replace(self._order, measure=measure)
-                future = self._in_flight[key, keep, measure] = self._running().submit(order, segment, keep)
+                future = self._in_flight[key, keep, measure] = asked.submit(order, segment, keep)
             return future
 
     def _running(self) -> Runner:
-        if self._runner is None:
-            self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
-        return self._runner
+        with self._guard:
+            if self._runner is None:
+                self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
+                if self.stack:
+                    self._partners = Partners(self._runner, self.stack, self.workers)
+            return self._runner
+
+    def _gathering(self, pieces: int) -> contextlib.AbstractContextManager[Callable[[], Any]]:
+        self._running()
+        return self._partners.gathering(pieces) if self._partners else contextlib.nullcontext(contextlib.nullcontext)
 
     def _account(self, segment: Segment, asked: tuple[str, tuple[int, ...], bool], work: Work) -> None:
         with self._guard:

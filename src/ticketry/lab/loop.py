@@ -52,7 +52,7 @@ class Loop:
     def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
         self.segment, self.task, self.step = segment, segment.task, state.step
         self._device = segment.arithmetic.device
-        self.model = segment.arithmetic.place(rebuilt(self.task, state.model))
+        self.model = segment.arithmetic.place(self._built(state.model))
         self.model.train()
         self._optimizer = make_optimizer(segment.recipe, self.model)
         load_optimizer(self._optimizer, self.model, state.optimizer)
@@ -62,12 +62,12 @@ class Loop:
         if self._hold:
             self._hold.mask_state(self._optimizer)
         self._examples = feed.placed(examples, self._device)
-        self._order = DataOrder(segment.order_seed, len(examples), segment.recipe.batch)
+        self._order = self._ordered(len(examples))
         self._read_with, self._augment = feed.while_reading(examples, segment.recipe.augment)
         self._batches: feed.Batches | None = None
         self._generator = torch.Generator()
-        self._losses = torch.zeros(segment.last - segment.first, device=self._device)
-        self._losses[: len(state.losses)] = state.losses
+        self._losses = torch.zeros(*state.losses.shape[:-1], segment.last - segment.first, device=self._device)
+        self._losses[..., : state.losses.shape[-1]] = state.losses
         self._looked_at = state.step
         self._lr = -1.0
 
@@ -97,12 +97,23 @@ class Loop:
     def state(self) -> TrainingState:
         """A copy of the state now."""
         self._look_at_losses()
+        return self._state_now()
+
+    def _state_now(self) -> TrainingState:
         return TrainingState(
             step=self.step,
             model=state_of(self.model),
             optimizer={name: value.clone() for name, value in optimizer_tensors(self._optimizer, self.model).items()},
-            losses=self._losses[: self.step - self.segment.first].cpu().clone(),
+            losses=self._losses[..., : self.step - self.segment.first].cpu().clone(),
         )
+
+    def states(self) -> list[TrainingState]:
+        """The state of each network in training: here of one."""
+        return [self.state()]
+
+    def plain_model(self, position: int, state: TrainingState) -> nn.Module:
+        """The network at `position` of `states`, for its metrics; `state` is what was found there."""
+        return self.model
 
     def facts(self) -> dict[str, Any]:
         """What a record of the result tells beside the state and its metrics, as JSON values."""
@@ -116,7 +127,7 @@ class Loop:
             steps = range(self.step, segment.last)
             self._batches = feed.batches(
                 self._examples,
-                self._order.batch,
+                self._order,
                 steps,
                 self._device,
                 augment=self._read_with,
@@ -132,34 +143,53 @@ class Loop:
                 self._batches = None
 
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
-        segment, recipe, step = self.segment, self.segment.recipe, self.step
+        recipe, step = self.segment.recipe, self.step
         if self._augment:
-            self._generator.manual_seed(mix(segment.order_seed, "augment", step))
-            inputs = self.task.augment(inputs, self._augment, self._generator)
-        self._seed(mix(segment.order_seed, "step", step))  # dropout and the like: functions of the step too
+            inputs = self._augmented(inputs)
+        self._seed_step()
         loss = self._loss(inputs, targets)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward(loss)
         if self._hold:
             self._hold.mask_gradients()
         if recipe.clip:
-            nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
+            self._clip(recipe.clip)
         lr = self._learning_rate(step)
         if lr != self._lr:
             self._lr = lr
             set_learning_rate(self._optimizer, lr)
         self._optimizer.step()
-        self._losses[step - segment.first] = loss.detach()
+        self._losses[..., step - self.segment.first] = loss.detach()
+
+    # What differs where several networks are trained at once, see `lab.stacked`.
+
+    def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
+        return rebuilt(self.task, state)
+
+    def _ordered(self, examples: int) -> Callable[[int], Tensor]:
+        return DataOrder(self.segment.order_seed, examples, self.segment.recipe.batch).batch
+
+    def _augmented(self, inputs: Tensor) -> Tensor:
+        self._generator.manual_seed(mix(self.segment.order_seed, "augment", self.step))
+        return self.task.augment(inputs, self._augment, self._generator)
+
+    def _seed_step(self) -> None:
+        """Make dropout and the like functions of the step too."""
+        seed = mix(self.segment.order_seed, "step", self.step)
+        # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
+        torch.default_generator.manual_seed(seed)
+        if self._device == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
         return self.task.loss(outputs, targets, label_smoothing=self.segment.recipe.label_smoothing)
 
-    def _seed(self, seed: int) -> None:
-        # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
-        torch.default_generator.manual_seed(seed)
-        if self._device == "cuda":
-            torch.cuda.manual_seed(seed)
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _clip(self, norm: float) -> None:
+        nn.utils.clip_grad_norm_(self._parameters, norm)
 
     def _learning_rate(self, step: int) -> float:
         segment = self.segment
@@ -167,16 +197,24 @@ class Loop:
 
     def _look_at_losses(self) -> None:
         first = self.segment.first
-        recent = self._losses[self._looked_at - first : self.step - first]
+        recent = self._losses[..., self._looked_at - first : self.step - first]
         finite = torch.isfinite(recent)
         if not bool(finite.all()):
-            step = self._looked_at + int((~finite).nonzero()[0])
-            raise TrainingError(
-                f"the loss is {float(self._losses[step - first])} at step {step} (epoch"
-                f" {step / self.segment.per_epoch:.2f}, learning rate {self._learning_rate(step):g}): lower the"
-                " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
-            )
+            self._fail(recent, finite)
         self._looked_at = self.step
+
+    def _fail(self, recent: Tensor, finite: Tensor) -> None:
+        raise self._not_finite(recent, finite)
+
+    def _not_finite(self, recent: Tensor, finite: Tensor) -> TrainingError:
+        """What to tell of losses [steps] since they were last looked at, not all of which are finite."""
+        index = int((~finite).nonzero()[0])
+        step = self._looked_at + index
+        return TrainingError(
+            f"the loss is {float(recent[index])} at step {step} (epoch"
+            f" {step / self.segment.per_epoch:.2f}, learning rate {self._learning_rate(step):g}): lower the"
+            " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
+        )
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

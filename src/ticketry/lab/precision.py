@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,20 @@ class Arithmetic:
     channels_last: bool = False
     threads: int = 1
     """Of one segment on a CPU, whatever runs it and whatever else runs."""
+    stacked: bool = False
+    """Trained as one of several networks in one stack, see `lab.stacked`: equal to training it alone within float
+    error, and to training it in another stack within float error too."""
+
+    def __post_init__(self) -> None:
+        if self.stacked and self.channels_last:
+            raise UsageError("stacked networks are kept in torch's own memory layout, not in channels_last")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values, for keys; these are older than stacks."""
+        values = asdict(self)
+        if not self.stacked:
+            del values["stacked"]
+        return values
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -58,13 +73,14 @@ class Arithmetic:
 
 
 def choose_arithmetic(
-    model: nn.Module, *, device: str = "auto", precision: str = "auto", threads: int = 1
+    model: nn.Module, *, device: str = "auto", precision: str = "auto", threads: int = 1, stacked: bool = False
 ) -> Arithmetic:
     """The arithmetic for a model, by a fixed rule on what the processor can do, never by a timing.
 
     A GPU is used where there is one. Convolutional networks train in bfloat16 where the processor has instructions
     for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), with channels_last; that halves a step. Networks
-    without convolutions are small enough for the conversions to cost more, and train in fp32.
+    without convolutions are small enough for the conversions to cost more, and train in fp32. Stacked networks
+    (see `lab.stacked`) keep torch's own layout: convolutions of several networks are one in groups.
 
     Raises:
         UsageError: for an unknown word, or a device that is not there.
@@ -80,10 +96,10 @@ def choose_arithmetic(
     convolutional = any(isinstance(module, _ConvNd) for module in model.modules())
     if precision == "auto":
         precision = "bf16" if convolutional and _has_bf16(place) else "fp32"
-    channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    channels_last = not stacked and any(isinstance(module, nn.Conv2d) for module in model.modules())
     if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
         channels_last = False
-    return Arithmetic(place, precision, channels_last, threads)
+    return Arithmetic(place, precision, channels_last, threads, stacked)
 
 
 def _crashes(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -11,19 +12,23 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError
 from ticketry.lab.execute import Watch, Work, execute
 from ticketry.lab.segment import Segment
 from ticketry.lab.store import Store
+from ticketry.lab.together import Answer, execute_together
 from ticketry.tasks import registry
 from ticketry.tasks.base import Spec, Task
+
+T = TypeVar("T")
+Answers = concurrent.futures.Future[list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,13 @@ class Order:
 
 @dataclass(frozen=True)
 class _Request:
-    """One segment to train, in a form that another process can take."""
+    """Segments to train, one or a stack, in a form that another process can take."""
 
     order: Order
     spec: Spec
     """How another process makes the task."""
-    segment: dict[str, Any]
-    """The segment's description."""
+    segments: tuple[dict[str, Any], ...]
+    """Their descriptions."""
     keep: tuple[int, ...]
 
 
@@ -69,6 +74,9 @@ class Runner(Protocol):
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         """Begin, or queue, the work; the future holds what was really done."""
+
+    def submit_stack(self, order: Order, segments: Sequence[Segment], keep: tuple[int, ...]) -> Answers:
+        """Likewise for segments that are trained together, see `lab.together`."""
 
     def stop(self) -> None:
         """Ask all training to store its state and stop; returns when it has."""
@@ -103,14 +111,22 @@ class InProcess:
         self._stop = threading.Event()
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        future: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        return self._done(order, lambda store, watch: execute(store, order.data, segment, keep, watch, measure=order.measure))
+
+    def submit_stack(self, order: Order, segments: Sequence[Segment], keep: tuple[int, ...]) -> Answers:
+        def work(store: Store, watch: Watch) -> list[Answer]:
+            return execute_together(store, order.data, segments, keep, watch, measure=order.measure)
+
+        return self._done(order, work)
+
+    def _done(self, order: Order, work: Callable[[Store, Watch], T]) -> concurrent.futures.Future[T]:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
         watch = _ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
         with self._one_at_a_time:
             self._stop.clear()
             with _interrupt_as_flag(self._stop):
                 try:
-                    work = execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure)
-                    future.set_result(work)
+                    future.set_result(work(Store(order.store), watch))
                 except InterruptedTrainingError as error:
                     raise KeyboardInterrupt from error
                 except Exception as error:
@@ -138,21 +154,30 @@ class Processes:
         self._listener.start()
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        spec = segment.task.spec
-        if spec is None:
+        return self._begun(_work, order, [segment], keep)
+
+    def submit_stack(self, order: Order, segments: Sequence[Segment], keep: tuple[int, ...]) -> Answers:
+        return self._begun(_work_stack, order, segments, keep)
+
+    def _begun(
+        self, work: Callable[[_Request], T], order: Order, segments: Sequence[Segment], keep: tuple[int, ...]
+    ) -> concurrent.futures.Future[T]:
+        task = segments[0].task
+        if task.spec is None:
             raise TaskError(
-                f"the task {segment.task.name!r} was made in this process and another cannot make it: name it as"
+                f"the task {task.name!r} was made in this process and another cannot make it: name it as"
                 " package.module:object, or train in this process (workers=0)"
             )
         try:
-            future = self._pool.submit(_work, _Request(order, spec, segment.describe(), keep))
+            request = _Request(order, task.spec, tuple(segment.describe() for segment in segments), keep)
+            future = self._pool.submit(work, request)
         except BrokenProcessPool as error:
             raise _lost_worker() from error
         except RuntimeError as error:
             if not self._stop.is_set():
                 raise
             raise InterruptedTrainingError("this lab was stopped: go on with a new one on the same store") from error
-        answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
         future.add_done_callback(functools.partial(_pass_on, answer))
         return answer
 
@@ -166,7 +191,7 @@ class Processes:
         self._listener.join(timeout=5)
 
 
-def _pass_on(answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
+def _pass_on(answer: concurrent.futures.Future[T], future: concurrent.futures.Future[T]) -> None:
     if future.cancelled():
         answer.set_exception(InterruptedTrainingError("stopped before it began"))
         return
@@ -222,11 +247,33 @@ def _task(spec: Spec) -> Task:
 
 
 def _work(request: _Request) -> Work:
+    order, (segment,) = request.order, _segments(request)
+    with _portable_errors():
+        return execute(
+            Store(order.store), order.data, segment, request.keep, _watch(order), measure=order.measure
+        )
+
+
+def _work_stack(request: _Request) -> list[Answer]:
     order = request.order
-    segment = Segment.from_description(request.segment, _task(request.spec))
-    watch = _ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
+    with _portable_errors():
+        return execute_together(
+            Store(order.store), order.data, _segments(request), request.keep, _watch(order), measure=order.measure
+        )
+
+
+def _segments(request: _Request) -> list[Segment]:
+    return [Segment.from_description(described, _task(request.spec)) for described in request.segments]
+
+
+def _watch(order: Order) -> Watch:
+    return _ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
+
+
+@contextlib.contextmanager
+def _portable_errors() -> Iterator[None]:
     try:
-        return execute(Store(order.store), order.data, segment, request.keep, watch, measure=order.measure)
+        yield
     except Exception as error:
         raise _portable(error) from error
 

@@ -70,6 +70,11 @@ class Segment:
             raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
         if (self.start.gates is None) != (self.gates is None or self.gates.reset is None):
             raise UsageError("a segment that starts with gates of an earlier round says how they are reset, no other")
+        if self.gates is not None and self.arithmetic.stacked:
+            raise UsageError(
+                "networks with gates are trained one by one: their temperatures and draws are not stacked. Leave"
+                " --stack away (stack=0)"
+            )
 
     @property
     def steps(self) -> int:
@@ -102,8 +107,9 @@ class Segment:
         """All of it as JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["task"] = dict(self.task.key())
-        for name in ("recipe", "start", "arithmetic"):
+        for name in ("recipe", "start"):
             values[name] = asdict(values[name])
+        values["arithmetic"] = self.arithmetic.describe()
         # Left out where there are none: keys are older than gates.
         if self.start.gates is None:
             del values["start"]["gates"]

@@ -1,0 +1,116 @@
+"""What it costs to train several networks that differ in start and data order alone, in three ways.
+
+- one after another, in this process;
+- in a stack (`Lab(stack=...)`, `ticketry.lab.stacked`): in this process too, one forward and backward pass for all;
+- side by side in worker processes, one network and one thread each.
+
+All through `Lab.train_many`, so evaluation and storing are counted; every round trains other seeds. Stacks are beside
+one network with as many threads: CPU time in one thread on a CPU, wall time on a GPU (where there is one). Worker
+processes, which are started before, are beside one network after another with two threads, in wall time: nothing else
+may run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Row, alternating, main, one_thread, parser, ratio_row, timed
+
+import ticketry as tk
+
+ROUNDS, QUICK_ROUNDS = 7, 1
+CORES = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """So many members of a network, in one way beside another."""
+
+    way: str
+    task: str
+    members: int
+    length: str
+    target: float | None
+    lab: Mapping[str, Any]
+    """Of the way that is measured."""
+    base: Mapping[str, Any]
+    """Of training one after another."""
+    clock: Callable[[], float] = time.perf_counter
+
+
+def settings() -> list[Setting]:
+    stacked, alone = {"device": "cpu", "stack": 16}, {"device": "cpu"}
+    side_by_side, in_turn = {**alone, "workers": CORES}, {**alone, "threads": CORES}
+    found = [
+        Setting("stacked", "digits", 16, "20ep", 0.5, stacked, alone, time.process_time),
+        Setting(f"{CORES} workers", "fashion-mnist", 8, "2ep", 0.6, side_by_side, in_turn),
+        Setting(f"{CORES} workers", "cifar10", 8, "60it", 0.6, side_by_side, in_turn),
+        Setting("stacked", "fashion-mnist", 8, "1ep", None, stacked, alone, time.process_time),
+    ]
+    if torch.cuda.is_available():
+        stacked, alone = {"device": "cuda", "stack": 16}, {"device": "cuda"}
+        for task, length in (("digits", "20ep"), ("fashion-mnist", "2ep"), ("cifar10", "2ep")):
+            found.append(Setting("stacked", task, 16, length, None, stacked, alone))
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    one_thread()
+    chosen = settings()
+    if arguments.only:
+        chosen = [setting for setting in chosen if setting.task in arguments.only]
+    return [compare(setting, arguments) for setting in chosen]
+
+
+def compare(setting: Setting, arguments: argparse.Namespace) -> Row:
+    """The row of one setting."""
+    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
+    task = tk.task(setting.task)
+    length = "20it" if arguments.quick else setting.length
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as labs:
+        cases = {}
+        for name, options in (("way", setting.lab), ("base", setting.base)):
+            lab = labs.enter_context(tk.Lab(Path(folder) / name, data=arguments.data, **options))
+            cases[name] = case(lab, task, setting, length)
+        seconds = alternating(cases, rounds)
+    device = setting.base["device"]
+    threads = setting.base.get("threads", 1)
+    clock = "CPU" if setting.clock is time.process_time else "wall"
+    how = f"{device}, one after another: {threads} thread(s), {clock} time, {rounds} x {length} of each member"
+    what = (
+        f"{setting.members} members {setting.way} / one after another: {getattr(task, 'model', '')} on {setting.task}"
+    )
+    details = {"members_a_second": setting.members / statistics.median(seconds["way"])}
+    return ratio_row(what, seconds["way"], seconds["base"], target=setting.target, how=how, details=details)
+
+
+def case(lab: tk.Lab, task: tk.Task, setting: Setting, length: str) -> Callable[[], float]:
+    """Trains members that were never trained before, whenever it is called; the seconds it takes."""
+    recipe, seeds = task.recipe.changed(length=length), count()
+
+    def sample() -> float:
+        members = [next(seeds) for _ in range(setting.members)]
+        segments = [lab.segment(task, start=seed, order_seed=seed, recipe=recipe) for seed in members]
+        return timed(lambda: lab.train_many(segments), setting.clock)
+
+    return sample
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "")
+    made.add_argument("--only", nargs="*", metavar="TASK", help="of the tasks measured, by default all")
+    return made
+
+
+if __name__ == "__main__":
+    main("members", measure, options())
