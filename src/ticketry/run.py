@@ -357,6 +357,6 @@ def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float,
         "dense_steps": steps["dense"] // run.replicates,
         "search_steps_per_replicate": (masks + steps["ticket"]) // run.replicates,
         "control_steps": controls,
-        "train_seconds": round(sum(each.train_seconds for each in trained.values()), 3),
+        "train_seconds": round(sum(each.train_seconds for each in trained), 3),
         "wall_seconds": round(seconds, 3),
     }

@@ -111,7 +111,9 @@ class InProcess:
         self._stop = threading.Event()
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        return self._done(order, lambda store, watch: execute(store, order.data, segment, keep, watch, measure=order.measure))
+        return self._done(
+            order, lambda store, watch: execute(store, order.data, segment, keep, watch, measure=order.measure)
+        )
 
     def submit_stack(self, order: Order, segments: Sequence[Segment], keep: tuple[int, ...]) -> Answers:
         def work(store: Store, watch: Watch) -> list[Answer]:
@@ -249,9 +251,7 @@ def _task(spec: Spec) -> Task:
 def _work(request: _Request) -> Work:
     order, (segment,) = request.order, _segments(request)
     with _portable_errors():
-        return execute(
-            Store(order.store), order.data, segment, request.keep, _watch(order), measure=order.measure
-        )
+        return execute(Store(order.store), order.data, segment, request.keep, _watch(order), measure=order.measure)
 
 
 def _work_stack(request: _Request) -> list[Answer]:
