@@ -38,7 +38,7 @@ def assert_same(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert metrics(result) == metrics(undisturbed)
 
 
-@pytest.mark.parametrize("moments", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
     store, chance, long = tmp_path / "store", random.Random(moments), ("--recipe.length", "1000it")
     finished: dict[str, tuple[int, int]] = {}
@@ -88,7 +88,7 @@ def test_a_killed_rival_does_not_block(tmp_path: Path, undisturbed: dict[str, An
     assert_same(second.result(), undisturbed)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_ctrl_c(tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     store = tmp_path / "store"
     search = Search(store, workers=workers)
@@ -137,6 +137,7 @@ def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
         assert_same(Search(disk / "store").result(), undisturbed)
 
 
+@pytest.mark.slow  # as a full disk, by another error
 def test_quota(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     """A limit on the size of a file stands for a quota; needs no rights."""
     limit = 100_000

@@ -244,7 +244,7 @@ def test_a_ticket_that_tells_nothing_is_refused(lab: Lab, ticket: Ticket) -> Non
 @pytest.mark.parametrize("retrain", ["finetune", "rewind_lr"])
 def test_a_ticket_that_keeps_final_weights_is_refused(lab: Lab, ticket: Ticket, retrain: str) -> None:
     kept = Ticket(ticket.mask, ticket.start, {**ticket.info, "retrain": retrain})
-    with pytest.raises(UsageError, match=f"keeps final weights .retrain {retrain}"):
+    with pytest.raises(UsageError, match=f"keeps trained weights .retrain {retrain}"):
         verify(lab, kept)
 
 

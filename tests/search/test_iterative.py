@@ -135,7 +135,9 @@ def test_batch_norm_statistics_are_rewound(tmp_path: Path) -> None:
 def test_discovery() -> None:
     assert "iterative" in methods()
     assert method("imp") is method("iterative") is tk.search.iterative
-    with pytest.raises(UsageError, match=r"not known: continuous, iterative, stochastic$"):
+    with pytest.raises(
+        UsageError, match=r"not known: concrete, continuous, gradual, iterative, oneshot, stochastic, imp$"
+    ):
         method("magic")
 
 

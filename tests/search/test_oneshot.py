@@ -64,7 +64,7 @@ def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
 
 def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
     assert Settings(rewind="end").retrain == "finetune"
-    with pytest.raises(UsageError, match="finetune or restart"):
+    with pytest.raises(UsageError, match="finetune, restart or none"):
         Settings(rewind="end", retrain="rewind_lr")
     with pytest.raises(UsageError, match="not known"):
         Settings(retrain="again")
