@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 QUICK = [
-    *("search", "iterative", "--task", "digits", "--rate", "0.5", "--levels", "3", "--rewind", "10%"),
+    *("search", "iterative", "--task", "digits", "--rate", "0.5", "--levels", "2", "--rewind", "10%"),
     *("--replicates", "2", "--controls", "shuffled", "random_reinit", "--recipe.length", "300it"),
     *("--checkpoint-seconds", "0.05", "--json"),
 ]
-"""26 networks, a few seconds of training in all."""
+"""14 networks, a few seconds of training in all."""
 
 
 class Search:

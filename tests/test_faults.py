@@ -40,7 +40,8 @@ def assert_same(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
-    store, chance, long = tmp_path / "store", random.Random(moments), ("--recipe.length", "1000it")
+    store, chance = tmp_path / "store", random.Random(moments)
+    long = ("--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
     finished: dict[str, tuple[int, int]] = {}
     killed = 0
     for attempt in range(moments):
