@@ -63,7 +63,7 @@ def density_over_training(shown: Sequence[Chain], narrow: bool = False) -> Figur
     lows = []
     for index, chain in enumerate(shown):
         steps, shares = _line(chain)
-        lows.append(min(share for share in shares if share > 0))
+        lows.append(min((share for share in shares if share > 0), default=1.0))
         colour = COLOURS[f"step-{_shade(index, len(shown))}"]
         handles += axes.plot(steps, [100 * max(share, 1e-9) for share in shares], color=colour, lw=1.8)
     axes.set_ylim(100 * min(lows) / 1.25, 112)
@@ -123,8 +123,10 @@ def _name(rounds: Sequence[GateRound], penalties: bool) -> str:
 
 
 def _line(chain: Chain) -> tuple[list[float], list[float]]:
-    """Steps since the search began, and shares; a new round begins where the one before ended."""
-    steps, shares, before = [0.0], [1.0], 0
+    """Steps since the search began, and shares, from the first look on: with s0 below 0 no gate is on before that."""
+    steps: list[float] = []
+    shares: list[float] = []
+    before = 0
     for one in chain.rounds:
         for step, share in one.path:
             steps.append(before + step)
