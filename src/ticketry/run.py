@@ -134,7 +134,7 @@ class _Points:
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
-        self.rounds = GateRounds(lab)
+        self.rounds = GateRounds()
         self.searched: dict[str, Result] = {}
         """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
         self.rewind_step = 0

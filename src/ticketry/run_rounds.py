@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ticketry.lab.found import Found
-from ticketry.lab.harden import gates_of
-from ticketry.lab.lab import Lab, Result
-
-_BINS = 20
+from ticketry.lab.lab import Result
 
 
 class GateRounds:
     """The rows of a record's ``rounds``: one for each round of each replicate, those tried in vain among them."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(self) -> None:
         self._rows: dict[tuple[int, str], dict[str, Any]] = {}
 
     def add(self, replicate: int, found: Found) -> None:
@@ -23,7 +19,7 @@ class GateRounds:
         for result in found.searched:
             key = (replicate, result.segment.key)
             if result.segment.gates is not None and key not in self._rows:
-                self._rows[key] = {"replicate": replicate, "level": found.level, **self._row(result)}
+                self._rows[key] = {"replicate": replicate, "level": found.level, **_row(result)}
             if key in self._rows and result is found.searched[-1]:
                 self._rows[key]["used"] = True
 
@@ -31,25 +27,25 @@ class GateRounds:
         """In the order of replicates and levels."""
         return sorted(self._rows.values(), key=lambda row: (row["replicate"], row["level"]))
 
-    def _row(self, result: Result) -> dict[str, Any]:
-        gates, told = result.segment.gates, result.record["gating"]
-        assert gates is not None
-        counts = gates_of(self._lab, result).histogram(_BINS).total
-        total = sum(counts)
-        return {
-            "used": False,
-            "round": told["round"],
-            "kind": gates.kind,
-            "init": gates.init,
-            "penalty": gates.penalty,
-            "steps": result.segment.steps,
-            "seconds": result.train_seconds,
-            "density": told["density"],
-            "soft_density": told["soft_density"],
-            "ties": told["ties"],
-            "validation": result.metrics["validation"],
-            "soft_validation": result.record["soft_metrics"]["validation"],
-            "path": [[row[0], sum(row[1:]) / total] for row in told["kept"]],
-            "histogram": list(counts),
-            "key": result.segment.key,
-        }
+
+def _row(result: Result) -> dict[str, Any]:
+    gates, told = result.segment.gates, result.record["gating"]
+    assert gates is not None
+    total = sum(told["histogram"])
+    return {
+        "used": False,
+        "round": told["round"],
+        "kind": gates.kind,
+        "init": gates.init,
+        "penalty": gates.penalty,
+        "steps": result.segment.steps,
+        "seconds": result.train_seconds,
+        "density": told["density"],
+        "soft_density": told["soft_density"],
+        "ties": told["ties"],
+        "validation": result.metrics["validation"],
+        "soft_validation": result.record["soft_metrics"]["validation"],
+        "path": [[row[0], sum(row[1:]) / total] for row in told["kept"]],
+        "histogram": told["histogram"],
+        "key": result.segment.key,
+    }

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ticketry.core.seeds import mix
 from ticketry.errors import RunnerError, TicketryError
+from ticketry.lab.parent import end_with_parent
 from ticketry.tasks.base import Reader, Split
 
 Batch = tuple[Tensor, Tensor]
@@ -192,12 +190,5 @@ def _no_interrupt() -> Iterator[None]:
 
 def _begin(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     # Torch's own watch is over the parent by process number, and that is the server which forks.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()

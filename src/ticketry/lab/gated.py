@@ -24,6 +24,8 @@ from ticketry.tasks.base import Split
 
 # How often, in a whole schedule, the gates that are on are counted.
 _LOOKS = 100
+_BINS = 20
+"""Of the histogram of gates in a record."""
 
 
 class GatedLoop(Loop):
@@ -82,6 +84,7 @@ class GatedLoop(Loop):
                 "density": self.gates.density(),
                 "soft_density": self.gates.soft_density(),
                 "ties": sum(self.gates.ties().values()),
+                "histogram": list(self.gates.histogram(_BINS).total),
                 "names": names,
                 "kept": [[step, *counts] for step, counts in zip(looked, self._kept, strict=True)],
             }

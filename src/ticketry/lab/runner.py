@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import functools
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
@@ -15,12 +14,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError
 from ticketry.lab.execute import Watch, Work, execute
+from ticketry.lab.parent import end_with_parent
 from ticketry.lab.segment import Segment
 from ticketry.lab.store import Store
 from ticketry.lab.together import Answer, execute_together
@@ -233,14 +232,7 @@ def _begin(events: Any, stop: Any, path: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     sys.path[:] = path
     _worker.update(send=events.put, stopped=stop.is_set)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()
 
 
 @functools.lru_cache(maxsize=8)
