@@ -87,6 +87,7 @@ def test_first_convolution_and_output_layer_by_choice(build):
         (("fc.weight",), {"fc.weight"}),
         (("blocks.1.",), {name for name in RESNET if name.startswith("blocks.1.")}),
         (("*.downsample.*",), {"blocks.1.downsample.weight"}),
+        (("*.downsample",), {"blocks.1.downsample.weight"}),
         (("conv*", "*.conv1.*"), {"conv.weight", "blocks.0.conv1.weight", "blocks.1.conv1.weight"}),
     ],
 )

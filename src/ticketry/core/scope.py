@@ -22,6 +22,9 @@ _NORMS = (
 )
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
+SHOWN = 20
+"""Names in an error message."""
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -196,10 +199,20 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
 
 def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        found = [name for name in owners if fnmatchcase(name, pattern) or name.startswith(pattern.rstrip(".") + ".")]
+        found = [name for name in owners if _covers(pattern.rstrip("."), name)]
         if not found:
-            raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {', '.join(owners)}")
+            names, more = list(owners)[:SHOWN], len(owners) - SHOWN
+            raise ScopeError(
+                f"{argument}={pattern!r} matches no parameter; they are {', '.join(names)}"
+                f"{f' and {more} more' if more > 0 else ''}"
+            )
         yield from found
+
+
+def _covers(pattern: str, name: str) -> bool:
+    """Whether the pattern is of the parameter, or of a module that it lies in."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
 def _weights_of_layer(
