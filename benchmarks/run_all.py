@@ -20,7 +20,9 @@ from common import HERE, machine_line, short_processor, table
 
 BENCHMARKS = (
     "masking",
+    "continuous",
     "members",
+    "many_tickets",
     "epoch",
     "search_overhead",
     "second_run",
