@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 from faults import Search, finished_results, metrics, ticket_files
 
 pytestmark = [

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
+from lines import Lines
 from ticketry.errors import TaskError
 from ticketry.lab.objective import check_scores, check_task, divergence
-from ticketry.tasks.base import Metric, Split, Splits, Task
-from ticketry.tasks.recipe import Recipe
 
 
 @settings(max_examples=30, deadline=None)
@@ -56,33 +53,6 @@ def test_no_class_scores(outputs: torch.Tensor, targets: torch.Tensor) -> None:
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
 def test_class_scores(shape: tuple[int, ...]) -> None:
     check_scores(NAMED, torch.zeros(4, 3, *shape), torch.zeros(4, *shape, dtype=torch.int64))  # type: ignore[arg-type]
-
-
-class Lines(Task):
-    """y = 2 x: a regression."""
-
-    name = "lines"
-    metric = Metric("loss", "", higher_is_better=False)
-    recipe = Recipe(length="20it", batch=16, optimizer="adam", lr=1e-2)
-
-    def key(self):
-        return {"name": self.name}
-
-    def build(self):
-        return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
-
-    def load(self, data: Path | None = None):
-        x = torch.linspace(-1, 1, 64).view(-1, 1)
-        return Splits(*(Split(x, 2 * x) for _ in range(3)))
-
-    def loss(self, outputs, targets, *, label_smoothing=0.0):
-        return nn.functional.mse_loss(outputs, targets)
-
-    def measure(self, outputs, targets):
-        return {"loss": (outputs - targets).square().sum()}
-
-    def summary(self, sums, count):
-        return {"loss": sums["loss"] / count}
 
 
 def test_a_task_is_checked_before_anything_is_trained(lab, digits) -> None:

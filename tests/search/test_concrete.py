@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import ticketry as tk
+from lines import Lines
 from ticketry.core.density import kept_elements
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.evidence.controls import train_control
@@ -25,8 +25,6 @@ from ticketry.report.figures.cost import cost_points
 from ticketry.report.record import read
 from ticketry.run import Run, execute
 from ticketry.search import concrete
-from ticketry.tasks.base import Metric, Split, Splits, Task
-from ticketry.tasks.recipe import Recipe
 from ticketry.testing import check_search
 
 CONCRETE: Any = tk.search.concrete
@@ -266,33 +264,6 @@ def test_a_layer_that_comes_out_empty_is_named(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         ticket = found_by(lab, density=(0.0001,), length="20it", mask_length="1it", collapse="keep")[1]
         assert sorted(row.kept for row in lab.store.get_mask(ticket.mask).table())[0] == 1
-
-
-class Lines(Task):
-    """y = 2 x: a regression."""
-
-    name = "lines"
-    metric = Metric("loss", "", higher_is_better=False)
-    recipe = Recipe(length="20it", batch=16, optimizer="adam", lr=1e-2)
-
-    def key(self):
-        return {"name": self.name}
-
-    def build(self):
-        return nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
-
-    def load(self, data: Path | None = None):
-        x = torch.linspace(-1, 1, 64).view(-1, 1)
-        return Splits(*(Split(x, 2 * x) for _ in range(3)))
-
-    def loss(self, outputs, targets, *, label_smoothing=0.0):
-        return nn.functional.mse_loss(outputs, targets)
-
-    def measure(self, outputs, targets):
-        return {"loss": (outputs - targets).square().sum()}
-
-    def summary(self, sums, count):
-        return {"loss": sums["loss"] / count}
 
 
 def test_a_regression_needs_its_own_loss(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.gating import Gating, gating_from
 from ticketry.lab.precision import Arithmetic
+from ticketry.step import Step
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe, recipe_from
 
@@ -80,6 +81,14 @@ class Segment:
     def steps(self) -> int:
         """Iterations trained."""
         return self.last - self.first
+
+    def at(self, step: str) -> int:
+        """The iteration of a point in the schedule such as 2ep, 500it or 3%.
+
+        Raises:
+            UsageError: if it is no such point.
+        """
+        return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch)
 
     @property
     def progress(self) -> float:

@@ -12,7 +12,6 @@ from ticketry.core.density import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
 from ticketry.search._scope import prunable
-from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.lab.gating import Gating
@@ -118,7 +117,7 @@ class Rounds:
 
         self.lab, self.task, self.recipe, self.settings, self.seeds = lab, task, recipe, settings, seeds
         self.whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-        self.step = Step.parse(settings.rewind).at(total=self.whole.total, per_epoch=self.whole.per_epoch)
+        self.step = self.whole.at(settings.rewind)
         self._gating = Gating(scope=tuple(prunable(lab, task, settings)), reset=settings.reset, **settings.gating())
         for init, penalty in settings.members:
             self._gates(init, penalty, 1)  # a wrong number is told before anything is trained

@@ -119,7 +119,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     scope = prunable(lab, task, settings)
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
+    step = whole.at(settings.rewind)
     plan = [(_gating(scope, settings, density, seeds), density) for density in settings.densities]
     masks = _mask_recipe(recipe, settings, total=whole.total, per_epoch=whole.per_epoch)
     if settings.objective != "loss":

@@ -115,7 +115,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     get(settings.score)  # a wrong word is told before the dense network is trained
     retrain = settings.how_retrained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
+    step = whole.at(settings.rewind)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
     yield Found(0, None, rewound, dense, retrain, dense)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
 from ticketry.search import _densities
 from ticketry.search._scope import prunable, pruned
-from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -51,7 +50,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     get(settings.score)  # a wrong word is told before the dense network is trained
     retrain = retrain_after(settings.rewind, settings.retrain)
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = Step.parse(settings.rewind).at(total=whole.total, per_epoch=whole.per_epoch)
+    step = whole.at(settings.rewind)
     scope = prunable(lab, task, settings)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
