@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.report.aggregate import Results
 from ticketry.report.figures import canvas
+from ticketry.report.figures.lines import lines_of
 from ticketry.report.figures.overlay import Series
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import DENSE, TICKET, Point
@@ -109,18 +110,19 @@ def _cost(point: CostPoint, name: str) -> float:
 def _draw(axes: Any, one: Series, points: Sequence[CostPoint], name: str, several: bool) -> None:
     colour = one.colour if several else COLOURS["ticket"]
     x = [_cost(point, name) for point in points]
-    axes.plot(
-        x,
-        [point.metric for point in points],
-        color=colour,
-        lw=1.6,
-        marker=one.marker if several else "o",
-        markersize=5.5,
-        markeredgecolor=COLOURS["paper"],
-        markeredgewidth=0.8,
-        clip_on=False,
-        zorder=3,
-    )
+    for line in lines_of(points):
+        axes.plot(
+            [_cost(point, name) for point in line],
+            [point.metric for point in line],
+            color=colour,
+            lw=1.6,
+            marker=one.marker if several else "o",
+            markersize=5.5,
+            markeredgecolor=COLOURS["paper"],
+            markeredgewidth=0.8,
+            clip_on=False,
+            zorder=3,
+        )
     if points[0].level == 0:
         axes.axhline(points[0].metric, color=COLOURS["muted"], lw=1, zorder=1)
         axes.plot(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.report.aggregate import Results
 from ticketry.report.figures import canvas
+from ticketry.report.figures.lines import lines_of
 from ticketry.report.figures.overlay import Series
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import DENSE, TICKET
@@ -57,7 +58,7 @@ def known_points(results: Results) -> list[KnownPoint]:
 
 
 def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Steps until a mask was known against its density, both on log scales; a line a run."""
+    """Steps until a mask was known against its density, both on log scales, in lines as `lines_of` says."""
     shown = [(one, points) for one in series if (points := known_points(one.results))]
     width, left, tall = (360, 44, 220) if narrow else (860, 52, 280)
     labels = [one.label for one, _ in shown]
@@ -68,17 +69,21 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
     axes.set_yscale("log")
     handles = []
     for one, points in shown:
-        handles += axes.plot(
-            [100 * point.density for point in points],
-            [max(point.steps, 1.0) for point in points],
-            color=one.colour,
-            lw=1.6,
-            marker=one.marker,
-            markersize=6,
-            markeredgecolor=COLOURS["paper"],
-            markeredgewidth=0.8,
-            clip_on=False,
-        )
+        drawn = [
+            axes.plot(
+                [100 * point.density for point in line],
+                [max(point.steps, 1.0) for point in line],
+                color=one.colour,
+                lw=1.6,
+                marker=one.marker,
+                markersize=6,
+                markeredgecolor=COLOURS["paper"],
+                markeredgewidth=0.8,
+                clip_on=False,
+            )[0]
+            for line in lines_of(points)
+        ]
+        handles.append(drawn[0])
     steps = [max(point.steps, 1.0) for _, points in shown for point in points]
     densities = sorted({point.density for _, points in shown for point in points}, reverse=True)
     axes.set_ylim(min(steps) / 1.3, max(steps) * 1.3)
