@@ -32,8 +32,8 @@ class LabOptions:
     """CPU threads of one training; part of what decides its bits."""
     stack: int = 0
     """Train up to so many networks that differ in start, mask and seeds alone (replicates, controls) as one; 0: each
-    alone. Helps very small networks, and on a GPU small ones; slows convolutions on a CPU down. Results are those of
-    training alone within float error, not bit for bit, and are stored apart from these."""
+    alone. Helps very small networks; slows convolutions on a CPU down. Results are those of training alone within float
+    error, not bit for bit, and are stored apart from these."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
     json: bool = False
