@@ -14,7 +14,7 @@ import pytest
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.runner import Event, _listen
+from ticketry.lab.runner import Event, Processes, _listen
 from ticketry.lab.upkeep import check
 from ticketry.tasks import registry
 
@@ -194,3 +194,26 @@ def test_a_listener_that_fails_does_not_block_workers():
         _listen(queue, fails)
     worker.join(30)
     assert not worker.is_alive()
+
+
+def test_threads_that_stop_a_lab_at_once_do_so_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicates fail together, and each stops the other: the pool closes its pipes once."""
+    runner = Processes(1, lambda event: None)
+    at_once, most, shutdown = 0, 0, runner._pool.shutdown
+
+    def slow(**options: bool) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+        shutdown(**options)
+
+    monkeypatch.setattr(runner._pool, "shutdown", slow)
+    threads = [threading.Thread(target=runner.stop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runner.close()
+    assert most == 1

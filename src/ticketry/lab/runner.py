@@ -148,6 +148,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
         self._events: Any = context.SimpleQueue()
         self._stop = context.Event()
+        self._ending = threading.Lock()
         self._pool = concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context, initializer=_begin, initargs=(self._events, self._stop, list(sys.path))
         )
@@ -184,10 +185,14 @@ class Processes:
 
     def stop(self) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        with self._ending:  # of two threads at once the second would find the pool's pipes closed
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._shut_down()
         self._events.put(None)
         self._listener.join(timeout=5)
 
