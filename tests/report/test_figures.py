@@ -340,6 +340,19 @@ def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
     assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
 
 
+def test_runs_of_one_method_are_told_apart_by_their_settings(make_record):
+    runs = [make_record(levels=1, replicates=2) for _ in range(3)]
+    for number, (run, rounds, inits) in enumerate(zip(runs, (1, 5, 5), ([-0.1, 0.0], [0.0], [0.0]), strict=True)):
+        run["run"] = f"run-{number}"
+        run["settings"] |= {"rounds": rounds, "init": inits, "gate_lr": 3.0}
+    runs[2]["method"] = "other"
+    assert subject_of(runs[:2]).labels == (
+        f"{runs[0]['method']}, rounds 1, init -0.1 0",
+        f"{runs[0]['method']}, rounds 5, init 0",
+    )
+    assert subject_of(runs).labels[2] == "other"
+
+
 def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
     runs = [make_record(levels=1, replicates=n) for n in (1, 2, 2)]
     for number, run in enumerate(runs):

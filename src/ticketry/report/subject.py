@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,8 +77,24 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
             labels = [_short(", ".join(parts), 2 * _LONGEST) for parts in zip(*chosen, strict=True)]
             if len(set(labels)) == len(runs):
                 return tuple(labels)
+    told = [_short(text, 2 * _LONGEST) for text in _methods_told_apart(runs)]
+    if len(set(told)) == len(runs):
+        return tuple(told)
     short = [_short(results.run.name, _LONGEST) for results in runs]
     return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
+
+
+def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
+    """Each run's method, and those of its settings in which runs of the method differ."""
+    for results in runs:
+        alike = [other.run.settings for other in runs if other.run.method == results.run.method]
+        settings = results.run.settings
+        differing = [name for name in settings if any(other.get(name) != settings[name] for other in alike)]
+        yield ", ".join([results.run.method, *(f"{name} {_in_words(settings[name])}" for name in differing)])
+
+
+def _in_words(value: object) -> str:
+    return " ".join(map(_in_words, value)) if isinstance(value, (list, tuple)) else f"{value}".removesuffix(".0")
 
 
 def rewind_of(results: Results) -> str:
