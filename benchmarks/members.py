@@ -28,7 +28,7 @@ from common import Row, alternating, main, one_thread, parser, ratio_row, timed
 
 import ticketry as tk
 
-ROUNDS, SLOW_ROUNDS, QUICK_ROUNDS = 7, 3, 1
+ROUNDS, SLOW_ROUNDS, QUICK_ROUNDS = 5, 3, 1
 CORES = 2
 
 
@@ -55,7 +55,7 @@ def settings() -> list[Setting]:
     found = [
         Setting("stacked", "digits", 16, "20ep", 0.5, stacked, alone, time.process_time),
         Setting(f"{CORES} workers", "fashion-mnist", 8, "2ep", 0.6, side_by_side, in_turn),
-        Setting(f"{CORES} workers", "cifar10", 8, "40it", 0.6, side_by_side, in_turn, rounds=SLOW_ROUNDS),
+        Setting(f"{CORES} workers", "cifar10", 8, "20it", 0.6, side_by_side, in_turn, rounds=SLOW_ROUNDS),
         Setting("stacked", "fashion-mnist", 8, "1ep", None, stacked, alone, time.process_time),
     ]
     if torch.cuda.is_available():
