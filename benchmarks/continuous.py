@@ -29,7 +29,7 @@ BATCH = 128
 PENALTY = 1e-8
 HORIZON = 10_000
 """Steps of a round, for the annealing; a benchmark takes a few of them."""
-ROUNDS, QUICK_ROUNDS = 9, 2
+ROUNDS, QUICK_ROUNDS = 5, 2
 
 
 @dataclass(frozen=True)

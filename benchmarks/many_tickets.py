@@ -24,7 +24,7 @@ from ticketry.lab.found import Seeds
 INITS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
 CORES = 2
 GATE_LR = 3.0
-ROUNDS, QUICK_ROUNDS = 3, 1
+ROUNDS, QUICK_ROUNDS = 2, 1
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:

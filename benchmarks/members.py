@@ -28,7 +28,7 @@ from common import Row, alternating, main, one_thread, parser, ratio_row, timed
 
 import ticketry as tk
 
-ROUNDS, SLOW_ROUNDS, QUICK_ROUNDS = 5, 3, 1
+ROUNDS, SLOW_ROUNDS, QUICK_ROUNDS = 5, 1, 1
 CORES = 2
 
 
@@ -83,7 +83,7 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> Row:
         for name, options in (("way", setting.lab), ("base", setting.base)):
             lab = labs.enter_context(tk.Lab(Path(folder) / name, data=arguments.data, **options))
             cases[name] = case(lab, task, setting, length)
-        seconds = alternating(cases, rounds)
+        seconds = alternating(cases, rounds, warm_up=int(rounds > 1))
     device = setting.base["device"]
     threads = setting.base.get("threads", 1)
     clock = "CPU" if setting.clock is time.process_time else "wall"
