@@ -27,6 +27,10 @@ class LayerCollapseError(MaskError):
     """A density at which a whole layer would be left without weights."""
 
 
+class ScoreError(TicketryError):
+    """A score that says nothing: not finite, 0 for every weight, or of a model that lacks the derivatives it needs."""
+
+
 class HoldError(TicketryError):
     """A pruned weight that did not stay at zero."""
 

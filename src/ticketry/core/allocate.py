@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
@@ -23,6 +24,7 @@ def allocate(
     within: Mask | None = None,
     half_rate: tuple[str, ...] = (),
     collapse: str = "raise",
+    keep_at_least: int = 0,
 ) -> Mask:
     """The mask that keeps the best-scored weights, with exactly round(density * total) of them.
 
@@ -42,6 +44,8 @@ def allocate(
             in Frankle & Carbin (2019, figure 2); the others make up for it.
         collapse: what to do where a layer would keep nothing: ``raise``, or ``keep`` its best weight in place of the
             worst kept one of the largest layer.
+        keep_at_least: weights that every layer keeps (all that it has, if that is less), the best of it, in place of
+            the worst kept ones of whichever layer keeps most. With 1 it is ``collapse="keep"``.
 
     Raises:
         UsageError: for a density outside (0, 1] or an unknown distribution.
@@ -52,6 +56,8 @@ def allocate(
     check_distribution(distribution)
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
+    if keep_at_least < 0:
+        raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {keep_at_least}")
     flat = _candidates(scores, within)
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)
@@ -63,7 +69,8 @@ def allocate(
         )
     counts = _counts(flat, scores, available, kept, distribution, half_rate)
     with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
-    counts |= _without_collapse(with_weights, available, collapse, wanted)
+    least = max(keep_at_least, 1 if collapse == "keep" else 0)
+    counts |= _with_at_least(with_weights, available, least, wanted)
     chosen = {name: _top(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
@@ -163,25 +170,29 @@ def shared_out(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[s
     return counts
 
 
-def _without_collapse(
-    counts: dict[str, int], available: Mapping[str, int], collapse: str, density: float
-) -> dict[str, int]:
+def _with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
+    """The counts with at least `least` (at least 1, or it raises) in each layer, taken from the largest, one by one."""
     empty = [name for name in counts if counts[name] == 0]
-    if not empty:
-        return counts
-    if collapse == "raise":
+    if empty and not least:
         raise LayerCollapseError(
             f"density {density:g} would leave no weight in {', '.join(empty)} (layer collapse): choose a higher"
             " density, another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
         )
-    counts = dict(counts)
-    for name in empty:
-        donor = max(counts, key=lambda other: counts[other])
-        if available[name] == 0 or counts[donor] < 2:
-            raise LayerCollapseError(f"density {density:g} is too low to keep a weight in each of {len(counts)} layers")
-        counts[name] += 1
-        counts[donor] -= 1
-    return counts
+    floor = {name: min(least, available[name]) for name in counts}
+    if any(not available[name] for name in empty) or sum(floor.values()) > sum(counts.values()):
+        each = "a weight" if least == 1 else f"{least} weights"
+        raise LayerCollapseError(f"density {density:g} is too low to keep {each} in each of {len(counts)} layers")
+    raised = {name: max(count, floor[name]) for name, count in counts.items()}
+    excess = sum(raised.values()) - sum(counts.values())
+    # Of the largest the first in order gives; a layer at its floor is never asked, for the others suffice.
+    heap = [(-count, index, name) for index, (name, count) in enumerate(raised.items()) if count > floor[name]]
+    heapq.heapify(heap)
+    for _ in range(excess):
+        count, index, name = heapq.heappop(heap)
+        raised[name] -= 1
+        if raised[name] > floor[name]:
+            heapq.heappush(heap, (count + 1, index, name))
+    return raised
 
 
 def _top(values: Tensor, count: int) -> Tensor:

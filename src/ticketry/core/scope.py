@@ -13,14 +13,14 @@ from torch.nn.modules.conv import _ConvNd
 from ticketry.errors import ScopeError
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-_NORMS = (
+NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 SHOWN = 20
 """Names in an error message."""
@@ -173,9 +173,9 @@ class _Choices:
 
     def take(self, module: nn.Module, local: str) -> bool:
         """Whether the parameter that `module` calls `local` is in scope by these choices."""
-        if isinstance(module, _NORMS):
+        if isinstance(module, NORMS):
             return self.norms
-        if isinstance(module, _EMBEDDINGS):
+        if isinstance(module, EMBEDDINGS):
             return self.embeddings
         if not (isinstance(module, self.weighted) or type(module).__name__ == "Conv1D"):  # transformers' Conv1D
             return False

@@ -3,52 +3,53 @@
 A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``: for each parameter
 in scope a tensor of its shape, the higher the more worth keeping. To add one, write a file here with a function of the
 file's name.
+
+Scores that need data take it from `batches`, which the caller gives (of the training data), and nowhere else; every
+batch counts the same. ``loss(model, batch)`` is its mean loss. The model is afterwards as it was, whatever happens.
+Those scores have options, to be set with `functools.partial`:
+
+norms
+    ``batch`` (the default): norms use the statistics of each batch, as in training; running statistics are neither used
+    nor changed. ``running``: the running statistics, as in evaluation. Dropout is off in both.
+at
+    A mask: the score is measured in the network that it leaves, removed weights being 0 in the forward pass and no
+    part of the gradient flow. Removed weights have a score too, by the value that they would return to. This is what
+    iterated scores go by (`prune`).
+
+Before a name, ``inverted:`` and ``shuffled:`` make controls of it: `inverted`, `shuffled`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
-from typing import Protocol
 
-from torch import Tensor, nn
-
-from ticketry.core.scope import Scope
+from ticketry.core.score._controls import inverted, shuffled
+from ticketry.core.score._protocol import Loss, Score
 from ticketry.errors import UsageError
 
+__all__ = ["Loss", "Score", "get", "inverted", "names", "shuffled"]
 
-class Loss(Protocol):
-    """The mean loss of a batch: ``loss(model, batch) -> scalar``."""
-
-    def __call__(self, model: nn.Module, batch: object, /) -> Tensor: ...
-
-
-class Score(Protocol):
-    """How much each weight is worth."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        scope: Scope,
-        *,
-        batches: Iterable[object] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-    ) -> dict[str, Tensor]: ...
+_CONTROLS = {"inverted": inverted, "shuffled": shuffled}
 
 
 def names() -> tuple[str, ...]:
     """The scores that come with the library."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
 def get(score: str | Score) -> Score:
     """The score called so, or the function itself; `UsageError` if there is none of that name."""
     if callable(score):
         return score
+    control, colon, rest = score.partition(":")
+    if colon and control in _CONTROLS:
+        return _CONTROLS[control](rest)
     if score not in names():
-        raise UsageError(f"score {score!r} is not known: {', '.join(names())}")
+        raise UsageError(
+            f"score {score!r} is not known: {', '.join(names())}; or a control of one, such as inverted:magnitude or"
+            " shuffled:magnitude"
+        )
     found: Score = getattr(importlib.import_module(f"{__name__}.{score}"), score)
     return found
 

@@ -1,0 +1,76 @@
+"""Gradient signal preservation (GraSP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.score._gradients import checked, given, hessian_gradient
+from ticketry.core.score._measure import measuring
+from ticketry.core.score._protocol import Loss
+from ticketry.errors import UsageError
+
+
+def grasp(
+    model: nn.Module,
+    scope: Scope,
+    *,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    norms: str = "batch",
+    at: Mask | None = None,
+    temperature: float = 1.0,
+) -> dict[str, Tensor]:
+    """w * Hg, with its sign: kept is what the gradient flow would lose most by (GraSP); needs data.
+
+    Wang, Zhang & Grosse, "Picking winning tickets before training by preserving gradient flow" (2020, arXiv
+    2002.07376). There the weights with the largest -w * Hg are removed, so those with the largest w * Hg
+    are kept here. The sign matters: code that keeps the largest -w * Hg, or takes absolute values (`crop`), does
+    something else.
+
+    Args:
+        norms, at: see `ticketry.score`.
+        temperature: what the model's output (one tensor of logits) is divided by before the loss. The published code
+            uses 200, which evens out the classes' probabilities: ``functools.partial(score.grasp, temperature=200)``.
+
+    Raises:
+        UsageError: without batches or loss; for a temperature that is not positive, or cannot be applied.
+        ScoreError: if all scores are 0, one is not finite, or an operation has no second derivative.
+    """
+    batches, loss = given("grasp", batches, loss)
+    with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, _tempered(model, temperature):
+        product = hessian_gradient(model, weights, batches, loss, at)
+    return checked("grasp", {name: weight.detach() * product[name] for name, weight in weights.items()})
+
+
+@contextmanager
+def _tempered(model: nn.Module, temperature: float) -> Iterator[None]:
+    """The model's output divided by a temperature, wherever the loss calls the model."""
+    if not temperature > 0:
+        raise UsageError(f"a temperature is a positive number, not {temperature}")
+    if temperature == 1:
+        yield
+        return
+    divided = []
+
+    def divide(_: nn.Module, __: object, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f"a temperature divides the tensor that a model returns, and {type(model).__name__} returns a"
+                f" {type(output).__name__}: divide the logits in the loss instead"
+            )
+        divided.append(True)
+        return output / temperature
+
+    handle = model.register_forward_hook(divide)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not divided:
+        raise UsageError("the loss does not call the model it is given: divide the logits in the loss instead")

@@ -1,0 +1,174 @@
+"""Synaptic flow: what passes through each weight from inputs of 1 (SynFlow)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
+from ticketry.core.score._gradients import checked
+from ticketry.core.score._measure import measuring
+from ticketry.core.score._protocol import Loss
+from ticketry.errors import ScoreError, UsageError
+
+
+def synflow(
+    model: nn.Module,
+    scope: Scope,
+    *,
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    at: Mask | None = None,
+    bypass: tuple[type[nn.Module], ...] = (),
+) -> dict[str, Tensor]:
+    """|w| * dR/d|w|, R the sum of outputs at inputs of 1 with absolute weights (SynFlow); needs inputs' shapes only.
+
+    Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (2020, arXiv
+    2006.05467). One shot of it empties layers: the paper iterates it, ``prune(…, score="synflow", iterations=100)``.
+    Meant for networks of linear layers, pooling and ReLU, in which the scores of each layer add up to R.
+
+    Norms are passed by (their input is their output) and dropout is off. Everything is computed in float64, on copies:
+    R grows by the size of the weights from layer to layer and overflows float32. An embedding is fed with a 1 for each
+    of its rows, whatever the indices.
+
+    Args:
+        batches: the first one tells the inputs' shapes, no value in it is used. With a loss, it is what the loss hands
+            to the model; without, the batch is the model's input: a tensor, or a tuple of several. One example will do.
+        at: see `ticketry.score`.
+        bypass: classes of norms of your own, to be passed by as well.
+
+    Raises:
+        UsageError: without a batch, if the loss does not call the model, or for a norm's parameter in scope.
+        ScoreError: if all scores are 0 or one is not finite.
+    """
+    if batches is None:
+        raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
+    passed = (*NORMS, *bypass)
+    with measuring(model, scope, norms="running", seed=seed) as weights, _linear(model, passed):
+        _refuse_bypassed(model, weights, passed)
+        args, kwargs = _ones(_inputs(model, batches, loss))
+        tensors, leaves = _absolute(model, at)
+        output = _sum(functional_call(model, tensors, args, kwargs))
+        wanted = {name: leaves[id(weight)] for name, weight in weights.items()}
+        found = torch.autograd.grad(output, list(wanted.values()), allow_unused=True) if output.requires_grad else ()
+    scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
+        if gradient is not None:
+            scores[name] = weight.detach().double().abs() * gradient
+    return checked("synflow", scores)
+
+
+class _Reached(Exception):
+    """The model was called, with these arguments."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.call = args, kwargs
+
+
+def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the model's call for the first batch."""
+    batch: Any = next(iter(batches), None)
+    if batch is None:
+        raise UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
+    if loss is None:
+        args = (batch,) if isinstance(batch, Tensor) else batch
+        if not isinstance(args, (tuple, list)) or not all(isinstance(each, Tensor) for each in args):
+            raise UsageError("without a loss, a batch is the model's input: a tensor, or a tuple of them")
+        return tuple(args), {}
+
+    def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(args, kwargs)
+
+    handle = model.register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
+    try:
+        loss(model, batch)
+    except _Reached as found:
+        return found.call
+    finally:
+        handle.remove()
+    raise UsageError("the loss does not call the model it is given: give the model's inputs as batches, and no loss")
+
+
+def _ones(value: Any) -> Any:
+    """The same structure with each floating tensor replaced by ones; indices and masks stay as they are."""
+    if isinstance(value, Tensor):
+        return torch.ones_like(value, dtype=torch.float64) if value.is_floating_point() and value.dim() else value
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(_ones(each) for each in value)
+    if type(value) is dict:
+        return {name: _ones(each) for name, each in value.items()}
+    return value
+
+
+def _absolute(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """Tensors for a call of the model in float64, and those that stand for its parameters, by the parameters' id."""
+    leaves = {}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        absolute = parameter.detach().double().abs()
+        if at is not None and normal_name(name) in at:
+            absolute *= at[normal_name(name)].to(absolute.device)
+        tensors[name] = leaves[id(parameter)] = absolute.requires_grad_(True)
+    for name, buffer in model.named_buffers():
+        # Not the absolute value: a buffer may be a mask of attention, with -inf in it.
+        tensors[name] = buffer.double() if buffer.is_floating_point() else buffer.clone()
+    return tensors, leaves
+
+
+def _sum(output: Any) -> Tensor:
+    """Sum of all floating numbers in what a model returns."""
+    if isinstance(output, Tensor):
+        return output.double().sum() if output.is_floating_point() else torch.zeros((), dtype=torch.float64)
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if not isinstance(output, (tuple, list)):
+        raise ScoreError(f"synflow adds up tensors, and the model returns a {type(output).__name__}")
+    parts = [_sum(each) for each in output if each is not None]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+
+@contextmanager
+def _linear(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Norms passed by; embeddings as the linear layers on one-hot vectors that they are."""
+
+    def same(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
+        return args[0] if args else next(iter(kwargs.values()))
+
+    def all_rows(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.sum(0).expand(output.shape)
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, passed):
+            handles.append(module.register_forward_hook(same, with_kwargs=True))
+        elif isinstance(module, EMBEDDINGS):
+            handles.append(module.register_forward_hook(all_rows))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_bypassed(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], passed: tuple[type[nn.Module], ...]
+) -> None:
+    names = {id(weight): name for name, weight in weights.items()}
+    for module in model.modules():
+        if isinstance(module, passed):
+            for parameter in module.parameters():
+                if id(parameter) in names:
+                    raise UsageError(
+                        f"synflow passes norms by and has no score for {names[id(parameter)]!r}: leave it out of the"
+                        " scope (norms=False, spare=)"
+                    )

@@ -1,0 +1,354 @@
+"""What every score that needs data promises: whose data, what it leaves behind, what it refuses."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ticketry.core import score
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import scope
+from ticketry.errors import MaskError, ScoreError, UsageError
+from ticketry.testing import check_score
+
+FIRST_ORDER = ["snip", "taylor", "fisher"]
+SECOND_ORDER = ["crop", "grasp"]
+OF_DATA = [*FIRST_ORDER, *SECOND_ORDER]
+ALL = [*OF_DATA, "synflow", "inverted:snip", "shuffled:crop"]
+
+
+@pytest.mark.parametrize("model", ["resnet", "lstm", "transformer"])
+@pytest.mark.parametrize("name", ALL)
+def test_the_contract(build, name, model):
+    case = build(model)
+    check_score(name, case.model, batches=case.batches[:2], loss=case.loss)
+
+
+class Counted:
+    """Batches that count who asks for them."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches, self.opened = batches, 0
+
+    def __iter__(self):
+        self.opened += 1
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_data_come_from_the_caller_alone(build, name):
+    """The loss sees exactly the objects given, each as often as the others, and nothing else is ever opened."""
+    case = build("resnet")
+    seen = []
+
+    def loss(model, batch):
+        seen.append(id(batch))
+        assert model is case.model
+        return case.loss(model, batch)
+
+    given = Counted(case.batches[:3])
+    score.get(name)(case.model, scope(case.model), batches=given, loss=loss)
+    assert given.opened == 1
+    assert seen == [id(batch) for batch in given.batches] * (2 if name in SECOND_ORDER else 1)
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_an_iterator_that_can_be_read_once_is_enough(build, name):
+    case = build("resnet")
+    whole = score.get(name)(case.model, scope(case.model), batches=case.batches, loss=case.loss)
+    once = score.get(name)(case.model, scope(case.model), batches=iter(case.batches), loss=case.loss)
+    assert all(torch.equal(whole[key], once[key]) for key in whole)
+    first = prune(case.model, 0.5, score=name, batches=iter(case.batches), loss=case.loss, iterations=3)
+    assert first == prune(case.model, 0.5, score=name, batches=case.batches, loss=case.loss, iterations=3)
+
+
+def everything_of(model: nn.Module) -> dict[str, object]:
+    return {
+        "tensors": {
+            key: (id(tensor), tensor.detach().clone()) for key, tensor in model.state_dict(keep_vars=True).items()
+        },
+        "modes": [module.training for module in model.modules()],
+        "frozen": [parameter.requires_grad for parameter in model.parameters()],
+        "grads": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "generator": torch.get_rng_state(),
+        "python": random.getstate(),
+        "gradients": torch.is_grad_enabled(),
+        "cudnn": torch.backends.cudnn.enabled,
+    }
+
+
+def unusual(model: nn.Module) -> nn.Module:
+    """Some layers frozen, some in evaluation mode, some with gradients."""
+    for index, module in enumerate(model.modules()):
+        module.training = index % 3 != 0
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 2 == 0)
+        parameter.grad = torch.ones_like(parameter) if index % 4 == 0 else None
+    return model
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "raises"])
+@pytest.mark.parametrize("model", ["resnet", "lstm"])
+@pytest.mark.parametrize("name", ALL)
+def test_everything_is_as_before(build, name, model, fails):
+    case = build(model)
+    network = unusual(case.model)
+    known = scope(network)
+    mask = Mask({key: torch.rand(shape) < 0.5 for key, shape in known.shapes.items()})
+    before = everything_of(network)
+
+    class Mishap(Exception):
+        pass
+
+    calls = []
+
+    def loss(module, batch):
+        torch.rand(3)  # a loss that draws
+        calls.append(batch)
+        value = case.loss(module, batch)
+        if fails and (len(calls) == 3 or name == "synflow"):
+            raise Mishap
+        return value
+
+    if fails and name == "synflow":  # the loss is left as soon as it calls the model: let a layer fail
+        mishap = network.get_submodule("fc" if model == "resnet" else "decoder").register_forward_hook(
+            lambda *_: (_ for _ in ()).throw(Mishap)
+        )
+        before = everything_of(network)
+    else:
+        mishap = None
+    with torch.no_grad():
+        before["gradients"] = False
+        if fails:
+            with pytest.raises(Mishap):
+                score.get(name)(network, known, batches=case.batches[:3], loss=loss, at=mask)
+        else:
+            score.get(name)(network, known, batches=case.batches[:3], loss=loss, at=mask)
+        torch.testing.assert_close(everything_of(network), before, rtol=0, atol=0)
+    if mishap:
+        mishap.remove()
+
+
+def test_a_buffer_that_is_replaced_in_the_forward_pass_is_put_back():
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("cache", None)
+            self.register_buffer("table", torch.arange(3.0).expand(4, 3))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            self.cache = inputs
+            return self.fc(inputs)
+
+    model = Counter()
+    calls, table = model.calls, model.table
+    score.snip(model, scope(model), batches=[torch.ones(1, 2)], loss=lambda model, batch: model(batch).sum())
+    assert model.calls is calls
+    assert calls == 0
+    assert model.cache is None
+    assert model.table is table
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.drop(self.norm(self.fc(inputs)))
+
+
+def squared(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).pow(3).mean()
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_norms_by_batch_or_by_running_statistics(name):
+    torch.manual_seed(0)
+    model = Dropping()
+    model.norm.running_mean.normal_()
+    batches = [torch.randn(8, 6)]
+    function = score.get(name)
+    by_default = function(model, scope(model), batches=batches, loss=squared)
+    by_batch = function(model.eval(), scope(model), batches=batches, loss=squared, norms="batch")
+    running = function(model.train(), scope(model), batches=batches, loss=squared, norms="running")
+    assert torch.equal(by_default["fc.weight"], by_batch["fc.weight"])
+    assert not torch.allclose(by_default["fc.weight"], running["fc.weight"])
+    with pytest.raises(UsageError, match="norms 'train' is not known: batch, running"):
+        function(model, scope(model), batches=batches, loss=squared, norms="train")
+
+
+def test_a_loss_that_draws_gives_the_same_for_the_same_seed():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+
+    def noisy(model, batch):
+        return model(batch + torch.randn_like(batch)).square().mean()
+
+    def found(seed: int) -> Tensor:
+        torch.rand(1)
+        return score.snip(model, scope(model), batches=[torch.ones(4, 5)], loss=noisy, seed=seed)["weight"]
+
+    assert torch.equal(found(1), found(1))
+    assert not torch.equal(found(1), found(2))
+
+
+def test_attention_has_second_derivatives_by_its_plain_formula():
+    """The fused kernel has none; against attention written out."""
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self, fused: bool) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(4, 12)
+            self.fused = fused
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+            if self.fused:
+                return functional.scaled_dot_product_attention(q, k, v)
+            return (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+
+    fused, plain = Attention(True).double(), Attention(False).double()
+    plain.load_state_dict(fused.state_dict())
+    batches = [torch.randn(2, 3, 4).double() for _ in range(2)]
+    one, other = (score.crop(each, scope(each), batches=batches, loss=squared) for each in (fused, plain))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["snip", "crop", "synflow"])
+def test_a_compiled_model_is_scored_like_the_plain_one(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    batches = [torch.randn(3, 4)]
+    plain = score.get(name)(model, scope(model), batches=batches, loss=squared)
+    compiled = torch.compile(model)
+    found = score.get(name)(compiled, scope(compiled), batches=batches, loss=squared)
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (inputs,) = ctx.saved_tensors
+        return 3 * inputs**2 * gradient
+
+
+class TestRefused:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    known = scope(model)
+    batches = (torch.ones(2, 3),)
+
+    @pytest.mark.parametrize("name", OF_DATA)
+    def test_without_batches_or_loss(self, name):
+        function = score.get(name)
+        with pytest.raises(UsageError, match=f"score '{name}' needs batches and a loss: give batches="):
+            function(self.model, self.known)
+        with pytest.raises(UsageError, match="needs a loss: "):
+            function(self.model, self.known, batches=self.batches)
+        with pytest.raises(UsageError, match="needs batches: "):
+            function(self.model, self.known, loss=squared)
+        with pytest.raises(UsageError, match="there is no batch in batches="):
+            function(self.model, self.known, batches=[], loss=squared)
+
+    @pytest.mark.parametrize("name", OF_DATA)
+    def test_gradients_that_are_all_0(self, name):
+        dead = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))
+        with torch.no_grad():
+            dead[0].bias.fill_(-100)
+        with pytest.raises(ScoreError, match=f"score '{name}' is 0 for every weight"):
+            score.get(name)(dead, scope(dead), batches=self.batches, loss=squared)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("name", OF_DATA)
+    def test_a_loss_that_is_no_number(self, name, value):
+        batches = [*self.batches, torch.full((2, 3), value)]
+        with pytest.raises(ScoreError, match=r"the loss of batch 2 is (nan|inf)"):
+            score.get(name)(self.model, self.known, batches=batches, loss=squared)
+
+    @pytest.mark.parametrize("name", OF_DATA)
+    def test_scores_that_overflow(self, name):
+        def steep(model, batch):
+            return (model(batch).sum() - model(batch).sum().detach()).abs().sqrt()  # 0, with an infinite slope
+
+        with pytest.raises(ScoreError, match="is not finite"):
+            score.get(name)(self.model, self.known, batches=self.batches, loss=steep)
+
+    def test_a_loss_that_is_no_scalar(self):
+        with pytest.raises(UsageError, match=r"one number in a tensor, the mean over the batch, not shape \(2, 2\)"):
+            score.snip(self.model, self.known, batches=self.batches, loss=lambda model, batch: model(batch))
+        with pytest.raises(UsageError, match="not float"):
+            score.snip(self.model, self.known, batches=self.batches, loss=lambda model, batch: 1.0)
+
+    def test_a_detached_loss(self):
+        with pytest.raises(ScoreError, match="does not depend on any parameter in scope"):
+            score.snip(
+                self.model, self.known, batches=self.batches, loss=lambda model, batch: squared(model, batch).detach()
+            )
+
+    @pytest.mark.parametrize("name", SECOND_ORDER)
+    @pytest.mark.parametrize(
+        ("operation", "named"),
+        [
+            (lambda outputs: torch.cdist(outputs, outputs * 2 + 1, p=1.5), "_cdist_backward"),
+            (OnceOnly.apply, "OnceOnly"),
+        ],
+        ids=["torch", "own"],
+    )
+    def test_an_operation_without_second_derivative_is_named(self, name, operation, named):
+        def loss(model, batch):
+            return operation(model(batch)).mean()
+
+        score.snip(self.model, self.known, batches=self.batches, loss=loss)
+        with pytest.raises(ScoreError, match=f"^{named} has no second derivative, which this score needs: use"):
+            score.get(name)(self.model, self.known, batches=self.batches, loss=loss)
+
+    def test_a_mask_of_something_else(self):
+        other = Mask({"weight": torch.ones(2)})
+        with pytest.raises(MaskError, match="not of the parameters in scope"):
+            score.snip(self.model, self.known, batches=self.batches, loss=squared, at=other)
+
+    @pytest.mark.parametrize("value", [0, -1, float("nan")])
+    def test_a_temperature_that_is_none(self, value):
+        with pytest.raises(UsageError, match="a temperature is a positive number"):
+            score.grasp(self.model, self.known, batches=self.batches, loss=squared, temperature=value)
+
+    def test_a_temperature_that_cannot_be_applied(self):
+        def around(model, batch):
+            return model[2](model[0](batch)).square().mean()
+
+        with pytest.raises(UsageError, match="does not call the model"):
+            score.grasp(self.model, self.known, batches=self.batches, loss=around, temperature=2)
+        lstm = nn.LSTM(3, 2)
+        with pytest.raises(UsageError, match="LSTM returns a tuple"):
+            score.grasp(
+                lstm, scope(lstm), batches=self.batches, loss=lambda model, batch: model(batch)[0].sum(), temperature=2
+            )
+
+
+def test_a_weight_that_the_loss_does_not_reach_is_worth_nothing():
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    for name in OF_DATA:
+        found = score.get(name)(
+            model, scope(model), batches=[torch.ones(2, 3)], loss=lambda model, batch: squared(model["used"], batch)
+        )
+        assert not found["unused.weight"].any()
+        assert found["used.weight"].any()

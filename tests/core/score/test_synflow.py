@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import scope
+from ticketry.core.score import synflow
+from ticketry.errors import LayerCollapseError, ScoreError, UsageError
+
+exactly = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-14)
+
+
+def chain(*widths: int, bias: bool = False) -> nn.Sequential:
+    layers = [layer for ins, outs in pairwise(widths) for layer in (nn.Linear(ins, outs, bias), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def ones(*shape: int) -> list[Tensor]:
+    return [torch.zeros(1, *shape)]
+
+
+class Conv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 4, 3, stride=2, bias=False)
+        self.group = nn.GroupNorm(2, 4)
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(4, 3, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = functional.relu(self.norm(self.first(images)))
+        maps = functional.relu(self.group(self.second(maps)))
+        return self.out(self.drop(functional.adaptive_avg_pool2d(maps, 1).flatten(1)))
+
+
+def total_of_conv(model: Conv, weights: dict[str, Tensor]) -> Tensor:
+    """R by the formula: linear, for all numbers are positive, and norms and dropout are not there."""
+    image = torch.ones(1, 2, 6, 6).double()
+    bias = model.first.bias.detach().double().abs()
+    maps = functional.conv2d(image, weights["first.weight"], bias, padding=1)
+    maps = functional.conv2d(maps, weights["second.weight"], stride=2).mean((2, 3))
+    return (maps @ weights["out.weight"].T).sum()
+
+
+def test_against_what_each_weight_adds_to_the_sum():
+    """R is linear in every single weight: its derivative is what R gains when the weight grows by 1."""
+    torch.manual_seed(0)
+    model = Conv()
+    weights = {name: p.detach().double().abs() for name, p in scope(model).parameters(model).items()}
+    base = total_of_conv(model, weights)
+    expected = {}
+    for name, weight in weights.items():
+        expected[name] = torch.zeros_like(weight)
+        for place in range(weight.numel()):
+            one_more = weight.clone()
+            one_more.view(-1)[place] += 1
+            gain = total_of_conv(model, weights | {name: one_more}) - base
+            expected[name].view(-1)[place] = weight.view(-1)[place] * gain
+    found = synflow(model, scope(model), batches=ones(2, 6, 6))
+    assert all(values.dtype == torch.float64 for values in found.values())
+    exactly(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 1000))
+def test_conservation(widths, seed):
+    """Without biases the scores of every layer add up to R (Tanaka et al. 2020, theorem 2)."""
+    torch.manual_seed(seed)
+    model = chain(*widths)
+    product = torch.ones(widths[0]).double()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            product = layer.weight.detach().double().abs() @ product
+    sums = [values.sum() for values in synflow(model, scope(model), batches=ones(widths[0])).values()]
+    exactly(torch.stack(sums), product.sum().expand(len(sums)))
+
+
+def test_conservation_at_a_mask():
+    torch.manual_seed(1)
+    model = chain(5, 8, 8, 3)
+    mask = prune(model, 0.5, score="random")
+    found = synflow(model, scope(model), batches=ones(5), at=mask)
+    kept = torch.stack([values[mask[name]].sum() for name, values in found.items()])
+    product = torch.ones(5).double()
+    for name, parameter in scope(model).parameters(model).items():
+        product = (parameter.detach().double().abs() * mask[name]) @ product
+    exactly(kept, product.sum().expand(3))
+    assert any(values[~mask[name]].any() for name, values in found.items()), "removed weights have a score too"
+
+
+def test_a_deep_network_does_not_overflow():
+    torch.manual_seed(2)
+    model = chain(*([64] * 150))
+    sums = torch.stack([values.sum() for values in synflow(model, scope(model), batches=ones(64)).values()])
+    assert torch.isfinite(sums).all()
+    assert sums[0] > torch.finfo(torch.float32).max
+    exactly(sums, sums[:1].expand(149))
+
+
+def test_only_shapes_matter():
+    torch.manual_seed(3)
+    model = Conv()
+    images = torch.randn(1, 2, 6, 6)
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(network(images=batch[0]), batch[1])
+
+    plain = synflow(model, scope(model), batches=ones(2, 6, 6))
+    exactly(synflow(model, scope(model), batches=[(images * float("nan"), torch.tensor([1]))], loss=loss), plain)
+    exactly(synflow(model, scope(model), batches=[(images,)]), plain)
+
+
+def test_an_embedding_counts_all_its_rows():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 2, bias=False))
+    table, matrix = model[0].weight.detach().double().abs(), model[1].weight.detach().double().abs()
+    found = synflow(model, scope(model, embeddings=True), batches=[torch.tensor([[3]])])
+    exactly(found["0.weight"], table * matrix.sum(0))
+    exactly(found["1.weight"], matrix * table.sum(0))
+
+
+def test_iterated_it_empties_no_layer_where_one_shot_does():
+    """The paper's finding, with layers of very different size (Tanaka et al. 2020, theorem 3)."""
+    torch.manual_seed(5)
+    model = chain(20, 300, 8, 300, 300, 10)
+    few = 0.004
+    with pytest.raises(LayerCollapseError):
+        prune(model, few, score="magnitude")
+    mask = prune(model, few, score="synflow", iterations=100, batches=ones(20))
+    assert all(row.kept for row in mask.table())
+    product = torch.ones(20)
+    for name, parameter in mask.parameters(model).items():
+        product = (parameter.detach().abs() * mask[name]) @ product
+    assert product.sum() > 0, "something passes from the inputs to the outputs"
+
+
+class OwnNorm(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs / inputs.norm(dim=-1, keepdim=True)
+
+
+def test_norms_of_your_own_are_passed_by_when_named():
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), OwnNorm(), nn.Linear(5, 2, bias=False))
+    found = synflow(model, scope(model), batches=ones(4), bypass=(OwnNorm,))
+    exactly(found["0.weight"].sum(), found["2.weight"].sum())
+
+
+class TestRefused:
+    def test_without_a_batch(self):
+        model = chain(2, 2)
+        with pytest.raises(UsageError, match="needs the shape of the inputs"):
+            synflow(model, scope(model))
+        with pytest.raises(UsageError, match="there is no batch"):
+            synflow(model, scope(model), batches=[])
+
+    def test_a_batch_that_is_no_input(self):
+        model = chain(2, 2)
+        with pytest.raises(UsageError, match="a batch is the model's input"):
+            synflow(model, scope(model), batches=[{"x": torch.ones(1, 2)}])
+
+    def test_a_loss_that_goes_around_the_model(self):
+        model = chain(2, 2)
+        with pytest.raises(UsageError, match="does not call the model"):
+            synflow(model, scope(model), batches=ones(2), loss=lambda model, batch: model[0](batch).sum())
+        assert not model._forward_pre_hooks
+
+    def test_a_norm_in_scope(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        with pytest.raises(UsageError, match=r"no score for '1\.weight'"):
+            synflow(model, scope(model, norms=True), batches=ones(2))
+
+    def test_a_network_that_nothing_passes(self):
+        model = chain(3, 3, 3)
+        empty = Mask({name: torch.zeros(shape) for name, shape in scope(model).shapes.items()})
+        with pytest.raises(ScoreError, match="is 0 for every weight"):
+            synflow(model, scope(model), batches=ones(3), at=empty)

@@ -1,0 +1,213 @@
+"""Each score against a slow computation written out, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import hessian, jacobian
+from torch.nn import functional
+
+from ticketry.core import score
+from ticketry.core.mask import Mask
+from ticketry.core.scope import scope
+
+exactly = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-14)
+
+
+class ConvNet(nn.Module):
+    """A convolution, a batch norm, an output layer: 20 + 8 prunable weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, bias=False)
+        self.bn = nn.BatchNorm2d(2)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.drop(torch.tanh(self.bn(self.conv(images)))).flatten(1))
+
+
+class DenseNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 5)
+        self.two = nn.Linear(5, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.two(torch.sigmoid(self.one(inputs)))
+
+
+def conv_formula(model: ConvNet, norms: str, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    maps = functional.conv2d(images, weights["conv.weight"])
+    if norms == "batch":
+        mean, variance = maps.mean((0, 2, 3)), maps.var((0, 2, 3), unbiased=False)
+    else:
+        mean, variance = model.bn.running_mean, model.bn.running_var
+    across = (1, 2, 1, 1)
+    maps = (maps - mean.view(across)) / (variance.view(across) + 1e-5).sqrt()
+    maps = maps * model.bn.weight.detach().view(across) + model.bn.bias.detach().view(across)
+    return torch.tanh(maps).flatten(1) @ weights["fc.weight"].T + model.fc.bias.detach()
+
+
+def dense_formula(model: DenseNet, norms: str, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    hidden = torch.sigmoid(inputs @ weights["one.weight"].T + model.one.bias.detach())
+    return hidden @ weights["two.weight"].T + model.two.bias.detach()
+
+
+class Truth:
+    """A model, its batches, and the loss of each batch as a function of one flat vector of the prunable weights."""
+
+    def __init__(self, kind: str, norms: str = "batch") -> None:
+        torch.manual_seed(3)
+        self.model = {"conv": ConvNet, "dense": DenseNet}[kind]().double()
+        shape = (1, 4, 4) if kind == "conv" else (4,)
+        self.formula = partial({"conv": conv_formula, "dense": dense_formula}[kind], self.model, norms)
+        if kind == "conv":
+            with torch.no_grad():
+                self.model.bn.weight.uniform_(0.5, 2)
+                self.model.bn.running_mean.normal_()
+                self.model.bn.running_var.uniform_(0.5, 2)
+        self.batches = [(torch.randn(6, *shape).double(), torch.randint(3, (6,))) for _ in range(3)]
+        self.scope = scope(self.model)
+        self.flat = torch.cat([p.detach().flatten() for p in self.scope.parameters(self.model).values()])
+        self.divisor = 1.0
+
+    @staticmethod
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1])
+
+    def batch_loss(self, index: int, flat: Tensor) -> Tensor:
+        inputs, targets = self.batches[index]
+        logits = self.formula(self.shaped(flat), inputs) / self.divisor
+        chosen = logits.log_softmax(1)[torch.arange(len(targets)), targets]
+        return -chosen.mean()
+
+    def mean_loss(self, flat: Tensor) -> Tensor:
+        return sum(self.batch_loss(index, flat) for index in range(3)) / 3
+
+    def shaped(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split(list(self.scope.sizes.values()))
+        return {name: part.view(shape) for (name, shape), part in zip(self.scope.shapes.items(), parts, strict=True)}
+
+    def gradient(self, index: int | None = None, at: Tensor | None = None) -> Tensor:
+        function = self.mean_loss if index is None else partial(self.batch_loss, index)
+        return jacobian(function, self.flat if at is None else at)
+
+    def product(self, at: Tensor | None = None, kept: Tensor | None = None) -> Tensor:
+        """The whole Hessian, times the gradient."""
+        where = self.flat if at is None else at
+        gradient = self.gradient(at=where)
+        return hessian(self.mean_loss, where) @ (gradient if kept is None else gradient * kept)
+
+
+REFERENCES: dict[str, Callable[[Truth], Tensor]] = {
+    "snip": lambda truth: (truth.flat * truth.gradient()).abs(),
+    "taylor": lambda truth: sum((truth.flat * truth.gradient(index)).abs() for index in range(3)) / 3,
+    "fisher": lambda truth: sum(truth.flat**2 * truth.gradient(index) ** 2 for index in range(3)) / 6,
+    "crop": lambda truth: (truth.flat * truth.product()).abs(),
+    "grasp": lambda truth: truth.flat * truth.product(),
+}
+
+
+@pytest.mark.parametrize("norms", ["batch", "running"])
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_scores_are_what_the_papers_say(name, kind, norms):
+    truth = Truth(kind, norms)
+    found = score.get(name)(truth.model, truth.scope, batches=truth.batches, loss=truth.loss, norms=norms)
+    exactly(found, truth.shaped(REFERENCES[name](truth)))
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_single_precision_comes_close(name):
+    truth = Truth("conv")
+    exact = score.get(name)(truth.model, truth.scope, batches=truth.batches, loss=truth.loss)
+    truth.model.float()
+    batches = [(inputs.float(), targets) for inputs, targets in truth.batches]
+    found = score.get(name)(truth.model, truth.scope, batches=batches, loss=truth.loss)
+    for key, values in found.items():
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values.double(), exact[key], rtol=1e-3, atol=1e-6)
+
+
+def test_the_formula_is_the_model():
+    """The truth itself: without dropout the model gives what the formula gives."""
+    for kind in ("conv", "dense"):
+        truth = Truth(kind, "running")
+        truth.model.eval()
+        inputs, _ = truth.batches[0]
+        exactly(truth.model(inputs), truth.formula(truth.shaped(truth.flat), inputs))
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+def test_grasp_keeps_what_the_gradient_flow_would_lose_by(kind):
+    """Each weight in turn is shrunk a little: the flow falls in proportion to the score, sign included."""
+    truth = Truth(kind)
+    found = score.grasp(truth.model, truth.scope, batches=truth.batches, loss=truth.loss)
+    scores = torch.cat([values.flatten() for values in found.values()])
+    step = 1e-4
+    for index in range(0, len(scores), 3):
+        change = torch.zeros_like(truth.flat)
+        change[index] = step * truth.flat[index]
+        fewer, more = (truth.gradient(at=truth.flat + sign * change).square().sum() for sign in (-1, 1))
+        loss_of_flow = (more - fewer) / (2 * step)
+        assert loss_of_flow.item() == pytest.approx(2 * scores[index].item(), rel=1e-4, abs=1e-9)
+
+
+def test_grasp_at_the_temperature_of_the_published_code():
+    truth = Truth("conv")
+    truth.divisor = 200.0
+    warm = partial(score.grasp, temperature=200)
+    found = warm(truth.model, truth.scope, batches=truth.batches, loss=truth.loss)
+    exactly(found, truth.shaped(REFERENCES["grasp"](truth)), atol=1e-20)
+    assert not truth.model._forward_hooks
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_at_a_mask_removed_weights_are_0_but_have_a_score(name):
+    truth = Truth("conv")
+    mask = Mask({key: torch.rand(shape) < 0.6 for key, shape in truth.scope.shapes.items()})
+    kept = torch.cat([tensor.flatten() for tensor in mask.values()])
+    there = truth.flat * kept
+    slow = {
+        "snip": lambda: (truth.flat * truth.gradient(at=there)).abs(),
+        "taylor": lambda: sum((truth.flat * truth.gradient(index, there)).abs() for index in range(3)) / 3,
+        "fisher": lambda: sum(truth.flat**2 * truth.gradient(index, there) ** 2 for index in range(3)) / 6,
+        "crop": lambda: (truth.flat * truth.product(there, kept)).abs(),
+        "grasp": lambda: truth.flat * truth.product(there, kept),
+    }
+    found = score.get(name)(truth.model, truth.scope, batches=truth.batches, loss=truth.loss, at=mask)
+    exactly(found, truth.shaped(slow[name]()))
+    assert torch.equal(torch.cat([p.flatten() for p in truth.scope.parameters(truth.model).values()]), truth.flat)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_tied_weights_have_the_gradient_of_all_places(build, name):
+    """The decoder and the embedding of a language model are one matrix: against a model that has two."""
+    case = build("lstm")
+    model = case.model.double()
+    found = score.get(name)(model, scope(model), batches=case.batches[:2], loss=case.loss)
+    assert "encoder.weight" in found
+    assert "decoder.weight" not in found
+
+    parameters = scope(model).parameters(model)
+
+    def mean_loss(matrix: Tensor) -> Tensor:
+        swapped = {"encoder.weight": matrix, "decoder.weight": matrix}
+        losses = [
+            functional.cross_entropy(
+                torch.func.functional_call(model, swapped, (inputs,)).flatten(0, -2), targets.flatten()
+            )
+            for inputs, targets in case.batches[:2]
+        ]
+        return sum(losses) / 2
+
+    matrix = parameters["encoder.weight"].detach()
+    if name == "snip":
+        exactly(found["encoder.weight"], (matrix * jacobian(mean_loss, matrix)).abs())
+    assert all(values.abs().sum() > 0 for values in found.values())
