@@ -23,7 +23,8 @@ from ticketry.lab.energy import Meter
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import Found, Seeds, budget
-from ticketry.lab.lab import Lab, Ledger, Result
+from ticketry.lab.lab import Lab, Result
+from ticketry.lab.ledger import Ledger
 from ticketry.lab.segment import digest_of
 from ticketry.run_rounds import GateRounds
 from ticketry.runfile import run_file

@@ -17,7 +17,8 @@ from ticketry.evidence.verdict import Looks, Verdict
 from ticketry.evidence.verification import Verification, verify
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_json
-from ticketry.lab.lab import Lab, Ledger
+from ticketry.lab.lab import Lab
+from ticketry.lab.ledger import Ledger
 from ticketry.lab.segment import digest_of
 from ticketry.tasks.base import Task
 

@@ -24,7 +24,7 @@ from ticketry.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from ticketry.lab.found import Seeds
-    from ticketry.lab.lab import Ledger
+    from ticketry.lab.ledger import Ledger
     from ticketry.run import Run
     from ticketry.tasks.base import Task
 

@@ -8,24 +8,27 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ticketry.core.detect import relative_distance
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.execute import Work, is_done
 from ticketry.lab.gating import Gating
+from ticketry.lab.ledger import Ledger
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.partners import Partners
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
+from ticketry.lab.sample import Sample, loss_of
 from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Task
@@ -49,41 +52,6 @@ class Result:
     gates: str | None
     """Digest of the gates, where the segment has them."""
     record: dict[str, Any] = field(repr=False, compare=False)
-
-
-@dataclass
-class Ledger:
-    """What was asked for and what was really done, over the life of a lab."""
-
-    segments_asked: int = 0
-    segments_trained: int = 0
-    steps_asked: int = 0
-    steps_trained: int = 0
-    train_seconds: float = 0.0
-    other_seconds: float = 0.0
-    """In workers, outside training steps: evaluation, reading and writing, waiting for locks."""
-
-    keys: list[str] = field(default_factory=list, repr=False)
-    """Of every segment asked for, as often as it was."""
-
-    @property
-    def segments_distinct(self) -> int:
-        """How many different segments were asked for: as many would be trained in an empty store."""
-        return len(set(self.keys))
-
-    def copy(self) -> Ledger:
-        """As it is now."""
-        return replace(self, keys=list(self.keys))
-
-    def since(self, before: Ledger) -> Ledger:
-        """What has come since a copy of this ledger was taken."""
-        counts = {name: value - getattr(before, name) for name, value in vars(self).items() if name != "keys"}
-        return Ledger(**counts, keys=self.keys[len(before.keys) :])
-
-    def counts(self) -> dict[str, int]:
-        """Segments and steps, for a record."""
-        names = ("segments_asked", "segments_distinct", "segments_trained", "steps_asked", "steps_trained")
-        return {name: getattr(self, name) for name in names}
 
 
 class Lab:
@@ -280,14 +248,45 @@ class Lab:
         """The task's model with a result's weights, or freshly initialised (seed 0)."""
         return rebuilt(task, self.state(result) if result else initial_state(task, 0))
 
-    def prune(self, task: Task, result: Result, scope: Scope, *, within: str | None = None, **settings: Any) -> str:
-        """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings."""
+    def prune(
+        self,
+        task: Task,
+        result: Result,
+        scope: Scope,
+        *,
+        within: str | None = None,
+        sample: Sample | None = None,
+        **settings: Any,
+    ) -> str:
+        """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings.
+
+        Args:
+            sample: the batches that the score sees, if it needs any.
+        """
 
         def made() -> Mask:
             base = self.store.get_mask(within) if within else None
-            return prune(self.model(task, result), scope=scope, within=base, **settings)
+            model, seen = self.model(task, result), dict[str, Any]()
+            if sample is not None:
+                device = self.arithmetic(task).device
+                model = model.to(device)
+                seen = {"batches": sample.drawn(task, self.data, device), "loss": loss_of(task)}
+            return prune(model, scope=scope, within=base, **seen, **settings)
 
-        return self.remembered_mask({"state": result.model, "within": within, "scope": list(scope), **settings}, made)
+        described = {"state": result.model, "within": within, "scope": list(scope), **settings}
+        if sample is not None:
+            described |= {"sample": asdict(sample), "task": dict(task.key())}
+        return self.remembered_mask(described, made)
+
+    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:
+        """||w - w0|| / ||w0|| of two results over the named weights; remembered."""
+        chosen = list(names)
+        key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": chosen})
+        known = self.store.memo("distances", key)
+        if known is None:
+            known = {"distance": relative_distance(self.state(result), self.state(reference), chosen)}
+            self.store.put_memo("distances", key, known)
+        return float(known["distance"])
 
     def remembered_mask(self, described: Mapping[str, Any], make: Callable[[], Mask]) -> str:
         """The digest of the stored mask that is a pure function, `make`, of what is `described`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -49,6 +49,10 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     )
 
 
+DATA_FREE = ("magnitude", "random")
+"""Scores that look at no examples."""
+
+
 def pruned(
     lab: Lab,
     task: Task,
@@ -58,8 +62,16 @@ def pruned(
     density: float,
     settings: Pruning,
     seeds: Seeds,
+    **more: Any,
 ) -> str:
-    """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps."""
+    """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps.
+
+    A score that looks at examples sees a `Sample` of the training split, unless `more` names another.
+    """
+    from ticketry.lab.sample import Sample
+
+    if settings.score.rpartition(":")[2] not in DATA_FREE:
+        more.setdefault("sample", Sample(seed=seeds.mask))
     return lab.prune(
         task,
         trained,
@@ -70,4 +82,5 @@ def pruned(
         distribution=settings.distribution,
         half_rate=settings.half_rate,
         seed=seeds.mask,
+        **more,
     )
