@@ -1,0 +1,150 @@
+"""Early pruning as a search: the contract, bare PyTorch, the moment, the data that scores see, what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import ticketry as tk
+from ticketry.core.seeds import mix
+from ticketry.errors import UsageError
+from ticketry.lab.found import budget, spent
+from ticketry.lab.segment import Start
+from ticketry.search.early import Settings
+from ticketry.tasks.base import Split, Splits
+from ticketry.testing import check_search
+
+METHOD = tk.search.early
+TOTAL, SEED = 60, 3
+SGD = tk.Recipe(length=f"{TOTAL}it", batch=64, optimizer="sgd", lr=0.1, momentum=0.9)
+
+
+def found_by(lab: tk.Lab, task: tk.Task | None = None, **settings: Any) -> list[tk.search.Found]:
+    chosen = Settings(**{"iterations": 1, "score": "snip", "density": (0.1,), **settings})
+    return METHOD(lab, task or tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(density=(0.2, 0.1), iterations=2, batches=1, batch=16),
+        Settings(density=(0.1,), when="0", score="snip", iterations=1, batches=1),
+    ],
+    ids=["earlycrop", "snip"],
+)
+def test_contract(tmp_path: Path, settings: Settings) -> None:
+    check_search(METHOD, tmp_path, settings=settings, densities=settings.targets)
+
+
+@pytest.mark.parametrize("when", ["0", "20it"])
+def test_the_mask_is_that_of_plain_pytorch(tmp_path: Path, when: str) -> None:
+    """SNIP by hand: |w dL/dw| of the mean loss over two batches of the training split, the highest tenth."""
+    task = tk.task("digits")
+    train = task.load().train
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, when=when, batches=2, batch=50)[1]
+        model = lab.model(task, ticket.rewound)
+        weights = {name: one for name, one in model.named_parameters() if name.endswith("weight")}
+        for rows in order[:100].split(50):
+            (cross_entropy(model(task.prepare(train.inputs[rows])), train.targets[rows]) / 2).backward()
+        scores = torch.cat([(one * one.grad).abs().flatten() for one in weights.values()]).detach()
+        least = scores.sort(descending=True).values[int(0.1 * len(scores) + 0.5) - 1]
+        mask = lab.store.get_mask(ticket.mask)
+        mine = torch.cat([mask[name].flatten() for name in weights])
+        assert ticket.rewound.segment.last == ticket.behind == (0 if when == "0" else 20)
+        # Sums of floats in another order: only those at the border may differ.
+        border = (scores / least - 1).abs() < 1e-4
+        assert torch.equal(mine[~border], (scores >= least)[~border])
+        assert border.sum() < 10
+
+
+def test_training_goes_on_as_if_nothing_were(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, when="20it")[1]
+        state = lab.at(ticket.dense, 20)
+        on = lab.segment(
+            tk.task("digits"),
+            start=Start(state=state.model, optimizer=state.training),
+            mask=ticket.mask,
+            first=20,
+            order_seed=SEED,
+            recipe=SGD,
+        )
+        assert on.key == ticket.result.segment.key
+        assert budget(ticket) == TOTAL
+        assert spent(ticket) == TOTAL
+
+
+def test_the_moment_is_the_first_slow_look(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, every="4it", latest="48it", threshold=0.5)
+        whole = found[0].result.segment
+        states = {step: lab.state(lab.train(whole.until(step), measure=False)) for step in range(0, 52, 4)}
+    names = [name for name in states[0] if name.endswith("weight")]
+
+    def far(step: int) -> float:
+        return float(torch.cat([(states[step][name] - states[0][name]).flatten() for name in names]).norm())
+
+    first = far(4)
+    slow = [step for step in range(8, 52, 4) if abs(far(step) - far(step - 4)) < 0.5 * first]
+    assert found[1].behind == slow[0] < 48
+
+
+@pytest.mark.parametrize("detector", ["distance", "masks"])
+def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: str) -> None:
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, every="4it", latest="16it", threshold=1e-6, detector=detector)
+        assert found[1].behind == 16
+        assert lab.ledger.steps_trained == TOTAL + TOTAL - 16  # the dense steps once
+
+
+def test_masks_that_are_alike_tell_the_moment_too(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        assert found_by(lab, every="1it", latest="50it", detector="masks", score="magnitude")[1].behind < 50
+
+
+class WatchedDigits(tk.Task):
+    """digits whose validation and test examples are poison: a score that saw one would not be a number."""
+
+    def __init__(self) -> None:
+        self._real = tk.task("digits")
+        self.name, self.metric, self.recipe = "watched", self._real.metric, self._real.recipe
+        for part in ("build", "prepare", "augment", "loss", "measure", "summary"):
+            setattr(self, part, getattr(self._real, part))
+
+    def key(self):
+        return {"name": "watched"}
+
+    def load(self, data: Path | None = None) -> Splits:
+        real = self._real.load(data)
+        poison = Split(torch.full_like(real.train.inputs[:10].float(), float("nan")), real.train.targets[:10])
+        return Splits(real.train, poison, poison)
+
+
+def test_scores_see_training_examples_only(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        task = WatchedDigits()
+        ticket = found_by(lab, task, when="0", score="crop", batches=2)[1]
+        plain = found_by(lab, when="0", score="crop", batches=2)[1]
+        assert lab.store.get_mask(ticket.mask) == lab.store.get_mask(plain.mask)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"detector": "luck"}, "distance, masks"),
+        ({"when": "soon"}, "soon"),
+        ({"threshold": -1.0}, "at least 0"),
+        ({"batches": 0}, "at least 1"),
+        ({"score": "nothing"}, "nothing"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
+        found_by(lab, **settings)
+    assert lab.ledger.segments_trained == 0
