@@ -22,7 +22,7 @@ from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.energy import Meter
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
-from ticketry.lab.found import Found, Seeds, budget
+from ticketry.lab.found import DYNAMIC, Found, Seeds, budget
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.ledger import Ledger
 from ticketry.lab.segment import digest_of
@@ -138,6 +138,8 @@ class _Points:
         self.rounds = GateRounds()
         self.searched: dict[str, Result] = {}
         """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
+        self.gradients = 0
+        """Batches that trained nothing, of all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
@@ -166,6 +168,7 @@ class _Points:
             with self._lock:
                 self.rounds.add(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
+                self.gradients += found.gradients
         more["ticket"] = str(self._save(replicate, found, mask))
         if replicate == 0 and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = picture
@@ -224,7 +227,9 @@ class _Points:
         }
         path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
         if not Ticket.is_saved(path, info):
-            start = lab.store.get_tensors(segment.start.state)
+            # Of a mask that moved the start is that of the whole training, not of what came after the last move.
+            begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
+            start = lab.store.get_tensors(begun)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path
 
@@ -349,7 +354,7 @@ def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float,
     steps = {role: sum(row["steps"] for row in rows if row["role"] == role) for role in ("dense", "ticket")}
     controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
     # A method whose masks do not come from the dense network does not need it to search.
-    masks = sum(each.segment.steps for each in points.searched.values()) or steps["dense"]
+    masks = sum(each.segment.steps for each in points.searched.values()) + points.gradients or steps["dense"]
     # Of a trajectory that was also looked at on the way, the whole.
     by_step = sorted([*points.segments.values(), *points.searched.values()], key=lambda each: each.segment.last)
     trained = {each.segment.trajectory: each for each in by_step}.values()

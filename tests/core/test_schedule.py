@@ -1,18 +1,18 @@
-"""The cubic schedule against its closed form in exact fractions."""
+"""Schedules against their closed forms, and those that were published."""
 
 from __future__ import annotations
 
 import doctest
 from fractions import Fraction
 from itertools import pairwise
-from math import inf, nan
+from math import cos, inf, nan, pi
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.core import schedule
-from ticketry.core.schedule import cubic, cuts, cuts_within
+from ticketry.core.schedule import cubic, cuts, cuts_within, moves_within, phases_within
 from ticketry.errors import UsageError
 
 densities = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
@@ -95,3 +95,40 @@ def test_what_is_refused(call, told):
 
 def test_the_example():
     assert doctest.testmod(schedule).failed == 0
+
+
+@given(st.integers(2, 300), st.integers(1, 40), st.sampled_from([0.1, 0.3, 0.5]))
+def test_moves_fall_along_a_cosine(total, every, alpha):
+    last = (3 * total + 2) // 4  # 75 %, rounded half up
+    if every >= last:
+        with pytest.raises(UsageError, match="would never move"):
+            moves_within(alpha, end="75%", frequency=f"{every}it", total=total)
+        return
+    moves = moves_within(alpha, end="75%", frequency=f"{every}it", total=total)
+    assert list(moves) == [step for step in range(1, total) if step % every == 0 and step < last]
+    assert list(moves.values()) == pytest.approx([alpha / 2 * (1 + cos(pi * step / last)) for step in moves], abs=1e-11)
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.0}, {"end": "0"}, {"frequency": "2ep"}])
+def test_moves_that_cannot_be(wrong):
+    with pytest.raises(UsageError):
+        moves_within(**{"share": 0.3, "end": "75%", "frequency": "10it", "total": 100, **wrong})
+
+
+def test_the_phases_of_the_papers_experiments():
+    """The epochs at which weights are pruned and restored in the configurations of the authors' code."""
+    imagenet = phases_within(warmup="10%", phase="5%", end="85%", total=100)
+    assert [step for step, sparse in imagenet if sparse] == [*range(10, 71, 10), 85]
+    assert [step for step, sparse in imagenet[1:] if not sparse] == [*range(15, 66, 10), 75]
+    cifar = phases_within(warmup="10ep", phase="20ep", end="170ep", total=200, per_epoch=1)
+    assert [step for step, sparse in cifar if sparse] == [*range(10, 171, 40)]
+    assert [step for step, sparse in cifar[1:] if not sparse] == [*range(30, 160, 40)]
+    assert phases_within(warmup="0", phase="10it", end="20it", total=30) == [(0, True), (10, False), (20, True)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"warmup": "80%"}, {"phase": "0"}, {"phase": "50%"}, {"end": "end"}, {"end": "5%"}, {"phase": "1ep"}]
+)
+def test_phases_that_cannot_be(wrong):
+    with pytest.raises(UsageError):
+        phases_within(**{"warmup": "10%", "phase": "5%", "end": "85%", "total": 100, **wrong})

@@ -136,7 +136,8 @@ def test_discovery() -> None:
     assert "iterative" in methods()
     assert method("imp") is method("iterative") is tk.search.iterative
     with pytest.raises(
-        UsageError, match=r"not known: concrete, continuous, gradual, iterative, oneshot, stochastic, imp$"
+        UsageError,
+        match=r"not known: acdc, concrete, continuous, dynamic, gradual, iterative, oneshot, stochastic, imp$",
     ):
         method("magic")
 

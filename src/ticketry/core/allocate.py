@@ -71,7 +71,7 @@ def allocate(
     with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     counts |= _with_at_least(with_weights, available, least, wanted)
-    chosen = {name: _top(values, counts[name]) for name, (values, _) in flat.items()}
+    chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
 
@@ -139,7 +139,7 @@ def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[
 def _global_counts(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
     if not values:
         return {}
-    chosen = _top(torch.cat(list(values.values())), kept)
+    chosen = largest(torch.cat(list(values.values())), kept)
     parts = torch.split(chosen, [len(part) for part in values.values()])
     return {name: int(part.sum()) for name, part in zip(values, parts, strict=True)}
 
@@ -195,7 +195,7 @@ def _with_at_least(counts: dict[str, int], available: Mapping[str, int], least: 
     return raised
 
 
-def _top(values: Tensor, count: int) -> Tensor:
+def largest(values: Tensor, count: int) -> Tensor:
     """Boolean [n]: the `count` largest of `values` [n], ties going to the earlier ones. No full sort."""
     if count >= len(values):
         return torch.ones(len(values), dtype=torch.bool)

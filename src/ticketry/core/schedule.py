@@ -1,6 +1,8 @@
-"""Densities over training: the cubic schedule of gradual pruning. Needs no torch."""
+"""When masks change while a network trains: how far they shrink, or how much of them moves. Needs no torch."""
 
 from __future__ import annotations
+
+from math import cos, pi
 
 from ticketry.core.density import check_density
 from ticketry.errors import UsageError
@@ -74,6 +76,68 @@ def cuts_within(
             " density: let it end earlier"
         )
     return cuts(density, begin=first, end=last, frequency=max(1, every))
+
+
+def cosine(progress: float, share: float) -> float:
+    """The share of a layer's weights that move at `progress` (0 … 1) of the way: share / 2 * (1 + cos(pi * progress)).
+
+    Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, the update schedule; `share` is their alpha.
+    """
+    return share / 2 * (1 + cos(pi * progress))
+
+
+def moves_within(
+    share: float, *, end: str | Step, frequency: str | Step, total: int, per_epoch: int | None = None
+) -> dict[int, float]:
+    """When a mask moves, in a training of `total` steps: steps done -> share of each layer's weights that moves.
+
+    Every `frequency` steps, at least one, as long as `end` is not reached; the shares fall along `cosine`.
+
+        >>> moves_within(0.3, end="75%", frequency="100it", total=400)
+        {100: 0.225, 200: 0.075}
+
+    Raises:
+        UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"the share of weights that move lies between 0 and 1, not {share}")
+    last, every = (_iterations(point, total, per_epoch) for point in (end, frequency))
+    steps = range(max(1, every), min(last, total), max(1, every))
+    if not steps:
+        raise UsageError(
+            f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it stays from"
+            f" {Step.parse(end)}, step {last} of {total}, on: let it move more often, or for longer"
+        )
+    return {step: _plain(cosine(step / last, share)) for step in steps}
+
+
+def phases_within(
+    *, warmup: str | Step, phase: str | Step, end: str | Step, total: int, per_epoch: int | None = None
+) -> list[tuple[int, bool]]:
+    """The phases of alternating compressed and decompressed training: (first step, whether it is compressed), in order.
+
+    After a dense `warmup`, compressed and decompressed phases of the length `phase` take turns; the last compressed one
+    begins at `end`, and the decompressed one before it takes what no full pair is left for. Peste et al., "AC/DC"
+    (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
+
+        >>> phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
+        [(0, False), (10, True), (15, False), (28, True)]
+
+    Raises:
+        UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
+            something is left to train after it.
+    """
+    first, length, last = (_iterations(point, total, per_epoch) for point in (warmup, phase, end))
+    if length < 1 or first + 2 * length > last or last >= total:
+        raise UsageError(
+            f"between the warm-up ({Step.parse(warmup)}, {first} steps) and the last phase (from {Step.parse(end)},"
+            f" step {last} of {total}) there must be a compressed and a decompressed phase of {Step.parse(phase)}"
+            f" ({length} steps), and steps after it"
+        )
+    found = [(0, False)] if first else []
+    for step in range(first, last - 2 * length + 1, 2 * length):
+        found += [(step, True), (step + length, False)]
+    return [*found, (last, True)]
 
 
 def _plain(density: float) -> float:

@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
 from ticketry.evidence.cyclic import train_cycles
 from ticketry.evidence.names import LONGER, check_controls
-from ticketry.lab.found import GRADUAL, REWINDING, Found, Seeds
+from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.tasks.base import Task
@@ -53,7 +53,8 @@ def train_control(
 
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
     the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
-    control goes on from the dense network at that step.
+    control goes on from the dense network at that step. Where the ticket's mask moved while it trained (dynamic), the
+    control's stays: it is trained from step 0, for as many steps as the ticket in all.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
     """
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
@@ -83,7 +84,7 @@ def control_trainings(
         fresh = lab.segment(
             task,
             start=mix(seeds.initialisation, "random_reinit"),
-            last=step if found.retrain in (*REWINDING, GRADUAL) else trained.segment.last,
+            last=step if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained.segment.last,
             order_seed=seeds.order,
             recipe=recipe,
         )

@@ -17,6 +17,8 @@ REWINDING = ("continue", "restart")
 RETRAINS = (*REWINDING, "rewind_lr", "finetune", "none")
 GRADUAL = "gradual"
 """How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
+DYNAMIC = "dynamic"
+"""How networks are trained whose masks move all the while: once, sparse from step 0 on, see `lab.retrain`."""
 
 
 def check_retrain(retrain: str) -> str:
@@ -68,7 +70,7 @@ class Found:
     rewound: Result
     """The state at the rewind step: what a ticket's weights are taken from when they are rewound. Of the dense network,
     or of the training that the mask was found by, if that is another. Of gradual pruning, the dense network at the step
-    of the last cut: what controls begin with."""
+    of the last cut; where masks move, the initialisation: what controls begin with."""
     dense: Result
     """The trained dense network."""
     retrain: str
@@ -82,11 +84,13 @@ class Found:
     behind: int | None = None
     """Training steps since initialisation that are in the weights that its training started from, where `level` and
     `retrain` do not tell, see `budget`."""
+    gradients: int = 0
+    """Batches whose gradient was needed for the mask and trained nothing; each costs as much as a step."""
 
     @property
     def search_steps(self) -> int:
-        """Training steps of `searched`."""
-        return sum(result.segment.steps for result in self.searched)
+        """Training steps of `searched`, and `gradients`."""
+        return sum(result.segment.steps for result in self.searched) + self.gradients
 
 
 def spent(found: Found) -> int:

@@ -89,6 +89,28 @@ class Loop:
         self._look_at_losses()
         self.check()
 
+    def gradient(self) -> dict[str, Tensor]:
+        """The gradient of the loss of the next step's batch, of all parameters by normalised name, on the CPU.
+
+        Also of weights that the mask removes. Nothing is trained, and the step stays to be done.
+
+        Raises:
+            TrainingError: if it is not finite.
+        """
+        with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
+            self._differentiated(*next(batches))
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if not bool(torch.isfinite(gradient).all()):
+                raise TrainingError(
+                    f"the gradient of {name!r} at step {self.step} is not finite: lower the learning rate, add a"
+                    " warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
+                )
+            found[normal_name(name)] = gradient.detach().to("cpu", copy=True).contiguous()
+        self._optimizer.zero_grad(set_to_none=True)
+        return found
+
     def check(self) -> None:
         """Make sure that pruned weights, and their optimiser state, are exactly 0; `HoldError` if not."""
         if self._hold:
@@ -122,34 +144,34 @@ class Loop:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[feed.Batches]:
         """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
-        segment = self.segment
         if self._batches is None:
-            steps = range(self.step, segment.last)
-            self._batches = feed.batches(
-                self._examples,
-                self._order,
-                steps,
-                self._device,
-                augment=self._read_with,
-                seed=segment.order_seed,
-            )
+            self._batches = self._batches_of(range(self.step, self.segment.last))
         go_on = False
         try:
             yield self._batches
-            go_on = self.step < segment.last
+            go_on = self.step < self.segment.last
         finally:
             if not go_on:
                 self._batches.close()
                 self._batches = None
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
-        recipe, step = self.segment.recipe, self.step
+    def _batches_of(self, steps: range) -> feed.Batches:
+        seed = self.segment.order_seed
+        return feed.batches(self._examples, self._order, steps, self._device, augment=self._read_with, seed=seed)
+
+    def _differentiated(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
         if self._augment:
             inputs = self._augmented(inputs)
         self._seed_step()
         loss = self._loss(inputs, targets)
         self._optimizer.zero_grad(set_to_none=True)
         self._backward(loss)
+        return loss
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        recipe, step = self.segment.recipe, self.step
+        loss = self._differentiated(inputs, targets)
         if self._hold:
             self._hold.mask_gradients()
         if recipe.clip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ticketry.core.mask import Mask
-from ticketry.lab.found import GRADUAL, REWINDING, check_retrain
+from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, check_retrain
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.base import Task
@@ -31,7 +31,9 @@ def retraining(
     - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
     - ``none``: the final weights as they are, measured and not trained on (pruning, where the mask cost nothing more);
     - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training goes on as if nothing were, but
-      for the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other.
+      for the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other;
+    - ``dynamic``: the weights of step k, here 0, steps k..T, with a mask that stays: what a network is compared with
+      whose mask moved on the way (Evci et al. 2020, static). Not for users to choose either.
     """
     step, end = rewound.segment.last, recipe.steps(lab.per_epoch(task, recipe))
     first, last = {
@@ -41,7 +43,8 @@ def retraining(
         "finetune": (end, end + (end - step or end)),
         "none": (end, end),
         GRADUAL: (step, end),
-    }[retrain if retrain == GRADUAL else check_retrain(retrain)]
-    weights = rewound if retrain in (*REWINDING, GRADUAL) else trained
+        DYNAMIC: (step, end),
+    }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain(retrain)]
+    weights = rewound if retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
     start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
     return lab.segment(task, start=start, mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe)

@@ -9,29 +9,22 @@ from ticketry.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensitySettings:
-    """Densities to reach side by side, and how weights are chosen."""
+class Densities:
+    """Densities to reach side by side, and layers that do not count."""
 
     density: tuple[float, ...] = ()
     """Share kept at the end; of several (0.5,0.2,0.1) each is searched for on its own, from one dense training. 0.1 if
     neither density nor sparsity is given."""
     sparsity: tuple[float, ...] = ()
     """Share removed at the end, instead of density."""
-    score: str = "magnitude"
-    """What is kept: the highest by this score."""
-    distribution: str = "global"
-    """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
     spare: tuple[str, ...] = ()
     """Names or patterns of layers that are not pruned (and not counted in the density), such as fc3 or conv1."""
     spare_output: bool = False
     """Do not prune the last layer."""
     spare_first_conv: bool = False
     """Do not prune the first convolution."""
-    half_rate: tuple[str, ...] = ()
-    """Names of parameters pruned at half the rate, such as fc3.weight."""
 
     def __post_init__(self) -> None:
-        check_distribution(self.distribution)
         _ = self.targets
 
     @property
@@ -46,6 +39,22 @@ class DensitySettings:
         return tuple(sorted(found, reverse=True))
 
 
-def levels(settings: DensitySettings) -> int:
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings(Densities):
+    """Densities to reach side by side, and how weights are chosen."""
+
+    score: str = "magnitude"
+    """What is kept: the highest by this score."""
+    distribution: str = "global"
+    """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
+    half_rate: tuple[str, ...] = ()
+    """Names of parameters pruned at half the rate, such as fc3.weight."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_distribution(self.distribution)
+
+
+def levels(settings: Densities) -> int:
     """How many tickets a replicate will find."""
     return len(settings.targets)

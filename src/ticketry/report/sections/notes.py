@@ -27,6 +27,8 @@ _RETRAIN = {
     "finetune": "from the final weights, at the last learning rate",
     "none": "not at all: they have the final weights",
     "gradual": "on from the last cut at step k, optimiser's state included, for steps k to T of the schedule",
+    "dynamic": "once, sparse from step 0 on: the tickets while their masks moved (steps and time of their own are "
+    "those after the last move), the controls with one mask for the whole schedule",
 }
 
 

@@ -1,0 +1,78 @@
+"""What masks are grown by while a network trains: gradients of removed weights, or chance."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from ticketry.core.mask import Mask
+from ticketry.core.moved import moved
+from ticketry.core.seeds import generator
+from ticketry.errors import UsageError
+from ticketry.lab.execute import loaded
+from ticketry.lab.lab import Lab
+from ticketry.lab.loop import Loop, TrainingState, initial_state
+from ticketry.lab.segment import Segment
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Thread count and random state belong to the process."""
+
+
+GROWTHS = ("gradient", "random")
+
+
+def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: str, seed: int = 0, regrow: bool = False) -> str:
+    """Digest of the stored mask that a segment's mask becomes, had it to move before the first step. Remembered.
+
+    Args:
+        segment: how training would go on; it starts from a stored state and has a mask.
+        share, regrow: see `core.moved`.
+        grow: ``gradient`` (|gradient| of the segment's first batch) or ``random``.
+        seed: of what is random.
+    """
+    if grow not in GROWTHS:
+        raise UsageError(f"grow is {' or '.join(GROWTHS)}, not {grow!r}")
+    state, digest = segment.start.state, segment.mask
+    assert state is not None
+    assert digest is not None
+
+    def made() -> Mask:
+        mask = lab.store.get_mask(digest)
+        if grow == "gradient":
+            growth = {name: gradient.abs() for name, gradient in first_gradient(lab, segment).items()}
+        else:
+            growth = {
+                name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "grow", segment.first, index))
+                for index, (name, shape) in enumerate(mask.shapes.items())
+            }
+        return moved(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
+
+    described = {"moved": segment.until(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
+    return lab.remembered_mask(described | ({"seed": seed} if grow == "random" else {}), made)
+
+
+def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
+    """The gradient of the loss of a segment's first batch, by parameter, before anything is trained.
+
+    It is dense: of weights that the mask removes too. As the segment's training itself it is a pure function of its
+    start, mask, order seed and first step, augmentation and dropout included, so that what is made of it can be
+    remembered by the segment's key. It is not stored itself, being as large as the network. It is computed in this
+    process, whatever trains the lab's segments: it takes one forward and one backward pass.
+
+    Raises:
+        TrainingError: if it is not finite.
+    """
+    start, first = segment.start, segment.first
+    assert segment.gates is None
+    if start.state is not None:
+        weights = lab.store.get_tensors(start.state)
+    else:
+        assert start.seed is not None
+        weights = initial_state(segment.task, start.seed)
+    state = TrainingState(first, weights, {}, torch.zeros(0))
+    mask = lab.store.get_mask(segment.mask) if segment.mask else None
+    examples = loaded(segment, lab.data).train
+    with _ONE_AT_A_TIME, segment.arithmetic.active():
+        return Loop(examples, segment.until(first + 1), state, mask).gradient()
