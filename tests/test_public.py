@@ -10,7 +10,7 @@ import ticketry as tk
 PUBLIC = [
     *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Split", "Splits", "Step", "Task", "Ticket"),
     *("__version__", "allocate", "errors", "evidence", "gates", "gradual", "hold", "prune", "schedule", "scope"),
-    *("score", "search", "task"),
+    *("score", "search", "shrink", "structure", "task"),
 ]
 
 

@@ -13,13 +13,14 @@ from ticketry.version import __version__
 
 if TYPE_CHECKING:
     from ticketry import errors, evidence, search
-    from ticketry.core import gates, schedule, score
+    from ticketry.core import gates, schedule, score, structure
     from ticketry.core.allocate import allocate
     from ticketry.core.gradual import gradual
     from ticketry.core.hold import Hold, hold
     from ticketry.core.mask import Mask
     from ticketry.core.prune import prune
     from ticketry.core.scope import Scope, scope
+    from ticketry.core.structure.shrink import shrink
     from ticketry.core.ticket import Ticket
     from ticketry.lab.lab import Lab
     from ticketry.lab.segment import Segment
@@ -52,6 +53,8 @@ _PUBLIC = {
     "scope": "ticketry.core.scope:scope",
     "score": "ticketry.core.score",
     "search": "ticketry.search",
+    "shrink": "ticketry.core.structure.shrink:shrink",
+    "structure": "ticketry.core.structure",
     "task": "ticketry.tasks.registry:get",
 }
 
@@ -80,6 +83,8 @@ __all__ = [
     "scope",
     "score",
     "search",
+    "shrink",
+    "structure",
     "task",
 ]
 

@@ -31,6 +31,10 @@ class ScoreError(TicketryError):
     """A score that says nothing: not finite, 0 for every weight, or of a model that lacks the derivatives it needs."""
 
 
+class StructureError(TicketryError):
+    """A model whose channels cannot be followed or removed exactly, or a plan that is another model's or damaged."""
+
+
 class HoldError(TicketryError):
     """A pruned weight that did not stay at zero."""
 

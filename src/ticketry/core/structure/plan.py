@@ -1,0 +1,199 @@
+"""What a smaller model keeps of a model, as data: applied to any model of the same shapes, saved without pickle."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from ticketry.core.pack import read_metadata
+from ticketry.core.scope import normal_name
+from ticketry.core.structure.trace import unwrapped
+from ticketry.errors import StructureError
+
+FORMAT = "ticketry.shrink.1"
+
+ATTRIBUTES = frozenset(
+    (
+        *("in_channels", "out_channels", "groups", "num_features", "num_groups", "num_channels", "num_parameters"),
+        *("in_features", "out_features", "in1_features", "in2_features", "embedding_dim"),
+        *("input_size", "hidden_size", "proj_size", "nf", "nx"),
+    )
+)
+"""Attributes of modules that a plan may set."""
+
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """Which indices of which dimensions of which tensors stay.
+
+    Attributes:
+        shapes: name of each parameter and buffer that gets smaller -> its shape before.
+        kept: name -> dimension -> indices that stay, ascending.
+        attributes: name of a module -> attribute that counts channels -> its value afterwards.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    attributes: Mapping[str, Mapping[str, int]]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """The part that stays of a tensor shaped like the parameter or buffer called `name`."""
+        for dim, indices in self.kept.get(name, {}).items():
+            tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
+        return tensor.contiguous()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape afterwards."""
+        kept = self.kept.get(name, {})
+        return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(self.shapes[name]))
+
+    @property
+    def removed(self) -> int:
+        """Elements of parameters and buffers that go."""
+        return sum(prod(shape) - prod(self.shape(name)) for name, shape in self.shapes.items())
+
+    # -- a file --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as one safetensors file: the indices as tensors, the rest as JSON in its header.
+
+        Raises:
+            StructureError: if it cannot be written.
+        """
+        path = Path(path)
+        tensors = {
+            f"{name}:{dim}": torch.tensor(indices, dtype=torch.int64)
+            for name, dims in self.kept.items()
+            for dim, indices in dims.items()
+        }
+        text = json.dumps({"shapes": self.shapes, "attributes": self.attributes}, sort_keys=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_bytes(safetensors_save(tensors, metadata={FORMAT: text}))
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StructureError(f"the plan cannot be written to {path}: {error.strerror}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ShrinkPlan:
+        """Read a plan that `save` wrote; no pickle is involved.
+
+        Raises:
+            StructureError: if the file is absent, damaged or no plan.
+        """
+        try:
+            data = Path(path).read_bytes()
+            tensors = safetensors_load(data)
+            text = json.loads(read_metadata(data)[FORMAT])
+            shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
+            attributes = {
+                str(module): {_known(name): _count(value) for name, value in values.items()}
+                for module, values in text["attributes"].items()
+            }
+            kept: Kept = {}
+            for key, indices in tensors.items():
+                name, _, dim = key.rpartition(":")
+                kept.setdefault(name, {})[int(dim)] = _indices(indices, shapes[name][int(dim)])
+        except OSError as error:
+            raise StructureError(f"the plan {path} cannot be read: {error.strerror}") from None
+        except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise StructureError(f"{path} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
+        return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of channels")
+    return value
+
+
+def _known(name: str) -> str:
+    if name not in ATTRIBUTES:
+        raise ValueError(f"{name!r} is no attribute that a plan may set")
+    return name
+
+
+def _indices(tensor: Tensor, size: int) -> tuple[int, ...]:
+    if tensor.dtype != torch.int64 or tensor.dim() != 1 or not len(tensor):
+        raise ValueError("indices must be whole numbers in a row")
+    values = tensor.tolist()
+    rising = all(one < other for one, other in pairwise(values))
+    if not rising or not 0 <= values[0] <= values[-1] < size:
+        raise ValueError("indices must be rising and within the tensor")
+    return tuple(values)
+
+
+# -- applied ----------------------------------------------------------------------------------------------------------
+
+
+def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """A copy of `model` with only what the plan keeps: parameters, buffers, and the sizes that modules know.
+
+    Parameters keep their type, device, `requires_grad` and ties; gradients are left behind. `model` is not changed. A
+    new model of the same class will do as well, if the weights of the smaller one are loaded afterwards.
+
+    Raises:
+        StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
+    """
+    small = copy.deepcopy(unwrapped(model))
+    places = list(_places(small))
+    tensors = {name: tensor for name, _, _, tensor in places}
+    for name, shape in plan.shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+            has = tuple(tensors[name].shape) if name in tensors else "none"
+            raise StructureError(f"the plan is another model's: its {name!r} has the shape {shape}, the model's {has}")
+    replaced: dict[int, Any] = {}
+    first_name: dict[int, str] = {}
+    for name, module, local, tensor in places:
+        first_name.setdefault(id(tensor), name)
+        if first_name[id(tensor)] in plan.kept:
+            new = replaced.get(id(tensor))
+            if new is None:
+                new = replaced[id(tensor)] = _cut(plan, first_name[id(tensor)], tensor)
+            setattr(module, local, new)
+    modules = {_module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
+    for name, values in plan.attributes.items():
+        if name not in modules:
+            raise StructureError(f"the plan is another model's: it has the module {name!r}")
+        for attribute, value in values.items():
+            setattr(modules[name], attribute, value)
+    for module in small.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return small
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
+    """(name, module, local name, tensor) of every parameter and buffer, a shared one at each of its places."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        own = [*module._parameters.items(), *module._buffers.items()]
+        for local, tensor in own:
+            if tensor is not None:
+                yield normal_name(f"{prefix}.{local}" if prefix else local), module, local, tensor
+
+
+def _module_name(name: str) -> str:
+    return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
+
+
+def _cut(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
+    part = plan.cut(name, tensor.detach())
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        part = part.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(part, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part

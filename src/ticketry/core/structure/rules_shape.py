@@ -1,0 +1,346 @@
+"""Rules for operations that move elements: views, permutations, joining and cutting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ticketry.core.structure.axes import Axes
+from ticketry.core.structure.labels import FIXED, Ids
+from ticketry.core.structure.rules import Call, Rule, merge, outputs_of, unknown
+from ticketry.core.structure.trace import Trace
+
+# -- the same elements in another shape -------------------------------------------------------------------------------
+
+
+def view(t: Trace, call: Call) -> Any:
+    """Dimensions are merged and cut. Runs of dimensions with the same number of elements belong together."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    found = Axes.plain(result.dim())
+    for before, after in _runs(tuple(tensor.shape), tuple(result.shape)):
+        _view_run(t, tensor, axes, before, result, found, after)
+    t.book.set(result, found)
+    return result
+
+
+def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions (those of size 1 left out) that have equal products."""
+    one = [d for d, size in enumerate(before) if size != 1]
+    other = [d for d, size in enumerate(after) if size != 1]
+    runs: list[tuple[list[int], list[int]]] = []
+    while one and other:
+        left, right = [one.pop(0)], [other.pop(0)]
+        sizes = [before[left[0]], after[right[0]]]
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                left.append(one.pop(0))
+                sizes[0] *= before[left[-1]]
+            else:
+                right.append(other.pop(0))
+                sizes[1] *= after[right[-1]]
+        runs.append((left, right))
+    return runs
+
+
+def _view_run(
+    t: Trace, tensor: Tensor, axes: Axes, before: list[int], result: Tensor, found: Axes, after: list[int]
+) -> None:
+    labelled = [d for d in before if axes.labels[d] is not None]
+    for extra in labelled[1:]:
+        t.freeze(axes.labels[extra], "it is merged with another channel's dimension")
+    if not labelled:
+        return
+    source = labelled[0]
+    ids, zero = axes.labels[source], axes.zero[source]
+    assert ids is not None
+    grid = np.moveaxis(np.broadcast_to(ids, (*_sizes(tensor, before, source), len(ids))), -1, before.index(source))
+    grid = t.labels.find(grid.reshape([result.shape[d] for d in after]))
+    position = _owner(grid)
+    if position is None:
+        # Cut into several dimensions, such as groups or heads: the last of them is the one that can be narrower, and
+        # all the others must lose the same.
+        position = len(after) - 1
+        rows = grid.reshape(-1, grid.shape[-1])
+        for row in rows[1:]:
+            t.labels.unite(rows[0], row, t.reason("it is one of several that must lose the same channels"))
+    found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]
+    found.zero[after[position]] = zero
+
+
+def _sizes(tensor: Tensor, dimensions: list[int], source: int) -> list[int]:
+    return [tensor.shape[d] for d in dimensions if d != source]
+
+
+def _owner(grid: Ids) -> int | None:
+    """The one dimension along which labels differ."""
+    for position in range(grid.ndim):
+        moved = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
+        if (moved == moved[0]).all():
+            return position
+    return None
+
+
+def permute(t: Trace, call: Call) -> Any:
+    tensor = call.tensors[0]
+    axes, count = t.book.get(tensor), tensor.dim()
+    order = list(range(count))
+    if call.name == "permute":
+        order = [int(d) % count for d in call.argument("dims")]
+    elif call.name == "t":
+        order = order[::-1]
+    elif count:
+        one, other = int(call.argument("dim0")) % count, int(call.argument("dim1")) % count
+        order[one], order[other] = other, one
+    result = call.run()
+    t.book.set(result, axes.take(order))
+    return result
+
+
+def squeeze(t: Trace, call: Call) -> Any:
+    """Dimensions of size 1 go."""
+    tensor = call.tensors[0]
+    axes, count = t.book.get(tensor), tensor.dim()
+    dim = call.argument("dim")
+    listed = list(range(count)) if dim is None else [d % count for d in ([dim] if isinstance(dim, int) else dim)]
+    kept = [d for d in range(count) if not (d in listed and tensor.shape[d] == 1)]
+    result = call.run()
+    t.book.set(result, axes.take(kept))
+    return result
+
+
+def unsqueeze(t: Trace, call: Call) -> Any:
+    axes = t.book.get(call.tensors[0])
+    result = call.run()
+    order = list(range(result.dim() - 1))
+    order.insert(int(call.argument("dim")) % result.dim(), -1)
+    t.book.set(result, axes.take(order))
+    return result
+
+
+def expand(t: Trace, call: Call) -> Any:
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    order = [-1] * (result.dim() - tensor.dim()) + [d if tensor.shape[d] > 1 else -1 for d in range(tensor.dim())]
+    t.book.set(result, axes.take(order))
+    return result
+
+
+def repeat(t: Trace, call: Call) -> Any:
+    """Whole copies one after the other."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    added = result.dim() - tensor.dim()
+    found = axes.take([-1] * added + list(range(tensor.dim())))
+    for dimension, times in enumerate(call.argument("repeats")):
+        ids = found.labels[dimension]
+        found.labels[dimension] = None if ids is None else np.tile(ids, times)
+    t.book.set(result, found)
+    return result
+
+
+def flip(t: Trace, call: Call) -> Any:
+    axes = t.book.get(call.tensors[0])
+    result = call.run()
+    for dimension in call.argument("dims"):
+        ids = axes.labels[dimension]
+        axes.labels[dimension] = None if ids is None else ids[::-1].copy()
+    t.book.set(result, axes)
+    return result
+
+
+# -- several tensors, one after the other -----------------------------------------------------------------------------
+
+
+def cat(t: Trace, call: Call) -> Any:
+    parts = [(tensor, t.book.get(tensor)) for tensor in call.args[0] if tensor.numel()]
+    result = call.run()
+    dimension = int(call.argument("dim")) % result.dim()
+    found = Axes.plain(result.dim())
+    for d in range(result.dim()):
+        found.zero[d] = all(axes.zero[d] for _, axes in parts)
+        if d != dimension:
+            found.labels[d] = merge(t, [axes.labels[d] for _, axes in parts])
+    pieces = [axes.labels[dimension] for _, axes in parts]
+    if any(ids is not None for ids in pieces):
+        filled = [_or_fixed(ids, tensor.shape[dimension]) for ids, (tensor, _) in zip(pieces, parts, strict=True)]
+        found.labels[dimension] = np.concatenate(filled)
+        labelled = [axes.zero[dimension] for _, axes in parts if axes.labels[dimension] is not None]
+        found.zero[dimension] = all(labelled)
+    t.book.set(result, found)
+    return result
+
+
+def _or_fixed(ids: Ids | None, size: int) -> Ids:
+    return np.full(size, FIXED, dtype=np.int64) if ids is None else ids
+
+
+def stack(t: Trace, call: Call) -> Any:
+    parts = [t.book.get(tensor) for tensor in call.args[0]]
+    result = call.run()
+    found = Axes.plain(result.dim() - 1)
+    for d in range(result.dim() - 1):
+        found.labels[d] = merge(t, [axes.labels[d] for axes in parts])
+        found.zero[d] = all(axes.zero[d] for axes in parts)
+    order = list(range(result.dim() - 1))
+    order.insert(int(call.argument("dim")) % result.dim(), -1)
+    t.book.set(result, found.take(order))
+    return result
+
+
+# -- parts of a tensor ------------------------------------------------------------------------------------------------
+
+
+def split(t: Trace, call: Call) -> Any:
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    dimension = int(call.argument("dim")) % tensor.dim()
+    result = call.run()
+    start = 0
+    for part in outputs_of(result):
+        t.book.set(part, _part(t, axes, dimension, start, part.shape[dimension]))
+        start += part.shape[dimension]
+    return result
+
+
+def cut(t: Trace, call: Call) -> Any:
+    """`slice` and `narrow`."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    dimension = int(call.argument("dim")) % tensor.dim()
+    size = tensor.shape[dimension]
+    start = call.argument("start") or 0
+    step = call.argument("step") or 1
+    result = call.run()
+    if step != 1:
+        t.freeze(axes.labels[dimension], "it is cut with a step")
+        axes.labels[dimension] = None
+        t.book.set(result, axes)
+        return result
+    first = min(max(start + size if start < 0 else start, 0), size)
+    t.book.set(result, _part(t, axes, dimension, first, result.shape[dimension]))
+    return result
+
+
+def _part(t: Trace, axes: Axes, dimension: int, start: int, length: int) -> Axes:
+    """Labels of `length` indices from `start`. A cut into equal parts is one of the width, so that all parts must lose
+    the same channels; any other cut is one at a number, which stays."""
+    found, ids = axes.copy(), axes.labels[dimension]
+    if ids is None or length == len(ids):
+        return found
+    if length and len(ids) % length == 0 and start % length == 0:
+        pieces = ids.reshape(-1, length)
+        for piece in pieces[1:]:
+            t.labels.unite(pieces[0], piece, t.reason("it is one of several that must lose the same channels"))
+        found.labels[dimension] = pieces[0] if length > 1 else None
+        if length == 1:
+            t.freeze(ids, "it is cut into single channels")
+        return found
+    t.freeze(ids, "it is cut into unequal parts")
+    found.labels[dimension] = None
+    return found
+
+
+def glu(t: Trace, call: Call) -> Any:
+    """The first half times the sigmoid of the second."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    dimension = int(call.argument("dim")) % tensor.dim()
+    found = _part(t, axes, dimension, 0, tensor.shape[dimension] // 2)
+    result = call.run()
+    t.book.set(result, found)
+    return result
+
+
+def select(t: Trace, call: Call) -> Any:
+    """One index, or all of them one by one (`unbind`): that dimension stays."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    dimension = int(call.argument("dim")) % tensor.dim()
+    t.freeze(axes.labels[dimension], "single indices of it are picked")
+    result = call.run()
+    for part in outputs_of(result):
+        t.book.set(part, axes.take([d for d in range(tensor.dim()) if d != dimension]))
+    return result
+
+
+def index_select(t: Trace, call: Call) -> Any:
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    dimension = int(call.argument("dim")) % tensor.dim()
+    t.freeze(axes.labels[dimension], "indices of it are picked")
+    axes.labels[dimension] = None
+    result = call.run()
+    t.book.set(result, axes)
+    return result
+
+
+def pad(t: Trace, call: Call) -> Any:
+    """Padding with a number. In a channel's dimension the added ones stay."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    widths = list(call.argument("pad"))
+    result = call.run()
+    value = call.argument("value")
+    for index in range(len(widths) // 2):
+        dimension = tensor.dim() - 1 - index
+        ids = axes.labels[dimension]
+        if min(widths[2 * index : 2 * index + 2]) < 0:
+            t.freeze(ids, "it is cropped")
+            axes.labels[dimension] = None
+        elif ids is not None:
+            fixed = [_or_fixed(None, width) for width in widths[2 * index : 2 * index + 2]]
+            axes.labels[dimension] = np.concatenate([fixed[0], ids, fixed[1]])
+    if value:
+        axes.zero = [False] * tensor.dim()
+    t.book.set(result, axes)
+    return result
+
+
+def pixel_shuffle(t: Trace, call: Call) -> Any:
+    """factor^2 channels become one (or, `pixel_unshuffle`, one becomes as many); dimension -3."""
+    tensor = call.tensors[0]
+    ids = t.book.get(tensor).labels[-3]
+    if ids is None:
+        return unknown(t, call)
+    zero = t.book.get(tensor).zero[-3]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    if call.name == "pixel_shuffle":
+        square = tensor.shape[-3] // result.shape[-3]
+        blocks = ids.reshape(-1, square)
+        t.labels.unite(np.repeat(blocks[:, 0], square), ids, t.reason("its block of channels stays"))
+        found.labels[-3] = blocks[:, 0] if result.shape[-3] > 1 else None
+        if result.shape[-3] == 1:
+            t.freeze(ids, "all its channels become one")
+    else:
+        found.labels[-3] = np.repeat(ids, result.shape[-3] // tensor.shape[-3])
+    found.zero[-3] = zero
+    t.freeze_axes(t.book.get(tensor), [-1, -2, *range(tensor.dim() - 3)], "pixels of it are shuffled")
+    t.book.set(result, found)
+    return result
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
+    **dict.fromkeys(("permute", "t", "transpose"), permute),
+    **dict.fromkeys(("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"), split),
+    **dict.fromkeys(("select", "unbind"), select),
+    **dict.fromkeys(("slice", "narrow"), cut),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
+    "glu": glu,
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    "expand": expand,
+    "repeat": repeat,
+    "flip": flip,
+    "cat": cat,
+    "stack": stack,
+    "index_select": index_select,
+    "constant_pad_nd": pad,
+}
