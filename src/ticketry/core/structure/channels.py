@@ -63,8 +63,8 @@ def channels(
 
     The mask is of the weights in scope and of all other parameters that channels share (biases, norm scales and
     shifts). Of a removed channel all of them go, and the weights of every layer behind it that reads it, so that it is
-    exactly 0 everywhere. Its density is the share kept of all these tensors, and is met as closely as whole channels
-    permit.
+    exactly 0 everywhere. Its density is the share kept of all these tensors, and is met as closely as whole channels,
+    the worst first, permit.
 
     Args:
         example_inputs: a tensor, or a tuple of the model's arguments.

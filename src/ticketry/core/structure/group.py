@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from ticketry.core.structure.labels import Ids
+from ticketry.core.structure.roles import Roles, roles
 from ticketry.core.structure.trace import NO_CHANNEL, Inputs, Trace, trace
 
 
@@ -33,7 +34,7 @@ class ChannelGroup:
     """
 
     name: str
-    """Name of the layer that makes the channels."""
+    """Name of the first layer that makes the channels; of one that reads them, "(inputs)" added, if none does."""
     members: tuple[Member, ...]
     size: int
     """Number of channels."""
@@ -80,6 +81,7 @@ class Structure:
 def structure_of(model: nn.Module, example_inputs: Inputs) -> Structure:
     """The groups that following the model gives, not yet tried out."""
     found = trace(model, example_inputs)
+    parts = roles(found.model)
     buffers = {name for name, _ in found.model.named_buffers()}
     groups: dict[tuple[object, ...], list[int]] = {}
     places = _places(found)
@@ -88,7 +90,7 @@ def structure_of(model: nn.Module, example_inputs: Inputs) -> Structure:
         if reason == NO_CHANNEL or all(name in buffers for name, _ in where):
             continue
         groups.setdefault((tuple((key, len(indices)) for key, indices in where.items()), reason), []).append(root)
-    made = [_group(roots, [places[root] for root in roots], found, buffers) for roots in groups.values()]
+    made = [_group(roots, [places[root] for root in roots], found, buffers, parts) for roots in groups.values()]
     channel_of = {root: (g, c) for g, roots in enumerate(groups.values()) for c, root in enumerate(roots)}
     counted = [
         Counted(module, attribute, tuple(channel_of.get(int(root)) for root in found.labels.find(ids)))
@@ -109,7 +111,7 @@ def _places(found: Trace) -> dict[int, Where]:
     return places
 
 
-def _group(roots: list[int], places: list[Where], found: Trace, buffers: set[str]) -> ChannelGroup:
+def _group(roots: list[int], places: list[Where], found: Trace, buffers: set[str], parts: Roles) -> ChannelGroup:
     members = tuple(
         Member(name, dim, tuple(tuple(where[name, dim]) for where in places), name in buffers)
         for name, dim in places[0]
@@ -117,8 +119,11 @@ def _group(roots: list[int], places: list[Where], found: Trace, buffers: set[str
     reason = found.labels.reason(roots[0]) or ""
     if not reason and len(roots) == 1:
         reason = "its channels can only go all together"
-    first = min((member for member in members if not member.buffer), key=lambda member: member.dim)
-    return ChannelGroup(first.name.rpartition(".")[0] or first.name, members, len(roots), reason)
+    parameters = [member for member in members if not member.buffer]
+    makers = [member for member in parameters if (member.name, member.dim) in parts.outputs or member.dim == 0]
+    name = (makers or parameters)[0].name
+    name = name.rpartition(".")[0] or name
+    return ChannelGroup(name if makers else f"{name} (inputs)", members, len(roots), reason)
 
 
 def each_index(members: tuple[Member, ...]) -> Iterator[tuple[Member, Ids]]:
