@@ -15,7 +15,6 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import ticketry as tk
+from ticketry.lab.meters import allocated_at_peak
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 
 BATCH = 128
@@ -120,9 +120,7 @@ class Training:
         between = [*self.model.parameters(), *self.model.buffers(), self._inputs, self._targets]
         between += self._gates.parameters() if self._gates else []
         between += [value for one in self.optimizers for state in one.state.values() for value in state.values()]
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            self.step()
-        return _bytes(between) + _height(profile)
+        return allocated_at_peak(self.step, between)
 
     def _anneal(self) -> None:
         progress = self._step / HORIZON
@@ -189,22 +187,6 @@ def memory(setting: Setting, arithmetic: Arithmetic) -> Row:
 
 def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, fused=True)
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(sizes.values())
-
-
-def _height(profile: torch.profiler.profile) -> int:
-    """The most bytes that were allocated and not yet freed."""
-    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    height = now = 0
-    for _, change in changes:
-        now += change
-        height = max(height, now)
-    return height
 
 
 if __name__ == "__main__":

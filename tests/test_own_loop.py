@@ -67,4 +67,12 @@ def test_examples(names: dict[str, Any], section: str, folder: str, density: flo
 
 def test_every_example_is_run() -> None:
     run_elsewhere = {"Lightning", "Transformers"}  # tests/integrations
-    assert set(EXAMPLES) == {"Hold a mask", "Prune while training", "Train the mask", *run_elsewhere}
+    run_here = {"Hold a mask", "Prune while training", "Train the mask", "Measure what it costs"}
+    assert set(EXAMPLES) == run_here | run_elsewhere
+
+
+def test_measure_what_it_costs(names: dict[str, Any]) -> None:
+    exec(EXAMPLES["Measure what it costs"], names)
+    step, cost = names["step"], names["meter"].cost
+    assert (cost.steps, cost.flops) == (len(names["batches"]), pytest.approx(len(names["batches"]) * step.flops))
+    assert step.flops < 0.3 * step.dense_flops

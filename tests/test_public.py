@@ -9,8 +9,8 @@ import ticketry as tk
 
 PUBLIC = [
     *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Split", "Splits", "Step", "Task", "Ticket"),
-    *("__version__", "allocate", "errors", "evidence", "gates", "gradual", "hold", "prune", "schedule", "scope"),
-    *("score", "search", "shrink", "structure", "task"),
+    *("__version__", "allocate", "errors", "evidence", "gates", "gradual", "hold", "meters", "prune", "schedule"),
+    *("scope", "score", "search", "shrink", "structure", "task"),
 ]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ticketry.core.scope import Scope, scope
     from ticketry.core.structure.shrink import shrink
     from ticketry.core.ticket import Ticket
+    from ticketry.lab import meters
     from ticketry.lab.lab import Lab
     from ticketry.lab.segment import Segment
     from ticketry.step import Step
@@ -48,6 +49,7 @@ _PUBLIC = {
     "gates": "ticketry.core.gates",
     "gradual": "ticketry.core.gradual:gradual",
     "hold": "ticketry.core.hold:hold",
+    "meters": "ticketry.lab.meters",
     "prune": "ticketry.core.prune:prune",
     "schedule": "ticketry.core.schedule",
     "scope": "ticketry.core.scope:scope",
@@ -78,6 +80,7 @@ __all__ = [
     "gates",
     "gradual",
     "hold",
+    "meters",
     "prune",
     "schedule",
     "scope",

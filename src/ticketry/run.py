@@ -19,7 +19,7 @@ from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import control_trainings
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import LONGER, check_controls
-from ticketry.lab.energy import Meter
+from ticketry.lab.energy import EnergyMeter
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import DYNAMIC, Found, Seeds, budget
@@ -83,7 +83,7 @@ def execute(
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
     """
-    began, ledger, meter = time.monotonic(), lab.ledger.copy(), Meter()
+    began, ledger, meter = time.monotonic(), lab.ledger.copy(), EnergyMeter()
     folder = lab.store.paths.run(run.name)
     collected = _Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ticketry.lab.energy import Meter
+from ticketry.errors import MissingExtraError
+from ticketry.lab.energy import EnergyEstimate, EnergyMeter
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def domain(root: Path, name: str, microjoules: int, largest: int = 10**12) -> Pa
 def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0", "dtpm"):
         domain(tmp_path, name, 1_000_000)
-    meter = Meter(tmp_path)
+    meter = EnergyMeter(tmp_path)
     domain(tmp_path, "intel-rapl:0", 1_000_000 + 3_600_000_000)  # 3,600 J
     domain(tmp_path, "intel-rapl:1", 1_000_000 + 7_200_000_000)
     domain(tmp_path, "intel-rapl:0:0", 9_999_999_999)
@@ -39,7 +40,7 @@ def test_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
 
 def test_a_counter_that_has_wrapped_around(tmp_path: Path) -> None:
     domain(tmp_path, "intel-rapl:0", 990, largest=1000)
-    meter = Meter(tmp_path)
+    meter = EnergyMeter(tmp_path)
     domain(tmp_path, "intel-rapl:0", 15, largest=1000)
     used = meter.used()
     assert used is not None
@@ -47,11 +48,11 @@ def test_a_counter_that_has_wrapped_around(tmp_path: Path) -> None:
 
 
 def test_no_meter_is_not_measured(tmp_path: Path) -> None:
-    assert Meter(tmp_path).used() is None
-    assert Meter(tmp_path / "absent").used() is None
+    assert EnergyMeter(tmp_path).used() is None
+    assert EnergyMeter(tmp_path / "absent").used() is None
     domain(tmp_path, "intel-rapl:0", 1)
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("no number")
-    assert Meter(tmp_path).used() is None
+    assert EnergyMeter(tmp_path).used() is None
 
 
 def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         NVMLError=NVMLError,
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    meter = Meter(tmp_path)
+    meter = EnergyMeter(tmp_path)
     used = meter.used()
     assert used is not None
     assert used.kwh == pytest.approx((3600 + 3) / 3.6e6)
@@ -77,4 +78,31 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise NVMLError
 
     monkeypatch.setattr(library, "nvmlInit", broken)
-    assert Meter(tmp_path).used() is None
+    assert EnergyMeter(tmp_path).used() is None
+
+
+def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """codecarbon, made up: by the names of its documented interface."""
+    told: dict[str, object] = {}
+
+    class Tracker:
+        def __init__(self, **settings: object) -> None:
+            told.update(settings)
+
+        def start(self) -> None:
+            told["started"] = True
+
+        def stop(self) -> None:
+            self.final_emissions_data = SimpleNamespace(energy_consumed=0.25)
+
+    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
+    used = EnergyEstimate().used()
+    assert used is not None
+    assert (used.kwh, used.by.split(":")[0]) == (0.25, "an estimate")
+    assert told["started"]
+    assert told["save_to_file"] is False
+    monkeypatch.setattr(Tracker, "stop", lambda self: None)
+    assert EnergyEstimate().used() is None
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with pytest.raises(MissingExtraError, match=r"ticketry\[energy\]"):
+        EnergyEstimate()

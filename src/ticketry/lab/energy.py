@@ -1,7 +1,7 @@
-"""Energy, where the machine counts it: the processors' own meters (RAPL), and the GPUs' (NVML). Never an estimate.
+"""Energy, where the machine counts it: the processors' own meters (RAPL), and the GPUs' (NVML).
 
-codecarbon is the library for emissions, but where a machine has no meter it reckons with a table of typical powers;
-here such a machine's energy is "not measured".
+Where a machine has no meter, its energy is "not measured". codecarbon reckons there with a table of typical powers: who
+asks for that gets it, and it is called an estimate.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+from ticketry.errors import MissingExtraError
 
 POWERCAP = Path("/sys/class/powercap")
 _JOULES_PER_KWH = 3.6e6
@@ -20,10 +23,17 @@ class Energy:
 
     kwh: float
     by: str
-    """By which meters, and what they count."""
+    """By which meters, and what they count; or that it is an estimate, and whose."""
 
 
-class Meter:
+class Energies(Protocol):
+    """Tells the energy used since it was made."""
+
+    def used(self) -> Energy | None:
+        """None if it is not known."""
+
+
+class EnergyMeter:
     """Reads the meters when it is made, and again when it is asked."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
@@ -38,6 +48,11 @@ class Meter:
         )
         self._processors = self._read_processors()
         self._gpus = _read_gpus()
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a meter at all."""
+        return self._processors is not None or self._gpus is not None
 
     def used(self) -> Energy | None:
         """Since it was made; None if no meter can be read. Whatever else the machine did meanwhile is counted too."""
@@ -63,6 +78,36 @@ class Meter:
         except (OSError, ValueError):
             return None
         return found or None
+
+
+class EnergyEstimate:
+    """codecarbon's model of the whole machine, from when it is made until it is first asked.
+
+    Made on machines that have no meter, for those who want a number anyhow; it is the extra ``energy``. Nothing is
+    written or sent. The country decides emissions alone, which are not told here.
+
+    Raises:
+        MissingExtraError: without codecarbon.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from codecarbon import OfflineEmissionsTracker
+        except ImportError:
+            raise MissingExtraError("codecarbon", "energy", "estimating energy") from None
+        self._tracker: Any = OfflineEmissionsTracker(
+            country_iso_code="USA", save_to_file=False, log_level="critical", tracking_mode="machine"
+        )
+        self._tracker.start()
+
+    def used(self) -> Energy | None:
+        """None if the model gives no number."""
+        self._tracker.stop()
+        data = getattr(self._tracker, "final_emissions_data", None)
+        kwh = getattr(data, "energy_consumed", None)
+        if kwh is None:
+            return None
+        return Energy(float(kwh), "an estimate: codecarbon's model of typical powers, no meter")
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -1,0 +1,57 @@
+"""Memory at its height."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def resident_at_peak() -> int | None:
+    """Bytes of this process that were in memory at once, at the most, since it began; None where that is not told."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else 1024 * int(peak)
+
+
+def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int:
+    """Bytes of tensors on the CPU at the height of `work`: those `held` before, and what the profiler sees allocated.
+
+    Args:
+        work: such as a training step.
+        held: tensors that are there before, in lists, tuples and mappings of any depth; each memory counts once.
+    """
+    before = tensor_bytes(held)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    results: Any = profile.profiler.kineto_results
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    height = now = 0
+    for _, change in changes:
+        now += change
+        height = max(height, now)
+    return before + height
+
+
+def tensor_bytes(values: object) -> int:
+    """Bytes of the memory that the tensors in `values` lie in; shared memory counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(values))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def tensors_in(values: object) -> Iterator[Tensor]:
+    """The tensors in lists, tuples, mappings and other iterables."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from tensors_in(value)
+    elif isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        for value in values:
+            yield from tensors_in(value)
