@@ -73,3 +73,20 @@ def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
 def test_layer_collapse_is_told(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab, pytest.raises(LayerCollapseError, match="layer collapse"):
         found_by(lab, tk.search.oneshot, density=(0.5, 0.0001))
+
+
+@pytest.mark.parametrize("method", ["iterative", "oneshot", "gradual", "early"])
+def test_a_density_that_empties_a_layer_may_keep_some_of_each(tmp_path: Path, method: str) -> None:
+    """Five weights of 50,000: the small layers' are not among the best, unless each layer keeps one."""
+    search = getattr(tk.search, method)
+    densities = {"densities" if method == "iterative" else "density": (0.0001,)}
+    recipe = tk.task("digits").recipe.changed(length="8it")
+    more = {"score": "magnitude", "when": "4it"} if method == "early" else {}
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(LayerCollapseError, match="keep"):
+            search(lab, tk.task("digits"), search.Settings(**densities, **more), recipe=recipe)
+        settings = search.Settings(**densities, **more, keep_at_least=1)
+        ((_, ticket),) = search(lab, tk.task("digits"), settings, recipe=recipe)
+        kept = [layer.kept for layer in lab.store.get_mask(ticket.mask).table()]
+    assert min(kept) == 1
+    assert sum(kept) == 5

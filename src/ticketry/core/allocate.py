@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ticketry.core.density import check_density, check_distribution, kept_elements
+from ticketry.core.density import check_at_least, check_density, check_distribution, kept_elements
 from ticketry.core.mask import Mask
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
@@ -56,8 +56,7 @@ def allocate(
     check_distribution(distribution)
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
-    if keep_at_least < 0:
-        raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {keep_at_least}")
+    check_at_least(keep_at_least)
     flat = _candidates(scores, within)
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)

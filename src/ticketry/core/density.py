@@ -32,6 +32,13 @@ def kept_elements(density: float, total: int) -> int:
     return int(Fraction(str(density)) * total + Fraction(1, 2))
 
 
+def check_at_least(count: int) -> int:
+    """The number of weights that every layer keeps; `UsageError` if it is below 0."""
+    if count < 0:
+        raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
+    return count
+
+
 def check_distribution(distribution: str) -> str:
     """The word itself; `UsageError` if it is not known."""
     if distribution not in DISTRIBUTIONS:

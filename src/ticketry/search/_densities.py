@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry.core.density import check_density, check_distribution
+from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
 
 
@@ -49,10 +49,13 @@ class DensitySettings(Densities):
     """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
     half_rate: tuple[str, ...] = ()
     """Names of parameters pruned at half the rate, such as fc3.weight."""
+    keep_at_least: int = 0
+    """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_distribution(self.distribution)
+        check_at_least(self.keep_at_least)
 
 
 def levels(settings: Densities) -> int:

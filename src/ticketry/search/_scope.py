@@ -36,6 +36,9 @@ class Pruning(Sparing, Protocol):
     @property
     def half_rate(self) -> tuple[str, ...]: ...
 
+    @property
+    def keep_at_least(self) -> int: ...
+
 
 def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     """The parameters that the settings let a mask touch."""
@@ -72,6 +75,8 @@ def pruned(
 
     if settings.score.rpartition(":")[2] not in DATA_FREE:
         more.setdefault("sample", Sample(seed=seeds.mask))
+    if settings.keep_at_least:
+        more.setdefault("keep_at_least", settings.keep_at_least)
     return lab.prune(
         task,
         trained,

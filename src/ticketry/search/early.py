@@ -110,18 +110,17 @@ class _Looks:
     def __init__(self, lab: Lab, task: Task, whole: Segment, scope: Scope, settings: Settings, seeds: Seeds) -> None:
         self._lab, self._task, self._whole, self._scope = lab, task, whole, scope
         self._settings, self._seeds = settings, seeds
-        self._every = max(whole.at(settings.every), 1)
-        self._latest = whole.at(settings.latest)
 
     def moment(self, density: float) -> int:
         """The step at which to prune to a density."""
         if self._settings.when != "detect":
             return self._whole.at(self._settings.when)
-        steps = list(range(self._every, self._latest + 1, self._every))
+        every, latest = max(self._whole.at(self._settings.every), 1), self._whole.at(self._settings.latest)
+        steps = list(range(every, latest + 1, every))
         for count in range(1, len(steps) + 1):
             if self._found(steps[:count], density):
                 return steps[count - 1]
-        return self._latest
+        return latest
 
     def _found(self, steps: list[int], density: float) -> bool:
         from ticketry.core.detect import alike, settled

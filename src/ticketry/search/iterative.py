@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ticketry.core.density import check_density, check_distribution
+from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
 from ticketry.search._scope import prunable, pruned
@@ -59,6 +59,8 @@ class Settings:
     """Do not prune the first convolution."""
     half_rate: tuple[str, ...] = ()
     """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
+    keep_at_least: int = 0
+    """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
 
     def __post_init__(self) -> None:
         Step.parse(self.rewind)
@@ -69,6 +71,7 @@ class Settings:
         if self.retrain:
             check_retrain(self.retrain)
         check_distribution(self.distribution)
+        check_at_least(self.keep_at_least)
         level_densities(self)
 
     @property
