@@ -123,6 +123,25 @@ class Attention(nn.Module):
         return self.head(self.norm(x + self.out(y.transpose(1, 2).reshape(batch, length, -1))).mean(1))
 
 
+class Heads(nn.Module):
+    """Attention whose code says the width of a head and not their number; keys and values may have fewer heads."""
+
+    def __init__(self, *, keys: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 12)
+        self.q, self.k, self.v = nn.Linear(12, 12), nn.Linear(12, 4 * keys), nn.Linear(12, 4 * keys)
+        self.out, self.norm, self.head = nn.Linear(12, 12), nn.LayerNorm(12), nn.Linear(12, 3)
+        self.mlp = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, length, _ = x.shape
+        q, k, v = (layer(x).view(batch, length, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=k.shape[1] < q.shape[1])
+        x = self.norm(x + self.out(y.transpose(1, 2).reshape(batch, length, -1)))
+        return self.head((x + self.mlp(x)).mean(1))
+
+
 class Language(nn.Module):
     """A recurrent language model with an MLP behind it; its decoder may share the embedding's matrix."""
 
@@ -247,6 +266,8 @@ NETWORKS: dict[str, Case] = {
     "shuffle": (Shuffle, images),
     "encoder": (Encoder, tokens),
     "attention": (lambda: Attention(written_out=False), lambda: vectors(3, 4, 5)),
+    "heads": (Heads, lambda: vectors(3, 4, 5)),
+    "shared-keys": (lambda: Heads(keys=1), lambda: vectors(3, 4, 5)),
     "lstm": (lambda: Language(nn.LSTM), tokens),
     "lstm-tied": (lambda: Language(nn.LSTM, tied=True), tokens),
     "lstm-projected": (lambda: Language(nn.LSTM, proj_size=4), tokens),

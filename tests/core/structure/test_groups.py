@@ -114,6 +114,16 @@ def test_what_stays_says_why(name: str, layer: str, reason: str) -> None:
     assert any(re.search(reason, group.reason) for group in staying)
 
 
+def test_heads_of_attention() -> None:
+    """The code says the width of a head, 4: whole heads go, from query, key and value, and from what reads them."""
+    model, x = build("heads")
+    unit = places(groups(model, x)["q"], 1)
+    rows = {(f"{layer}.{part}", 0, i) for layer in "qkv" for part in ("weight", "bias") for i in range(4, 8)}
+    assert unit == rows | {("out.weight", 1, i) for i in range(4, 8)}
+    model, x = build("shared-keys")
+    assert set(groups(model, x)) == {"mlp.0"}
+
+
 def test_numbers_in_the_code_are_found_on_trial() -> None:
     """Two models that differ in one number: the width of a head, written out or not."""
     x = vectors(3, 4, 5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 
 from ticketry.core.structure.labels import Ids
 from ticketry.core.structure.roles import Roles, roles
-from ticketry.core.structure.trace import NO_CHANNEL, Inputs, Trace, trace
+from ticketry.core.structure.trace import NO_CHANNEL, Inputs, Site, Trace, trace
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,38 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A place where a dimension is cut into several, of which one was taken to be the one that can be narrower."""
+
+    site: Site
+    options: int
+    """Into how many dimensions."""
+    groups: frozenset[int]
+    """Positions of the groups that are cut."""
+
+
+@dataclass(frozen=True)
 class Structure:
     """All groups of a model, and the attributes of modules that follow."""
 
     groups: tuple[ChannelGroup, ...]
     counted: tuple[Counted, ...]
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def free(self) -> int:
+        """Channels that can be removed."""
+        return sum(group.size for group in self.groups if group.prunable)
 
     def staying(self, why: dict[int, str]) -> Structure:
         """The same with some groups (by position) that stay."""
         groups = [replace(group, reason=why.get(i, group.reason)) for i, group in enumerate(self.groups)]
-        return Structure(tuple(groups), self.counted)
+        return replace(self, groups=tuple(groups))
 
 
-def structure_of(model: nn.Module, example_inputs: Inputs) -> Structure:
+def structure_of(model: nn.Module, example_inputs: Inputs, choices: Mapping[Site, int]) -> Structure:
     """The groups that following the model gives, not yet tried out."""
-    found = trace(model, example_inputs)
+    found = trace(model, example_inputs, choices)
     parts = roles(found.model)
     buffers = {name for name, _ in found.model.named_buffers()}
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -96,7 +113,11 @@ def structure_of(model: nn.Module, example_inputs: Inputs) -> Structure:
         Counted(module, attribute, tuple(channel_of.get(int(root)) for root in found.labels.find(ids)))
         for (module, attribute), ids in found.attributes.items()
     ]
-    return Structure(tuple(made), tuple(counted))
+    cuts = []
+    for site, (ids, options) in found.cuts.items():
+        roots = np.unique(found.labels.find(ids)).tolist()
+        cuts.append(Cut(site, options, frozenset(channel_of[root][0] for root in roots if root in channel_of)))
+    return Structure(tuple(made), tuple(counted), tuple(cuts))
 
 
 Where = dict[tuple[str, int], list[int]]

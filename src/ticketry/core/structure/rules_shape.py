@@ -61,10 +61,12 @@ def _view_run(
     grid = t.labels.find(grid.reshape([result.shape[d] for d in after]))
     position = _owner(grid)
     if position is None:
-        # Cut into several dimensions, such as groups or heads: the last of them is the one that can be narrower, and
-        # all the others must lose the same.
-        position = len(after) - 1
-        rows = grid.reshape(-1, grid.shape[-1])
+        # Cut into several dimensions, such as groups or heads: one of them can be narrower, and all that lies along the
+        # others must lose the same.
+        site = t.where, tuple(tensor.shape), tuple(result.shape)
+        t.cuts[site] = grid.reshape(-1), len(after)
+        position = len(after) - 1 - min(t.choices.get(site, 0), len(after) - 1)
+        rows = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
         for row in rows[1:]:
             t.labels.unite(rows[0], row, t.reason("it is one of several that must lose the same channels"))
     found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]

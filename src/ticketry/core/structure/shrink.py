@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.structure.group import ChannelGroup, Structure, structure_of
+from ticketry.core.structure.group import ChannelGroup, Structure
 from ticketry.core.structure.plan import ShrinkPlan, rebuild
 from ticketry.core.structure.select import (
     Flags,
@@ -18,7 +18,7 @@ from ticketry.core.structure.select import (
     tensors_of,
 )
 from ticketry.core.structure.trace import Inputs, double_copy, double_inputs, unwrapped
-from ticketry.core.structure.trial import compare
+from ticketry.core.structure.trial import compare, tried_structure
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
 
 
@@ -48,7 +48,7 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs) -> nn.Module:
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs) -> ShrinkPlan:
     """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`."""
     mask.parameters(model)
-    structure = structure_of(model, example_inputs)
+    structure = tried_structure(model, example_inputs)
     dead = dead_indices(mask)
     removed = {position: dead_channels(group, dead) for position, group in enumerate(structure.groups)}
     for position, group in enumerate(structure.groups):

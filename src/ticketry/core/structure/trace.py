@@ -29,6 +29,9 @@ from ticketry.errors import StructureError
 
 Inputs = Tensor | tuple[Any, ...]
 
+Site = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""A `view`: name of the module that runs it, shapes before and after."""
+
 NO_CHANNEL = ""
 """Reason of labels that nobody would take for channels: the height and width of a kernel."""
 
@@ -45,6 +48,10 @@ class Trace:
     """(name of a parameter or buffer, dimension) -> label of each index"""
     attributes: dict[tuple[str, str], Ids] = field(default_factory=dict)
     """(name of a module, attribute) -> one label for each unit that the attribute counts"""
+    choices: Mapping[Site, int] = field(default_factory=dict)
+    """Where a dimension is cut into several, which of these can be narrower, counted from the last; by default 0."""
+    cuts: dict[Site, tuple[Ids, int]] = field(default_factory=dict)
+    """Such places: labels of all that is cut, and into how many dimensions."""
     stack: list[str] = field(default_factory=list)
     """Names of the modules that run now, the innermost last."""
     seen: set[int] = field(default_factory=set)
@@ -80,6 +87,9 @@ class Trace:
                 "it meets a width that stays, as that of inputs",
             )
             return None
+        if len(one) != len(other):
+            self.freeze(np.concatenate([one, other]), "it meets a channel's dimension of another size")
+            return None
         self.labels.unite(one, other, self.reason("it meets a channel that stays"))
         return one
 
@@ -106,7 +116,13 @@ def double_copy(model: nn.Module) -> nn.Module:
     """A copy of the model in float64 on the CPU, without gradients."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
-        twin = copy.deepcopy(model).to("cpu").double()
+        try:
+            twin = copy.deepcopy(model).to("cpu").double()
+        except Exception as error:  # a user's model may hold anything
+            raise StructureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
     return twin.requires_grad_(False)
 
 
@@ -137,7 +153,7 @@ def plain_operations() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+def trace(model: nn.Module, example_inputs: Inputs, choices: Mapping[Site, int]) -> Trace:
     """Run a copy of `model` in evaluation mode and in training mode, where it may do other things.
 
     Raises:
@@ -145,7 +161,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     twin = double_copy(unwrapped(model))
     inputs = double_inputs(example_inputs)
-    found = Trace(twin)
+    found = Trace(twin, choices=choices)
     _label(found)
     _run(found, inputs, training=False)
     unused = _unused(found)
@@ -234,6 +250,8 @@ def run_model(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """All tensors in the model's outputs; `StructureError` if it does not run."""
     try:
         outputs = model(*inputs)
+    except StructureError:
+        raise
     except Exception as error:  # a user's model may fail in any way
         first = (str(error).splitlines() or [""])[0]
         raise StructureError(

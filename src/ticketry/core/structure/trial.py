@@ -17,7 +17,15 @@ from ticketry.core.scope import named_parameters
 from ticketry.core.structure.group import Structure, structure_of
 from ticketry.core.structure.plan import rebuild
 from ticketry.core.structure.select import Removed, kept_indices, mask_tensors, plan_for, tensors_of
-from ticketry.core.structure.trace import Inputs, double_copy, double_inputs, plain_operations, run_model, unwrapped
+from ticketry.core.structure.trace import (
+    Inputs,
+    Site,
+    double_copy,
+    double_inputs,
+    plain_operations,
+    run_model,
+    unwrapped,
+)
 from ticketry.errors import StructureError
 
 TOLERANCE = 1e-6
@@ -28,12 +36,30 @@ float32 in between."""
 def tried_structure(model: nn.Module, example_inputs: Inputs) -> Structure:
     """The groups of `model`; those whose removal changes its outputs, or breaks it, stay.
 
+    Where a dimension is cut into several and its channels turn out to stay, another of them is taken for the one that
+    can be narrower: after the width of attention heads their number.
+
     Raises:
         StructureError: if the model does not run on the inputs.
     """
-    structure = structure_of(model, example_inputs)
-    twin = _scrambled(double_copy(unwrapped(model)).eval())
-    return _settled(twin, double_inputs(example_inputs), structure)
+    twin, inputs = _scrambled(double_copy(unwrapped(model)).eval()), double_inputs(example_inputs)
+    choices: dict[Site, int] = {}
+    best = last = _settled(twin, inputs, structure_of(model, example_inputs, choices))
+    for _ in range(_MOST_CHOICES):
+        closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
+        others = {
+            cut.site: choices.get(cut.site, 0) + 1 for cut in closed if choices.get(cut.site, 0) + 1 < cut.options
+        }
+        if not others:
+            break
+        choices |= others
+        last = _settled(twin, inputs, structure_of(model, example_inputs, choices))
+        best = last if last.free > best.free else best
+    return best
+
+
+_MOST_CHOICES = 2
+"""Batch and length aside, a dimension is rarely cut into more than three, as query, key and value of all heads are."""
 
 
 def _settled(twin: nn.Module, inputs: tuple[Any, ...], structure: Structure) -> Structure:
