@@ -65,9 +65,23 @@ def test_examples(names: dict[str, Any], section: str, folder: str, density: flo
     assert float((names["model"](inputs).argmax(1) == targets).float().mean()) > 0.8
 
 
+def test_example_before_training(names: dict[str, Any]) -> None:
+    before = {name: value.clone() for name, value in names["model"].state_dict().items()}
+    ticket = run("Prune before training", names, "before")
+    assert ticket.mask.kept == round(0.1 * ticket.mask.total)
+    assert all(torch.equal(ticket.start[name], value) for name, value in before.items())
+    assert all(torch.equal(value, before[name]) for name, value in names["model"].state_dict().items())
+
+
 def test_every_example_is_run() -> None:
     run_elsewhere = {"Lightning", "Transformers"}  # tests/integrations
-    run_here = {"Hold a mask", "Prune while training", "Train the mask", "Measure what it costs"}
+    run_here = {
+        "Hold a mask",
+        "Prune before training",
+        "Prune while training",
+        "Train the mask",
+        "Measure what it costs",
+    }
     assert set(EXAMPLES) == run_here | run_elsewhere
 
 

@@ -250,6 +250,50 @@ class TestCollapse:
             allocate(UNEVEN, 0.5, collapse="ignore")
 
 
+def one_by_one(counts: dict[str, int], capacity: dict[str, int], least: int) -> dict[str, int]:
+    """Weights handed over one at a time: to the first layer that lacks some, from the first of the largest."""
+    counts = dict(counts)
+    while lacking := [name for name in counts if counts[name] < min(least, capacity[name])]:
+        donor = max(counts, key=lambda name: counts[name])
+        counts[donor] -= 1
+        counts[lacking[0]] += 1
+    return counts
+
+
+class TestKeepAtLeast:
+    @quick
+    @given(scores(), densities, st.sampled_from(DISTRIBUTIONS), st.integers(1, 6))
+    def test_each_layer_keeps_so_many_and_the_largest_give(self, found, density, distribution, least):
+        sizes = {name: score.numel() for name, score in found.items()}
+        kept = round_half_up(density, sum(sizes.values()))
+        if kept < sum(min(least, size) for size in sizes.values()):
+            with pytest.raises(LayerCollapseError, match="too low to keep"):
+                allocate(found, density, distribution=distribution, keep_at_least=least)
+            return
+        mask = allocate(found, density, distribution=distribution, keep_at_least=least)
+        assert mask.kept == kept
+        assert all(row.kept >= min(least, row.total) for row in mask.table())
+        free = allocated(found, density, distribution=distribution)
+        if free is not None:
+            expected = one_by_one({row.name: row.kept for row in free.table()}, sizes, least)
+            assert {row.name: row.kept for row in mask.table()} == expected
+        if least == 1:
+            assert mask == allocate(found, density, distribution=distribution, collapse="keep")
+
+    def test_of_a_layer_that_has_less_all_is_kept(self):
+        mask = allocate(UNEVEN, 0.5, keep_at_least=10)
+        assert [row.kept for row in mask.table()] == [49, 3]
+
+    def test_only_candidates_count(self):
+        base = Mask({"big": torch.ones(100), "small": torch.tensor([1, 0, 1])})
+        mask = allocate(UNEVEN, 0.5, keep_at_least=10, within=base)
+        assert mask["small"].tolist() == [True, False, True]
+
+    def test_a_number_below_0_is_refused(self):
+        with pytest.raises(UsageError, match="keep_at_least is a number of weights, 0 or more, not -1"):
+            allocate(UNEVEN, 0.5, keep_at_least=-1)
+
+
 @pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.5, 1.0000001, nan, inf, -inf])
 def test_densities_out_of_bounds_are_refused(value):
     with pytest.raises(UsageError, match="a density is a share kept"):
