@@ -37,6 +37,11 @@ OnPoint = Callable[[dict[str, Any]], None]
 OnFound = Callable[[int, Found], None]
 
 
+LATER = {"keep_at_least": 0}
+"""Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
+another one for runs that are stored."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What to do: all that a run file holds."""
@@ -60,10 +65,11 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
+        settings = asdict(self.settings)
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": asdict(self.settings),
+            "settings": {name: settings[name] for name in settings if (name, settings[name]) not in LATER.items()},
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
