@@ -61,15 +61,16 @@ class Run:
     def name(self) -> str:
         """Method, task and a digest of everything that matters: the same run has the same name."""
         task = "".join(letter if letter.isalnum() else "-" for letter in self.task.name).strip("-")
-        return f"{self.method.name}-{task}-{digest_of(self.describe())[:8]}"
+        told = asdict(self.settings)
+        settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
+        return f"{self.method.name}-{task}-{digest_of(self.describe() | {'settings': settings})[:8]}"
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
-        settings = asdict(self.settings)
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": {name: settings[name] for name in settings if (name, settings[name]) not in LATER.items()},
+            "settings": asdict(self.settings),
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
