@@ -73,7 +73,9 @@ def pruned(
     """
     from ticketry.lab.sample import Sample
 
-    if settings.score.rpartition(":")[2] not in DATA_FREE:
+    if settings.score.rpartition(":")[2] in DATA_FREE:
+        more.pop("sample", None)
+    else:
         more.setdefault("sample", Sample(seed=seeds.mask))
     if settings.keep_at_least:
         more.setdefault("keep_at_least", settings.keep_at_least)

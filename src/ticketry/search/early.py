@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
-from ticketry.search._scope import DATA_FREE, prunable, pruned
+from ticketry.search._scope import prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     moments = {density: looks.moment(density) for density in settings.targets}
     dense = lab.train(whole, keep=tuple(sorted(set(moments.values()))), label="dense")
     yield Found(0, None, lab.at(dense, max(moments.values())), dense, GRADUAL, dense)
-    seen = {} if settings.score in DATA_FREE else {"sample": Sample(settings.batches, settings.batch, seeds.mask)}
+    sample = Sample(settings.batches, settings.batch, seeds.mask)
 
     def member(level: int, density: float) -> Found:
         state = lab.at(dense, moments[density])
         cuts = {"iterations": settings.iterations, "schedule": settings.schedule, "regrow": settings.regrow}
-        mask = pruned(lab, task, state, scope, None, density, settings, seeds, **seen, **cuts)
+        mask = pruned(lab, task, state, scope, None, density, settings, seeds, sample=sample, **cuts)
         segment = retraining(
             lab, task, recipe, retrain=GRADUAL, mask=mask, rewound=state, trained=state, order_seed=seeds.order
         )
@@ -116,16 +116,16 @@ class _Looks:
         if self._settings.when != "detect":
             return self._whole.at(self._settings.when)
         every, latest = max(self._whole.at(self._settings.every), 1), self._whole.at(self._settings.latest)
-        steps = list(range(every, latest + 1, every))
-        for count in range(1, len(steps) + 1):
-            if self._found(steps[:count], density):
-                return steps[count - 1]
+        states: list[Result] = []
+        for step in range(every, latest + 1, every):
+            states.append(self._at(step))
+            if self._found(states, density):
+                return step
         return latest
 
-    def _found(self, steps: list[int], density: float) -> bool:
+    def _found(self, states: list[Result], density: float) -> bool:
         from ticketry.core.detect import alike, settled
 
-        states = [self._at(step) for step in steps]
         if self._settings.detector == "masks":
             masks = [self._lab.store.get_mask(self._magnitude(state, density)) for state in states]
             return alike(masks) is not None
