@@ -61,9 +61,13 @@ class Run:
     def name(self) -> str:
         """Method, task and a digest of everything that matters: the same run has the same name."""
         task = "".join(letter if letter.isalnum() else "-" for letter in self.task.name).strip("-")
+        return f"{self.method.name}-{task}-{digest_of(self.identity())[:8]}"
+
+    def identity(self) -> dict[str, Any]:
+        """What names are made of: as described, without what came later and says nothing."""
         told = asdict(self.settings)
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
-        return f"{self.method.name}-{task}-{digest_of(self.describe() | {'settings': settings})[:8]}"
+        return self.describe() | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""

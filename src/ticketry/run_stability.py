@@ -52,7 +52,7 @@ def execute_stability(
             pieces += list(_pieces(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
     done = lab.ledger.since(ledger)
-    name = f"stability-{digest_of(json.loads(json.dumps([run.describe(), asdict(settings)])))[:8]}"
+    name = f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
     record = {
         "format": FORMAT,
         "kind": "stability",
