@@ -318,7 +318,9 @@ class TestRefused:
             return operation(model(batch)).mean()
 
         score.snip(self.model, self.known, batches=self.batches, loss=loss)
-        with pytest.raises(ScoreError, match=f"^{named} has no second derivative, which this score needs: use"):
+        with pytest.raises(
+            ScoreError, match=f"^score '{name}' needs second derivatives: {named} has no second derivative; use"
+        ):
             score.get(name)(self.model, self.known, batches=self.batches, loss=loss)
 
     def test_a_mask_of_something_else(self):

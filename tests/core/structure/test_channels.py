@@ -264,8 +264,8 @@ def test_a_held_mask_covers_biases_and_norms() -> None:
         ({"density": 0.5, "keep_at_least": 0}, "keep_at_least is 1 or more"),
         ({"density": 1.5}, "0 < density <= 1"),
         ({}, "give either density= "),
-        ({"density": 0.5, "score": "snap"}, "need batches= and loss="),
-        ({"density": 0.5, "score": "taylor", "batches": [], "loss": loss}, "at least one batch"),
+        ({"density": 0.5, "score": "snap"}, "needs batches and a loss"),
+        ({"density": 0.5, "score": "taylor", "batches": [], "loss": loss}, "no batch in batches="),
     ],
 )
 def test_bad_requests(options: dict[str, Any], message: str) -> None:

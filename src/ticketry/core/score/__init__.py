@@ -30,7 +30,7 @@ from ticketry.errors import UsageError
 
 __all__ = ["Loss", "Score", "get", "inverted", "names", "shuffled"]
 
-_CONTROLS = {"inverted": inverted, "shuffled": shuffled}
+CONTROLS = {"inverted": inverted, "shuffled": shuffled}
 
 
 def names() -> tuple[str, ...]:
@@ -43,8 +43,8 @@ def get(score: str | Score) -> Score:
     if callable(score):
         return score
     control, colon, rest = score.partition(":")
-    if colon and control in _CONTROLS:
-        return _CONTROLS[control](rest)
+    if colon and control in CONTROLS:
+        return CONTROLS[control](rest)
     if score not in names():
         raise UsageError(
             f"score {score!r} is not known: {', '.join(names())}; or a control of one, such as inverted:magnitude or"

@@ -54,6 +54,7 @@ def average(
 
 
 def hessian_gradient(
+    score: str,
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
     batches: Iterable[object],
@@ -70,11 +71,14 @@ def hessian_gradient(
         ScoreError: naming the operation, if one has no second derivative; see also `average`.
     """
     kept = list(batches)
-    with _twice_differentiable():
-        fixed = average(model, weights, kept, loss)
-        if at is not None:
-            fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
-        return _average_product(model, weights, kept, loss, fixed)
+    try:
+        with _twice_differentiable():
+            fixed = average(model, weights, kept, loss)
+            if at is not None:
+                fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
+            return _average_product(model, weights, kept, loss, fixed)
+    except _OnceDifferentiableError as error:
+        raise ScoreError(f"score {score!r} needs second derivatives: {error}") from None
 
 
 def _average_product(
@@ -163,7 +167,7 @@ def _naming_the_operation() -> Iterator[None]:
         if not re.search(r"derivative for .* is not implemented|double backward|differentiate twice", text):
             raise
         found = re.search(r"derivative for '?(?:aten::)?([\w:]+?)'? is not implemented", text)
-        raise _no_second_derivative(found[1] if found else text.split("\n")[0]) from None
+        raise _OnceDifferentiableError(found[1] if found else text.split("\n")[0]) from None
 
 
 def _refuse_once_differentiable(value: Tensor) -> None:
@@ -177,12 +181,13 @@ def _refuse_once_differentiable(value: Tensor) -> None:
         seen.add(node)
         function: Any = getattr(node, "_forward_cls", None)
         if getattr(getattr(function, "backward", None), "__code__", None) is mark:
-            raise _no_second_derivative(function.__name__)
+            raise _OnceDifferentiableError(function.__name__)
         waiting += [below for below, _ in node.next_functions]
 
 
-def _no_second_derivative(operation: str) -> ScoreError:
-    return ScoreError(
-        f"{operation} has no second derivative, which this score needs: use a score of first order (snip, taylor,"
-        " fisher) or another implementation of that operation"
-    )
+class _OnceDifferentiableError(ScoreError):
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} has no second derivative; use a score that needs first derivatives only (snip, taylor,"
+            " fisher; of channels snap, taylor), or another implementation of that operation"
+        )

@@ -38,5 +38,5 @@ def crop(
     """
     batches, loss = given("crop", batches, loss)
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights:
-        product = hessian_gradient(model, weights, batches, loss, at)
+        product = hessian_gradient("crop", model, weights, batches, loss, at)
     return checked("crop", {name: (weight.detach() * product[name]).abs() for name, weight in weights.items()})

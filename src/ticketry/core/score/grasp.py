@@ -44,7 +44,7 @@ def grasp(
     """
     batches, loss = given("grasp", batches, loss)
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, _tempered(model, temperature):
-        product = hessian_gradient(model, weights, batches, loss, at)
+        product = hessian_gradient("grasp", model, weights, batches, loss, at)
     return checked("grasp", {name: weight.detach() * product[name] for name, weight in weights.items()})
 
 

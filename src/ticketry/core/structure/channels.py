@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.density import check_density
+from ticketry.core.iterate import densities
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score
+from ticketry.core.score._measure import pruned_to, seeded
 from ticketry.core.structure.group import ChannelGroup, Structure
+from ticketry.core.structure.ranking import ORDERS, Count, Step, remove
 from ticketry.core.structure.roles import Roles, roles
-from ticketry.core.structure.saliency import channel_scores
-from ticketry.core.structure.select import Flags, kept_indices, mask_tensors, tensors_of
+from ticketry.core.structure.saliency import channel_scores, check_channel_score
+from ticketry.core.structure.select import (
+    Flags,
+    dead_channels,
+    dead_indices,
+    kept_indices,
+    mask_tensors,
+    tensors_of,
+)
 from ticketry.core.structure.trace import Inputs
 from ticketry.core.structure.trial import tried_structure
-from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
+from ticketry.errors import MaskError, StructureError, UsageError
 
-DISTRIBUTIONS = ("global", "uniform")
+DISTRIBUTIONS = tuple(ORDERS)
+Order = Callable[[Count, Sequence[Tensor], int], list[Step]]
 
 
 def channel_groups(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGroup, ...]:
@@ -54,7 +65,10 @@ def channels(
     reduce: str = "mean",
     distribution: str = "global",
     scope: Scope | None = None,
+    within: Mask | None = None,
     keep_at_least: int = 1,
+    iterations: int = 1,
+    schedule: str = "exponential",
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -74,44 +88,141 @@ def channels(
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
             Rachwan et al. 2022), or any score of weights, by name or as a function, of which each channel gets the sum.
+            ``inverted:`` or ``shuffled:`` before a name turn the scores of channels around, or put those of a group in
+            random places of it: controls.
         reduce: ``mean`` over a channel's weights, or their ``sum``. What is removed is worth the sum but frees as many
             weights as it has: the mean is the worth of each. Gates have no use for it.
         distribution: ``global``: one ranking of all channels; ``uniform``: each group keeps the same share of its own.
         scope: the weights to choose among, by default `ticketry.scope(model)`. Channels that a layer out of scope
             makes all stay.
+        within: such a mask to go on from: what it removes stays removed (and counts), scores are of the network that it
+            leaves. Where it already has the density, or less, nothing more goes.
         keep_at_least: channels that each group keeps whatever the scores.
-        batches, loss, seed: what the score needs, if it needs any.
+        iterations: cuts on the way, each by the scores of the network that the one before leaves, on the same batches.
+        schedule: densities on the way, exponential or halving: see `iterate.densities`.
+        batches, loss, seed: what the score needs, if it needs any. Gradients are taken as in `ticketry.score`: in
+            evaluation mode, but with norms that use the batch's statistics.
 
     Raises:
         UsageError: for a density outside (0, 1], an unknown score or option.
+        MaskError: if `within` is no such mask.
+        ScoreError: if the scores are not finite or all 0, or an operation lacks the derivatives that they need.
         StructureError: if the model cannot be followed or has no channels that can be removed.
         LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group.
 
         >>> mask = channels(model, example_inputs, density=0.5)  # doctest: +SKIP
     """
-    wanted = check_density(density, sparsity)
-    if distribution not in DISTRIBUTIONS:
+    return choose_channels(
+        model,
+        lambda: tried_structure(model, example_inputs),
+        check_density(density, sparsity),
+        score=score,
+        reduce=reduce,
+        distribution=distribution,
+        scope=scope,
+        within=within,
+        keep_at_least=keep_at_least,
+        iterations=iterations,
+        schedule=schedule,
+        batches=batches,
+        loss=loss,
+        seed=seed,
+    )
+
+
+def choose_channels(
+    model: nn.Module,
+    structure: Callable[[], Structure],
+    density: float,
+    *,
+    distribution: str = "global",
+    scope: Scope | None = None,
+    within: Mask | None = None,
+    keep_at_least: int = 1,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    score: str | Score = "l1",
+    batches: Iterable[object] | None = None,
+    seed: int = 0,
+    **measured: Any,
+) -> Mask:
+    """`channels` of a model whose structure is known, or found by what `structure` calls."""
+    if distribution not in ORDERS:
         raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {distribution!r}")
     if keep_at_least < 1:
         raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
-    scope = scope_of(model) if scope is None else scope
-    structure, parts = tried_structure(model, example_inputs), roles(model)
-    positions = candidates(structure, scope, parts)
-    groups = [structure.groups[position] for position in positions]
-    scores = channel_scores(
-        model, groups, scope, parts, score=score, reduce=reduce, batches=batches, loss=loss, seed=seed
-    )
-    for group, values in zip(groups, scores, strict=True):
-        if bool(torch.isnan(values).any()):
-            raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    check_channel_score(score)
+    choice = _Choice(model, structure(), scope_of(model) if scope is None else scope)
+    if within is not None:
+        choice.check_within(within)
+    initial = 1.0 if within is None else max(within.density, density)
+    if iterations > 1 and batches is not None:
+        with seeded(seed, model):  # a loader that shuffles draws from the global generator
+            batches = list(batches)
+    mask = within
+    for target in densities(density, iterations, schedule, initial=initial):
+        scores = choice.scores(mask, score=score, batches=batches, seed=seed, **measured)
+        mask = choice.cut(scores, mask, target, ORDERS[distribution], keep_at_least)
+    assert mask is not None
+    return mask
+
+
+class _Choice:
+    """The channels of a model that a scope lets go."""
+
+    def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
+        self.model, self.structure, self.scope, self.roles = model, structure, scope, roles(model)
+        self.positions = candidates(structure, scope, self.roles)
+        self.groups = [structure.groups[position] for position in self.positions]
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+        self.held = held_names(self.groups, self.shapes, scope)
+
+    def scores(
+        self, mask: Mask | None, *, reduce: str = "mean", loss: Loss | None = None, **given: Any
+    ) -> list[Tensor]:
+        """Of each group's channels, in the network that a mask leaves."""
+        with pruned_to(mask, mask.parameters(self.model) if mask is not None else {}):
+            found = channel_scores(self.model, self.groups, self.scope, self.roles, reduce=reduce, loss=loss, **given)
+        for group, values in zip(self.groups, found, strict=True):
+            if bool(torch.isnan(values).any()):
+                raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
+        return found
+
+    def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: Order, keep_at_least: int) -> Mask:
+        """What is left of `within` at a density."""
+        count = Count(self.groups, {name: self.shapes[name] for name in self.held})
+        if within is not None:
+            for g, channel in self.gone(within):
+                count.remove(g, channel)
+        removed = remove(count, order(count, scores, keep_at_least), density, keep_at_least)
+        return self.mask(removed)
+
+    def gone(self, mask: Mask) -> list[Step]:
+        """The channels that a mask removes."""
+        dead = dead_indices(mask)
+        return [(g, int(c)) for g, group in enumerate(self.groups) for c in np.flatnonzero(dead_channels(group, dead))]
+
+    def mask(self, removed: list[Flags]) -> Mask:
+        kept = kept_indices(self.structure, self.shapes, dict(zip(self.positions, removed, strict=True)))
+        return Mask(mask_tensors(self.held, self.shapes, kept))
+
+    def check_within(self, mask: Mask) -> None:
+        """Raises `MaskError` unless a mask is one of whole channels of these groups."""
+        flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
+        if set(mask) == set(self.held):
+            for g, channel in self.gone(mask):
+                flags[g][channel] = True
+        if set(mask) != set(self.held) or self.mask(flags) != Mask({name: mask[name] for name in self.held}):
+            raise MaskError(
+                "the mask to go on from is not of whole channels of this model in this scope: make it with"
+                " structure.channels and the same scope"
+            )
+
+
+def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope) -> list[str]:
+    """The tensors that a mask of these channels is of: those in scope, and what the channels share besides."""
     shared = {member.name for group in groups for member in group.parameters}
-    held = [name for name in shapes if name in scope or name in shared]
-    count = _Count(groups, {name: shapes[name] for name in held})
-    order = _global_order if distribution == "global" else _uniform_order
-    removed = _remove(count, order(groups, scores, keep_at_least), wanted, keep_at_least)
-    kept = kept_indices(structure, shapes, dict(zip(positions, removed, strict=True)))
-    return Mask(mask_tensors(held, shapes, kept))
+    return [name for name in shapes if name in scope or name in shared]
 
 
 def candidates(structure: Structure, scope: Scope, parts: Roles) -> list[int]:
@@ -129,73 +240,3 @@ def candidates(structure: Structure, scope: Scope, parts: Roles) -> list[int]:
         reasons = [f"{group.name}: {group.reason or 'it is out of scope'}" for group in structure.groups][:6]
         raise StructureError(f"there are no channels that can be removed; {'; '.join(reasons) or 'no layer has any'}")
     return found
-
-
-# -- which channels go ------------------------------------------------------------------------------------------------
-
-Step = tuple[int, int]
-"""(position in the list of candidates, channel)"""
-
-
-def _global_order(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
-    """Channels one by one, the worst first; ties by position, the later first."""
-    ranked = sorted(
-        ((float(value), -g, -c) for g, values in enumerate(scores) for c, value in enumerate(values.tolist())),
-    )
-    left = [group.size for group in groups]
-    steps = []
-    for _, g, c in ranked:
-        if left[-g] > keep_at_least:
-            left[-g] -= 1
-            steps.append((-g, -c))
-    return steps
-
-
-def _uniform_order(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
-    """Each group's worst channel at a time, so that all are at about the same share of their channels."""
-    ranked = []
-    for g, (group, values) in enumerate(zip(groups, scores, strict=True)):
-        worst_first = sorted(range(group.size), key=lambda c: (float(values[c]), -c))
-        for rank, channel in enumerate(worst_first[: max(group.size - keep_at_least, 0)]):
-            ranked.append(((rank + 1) / group.size, g, channel))
-    return [(g, channel) for _, g, channel in sorted(ranked)]
-
-
-def _remove(count: _Count, steps: Sequence[Step], density: float, keep_at_least: int) -> list[Flags]:
-    """Follow the order to the point whose density is nearest to the one wanted."""
-    target = density * count.total
-    removed = [np.zeros(group.size, dtype=bool) for group in count.groups]
-    for g, channel in steps:
-        before = count.kept
-        if before <= target:
-            return removed
-        count.remove(g, channel)
-        if target - count.kept > before - target:  # it was nearer without this channel
-            return removed
-        removed[g][channel] = True
-    if count.kept > target:
-        raise LayerCollapseError(
-            f"density {density:g} cannot be reached by removing channels: with {keep_at_least} left in each of"
-            f" {len(removed)} groups {count.kept / count.total:.4g} of the weights remain; choose a higher density"
-        )
-    return removed
-
-
-class _Count:
-    """How many weights remain, kept up to date channel by channel.
-
-    A tensor keeps the product over its dimensions of the indices that are left.
-    """
-
-    def __init__(self, groups: Sequence[ChannelGroup], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.groups = groups
-        self._left = {name: list(shape) for name, shape in shapes.items()}
-        self.total = sum(prod(shape) for shape in shapes.values())
-        self.kept = self.total
-
-    def remove(self, group: int, channel: int) -> None:
-        for member in self.groups[group].parameters:
-            left = self._left[member.name]
-            self.kept -= prod(left)
-            left[member.dim] -= len(member.indices[channel])
-            self.kept += prod(left)

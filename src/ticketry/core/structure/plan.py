@@ -56,6 +56,14 @@ class ShrinkPlan:
             tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
         return tensor.contiguous()
 
+    def expand(self, name: str, part: Tensor, into: Tensor) -> Tensor:
+        """The inverse of `cut`: a copy of `into`, in the shape before, with `part` in the places that stay.
+
+        Args:
+            into: on the device of `part`; what it has in the places that go is kept.
+        """
+        return _put(into, part, list(self.kept.get(name, {}).items()))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape afterwards."""
         kept = self.kept.get(name, {})
@@ -68,22 +76,49 @@ class ShrinkPlan:
 
     # -- a file --------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
-        """Write the plan as one safetensors file: the indices as tensors, the rest as JSON in its header.
-
-        Raises:
-            StructureError: if it cannot be written.
-        """
-        path = Path(path)
+    def to_bytes(self) -> bytes:
+        """One safetensors file: the indices as tensors, the rest as JSON in its header."""
         tensors = {
             f"{name}:{dim}": torch.tensor(indices, dtype=torch.int64)
             for name, dims in self.kept.items()
             for dim, indices in dims.items()
         }
         text = json.dumps({"shapes": self.shapes, "attributes": self.attributes}, sort_keys=True)
+        return bytes(safetensors_save(tensors, metadata={FORMAT: text}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: object = "this") -> ShrinkPlan:
+        """The inverse of `to_bytes`; no pickle is involved.
+
+        Raises:
+            StructureError: if it is damaged or no plan, named as `where`.
+        """
+        try:
+            tensors = safetensors_load(data)
+            text = json.loads(read_metadata(data)[FORMAT])
+            shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
+            attributes = {
+                str(module): {_known(name): _count(value) for name, value in values.items()}
+                for module, values in text["attributes"].items()
+            }
+            kept: Kept = {}
+            for key, indices in tensors.items():
+                name, _, dim = key.rpartition(":")
+                kept.setdefault(name, {})[int(dim)] = _indices(indices, shapes[name][int(dim)])
+        except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise StructureError(f"{where} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
+        return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan to a file, see `to_bytes`.
+
+        Raises:
+            StructureError: if it cannot be written.
+        """
+        path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            temporary.write_bytes(safetensors_save(tensors, metadata={FORMAT: text}))
+            temporary.write_bytes(self.to_bytes())
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -99,22 +134,17 @@ class ShrinkPlan:
         """
         try:
             data = Path(path).read_bytes()
-            tensors = safetensors_load(data)
-            text = json.loads(read_metadata(data)[FORMAT])
-            shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
-            attributes = {
-                str(module): {_known(name): _count(value) for name, value in values.items()}
-                for module, values in text["attributes"].items()
-            }
-            kept: Kept = {}
-            for key, indices in tensors.items():
-                name, _, dim = key.rpartition(":")
-                kept.setdefault(name, {})[int(dim)] = _indices(indices, shapes[name][int(dim)])
         except OSError as error:
             raise StructureError(f"the plan {path} cannot be read: {error.strerror}") from None
-        except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise StructureError(f"{path} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
-        return cls(shapes, {name: dict(sorted(dims.items())) for name, dims in sorted(kept.items())}, attributes)
+        return cls.from_bytes(data, path)
+
+
+def _put(into: Tensor, part: Tensor, places: list[tuple[int, tuple[int, ...]]]) -> Tensor:
+    if not places:
+        return part.clone()
+    (dim, indices), *others = places
+    index = torch.tensor(indices, device=into.device)
+    return into.index_copy(dim, index, _put(into.index_select(dim, index), part, others))
 
 
 def _count(value: object) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
-from ticketry.core.score import Loss, Score, get, names
+from ticketry.core.score import CONTROLS, Loss, Score, get, names
+from ticketry.core.score._gradients import average, checked, given, hessian_gradient
+from ticketry.core.score._measure import measuring
+from ticketry.core.seeds import generator
 from ticketry.core.structure.group import ChannelGroup, Member
 from ticketry.core.structure.roles import Roles
 from ticketry.errors import UsageError
@@ -19,6 +20,18 @@ CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates")
 """Scores of channels; any score of weights (`ticketry.score`) will do as well."""
 
 REDUCTIONS = ("mean", "sum")
+
+
+def check_channel_score(score: str | Score) -> None:
+    """Raises `UsageError` for a word that is no score of channels."""
+    plain = score.rpartition(":")[2] if isinstance(score, str) else score
+    control = score[: -len(plain) - 1] if isinstance(score, str) and isinstance(plain, str) else ""
+    if isinstance(plain, str) and (plain not in (*CHANNEL_SCORES, *names()) or control not in ("", *CONTROLS)):
+        known = ", ".join((*CHANNEL_SCORES, *names()))
+        raise UsageError(
+            f"score {score!r} is not known: {known}; or a control of one, such as inverted:l1 or shuffled:l1; or a"
+            " function as in ticketry.score"
+        )
 
 
 def channel_scores(
@@ -36,10 +49,33 @@ def channel_scores(
     """For each group a score of each of its channels, float64 [size]; the higher, the more worth keeping."""
     if reduce not in REDUCTIONS:
         raise UsageError(f"reduce is {' or '.join(REDUCTIONS)}, not {reduce!r}")
+    check_channel_score(score)
+    control, _, plain = score.rpartition(":") if isinstance(score, str) else ("", "", score)
+    found = _plain_scores(model, groups, scope, roles, plain, reduce, batches, loss, seed)
+    if control == "inverted":
+        return [-values for values in found]
+    if control == "shuffled":
+        orders = [torch.randperm(len(v), generator=generator(seed, "shuffled score", i)) for i, v in enumerate(found)]
+        return [values[order] for values, order in zip(found, orders, strict=True)]
+    return found
+
+
+def _plain_scores(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scope: Scope,
+    roles: Roles,
+    score: str | Score,
+    reduce: str,
+    batches: Iterable[object] | None,
+    loss: Loss | None,
+    seed: int,
+) -> list[Tensor]:
     if score == "slimming":
         return [_slimming(model, group, roles, reduce) for group in groups]
     if score in ("snap", "crop_gates"):
-        effects = _effects(model, scope, batches, loss, second=score == "crop_gates")
+        assert isinstance(score, str)
+        effects = _effects(model, scope, score, batches, loss, seed, second=score == "crop_gates")
         return [_gathered(effects, _consumers(group, effects, roles)).abs() for group in groups]
     values = _weight_scores(model, scope, score, batches, loss, seed)
     return [_reduced(values, group, reduce, root=score == "l2") for group in groups]
@@ -55,10 +91,7 @@ def _weight_scores(
     if score == "l2":
         return {name: weight.square() for name, weight in weights.items()}
     if score == "taylor":
-        return {name: effect.abs() for name, effect in _effects(model, scope, batches, loss, second=False).items()}
-    if isinstance(score, str) and score not in names():
-        known = ", ".join((*CHANNEL_SCORES, *names()))
-        raise UsageError(f"score {score!r} is not known: {known}, or a function as in ticketry.score")
+        return {name: effect.abs() for name, effect in _effects(model, scope, score, batches, loss, seed).items()}
     return get(score)(model, scope, batches=batches, loss=loss, seed=seed)
 
 
@@ -103,7 +136,14 @@ def _consumers(group: ChannelGroup, effects: Mapping[str, Tensor], roles: Roles)
 
 
 def _effects(
-    model: nn.Module, scope: Scope, batches: Iterable[object] | None, loss: Loss | None, *, second: bool
+    model: nn.Module,
+    scope: Scope,
+    score: str,
+    batches: Iterable[object] | None,
+    loss: Loss | None,
+    seed: int,
+    *,
+    second: bool = False,
 ) -> dict[str, Tensor]:
     """For each weight w, with g the gradient of the mean loss: w g, or (`second`) g² + w (H g).
 
@@ -111,60 +151,14 @@ def _effects(
     of w g over those (SNAP; Verdenius et al. 2020), and d/dc of z = <stopgrad(g), g> is the sum of g² + w (H g)
     (structured CroP; Rachwan et al. 2022): no gate has to be built in.
     """
-    if batches is None or loss is None:
-        raise UsageError("scores by gradients (taylor, snap, crop_gates) need batches= and loss=")
-    data = list(batches)
-    if not data:
-        raise UsageError("scores by gradients need at least one batch")
-    weights = scope.parameters(model)
-    with _left_alone(model, weights):
-        gradients = _mean_gradients(model, weights, data, loss)
-        if second:
-            products = _mean_gradients(model, weights, data, loss, along=gradients)
-            found = {n: gradients[n].square() + w.detach() * products[n] for n, w in weights.items()}
+    batches, loss = given(score, batches, loss)
+    with measuring(model, scope, seed=seed) as weights:
+        if not second:
+            gradients = average(model, weights, batches, loss)
+            found = {name: weight.detach() * gradients[name] for name, weight in weights.items()}
         else:
-            found = {n: w.detach() * gradients[n] for n, w in weights.items()}
-    for name, value in found.items():
-        if not math.isfinite(float(value.abs().sum())):
-            raise UsageError(f"the gradients of {name!r} are not finite: choose other batches")
-    return found
-
-
-def _mean_gradients(
-    model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
-    data: Sequence[object],
-    loss: Callable[[nn.Module, object], Tensor],
-    along: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """The gradient of the mean loss of all batches, or its derivative in the direction `along`."""
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    listed = list(weights.values())
-    for batch in data:
-        value = loss(model, batch)
-        found = torch.autograd.grad(value, listed, create_graph=along is not None, allow_unused=True)
-        if along is not None:
-            inner = sum((g * along[n]).sum() for n, g in zip(weights, found, strict=True) if g is not None)
-            found = torch.autograd.grad(inner, listed, allow_unused=True)  # type: ignore[arg-type]
-        for name, gradient in zip(weights, found, strict=True):
-            if gradient is not None:
-                total[name] += gradient.detach() / len(data)
-    return total
-
-
-@contextmanager
-def _left_alone(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Buffers, such as norm statistics, and what is frozen are afterwards as before."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    frozen = [weight for weight in weights.values() if not weight.requires_grad]
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            batches = list(batches)
+            products = hessian_gradient(score, model, weights, batches, loss)
+            gradients = average(model, weights, batches, loss)
+            found = {name: gradients[name].square() + w.detach() * products[name] for name, w in weights.items()}
+    return checked(score, found)

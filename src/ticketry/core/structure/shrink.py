@@ -48,7 +48,11 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs) -> nn.Module:
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs) -> ShrinkPlan:
     """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`."""
     mask.parameters(model)
-    structure = tried_structure(model, example_inputs)
+    return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs))
+
+
+def plan_of(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
+    """`shrink_plan` of a model whose structure is known."""
     dead = dead_indices(mask)
     removed = {position: dead_channels(group, dead) for position, group in enumerate(structure.groups)}
     for position, group in enumerate(structure.groups):

@@ -1,0 +1,104 @@
+"""Which channels go, once each has a score: an order of all of them, followed as far as a density asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+from torch import Tensor
+
+from ticketry.core.structure.group import ChannelGroup
+from ticketry.core.structure.select import Flags
+from ticketry.errors import LayerCollapseError
+
+Step = tuple[int, int]
+"""(position in the list of groups, channel)"""
+
+
+class Count:
+    """Which channels of some groups are gone, and how many weights remain, kept up to date channel by channel.
+
+    A tensor keeps the product over its dimensions of the indices that are left.
+    """
+
+    def __init__(self, groups: Sequence[ChannelGroup], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.groups = groups
+        self.removed: list[Flags] = [np.zeros(group.size, dtype=bool) for group in groups]
+        self._left = {name: list(shape) for name, shape in shapes.items()}
+        self.total = sum(prod(shape) for shape in shapes.values())
+        self.kept = self.total
+
+    def remove(self, group: int, channel: int) -> None:
+        self.removed[group][channel] = True
+        self._change(group, channel, -1)
+
+    def put_back(self, group: int, channel: int) -> None:
+        self.removed[group][channel] = False
+        self._change(group, channel, 1)
+
+    def left(self, group: int) -> int:
+        """Channels of a group that are not gone."""
+        return int((~self.removed[group]).sum())
+
+    def _change(self, group: int, channel: int, sign: int) -> None:
+        for member in self.groups[group].parameters:
+            left = self._left[member.name]
+            self.kept -= prod(left)
+            left[member.dim] += sign * len(member.indices[channel])
+            self.kept += prod(left)
+
+
+def global_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
+    """Channels that are left one by one, the worst first; ties by position, the later first."""
+    ranked = sorted(
+        (float(value), -g, -c)
+        for g, values in enumerate(scores)
+        for c, value in enumerate(values.tolist())
+        if not count.removed[g][c]
+    )
+    left = [count.left(g) for g in range(len(count.groups))]
+    steps = []
+    for _, g, c in ranked:
+        if left[-g] > keep_at_least:
+            left[-g] -= 1
+            steps.append((-g, -c))
+    return steps
+
+
+def uniform_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) -> list[Step]:
+    """Each group's worst channel at a time, so that all are at about the same share of their channels."""
+    ranked = []
+    for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
+        gone = group.size - count.left(g)
+        left = [c for c in range(group.size) if not count.removed[g][c]]
+        worst_first = sorted(left, key=lambda c: (float(values[c]), -c))
+        for rank, channel in enumerate(worst_first[: max(len(left) - keep_at_least, 0)], start=gone + 1):
+            ranked.append((rank / group.size, g, channel))
+    return [(g, channel) for _, g, channel in sorted(ranked)]
+
+
+ORDERS = {"global": global_order, "uniform": uniform_order}
+
+
+def remove(count: Count, steps: Sequence[Step], density: float, keep_at_least: int) -> list[Flags]:
+    """Follow the order to the point whose density is nearest to the one wanted; for each group the channels gone.
+
+    Raises:
+        LayerCollapseError: if it ends before.
+    """
+    target = density * count.total
+    for g, channel in steps:
+        before = count.kept
+        if before <= target:
+            return count.removed
+        count.remove(g, channel)
+        if target - count.kept > before - target:  # it was nearer without this channel
+            count.put_back(g, channel)
+            return count.removed
+    if count.kept > target:
+        raise LayerCollapseError(
+            f"density {density:g} cannot be reached by removing channels: with {keep_at_least} left in each of"
+            f" {len(count.groups)} groups {count.kept / count.total:.4g} of the weights remain; choose a higher density"
+        )
+    return count.removed
