@@ -56,6 +56,7 @@ CHANGED = {
     "order_seed": 4,
     "arithmetic": Arithmetic(precision="bf16"),
     "gates": Gating(scope=("0.weight",)),
+    "shrunk": True,
 }
 CHANGED_GATES = {
     "scope": ("0.weight", "1.weight"),
@@ -119,7 +120,8 @@ def test_the_cases_cover_every_field():
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_every_field_is_in_the_key(field):
-    assert replace(SEGMENT, **{field: CHANGED[field]}).key != SEGMENT.key
+    base = replace(SEGMENT, mask="s" * 64)
+    assert replace(base, **{field: CHANGED[field]}).key != base.key
 
 
 @pytest.mark.parametrize("field", CHANGED_RECIPE)
@@ -155,6 +157,27 @@ def test_a_segment_without_gates_does_not_speak_of_them():
     """Keys are older than gates."""
     assert "gates" not in SEGMENT.describe()
     assert "gates" not in SEGMENT.describe()["start"]
+
+
+def test_a_segment_that_is_not_shrunk_does_not_speak_of_it():
+    """Keys are older than smaller networks."""
+    assert "shrunk" not in SEGMENT.describe()
+    shrunk = replace(SEGMENT, mask="m" * 64, shrunk=True)
+    assert shrunk.describe()["shrunk"] is True
+    assert Segment.from_description(shrunk.describe(), shrunk.task) == shrunk
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"mask": None}, "has no mask"),
+        ({"gates": Gating(scope=("0.weight",))}, "trained whole"),
+        ({"arithmetic": Arithmetic(stacked=True)}, "trained alone"),
+    ],
+)
+def test_what_cannot_be_trained_shrunk(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        replace(SEGMENT, **{"mask": "m" * 64, "shrunk": True, **wrong})
 
 
 def test_keys_of_gates_are_older_than_frozen_weights():

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
+from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.evaluate import evaluate
 from ticketry.lab.gated import GatedLoop, attached, next_round
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
+from ticketry.lab.shrunk import ShrunkLoop, remembered_plan
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Splits
 from ticketry.version import __version__
@@ -71,8 +73,7 @@ def execute(
         job = Job(store, loaded(segment, data), segment, keep, measure)
         with segment.arithmetic.active():
             if job.missing:
-                kind = GatedLoop if segment.gates else Loop
-                training = Training(kind(job.splits.train, segment, job.furthest_state(), job.mask), [job], watch)
+                training = Training(job.loop(), [job], watch)
                 for stop in list(job.missing):
                     training.until(stop)
             job.finish()
@@ -113,6 +114,17 @@ class Job:
         self.train_seconds = 0.0
         """Of these steps; of a stack's time this network's share."""
         self._earlier_seconds = 0.0
+
+    def loop(self) -> Loop:
+        """The training of this segment alone, from where it begins."""
+        examples, state = self.splits.train, self.furthest_state()
+        if self.segment.shrunk:
+            return ShrunkLoop(examples, self.segment, state, self.mask, self._plan())
+        return (GatedLoop if self.segment.gates else Loop)(examples, self.segment, state, self.mask)
+
+    def _plan(self) -> ShrinkPlan:
+        assert self.segment.mask is not None
+        return remembered_plan(self.store, self.task, self.segment.mask, self.splits.train)
 
     def finish(self) -> None:
         """What is left to do when all states are stored."""
@@ -197,7 +209,8 @@ class Job:
         self.store.put_result(self.trajectory, stop, record)
 
     def _add_metrics(self, record: Mapping[str, Any]) -> None:
-        model = self.segment.arithmetic.place(rebuilt(self.task, self.store.get_tensors(record["model"])))
+        model = rebuilt(self.task, self.store.get_tensors(record["model"]))
+        model = self.segment.arithmetic.place(rebuild(model, self._plan()) if self.segment.shrunk else model)
         gates = None
         if self.segment.gates:
             gates = attached(self.segment, model, self.mask, self.store.get_tensors(record["gates"]))

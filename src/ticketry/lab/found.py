@@ -61,6 +61,22 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When a detector let a network be pruned."""
+
+    step: int
+    detected: bool
+    """False: nothing was detected up to the latest step allowed, which this is."""
+    detector: str
+    """distance or masks, see `core.detect`."""
+    threshold: float
+    """Of distance the share of the first change; of masks the share in which any two of the last may differ."""
+    looks: tuple[tuple[int, float], ...]
+    """(step, value) of every look: the relative distance from the initialisation, or the share in which the mask
+    differs from that of the look before (from the second look on)."""
+
+
+@dataclass(frozen=True)
 class Found:
     """A trained network on the way of a search: the dense one (level 0), or a ticket."""
 
@@ -86,6 +102,8 @@ class Found:
     `retrain` do not tell, see `budget`."""
     gradients: int = 0
     """Batches whose gradient was needed for the mask and trained nothing; each costs as much as a step."""
+    moment: Moment | None = None
+    """Of a network that was pruned when a detector said so."""
 
     @property
     def search_steps(self) -> int:

@@ -19,6 +19,9 @@ from ticketry.core.detect import relative_distance
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
+from ticketry.core.structure.channels import choose_channels
+from ticketry.core.structure.group import Structure
+from ticketry.core.structure.trial import tried_structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.execute import Work, is_done
 from ticketry.lab.gating import Gating
@@ -30,6 +33,7 @@ from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
 from ticketry.lab.sample import Sample, loss_of
 from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
+from ticketry.lab.shrunk import example_inputs
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
@@ -88,7 +92,7 @@ class Lab:
         self.store = Store(store)
         self.data = Path(data).resolve() if data is not None else None
         self.ledger = Ledger()
-        self._choices = {"device": device, "precision": precision, "threads": threads, "stacked": stack > 0}
+        self._choices: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         self.workers, self.stack = workers, stack
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
         self._listener = on_event
@@ -99,6 +103,8 @@ class Lab:
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
         self._arithmetic: dict[str, Arithmetic] = {}
+        self._structures: dict[str, Structure] = {}
+        self._following = threading.Lock()
 
     # -- describing work ---------------------------------------------------------------------------------------------
 
@@ -130,8 +136,12 @@ class Lab:
         order_seed: int = 0,
         recipe: Recipe | None = None,
         gates: Gating | None = None,
+        shrunk: bool = False,
     ) -> Segment:
-        """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start)."""
+        """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
+
+        Shrunk ones are trained alone, also in a lab that stacks.
+        """
         recipe = recipe or task.recipe
         per_epoch = self.per_epoch(task, recipe)
         total = recipe.steps(per_epoch)
@@ -145,15 +155,17 @@ class Lab:
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.arithmetic(task),
+            arithmetic=self.arithmetic(task, alone=shrunk),
             gates=gates,
+            shrunk=shrunk,
         )
 
-    def arithmetic(self, task: Task) -> Arithmetic:
-        """Device, precision and layout in which the task's network is trained here."""
-        key = digest_of(task.key())
+    def arithmetic(self, task: Task, *, alone: bool = False) -> Arithmetic:
+        """Device, precision and layout in which the task's network is trained here; `alone`: in no stack."""
+        choices = {**self._choices, "stacked": self.stack > 0 and not alone}
+        key = digest_of([task.key(), choices])
         if key not in self._arithmetic:
-            self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)  # type: ignore[arg-type]
+            self._arithmetic[key] = choose_arithmetic(self.model(task), **choices)
         return self._arithmetic[key]
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -256,12 +268,14 @@ class Lab:
         *,
         within: str | None = None,
         sample: Sample | None = None,
+        structured: bool = False,
         **settings: Any,
     ) -> str:
         """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings.
 
         Args:
             sample: the batches that the score sees, if it needs any.
+            structured: whether whole channels are chosen, by `structure.channels`, whose settings hold then.
         """
 
         def made() -> Mask:
@@ -271,12 +285,26 @@ class Lab:
                 device = self.arithmetic(task).device
                 model = model.to(device)
                 seen = {"batches": sample.drawn(task, self.data, device), "loss": loss_of(task)}
-            return prune(model, scope=scope, within=base, **seen, **settings)
+            chosen = {"scope": scope, "within": base, **seen, **settings}
+            if structured:
+                return choose_channels(model, lambda: self.structure(task), **chosen)
+            return prune(model, **chosen)
 
         described = {"state": result.model, "within": within, "scope": list(scope), **settings}
+        if structured:
+            described |= {"structured": True, "task": dict(task.key())}
         if sample is not None:
             described |= {"sample": asdict(sample), "task": dict(task.key())}
         return self.remembered_mask(described, made)
+
+    def structure(self, task: Task) -> Structure:
+        """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
+        key = digest_of(task.key())
+        with self._following:
+            if key not in self._structures:
+                inputs = example_inputs(task, task.load(self.data).train)
+                self._structures[key] = tried_structure(self.model(task), inputs)
+        return self._structures[key]
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:
         """||w - w0|| / ||w0|| of two results over the named weights; remembered."""

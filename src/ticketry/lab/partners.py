@@ -77,12 +77,18 @@ class Partners:
                 self._busy -= 1
                 self._awaited[future] = self._awaited.get(future, 0) + 1
                 self._changed.notify_all()
+            future.add_done_callback(self._came)  # it may be one that is trained alone
             while not future.done():
                 stack = self._next_stack()
                 if stack:
                     self._begin(stack)
                 else:
                     self._changed.wait(self._patience())
+
+    def _came(self, future: concurrent.futures.Future[Work]) -> None:
+        with self._changed:
+            self._busy += self._awaited.pop(future, 0)
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def gathering(self, pieces: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:

@@ -20,8 +20,9 @@ def retraining(
     rewound: Result,
     trained: Result,
     order_seed: int,
+    shrunk: bool = False,
 ) -> Segment:
-    """The segment that trains a ticket.
+    """The segment that trains a ticket; `shrunk` is whether without the channels that its mask removes.
 
     With k the step of `rewound` and T the length of the schedule, `retrain` is one of
 
@@ -47,4 +48,13 @@ def retraining(
     }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain(retrain)]
     weights = rewound if retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
     start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
-    return lab.segment(task, start=start, mask=mask, first=first, last=last, order_seed=order_seed, recipe=recipe)
+    return lab.segment(
+        task,
+        start=start,
+        mask=mask,
+        first=first,
+        last=last,
+        order_seed=order_seed,
+        recipe=recipe,
+        shrunk=shrunk,
+    )

@@ -65,6 +65,9 @@ class Segment:
     arithmetic: Arithmetic
     gates: Gating | None = None
     """Soft masks that are trained with the weights, or None."""
+    shrunk: bool = False
+    """Whether the network is trained without the channels that its mask removes, see `lab.shrunk`; stored states have
+    their full shapes all the same. Equal to training it with the mask within float error."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
@@ -76,6 +79,17 @@ class Segment:
                 "networks with gates are trained one by one: their temperatures and draws are not stacked. Leave"
                 " --stack away (stack=0)"
             )
+
+        if self.shrunk:
+            self._check_shrunk()
+
+    def _check_shrunk(self) -> None:
+        if self.mask is None:
+            raise UsageError("a network is trained shrunk by a mask of whole channels, and this segment has no mask")
+        if self.gates is not None:
+            raise UsageError("networks with gates are trained whole: soft masks remove no channels before they end")
+        if self.arithmetic.stacked:
+            raise UsageError("shrunk networks differ in their shapes: each is trained alone, not stacked")
 
     @property
     def steps(self) -> int:
@@ -126,6 +140,8 @@ class Segment:
             del values["gates"]
         else:
             values["gates"] = self.gates.describe()
+        if not self.shrunk:
+            del values["shrunk"]
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described
 

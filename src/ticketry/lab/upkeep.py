@@ -96,8 +96,8 @@ def blobs_of(record: dict[str, Any]) -> set[str]:
     segment = record.get("segment") or {}
     start = segment.get("start") or {}
     found = (record.get("model"), record.get("training"), record.get("mask"), record.get("gates"), segment.get("mask"))
-    starts = (start.get("state"), start.get("optimizer"), start.get("gates"))
-    return {digest for digest in (*found, *starts) if isinstance(digest, str)}
+    others = (start.get("state"), start.get("optimizer"), start.get("gates"), record.get("plan"))
+    return {digest for digest in (*found, *others) if isinstance(digest, str)}
 
 
 def _results(store: Store) -> list[Path]:

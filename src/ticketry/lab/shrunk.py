@@ -1,0 +1,107 @@
+"""Training without the channels that a mask removes: a physically smaller network, the same numbers.
+
+At the start of a segment weights, norm statistics and the optimiser's state are cut to what a plan keeps (see
+`core.structure`). Whenever a state is taken out it is expanded to the full shapes again, so that nobody who reads a
+store, a ticket or a checkpoint has to know: removed weights and their optimiser state are exactly 0; norm statistics
+(and other buffers) of removed channels stay what they were when the segment began. Metrics are those of the small
+network, which are the masked one's.
+
+Training is equal to that of the masked network within float error, but for dropout, which draws other random numbers
+for tensors of another shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import normal_name
+from ticketry.core.structure import ShrinkPlan, rebuild, shrink_plan
+from ticketry.lab import feed
+from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.segment import NUMERICS, Segment, digest_of
+from ticketry.lab.store import Store
+from ticketry.tasks.base import Split, Task
+
+
+class ShrunkLoop(Loop):
+    """A segment in training whose network lacks the channels that its mask removes. No mask is held any more.
+
+    That is so because a plan removes exactly what its mask does, see `structure.shrink_plan`.
+    """
+
+    def __init__(
+        self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None, plan: ShrinkPlan
+    ) -> None:
+        assert mask is not None
+        self._plan = plan
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
+        cut = {key: self._cut(key, value) for key, value in state.optimizer.items()}
+        super().__init__(examples, segment, replace(state, optimizer=cut), None)
+        self._around = {
+            name: tensor.masked_fill(~mask[self._names[name]], 0) if self._names[name] in mask else tensor
+            for name, tensor in state.model.items()
+        }
+        """What a full state has in the places that the small network lacks."""
+
+    def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
+        full = rebuilt(self.task, state)
+        first: dict[int, str] = {}  # a tensor that several modules share is in the plan once
+        self._names = {
+            normal_name(name): first.setdefault(id(tensor), normal_name(name))
+            for name, tensor in full.state_dict(keep_vars=True).items()
+        }
+        return rebuild(full, self._plan)
+
+    def _state_now(self) -> TrainingState:
+        found = super()._state_now()
+        model = {
+            name: self._plan.expand(self._names[name], part, self._around[name]) for name, part in found.model.items()
+        }
+        optimizer = {key: self._expanded(key, value) for key, value in found.optimizer.items()}
+        return replace(found, model=model, optimizer=optimizer)
+
+    # The optimiser's entries are called parameter/entry; those with a value for each weight have its shape.
+
+    def _cut(self, key: str, value: Tensor) -> Tensor:
+        name = normal_name(key.rpartition("/")[0])
+        return self._plan.cut(name, value) if value.shape == self._shapes[name] else value
+
+    def _expanded(self, key: str, value: Tensor) -> Tensor:
+        name = normal_name(key.rpartition("/")[0])
+        if name not in self._plan.kept or value.shape != self._plan.shape(name):
+            return value
+        return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))
+
+
+def remembered_plan(store: Store, task: Task, mask: str, examples: Split) -> ShrinkPlan:
+    """The plan of a task's network by a stored mask, computed once a store.
+
+    Args:
+        mask: digest of a mask of whole channels.
+        examples: two of them are what the network is followed on.
+
+    Raises:
+        MaskError, LayerCollapseError, StructureError: see `structure.shrink`.
+    """
+    key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
+    known = store.memo("plans", key)
+    if known is None:
+        model = rebuilt(task, initial_state(task, 0))
+        plan = shrink_plan(model, store.get_mask(mask), example_inputs(task, examples))
+        known = {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
+        store.put_memo("plans", key, known)
+    return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
+
+
+def example_inputs(task: Task, examples: Split) -> Tensor:
+    """What the network takes for two examples, in fp32 on the CPU: it is their shape that matters."""
+    rows = torch.arange(min(2, len(examples)))
+    with contextlib.closing(feed.batches(examples, lambda step: rows, range(1), "cpu")) as batches:
+        inputs, _ = next(batches)
+    return task.prepare(inputs)
