@@ -37,7 +37,7 @@ OnPoint = Callable[[dict[str, Any]], None]
 OnFound = Callable[[int, Found], None]
 
 
-LATER = {"keep_at_least": 0}
+LATER = {"keep_at_least": 0, "structured": False, "when": "end"}
 """Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
 another one for runs that are stored."""
 
@@ -180,6 +180,8 @@ class _Points:
                 self.rounds.add(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
                 self.gradients += found.gradients
+        if found.moment is not None:
+            more["moment"] = asdict(found.moment)
         more["ticket"] = str(self._save(replicate, found, mask))
         if replicate == 0 and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = picture

@@ -69,10 +69,11 @@ def alike(masks: Sequence[Mask], share: float = ALIKE, kept: int = KEPT_MASKS) -
     last: deque[Mask] = deque(maxlen=kept)
     for look, mask in enumerate(masks, start=1):
         last.append(mask)
-        if len(last) == kept and all(_differing(*pair) <= share for pair in combinations(last, 2)):
+        if len(last) == kept and all(differing(*pair) <= share for pair in combinations(last, 2)):
             return look
     return None
 
 
-def _differing(one: Mask, other: Mask) -> float:
+def differing(one: Mask, other: Mask) -> float:
+    """The share of elements in which two masks of the same tensors differ: their normalised Hamming distance."""
     return (one ^ other).kept / one.total

@@ -40,7 +40,7 @@ class Densities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensitySettings(Densities):
+class WeightSettings(Densities):
     """Densities to reach side by side, and how weights are chosen."""
 
     score: str = "magnitude"
@@ -56,6 +56,31 @@ class DensitySettings(Densities):
         super().__post_init__()
         check_distribution(self.distribution)
         check_at_least(self.keep_at_least)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings(WeightSettings):
+    """The same where whole channels can be chosen instead."""
+
+    structured: bool = False
+    """Remove whole coupled channels, and train on in a physically smaller network. The density is of all weights,
+    biases and norm parameters that can go. snip, crop are then those of gates on channels (SNAP; structured CroP);
+    l1, l2, slimming rank channels too; keep_at_least counts channels, at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.structured:
+            check_structured(self.distribution, self.half_rate)
+
+
+def check_structured(distribution: str, half_rate: tuple[str, ...]) -> None:
+    """Raises `UsageError` for what has no meaning where whole channels are chosen."""
+    if distribution not in ("global", "uniform"):
+        raise UsageError(
+            f"channels are distributed global or uniform, not {distribution}: a group may lie in many layers"
+        )
+    if half_rate:
+        raise UsageError("half_rate is of single weights: whole channels of a layer go with those of its neighbours")
 
 
 def levels(settings: Densities) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ticketry.errors import UsageError
+
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.found import Seeds
@@ -52,8 +54,38 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     )
 
 
-DATA_FREE = ("magnitude", "random")
+DATA_FREE = ("magnitude", "random", "l1", "l2", "slimming")
 """Scores that look at no examples."""
+OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
+"""What scores of weights are called in their published structured forms."""
+
+
+def check_score(settings: Pruning) -> None:
+    """Tell a wrong word before anything is trained.
+
+    Raises:
+        UsageError: if the settings' score is not known, or ranks channels where single weights are chosen.
+    """
+    from ticketry.core.score import get
+    from ticketry.core.structure.saliency import CHANNEL_SCORES, check_channel_score
+
+    plain = settings.score.rpartition(":")[2]
+    if is_structured(settings):
+        check_channel_score(_of_channels(settings.score))
+    elif plain in CHANNEL_SCORES and plain != "taylor":
+        raise UsageError(f"score {settings.score!r} ranks whole channels: add --structured (structured=True)")
+    else:
+        get(settings.score)
+
+
+def is_structured(settings: object) -> bool:
+    """Whether whole channels are chosen."""
+    return bool(getattr(settings, "structured", False))
+
+
+def _of_channels(score: str) -> str:
+    control, colon, plain = score.rpartition(":")
+    return f"{control}{colon}{OF_CHANNELS.get(plain, plain)}"
 
 
 def pruned(
@@ -69,7 +101,8 @@ def pruned(
 ) -> str:
     """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps.
 
-    A score that looks at examples sees a `Sample` of the training split, unless `more` names another.
+    A score that looks at examples sees a `Sample` of the training split, unless `more` names another. Of structured
+    settings it is a mask of whole channels.
     """
     from ticketry.lab.sample import Sample
 
@@ -79,15 +112,17 @@ def pruned(
         more.setdefault("sample", Sample(seed=seeds.mask))
     if settings.keep_at_least:
         more.setdefault("keep_at_least", settings.keep_at_least)
+    if is_structured(settings):
+        more |= {"structured": True, "score": _of_channels(settings.score)}
+    else:
+        more |= {"score": settings.score, "half_rate": settings.half_rate}
     return lab.prune(
         task,
         trained,
         scope,
         within=within,
         density=density,
-        score=settings.score,
         distribution=settings.distribution,
-        half_rate=settings.half_rate,
         seed=seeds.mask,
         **more,
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ticketry.core.schedule import phases_within
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
-from ticketry.search._scope import prunable, pruned
+from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.DensitySettings):
+class Settings(_densities.WeightSettings):
     """Settings of AC/DC."""
 
     warmup: str = "10%"
@@ -53,10 +53,9 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.core.score import get
     from ticketry.lab.segment import Start
 
-    get(settings.score)  # a wrong word is told before the dense network is trained
+    check_score(settings)  # a wrong word is told before the dense network is trained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     phases = phases_within(
         warmup=settings.warmup,

@@ -4,6 +4,9 @@ Training runs once. Between two steps of it the mask shrinks again and again, fi
 schedule, and training goes on with what is left, momentum included, at the final density in the end. Zhu & Gupta, "To
 prune, or not to prune" (2017, arXiv 1710.01878), section 3. Costs one training a density; up to the first cut that is
 the dense network's own, which is not trained again.
+
+With --structured whole channels leave, a few at a time, and each stretch between two cuts is trained in the smaller
+network that is left.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING
 from ticketry.core.schedule import cuts_within
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
-from ticketry.search._scope import prunable, pruned
+from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -48,10 +51,9 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.core.score import get
     from ticketry.lab.retrain import retraining
 
-    get(settings.score)  # a wrong word is told before the dense network is trained
+    check_score(settings)  # a wrong word is told before the dense network is trained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     schedules = [
         cuts_within(
@@ -82,6 +84,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
                 rewound=chain[-1],
                 trained=chain[-1],
                 order_seed=seeds.order,
+                shrunk=settings.structured,
             ).until(after)
             label = f"density {schedule[last]:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
-from ticketry.search._scope import prunable, pruned
+from ticketry.search._densities import check_structured
+from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Settings:
     """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
     keep_at_least: int = 0
     """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
+    structured: bool = False
+    """Remove whole coupled channels, and train each ticket as a physically smaller network. The rate is of all weights,
+    biases and norm parameters that can go. snip, crop are then those of gates on channels (SNAP; structured CroP);
+    l1, l2, slimming rank channels too; keep_at_least counts channels, at least 1."""
 
     def __post_init__(self) -> None:
         Step.parse(self.rewind)
@@ -72,6 +77,8 @@ class Settings:
             check_retrain(self.retrain)
         check_distribution(self.distribution)
         check_at_least(self.keep_at_least)
+        if self.structured:
+            check_structured(self.distribution, self.half_rate)
         level_densities(self)
 
     @property
@@ -112,10 +119,9 @@ def levels(settings: Settings) -> int:
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a ticket for each level."""
-    from ticketry.core.score import get
     from ticketry.lab.retrain import retraining
 
-    get(settings.score)  # a wrong word is told before the dense network is trained
+    check_score(settings)  # a wrong word is told before the dense network is trained
     retrain = settings.how_retrained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = whole.at(settings.rewind)
@@ -134,6 +140,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             rewound=rewound,
             trained=trained,
             order_seed=seeds.order,
+            shrunk=settings.structured,
         )
         ticket = lab.train(segment, label=f"level {level} ticket")
         yield Found(level, mask, rewound, dense, retrain, ticket)

@@ -5,6 +5,11 @@ further: at the last learning rate (fine-tuning; Han et al. 2015), from the trai
 a step k on (learning-rate rewinding; Renda, Frankle & Carbin 2020), or from the weights of step k (rewinding; Frankle &
 Carbin 2019). Several densities are cut from one dense network, each by itself: with a single one this is iterative
 pruning (`iterative`) with a single level.
+
+With --structured --score l1 --distribution uniform whole filters go, as many of each layer, and the smaller network is
+fine-tuned: EfficientConvNets (Li, Kadav, Durdanovic, Samet & Graf 2017). With --when 0 the network is cut before it is
+trained, in one cut by one score, and trained once: SNIP by --score snip (Lee, Ajanthan & Torr 2019), with --structured
+SNAP (Verdenius, Stol & Forre 2020). Early pruning (`early`) does the same in several cuts and finds the step.
 """
 
 from __future__ import annotations
@@ -14,9 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ticketry.errors import UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
 from ticketry.search import _densities
-from ticketry.search._scope import prunable, pruned
+from ticketry.search._once import pruned_once
+from ticketry.search._scope import check_score, prunable, pruned
+from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -28,6 +36,9 @@ if TYPE_CHECKING:
 class Settings(_densities.DensitySettings):
     """Settings of one-shot pruning."""
 
+    when: str = "end"
+    """When it is cut: end (of the dense training), or a step such as 0, 500it, 5%: then training goes on from there,
+    with the optimiser's state, to the end of the same schedule, and rewind and retrain have no meaning."""
     rewind: str = "0"
     """The step k: training after the cut has the length of steps k … T of the schedule (end: the whole length)."""
     retrain: str = "finetune"
@@ -37,6 +48,15 @@ class Settings(_densities.DensitySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         retrain_after(self.rewind, self.retrain)
+        if not self.at_end and (self.rewind, self.retrain) != ("0", "finetune"):
+            raise UsageError(
+                f"cut at step {self.when}, training goes on as it was: leave rewind and retrain away, or cut at the end"
+            )
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the dense network is trained to its end before it is cut."""
+        return Step.parse(self.when) == Step.parse("end")
 
 
 levels = _densities.levels
@@ -44,14 +64,18 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.core.score import get
     from ticketry.lab.retrain import retraining
 
-    get(settings.score)  # a wrong word is told before the dense network is trained
+    check_score(settings)  # a wrong word is told before the dense network is trained
     retrain = retrain_after(settings.rewind, settings.retrain)
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = whole.at(settings.rewind)
     scope = prunable(lab, task, settings)
+    if not settings.at_end:
+        yield from pruned_once(
+            lab, whole, scope, dict.fromkeys(settings.targets, whole.at(settings.when)), settings, seeds
+        )
+        return
+    step = whole.at(settings.rewind)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
     yield Found(0, None, rewound, dense, retrain, dense)
@@ -67,6 +91,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             rewound=rewound,
             trained=dense,
             order_seed=seeds.order,
+            shrunk=settings.structured,
         )
         result = lab.train(segment, label=f"density {density:g}")
         behind = step if retrain in REWINDING else whole.total

@@ -1,0 +1,299 @@
+"""Searches that choose whole channels and train on in a smaller network: the contract, bare PyTorch, chains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import ticketry as tk
+from ticketry.core.seeds import mix
+from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
+from ticketry.errors import LayerCollapseError, StructureError, UsageError
+from ticketry.lab.found import budget
+from ticketry.testing import check_search
+
+TOTAL, WHEN, SEED, BATCH = 24, 9, 3, 64
+SGD = tk.Recipe(
+    length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine"
+)
+ADAM = SGD.changed(optimizer="adam", lr=2e-3, clip=1.0)
+FILTERS = {"score": "l1", "distribution": "uniform", "structured": True}
+
+
+def convolutional() -> tk.Task:
+    """Digits with a small residual network that has norms."""
+    return tk.task("digits", model="resnet-20@0.25")
+
+
+def found_by(
+    lab: tk.Lab, method: Any, task: tk.Task | None = None, recipe: tk.Recipe = SGD, **settings: Any
+) -> list[tk.search.Found]:
+    chosen = method.Settings(**{"structured": True, "density": (0.4,), **settings})
+    return method(lab, task or tk.task("digits"), chosen, recipe=recipe, seeds=tk.search.Seeds.of(SEED))[0]
+
+
+def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
+    return [lab.store.get_mask(item.mask) for item in found if item.mask]
+
+
+# -- the contract ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("early", {"density": (0.5, 0.3), "iterations": 2, "batches": 1, "batch": 16, "every": "5it"}),
+        ("oneshot", {"density": (0.4,), "when": "7it", "score": "snip"}),
+        ("oneshot", {"density": (0.4,), "retrain": "continue", "rewind": "10%", **FILTERS}),
+        ("gradual", {"density": (0.4,), "score": "l1", "begin": "10it", "end": "40it", "frequency": "15it"}),
+        ("iterative", {"densities": (0.7, 0.4), "score": "l2"}),
+    ],
+    ids=["earlycrop-s", "snap", "filters", "gradual", "iterative"],
+)
+def test_contract(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
+    search = getattr(tk.search, method)
+    chosen = search.Settings(**{"structured": True, **settings})
+    found = check_search(method, tmp_path, settings=chosen)
+    with tk.Lab(tmp_path / "first") as lab:
+        for item, mask in zip(found[1:], masks_of(lab, found), strict=True):
+            assert item.result.segment.shrunk
+            assert any(name.endswith("bias") and not kept.all() for name, kept in mask.items())
+
+
+# -- bare PyTorch ------------------------------------------------------------------------------------------------------
+
+
+def batches_of(task: tk.Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    data = task.load().train
+    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
+    for step in range(TOTAL):
+        epoch, position = divmod(step, per_epoch)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(mix(SEED, "order", epoch)))
+        rows = order[position * BATCH : (position + 1) * BATCH]
+        yield images[rows], data.targets[rows]
+
+
+def scored(task: tk.Task) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    train = task.load().train
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
+    return [(task.prepare(train.inputs[rows]), train.targets[rows]) for rows in order[:100].split(50)]
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
+def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe) -> None:
+    """Trained dense, scored by gates, shrunk with the optimiser's state, trained on: the same bits in float32."""
+    task = convolutional()
+    settings = {"when": f"{WHEN}it", "iterations": 1, "batches": 2, "batch": 50}
+    with tk.Lab(tmp_path, precision="fp32") as lab:
+        ticket = found_by(lab, tk.search.early, task, recipe, **settings)[1]
+        mine, layout = lab.state(ticket.result), ticket.result.segment.arithmetic
+        (mask,) = masks_of(lab, [ticket])
+    torch.manual_seed(mix(SEED, "initialisation"))
+    model = layout.place(task.build())
+    if recipe is SGD:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
+    base = optimizer.param_groups[0]["lr"]
+    for step, (images, classes) in enumerate(batches_of(task)):
+        if step == WHEN:
+            by_hand = channels(
+                model,
+                images[:2],
+                0.4,
+                score="crop_gates",
+                batches=scored(task),
+                loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1]),
+            )
+            assert by_hand == mask
+            plan = shrink_plan(model, mask, images[:2])
+            small = rebuild(model, plan)
+            optimizer, model = shrink_optimizer(optimizer, model, small, plan), small
+        if layout.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                base * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / TOTAL, dtype=torch.float64)).item())
+            )
+        loss = cross_entropy(model(images), classes)
+        optimizer.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(plan.cut(name, mine[name]), tensor, rtol=1e-5, atol=1e-6), name
+    assert sum(value.numel() for value in model.parameters()) < 0.45 * sum(mask[name].numel() for name in mask)
+
+
+# -- what is chosen ----------------------------------------------------------------------------------------------------
+
+
+def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> None:
+    for structured in (False, True):
+        with tk.Lab(tmp_path) as lab:
+            words = {"structured": structured, "when": "7it", "score": "snip", "density": (0.5, 0.2)}
+            early = found_by(lab, tk.search.early, iterations=1, **words)
+            trained = lab.ledger.segments_trained
+            once = found_by(lab, tk.search.oneshot, **words)
+            assert [(item.mask, item.result.model) for item in early] == [
+                (item.mask, item.result.model) for item in once
+            ]
+            assert lab.ledger.segments_trained == trained
+            assert [budget(item) for item in once] == [TOTAL] * 3
+            assert once[1].moment is None
+
+
+def test_filters_are_cut_layer_by_layer_and_fine_tuned(tmp_path: Path) -> None:
+    """EfficientConvNets: the smallest filters of each layer go, the same share of each."""
+    with tk.Lab(tmp_path) as lab:
+        dense, ticket = found_by(lab, tk.search.oneshot, **FILTERS)
+        (mask,) = masks_of(lab, [ticket])
+        state = lab.state(dense.result)
+    hidden = [name for name in mask if name.endswith("bias")]
+    shares = [float(mask[name].float().mean()) for name in hidden]
+    assert len(hidden) == 2
+    assert max(shares) - min(shares) < 0.05
+    first, second = state["fc1.weight"], state["fc2.weight"]
+    worth = (first.abs().double().sum(1) + second.abs().double().sum(0)) / (first.shape[1] + second.shape[0])
+    kept = mask["fc1.bias"]
+    assert worth[kept].min() > worth[~kept].max()
+    assert ticket.retrain == "finetune"
+
+
+def test_channels_leave_a_few_at_a_time(tmp_path: Path) -> None:
+    points = {"begin": "2it", "end": "14it", "frequency": "4it"}
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, tk.search.gradual, score="l1", **points)[1]
+        chain = [*ticket.searched, ticket.result][1:]
+        masks = [lab.store.get_mask(each.segment.mask) for each in chain]
+    assert len(masks) == 3
+    assert all(later <= earlier and later.kept < earlier.kept for earlier, later in pairwise(masks))
+    assert all(each.segment.shrunk for each in chain)
+    assert abs(masks[-1].density - 0.4) < 0.02
+
+
+def test_several_cuts_at_one_step(tmp_path: Path) -> None:
+    """Each by the scores of what is left: channels that went before stay gone."""
+    task = convolutional()
+    model, x = task.build(), task.prepare(task.load().train.inputs[:2])
+    twice = channels(model, x, 0.3, iterations=2, schedule="exponential")
+    first = channels(model, x, 0.3**0.5)
+    assert twice <= first
+    assert twice == channels(model, x, 0.3, within=first)
+    assert channels(model, x, 0.9, within=first) == first
+
+
+def test_controls_of_channel_scores(tmp_path: Path) -> None:
+    words = {"when": "0", "iterations": 1, "distribution": "uniform"}
+    with tk.Lab(tmp_path) as lab:
+        best, worst, shuffled = (
+            masks_of(lab, found_by(lab, tk.search.early, score=score, **words))[0]
+            for score in ("l1", "inverted:l1", "shuffled:l1")
+        )
+    for name in ("fc1.bias", "fc2.bias"):
+        assert best[name].sum() == worst[name].sum() == shuffled[name].sum()
+        assert (best[name] & worst[name]).sum() < (best[name] & shuffled[name]).sum() < best[name].sum()
+
+
+# -- the moment --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.05])
+def test_the_detector_finds_a_moment_at_every_density(tmp_path: Path, density: float) -> None:
+    """The published structured threshold is 0 or less from density 0.1 down, and never met."""
+    words = {"score": "magnitude", "every": "2it", "latest": f"{TOTAL}it", "iterations": 1}
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, tk.search.early, density=(density,), **words)[1]
+    moment = ticket.moment
+    assert moment is not None
+    assert moment.detected
+    assert moment.detector == "distance"
+    assert moment.threshold == max(density, 0.1)
+    assert moment.step == ticket.behind == moment.looks[-1][0] < TOTAL
+    steps, far = zip(*moment.looks, strict=True)
+    assert list(steps) == list(range(2, moment.step + 1, 2))
+    changes = [abs(later - earlier) for earlier, later in pairwise(far)]
+    assert changes[-1] < moment.threshold * far[0] <= min(changes[:-1], default=1)
+
+
+def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
+    words = {"detector": "masks", "score": "slimming", "every": "1it", "latest": "20it", "iterations": 1}
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, tk.search.early, convolutional(), **words)[1]
+        moment = ticket.moment
+        assert moment is not None
+        assert moment.threshold == 0.1
+        assert [step for step, _ in moment.looks] == list(range(2, moment.step + 1))
+        assert moment.detected
+        with pytest.raises(UsageError, match=r"detector masks.*norm.*detector distance"):
+            found_by(lab, tk.search.early, **words)
+
+
+def test_a_step_that_is_given_is_no_moment(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        assert found_by(lab, tk.search.early, when="3it", score="l1")[1].moment is None
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("early", {"distribution": "erk"}, "global or uniform"),
+        ("oneshot", {"distribution": "layerwise"}, "global or uniform"),
+        ("gradual", {"half_rate": ("fc3.weight",)}, "single weights"),
+        ("iterative", {"half_rate": ("fc3.weight",), "density": 0.5}, "single weights"),
+        ("early", {"regrow": True}, "do not return"),
+        ("early", {"score": "l3"}, "l3"),
+        ("early", {"score": "twisted:l1"}, "not known"),
+        ("early", {"structured": False, "score": "l1"}, "--structured"),
+        ("oneshot", {"when": "5it", "retrain": "restart"}, "leave rewind and retrain"),
+        ("oneshot", {"when": "soon"}, "soon"),
+    ],
+)
+def test_what_cannot_be_meant(tmp_path: Path, method: str, settings: dict[str, Any], said: str) -> None:
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(UsageError, match=said):
+            found_by(lab, getattr(tk.search, method), **settings)
+        assert lab.ledger.segments_trained == 0
+
+
+def test_a_density_that_empties_a_layer(tmp_path: Path) -> None:
+    words = {"when": "0", "score": "l1", "iterations": 1}
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(LayerCollapseError, match="1 left in each of 2 groups"):
+            found_by(lab, tk.search.early, density=(0.0001,), **words)
+        with pytest.raises(LayerCollapseError, match="40 left in each of 2 groups"):
+            found_by(lab, tk.search.early, density=(0.05,), keep_at_least=40, **words)
+        (mask,) = masks_of(lab, found_by(lab, tk.search.early, density=(0.3,), keep_at_least=20, **words))
+    assert all(mask[name].sum() >= 20 for name in ("fc1.bias", "fc2.bias"))
+
+
+class SingleLayer(tk.Task):
+    """Digits with a network that has no hidden units."""
+
+    def __init__(self) -> None:
+        real = tk.task("digits")
+        self.name, self.metric, self.recipe = "single", real.metric, real.recipe
+        for part in ("prepare", "augment", "loss", "measure", "summary", "load"):
+            setattr(self, part, getattr(real, part))
+
+    def key(self) -> dict[str, object]:
+        return {"name": "single"}
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_network_without_channels(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab, pytest.raises(StructureError, match="no channels that can be removed"):
+        found_by(lab, tk.search.early, SingleLayer(), when="0", score="l1")
