@@ -63,7 +63,17 @@ def test_names():
     assert score.get("inverted:snip").__name__ == "inverted:snip"
     assert score.get("shuffled:inverted:snip").__name__ == "shuffled:inverted:snip"
     assert not any(name.startswith("_") for name in score.names())
-    assert set(score.names()) >= {"crop", "fisher", "grasp", "magnitude", "random", "snip", "synflow", "taylor"}
+    assert set(score.names()) >= {
+        "crop",
+        "fisher",
+        "grasp",
+        "grasp200",
+        "magnitude",
+        "random",
+        "snip",
+        "synflow",
+        "taylor",
+    }
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,10 @@ def test_grasp_keeps_what_the_gradient_flow_would_lose_by(kind):
         assert loss_of_flow.item() == pytest.approx(2 * scores[index].item(), rel=1e-4, abs=1e-9)
 
 
-def test_grasp_at_the_temperature_of_the_published_code():
+@pytest.mark.parametrize("warm", [partial(score.grasp, temperature=200), score.get("grasp200")])
+def test_grasp_at_the_temperature_of_the_published_code(warm):
     truth = Truth("conv")
     truth.divisor = 200.0
-    warm = partial(score.grasp, temperature=200)
     found = warm(truth.model, truth.scope, batches=truth.batches, loss=truth.loss)
     exactly(found, truth.shaped(REFERENCES["grasp"](truth)), atol=1e-20)
     assert not truth.model._forward_hooks
