@@ -1,0 +1,321 @@
+"""What early pruning saves and what it costs: shrunk steps, their memory, scores, the detector, a whole run.
+
+Steps are a bare PyTorch loop over a batch of 128 random images that lies in memory, with fused SGD. What is removed is
+chosen by gates on channels at initialisation (`crop_gates`: CroP-S), by default over all layers together, and by the l1
+norm with the same share of every layer; the shares of FLOPs and of memory are those of the network that is left.
+
+Memory to expect: weights, gradients and momentum (12 bytes a weight) and what autograd keeps for the backward pass,
+each tensor once, both counted in the dense and in the small network. Memory measured: torch's allocator at the height
+of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Row, alternating, main, one_thread, parser, ratio_row, timed
+from torch import Tensor, nn
+from torch.autograd.functional import hessian, jacobian
+
+import ticketry as tk
+from ticketry.core.detect import relative_distance
+from ticketry.core.structure.roles import roles
+from ticketry.core.structure.saliency import channel_scores
+from ticketry.lab.meters import allocated_at_peak, step_flops
+from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.tasks.base import Spec
+from ticketry.tasks.registry import make
+
+BATCH = 128
+SHAPE = (3, 32, 32)
+CUTS = (("crop_gates", "global"), ("l1", "uniform"))
+SPARSITIES = (0.5, 0.8)
+STEP_TARGET, MEMORY_TARGET = 1.15, 1.10
+SCORE_TARGET, DETECTOR_TARGET, WHOLE_TARGET = 20.0, 0.5, 0.5
+ORACLE_TARGET = 1e-6
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    one_thread()
+    rounds = 2 if arguments.quick else 7
+    chosen = arguments.only or ("steps", "score", "detector", "oracle", "whole")
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "steps": lambda: shrunk_steps(rounds),
+        "score": lambda: crop_score(rounds),
+        "detector": lambda: detector(rounds, arguments.data),
+        "oracle": oracle,
+        "whole": lambda: whole_run(arguments.data, arguments.quick),
+    }
+    return [row for name, part in parts.items() if name in chosen for row in part()]
+
+
+# -- steps after pruning -----------------------------------------------------------------------------------------------
+
+
+class Training:
+    """A network in training on one batch."""
+
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
+        self.model = arithmetic.place(model).train()
+        self._arithmetic = arithmetic
+        layout = torch.channels_last if arithmetic.channels_last else torch.contiguous_format
+        generator = torch.Generator().manual_seed(0)
+        self._inputs = torch.randn(BATCH, *SHAPE, generator=generator).contiguous(memory_format=layout)
+        self._targets = torch.randint(10, (BATCH,), generator=generator)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, fused=True)
+
+    def loss(self) -> Tensor:
+        with self._arithmetic.autocast():
+            outputs = self.model(self._inputs)
+        return nn.functional.cross_entropy(outputs.float(), self._targets)
+
+    def step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def flops(self) -> int:
+        found = step_flops(self.model, self.loss).dense
+        self._optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def peak(self) -> int:
+        """Bytes that torch has allocated at the height of a step."""
+        self.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        between = [*self.model.parameters(), *self.model.buffers(), self._inputs, self._targets]
+        between += [value for state in self._optimizer.state.values() for value in state.values()]
+        return allocated_at_peak(self.step, between)
+
+    def expected(self) -> int:
+        """Bytes of weights, gradients, momentum, and of what is kept for the backward pass."""
+        storages: dict[int, int] = {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+
+        def note(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            kept = self.loss()  # noqa: F841 keeps the graph, and so the storages, alive
+        activations = sum(size for place, size in storages.items() if place not in weights)
+        return activations + 12 * sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def shrunk_steps(rounds: int) -> list[Row]:
+    """VGG-16: time and memory of a step, the small network's against the dense one's."""
+    torch.manual_seed(0)
+    dense = make(Spec("cifar10", "vgg-16")).build()
+    example = torch.randn(2, *SHAPE)
+    batches = [(torch.randn(BATCH, *SHAPE), torch.randint(10, (BATCH,)))]
+    rows = []
+    for precision in ("fp32", "auto"):
+        arithmetic = choose_arithmetic(dense, device="cpu", precision=precision)
+        if precision == "auto" and arithmetic.precision == "fp32":
+            continue  # there is no other on this processor
+        for sparsity in SPARSITIES:
+            for score, distribution in CUTS:
+                options: dict[str, Any] = {"batches": batches, "loss": batch_loss} if score == "crop_gates" else {}
+                mask = tk.structure.channels(
+                    dense, example, sparsity=sparsity, score=score, distribution=distribution, **options
+                )
+                small = Training(tk.shrink(dense, mask, example), arithmetic)
+                what = f"VGG-16 {arithmetic.precision}, {1 - mask.density:.0%} of weights gone ({score} {distribution})"
+                rows += compared(what, small, Training(copy.deepcopy(dense), arithmetic), rounds)
+    return rows
+
+
+def compared(what: str, small: Training, dense: Training, rounds: int) -> list[Row]:
+    seconds = alternating({"small": partial(timed, small.step), "dense": partial(timed, dense.step)}, rounds)
+    flops = small.flops() / dense.flops()
+    memory, expected = small.peak() / dense.peak(), small.expected() / dense.expected()
+    how = f"1 thread, batch {BATCH}, CPU time, {rounds} steps each in turn; FLOPs left {flops:.3f}"
+    step = ratio_row(f"step / dense, {what}", seconds["small"], seconds["dense"], target=STEP_TARGET * flops, how=how)
+    peak = Row(
+        f"peak memory / dense, {what}",
+        memory,
+        target=MEMORY_TARGET * expected,
+        how=f"torch's allocator, one step; activations and weights left {expected:.3f}",
+        details={"small_bytes": small.peak(), "dense_bytes": dense.peak()},
+    )
+    return [step, peak]
+
+
+def batch_loss(model: nn.Module, batch: object) -> Tensor:
+    inputs, targets = batch  # type: ignore[misc]
+    return nn.functional.cross_entropy(model(inputs), targets)
+
+
+# -- scores and detector -----------------------------------------------------------------------------------------------
+
+
+def crop_score(rounds: int) -> list[Row]:
+    """CroP's score of a ResNet-18 over 5 batches, in units of a dense training step."""
+    torch.manual_seed(0)
+    model = make(Spec("cifar10", "resnet-18")).build()
+    batches = [(torch.randn(BATCH, *SHAPE), torch.randint(10, (BATCH,))) for _ in range(5)]
+    training = Training(copy.deepcopy(model), choose_arithmetic(model, device="cpu", precision="fp32"))
+    scope = tk.scope(model)
+    cases = {
+        "score": partial(timed, lambda: tk.score.crop(model, scope, batches=batches, loss=batch_loss)),
+        "step": partial(timed, training.step),
+    }
+    seconds = alternating(cases, min(rounds, 3))
+    how = f"fp32, 1 thread, batch {BATCH}, CPU time, {min(rounds, 3)} in turn"
+    what = "CroP score of ResNet-18 over 5 batches / a dense step"
+    return [ratio_row(what, seconds["score"], seconds["step"], target=SCORE_TARGET, how=how, unit="steps")]
+
+
+def detector(rounds: int, data: Path | None) -> list[Row]:
+    """A look of the detector (distance of all prunable weights from the initialisation) against an epoch."""
+    rows = []
+    for model in ("resnet-20", "vgg-16"):
+        task = make(Spec("cifar10", model))
+        network = task.build()
+        arithmetic = choose_arithmetic(network, device="cpu", precision="auto")
+        training = Training(network, arithmetic)
+        names = list(tk.scope(network))
+        state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        steps = -(-len(task.load(data).train) // BATCH)
+        seconds = alternating(
+            {
+                "look": partial(timed, lambda: relative_distance(dict(network.named_parameters()), state, names)),  # noqa: B023
+                "step": partial(timed, training.step),
+            },
+            rounds,
+        )
+        percent = [100 * look / (steps * step) for look, step in zip(seconds["look"], seconds["step"], strict=True)]
+        how = f"{arithmetic.precision}, 1 thread, CPU time, {rounds} rounds; epoch = {steps} steps of this machine"
+        row = ratio_row(
+            f"detector, cost an epoch, {model}", percent, [1.0] * len(percent), unit="%", target=DETECTOR_TARGET, how=how
+        )
+        rows.append(row)
+    return rows
+
+
+# -- scores against a slow reference -----------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, bias=False)
+        self.bn = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(torch.tanh(self.bn(self.conv(images))).flatten(1))
+
+
+def oracle() -> list[Row]:
+    """The largest deviation from a full Hessian, and of gates from finite differences, relative to the largest score."""
+    torch.manual_seed(1)
+    model = Small().double().train()
+    batches = [(torch.randn(8, 1, 4, 4).double(), torch.randint(3, (8,))) for _ in range(2)]
+    weights = tk.scope(model).parameters(model)
+    flat = torch.cat([weight.detach().flatten() for weight in weights.values()])
+
+    def loss_at(values: Tensor, gates: Tensor | None = None) -> Tensor:
+        parts = values.split([weight.numel() for weight in weights.values()])
+        changed = {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
+        if gates is not None:  # a gate on what a channel gives to the layer behind
+            changed["fc.weight"] = changed["fc.weight"] * gates.repeat_interleave(4)
+        losses = [
+            nn.functional.cross_entropy(torch.func.functional_call(model, changed, (inputs,)), targets)
+            for inputs, targets in batches
+        ]
+        return torch.stack(losses).mean()
+
+    gradient = jacobian(loss_at, flat)
+    product = hessian(loss_at, flat) @ gradient
+    truth = {"snip": (flat * gradient).abs(), "grasp": flat * product, "crop": (flat * product).abs()}
+    rows = []
+    for name, wanted in truth.items():
+        found = tk.score.get(name)(model, tk.scope(model), batches=batches, loss=batch_loss)
+        scores = torch.cat([found[weight].flatten() for weight in weights])
+        rows.append(_deviation(f"{name} / full Hessian and gradient", scores, wanted))
+    return [*rows, *_gates(model, batches, flat, loss_at)]
+
+
+def _gates(model: nn.Module, batches: list[Any], flat: Tensor, loss_at: Callable[..., Tensor]) -> list[Row]:
+    """SNAP's and structured CroP's gates: central differences in each gate."""
+    step = 1e-4
+
+    def flow(gates: Tensor) -> Tensor:
+        """z = <stopgrad(g), g(gates)>."""
+        return (jacobian(loss_at, flat) * jacobian(partial(loss_at, gates=gates), flat)).sum()
+
+    def differences(function: Callable[[Tensor], Tensor]) -> Tensor:
+        found = []
+        for channel in range(3):
+            change = torch.zeros(3).double()
+            change[channel] = step
+            found.append((function(1 + change) - function(1 - change)) / (2 * step))
+        return torch.stack(found).abs()
+
+    truth = {"snap": differences(lambda gates: loss_at(flat, gates)), "crop_gates": differences(flow)}
+    groups = [g for g in tk.structure.channel_groups(model, batches[0][0]) if g.prunable]
+    rows = []
+    for name, wanted in truth.items():
+        found = channel_scores(
+            model,
+            groups,
+            tk.scope(model),
+            roles(model),
+            score=name,
+            reduce="mean",
+            batches=batches,
+            loss=batch_loss,
+            seed=0,
+        )
+        rows.append(_deviation(f"{name} / finite differences of gates", found[0], wanted))
+    return rows
+
+
+def _deviation(what: str, found: Tensor, wanted: Tensor) -> Row:
+    deviation = float((found.double() - wanted).abs().max() / wanted.abs().max())
+    return Row(what, deviation, target=ORACLE_TARGET, how="float64, largest deviation / largest score")
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------
+
+
+def whole_run(data: Path | None, quick: bool) -> list[Row]:
+    """EarlyCroP-S on VGG-16, all of it, against the dense training: 80 % of the weights gone."""
+    steps = 20 if quick else 240
+    task = make(Spec("cifar10", "vgg-16", (("train", "10000"),)))
+    recipe = task.recipe.changed(length=f"{steps}it", batch=BATCH)
+    settings = {"sparsity": (SPARSITIES[1],), "structured": True, "every": "2.5%", "latest": "25%"}
+    with tempfile.TemporaryDirectory() as folder:
+        with tk.Lab(Path(folder) / "dense", data=data) as lab:
+            seconds = timed(lambda: lab.train(lab.segment(task, start=0, recipe=recipe)))
+        with tk.Lab(Path(folder) / "early", data=data) as lab:
+            found, whole = early(lab, task, recipe, settings)
+    how = f"{steps} steps of batch {BATCH}, 1 thread, CPU time, evaluation and stores included; pruned at step"
+    row = Row(
+        "EarlyCroP-S, VGG-16 at 80 % gone: whole run / dense run",
+        whole / seconds,
+        target=WHOLE_TARGET,
+        how=f"{how} {found.behind}",
+        details={"seconds": whole, "dense_seconds": seconds, "moment": found.behind},
+    )
+    return [row]
+
+
+def early(lab: Any, task: Any, recipe: Any, settings: dict[str, Any]) -> tuple[Any, float]:
+    """The ticket, and the seconds of everything it needs: the dense phase, the looks, the scores, the rest."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    options = parser(__doc__ or "")
+    options.add_argument("--only", nargs="*", choices=("steps", "score", "detector", "oracle", "whole"))
+    main("early", measure, options)
