@@ -284,6 +284,10 @@ class _Controls:
                 label=f"level {found.level} {control}",
             )
         more = dict(counts)
+        if (last := trained[-1].segment).shrunk:  # whole channels meet the ticket's density nearly, not exactly
+            assert last.mask is not None
+            mask = self._lab.store.get_mask(last.mask)
+            more.update(density=mask.density, kept=mask.kept)
         if control in LONGER:
             steps = sum(each.segment.steps for each in trained)
             more.update(

@@ -12,6 +12,7 @@ import torch
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
+from ticketry.core.structure.redraw import random_channels, shuffled_channels
 from ticketry.evidence.cyclic import train_cycles
 from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
@@ -21,8 +22,30 @@ from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
 
+def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, *, channels: bool) -> str:
+    """Digest of the stored mask that a control holds in place of a ticket's stored mask. Remembered.
+
+    Args:
+        channels: whether the ticket's mask is of whole channels, and its network trained without them; so are the
+            control's then. `shuffled` takes as many channels of each group, in random places; `random_prune` random
+            ones of all groups, to the ticket's density as closely as whole channels permit.
+    """
+    described = {"control": control, "of": ticket, "seed": seeds.mask}
+    if not channels:
+        return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
+
+    def made() -> Mask:
+        mask = lab.store.get_mask(ticket)
+        draw = {"shuffled": shuffled_channels, "random_prune": random_channels}.get(control)
+        seed = mix(seeds.mask, control, mask.digest)
+        return draw(lab.model(task), lab.structure(task), mask, seed) if draw else mask
+
+    check_controls((control,))
+    return lab.remembered_mask({**described, "channels": True, "task": dict(task.key())}, made)
+
+
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """The mask that a control holds in place of the ticket's. Pure function of its arguments.
+    """The mask of single weights that a control holds in place of the ticket's. Pure function of its arguments.
 
     Raises:
         UsageError: if the control is not known.
@@ -54,7 +77,8 @@ def train_control(
     Where the ticket keeps final weights (rewind_lr, finetune), the control starts from the dense network's: those of
     the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
     control goes on from the dense network at that step. Where the ticket's mask moved while it trained (dynamic), the
-    control's stays: it is trained from step 0, for as many steps as the ticket in all.
+    control's stays: it is trained from step 0, for as many steps as the ticket in all. Where the ticket is trained
+    without the channels that its mask removes, so is the control, with a mask of whole channels of its own.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
     """
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
@@ -68,14 +92,8 @@ def control_trainings(
     ticket = found.mask
     check_controls((control,))
     of = "shuffled" if control == "cyclic_random" else control
-    mask = (
-        ticket
-        if control == "cyclic"
-        else lab.remembered_mask(
-            {"control": of, "of": ticket, "seed": seeds.mask},
-            lambda: control_mask(of, lab.store.get_mask(ticket), seeds),
-        )
-    )
+    shrunk = found.result.segment.shrunk
+    mask = ticket if control == "cyclic" else stored_control_mask(lab, task, of, ticket, seeds, channels=shrunk)
     if control in LONGER:
         return train_cycles(lab, task, recipe, mask, found, seeds, label)
     rewound, trained = found.rewound, found.dense
@@ -99,5 +117,6 @@ def control_trainings(
         rewound=rewound,
         trained=trained,
         order_seed=seeds.order,
+        shrunk=shrunk,
     )
     return [lab.train(segment, label=label)]

@@ -64,4 +64,5 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
         rewound=found.rewound,
         trained=found.rewound,
         order_seed=seeds.order,
+        shrunk=found.result.segment.shrunk,
     )

@@ -76,7 +76,8 @@ def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     """FLOPs of the masked network as a share of the dense one's, if a removed weight takes none. Remembered.
 
     Counted by `torch.utils.flop_counter` on one test example: multiplications and additions of matrix products and
-    convolutions. A layer's are proportional to its kept weights; layers without a mask count in full.
+    convolutions. A layer's are proportional to its kept weights; layers without a mask count in full. Biases and norms,
+    which masks of channels have too, take none.
     """
     key = digest_of({"flops": 1, "task": dict(task.key())})
     known = lab.store.memo("flops", key)
@@ -85,7 +86,9 @@ def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
         lab.store.put_memo("flops", key, known)
     total = int(known["total"])
     saved = sum(
-        known["layers"].get(layer.name.rpartition(".")[0], 0) * (1 - layer.kept / layer.total) for layer in mask.table()
+        known["layers"].get(layer.name.rpartition(".")[0], 0) * (1 - layer.kept / layer.total)
+        for layer in mask.table()
+        if len(mask.shapes[layer.name]) > 1
     )
     return (total - saved) / total if total else 1.0
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.controls import control_mask
+from ticketry.evidence.controls import stored_control_mask
 from ticketry.evidence.names import LONGER, RIVALS, SMALL_DENSE
 from ticketry.evidence.subject import Subject
 from ticketry.lab.found import Seeds
@@ -55,10 +55,7 @@ class Rivals:
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
         if role in ("shuffled", "random_prune"):
-            mask = lab.remembered_mask(
-                {"control": role, "of": subject.mask_digest, "seed": seeds.mask},
-                lambda: control_mask(role, subject.mask, seeds),
-            )
+            mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, channels=subject.shrunk)
         elif role == "random_reinit":
             start = self._fresh(task, seeds, role)
         elif role == SMALL_DENSE:
@@ -73,6 +70,7 @@ class Rivals:
             last=subject.last,
             order_seed=seeds.order,
             recipe=subject.recipe,
+            shrunk=subject.shrunk and mask is not None,
         )
         return Trained(lab.train(segment, label=role), subject.step + segment.steps)
 

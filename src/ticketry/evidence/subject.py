@@ -42,6 +42,8 @@ class Subject:
     info: Mapping[str, Any]
     parameters: int
     """Of the dense network."""
+    shrunk: bool = False
+    """Whether its network is trained without the channels that its mask removes."""
 
     @property
     def remaining(self) -> int:
@@ -103,6 +105,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         seeds=Seeds(**info["seeds"]),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
+        shrunk=bool(segment.get("shrunk", False)),
     )
 
 
