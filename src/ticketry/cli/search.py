@@ -264,7 +264,7 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
 def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
     from rich.console import Console
 
-    from ticketry.report import summary_lines, summary_table, verdict_line
+    from ticketry.report import moment_lines, summary_lines, summary_table, verdict_line
 
     console = Console()
     if console.is_terminal:
@@ -275,6 +275,7 @@ def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
     tickets = sorted(point["ticket"] for point in record["points"] if point["role"] == "ticket")
     lines = [
         "",
+        *(f"pruned   {line}" for line in moment_lines(record)),
         f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
         f"report   {report}",
         f"again    ticketry search --config {folder / 'run.toml'} --store {record['store']}",

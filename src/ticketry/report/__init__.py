@@ -14,12 +14,13 @@ from ticketry.report.figures import figure_svgs
 from ticketry.report.identity import has, identity_of
 from ticketry.report.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.terminal import summary_lines, summary_table, verdict_line
+from ticketry.report.terminal import moment_lines, summary_lines, summary_table, verdict_line
 
 __all__ = [
     "evidence_of",
     "export",
     "figure_svgs",
+    "moment_lines",
     "summary_lines",
     "summary_table",
     "verdict_line",

@@ -57,6 +57,16 @@ def summary_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def moment_lines(record: Mapping[str, Any]) -> list[str]:
+    """When a detector let each network be pruned, a line a level: ``level 1 at step 118 (detected), 236 (latest)``."""
+    levels: dict[int, list[str]] = {}
+    for point in sorted(record["points"], key=lambda point: point["replicate"]):
+        if moment := point.get("moment"):
+            how = "detected" if moment["detected"] else "the latest allowed"
+            levels.setdefault(point["level"], []).append(f"{moment['step']} ({how})")
+    return [f"level {level} at step {', '.join(steps)}" for level, steps in sorted(levels.items())]
+
+
 def _title(results: Results) -> str:
     count = f", n = {_usual(results)}" if results.run.points else ""
     return f"{metric_label(results.run.task.metric)} on the test set: mean ± standard deviation{count}"
