@@ -16,7 +16,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.picture import first_layer
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
-from ticketry.evidence.controls import control_trainings
+from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.energy import EnergyMeter
@@ -25,7 +25,9 @@ from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import DYNAMIC, Found, Seeds, budget
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.ledger import Ledger
+from ticketry.lab.phases import Phases, control_phases, phases_of
 from ticketry.lab.segment import digest_of
+from ticketry.run_costs import kept_record, run_cost, with_costs
 from ticketry.run_rounds import GateRounds
 from ticketry.runfile import run_file
 from ticketry.search import Method
@@ -118,8 +120,10 @@ def execute(
     seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
     record: dict[str, Any] = json.loads(json.dumps(_record(lab, run, collected, command, seconds, done)))
     earlier = read_json(folder / "run.json")
-    if earlier and done.segments_trained == 0 and earlier.get("points") == record["points"]:
-        return earlier  # nothing was done anew: what it cost, and when, is told by the record that is there
+    if earlier and done.segments_trained == 0 and (kept := kept_record(earlier, record)):
+        if kept != earlier:
+            write_json(folder / "run.json", kept)
+        return kept  # nothing was done anew: what it cost, and when, is told by the record that is there
     if energy := meter.used():
         record["cost"].update(energy_kwh=energy.kwh, energy_by=energy.by)
     record.update(verdicts_of(record, lab.sizes(run.task)["test"]))
@@ -141,8 +145,9 @@ class _Points:
         self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
         self._lock = threading.Lock()
         self._dense: dict[int, Result] = {}
-        self._spent: dict[int, int] = {}
-        """Steps trained so far in each replicate's search, the dense network's among them."""
+        self._found: dict[int, list[Found]] = {}
+        self.phases: list[Phases] = []
+        """Of each of `rows`."""
         self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
         self.rows: list[dict[str, Any]] = []
         self.segments: dict[str, Result] = {}
@@ -161,11 +166,11 @@ class _Points:
         """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
-        own = found.result.segment.steps
-        self._spent[replicate] = found.search_steps + own if found.searched else self._spent.get(replicate, 0) + own
+        phases = self.phases_of(replicate, found)
+        self._found.setdefault(replicate, []).append(found)
         if found.mask is None:
             self._dense[replicate] = found.result
-            self.add(replicate, 0, "dense", found.result, budget=found.result.segment.steps)
+            self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
         more: dict[str, Any] = {"layers": [asdict(layer) for layer in mask.table()]}
@@ -182,14 +187,19 @@ class _Points:
                 self.gradients += found.gradients
         if found.moment is not None:
             more["moment"] = asdict(found.moment)
-        more["ticket"] = str(self._save(replicate, found, mask))
+        more["ticket"] = str(self._save(replicate, found, mask, phases))
         if replicate == 0 and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = picture
         counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
-        self.add(replicate, found.level, "ticket", found.result, **more, **counts)
+        self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
         return counts
 
-    def add(self, replicate: int, level: int, role: str, result: Result, **more: Any) -> None:
+    def phases_of(self, replicate: int, found: Found) -> Phases:
+        """Of a network that a replicate found, now or before."""
+        before = [each for each in self._found.get(replicate, []) if each.level < found.level]
+        return phases_of(found, before)
+
+    def add(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
         """A trained network; `more` has its density and the number of weights kept, if it is sparse."""
         row = {
             "replicate": replicate,
@@ -205,6 +215,7 @@ class _Points:
         }
         with self._lock:
             self.rows.append(row)
+            self.phases.append(phases)
             self.segments[result.segment.key] = result
         if self._on_point:
             self._on_point(row)
@@ -214,7 +225,7 @@ class _Points:
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
-    def _save(self, replicate: int, found: Found, mask: Mask) -> Path:
+    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases) -> Path:
         lab, run, segment = self._lab, self._run, found.result.segment
         assert segment.start.state is not None
         metric, dense = run.task.metric, self._dense[replicate]
@@ -233,7 +244,7 @@ class _Points:
             "seeds": asdict(run.seeds.replicate(replicate)),
             "rewind_step": found.rewound.segment.last,
             "retrain": found.retrain,
-            "search_steps": self._spent[replicate],
+            "search_steps": phases.steps,
             "segment": segment.describe(),
             "trained_state": found.result.model,
             "environment": environment(),
@@ -274,7 +285,7 @@ class _Controls:
         run = self._run
         assert found.mask is not None
         with self._lab.telling(f"replicate {replicate} "):
-            trained = control_trainings(
+            control_of = trained_control(
                 self._lab,
                 run.task,
                 run.recipe,
@@ -283,11 +294,13 @@ class _Controls:
                 run.seeds.replicate(replicate),
                 label=f"level {found.level} {control}",
             )
-        more = dict(counts)
+        more, trained = dict(counts), control_of.trainings
         if (last := trained[-1].segment).shrunk:  # whole channels meet the ticket's density nearly, not exactly
             assert last.mask is not None
             mask = self._lab.store.get_mask(last.mask)
             more.update(density=mask.density, kept=mask.kept)
+        ticket = self._points.phases_of(replicate, found)
+        phases = control_phases(control, found, ticket, trained, control_of.fresh)
         if control in LONGER:
             steps = sum(each.segment.steps for each in trained)
             more.update(
@@ -297,7 +310,7 @@ class _Controls:
                 cycles=len(trained),
             )
             self._points.count(trained)
-        self._points.add(replicate, found.level, control, trained[-1], **more)
+        self._points.add(replicate, found.level, control, trained[-1], phases, **more)
 
     def __enter__(self) -> _Controls:
         return self
@@ -338,7 +351,10 @@ def preliminary_record(run: Run, points: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, done: Ledger) -> dict[str, Any]:
-    rows = sorted(points.rows, key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]))
+    rows = sorted(
+        with_costs(lab, points.rows, points.phases),
+        key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]),
+    )
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     for row in rows:
         row.setdefault("kept", points.total)
@@ -350,7 +366,15 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
         "task": {**record["task"], "parameters": points.parameters, "prunable": points.total},
         "steps": {"total": dense.segment.total, "per_epoch": dense.segment.per_epoch, "rewind": points.rewind_step},
         "command": command,
-        "cost": _cost(run, rows, points, seconds, done),
+        "cost": run_cost(
+            rows,
+            done,
+            replicates=run.replicates,
+            trained=points.segments.values(),
+            searched=points.searched.values(),
+            gradients=points.gradients,
+            seconds=seconds,
+        ),
         "environment": {
             **environment(),
             "device": arithmetic.device,
@@ -363,23 +387,4 @@ def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, d
         **({"rounds": rounds} if (rounds := points.rounds.rows()) else {}),
         "config": run_file(run.describe(), run.task.spec),
         "store": str(lab.store.paths.root),
-    }
-
-
-def _cost(run: Run, rows: list[dict[str, Any]], points: _Points, seconds: float, ledger: Ledger) -> dict[str, Any]:
-    """What the run costs, whoever trained its segments, and what was trained for it this time."""
-    steps = {role: sum(row["steps"] for row in rows if row["role"] == role) for role in ("dense", "ticket")}
-    controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
-    # A method whose masks do not come from the dense network does not need it to search.
-    masks = sum(each.segment.steps for each in points.searched.values()) + points.gradients or steps["dense"]
-    # Of a trajectory that was also looked at on the way, the whole.
-    by_step = sorted([*points.segments.values(), *points.searched.values()], key=lambda each: each.segment.last)
-    trained = {each.segment.trajectory: each for each in by_step}.values()
-    return {
-        **ledger.counts(),
-        "dense_steps": steps["dense"] // run.replicates,
-        "search_steps_per_replicate": (masks + steps["ticket"]) // run.replicates,
-        "control_steps": controls,
-        "train_seconds": round(sum(each.train_seconds for each in trained), 3),
-        "wall_seconds": round(seconds, 3),
     }

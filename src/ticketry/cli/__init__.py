@@ -23,6 +23,9 @@ VERBS = {
     "store": ("store", "check a store for damage, or free space in it"),
 }
 
+# Else torch's profiler, which measures memory, tells on standard error that it began; it asks before it is imported.
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+
 _EXAMPLES = """\
 examples:
   ticketry search iterative --task digits --rewind 3% --density 0.05

@@ -50,6 +50,11 @@ class Hold:
 
     # -- for a loop of one's own -----------------------------------------------------------------------------------
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The mask as it is held in memory: 0 and 1 in the type of the weights."""
+        return list(self._kept.values())
+
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to 0, before clipping and stepping."""

@@ -7,6 +7,8 @@ ask what the search's many trainings alone are worth, see `evidence.cyclic`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ticketry.core.allocate import allocate
@@ -84,10 +86,27 @@ def train_control(
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A control, and what was trained for it alone."""
+
+    trainings: list[Result]
+    """Each from where the one before it ended."""
+    fresh: Result | None = None
+    """The dense training from another initialisation that its first weights come from."""
+
+
 def control_trainings(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> list[Result]:
     """The trainings of `train_control`, each from where the one before it ended."""
+    return trained_control(lab, task, recipe, control, found, seeds, label).trainings
+
+
+def trained_control(
+    lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
+) -> Trained:
+    """`train_control` with all its trainings."""
     assert found.mask is not None
     ticket = found.mask
     check_controls((control,))
@@ -95,8 +114,8 @@ def control_trainings(
     shrunk = found.result.segment.shrunk
     mask = ticket if control == "cyclic" else stored_control_mask(lab, task, of, ticket, seeds, channels=shrunk)
     if control in LONGER:
-        return train_cycles(lab, task, recipe, mask, found, seeds, label)
-    rewound, trained = found.rewound, found.dense
+        return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label))
+    rewound, trained, begun = found.rewound, found.dense, None
     if control == "random_reinit":
         step = rewound.segment.last
         fresh = lab.segment(
@@ -106,7 +125,7 @@ def control_trainings(
             order_seed=seeds.order,
             recipe=recipe,
         )
-        trained = lab.train(fresh, keep=(step,), label=f"{label} (fresh start)")
+        begun = trained = lab.train(fresh, keep=(step,), label=f"{label} (fresh start)")
         rewound = lab.at(trained, step)
     segment = retraining(
         lab,
@@ -119,4 +138,4 @@ def control_trainings(
         order_seed=seeds.order,
         shrunk=shrunk,
     )
-    return [lab.train(segment, label=label)]
+    return Trained([lab.train(segment, label=label)], begun)

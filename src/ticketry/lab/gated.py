@@ -90,9 +90,15 @@ class GatedLoop(Loop):
             }
         }
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def _ready(self) -> None:
         self._anneal()
         self.gates.set_step(self.step)
+
+    def _held(self) -> list[object]:
+        return [*super()._held(), list(self.gates.parameters())]
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        self._ready()
         self._gate_optimizer.zero_grad(set_to_none=True)
         super()._one_step(inputs, targets)
         if self._balance:

@@ -16,7 +16,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.loop import Loop, TrainingState, initial_state
 from ticketry.lab.segment import Segment
 
-_ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()
 """Thread count and random state belong to the process."""
 
 
@@ -50,7 +50,11 @@ def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: str, seed: int
         return moved(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
 
     described = {"moved": segment.until(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
-    return lab.remembered_mask(described | ({"seed": seed} if grow == "random" else {}), made)
+    return lab.remembered_mask(
+        described | ({"seed": seed} if grow == "random" else {}),
+        made,
+        ready=lambda: loaded(segment, lab.data) if grow == "gradient" else None,
+    )
 
 
 def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
@@ -74,5 +78,5 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     state = TrainingState(first, weights, {}, torch.zeros(0))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
     examples = loaded(segment, lab.data).train
-    with _ONE_AT_A_TIME, segment.arithmetic.active():
+    with ONE_AT_A_TIME, segment.arithmetic.active():
         return Loop(examples, segment.until(first + 1), state, mask).gradient()

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ticketry.lab.execute import Work, is_done
 from ticketry.lab.gating import Gating
 from ticketry.lab.ledger import Ledger
 from ticketry.lab.loop import initial_state, rebuilt
+from ticketry.lab.making import Making, Makings, Seen
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.partners import Partners
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
@@ -92,6 +94,7 @@ class Lab:
         self.store = Store(store)
         self.data = Path(data).resolve() if data is not None else None
         self.ledger = Ledger()
+        self.makings = Makings()
         self._choices: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         self.workers, self.stack = workers, stack
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
@@ -293,9 +296,11 @@ class Lab:
         described = {"state": result.model, "within": within, "scope": list(scope), **settings}
         if structured:
             described |= {"structured": True, "task": dict(task.key())}
-        if sample is not None:
-            described |= {"sample": asdict(sample), "task": dict(task.key())}
-        return self.remembered_mask(described, made)
+        if sample is None:
+            return self.remembered_mask(described, made)
+        described |= {"sample": asdict(sample), "task": dict(task.key())}
+        seen = Seen.of(sample, self.sizes(task)["train"], settings)
+        return self.remembered_mask(described, made, seen=seen, ready=lambda: task.load(self.data))
 
     def structure(self, task: Task) -> Structure:
         """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
@@ -316,18 +321,34 @@ class Lab:
             self.store.put_memo("distances", key, known)
         return float(known["distance"])
 
-    def remembered_mask(self, described: Mapping[str, Any], make: Callable[[], Mask]) -> str:
+    def remembered_mask(
+        self,
+        described: Mapping[str, Any],
+        make: Callable[[], Mask],
+        *,
+        seen: Seen | None = None,
+        ready: Callable[[], object] | None = None,
+    ) -> str:
         """The digest of the stored mask that is a pure function, `make`, of what is `described`.
 
         What is not a JSON value (a score that is a function) cannot be recognised again: then it is made anew.
+
+        Args:
+            seen: examples that are looked at for it, for `makings`.
+            ready: called before it is made; its time does not count.
         """
-        if any(callable(value) for value in described.values()):
-            return self.store.put_mask(make())
-        key = digest_of({"numerics": NUMERICS, **described})
-        known = self.store.memo("masks", key)
+        key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
+        known = self.store.memo("masks", key) if key else None
         if known is None:
-            known = {"mask": self.store.put_mask(make())}
-            self.store.put_memo("masks", key, known)
+            if ready:
+                ready()
+            began = time.perf_counter()
+            mask = make()
+            seconds = round(time.perf_counter() - began, 3)
+            known = {"mask": self.store.put_mask(mask), "seconds": seconds}
+            if key:
+                self.store.put_memo("masks", key, known)
+        self.makings.add(str(known["mask"]), Making(float(known.get("seconds", 0.0)), seen))
         return str(known["mask"])
 
     # -- ending ------------------------------------------------------------------------------------------------------

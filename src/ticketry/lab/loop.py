@@ -14,11 +14,13 @@ from torch.optim import Optimizer
 from ticketry.core.gates import Gates
 from ticketry.core.hold import Hold
 from ticketry.core.mask import Mask
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.seeds import mix
 from ticketry.errors import TrainingError
 from ticketry.lab import feed
 from ticketry.lab.evaluate import forward
+from ticketry.lab.meters.flops import FlopsByWeight, flops_by_weight
+from ticketry.lab.meters.memory import height
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.order import DataOrder
 from ticketry.lab.schedules import learning_rate
@@ -111,6 +113,34 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         return found
 
+    def flops(self) -> FlopsByWeight:
+        """Of the forward and the backward pass of the next step's batch; nothing is trained."""
+        with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
+            inputs, targets = next(batches)
+            self._ready()
+            return flops_by_weight(named_parameters(self.model), lambda: self._loss(inputs, targets))
+
+    def height(self) -> int:
+        """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.
+
+        Weights and buffers, gradients, optimiser's state, mask, batch, and whatever is needed in between; not the data
+        set.
+        """
+        with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
+            inputs, targets = next(batches)
+
+            # From the first step on, so that whatever is freed in the second was seen when it was allocated.
+            def two_steps() -> None:
+                for _ in range(2):
+                    self._one_step(inputs, targets)
+                    self.step += 1
+
+            return height(two_steps, [inputs, targets, *self._held()], self._device)
+
+    def _held(self) -> list[object]:
+        """Tensors that are there before the first step."""
+        return [self.model.state_dict(), self._hold.tensors if self._hold else []]
+
     def check(self) -> None:
         """Make sure that pruned weights, and their optimiser state, are exactly 0; `HoldError` if not."""
         if self._hold:
@@ -168,6 +198,9 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         self._backward(loss)
         return loss
+
+    def _ready(self) -> None:
+        """What comes before a step's forward pass."""
 
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         recipe, step = self.segment.recipe, self.step

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from ticketry.lab.meters.flops import StepFlops, step_flops
+from ticketry.lab.meters.flops import FlopsByWeight, StepFlops, flops_by_weight, step_flops
 from ticketry.lab.meters.memory import allocated_at_peak, resident_at_peak
 from ticketry.lab.meters.step import StepCost, measure_step
 from ticketry.lab.meters.training import NOT_MEASURED, Cost, Meter
@@ -17,10 +17,12 @@ from ticketry.lab.meters.training import NOT_MEASURED, Cost, Meter
 __all__ = [
     "NOT_MEASURED",
     "Cost",
+    "FlopsByWeight",
     "Meter",
     "StepCost",
     "StepFlops",
     "allocated_at_peak",
+    "flops_by_weight",
     "measure_step",
     "resident_at_peak",
     "step_flops",

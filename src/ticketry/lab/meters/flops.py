@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,6 +28,21 @@ class StepFlops:
     """If those of removed weights took none."""
 
 
+@dataclass(frozen=True)
+class FlopsByWeight:
+    """Floating-point operations of a forward and a backward pass, and which of them are products with which weights."""
+
+    dense: int
+    """All, as they are computed."""
+    products: Mapping[tuple[str, ...], float]
+    """Of the products with these parameters, forward and backward; most often with one."""
+
+    def left(self, removed: Mapping[str, float]) -> float:
+        """If those of removed weights took none; `removed` has the share of each parameter that is removed."""
+        gone = (flops * max(removed.get(name, 0.0) for name in names) for names, flops in self.products.items())
+        return self.dense - sum(gone)
+
+
 def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | None = None) -> StepFlops:
     """FLOPs of ``forward().backward()``.
 
@@ -42,21 +57,38 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
         mask: without one the network is dense.
     """
     parameters = mask.parameters(model) if mask is not None else {}
-    removed = {
-        _place(parameter): (1 - int(mask[name].sum()) / max(mask[name].numel(), 1), parameter.requires_grad)
-        for name, parameter in parameters.items()
-        if mask is not None
-    }
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    found = flops_by_weight(parameters, forward)
+    return StepFlops(found.dense, found.left(removed_shares(mask) if mask is not None else {}))
+
+
+def removed_shares(mask: Mask) -> dict[str, float]:
+    """The share of each parameter that a mask removes."""
+    return {name: 1 - int(kept.sum()) / max(kept.numel(), 1) for name, kept in mask.items()}
+
+
+def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
+    """`step_flops` for any mask of these parameters: what is removed of one takes its share of the products with it."""
+    named = {_place(parameter): (name, parameter.requires_grad) for name, parameter in parameters.items()}
     with (
-        FlopCounterMode(display=False, custom_mapping=mapping) as counter,
-        _Removed(removed, counter.flop_registry) as saved,
+        _counter() as counter,
+        _Products(named, counter.flop_registry) as products,
     ):
         loss = forward()
-        saved.forward = False
+        products.forward = False
         loss.backward()  # type: ignore[no-untyped-call]
-    dense = int(counter.get_total_flops())
-    return StepFlops(dense, dense - saved.flops)
+    return FlopsByWeight(int(counter.get_total_flops()), products.flops)
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """FLOPs of whatever `work` does, as they are computed; counted as in `step_flops`."""
+    with _counter() as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _counter() -> FlopCounterMode:
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def _convolution_backward(*shapes: Any, **_: Any) -> int:
@@ -69,32 +101,33 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))
 
 
-class _Removed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs that go to removed weights; which product is of which weight is told by its memory."""
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the FLOPs of products with weights; which product is with which weight is told by its memory."""
 
-    def __init__(self, removed: dict[int, tuple[float, bool]], formulas: Any) -> None:
+    def __init__(self, named: dict[int, tuple[str, bool]], formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._removed, self._formulas = dict(removed), formulas
+        self._named, self._formulas = dict(named), formulas
         self._alive: list[Tensor] = []
         """Copies of weights: freed, another tensor could come to lie in their memory."""
         self.forward = True
-        self.flops = 0.0
+        self.flops: dict[tuple[str, ...], float] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        shares = [self._removed[place] for place in map(_place, _tensors(args)) if place in self._removed]
-        if shares and func in _COPIES:
-            self._removed[_place(out)] = shares[0]
+        weights = [self._named[place] for place in map(_place, _tensors(args)) if place in self._named]
+        if weights and func in _COPIES:
+            self._named[_place(out)] = weights[0]
             self._alive.append(out)
         packet = getattr(func, "_overloadpacket", None)
-        if shares and packet in self._formulas:
-            share, trained = max(shares)
+        if weights and packet in self._formulas:
             flops = self._formulas[packet](*args, **kwargs, out_val=out)
             # The backward pass of a convolution has the weight among its arguments and is seen when it comes. Of a
             # matrix product the weight's gradient is one of two other tensors, of as many FLOPs.
+            trained = any(trained for _, trained in weights)
             alone = self.forward and trained and torch.is_grad_enabled() and "conv" not in str(packet)
-            self.flops += share * flops * (2 if alone else 1)
+            names = tuple(sorted({name for name, _ in weights}))
+            self.flops[names] = self.flops.get(names, 0.0) + flops * (2 if alone else 1)
         return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         work: such as a training step.
         held: tensors that are there before, in lists, tuples and mappings of any depth; each memory counts once.
     """
+    gc.collect()  # garbage of before would be freed meanwhile, and the profiler knows sizes of what it saw allocated
     before = tensor_bytes(held)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
@@ -37,6 +39,19 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         now += change
         height = max(height, now)
     return before + height
+
+
+def height(work: Callable[[], object], held: Iterable[object], device: str) -> int:
+    """`allocated_at_peak` on a device: of a GPU, what its allocator had beyond what was there before, and `held`."""
+    if not device.startswith("cuda"):
+        return allocated_at_peak(work, held)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    own = tensor_bytes(held)
+    work()
+    torch.cuda.synchronize()
+    return own + torch.cuda.max_memory_allocated() - before
 
 
 def tensor_bytes(values: object) -> int:
