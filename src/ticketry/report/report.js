@@ -1,8 +1,9 @@
-/* Sorting and filtering of the table of networks, and links that save a drawing. Without it the page is whole. */
+/* Sorting of tables, filtering of that of networks, and links that save a drawing. Without it the page is whole. */
 "use strict";
 (() => {
-  const table = document.querySelector("table.networks");
-  if (table) sortable(table);
+  for (const table of document.querySelectorAll("table.sorts")) sortable(table);
+  const networks = document.querySelector("table.networks");
+  if (networks) filterable(networks);
   addEventListener("hashchange", unfold);
   unfold();
   for (const place of document.querySelectorAll("figure .downloads")) saveable(place);
@@ -14,12 +15,8 @@
   }
 
   function sortable(table) {
-    const body = table.tBodies[0], all = [...body.rows], heads = [...table.tHead.rows[0].cells];
-    const role = heads.findIndex(head => head.textContent === "role");
-    const rows = all.map((row, place) => {
-      const cells = [...row.cells].map(cell => cell.textContent);
-      return {row, place, cells, text: cells.join(" ").toLowerCase()};
-    });
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+    const rows = [...body.rows].map((row, place) => ({row, place, cells: [...row.cells].map(cell => cell.textContent)}));
     let column = -1, down = false;
 
     heads.forEach((head, index) => {
@@ -38,7 +35,14 @@
       });
       head.append(button);
     });
+  }
 
+  function filterable(table) {
+    const role = [...table.tHead.rows[0].cells].findIndex(head => head.textContent === "role");
+    const rows = [...table.tBodies[0].rows].map(row => {
+      const cells = [...row.cells].map(cell => cell.textContent);
+      return {row, cells, text: cells.join(" ").toLowerCase()};
+    });
     const bar = document.querySelector(".filters"), words = bar.querySelector("input");
     const select = bar.querySelector("select"), count = bar.querySelector("output");
     const filter = () => {

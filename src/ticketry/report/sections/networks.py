@@ -29,7 +29,7 @@ def networks_section(subject: Subject) -> Html:
         "table",
         el("thead", header),
         el("tbody", *rows),
-        class_=f"results networks {'several' if several else ''}".strip(),
+        class_=f"results sorts networks {'several' if several else ''}".strip(),
     )
     caption = escape(f"{len(rows):,} networks. Steps and seconds are those of each network's own segment of training.")
     return el(
