@@ -68,7 +68,7 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     facts = (
         [f"{results.run.task.model} on {results.run.task.name}" for results in runs],
         [results.run.method for results in runs],
-        [f"rewind {rewind_of(results) or NONE}" for results in runs],
+        [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else [],
         [f"n = {results.replicates}" for results in runs],
     )
     telling = [texts for texts in facts if len(set(texts)) > 1]
@@ -82,6 +82,11 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
         return tuple(told)
     short = [_short(results.run.name, _LONGEST) for results in runs]
     return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
+
+
+def _rewound(runs: Sequence[Results]) -> bool:
+    """Whether any was asked for a rewind step: of other methods it is a step of their own, which names nothing."""
+    return any("rewind" in results.run.settings for results in runs)
 
 
 def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
