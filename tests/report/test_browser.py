@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -142,6 +144,41 @@ def test_a_comparison_of_a_thousand_networks_fits(browser, comparison, width, sc
     page.context.close()
     assert heard == []
     assert asked == [path.as_uri()]
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory):
+    """Three runs of early pruning and its rivals."""
+    runs = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
+    return write_report(runs, tmp_path_factory.mktemp("early") / "report.html")
+
+
+@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
+def test_moments_and_costs_fit(browser, early, width, scheme):
+    page, heard, asked = _open(browser, early, width, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = "narrow" if width == 400 else "wide"
+    for name in ("run-1-moment", "run-1-metric-by-whole-cost", "task-1-metric-by-whole-cost"):
+        assert page.locator(f"#{name} .{shown} svg").is_visible()
+    _assert_nothing_touches(page, width)
+    page.context.close()
+    assert heard == []
+    assert asked == [early.as_uri()]
+
+
+def test_tables_by_method_sort_each_by_itself(browser, early):
+    page, heard, _ = _open(browser, early)
+    tables = page.locator("table.methods")
+    tables.nth(1).locator("th", has_text="FLOPs").get_by_role("button").click()
+    first, second = (
+        [float(cell) for cell in table.locator("tbody td:nth-child(6)").all_inner_texts()] for table in tables.all()
+    )
+    assert second == sorted(second)
+    assert first != sorted(first)
+    assert page.locator("th[aria-sort]").count() == 1
+    page.context.close()
+    assert heard == []
 
 
 def _column(page, name):

@@ -16,7 +16,8 @@ def export(
 ) -> list[Path]:
     """Write every figure as .svg and .png and the data as .csv into `folder`, which is made; return the files.
 
-    CSV files: `points`, `summary` (means and intervals), and where there are data for them `verdicts`, `verify`
+    CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
+    (of detectors), `costs` (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify`
     (differences), `seeds`, `stability` and `barriers`. The same records give the same bytes.
 
     Args:
@@ -66,6 +67,9 @@ def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
         "points": rows.point_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
         "rounds": rows.round_rows(subject.runs),
+        "looks": rows.look_rows(subject.runs),
+        "costs": rows.spent_rows(subject.runs),
+        "methods": rows.method_rows(subject),
         "verdicts": rows.verdict_rows(subject.runs),
         "verify": rows.verify_rows(subject.verifications),
         "seeds": rows.seed_rows(subject.verifications),

@@ -81,6 +81,14 @@ class Node:
         """A list of measured numbers, where one that is null, infinite or no number at all becomes NaN."""
         return tuple(map(_or_nan, self._list(key, optional=True)))
 
+    def measured_items(self, key: str) -> tuple[tuple[float, ...], ...]:
+        """A list of lists of measured numbers; empty if it is missing."""
+        found = self._list(key, optional=True)
+        for index, item in enumerate(found):
+            if not isinstance(item, list | tuple):
+                self.fail(f"{key}[{index}]", f"is {kind_of(item)}, not a list")
+        return tuple(tuple(map(_or_nan, item)) for item in found)
+
     def measured_number(self, key: str) -> float:
         """A measured number; NaN where it is null, infinite or no number at all."""
         return _or_nan(self._value.get(key))

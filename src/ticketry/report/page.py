@@ -18,6 +18,8 @@ from ticketry.report.sections.cost import cost_section
 from ticketry.report.sections.gates import gates_section
 from ticketry.report.sections.layers import layers_section
 from ticketry.report.sections.masks import masks_section
+from ticketry.report.sections.methods import methods_section
+from ticketry.report.sections.moment import moment_section
 from ticketry.report.sections.networks import networks_section
 from ticketry.report.sections.notes import notes_section
 from ticketry.report.sections.parts import Place, swatch
@@ -66,6 +68,7 @@ def _single(subject: Subject, place: Place) -> Iterable[Part]:
     yield "Layers", layers_section(results, pictures, place)
     yield "First layer", masks_section(results, pictures, place)
     yield "Gates", gates_section(results, pictures, place)
+    yield "When pruned", moment_section(results, pictures, place)
     yield "Cost", cost_section(results, pictures, place)
     yield "All networks", networks_section(subject)
     yield "Repeat", repeat_section(results, place)
@@ -79,7 +82,9 @@ def _several(subject: Subject, place: Place) -> Iterable[Part]:
         zip(subject.by_task.items(), comparison_figures(subject), strict=True), start=1
     ):
         name = f"{task.model} on {task.name}" if len(subject.by_task) > 1 else "Comparison"
-        yield name, comparison_section(subject, task, indices, drawn(makers), place.within(f"task-{number}"))
+        where = place.within(f"task-{number}")
+        yield name, comparison_section(subject, task, indices, drawn(makers), where)
+        yield "By method", methods_section(subject, task, indices, where)
     yield from _evidence(subject, place)
     yield "All networks", networks_section(subject)
     details = [_run_details(subject, index, place.within(f"run-{index + 1}")) for index in range(len(subject.runs))]
@@ -117,6 +122,7 @@ def _run_details(subject: Subject, index: int, place: Place) -> Html:
         layers_section(results, pictures, place),
         masks_section(results, pictures, place),
         gates_section(results, pictures, place),
+        moment_section(results, pictures, place),
         cost_section(results, pictures, place),
         repeat_section(results, place),
         settings_section(results, place),

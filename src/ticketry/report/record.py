@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ticketry.report.moments import Moment, read_moment
 from ticketry.report.nodes import Node
+from ticketry.report.phases import Phases, read_phases
 from ticketry.report.rounds import GateRound, read_rounds
 
 FORMAT = 1
@@ -99,6 +101,10 @@ class Point:
     key: str = ""
     """Of the segment in the store."""
     first_layer: FirstLayer | None = None
+    phases: Phases | None = None
+    """What it cost; None if the record does not tell it by phase."""
+    moment: Moment | None = None
+    """When it was pruned; None where that is not told."""
 
     def metric(self, split: str) -> float:
         return self.test if split == "test" else self.validation
@@ -299,6 +305,8 @@ def _point(node: Node, task: Task) -> Point:
         search_seconds=node.number_or_none("search_seconds"),
         key=node.text("key", ""),
         first_layer=_first_layer(node.node("first_layer")) if "first_layer" in node else None,
+        phases=read_phases(node),
+        moment=read_moment(node),
     )
 
 

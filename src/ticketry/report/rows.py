@@ -11,7 +11,11 @@ from ticketry.report.evidence_record import StabilityStudy, Verify
 from ticketry.report.figures.cost import cost_points
 from ticketry.report.figures.forest import differences
 from ticketry.report.figures.known import known_points
-from ticketry.report.subject import rewind_of
+from ticketry.report.matched import matches
+from ticketry.report.phases import PHASES
+from ticketry.report.record import TICKET, Point, Run
+from ticketry.report.spent import ENERGY, MEASURES, relative, spent, spent_points
+from ticketry.report.subject import Subject, rewind_of
 
 Cell = str | int | float | None
 Rows = list[dict[str, Cell]]
@@ -48,10 +52,103 @@ def point_rows(runs: Sequence[Results]) -> Rows:
             "budget": point.budget,
             "seconds": point.seconds,
             "key": point.key,
+            **_phase_cells(results.run, point),
+            **_moment_cells(point),
         }
         for results in runs
         for point in results.run.points
     ]
+
+
+def _phase_cells(run: Run, point: Point) -> dict[str, Cell]:
+    """Steps, FLOPs, seconds and bytes of each phase, and the network's share of the run's energy."""
+    phases = point.phases.each if point.phases else {}
+    cells: dict[str, Cell] = {}
+    for name in PHASES:
+        for part in ("steps", "flops", "seconds", "memory"):
+            cells[f"phase_{name}_{part}"] = getattr(phases[name], part) if name in phases else None
+    return {**cells, "energy_wh": spent(run, point, ENERGY)}
+
+
+def _moment_cells(point: Point) -> dict[str, Cell]:
+    moment = point.moment
+    return {
+        "pruned_at_step": moment.step if moment else None,
+        "pruned_detected": int(moment.detected) if moment else None,
+        "pruned_detector": moment.detector if moment else None,
+        "pruned_threshold": moment.threshold if moment else None,
+    }
+
+
+def look_rows(runs: Sequence[Results]) -> Rows:
+    """Every look of every detector: what it saw, and what it compared with the threshold."""
+    return [
+        {
+            "run": results.run.name,
+            "replicate": point.replicate,
+            "level": point.level,
+            "density": point.density,
+            "detector": point.moment.detector,
+            "step": step,
+            "value": value,
+            "compared": compared,
+            "threshold": point.moment.threshold,
+            "pruned": int(step == point.moment.step),
+        }
+        for results in runs
+        for point in results.run.points
+        if point.role == TICKET and point.moment
+        for (step, value), (_, compared) in zip(point.moment.looks, point.moment.compared, strict=True)
+    ]
+
+
+def spent_rows(runs: Sequence[Results]) -> Rows:
+    """The whole training of each level as a multiple of the dense network's, mean over replicates."""
+    return [
+        {
+            "run": results.run.name,
+            "level": point.level,
+            "density": point.density,
+            "n": len(point.values),
+            "test": point.metric,
+            "least": min(point.values),
+            "largest": max(point.values),
+            **{f"{measure.lower()}_times_dense": point.times_dense.get(measure) for measure in MEASURES},
+            "energy_wh": point.watt_hours,
+        }
+        for results in runs
+        for point in spent_points(results)
+    ]
+
+
+def method_rows(subject: Subject) -> Rows:
+    """The tables by method: runs at one density, see `matched`."""
+    rows: Rows = []
+    for task, indices in subject.by_task.items():
+        for match in matches([subject.runs[index] for index in indices]):
+            for place, group in match.members:
+                results = subject.runs[indices[place]]
+                summary, dense = group.metric(), results.dense
+                difference = group.minus(dense) if dense else None
+                ratios = {name: relative(results, group, name) for name in MEASURES}
+                rows.append(
+                    {
+                        "task": task.name,
+                        "model": task.model,
+                        "density_asked": match.density,
+                        "run": results.run.name,
+                        "label": subject.labels[indices[place]],
+                        "method": results.run.method,
+                        "level": group.level,
+                        "density": group.density,
+                        "mean": summary.mean,
+                        "sd": summary.sd,
+                        "n": summary.n,
+                        "minus_dense": difference.mean if difference else None,
+                        **{f"{name.lower()}_times_dense": one.mean if one else None for name, one in ratios.items()},
+                    }
+                )
+    return rows
 
 
 def summary_rows(runs: Sequence[Results]) -> Rows:

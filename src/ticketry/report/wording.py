@@ -159,3 +159,27 @@ def clean(text: str) -> str:
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSHOWABLE and c not in "\n\t" else c for c in text
     )
+
+
+def amount(number: float, measure: str) -> str:
+    """A cost with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
+    if measure == "seconds":
+        return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
+    if measure == "memory":
+        return _scaled(number, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
+    if measure == "energy":
+        return _scaled(1e3 * number, 1e3, ("mWh", "Wh", "kWh"))
+    return _scaled(number, 1e3, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def ratio(number: float) -> str:
+    """A cost as a multiple of the dense network's: ``0.48``, ``1.00``, ``12.3``."""
+    return f"{number:.2f}" if number < 9.995 else f"{number:,.1f}"
+
+
+def _scaled(number: float, step: float, units: Sequence[str]) -> str:
+    """With three digits and the unit that fits."""
+    power = 0
+    while number >= 0.9995 * step and power < len(units) - 1:
+        number, power = number / step, power + 1
+    return f"{number:.3g} {units[power]}" if number < 999.5 else f"{number:,.0f} {units[power]}"

@@ -16,9 +16,12 @@ from ticketry.report.figures.known import known_points, steps_to_ticket
 from ticketry.report.figures.layers import density_by_layer
 from ticketry.report.figures.masks import mask_pictures, pictures
 from ticketry.report.figures.metric import metric_by_density
+from ticketry.report.figures.moment import moment_figure, watched
 from ticketry.report.figures.overlay import Series, overlay
+from ticketry.report.figures.spent import metric_by_spent
 from ticketry.report.figures.stability import barrier_curves, main_curve, quantities, stability_panels
 from ticketry.report.record import read
+from ticketry.report.spent import spent_points
 from ticketry.report.subject import Subject, labels_of
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ METRIC_BY_DENSITY, DENSITY_BY_LAYER = "metric-by-density", "density-by-layer"
 FIRST_LAYER, METRIC_BY_COST = "first-layer", "metric-by-cost"
 DENSITY_OVER_TRAINING, GATE_HISTOGRAMS = "density-over-training", "gate-histograms"
 STEPS_TO_TICKET = "steps-to-ticket"
+MOMENT, METRIC_BY_SPENT = "moment", "metric-by-whole-cost"
 FOREST, SEEDS = "differences", "seeds"
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
@@ -62,6 +66,10 @@ def run_figures(results: Results) -> dict[str, Maker]:
     if lines := chains(results):
         makers[DENSITY_OVER_TRAINING] = lambda narrow: density_over_training(lines, narrow)
         makers[GATE_HISTOGRAMS] = lambda narrow: gate_histograms(lines, narrow)
+    if looks := watched(results):
+        makers[MOMENT] = lambda narrow: moment_figure(results, looks, narrow)
+    if spent_points(results):
+        makers[METRIC_BY_SPENT] = lambda narrow: metric_by_spent([Series("", 0, results)], narrow)
     if cost_points(results):
         makers[METRIC_BY_COST] = lambda narrow: cost_by_metric([Series("", 0, results)], narrow)
     return makers
@@ -82,6 +90,8 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
     makers: dict[str, Maker] = {}
     if any(one.results.levels for one in series):
         makers[METRIC_BY_DENSITY] = lambda narrow: overlay(series, narrow)
+    if any(spent_points(one.results) for one in series):
+        makers[METRIC_BY_SPENT] = lambda narrow: metric_by_spent(series, narrow)
     if any(cost_points(one.results) for one in series):
         makers[METRIC_BY_COST] = lambda narrow: cost_by_metric(series, narrow)
     if any(known_points(one.results) for one in series):
@@ -110,9 +120,8 @@ def stability_figures(study: StabilityStudy) -> dict[str, Maker]:
 def figure_svgs(record: Mapping[str, Any]) -> dict[str, str]:
     """Standalone SVG documents of a run by name, where there are data for them.
 
-    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``density-over-training``, ``gate-histograms`` and
-    ``metric-by-cost``. The same record gives the same
-    bytes.
+    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``density-over-training``, ``gate-histograms``,
+    ``moment``, ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same bytes.
 
     Raises:
         StoreError: if the record is malformed.

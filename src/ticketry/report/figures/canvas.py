@@ -143,3 +143,44 @@ def fitting(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
         if apart(chosen[-1], index) and apart(index, last):
             chosen.append(index)
     return chosen if last == 0 or not apart(chosen[-1], last) else [*chosen, last]
+
+
+def name_points(axes: Axes, named: Sequence[tuple[float, float, str]], rules: Sequence[tuple[str, float]] = ()) -> None:
+    """Names beside as many points as have room: right, left, above, below or askew, touching no other, nor a rule.
+
+    `named` are (x, y in data coordinates, text), the more important first; `rules` ("x" or "y", where) are lines from
+    edge to edge.
+    """
+    frame = axes.get_window_extent()
+    taken = []
+    for x, y, _ in named:
+        across, up = axes.transData.transform((x, y))
+        taken.append((across - 5, up - 5, across + 5, up + 5))
+    spots = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in taken]
+    for direction, where in rules:
+        across, up = axes.transData.transform((where, where))
+        taken.append((across, frame.y0, across, frame.y1) if direction == "x" else (frame.x0, up, frame.x1, up))
+    for (x, y), (_, _, text) in zip(spots, named, strict=True):
+        half = 0.5 * 6.2 * len(text)
+        side = half + 9
+        for across, up in (
+            (side, 0),
+            (-side, 0),
+            (0, 13),
+            (0, -13),
+            (side, 11),
+            (-side, 11),
+            (side, -11),
+            (-side, -11),
+        ):
+            box = (x + across - half, y + up - 6, x + across + half, y + up + 6)
+            inside = frame.x0 <= box[0] and box[2] <= frame.x1 + 8 and frame.y0 <= box[1] and box[3] <= frame.y1 + 8
+            if inside and not any(_overlap(box, other) for other in taken):
+                middle_x, middle_y = axes.transData.inverted().transform((x + across, y + up))
+                axes.text(middle_x, middle_y, text, ha="center", va="center", color=COLOURS["muted"], size=10, zorder=6)
+                taken.append(box)
+                break
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ticketry.report.aggregate import Group, Results
-from ticketry.report.figures import METRIC_BY_COST, METRIC_BY_DENSITY, STEPS_TO_TICKET, Drawing
+from ticketry.report.figures import METRIC_BY_COST, METRIC_BY_DENSITY, METRIC_BY_SPENT, STEPS_TO_TICKET, Drawing
 from ticketry.report.markup import Html, el, prose
 from ticketry.report.observation import best_tickets, observe
 from ticketry.report.record import Task
-from ticketry.report.rows import cost_rows, known_rows, summary_rows
-from ticketry.report.sections.cost import cost_caption
+from ticketry.report.rows import cost_rows, known_rows, spent_rows, summary_rows
+from ticketry.report.sections.cost import cost_caption, spent_caption
 from ticketry.report.sections.parts import Place, head_row, scrolling, swatch
 from ticketry.report.sections.results import bands
 from ticketry.report.subject import Subject, rewind_of
@@ -58,6 +58,9 @@ def comparison_section(
             "Large: the tickets of each run; small, on one scale: its controls. Grey line: the dense network. "
         )
         figures.append(place.figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, caption, summary_rows(runs)))
+    if METRIC_BY_SPENT in drawings:
+        caption = spent_caption(runs)
+        figures.append(place.figure(drawings[METRIC_BY_SPENT], METRIC_BY_SPENT, caption, spent_rows(runs)))
     if METRIC_BY_COST in drawings:
         figures.append(place.figure(drawings[METRIC_BY_COST], METRIC_BY_COST, cost_caption(True), cost_rows(runs)))
     if STEPS_TO_TICKET in drawings:

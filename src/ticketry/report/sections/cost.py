@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ticketry.report.aggregate import Results
-from ticketry.report.figures import METRIC_BY_COST, Drawing
+from ticketry.report.figures import METRIC_BY_COST, METRIC_BY_SPENT, Drawing
 from ticketry.report.markup import Html, el, prose
-from ticketry.report.rows import cost_rows
+from ticketry.report.rows import cost_rows, spent_rows
+from ticketry.report.sections.ledger import ledger_table
 from ticketry.report.sections.parts import Place, fact
-from ticketry.report.wording import duration, times
+from ticketry.report.spent import ENERGY, power
+from ticketry.report.wording import amount, duration, times
 
 
 def cost_section(results: Results, drawings: dict[str, Drawing], place: Place) -> Html | None:
     """The search against one dense training, controls apart; None where the record tells no cost."""
-    picture = None
+    pictures = []
+    if METRIC_BY_SPENT in drawings:
+        caption = spent_caption([results])
+        pictures.append(place.figure(drawings[METRIC_BY_SPENT], METRIC_BY_SPENT, caption, spent_rows([results])))
     if METRIC_BY_COST in drawings:
-        picture = place.figure(
-            drawings[METRIC_BY_COST], METRIC_BY_COST, cost_caption(several=False), cost_rows([results])
-        )
-    facts = cost_facts(results)
-    if not facts and picture is None:
+        caption = cost_caption(several=False)
+        pictures.append(place.figure(drawings[METRIC_BY_COST], METRIC_BY_COST, caption, cost_rows([results])))
+    facts, table = cost_facts(results), ledger_table(results, place)
+    if not facts and not pictures:
         return None
     text = (
         "A step is one batch, forward and backward; a segment is a stretch of training between two checkpoints. "
@@ -27,11 +33,15 @@ def cost_section(results: Results, drawings: dict[str, Drawing], place: Place) -
     )
     if not _is_count(results.run.cost.get("energy_kwh")):
         text += " Energy: not measured on this machine."
+    if table is None:
+        text += " FLOPs, seconds and memory of each phase: not measured in this run."
     return el(
         "section",
         el("h2", "Cost"),
         el("dl", *facts, class_="facts") if facts else None,
-        picture,
+        *pictures[:1],
+        table,
+        *pictures[1:],
         el("p", prose(text), class_="note"),
         id=place.id("cost"),
     )
@@ -46,6 +56,19 @@ def cost_caption(several: bool) -> Html:
     )
 
 
+def spent_caption(runs: Sequence[Results]) -> Html:
+    """Of the figure of whole trainings."""
+    marks = "of each run; the smaller the mark, the fewer weights" if len(runs) > 1 else "of each density"
+    measured = any(power(results.run) is not None for results in runs)
+    energy = "energy (the run's, shared out by seconds)" if measured else "energy, which was not measured"
+    return prose(
+        f"Test metric of the tickets {marks}, against the cost of their whole training: FLOPs, seconds and the highest "
+        "memory of its dense phase, search and sparse phase, as multiples of the dense network's in the same run, and "
+        f"{energy}. Means over replicates; thin bars: from the least to the largest; square and grey lines: the dense "
+        "network. FLOPs are as many as the weights that remain need; seconds are those of the machine at the time. "
+    )
+
+
 def cost_facts(results: Results) -> list[Html]:
     """Search, controls, store, time and energy, as far as the record tells."""
     cost = {name: item for name, item in results.run.cost.items() if _is_count(item)}
@@ -56,7 +79,10 @@ def cost_facts(results: Results) -> list[Html]:
 
 
 def _energy(cost: dict[str, float], by: object) -> Html:
-    return fact("Energy", f"{cost['energy_kwh']:.3g} kWh", by if isinstance(by, str) else "")
+    kwh = cost["energy_kwh"]
+    return fact(
+        "Energy", f"{kwh:.3g} kWh" if kwh >= 0.001 else amount(1000 * kwh, ENERGY), by if isinstance(by, str) else ""
+    )
 
 
 def _search(cost: dict[str, float]) -> Html | None:
