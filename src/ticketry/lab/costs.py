@@ -98,8 +98,8 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
     """FLOPs of scoring a task's network once, as they are computed.
 
-    Gates on channels cost what the score of weights does that their effects are sums of. Counted on few examples: those of the first batch and of the others apart, for some scores (SynFlow) look at the
-    first alone.
+    Counted on few examples: those of the first batch and of the others apart, for some scores (SynFlow) look at the
+    first alone. Gates on channels cost what the score of weights does that their effects are sums of.
 
     Args:
         first: examples in the first batch.
