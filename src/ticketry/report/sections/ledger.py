@@ -55,5 +55,8 @@ def _cells(phase: MeanPhase, energy: bool) -> list[Html]:
     texts = [f"{phase.steps:,.0f}"]
     for measure in (FLOPS, SECONDS, MEMORY, *([ENERGY] if energy else [])):
         found = phase.amounts[measure]
-        texts.append((NONE if phase.empty else NOT_MEASURED) if found is None else amount(found, measure))
+        if not found and (found is None or measure == MEMORY):  # no step takes no memory
+            texts.append(NONE if phase.empty else NOT_MEASURED)
+        else:
+            texts.append(amount(found, measure))
     return [el("td", text) for text in texts]
