@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import ticketry as tk
 from ticketry.core.structure.roles import roles
 from ticketry.core.structure.saliency import channel_scores
-from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
+from ticketry.errors import LayerCollapseError, MaskError, ScoreError, StructureError, UsageError
 from ticketry.tasks.models import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -286,3 +286,102 @@ def test_scores_that_are_not_numbers() -> None:
         model.layers[0].weight[2, 1] = float("nan")
     with pytest.raises(MaskError, match=r"the channels of layers\.0 are not all numbers"):
         tk.structure.channels(model, x, 0.5)
+
+
+# -- from one mask to the next -----------------------------------------------------------------------------------------
+
+
+def test_within_a_mask_channels_that_went_stay_gone() -> None:
+    """The scores of what is left of a network in which they are 0, whatever its weights say."""
+    model, x = chain()
+    first = tk.structure.channels(model, x, 0.7)
+    masked = first.apply_(copy.deepcopy(model))
+    with torch.no_grad():  # were they asked, these would stay
+        for name, kept in first.items():
+            model.get_parameter(name)[~kept] = 100.0
+    second = tk.structure.channels(model, x, 0.4, within=first)
+    assert second <= first
+    assert second == tk.structure.channels(masked, x, 0.4)
+    assert all(bool((model.get_parameter(name)[~kept] == 100).all()) for name, kept in first.items())
+    assert tk.structure.channels(model, x, 0.9, within=first) == first
+    even = tk.structure.channels(model, x, 0.7, distribution="uniform")
+    sparser = tk.structure.channels(model, x, 0.3, distribution="uniform", within=even)
+    shares = [float(sparser[f"{name}.bias"].float().mean()) for name in "abc"]
+    assert sparser <= even
+    assert max(shares) - min(shares) < 0.25  # as near as 4, 6 and 5 channels permit
+
+
+def test_masks_to_go_on_from_are_of_whole_channels_in_scope() -> None:
+    model, x = chain()
+    spared = tk.structure.channels(model, x, 0.8, scope=tk.scope(model, spare=("a",)))
+    single = tk.structure.channels(model, x, 0.8)
+    single = tk.Mask({**single, "a.weight": torch.rand(4, 1, 3, 3) < 0.5})
+    for wrong in (spared, single):
+        with pytest.raises(MaskError, match="not of whole channels of this model in this scope"):
+            tk.structure.channels(model, x, 0.5, within=wrong)
+
+
+def test_controls_of_scores_are_by_group() -> None:
+    model, x = chain()
+    plain, turned = scores(model, x, "l2"), scores(model, x, "inverted:l2")
+    mixed, other = (scores(model, x, "shuffled:l2", seed=seed) for seed in (0, 1))
+    for name, values in plain.items():
+        assert torch.equal(turned[name], -values)
+        assert torch.equal(mixed[name].sort().values, values.sort().values)
+    assert any(not torch.equal(mixed[name], plain[name]) for name in plain)
+    assert any(not torch.equal(mixed[name], other[name]) for name in plain)
+
+
+# -- scores that say nothing -------------------------------------------------------------------------------------------
+
+BY_GRADIENTS = ("taylor", "snap", "crop_gates")
+
+
+@pytest.mark.parametrize("score", BY_GRADIENTS)
+def test_gradients_are_taken_without_dropout_and_modes_are_as_before(score: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 3)).double()
+    data = [(torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 3)]
+    first, again = (scores(model, data[0][0], score, batches=data, loss=loss) for _ in range(2))
+    assert torch.equal(first["0"], again["0"])
+    model[1].eval()
+    assert torch.equal(first["0"], scores(model, data[0][0], score, batches=data, loss=loss)["0"])
+    assert [module.training for module in model] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("score", BY_GRADIENTS)
+def test_gradients_that_are_all_0(score: str) -> None:
+    model, x = chain()
+    with torch.no_grad():
+        model.a.bias.fill_(-1000)
+        model.n.bias.fill_(-1000)  # no unit behind it is ever on
+        model.b.bias.fill_(-1000)
+        model.d.weight.zero_()
+    with pytest.raises(ScoreError, match=f"score '{score}' is 0 for every weight"):
+        tk.structure.channels(model, x, 0.5, score=score, batches=batches(), loss=lambda m, b: m(b[0]).sum() * 0)
+    with pytest.raises(ScoreError, match="does not depend on any parameter"):
+        tk.structure.channels(model, x, 0.5, score=score, batches=batches(), loss=lambda m, b: b[0].sum())
+
+
+class Once(torch.autograd.Function):
+    """The identity, to be differentiated once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
+def test_gates_of_gradient_flow_need_second_derivatives() -> None:
+    model, x = chain()
+
+    def once(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(Once.apply(model(batch[0])), batch[1])
+
+    tk.structure.channels(model, x, 0.5, score="snap", batches=batches(), loss=once)
+    with pytest.raises(ScoreError, match=r"score 'crop_gates' needs second derivatives: Once has no .* snap, taylor"):
+        tk.structure.channels(model, x, 0.5, score="crop_gates", batches=batches(), loss=once)
