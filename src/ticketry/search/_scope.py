@@ -66,13 +66,13 @@ def check_score(settings: Pruning) -> None:
     Raises:
         UsageError: if the settings' score is not known, or ranks channels where single weights are chosen.
     """
-    from ticketry.core.score import get
+    from ticketry.core.score import get, names
     from ticketry.core.structure.saliency import CHANNEL_SCORES, check_channel_score
 
     plain = settings.score.rpartition(":")[2]
     if is_structured(settings):
         check_channel_score(_of_channels(settings.score))
-    elif plain in CHANNEL_SCORES and plain != "taylor":
+    elif plain in CHANNEL_SCORES and plain not in names():
         raise UsageError(f"score {settings.score!r} ranks whole channels: add --structured (structured=True)")
     else:
         get(settings.score)
