@@ -196,7 +196,7 @@ def test_a_mask_of_single_weights_is_refused(lab, pictures):
         lab.train(lab.segment(pictures, start=3, mask=single, shrunk=True))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_in_a_lab_that_stacks_it_is_trained_alone(tmp_path, workers):
     """Beside networks in stacks, for which it waits as they for it."""
     task = tk.task("digits")

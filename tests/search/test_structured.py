@@ -27,6 +27,10 @@ ADAM = SGD.changed(optimizer="adam", lr=2e-3, clip=1.0)
 FILTERS = {"score": "l1", "distribution": "uniform", "structured": True}
 
 
+def slow(method: str, settings: dict[str, Any]) -> Any:
+    return pytest.param(method, settings, marks=pytest.mark.slow)
+
+
 def convolutional() -> tk.Task:
     """Digits with a small residual network that has norms."""
     return tk.task("digits", model="resnet-20@0.25")
@@ -49,19 +53,20 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("early", {"density": (0.5, 0.3), "iterations": 2, "batches": 1, "batch": 16, "every": "5it"}),
-        ("oneshot", {"density": (0.4,), "when": "7it", "score": "snip"}),
-        ("oneshot", {"density": (0.4,), "retrain": "continue", "rewind": "10%", **FILTERS}),
+        ("early", {"density": (0.4,), "iterations": 2, "batches": 1, "batch": 16, "every": "10it"}),
+        slow("early", {"density": (0.5, 0.3), "when": "0", "score": "crop", "batches": 1}),
+        slow("oneshot", {"density": (0.4,), "when": "7it", "score": "snip"}),
+        slow("oneshot", {"density": (0.4,), "retrain": "continue", "rewind": "10%", **FILTERS}),
         ("gradual", {"density": (0.4,), "score": "l1", "begin": "10it", "end": "40it", "frequency": "15it"}),
-        ("iterative", {"densities": (0.7, 0.4), "score": "l2"}),
+        slow("iterative", {"densities": (0.7, 0.4), "score": "l2"}),
     ],
-    ids=["earlycrop-s", "snap", "filters", "gradual", "iterative"],
+    ids=["earlycrop-s", "crop-s", "snap", "filters", "gradual", "iterative"],
 )
 def test_contract(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
     search = getattr(tk.search, method)
     chosen = search.Settings(**{"structured": True, **settings})
     found = check_search(method, tmp_path, settings=chosen)
-    with tk.Lab(tmp_path / "first") as lab:
+    with tk.Lab(tmp_path / "first") as lab:  # where the found ones are stored
         for item, mask in zip(found[1:], masks_of(lab, found), strict=True):
             assert item.result.segment.shrunk
             assert any(name.endswith("bias") and not kept.all() for name, kept in mask.items())
