@@ -39,7 +39,7 @@ OnPoint = Callable[[dict[str, Any]], None]
 OnFound = Callable[[int, Found], None]
 
 
-LATER = {"keep_at_least": 0, "structured": False, "when": "end"}
+LATER = {"keep_at_least": 0, "structured": False, "multiple": 1, "when": "end"}
 """Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
 another one for runs that are stored."""
 

@@ -223,7 +223,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     common = "task model option replicates seed initialisation-seed order-seed mask-seed controls preset config"
     engine = "store data workers device precision threads stack checkpoint-seconds json verify"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
-    rest = "spare-first-conv half-rate keep-at-least structured help"
+    rest = "spare-first-conv half-rate keep-at-least structured multiple help"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
     expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}

@@ -66,11 +66,18 @@ class DensitySettings(WeightSettings):
     """Remove whole coupled channels, and train on in a physically smaller network. The density is of all weights,
     biases and norm parameters that can go. snip, crop are then those of gates on channels (SNAP; structured CroP);
     l1, l2, slimming rank channels too; keep_at_least counts channels, at least 1."""
+    multiple: int = 1
+    """With structured: channels go in blocks, so that each group that loses any keeps a multiple of this. With 16 the
+    smaller network is nearly as much faster as its FLOPs are fewer, where it is trained in bf16."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.structured:
             check_structured(self.distribution, self.half_rate)
+        elif self.multiple != 1:
+            raise UsageError("multiple is of whole channels: add --structured (structured=True)")
+        if self.multiple < 1:
+            raise UsageError(f"multiple is 1 or more channels, not {self.multiple}")
 
 
 def check_structured(distribution: str, half_rate: tuple[str, ...]) -> None:

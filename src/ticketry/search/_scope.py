@@ -114,6 +114,8 @@ def pruned(
         more.setdefault("keep_at_least", settings.keep_at_least)
     if is_structured(settings):
         more |= {"structured": True, "score": _of_channels(settings.score)}
+        if (multiple := getattr(settings, "multiple", 1)) != 1:
+            more["multiple"] = multiple
     else:
         more |= {"score": settings.score, "half_rate": settings.half_rate}
     return lab.prune(

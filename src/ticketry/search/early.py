@@ -56,9 +56,9 @@ class Settings(_densities.DensitySettings):
     published code takes 0.1 off the density, so that it never finds a moment at 0.1 or less."""
     latest: str = "25%"
     """The step at which it is pruned if nothing was detected before."""
-    iterations: int = 7
-    """Cuts on the way to the density, at one step, each by the scores of what is left. Structured too: the published
-    code makes the same list of cuts there, and then puts a single one in its place, which is 1."""
+    iterations: int = 0
+    """Cuts on the way to the density, at one step, each by the scores of what is left; 0 stands for 7, and for 1 with
+    structured, as in the published code."""
     schedule: str = "halving"
     """Densities of these cuts: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
     regrow: bool = False
@@ -76,8 +76,8 @@ class Settings(_densities.DensitySettings):
             raise UsageError(f"detector {self.detector!r} is not known: {', '.join(DETECTORS)}")
         if self.threshold < 0:
             raise UsageError(f"threshold is a share of the first change, at least 0, not {self.threshold:g}")
-        if self.iterations < 1 or self.batches < 1 or self.batch < 1:
-            raise UsageError("iterations, batches and batch are at least 1")
+        if self.iterations < 0 or self.batches < 1 or self.batch < 1:
+            raise UsageError("iterations is at least 0, batches and batch are at least 1")
         if self.structured and self.regrow:
             raise UsageError("channels that were removed do not return: leave regrow away with structured")
 
@@ -97,7 +97,8 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
         looks = _Looks(lab, whole, scope, settings)
         moments = {density: looks.moment(density) for density in settings.targets}
     steps = {density: moments[density].step if moments else whole.at(settings.when) for density in settings.targets}
-    cuts: dict[str, Any] = {"iterations": settings.iterations, "schedule": settings.schedule}
+    iterations = settings.iterations or (1 if settings.structured else 7)
+    cuts: dict[str, Any] = {"iterations": iterations, "schedule": settings.schedule}
     if not settings.structured:
         cuts["regrow"] = settings.regrow
     sample = Sample(settings.batches, settings.batch, seeds.mask)

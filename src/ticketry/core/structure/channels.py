@@ -17,7 +17,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score
 from ticketry.core.score._measure import pruned_to, seeded
 from ticketry.core.structure.group import ChannelGroup, Structure
-from ticketry.core.structure.ranking import ORDERS, Count, Step, remove
+from ticketry.core.structure.ranking import ORDERS, Count, Step, in_blocks, remove
 from ticketry.core.structure.roles import Roles, roles
 from ticketry.core.structure.saliency import channel_scores, check_channel_score
 from ticketry.core.structure.select import (
@@ -67,6 +67,7 @@ def channels(
     scope: Scope | None = None,
     within: Mask | None = None,
     keep_at_least: int = 1,
+    multiple: int = 1,
     iterations: int = 1,
     schedule: str = "exponential",
     batches: Iterable[object] | None = None,
@@ -98,6 +99,8 @@ def channels(
         within: such a mask to go on from: what it removes stays removed (and counts), scores are of the network that it
             leaves. Where it already has the density, or less, nothing more goes.
         keep_at_least: channels that each group keeps whatever the scores.
+        multiple: channels go in blocks, so that each group that loses any keeps a multiple of this number. Processors
+            compute in blocks too: with 16 a step in bf16 is nearly as much faster as its FLOPs are fewer.
         iterations: cuts on the way, each by the scores of the network that the one before leaves, on the same batches.
         schedule: densities on the way, exponential or halving: see `iterate.densities`.
         batches, loss, seed: what the score needs, if it needs any. Gradients are taken as in `ticketry.score`: in
@@ -122,6 +125,7 @@ def channels(
         scope=scope,
         within=within,
         keep_at_least=keep_at_least,
+        multiple=multiple,
         iterations=iterations,
         schedule=schedule,
         batches=batches,
@@ -139,6 +143,7 @@ def choose_channels(
     scope: Scope | None = None,
     within: Mask | None = None,
     keep_at_least: int = 1,
+    multiple: int = 1,
     iterations: int = 1,
     schedule: str = "exponential",
     score: str | Score = "l1",
@@ -151,6 +156,8 @@ def choose_channels(
         raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {distribution!r}")
     if keep_at_least < 1:
         raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
+    if multiple < 1:
+        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
     check_channel_score(score)
     choice = _Choice(model, structure(), scope_of(model) if scope is None else scope)
     if within is not None:
@@ -162,7 +169,7 @@ def choose_channels(
     mask = within
     for target in densities(density, iterations, schedule, initial=initial):
         scores = choice.scores(mask, score=score, batches=batches, seed=seed, **measured)
-        mask = choice.cut(scores, mask, target, ORDERS[distribution], keep_at_least)
+        mask = choice.cut(scores, mask, target, ORDERS[distribution], keep_at_least, multiple)
     assert mask is not None
     return mask
 
@@ -188,14 +195,22 @@ class _Choice:
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
         return found
 
-    def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: Order, keep_at_least: int) -> Mask:
+    def cut(
+        self,
+        scores: list[Tensor],
+        within: Mask | None,
+        density: float,
+        order: Order,
+        keep_at_least: int,
+        multiple: int,
+    ) -> Mask:
         """What is left of `within` at a density."""
         count = Count(self.groups, {name: self.shapes[name] for name in self.held})
         if within is not None:
             for g, channel in self.gone(within):
                 count.remove(g, channel)
-        removed = remove(count, order(count, scores, keep_at_least), density, keep_at_least)
-        return self.mask(removed)
+        blocks = in_blocks(count, order(count, scores, keep_at_least), multiple)
+        return self.mask(remove(count, blocks, density, keep_at_least))
 
     def gone(self, mask: Mask) -> list[Step]:
         """The channels that a mask removes."""

@@ -81,20 +81,41 @@ def uniform_order(count: Count, scores: Sequence[Tensor], keep_at_least: int) ->
 ORDERS = {"global": global_order, "uniform": uniform_order}
 
 
-def remove(count: Count, steps: Sequence[Step], density: float, keep_at_least: int) -> list[Flags]:
+def in_blocks(count: Count, steps: Sequence[Step], multiple: int) -> list[list[Step]]:
+    """An order of channels as one of blocks, after each of which its group has a multiple of channels left.
+
+    A block has a group's next channels of the order, and the place that is the mean of theirs; a group whose number is
+    no multiple begins with a smaller block. Channels that no block can have stay.
+    """
+    waiting: dict[int, list[tuple[int, int]]] = {}
+    left = [count.left(g) for g in range(len(count.groups))]
+    blocks: list[tuple[float, list[Step]]] = []
+    for place, (g, channel) in enumerate(steps):
+        block = waiting.setdefault(g, [])
+        block.append((place, channel))
+        if left[g] - len(block) and (left[g] - len(block)) % multiple == 0:
+            blocks.append((sum(at for at, _ in block) / len(block), [(g, c) for _, c in block]))
+            left[g] -= len(block)
+            del waiting[g]
+    return [block for _, block in sorted(blocks)]
+
+
+def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, keep_at_least: int) -> list[Flags]:
     """Follow the order to the point whose density is nearest to the one wanted; for each group the channels gone.
 
     Raises:
         LayerCollapseError: if it ends before.
     """
     target = density * count.total
-    for g, channel in steps:
+    for block in blocks:
         before = count.kept
         if before <= target:
             return count.removed
-        count.remove(g, channel)
-        if target - count.kept > before - target:  # it was nearer without this channel
-            count.put_back(g, channel)
+        for step in block:
+            count.remove(*step)
+        if target - count.kept > before - target:  # it was nearer without these channels
+            for step in block:
+                count.put_back(*step)
             return count.removed
     if count.kept > target:
         raise LayerCollapseError(

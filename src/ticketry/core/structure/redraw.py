@@ -48,7 +48,8 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
         for position, group in zip(positions, groups, strict=True)
     ]
     count = Count(groups, mask.shapes)
-    removed = remove(count, global_order(count, scores, 1), mask.density, 1)
+    steps = [[step] for step in global_order(count, scores, 1)]
+    removed = remove(count, steps, mask.density, 1)
     return _mask(model, structure, mask, dict(zip(positions, removed, strict=True)))
 
 
