@@ -88,11 +88,12 @@ def channels(
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
-            Rachwan et al. 2022), or any score of weights, by name or as a function, of which each channel gets the sum.
-            ``inverted:`` or ``shuffled:`` before a name turn the scores of channels around, or put those of a group in
-            random places of it: controls.
+            Rachwan et al. 2022), ``activation`` (mean |value| that the layers behind read), ``apoz`` (share of those
+            values that are not 0; Hu et al. 2016), or any score of weights, by name or as a function, of which each
+            channel gets the sum. ``inverted:`` or ``shuffled:`` before a name turn the scores of channels around, or
+            put those of a group in random places of it: controls.
         reduce: ``mean`` over a channel's weights, or their ``sum``. What is removed is worth the sum but frees as many
-            weights as it has: the mean is the worth of each. Gates have no use for it.
+            weights as it has: the mean is the worth of each. Gates and activations have no use for it.
         distribution: ``global``: one ranking of all channels; ``uniform``: each group keeps the same share of its own.
         scope: the weights to choose among, by default `ticketry.scope(model)`. Channels that a layer out of scope
             makes all stay.

@@ -12,11 +12,12 @@ from ticketry.core.score import CONTROLS, Loss, Score, get, names
 from ticketry.core.score._gradients import average, checked, given, hessian_gradient
 from ticketry.core.score._measure import measuring
 from ticketry.core.seeds import generator
+from ticketry.core.structure.activation import ACTIVATION_SCORES, activation_scores
 from ticketry.core.structure.group import ChannelGroup, Member
 from ticketry.core.structure.roles import Roles
 from ticketry.errors import UsageError
 
-CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates")
+CHANNEL_SCORES = ("l1", "l2", "slimming", "taylor", "snap", "crop_gates", *ACTIVATION_SCORES)
 """Scores of channels; any score of weights (`ticketry.score`) will do as well."""
 
 REDUCTIONS = ("mean", "sum")
@@ -73,6 +74,8 @@ def _plain_scores(
 ) -> list[Tensor]:
     if score == "slimming":
         return [_slimming(model, group, roles, reduce) for group in groups]
+    if isinstance(score, str) and score in ACTIVATION_SCORES:
+        return activation_scores(model, groups, scope, roles, score=score, batches=batches, loss=loss, seed=seed)
     if score in ("snap", "crop_gates"):
         assert isinstance(score, str)
         effects = _effects(model, scope, score, batches, loss, seed, second=score == "crop_gates")
