@@ -13,6 +13,7 @@ from ticketry.errors import TaskError, UsageError
 from ticketry.lab import segment as segment_module
 from ticketry.lab.gating import Gating
 from ticketry.lab.lab import Lab
+from ticketry.lab.penalty import Penalty
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.base import Task
@@ -57,6 +58,7 @@ CHANGED = {
     "arithmetic": Arithmetic(precision="bf16"),
     "gates": Gating(scope=("0.weight",)),
     "shrunk": True,
+    "penalty": Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",)),
 }
 CHANGED_GATES = {
     "scope": ("0.weight", "1.weight"),

@@ -31,6 +31,7 @@ from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.making import Making, Makings, Seen
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.partners import Partners
+from ticketry.lab.penalty import Penalty
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
 from ticketry.lab.sample import Sample, loss_of
@@ -140,10 +141,11 @@ class Lab:
         recipe: Recipe | None = None,
         gates: Gating | None = None,
         shrunk: bool = False,
+        penalty: Penalty | None = None,
     ) -> Segment:
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
 
-        Shrunk ones are trained alone, also in a lab that stacks.
+        Shrunk ones, and those with a penalty, are trained alone, also in a lab that stacks.
         """
         recipe = recipe or task.recipe
         per_epoch = self.per_epoch(task, recipe)
@@ -158,9 +160,10 @@ class Lab:
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.arithmetic(task, alone=shrunk),
+            arithmetic=self.arithmetic(task, alone=shrunk or penalty is not None),
             gates=gates,
             shrunk=shrunk,
+            penalty=penalty,
         )
 
     def arithmetic(self, task: Task, *, alone: bool = False) -> Arithmetic:

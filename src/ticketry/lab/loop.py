@@ -59,6 +59,7 @@ class Loop:
         self._optimizer = make_optimizer(segment.recipe, self.model)
         load_optimizer(self._optimizer, self.model, state.optimizer)
         self._parameters = list(self.model.parameters())
+        self._penalised = segment.penalty.on(self.model) if segment.penalty else []
         # The loop masks gradients itself, in one call for all, which costs less than a hook a parameter.
         self._hold = Hold(self.model, mask, hooks=False) if mask is not None else None
         if self._hold:
@@ -205,6 +206,8 @@ class Loop:
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         recipe, step = self.segment.recipe, self.step
         loss = self._differentiated(inputs, targets)
+        if penalty := self.segment.penalty:
+            penalty.add_gradients(self._penalised)
         if self._hold:
             self._hold.mask_gradients()
         if recipe.clip:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.gating import Gating, gating_from
+from ticketry.lab.penalty import Penalty, penalty_from
 from ticketry.lab.precision import Arithmetic
 from ticketry.step import Step
 from ticketry.tasks.base import Task
@@ -68,6 +69,8 @@ class Segment:
     shrunk: bool = False
     """Whether the network is trained without the channels that its mask removes, see `lab.shrunk`; stored states have
     their full shapes all the same. Equal to training it with the mask within float error."""
+    penalty: Penalty | None = None
+    """What is added to the task's loss, or None. Losses and metrics are the task's all the same."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
@@ -78,6 +81,11 @@ class Segment:
             raise UsageError(
                 "networks with gates are trained one by one: their temperatures and draws are not stacked. Leave"
                 " --stack away (stack=0)"
+            )
+        if self.penalty is not None and (self.gates is not None or self.arithmetic.stacked):
+            raise UsageError(
+                "a penalty is on the weights of one network without gates: networks with a penalty are not stacked"
+                " (leave --stack away, stack=0), and gates have a penalty of their own"
             )
 
         if self.shrunk:
@@ -133,7 +141,7 @@ class Segment:
         for name in ("recipe", "start"):
             values[name] = asdict(values[name])
         values["arithmetic"] = self.arithmetic.describe()
-        # Left out where there are none: keys are older than gates.
+        # Left out where there are none: keys are older than gates and penalties.
         if self.start.gates is None:
             del values["start"]["gates"]
         if self.gates is None:
@@ -142,6 +150,10 @@ class Segment:
             values["gates"] = self.gates.describe()
         if not self.shrunk:
             del values["shrunk"]
+        if self.penalty is None:
+            del values["penalty"]
+        else:
+            values["penalty"] = self.penalty.describe()
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described
 
@@ -160,6 +172,8 @@ class Segment:
         values["arithmetic"] = Arithmetic(**values["arithmetic"])
         if "gates" in values:
             values["gates"] = gating_from(values["gates"])
+        if "penalty" in values:
+            values["penalty"] = penalty_from(values["penalty"])
         return cls(task=task, **values)
 
 
