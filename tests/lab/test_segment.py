@@ -16,6 +16,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.penalty import Penalty
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.segment import Segment, Start
+from ticketry.lab.ticking import Ticking
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
@@ -59,6 +60,7 @@ CHANGED = {
     "gates": Gating(scope=("0.weight",)),
     "shrunk": True,
     "penalty": Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",)),
+    "tick": Ticking(norms=(("1.weight", "1.bias"),)),
 }
 CHANGED_GATES = {
     "scope": ("0.weight", "1.weight"),

@@ -24,6 +24,7 @@ from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
 from ticketry.lab.shrunk import ShrunkLoop, remembered_plan
 from ticketry.lab.store import Store
+from ticketry.lab.tick import ShrunkTickLoop, TickLoop
 from ticketry.tasks.base import Splits
 from ticketry.version import __version__
 
@@ -118,9 +119,10 @@ class Job:
     def loop(self) -> Loop:
         """The training of this segment alone, from where it begins."""
         examples, state = self.splits.train, self.furthest_state()
-        if self.segment.shrunk:
-            return ShrunkLoop(examples, self.segment, state, self.mask, self._plan())
-        return (GatedLoop if self.segment.gates else Loop)(examples, self.segment, state, self.mask)
+        segment, ticks = self.segment, self.segment.tick is not None
+        if segment.shrunk:
+            return (ShrunkTickLoop if ticks else ShrunkLoop)(examples, segment, state, self.mask, self._plan())
+        return (GatedLoop if segment.gates else TickLoop if ticks else Loop)(examples, segment, state, self.mask)
 
     def _plan(self) -> ShrinkPlan:
         assert self.segment.mask is not None

@@ -38,6 +38,7 @@ from ticketry.lab.sample import Sample, loss_of
 from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
 from ticketry.lab.shrunk import example_inputs
 from ticketry.lab.store import Store
+from ticketry.lab.ticking import Ticking
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
@@ -142,10 +143,11 @@ class Lab:
         gates: Gating | None = None,
         shrunk: bool = False,
         penalty: Penalty | None = None,
+        tick: Ticking | None = None,
     ) -> Segment:
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
 
-        Shrunk ones, and those with a penalty, are trained alone, also in a lab that stacks.
+        Shrunk ones, and those with a penalty or a tick, are trained alone, also in a lab that stacks.
         """
         recipe = recipe or task.recipe
         per_epoch = self.per_epoch(task, recipe)
@@ -160,10 +162,11 @@ class Lab:
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.arithmetic(task, alone=shrunk or penalty is not None),
+            arithmetic=self.arithmetic(task, alone=shrunk or penalty is not None or tick is not None),
             gates=gates,
             shrunk=shrunk,
             penalty=penalty,
+            tick=tick,
         )
 
     def arithmetic(self, task: Task, *, alone: bool = False) -> Arithmetic:

@@ -56,8 +56,7 @@ class Loop:
         self._device = segment.arithmetic.device
         self.model = segment.arithmetic.place(self._built(state.model))
         self.model.train()
-        self._optimizer = make_optimizer(segment.recipe, self.model)
-        load_optimizer(self._optimizer, self.model, state.optimizer)
+        self._optimizer = self._made_optimizer(state.optimizer)
         self._parameters = list(self.model.parameters())
         self._penalised = segment.penalty.on(self.model) if segment.penalty else []
         # The loop masks gradients itself, in one call for all, which costs less than a hook a parameter.
@@ -219,10 +218,15 @@ class Loop:
         self._optimizer.step()
         self._losses[..., step - self.segment.first] = loss.detach()
 
-    # What differs where several networks are trained at once, see `lab.stacked`.
+    # What differs where several networks are trained at once, see `lab.stacked`, or gates alone, see `lab.tick`.
 
     def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
         return rebuilt(self.task, state)
+
+    def _made_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
+        optimizer = make_optimizer(self.segment.recipe, self.model)
+        load_optimizer(optimizer, self.model, tensors)
+        return optimizer
 
     def _ordered(self, examples: int) -> Callable[[int], Tensor]:
         return DataOrder(self.segment.order_seed, examples, self.segment.recipe.batch).batch

@@ -13,6 +13,7 @@ from ticketry.errors import TaskError, UsageError
 from ticketry.lab.gating import Gating, gating_from
 from ticketry.lab.penalty import Penalty, penalty_from
 from ticketry.lab.precision import Arithmetic
+from ticketry.lab.ticking import Ticking, ticking_from
 from ticketry.step import Step
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -71,6 +72,8 @@ class Segment:
     their full shapes all the same. Equal to training it with the mask within float error."""
     penalty: Penalty | None = None
     """What is added to the task's loss, or None. Losses and metrics are the task's all the same."""
+    tick: Ticking | None = None
+    """Gates on norms that are trained alone, and scored, or None: then all parameters are trained."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
@@ -81,6 +84,11 @@ class Segment:
             raise UsageError(
                 "networks with gates are trained one by one: their temperatures and draws are not stacked. Leave"
                 " --stack away (stack=0)"
+            )
+        if self.tick is not None and (self.penalty is not None or self.gates is not None or self.arithmetic.stacked):
+            raise UsageError(
+                "a tick trains the gates of one network and nothing else: without a penalty, without gates on weights,"
+                " and not in a stack (leave --stack away, stack=0)"
             )
         if self.penalty is not None and (self.gates is not None or self.arithmetic.stacked):
             raise UsageError(
@@ -154,6 +162,10 @@ class Segment:
             del values["penalty"]
         else:
             values["penalty"] = self.penalty.describe()
+        if self.tick is None:
+            del values["tick"]
+        else:
+            values["tick"] = self.tick.describe()
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described
 
@@ -174,6 +186,8 @@ class Segment:
             values["gates"] = gating_from(values["gates"])
         if "penalty" in values:
             values["penalty"] = penalty_from(values["penalty"])
+        if "tick" in values:
+            values["tick"] = ticking_from(values["tick"])
         return cls(task=task, **values)
 
 
