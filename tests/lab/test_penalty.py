@@ -14,9 +14,11 @@ from ticketry.core.seeds import generator, mix
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
 from ticketry.lab.execute import Watch, execute
 from ticketry.lab.gating import Gating
+from ticketry.lab.lab import Lab
 from ticketry.lab.penalty import Penalty
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.segment import Segment
+from ticketry.lab.ticking import Ticking
 from ticketry.tasks.recipe import Recipe
 
 WEIGHTS = ("0.weight", "4.weight", "5.weight")
@@ -122,3 +124,11 @@ def test_refusals(lab, points):
         Penalty(kind="l1_scales", strength=-1, names=("a",))
     with pytest.raises(UsageError, match="no parameter"):
         Penalty(kind="l1_scales", strength=1, names=())
+
+
+def test_trained_alone_in_a_lab_that_stacks(tmp_path, points):
+    lab = Lab(tmp_path / "stacking", workers=1, stack=4)
+    assert lab.segment(points, start=5).arithmetic.stacked
+    assert not lab.segment(points, start=5, penalty=some("hoyer_square")).arithmetic.stacked
+    tick = Ticking.of(points.build())
+    assert not lab.segment(points, start=5, tick=tick).arithmetic.stacked

@@ -128,3 +128,23 @@ def pruned(
         seed=seeds.mask,
         **more,
     )
+
+
+def check_norms(lab: Lab, task: Task, scope: Scope) -> None:
+    """Make sure that all channels that may go pass a norm with a scale.
+
+    Raises:
+        UsageError: naming the first layer whose channels pass none.
+        StructureError: if the network has no channels that can go.
+    """
+    from ticketry.core.structure.channels import candidates
+    from ticketry.core.structure.roles import roles
+
+    structure, parts = lab.structure(task), roles(lab.model(task))
+    for position in candidates(structure, scope, parts):
+        group = structure.groups[position]
+        if not any(member.name in parts.scales for member in group.parameters):
+            raise UsageError(
+                f"channels are chosen by the scales of their norms, and those of {group.name} pass no norm: leave it"
+                f" out (--spare {group.name}), or choose a network with norms behind every layer, such as resnet-20"
+            )

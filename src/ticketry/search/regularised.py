@@ -1,0 +1,137 @@
+"""Training with a penalty: weights, filters or norm scales are made small first, then cut, once.
+
+The network is trained with a penalty in its loss up to a step; then what the penalty has made small goes, down to the
+density, and the rest trains on to the end of the same schedule without the penalty, momentum included. The three
+penalties are those of network slimming (l1_scales: L1 on the scales of norms; Liu et al., "Learning Efficient
+Convolutional Networks through Network Slimming", 2017, arXiv 1708.06519) and of DeepHoyer (hoyer_square on weights,
+group_hoyer_square on filters and input channels; Yang, Wen & Li 2020, arXiv 1908.09979). Costs one training with the
+penalty up to the cut, which all densities share, and the rest of one for each density.
+
+hoyer_square removes single weights by magnitude. The others remove whole coupled channels, by the scale of their norms
+(l1_scales) or the L2 norm of their weights, and train on in a physically smaller network. Ours: all of it in one
+schedule, where the papers train twice or more (with the penalty, from a trained network or from scratch, then after
+the cut); a density where DeepHoyer has a threshold on weights (1e-4 or a share of their spread), as densities are what
+methods are compared at; group_hoyer_square is the authors', of the rows and columns of each weight, while channels are
+removed as they are coupled. The penalty is on weights in scope, or on all norms. The dense network is trained without
+a penalty, to compare with. Controls begin with the weights that the penalty has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ticketry.errors import UsageError
+from ticketry.lab.found import GRADUAL, Found, Seeds
+from ticketry.search import _densities
+from ticketry.search._scope import check_norms, check_score, prunable, pruned
+from ticketry.step import Step
+
+if TYPE_CHECKING:
+    from ticketry.core.scope import Scope
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.penalty import Penalty
+    from ticketry.tasks.base import Task
+    from ticketry.tasks.recipe import Recipe
+
+STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3}
+"""Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
+default of DeepHoyer's code."""
+SCORES = {"l1_scales": "slimming", "hoyer_square": "magnitude", "group_hoyer_square": "l2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(_densities.WeightSettings):
+    """Settings of training with a penalty."""
+
+    penalty: str = "hoyer_square"
+    """What is made small: l1_scales (of norms), hoyer_square (weights) or group_hoyer_square (filters, channels)."""
+    strength: float | None = None
+    """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
+    until: str = "50%"
+    """The step up to which the penalty holds, and at which it is cut."""
+    score: str = ""
+    """What is kept: the highest by this score; if left out that which the penalty acts on: slimming for l1_scales,
+    magnitude for hoyer_square, l2 for group_hoyer_square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty not in STRENGTHS:
+            raise UsageError(f"penalty {self.penalty!r} is not known: {', '.join(STRENGTHS)}")
+        if self.strength is not None and not 0 < self.strength <= 1e6:
+            raise UsageError(f"strength is the coefficient of the penalty, above 0, at most 1e6, not {self.strength}")
+        Step.parse(self.until)
+        if self.structured:
+            _densities.check_structured(self.distribution, self.half_rate)
+
+    @property
+    def structured(self) -> bool:
+        """Whether the penalty is on what whole channels have."""
+        return self.penalty != "hoyer_square"
+
+
+levels = _densities.levels
+
+
+def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+    """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    from ticketry.lab.retrain import retraining
+
+    settings = replace(settings, score=settings.score or SCORES[settings.penalty])
+    check_score(settings)  # a wrong word is told before anything is trained
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    step = whole.at(settings.until)
+    if not 0 < step < whole.total:
+        raise UsageError(
+            f"the penalty holds until {settings.until}, step {step} of {whole.total}: there must be steps with it, and"
+            " steps after it to train what is left"
+        )
+    scope = prunable(lab, task, settings)
+    penalty = _penalty(lab, task, scope, settings)
+    if settings.score.rpartition(":")[2] == "slimming":
+        check_norms(lab, task, scope)
+    dense = lab.train(whole, keep=(step,), label="dense")
+    yield Found(0, None, lab.at(dense, step), dense, GRADUAL, dense)
+    shrinking = lab.segment(
+        task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe, penalty=penalty, last=step
+    )
+    state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
+
+    def member(level: int, density: float) -> Found:
+        mask = pruned(lab, task, state, scope, None, density, settings, seeds)
+        segment = retraining(
+            lab,
+            task,
+            recipe,
+            retrain=GRADUAL,
+            mask=mask,
+            rewound=state,
+            trained=state,
+            order_seed=seeds.order,
+            shrunk=settings.structured,
+        )
+        result = lab.train(segment, label=f"density {density:g} from step {step}")
+        return Found(level, mask, state, dense, GRADUAL, result, searched=(state,), behind=step)
+
+    yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
+
+
+def _penalty(lab: Lab, task: Task, scope: Scope, settings: Settings) -> Penalty:
+    from ticketry.core.structure.roles import roles
+    from ticketry.lab.penalty import Penalty
+
+    model = lab.model(task)
+    if settings.penalty == "l1_scales":
+        scales = roles(model).scales
+        names = tuple(name for name, _ in model.named_parameters() if name in scales)
+        if not names:
+            raise UsageError(
+                f"penalty l1_scales is on the scales of norms, and {type(model).__name__} has none: choose a network"
+                " with batch norm, such as resnet-20 or vgg-16, or another penalty"
+            )
+    else:
+        names = tuple(name for name, shape in scope.shapes.items() if len(shape) > 1)
+    strength = STRENGTHS[settings.penalty] if settings.strength is None else settings.strength
+    return Penalty(kind=settings.penalty, strength=strength, names=names)

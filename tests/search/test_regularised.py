@@ -1,0 +1,199 @@
+"""Training with a penalty as a search: the contract, bare PyTorch, what it costs, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import ticketry as tk
+from ticketry.core.seeds import generator, mix
+from ticketry.errors import TicketryError, UsageError
+from ticketry.lab.found import budget, spent
+from ticketry.search.regularised import Settings, levels
+from ticketry.testing import check_search
+
+sys.path.insert(0, str(Path(__file__).parent))
+from norms_task import NormsTask
+
+METHOD = tk.search.regularised
+TOTAL, CUT, SEED, BATCH = 30, 14, 3, 64
+SGD = tk.Recipe(length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.05, momentum=0.9, schedule="cosine")
+
+
+def found_by(lab: tk.Lab, task: tk.Task, **settings: Any) -> list[tk.search.Found]:
+    chosen = Settings(**{"until": f"{CUT}it", "density": (0.4,), **settings})
+    return METHOD(lab, task, chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
+
+
+def test_contract_of_single_weights(tmp_path: Path) -> None:
+    settings = Settings(density=(0.2, 0.1))
+    short = tk.task("digits").recipe.changed(length="30it")
+    found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
+    assert len(found) - 1 == levels(settings) == 2
+
+
+def test_contract_of_channels(tmp_path: Path) -> None:
+    task = NormsTask()
+    settings = Settings(penalty="l1_scales", density=(0.5,))
+    found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
+    assert found[1].result.segment.shrunk
+
+
+def defined(kind: str, model: nn.Module) -> Tensor:
+    """The penalty as the papers write it, over the whole network."""
+    if kind == "l1_scales":
+        return model[1].weight.abs().sum() + model[4].weight.abs().sum()
+    total = torch.zeros(())
+    for w in (p for p in model.parameters() if p.dim() > 1):
+        rows, columns = w.flatten(1), w.transpose(0, 1).flatten(1)
+        sums = [w.abs().sum()] if kind == "hoyer_square" else [rows.norm(dim=1).sum(), columns.norm(dim=1).sum()]
+        total = total + sum(one**2 for one in sums) / (w**2).sum()
+    return total
+
+
+def by_hand(task: tk.Task, kind: str, strength: float) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """State at the cut, final state of a masked network of full size, and what is kept, in bare PyTorch."""
+    data = task.load().train
+    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
+    torch.manual_seed(mix(SEED, "initialisation"))
+    model = task.build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    at_cut: dict[str, Tensor] = {}
+    keep: dict[str, Tensor] = {}
+    for step in range(TOTAL):
+        if step == CUT:
+            at_cut = {name: value.clone() for name, value in model.state_dict().items()}
+            keep = cut_by_hand(kind, at_cut)
+            for name, parameter in model.named_parameters():
+                if name in keep:
+                    parameter.data *= keep[name]
+                    optimizer.state[parameter]["momentum_buffer"] *= keep[name]
+        order = torch.randperm(len(data), generator=generator(SEED, "order", step // per_epoch))
+        rows = order.split(BATCH)[step % per_epoch]
+        lr = 0.05 * (1 + torch.cos(torch.tensor(torch.pi * step / TOTAL, dtype=torch.float64))) / 2
+        optimizer.param_groups[0]["lr"] = float(lr)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images[rows]), data.targets[rows])
+        (loss + strength * defined(kind, model) if step < CUT else loss).backward()
+        for name, parameter in model.named_parameters():
+            parameter.grad *= keep.get(name, 1.0)
+        optimizer.step()
+    return at_cut, model.state_dict(), keep
+
+
+def cut_by_hand(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What stays, as 0 and 1, at a density of 0.4."""
+    if kind == "hoyer_square":
+        names = ("0.weight", "3.weight", "8.weight")
+        sizes = torch.cat([state[name].abs().flatten() for name in names])
+        least = sizes.sort(descending=True).values[round(0.4 * len(sizes)) - 1]
+        return {name: (state[name].abs() >= least).float() for name in names}
+    if kind == "l1_scales":
+        worth = [state["1.weight"].abs(), state["4.weight"].abs()]
+    else:  # mean square of all weights of a channel
+        a, b, c = state["0.weight"], state["3.weight"], state["8.weight"]
+        first = (a.square().sum((1, 2, 3)) + b.square().sum((0, 2, 3))) / (9 + 9 * 12)
+        second = (b.square().sum((1, 2, 3)) + c.square().sum(0)) / (9 * 8 + 10)
+        worth = [first, second]
+    alive = [torch.ones(8), torch.ones(12)]
+
+    def count() -> float:
+        one, two = alive[0].sum(), alive[1].sum()
+        return float(one * 9 + 2 * one + one * two * 9 + 3 * two + two * 10)
+
+    whole, ranked = count(), sorted((float(v), i, j) for i, group in enumerate(worth) for j, v in enumerate(group))
+    for _, group, channel in ranked:
+        before = count()
+        if alive[group].sum() == 1 or before <= 0.4 * whole:
+            continue
+        alive[group][channel] = 0
+        if 0.4 * whole - count() > before - 0.4 * whole:
+            alive[group][channel] = 1
+            break
+    one, two = alive
+    return {
+        "0.weight": one.view(-1, 1, 1, 1).expand(8, 1, 3, 3),
+        **{f"1.{name}": one for name in ("weight", "bias")},
+        "3.weight": two.view(-1, 1, 1, 1) * one.view(1, -1, 1, 1).expand(12, 8, 3, 3),
+        **dict.fromkeys(("3.bias", "4.weight", "4.bias"), two),
+        "8.weight": two.expand(10, 12),
+    }
+
+
+@pytest.mark.parametrize("kind", ["l1_scales", "hoyer_square", "group_hoyer_square"])
+def test_as_in_a_bare_loop(tmp_path: Path, kind: str) -> None:
+    """With the penalty, cut, and on without it: the masked network of full size comes to the same weights."""
+    task, strength = NormsTask(), 1e-2 if kind == "l1_scales" else 1e-3
+    with tk.Lab(tmp_path, precision="fp32") as lab:
+        dense, ticket = found_by(lab, task, penalty=kind, strength=strength)
+        at_cut, final, keep = by_hand(task, kind, strength)
+        state, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
+        assert all(torch.allclose(state[name], value, rtol=1e-3, atol=1e-5) for name, value in at_cut.items())
+        assert {name: value.tolist() for name, value in mask.items()} == {
+            name: keep[name].bool().tolist() for name in mask
+        }
+        assert mask.density == pytest.approx(0.4, abs=0.05)
+        mine = lab.state(ticket.result)
+        for name, parameter in task.build().named_parameters():
+            assert torch.allclose(mine[name], final[name], rtol=2e-2, atol=2e-3), name
+            assert mine[name].shape == parameter.shape
+        assert ticket.result.segment.shrunk == (kind != "hoyer_square")
+        assert ticket.result.segment.penalty is None
+        assert dense.result.segment.penalty is None
+        assert lab.ledger.steps_trained == TOTAL + TOTAL
+        assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+
+
+def test_all_densities_share_the_training_with_the_penalty(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        found = found_by(lab, tk.task("digits"), density=(0.3, 0.1))
+        assert found[1].searched == found[2].searched
+        assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
+
+
+def test_a_penalty_makes_small(tmp_path: Path) -> None:
+    """HoyerSquare: for the same share of weights, what it removes is a smaller part of the whole than without it."""
+    with tk.Lab(tmp_path) as lab:
+        dense, ticket = found_by(lab, tk.task("digits"), strength=1e-3, density=(0.3,))
+        parts = []
+        for result in (dense.rewound, ticket.rewound):
+            weights = torch.cat([w.flatten() for name, w in lab.state(result).items() if name.endswith("weight")])
+            sizes = weights.abs().sort().values
+            parts.append(float(sizes[: int(0.7 * len(sizes))].sum() / sizes.sum()))
+        assert parts[1] < 0.7 * parts[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"penalty": "l3"}, "l1_scales, hoyer_square"),
+        ({"strength": 0.0}, "above 0"),
+        ({"until": "0"}, "steps with it"),
+        ({"until": "100%"}, "steps after it"),
+        ({"until": "soon"}, "soon"),
+        ({"score": "slimming"}, "whole channels"),
+        ({"penalty": "l1_scales"}, "has none"),
+        ({"penalty": "l1_scales", "score": "l2"}, "has none"),
+        ({"penalty": "group_hoyer_square", "score": "slimming"}, "pass no norm"),
+        ({"penalty": "group_hoyer_square", "distribution": "erk"}, "global or uniform"),
+        ({"density": (0.3,), "sparsity": (0.7,)}, "only one"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    """digits' own network has no norms."""
+    with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match=said):
+        found_by(lab, tk.task("digits"), **settings)
+    assert lab.ledger.segments_trained == 0
+
+
+def test_the_settings_are_plain() -> None:
+    assert Settings().structured is False
+    assert Settings(penalty="l1_scales").structured
+    with pytest.raises(UsageError):
+        Settings(penalty="l1_scales", half_rate=("fc3",))
