@@ -137,7 +137,8 @@ def test_discovery() -> None:
     assert method("imp") is method("iterative") is tk.search.iterative
     with pytest.raises(
         UsageError,
-        match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, oneshot, regularised, stochastic, imp$",
+        match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, l0, oneshot,"
+        r" regularised, stochastic, imp$",
     ):
         method("magic")
 

@@ -1,0 +1,107 @@
+"""L0 regularisation as a search: the contract, the paper's equations in bare PyTorch, what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import ticketry as tk
+from ticketry.core.seeds import generator, mix
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.lab.found import budget, spent
+from ticketry.search.l0 import Settings, levels
+from ticketry.testing import check_search
+
+METHOD = tk.search.l0
+TOTAL, CUT, SEED, BATCH = 30, 12, 3, 64
+SGD = tk.Recipe(length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.1, momentum=0.9)
+WEIGHTS = ("fc1.weight", "fc2.weight", "fc3.weight")
+
+
+def found_by(lab: tk.Lab, **settings: Any) -> list[tk.search.Found]:
+    chosen = Settings(**{"until": f"{CUT}it", "density": (0.3,), **settings})
+    return METHOD(lab, tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
+
+
+def test_contract(tmp_path: Path) -> None:
+    settings = Settings(density=(0.3, 0.1))
+    short = tk.task("digits").recipe.changed(length="30it")
+    found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
+    assert len(found) - 1 == levels(settings) == 2
+
+
+def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
+    """Draws, stretch, clip and penalty written out (equations 10 to 13); the best log alpha stay, times their gates."""
+    task = tk.task("digits")
+    with tk.Lab(tmp_path) as lab:
+        _, ticket = found_by(lab, penalty=0.5)
+        rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
+    data = task.load().train
+    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
+    torch.manual_seed(mix(SEED, "initialisation"))
+    model = task.build()
+    weights = {name: model.get_parameter(name) for name in WEIGHTS}
+    alphas = {name: torch.zeros_like(w).requires_grad_() for name, w in weights.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    gates = torch.optim.Adam(alphas.values(), lr=0.1)
+    for step in range(CUT):
+        order = torch.randperm(len(data), generator=generator(SEED, "order", step // per_epoch))
+        rows = order.split(BATCH)[step % per_epoch]
+        seen, opened = {}, torch.zeros(())
+        for number, (name, alpha) in enumerate(alphas.items()):
+            u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
+            u = u.clamp(min=torch.finfo(u.dtype).eps)
+            s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
+            seen[name] = weights[name] * (s * 1.2 - 0.1).clamp(0, 1)
+            opened = opened + torch.sigmoid(alpha - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum()
+        outputs = torch.func.functional_call(model, seen, (images[rows],))
+        optimizer.zero_grad()
+        gates.zero_grad()
+        (cross_entropy(outputs, data.targets[rows]) + 0.5 / len(data) * opened).backward()
+        optimizer.step()
+        gates.step()
+    logits = torch.cat([alpha.detach().flatten() for alpha in alphas.values()])
+    least = logits.sort(descending=True).values[round(0.3 * len(logits)) - 1]
+    for name, alpha in alphas.items():
+        clear = (alpha.detach() - least).abs() > 1e-3  # sums of floats in another order
+        assert torch.equal(mask[name][clear], (alpha.detach() > least)[clear])
+        wanted = weights[name].detach() * (torch.sigmoid(alpha.detach()) * 1.2 - 0.1).clamp(0, 1)
+        assert torch.allclose(rewound[name], wanted, rtol=1e-2, atol=1e-4)
+
+
+def test_what_it_costs(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        dense, *tickets = found_by(lab, density=(0.3, 0.1))
+        assert dense.result.segment.gates is None
+        assert tickets[0].searched == tickets[1].searched
+        assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
+        for ticket in tickets:
+            assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+            assert ticket.result.segment.start.optimizer == ticket.searched[0].training
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"until": "0"}, "steps with them"),
+        ({"until": "100%"}, "steps after them"),
+        ({"penalty": -1.0}, "from 0 to 1e6"),
+        ({"init": 1e3}, "init"),
+        ({"collapse": "hope"}, "raise or keep"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
+        found_by(lab, **settings)
+    assert lab.ledger.segments_trained == 0
+
+
+def test_a_layer_without_gates_among_the_best(tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        with pytest.raises(LayerCollapseError, match="layer collapse"):
+            found_by(lab, density=(0.00001,))
+        assert found_by(lab, density=(0.0001,), collapse="keep")[1].mask
