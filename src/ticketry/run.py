@@ -19,7 +19,7 @@ from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import LONGER, check_controls
-from ticketry.lab.energy import EnergyMeter
+from ticketry.lab.energy import energies
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
 from ticketry.lab.found import DYNAMIC, Found, Seeds, budget
@@ -39,7 +39,7 @@ OnPoint = Callable[[dict[str, Any]], None]
 OnFound = Callable[[int, Found], None]
 
 
-LATER = {"keep_at_least": 0, "structured": False, "multiple": 1, "when": "end"}
+LATER = {"keep_at_least": 0, "structured": False, "multiple": 1, "when": "end", "budget": ""}
 """Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
 another one for runs that are stored."""
 
@@ -85,7 +85,13 @@ class Run:
 
 
 def execute(
-    lab: Lab, run: Run, *, command: str = "", on_point: OnPoint | None = None, on_found: OnFound | None = None
+    lab: Lab,
+    run: Run,
+    *,
+    command: str = "",
+    on_point: OnPoint | None = None,
+    on_found: OnFound | None = None,
+    energy: str = "meter",
 ) -> dict[str, Any]:
     """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
 
@@ -95,8 +101,12 @@ def execute(
         command: the command line that repeats it, for the record.
         on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
+        energy: ``meter``, or ``estimate`` where the machine has none, see `lab.energy`.
+
+    Raises:
+        MissingExtraError: for an estimate without codecarbon.
     """
-    began, ledger, meter = time.monotonic(), lab.ledger.copy(), EnergyMeter()
+    began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
     folder = lab.store.paths.run(run.name)
     collected = _Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)
@@ -124,8 +134,8 @@ def execute(
         if kept != earlier:
             write_json(folder / "run.json", kept)
         return kept  # nothing was done anew: what it cost, and when, is told by the record that is there
-    if energy := meter.used():
-        record["cost"].update(energy_kwh=energy.kwh, energy_by=energy.by)
+    if used := meter.used():
+        record["cost"].update(energy_kwh=used.kwh, energy_by=used.by)
     record.update(verdicts_of(record, lab.sizes(run.task)["test"]))
     write_json(folder / "run.json", record)
     write_atomically(folder / "run.toml", record["config"].encode())
@@ -185,6 +195,9 @@ class _Points:
                 self.rounds.add(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
                 self.gradients += found.gradients
+        else:
+            with self._lock:
+                self.searched[f"{replicate} {found.dense.segment.key}"] = found.dense
         if found.moment is not None:
             more["moment"] = asdict(found.moment)
         more["ticket"] = str(self._save(replicate, found, mask, phases))
@@ -232,7 +245,7 @@ class _Points:
         info = {
             "method": run.method.name,
             "settings": asdict(run.settings),
-            "recipe": asdict(run.recipe),
+            "recipe": asdict(segment.recipe),
             "task": {"name": run.task.name, "key": dict(run.task.key()), "spec": _spec(run.task)},
             "metric": asdict(metric),
             "value": found.result.metrics["test"][metric.name],
@@ -288,7 +301,7 @@ class _Controls:
             control_of = trained_control(
                 self._lab,
                 run.task,
-                run.recipe,
+                found.result.segment.recipe,
                 control,
                 found,
                 run.seeds.replicate(replicate),

@@ -41,7 +41,7 @@ def run_cost(
     steps = {role: sum(row["steps"] for row in rows if row["role"] == role) for role in ("dense", "ticket")}
     controls = sum(row["steps"] for row in rows) - steps["dense"] - steps["ticket"]
     # A method whose masks do not come from the dense network does not need it to search.
-    masks = sum(each.segment.steps for each in searched) + gradients or steps["dense"]
+    masks = sum(each.segment.steps for each in searched) + gradients
     # Of a trajectory that was also looked at on the way, the whole.
     by_step = sorted([*trained, *searched], key=lambda each: each.segment.last)
     whole = {each.segment.trajectory: each for each in by_step}.values()

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import barrier
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import Stability, children, stability
@@ -34,6 +35,8 @@ def execute_stability(
     Returns:
         The record, which is written into the store's folder `evidence`, and the records of the searches.
     """
+    if getattr(run.settings, "budget", ""):
+        raise UsageError("rewind points are compared in one schedule, that of the recipe: leave budget away")
     began, ledger = time.monotonic(), lab.ledger.copy()
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)

@@ -69,6 +69,13 @@ class Step:
             raise UsageError(f"{self} is a share of a length that is not given: write iterations (it) or epochs (ep)")
         return _round_half_up(self.value * total / 100)
 
+    def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
+        """The same point of a training that is `factor` times as long: a share stays, others in whole iterations."""
+        if self.unit == "%":
+            return self
+        value = self.value * (per_epoch if self.unit == "ep" else 1) * factor
+        return Step(Fraction(_round_half_up(value)), "it")
+
     def __str__(self) -> str:
         if self.value.denominator == 1:
             return f"{self.value.numerator}{self.unit}"

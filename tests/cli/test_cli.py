@@ -186,6 +186,22 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
         code, out, _ = call(capsys, "list", what)
         assert code == 0
         assert out.strip()
+        assert max(map(len, out.splitlines())) <= 80 or what not in ("methods", "scores")
+    rows = {row["name"]: row for row in json.loads(call(capsys, "list", "methods", "--json")[1])}
+    assert rows["early"]["paper"].startswith("Rachwan et al. 2022")
+    assert (rows["early"]["prunes"], rows["early"]["scores"]) == ("before or early in", "crop")
+    assert all("not said" not in row.values() for row in rows.values())
+    scores = {row["name"]: row for row in json.loads(call(capsys, "list", "scores", "--json")[1])}
+    assert {name: (row["data"], row["order"]) for name, row in scores.items()} == {
+        "magnitude": ("no", 0),
+        "random": ("no", 0),
+        "synflow": ("shapes", 1),
+        "snip": ("yes", 1),
+        "taylor": ("yes", 1),
+        "fisher": ("yes", 1),
+        "crop": ("yes", 2),
+        "grasp": ("yes", 2),
+    }
     assert call(capsys, "report", "nothing", "--store", str(store))[0] == 1
     assert call(capsys, "list", "dreams")[0] == 2
 
@@ -221,9 +237,9 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
     common = "task model option replicates seed initialisation-seed order-seed mask-seed controls preset config"
-    engine = "store data workers device precision threads stack checkpoint-seconds json verify"
+    engine = "store data workers device precision threads stack checkpoint-seconds json verify energy"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
-    rest = "spare-first-conv half-rate keep-at-least structured multiple help"
+    rest = "spare-first-conv half-rate keep-at-least structured multiple budget help"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
     expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ticketry.errors import MissingExtraError
-from ticketry.lab.energy import EnergyEstimate, EnergyMeter
+from ticketry.errors import MissingExtraError, UsageError
+from ticketry.lab import energy
+from ticketry.lab.energy import EnergyEstimate, EnergyMeter, energies
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,14 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     with pytest.raises(MissingExtraError, match=r"ticketry\[energy\]"):
         EnergyEstimate()
+
+
+def test_an_estimate_is_made_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = object()
+    monkeypatch.setattr(energy, "EnergyEstimate", lambda: made)
+    assert isinstance(energies("meter", tmp_path), EnergyMeter)
+    assert energies("estimate", tmp_path) is made
+    domain(tmp_path, "intel-rapl:0", 5)
+    assert isinstance(energies("estimate", tmp_path), EnergyMeter)  # a meter is better
+    with pytest.raises(UsageError, match="energy is meter or estimate, not 'guess'"):
+        energies("guess")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(rows))
     elif rows:
-        _print_table(rows)
+        _PRINTED.get(words[0], _print_table)(rows)
     else:
         print(f"no {words[0]} in {arguments.store} yet")
     return 0
@@ -44,6 +45,37 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_methods(rows: list[dict[str, Any]]) -> None:
+    table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "channels")]
+    for row in rows:
+        name = f"{row['name']} ({row['alias']})" if row["alias"] else row["name"]
+        channels = "too" if row["structured"] else "no"
+        table.append((name, row["prunes"], row["costs"], row["scores"] or "none", channels))
+    _print_with_more(table, [f"{row['description']}. {row['paper']}" for row in rows])
+    print(
+        "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
+        "       one more, where the search does not need it anyway\n"
+        "score: the default; --score takes any of `ticketry list scores`"
+    )
+
+
+def _print_scores(rows: list[dict[str, Any]]) -> None:
+    table: list[tuple[str, ...]] = [("score", "needs data", "derivatives", "of channels", "paper")]
+    for row in rows:
+        order = {0: "none", 1: "first", 2: "second"}.get(row["order"], "not said")
+        table.append((row["name"], row["data"], order, row["channels"], row["paper"]))
+    _print_with_more(table, [row["description"] for row in rows])
+
+
+def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
+    """A table with a header, and below each row a line or more, no wider than 80 columns."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    print(lines[0])
+    for line, text in zip(lines[1:], more, strict=True):
+        print(f"\n{line}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}")
 
 
 def _tasks(_: Path) -> list[dict[str, Any]]:
@@ -57,7 +89,17 @@ def _methods(_: Path) -> list[dict[str, Any]]:
 
     aliases = {name: alias for alias, name in ALIASES.items()}
     return [
-        {"name": name, "alias": aliases.get(name, ""), "description": found.title} for name, found in methods().items()
+        {
+            "name": name,
+            "alias": aliases.get(name, ""),
+            "description": found.title,
+            "prunes": found.about.prunes,
+            "costs": found.about.costs,
+            "scores": found.scores,
+            "structured": found.structured,
+            "paper": found.about.paper,
+        }
+        for name, found in methods().items()
     ]
 
 
@@ -70,7 +112,17 @@ def _models(_: Path) -> list[dict[str, Any]]:
 def _scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core import score
 
-    return [{"name": name, "description": (score.get(name).__doc__ or "").split("\n")[0]} for name in score.names()]
+    return [
+        {
+            "name": name,
+            "description": (score.get(name).__doc__ or "").split("\n")[0],
+            "data": score.about(name).data,
+            "order": score.about(name).order,
+            "channels": score.about(name).channels,
+            "paper": score.about(name).paper,
+        }
+        for name in score.names()
+    ]
 
 
 def _presets(_: Path) -> list[dict[str, Any]]:
@@ -126,6 +178,8 @@ _LISTS: dict[str, tuple[str, Callable[[Path], list[dict[str, Any]]]]] = {
     "runs": ("The finished runs of a store.", _runs),
     "tickets": ("The tickets of a store's runs.", _tickets),
 }
+
+_PRINTED = {"methods": _print_methods, "scores": _print_scores}
 
 
 def _help() -> str:

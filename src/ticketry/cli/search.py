@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -58,6 +58,9 @@ class _Common(LabOptions):
     """A run file (TOML) to take all of this from; words on the command line go before it."""
     verify: bool = False
     """Verify the sparsest ticket that looks like a winner, from fresh seeds (as `ticketry verify` does)."""
+    energy: Literal["meter", "estimate"] = "meter"
+    """Of the run: meter (what the machine counts, or nothing is told) or estimate (where it has no meter, codecarbon's
+    model of typical powers, which is called an estimate; extra energy)."""
 
     @property
     def seeds(self) -> Seeds:
@@ -104,7 +107,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
 
     run = run_of(chosen, arguments)
     with Live(run) as live, opened(arguments, run.task, live.on_event) as lab:
-        record = execute(lab, run, command=command, on_point=live.on_point)
+        record = execute(lab, run, command=command, on_point=live.on_point, energy=arguments.energy)
     proof, why = _verified(arguments, run, record, command) if arguments.verify else (None, "")
     folder = lab.store.paths.run(run.name)
     report = write_report(record, folder / "report.html", evidence=[proof] if proof else [])
@@ -189,7 +192,14 @@ def _changed(common: _Common) -> list[dataclasses.Field[Any]]:
 
 
 def _common_defaults(tables: Mapping[str, Any]) -> _Common:
-    known = {field.name for field in dataclasses.fields(_Common)} - {"config", "preset", "json", "option", "verify"}
+    known = {field.name for field in dataclasses.fields(_Common)} - {
+        "config",
+        "preset",
+        "json",
+        "option",
+        "verify",
+        "energy",
+    }
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
     others = {"method", "options", "seeds", "settings", "recipe"}
     unknown = sorted(set(values) - known - others)
@@ -236,8 +246,11 @@ def _value(words: Sequence[str], flag: str) -> str:
 
 def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str, Any]:
     """The JSON of a search; `cost` is what the run cost when it was made, `now` what this command did."""
+    from ticketry.report import relative_costs
+
     metric = record["task"]["metric"]["name"]
     dense = {point["replicate"]: point["test"][metric] for point in record["points"] if point["role"] == "dense"}
+    costs = {(one.pop("replicate"), one.pop("level")): one for one in relative_costs(record)}
     tickets = [
         {
             "path": point["ticket"],
@@ -252,6 +265,9 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
             "validation_value": point["validation"][metric],
             "steps": point["steps"],
             "retrain": record["settings"]["retrain"],
+            "budget": record["settings"].get("budget", ""),
+            "cost": point.get("cost"),
+            "relative_cost": costs.get((point["replicate"], point["level"])),
         }
         for point in record["points"]
         if point["role"] == "ticket"
@@ -264,7 +280,7 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
 def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
     from rich.console import Console
 
-    from ticketry.report import moment_lines, summary_lines, summary_table, verdict_line
+    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line
 
     console = Console()
     if console.is_terminal:
@@ -272,6 +288,8 @@ def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
         console.print(verdict_line(record), markup=False, highlight=False)
     else:  # rich would cut the table to 80 columns
         print("\n".join([*summary_lines(record), "", verdict_line(record)]))
+    if costs := cost_lines(record):
+        print("\n".join(["", *costs]))
     tickets = sorted(point["ticket"] for point in record["points"] if point["role"] == "ticket")
     lines = [
         "",

@@ -118,12 +118,13 @@ def trained_control(
     rewound, trained, begun = found.rewound, found.dense, None
     if control == "random_reinit":
         step = rewound.segment.last
+        source = rewound if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
         fresh = lab.segment(
             task,
             start=mix(seeds.initialisation, "random_reinit"),
-            last=step if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained.segment.last,
+            last=source.segment.last,
             order_seed=seeds.order,
-            recipe=recipe,
+            recipe=source.segment.recipe,
         )
         begun = trained = lab.train(fresh, keep=(step,), label=f"{label} (fresh start)")
         rewound = lab.at(trained, step)
@@ -137,5 +138,6 @@ def trained_control(
         trained=trained,
         order_seed=seeds.order,
         shrunk=shrunk,
+        entered=found.result.segment.first if found.retrain == GRADUAL else None,
     )
     return Trained([lab.train(segment, label=label)], begun)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ticketry.core.seeds import mix
-from ticketry.lab.found import REWINDING, Found, Seeds, spent
+from ticketry.lab.found import GRADUAL, REWINDING, Found, Seeds, spent
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.lab.segment import Segment, Start
@@ -53,7 +53,7 @@ def cycles(found: Found, steps: int) -> int:
 
 
 def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
-    at_end = found.rewound.segment.last >= found.dense.segment.total
+    at_end = found.rewound.segment.last >= found.result.segment.total
     retrain = found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue"
     return retraining(
         lab,
@@ -65,4 +65,5 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
         trained=found.rewound,
         order_seed=seeds.order,
         shrunk=found.result.segment.shrunk,
+        entered=found.result.segment.first if found.retrain == GRADUAL else None,
     )

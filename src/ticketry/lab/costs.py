@@ -14,8 +14,9 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import get
 from ticketry.lab.gated import GatedLoop
 from ticketry.lab.growth import ONE_AT_A_TIME
-from ticketry.lab.lab import Lab
+from ticketry.lab.lab import Lab, Result
 from ticketry.lab.loop import Loop, TrainingState, initial_state
+from ticketry.lab.making import Seen
 from ticketry.lab.meters.flops import FlopsByWeight, flops_of, removed_shares
 from ticketry.lab.phases import Phases
 from ticketry.lab.sample import Sample, loss_of
@@ -131,62 +132,81 @@ class Costs:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._steps: dict[str, StepCost] = {}
+        self._known: dict[tuple[str, str], Any] = {}
         self._guard = threading.RLock()
 
     def step(self, segment: Segment) -> StepCost:
         """`step_cost`, with None for what fails."""
-        with self._guard:
-            if segment.trajectory not in self._steps:
-                dense, flops = _if_it_can_be(lambda: step_flops(self._lab, segment)) or (None, None)
-                memory = _if_it_can_be(lambda: step_memory(self._lab, segment))
-                self._steps[segment.trajectory] = StepCost(dense, flops, memory)
-            return self._steps[segment.trajectory]
+        dense, flops = self._flops(segment)
+        return StepCost(dense, flops, self._memory(segment))
 
     def row(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """The entry ``cost`` of a network's row: steps, FLOPs, seconds and memory of its three phases.
-
-        Making masks belongs to the search: its seconds, and the FLOPs of scores that look at examples. So do batches
-        that trained nothing: the forward pass and the input's gradient are sparse in them and the weights' gradient is
-        dense, (2 sparse + dense) / 3 of a step's FLOPs (Evci et al. 2020, appendix H).
-        """
-        search = self._trainings(phases.search)
-        masks = [self._lab.makings.of(mask) for mask in phases.masks]
-        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks), 3)
-        looks = [self._looks(phases)] if phases.gradients else []
-        scores = [self._scoring(phases, mask.seen) for mask in masks if mask.seen]
-        search["flops"] = _sum([search["flops"], *looks, *scores])
+        """The entry ``cost`` of a network's row: steps, FLOPs, seconds and memory of its three phases."""
+        parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
+        found = {name: self._trainings(part) for name, part in parts.items()}
+        search, masks = found["search"], [self._lab.makings.of(mask) for mask in phases.masks]
         search["steps"] += phases.gradients
-        return {"dense": self._trainings(phases.dense), "search": search, "sparse": self._trainings(phases.sparse)}
+        search["flops"] = _sum([search["flops"], self._beside(phases)])
+        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks), 3)
+        return found
 
-    def _trainings(self, trainings: Iterable[Any]) -> dict[str, Any]:
+    def flops(self, phases: Phases) -> float | None:
+        """Of all three phases."""
+        return _sum([*map(self._training, phases.trainings), self._beside(phases)])
+
+    def _trainings(self, trainings: Iterable[Result]) -> dict[str, Any]:
         trained = [each for each in trainings if each.segment.steps]
-        costs = [self.step(each.segment) for each in trained]
-        heights = [cost.memory for cost in costs]
+        heights = [self._memory(each.segment) for each in trained]
         return {
             "steps": sum(each.segment.steps for each in trained),
-            "flops": _sum(
-                [
-                    None if cost.flops is None else each.segment.steps * cost.flops
-                    for each, cost in zip(trained, costs, strict=True)
-                ]
-            ),
+            "flops": _sum(map(self._training, trained)),
             "seconds": round(sum((each.train_seconds for each in trained), 0.0), 3),
             "memory": None if None in heights else max((height for height in heights if height is not None), default=0),
         }
 
-    def _looks(self, phases: Phases) -> float | None:
-        cost = self.step(phases.sparse[-1].segment)
-        if cost.flops is None or cost.dense is None:
-            return None
-        return phases.gradients * (2 * cost.flops + cost.dense) / 3
+    def _training(self, trained: Result) -> float | None:
+        if not trained.segment.steps:
+            return 0.0
+        flops = self._flops(trained.segment)[1]
+        return None if flops is None else trained.segment.steps * flops
 
-    def _scoring(self, phases: Phases, seen: Any) -> float | None:
+    def _beside(self, phases: Phases) -> float | None:
+        """FLOPs of a search beside its trainings: of scores that look at examples, and of batches that trained nothing.
+
+        In these the forward pass and the inputs' gradient are sparse and the weights' gradient is dense: (2 sparse +
+        dense) / 3 of a step's FLOPs (Evci et al. 2020, appendix H).
+        """
+        parts = [self._scoring(phases, making.seen) for making in map(self._lab.makings.of, phases.masks)]
+        if phases.gradients:
+            dense, flops = self._flops(phases.sparse[-1].segment)
+            parts.append(None if flops is None else phases.gradients * look_flops(dense, flops))
+        return _sum(parts)
+
+    def _scoring(self, phases: Phases, seen: Seen | None) -> float | None:
+        if seen is None:
+            return 0.0
         task = phases.trainings[-1].segment.task
-        if not seen.score:
-            return None
         once = _if_it_can_be(lambda: scoring_flops(self._lab, task, seen.score, seen.first, seen.others))
-        return None if once is None else seen.cuts * once
+        return None if once is None or not seen.score else seen.cuts * once
+
+    def _flops(self, segment: Segment) -> tuple[Any, Any]:
+        return self._of("flops", segment, lambda: step_flops(self._lab, segment)) or (None, None)
+
+    def _memory(self, segment: Segment) -> int | None:
+        found: int | None = self._of("memory", segment, lambda: step_memory(self._lab, segment))
+        return found
+
+    def _of(self, what: str, segment: Segment, measured: Callable[[], Any]) -> Any:
+        with self._guard:
+            key = (what, segment.trajectory)
+            if key not in self._known:
+                self._known[key] = _if_it_can_be(measured)
+            return self._known[key]
+
+
+def look_flops(dense: float, flops: float) -> float:
+    """Of a batch whose gradient is that of all weights, removed ones too, in a network without these."""
+    return (2 * flops + dense) / 3
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:

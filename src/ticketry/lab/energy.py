@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ticketry.errors import MissingExtraError
+from ticketry.errors import MissingExtraError, UsageError
 
 POWERCAP = Path("/sys/class/powercap")
 _JOULES_PER_KWH = 3.6e6
@@ -108,6 +108,19 @@ class EnergyEstimate:
         if kwh is None:
             return None
         return Energy(float(kwh), "an estimate: codecarbon's model of typical powers, no meter")
+
+
+def energies(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
+    """The machine's meters; with ``estimate``, where it has none, the estimate in their place.
+
+    Raises:
+        UsageError: for another word.
+        MissingExtraError: for an estimate without codecarbon.
+    """
+    if kind not in ("meter", "estimate"):
+        raise UsageError(f"energy is meter or estimate, not {kind!r}")
+    meter = EnergyMeter(powercap)
+    return EnergyEstimate() if kind == "estimate" and not meter.readable else meter
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found
@@ -50,6 +50,12 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
         return Phases(dense=(found.result,))
     earlier = [each.result for each in before if each.mask is not None and not each.searched]
     return _sorted(found.searched or (found.dense, *earlier), found)
+
+
+def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
+    """The phases of what it took to find a mask, before its own training: `trainings` in order, and the mask itself."""
+    before = _sorted(trainings, None)
+    return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
 
 def control_phases(

@@ -21,6 +21,7 @@ def retraining(
     trained: Result,
     order_seed: int,
     shrunk: bool = False,
+    entered: int | None = None,
 ) -> Segment:
     """The segment that trains a ticket; `shrunk` is whether without the channels that its mask removes.
 
@@ -35,8 +36,11 @@ def retraining(
       for the mask (Zhu & Gupta 2017). Not for users to choose: gradual pruning has no other;
     - ``dynamic``: the weights of step k, here 0, steps k..T, with a mask that stays: what a network is compared with
       whose mask moved on the way (Evci et al. 2020, static). Not for users to choose either.
+
+    `entered` is the step k where the schedule is entered, if that is another one than `rewound` was trained by.
     """
-    step, end = rewound.segment.last, recipe.steps(lab.per_epoch(task, recipe))
+    step = rewound.segment.last if entered is None else entered
+    end = recipe.steps(lab.per_epoch(task, recipe))
     first, last = {
         "continue": (step, end),
         "restart": (0, end),

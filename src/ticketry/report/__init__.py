@@ -13,14 +13,17 @@ from ticketry.report.export import export
 from ticketry.report.figures import figure_svgs
 from ticketry.report.identity import has, identity_of
 from ticketry.report.page import render
+from ticketry.report.relative import cost_lines, relative_costs
 from ticketry.report.subject import subject_of
 from ticketry.report.terminal import moment_lines, summary_lines, summary_table, verdict_line
 
 __all__ = [
+    "cost_lines",
     "evidence_of",
     "export",
     "figure_svgs",
     "moment_lines",
+    "relative_costs",
     "summary_lines",
     "summary_table",
     "verdict_line",

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
+from ticketry.search._budget import Budgeted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Densities:
+class Densities(Budgeted):
     """Densities to reach side by side, and layers that do not count."""
 
     density: tuple[float, ...] = ()
@@ -25,6 +26,7 @@ class Densities:
     """Do not prune the first convolution."""
 
     def __post_init__(self) -> None:
+        self.check_budget(trainings="one")
         _ = self.targets
 
     @property
@@ -74,10 +76,7 @@ class DensitySettings(WeightSettings):
         super().__post_init__()
         if self.structured:
             check_structured(self.distribution, self.half_rate)
-        elif self.multiple != 1:
-            raise UsageError("multiple is of whole channels: add --structured (structured=True)")
-        if self.multiple < 1:
-            raise UsageError(f"multiple is 1 or more channels, not {self.multiple}")
+        check_multiple(self.multiple, structured=self.structured)
 
 
 def check_structured(distribution: str, half_rate: tuple[str, ...]) -> None:
@@ -88,6 +87,14 @@ def check_structured(distribution: str, half_rate: tuple[str, ...]) -> None:
         )
     if half_rate:
         raise UsageError("half_rate is of single weights: whole channels of a layer go with those of its neighbours")
+
+
+def check_multiple(multiple: int, *, structured: bool) -> None:
+    """Raises `UsageError` for a number that cannot be meant."""
+    if multiple < 1:
+        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
+    if multiple != 1 and not structured:
+        raise UsageError("multiple is of whole channels: add --structured (structured=True)")
 
 
 def levels(settings: Densities) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.core.density import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
+from ticketry.search._budget import Budgeted, compressed, own_steps
 from ticketry.search._scope import prunable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _BETWEEN = ("continue", "rewind")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateSettings:
+class GateSettings(Budgeted):
     """What searches by gates have in common."""
 
     rewind: str = "2ep"
@@ -68,6 +69,11 @@ class GateSettings:
     """No gates on the first convolution."""
 
     def __post_init__(self) -> None:
+        self.check_budget(trainings="many")
+        if self.budget and self.target is not None:
+            raise UsageError(
+                "with density the number of rounds is not known beforehand: give init for a budget of steps"
+            )
         retrain_after(self.rewind, self.retrain)
         if not 0 < self.rounds <= _MOST_ROUNDS:
             raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {self.rounds}")
@@ -164,10 +170,13 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: GateSettings, seeds: 
     """One replicate: the dense network, to compare with; then for each s0 and penalty a ticket a round."""
     from ticketry.search._s0 import steered
 
-    rounds = Rounds(lab, task, recipe, settings, seeds)
     retrain = retrain_after(settings.rewind, settings.retrain)
-    dense = lab.train(rounds.whole, keep=(rounds.step,), label="dense")
-    yield Found(0, None, lab.at(dense, rounds.step), dense, retrain, dense)
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    step = whole.at(settings.rewind)
+    needed = settings.rounds * whole.total + own_steps(retrain, step, whole.total)
+    rounds = Rounds(lab, task, *compressed(lab, task, recipe, settings, needed, ("rewind",)), seeds)
+    dense = lab.train(whole, keep=(step,), label="dense")
+    yield Found(0, None, lab.at(dense, step), dense, retrain, dense)
 
     def ticket(level: int, chain: list[Result], searched: list[Result]) -> Found:
         return _ticket(rounds, level, chain, searched, dense, retrain)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Seeds
+from ticketry.search._about import About
 
 if TYPE_CHECKING:  # torch comes late: the command line's help needs no more than the settings
     from ticketry.lab.lab import Lab
@@ -34,6 +35,20 @@ class Method:
     search: Search
     levels: Callable[[Any], int] | None = None
     """How many tickets a replicate will find with given settings, if the method can tell."""
+    about: About = field(default_factory=About)
+
+    @property
+    def scores(self) -> str:
+        """What decides which weights are kept: the score that it takes by default, or an empty string if none."""
+        return str(self._default("score") or "")
+
+    @property
+    def structured(self) -> bool:
+        """Whether it can remove whole channels."""
+        return self._default("structured") is not None
+
+    def _default(self, setting: str) -> Any:
+        return {each.name: each.default for each in fields(self.Settings)}.get(setting)
 
     @classmethod
     def of(cls, module: ModuleType) -> Method:
@@ -54,6 +69,7 @@ class Method:
             module.Settings,
             module.search,
             getattr(module, "levels", None),
+            getattr(module, "ABOUT", About()),
         )
 
     def __call__(

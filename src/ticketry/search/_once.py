@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ticketry.lab.found import GRADUAL, Found, Moment, Seeds
+from ticketry.search._budget import stretched
 from ticketry.search._scope import is_structured, pruned
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def pruned_once(
             order_seed=seeds.order,
             shrunk=is_structured(settings),
         )
+        segment = stretched(lab, segment, [state], settings.budget)
         result = lab.train(segment, label=f"density {density:g} from step {step}")
         moment = (moments or {}).get(density)
         return Found(level, mask, state, dense, GRADUAL, result, searched=(state,), behind=step, moment=moment)

@@ -41,6 +41,9 @@ class Pruning(Sparing, Protocol):
     @property
     def keep_at_least(self) -> int: ...
 
+    @property
+    def budget(self) -> str: ...
+
 
 def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     """The parameters that the settings let a mask touch."""

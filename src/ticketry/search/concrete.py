@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 from ticketry.core.density import check_density, kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
+from ticketry.search._about import About
+from ticketry.search._budget import Budgeted, compressed, own_steps
 from ticketry.search._scope import prunable
 from ticketry.step import Step
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.gating import Gating
     from ticketry.lab.lab import Lab, Result
+    from ticketry.lab.segment import Segment
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
@@ -45,8 +48,15 @@ _DROP = "88%"
 """Of the mask training, after which its learning rate is a tenth."""
 
 
+ABOUT = About(
+    paper="Arora & Teuscher 2025",
+    prunes="early, by soft masks",
+    costs="2 a density",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Budgeted):
     """Settings of Concrete Ticket Search."""
 
     rewind: str = "6%"
@@ -80,6 +90,7 @@ class Settings:
     """No gates on the first convolution."""
 
     def __post_init__(self) -> None:
+        self.check_budget(trainings="many")
         if self.how_retrained not in REWINDING:
             raise UsageError(
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
@@ -118,19 +129,23 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     from ticketry.lab.objective import check_task
 
     scope = prunable(lab, task, settings)
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    kept = full.at(settings.rewind)
+    needed = kept + mask_steps(settings, full) + own_steps(settings.how_retrained, kept, full.total)
+    own, settings = compressed(lab, task, recipe, settings, needed, ("rewind", "mask_length"))
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
     step = whole.at(settings.rewind)
     plan = [(_gating(scope, settings, density, seeds), density) for density in settings.densities]
-    masks = _mask_recipe(recipe, settings, total=whole.total, per_epoch=whole.per_epoch)
+    masks = _mask_recipe(own, settings, mask_steps(settings, whole))
     if settings.objective != "loss":
         check_task(lab, task)
-    dense = lab.train(whole, keep=(step,), label="dense")
-    early = lab.at(dense, step)
+    dense = lab.train(full, keep=(kept,), label="dense")
+    early = lab.at(dense, kept) if own == recipe else lab.train(whole.until(step), label="dense", measure=False)
     yield Found(0, None, early, dense, settings.how_retrained, dense)
 
     def one(level: int, gating: Gating, density: float) -> Found:
         trained = _trained_gates(lab, task, masks, gating, early, seeds, f"density {density:g} mask")
-        return _ticket(lab, task, recipe, settings, seeds, level, density, early, trained, dense)
+        return _ticket(lab, task, own, settings, seeds, level, density, early, trained, dense)
 
     pieces = [partial(one, level, gating, density) for level, (gating, density) in enumerate(plan, start=1)]
     yield from lab.gather(pieces)
@@ -162,13 +177,18 @@ def _gating(scope: Scope, settings: Settings, density: float, seeds: Seeds) -> G
     )
 
 
-def _mask_recipe(recipe: Recipe, settings: Settings, *, total: int, per_epoch: int) -> Recipe:
+def mask_steps(settings: Settings, whole: Segment) -> int:
+    """How long masks are trained beside a schedule."""
+    length = Step.parse(settings.mask_length)
+    return max(length.iterations(total=whole.total, per_epoch=whole.per_epoch), 1)
+
+
+def _mask_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
     """How the gates are trained: of the weights' recipe it has what their data and loss need."""
     from ticketry.tasks.recipe import Recipe as Made
 
-    length = Step.parse(settings.mask_length).iterations(total=total, per_epoch=per_epoch)
     return Made(
-        length=f"{max(length, 1)}it",
+        length=f"{steps}it",
         batch=recipe.batch,
         optimizer="adam",
         lr=settings.gate_lr,

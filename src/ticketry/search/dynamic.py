@@ -18,15 +18,16 @@ step 0, for the whole schedule: the paper's static training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ticketry.core.schedule import moves_within
 from ticketry.errors import UsageError
 from ticketry.lab.found import DYNAMIC, Found, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import stretched_moves
 from ticketry.search._scope import prunable
 from ticketry.step import Step
 
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 
 _GROW = ("gradient", "random")
 _DISTRIBUTIONS = ("erk", "uniform")
+
+
+ABOUT = About(
+    paper="Evci et al. 2020 (RigL); Mocanu et al. 2018 (SET)",
+    prunes="during training",
+    costs="1 a density, sparse",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +90,9 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     from ticketry.lab.growth import moved_mask
 
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    moves = moves_within(
-        settings.alpha, end=settings.end, frequency=settings.frequency, total=whole.total, per_epoch=whole.per_epoch
-    )
     looks = int(settings.grow == "gradient")
+    moving: dict[str, Any] = {name: getattr(settings, name) for name in ("alpha", "end", "frequency", "budget")}
+    moves = stretched_moves(lab, whole, looks=looks, **moving | {"budget": ""})[1]
     if looks and min(moves) < 2:
         raise UsageError(
             f"frequency {settings.frequency} is one step, and with growth by gradient a move takes the place of a step:"
@@ -109,21 +116,15 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
     def member(level: int, density: float, mask: str) -> Found:
-        segment = lab.segment(
-            task,
-            start=seeds.initialisation,
-            mask=mask,
-            last=min(moves),
-            order_seed=seeds.order,
-            recipe=recipe,
-        )
-        chain = [lab.train(segment, label=f"density {density:g} from step 0", measure=False)]
-        for step, after in pairwise([*moves, whole.total]):
+        own, moves = stretched_moves(lab, replace(whole, mask=mask), looks=looks, **moving)
+        begun = lab.segment(task, start=seeds.initialisation, mask=mask, order_seed=seeds.order, recipe=own)
+        chain = [lab.train(begun.until(min(moves)), label=f"density {density:g} from step 0", measure=False)]
+        for step, after in pairwise([*moves, begun.total]):
             still = _onward(lab, chain[-1], mask, step)
             mask = moved_mask(lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow)
             segment = _onward(lab, chain[-1], mask, step + looks).until(after)
             label = f"density {density:g} from step {step}"
-            chain.append(lab.train(segment, label=label, measure=after == whole.total))
+            chain.append(lab.train(segment, label=label, measure=after == begun.total))
         *searched, result = chain
         return Found(
             level,

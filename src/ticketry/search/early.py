@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Moment, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
 from ticketry.search._once import pruned_once
 from ticketry.search._scope import check_score, prunable
 from ticketry.step import Step
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
 DETECTORS = ("distance", "masks")
 SLOWEST = 0.1
 """The least threshold that follows from a density: below it, weights hardly ever become so slow."""
+
+
+ABOUT = About(
+    paper="Rachwan et al. 2022 (EarlyCroP); pruning at initialisation by any score",
+    prunes="before or early in",
+    costs="1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

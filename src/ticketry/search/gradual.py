@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from ticketry.core.schedule import cuts_within
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import stretched
 from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
 
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
+
+
+ABOUT = About(
+    paper="Zhu & Gupta 2017",
+    prunes="during training",
+    costs="1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,8 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
                 order_seed=seeds.order,
                 shrunk=settings.structured,
             ).until(after)
+            if step == last:
+                segment = stretched(lab, segment, chain, settings.budget)
             label = f"density {schedule[last]:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain

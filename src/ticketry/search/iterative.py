@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
-from ticketry.search._densities import check_structured
+from ticketry.search._about import About
+from ticketry.search._budget import Budgeted, compared, compressed, own_steps
+from ticketry.search._densities import check_multiple, check_structured
 from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
 
@@ -28,8 +30,15 @@ if TYPE_CHECKING:
 _MOST_LEVELS = 200
 
 
+ABOUT = About(
+    paper="Frankle & Carbin 2019; Frankle et al. 2019; Renda et al. 2020",
+    prunes="after training",
+    costs="1 + 1 a level",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Budgeted):
     """Settings of iterative magnitude pruning."""
 
     rewind: str = "0"
@@ -66,8 +75,11 @@ class Settings:
     """Remove whole coupled channels, and train each ticket as a physically smaller network. The rate is of all weights,
     biases and norm parameters that can go. snip, crop are then those of gates on channels (SNAP; structured CroP);
     l1, l2, slimming rank channels too; keep_at_least counts channels, at least 1."""
+    multiple: int = 1
+    """With structured: channels go in blocks, so that each group that loses any keeps a multiple of this."""
 
     def __post_init__(self) -> None:
+        self.check_budget(trainings="many")
         Step.parse(self.rewind)
         if not 0 < self.rate < 1:
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
@@ -79,6 +91,7 @@ class Settings:
         check_at_least(self.keep_at_least)
         if self.structured:
             check_structured(self.distribution, self.half_rate)
+        check_multiple(self.multiple, structured=self.structured)
         level_densities(self)
 
     @property
@@ -123,18 +136,21 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     check_score(settings)  # a wrong word is told before the dense network is trained
     retrain = settings.how_retrained
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    needed = full.total + levels(settings) * own_steps(retrain, full.at(settings.rewind), full.total)
+    own, settings = compressed(lab, task, recipe, settings, needed, ("rewind",))
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
     step = whole.at(settings.rewind)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
-    yield Found(0, None, rewound, dense, retrain, dense)
+    yield compared(lab, task, recipe, seeds, Found(0, None, rewound, dense, retrain, dense))
     scope, mask, trained = prunable(lab, task, settings), None, dense
     for level, density in enumerate(level_densities(settings), start=1):
         mask = pruned(lab, task, trained, scope, mask, density, settings, seeds)
         segment = retraining(
             lab,
             task,
-            recipe,
+            own,
             retrain=retrain,
             mask=mask,
             rewound=rewound,

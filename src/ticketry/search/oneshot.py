@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from ticketry.errors import UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import compared, compressed, own_steps
 from ticketry.search._once import pruned_once
 from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.step import Step
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
+
+
+ABOUT = About(
+    paper="Han et al. 2015; Renda et al. 2020",
+    prunes="after training",
+    costs="1 + 1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,7 @@ class Settings(_densities.DensitySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_budget(trainings="many" if self.at_end else "one")
         retrain_after(self.rewind, self.retrain)
         if not self.at_end and (self.rewind, self.retrain) != ("0", "finetune"):
             raise UsageError(
@@ -68,24 +78,26 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     check_score(settings)  # a wrong word is told before the dense network is trained
     retrain = retrain_after(settings.rewind, settings.retrain)
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     scope = prunable(lab, task, settings)
     if not settings.at_end:
-        yield from pruned_once(
-            lab, whole, scope, dict.fromkeys(settings.targets, whole.at(settings.when)), settings, seeds
-        )
+        steps = dict.fromkeys(settings.targets, full.at(settings.when))
+        yield from pruned_once(lab, full, scope, steps, settings, seeds)
         return
+    needed = full.total + own_steps(retrain, full.at(settings.rewind), full.total)
+    own, settings = compressed(lab, task, recipe, settings, needed, ("rewind",))
+    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
     step = whole.at(settings.rewind)
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
-    yield Found(0, None, rewound, dense, retrain, dense)
+    yield compared(lab, task, recipe, seeds, Found(0, None, rewound, dense, retrain, dense))
 
     def member(level: int, density: float) -> Found:
         mask = pruned(lab, task, dense, scope, None, density, settings, seeds)
         segment = retraining(
             lab,
             task,
-            recipe,
+            own,
             retrain=retrain,
             mask=mask,
             rewound=rewound,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 from ticketry.errors import UsageError
@@ -76,6 +77,24 @@ class Recipe:
     def steps(self, per_epoch: int) -> int:
         """Length in iterations."""
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
+
+    def scaled(self, length: int, *, per_epoch: int) -> Recipe:
+        """The same schedule in `length` iterations: milestones and warm-up at the same shares of the training.
+
+        Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
+
+            >>> Recipe(length="100it", warmup="1ep").scaled(30, per_epoch=10).warmup
+            '3it'
+        """
+        if length == self.steps(per_epoch):
+            return self
+        factor = Fraction(length, max(self.steps(per_epoch), 1))
+
+        def at(point: str) -> str:
+            return str(Step.parse(point).scaled(factor, per_epoch=per_epoch))
+
+        milestones = tuple(at(point) for point in self.milestones)
+        return replace(self, length=f"{length}it", milestones=milestones, warmup=at(self.warmup))
 
 
 _FLOATS = ("lr", "momentum", "beta2", "weight_decay", "gamma", "label_smoothing", "clip")

@@ -25,10 +25,10 @@ import importlib
 import pkgutil
 
 from ticketry.core.score._controls import inverted, shuffled
-from ticketry.core.score._protocol import Loss, Score
+from ticketry.core.score._protocol import About, Loss, Score
 from ticketry.errors import UsageError
 
-__all__ = ["Loss", "Score", "get", "inverted", "names", "shuffled"]
+__all__ = ["About", "Loss", "Score", "about", "get", "inverted", "names", "shuffled"]
 
 CONTROLS = {"inverted": inverted, "shuffled": shuffled}
 
@@ -51,6 +51,13 @@ def get(score: str | Score) -> Score:
             " shuffled:magnitude"
         )
     found: Score = getattr(importlib.import_module(f"{__name__}.{score}"), score)
+    return found
+
+
+def about(name: str) -> About:
+    """The facts of a score that comes with the library; `UsageError` if there is none of that name."""
+    get(name)
+    found: About = getattr(importlib.import_module(f"{__name__}.{name.rpartition(':')[2]}"), "ABOUT", About())
     return found
 
 

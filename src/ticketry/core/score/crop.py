@@ -10,7 +10,9 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._gradients import checked, given, hessian_gradient
 from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import Loss
+from ticketry.core.score._protocol import About, Loss
+
+ABOUT = About(paper="Rachwan et al. 2022", data="yes", order=2, channels="crop_gates")
 
 
 def crop(

@@ -11,7 +11,9 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._gradients import average, checked, given
 from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import Loss
+from ticketry.core.score._protocol import About, Loss
+
+ABOUT = About(paper="Theis et al. 2018", data="yes", order=1, channels="summed")
 
 
 def fisher(

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
+from ticketry.core.score._protocol import About
+
+ABOUT = About(paper="Han et al. 2015", data="no", order=0, channels="l1, l2")
 
 
 def magnitude(

@@ -10,7 +10,9 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._gradients import average, checked, given
 from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import Loss
+from ticketry.core.score._protocol import About, Loss
+
+ABOUT = About(paper="Lee et al. 2019", data="yes", order=1, channels="snap")
 
 
 def snip(

@@ -14,8 +14,10 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
 from ticketry.core.score._gradients import checked
 from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import Loss
+from ticketry.core.score._protocol import About, Loss
 from ticketry.errors import ScoreError, UsageError
+
+ABOUT = About(paper="Tanaka et al. 2020", data="shapes", order=1, channels="summed")
 
 
 def synflow(

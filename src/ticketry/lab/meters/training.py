@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ticketry.errors import UsageError
-from ticketry.lab.energy import POWERCAP, Energies, EnergyEstimate, EnergyMeter
+from ticketry.lab.energy import POWERCAP, Energies, energies
 from ticketry.lab.meters.memory import resident_at_peak
 from ticketry.lab.meters.step import StepCost
 
@@ -87,8 +87,7 @@ class Meter:
         return self._cost
 
     def __enter__(self) -> Meter:
-        meter = EnergyMeter(self._powercap)
-        self._energy = EnergyEstimate() if self._estimate and not meter.readable else meter
+        self._energy = energies("estimate" if self._estimate else "meter", self._powercap)
         if self._optimizer is not None:
             self._handle = self._optimizer.register_step_post_hook(lambda *_: self.step())
         if torch.cuda.is_available():

@@ -1,0 +1,19 @@
+"""What a method says of itself, for lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOT_SAID = "not said"
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts of a method: where it is from, when it prunes, what it costs. A method that has none may leave it away."""
+
+    paper: str = NOT_SAID
+    """A short citation."""
+    prunes: str = NOT_SAID
+    """When, relative to training: before, early in, during or after it."""
+    costs: str = NOT_SAID
+    """Trainings of the recipe that its tickets take, the search included and the dense network to compare with not."""
