@@ -169,11 +169,11 @@ def test_what_is_no_run_file_is_told(tmp_path, data, told):
 
 
 def test_settings_all_have_a_place_in_the_file(tmp_path):
-    """Whatever a method's settings are, but for what stands at its empty default."""
+    """Whatever a method's settings are, but for what is None."""
     run = a_run(settings=ITERATIVE.Settings(density=0.1, spare=("a", "b"), half_rate=("c",), retrain="restart"))
     path = tmp_path / "run.toml"
     path.write_text(run_file(run.describe(), run.task.spec))
     tables = read_run_file(path)
-    wanted = {name: value for name, value in dataclasses.asdict(run.settings).items() if value not in (None, "")}
+    wanted = {name: value for name, value in dataclasses.asdict(run.settings).items() if value is not None}
     assert {name: tuple(v) if isinstance(v, list) else v for name, v in tables["settings"].items()} == wanted
     assert set(tables["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
