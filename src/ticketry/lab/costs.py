@@ -12,21 +12,21 @@ import torch
 from ticketry.core.iterate import scores_in
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import get
-from ticketry.lab.gated import GatedLoop
 from ticketry.lab.growth import ONE_AT_A_TIME
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.loop import Loop, TrainingState, initial_state
+from ticketry.lab.loops import loop_of
 from ticketry.lab.making import Seen
 from ticketry.lab.meters.flops import FlopsByWeight, flops_of, removed_shares
 from ticketry.lab.phases import Phases
 from ticketry.lab.sample import Sample, loss_of
 from ticketry.lab.segment import Segment, Start, digest_of
-from ticketry.lab.shrunk import ShrunkLoop, remembered_plan
+from ticketry.lab.shrunk import remembered_plan
 from ticketry.tasks.base import Split, Task
 
 _FEW = 2
 """Examples that FLOPs are counted on: they are proportional to examples, and batch norm needs two."""
-_VERSION = 1
+_VERSION = 2
 """Of whatever here decides what is remembered."""
 _BY_WEIGHT = {"snap": "snip", "crop_gates": "crop"}
 _PACE = ("length", "schedule", "milestones", "gamma", "warmup", "lr")
@@ -62,7 +62,12 @@ def step_cost(lab: Lab, segment: Segment) -> StepCost:
 def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     """FLOPs of a step, as they are computed and if removed weights took none: see `step_cost`."""
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
-    described = {"task": dict(segment.task.key()), "form": _form(segment), "objective": _objective(segment)}
+    described = {
+        "task": dict(segment.task.key()),
+        "form": _form(segment),
+        "objective": _objective(segment),
+        "tick": segment.tick is not None,
+    }
 
     def counted() -> dict[str, Any]:
         loop = _loop(lab, replace(segment, mask=segment.mask if segment.shrunk else None), _FEW)
@@ -85,6 +90,8 @@ def step_memory(lab: Lab, segment: Segment) -> int:
         "form": _form(segment),
         "masked": segment.mask is not None,
         "gates": _gates(segment),
+        "penalty": segment.penalty.kind if segment.penalty else None,
+        "tick": segment.tick is not None,
         "recipe": recipe | {"momentum": bool(recipe["momentum"])},
         "arithmetic": replace(segment.arithmetic, stacked=False).describe(),
         "torch": torch.__version__,
@@ -248,10 +255,7 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     )
     state = TrainingState(0, initial_state(segment.task, 0), {}, torch.zeros(0))
     mask = lab.store.get_mask(plain.mask) if plain.mask else None
-    if plain.shrunk:
-        plan = remembered_plan(lab.store, plain.task, str(plain.mask), split)
-        return ShrunkLoop(split, plain, state, mask, plan)
-    return (GatedLoop if plain.gates else Loop)(split, plain, state, mask)
+    return loop_of(split, plain, state, mask, lambda: remembered_plan(lab.store, plain.task, str(plain.mask), split))
 
 
 def _first(lab: Lab, task: Task, examples: int) -> Split:

@@ -18,13 +18,13 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.evaluate import evaluate
-from ticketry.lab.gated import GatedLoop, attached, next_round
+from ticketry.lab.gated import attached, next_round
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.loops import loop_of
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
-from ticketry.lab.shrunk import ShrunkLoop, remembered_plan
+from ticketry.lab.shrunk import remembered_plan
 from ticketry.lab.store import Store
-from ticketry.lab.tick import ShrunkTickLoop, TickLoop
 from ticketry.tasks.base import Splits
 from ticketry.version import __version__
 
@@ -118,11 +118,7 @@ class Job:
 
     def loop(self) -> Loop:
         """The training of this segment alone, from where it begins."""
-        examples, state = self.splits.train, self.furthest_state()
-        segment, ticks = self.segment, self.segment.tick is not None
-        if segment.shrunk:
-            return (ShrunkTickLoop if ticks else ShrunkLoop)(examples, segment, state, self.mask, self._plan())
-        return (GatedLoop if segment.gates else TickLoop if ticks else Loop)(examples, segment, state, self.mask)
+        return loop_of(self.splits.train, self.segment, self.furthest_state(), self.mask, self._plan)
 
     def _plan(self) -> ShrinkPlan:
         assert self.segment.mask is not None

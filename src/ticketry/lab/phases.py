@@ -10,6 +10,7 @@ from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Result
+    from ticketry.lab.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Phases:
     """All that a network needed, each training once and whole, also where other networks share it."""
 
     dense: tuple[Result, ...] = ()
-    """Trainings with neither a mask nor gates."""
+    """Trainings with neither a mask nor gates nor a penalty."""
     search: tuple[Result, ...] = ()
     """Others that were made until its mask was known: with masks before its own, or with soft ones."""
     sparse: tuple[Result, ...] = ()
@@ -84,7 +85,7 @@ def control_phases(
 
 def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
     once = _once(needed)
-    dense = tuple(each for each in once if each.segment.mask is None and each.segment.gates is None)
+    dense = tuple(each for each in once if _is_plain(each.segment))
     search = tuple(each for each in once if each not in dense)
     masks = [each.segment.mask for each in search] + [found.mask if found else None]
     return Phases(
@@ -94,6 +95,11 @@ def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
         found.gradients if found else 0,
         tuple(dict.fromkeys(mask for mask in masks if mask is not None)),
     )
+
+
+def _is_plain(segment: Segment) -> bool:
+    """Whether it is as one would train without pruning: no mask, no gates, no penalty, no tick."""
+    return all(each is None for each in (segment.mask, segment.gates, segment.penalty, segment.tick))
 
 
 def _once(trainings: Iterable[Result]) -> tuple[Result, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ticketry.tasks.recipe import Recipe
 
 BUDGETS = ("steps", "flops")
-STRETCHED = ("acdc", "dynamic", "early", "gradual")
+STRETCHED = ("acdc", "decorators", "dynamic", "early", "gradual", "l0", "regularised")
 """Methods of one training, which a budget of FLOPs can stretch."""
 
 AnySettings = TypeVar("AnySettings")

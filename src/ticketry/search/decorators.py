@@ -29,6 +29,8 @@ from ticketry.core.density import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import stretched
 from ticketry.search._scope import check_norms, prunable
 from ticketry.step import Step
 
@@ -40,6 +42,13 @@ if TYPE_CHECKING:
     from ticketry.lab.ticking import Ticking
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
+
+
+ABOUT = About(
+    paper="You et al. 2019",
+    prunes="during training",
+    costs="1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +160,10 @@ class _Rounds:
             )
             final = number == len(self.cuts)
             after = self.total if final else self.cuts[number] - self.length
-            tock = self._train(tick, trained, mask, cut, after, f"{told} from step {cut}", penalised=not final)
-            searched += [tick, tock]
+            searched.append(tick)
+            before = searched if final else None
+            label = f"{told} from step {cut}"
+            searched.append(self._train(tick, trained, mask, cut, after, label, penalised=not final, before=before))
         assert mask is not None
         return tuple(searched[:-1]), mask, searched[-1]
 
@@ -167,8 +178,13 @@ class _Rounds:
         *,
         tick: bool = False,
         penalised: bool = False,
+        before: list[Result] | None = None,
     ) -> Result:
-        """On with some weights, and (but in a tick, which has its own) the optimiser's state of the last tock."""
+        """On with some weights, and (but in a tick, which has its own) the optimiser's state of the last tock.
+
+        Args:
+            before: of the last stretch, all trainings that led to it, for its budget.
+        """
         from ticketry.lab.segment import Start
 
         segment = self.lab.segment(
@@ -183,4 +199,6 @@ class _Rounds:
             tick=self.ticking if tick else None,
             penalty=self.penalty if penalised else None,
         )
-        return self.lab.train(segment, label=label, measure=last == self.total)
+        if before is not None:
+            segment = stretched(self.lab, segment, before, self.settings.budget)
+        return self.lab.train(segment, label=label, measure=before is not None)

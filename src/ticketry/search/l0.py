@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import stretched
 from ticketry.search._scope import prunable
 from ticketry.step import Step
 
@@ -34,6 +36,13 @@ if TYPE_CHECKING:
     from ticketry.tasks.recipe import Recipe
 
 _COLLAPSE = ("raise", "keep")
+
+
+ABOUT = About(
+    paper="Louizos et al. 2018",
+    prunes="during training",
+    costs="1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
         segment = retraining(
             lab, task, recipe, retrain=GRADUAL, mask=mask, rewound=state, trained=state, order_seed=seeds.order
         )
+        segment = stretched(lab, segment, [gated], settings.budget)
         result = lab.train(segment, label=f"density {density:g} from step {step}")
         return Found(level, mask, state, dense, GRADUAL, result, searched=(gated,), behind=step)
 

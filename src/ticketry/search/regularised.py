@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
+from ticketry.search._about import About
+from ticketry.search._budget import stretched
 from ticketry.search._scope import check_norms, check_score, prunable, pruned
 from ticketry.step import Step
 
@@ -40,6 +42,13 @@ STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3
 """Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
 default of DeepHoyer's code."""
 SCORES = {"l1_scales": "slimming", "hoyer_square": "magnitude", "group_hoyer_square": "l2"}
+
+
+ABOUT = About(
+    paper="Liu et al. 2017 (slimming); Yang et al. 2020 (HoyerSquare)",
+    prunes="during training",
+    costs="1 a density",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +121,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             order_seed=seeds.order,
             shrunk=settings.structured,
         )
+        segment = stretched(lab, segment, [state], settings.budget)
         result = lab.train(segment, label=f"density {density:g} from step {step}")
         return Found(level, mask, state, dense, GRADUAL, result, searched=(state,), behind=step)
 
