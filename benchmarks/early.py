@@ -2,7 +2,8 @@
 
 Steps are a bare PyTorch loop over a batch of 128 random images that lies in memory, with fused SGD. What is removed is
 chosen by gates on channels at initialisation (`crop_gates`: CroP-S) over all layers together, channel by channel and in
-blocks of 16, and by the l1 norm with the same share of every layer; the shares of FLOPs and of memory are those of the network that is left.
+blocks of 16, and by the l1 norm with the same share of every layer; the shares of FLOPs and of memory are those of the
+network that is left.
 
 Memory to expect: weights, gradients and momentum (12 bytes a weight) and what autograd keeps for the backward pass,
 each tensor once, both counted in the dense and in the small network. Memory measured: torch's allocator at the height
