@@ -201,6 +201,7 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
         "fisher": ("yes", 1),
         "crop": ("yes", 2),
         "grasp": ("yes", 2),
+        "grasp200": ("yes", 2),
     }
     assert call(capsys, "report", "nothing", "--store", str(store))[0] == 1
     assert call(capsys, "list", "dreams")[0] == 2

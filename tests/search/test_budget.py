@@ -109,7 +109,9 @@ def test_the_stretched_schedule_is_entered_where_it_was_left(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_methods_of_several_trainings_refuse_flops(name: str) -> None:
-    with pytest.raises(UsageError, match="use budget steps, or one of acdc, dynamic, early, gradual"):
+    with pytest.raises(
+        UsageError, match="use budget steps, or one of acdc, decorators, dynamic, early, gradual, l0, regularised"
+    ):
         tk.search.method(name).Settings(budget="flops")
 
 

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.score._protocol import Loss
+from ticketry.core.score._protocol import About, Loss
 from ticketry.core.score.grasp import grasp
+
+ABOUT = About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed")
 
 
 def grasp200(
