@@ -201,7 +201,9 @@ class _Points:
         if found.moment is not None:
             more["moment"] = asdict(found.moment)
         more["ticket"] = str(self._save(replicate, found, mask, phases))
-        if replicate == 0 and (picture := first_layer(mask, self._shape)):
+        # Of whole channels every input has the same share, or the inputs' own channels would be missing.
+        single = not found.result.segment.shrunk
+        if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
             more["first_layer"] = picture
         counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
         self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)

@@ -48,16 +48,17 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_methods(rows: list[dict[str, Any]]) -> None:
-    table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "channels")]
+    table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "removes")]
     for row in rows:
         name = f"{row['name']} ({row['alias']})" if row["alias"] else row["name"]
-        channels = "too" if row["structured"] else "no"
-        table.append((name, row["prunes"], row["costs"], row["scores"] or "none", channels))
+        table.append((name, row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
     _print_with_more(table, [f"{row['description']}. {row['paper']}" for row in rows])
     print(
         "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
         "       one more, where the search does not need it anyway\n"
-        "score: the default; --score takes any of `ticketry list scores`"
+        "score: the default; --score takes any of `ticketry list scores`\n"
+        "removes: single weights, whole channels (--structured, or as the method has it),\n"
+        "       or both"
     )
 
 
@@ -96,7 +97,7 @@ def _methods(_: Path) -> list[dict[str, Any]]:
             "prunes": found.about.prunes,
             "costs": found.about.costs,
             "scores": found.scores,
-            "structured": found.structured,
+            "removes": found.removes,
             "paper": found.about.paper,
         }
         for name, found in methods().items()

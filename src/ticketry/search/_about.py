@@ -17,3 +17,5 @@ class About:
     """When, relative to training: before, early in, during or after it."""
     costs: str = NOT_SAID
     """Trainings of the recipe that its tickets take, the search included and the dense network to compare with not."""
+    removes: str = ""
+    """weights, channels or both; empty where settings tell: both if one is called structured, else weights."""

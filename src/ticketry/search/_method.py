@@ -45,7 +45,12 @@ class Method:
     @property
     def structured(self) -> bool:
         """Whether it can remove whole channels."""
-        return self._default("structured") is not None
+        return self.removes != "weights"
+
+    @property
+    def removes(self) -> str:
+        """weights, channels or both."""
+        return self.about.removes or ("both" if self._default("structured") is not None else "weights")
 
     def _default(self, setting: str) -> Any:
         return {each.name: each.default for each in fields(self.Settings)}.get(setting)

@@ -48,6 +48,7 @@ ABOUT = About(
     paper="You et al. 2019",
     prunes="during training",
     costs="1 a density",
+    removes="channels",
 )
 
 

@@ -48,6 +48,7 @@ ABOUT = About(
     paper="Liu et al. 2017 (slimming); Yang et al. 2020 (HoyerSquare)",
     prunes="during training",
     costs="1 a density",
+    removes="both",
 )
 
 
