@@ -21,6 +21,7 @@ from common import HERE, machine_line, short_processor, table
 BENCHMARKS = (
     "masking",
     "continuous",
+    "early",
     "members",
     "many_tickets",
     "epoch",
