@@ -60,12 +60,14 @@ def hessian_gradient(
     batches: Iterable[object],
     loss: Loss,
     at: Mask | None = None,
+    *,
+    gradient: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """name -> Hg of the mean loss over the batches, H and g being of the given weights only (no bias, no norm).
 
     g is averaged over all batches first; then the derivative of <g, gradient of a batch>, g held constant, is averaged
     over the same batches, which are therefore kept in memory. With a mask `at`, only the gradient of kept weights
-    counts in the product: what is removed does not flow.
+    counts in the product: what is removed does not flow. `gradient` is g where it is known, or another direction.
 
     Raises:
         ScoreError: naming the operation, if one has no second derivative; see also `average`.
@@ -73,7 +75,7 @@ def hessian_gradient(
     kept = list(batches)
     try:
         with _twice_differentiable():
-            fixed = average(model, weights, kept, loss)
+            fixed = average(model, weights, kept, loss) if gradient is None else gradient
             if at is not None:
                 fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
             return _average_product(model, weights, kept, loss, fixed)

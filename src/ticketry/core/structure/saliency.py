@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.scope import Scope
+from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score import CONTROLS, Loss, Score, get, names
 from ticketry.core.score._gradients import average, checked, given, hessian_gradient
 from ticketry.core.score._measure import measuring
@@ -78,8 +78,10 @@ def _plain_scores(
         return activation_scores(model, groups, scope, roles, score=score, batches=batches, loss=loss, seed=seed)
     if score in ("snap", "crop_gates"):
         assert isinstance(score, str)
-        effects = _effects(model, scope, score, batches, loss, seed, second=score == "crop_gates")
-        return [_gathered(effects, _consumers(group, effects, roles)).abs() for group in groups]
+        read = {id(group): _consumers(group, roles) for group in groups}
+        names = {member.name for members in read.values() for member in members}
+        effects = _effects(model, scope, score, batches, loss, seed, also=names, second=score == "crop_gates")
+        return [_gathered(effects, read[id(group)]).abs() for group in groups]
     values = _weight_scores(model, scope, score, batches, loss, seed)
     return [_reduced(values, group, reduce, root=score == "l2") for group in groups]
 
@@ -133,9 +135,15 @@ def _slimming(model: nn.Module, group: ChannelGroup, roles: Roles, reduce: str) 
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
-def _consumers(group: ChannelGroup, effects: Mapping[str, Tensor], roles: Roles) -> list[Member]:
-    taken = [member for member in group.parameters if (member.name, member.dim) in roles.inputs]
-    return [member for member in taken if member.name in effects]
+def _consumers(group: ChannelGroup, roles: Roles) -> list[Member]:
+    """The weights of the layers that read a group, in scope or not."""
+    found = [member for member in group.parameters if (member.name, member.dim) in roles.inputs]
+    if not found:
+        raise UsageError(
+            f"scores by gates need a layer that reads each channel: {group.name} has none; leave it out with"
+            " scope(model, spare=...), or choose another score"
+        )
+    return found
 
 
 def _effects(
@@ -146,22 +154,26 @@ def _effects(
     loss: Loss | None,
     seed: int,
     *,
+    also: Collection[str] = (),
     second: bool = False,
 ) -> dict[str, Tensor]:
     """For each weight w, with g the gradient of the mean loss: w g, or (`second`) g² + w (H g).
 
     A gate c = 1 on what a channel gives to the layers behind it scales all their weights for it. So dL/dc is the sum
     of w g over those (SNAP; Verdenius et al. 2020), and d/dc of z = <stopgrad(g), g> is the sum of g² + w (H g)
-    (structured CroP; Rachwan et al. 2022): no gate has to be built in.
+    (structured CroP; Rachwan et al. 2022): no gate has to be built in. The gradient flow z is that of the weights in
+    scope; a weight outside, for which `also` asks, scales it all the same: w (H g), as no g² of its own is in z.
     """
     batches, loss = given(score, batches, loss)
-    with measuring(model, scope, seed=seed) as weights:
+    shapes = dict(scope.shapes)
+    shapes |= {name: tuple(p.shape) for name, p in named_parameters(model).items() if name in also}
+    with measuring(model, Scope(shapes, scope.parameters_total), seed=seed) as weights:
+        batches = list(batches) if second else batches
+        gradients = average(model, weights, batches, loss)
         if not second:
-            gradients = average(model, weights, batches, loss)
             found = {name: weight.detach() * gradients[name] for name, weight in weights.items()}
         else:
-            batches = list(batches)
-            products = hessian_gradient(score, model, weights, batches, loss)
-            gradients = average(model, weights, batches, loss)
-            found = {name: gradients[name].square() + w.detach() * products[name] for name, w in weights.items()}
+            flow = {name: g if name in scope else torch.zeros_like(g) for name, g in gradients.items()}
+            products = hessian_gradient(score, model, weights, batches, loss, gradient=flow)
+            found = {name: flow[name].square() + w.detach() * products[name] for name, w in weights.items()}
     return checked(score, found)
