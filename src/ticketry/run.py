@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from ticketry.core.mask import Mask
-from ticketry.core.picture import first_layer
-from ticketry.core.scope import named_parameters
-from ticketry.core.ticket import Ticket
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.energy import energies
 from ticketry.lab.execute import environment
 from ticketry.lab.files import read_json, write_atomically, write_json
-from ticketry.lab.found import DYNAMIC, Found, Seeds, budget
-from ticketry.lab.lab import Lab, Result
+from ticketry.lab.found import Found, Seeds
+from ticketry.lab.lab import Lab
 from ticketry.lab.ledger import Ledger
-from ticketry.lab.phases import Phases, control_phases, phases_of
+from ticketry.lab.phases import control_phases
 from ticketry.lab.segment import digest_of
 from ticketry.run_costs import kept_record, run_cost, with_costs
-from ticketry.run_rounds import GateRounds
+from ticketry.run_points import OnPoint, Points
 from ticketry.runfile import run_file
 from ticketry.search import Method
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
 FORMAT = 1
-OnPoint = Callable[[dict[str, Any]], None]
 OnFound = Callable[[int, Found], None]
 
 
@@ -108,7 +101,7 @@ def execute(
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
     folder = lab.store.paths.run(run.name)
-    collected = _Points(lab, run, folder, on_point)
+    collected = Points(lab, run, folder, on_point)
     controls = _Controls(lab, run, collected)
 
     def found_one(replicate: int, found: Found) -> None:
@@ -142,146 +135,16 @@ def execute(
     return record
 
 
-def _found(points: _Points, controls: _Controls, replicate: int, found: Found) -> None:
+def _found(points: Points, controls: _Controls, replicate: int, found: Found) -> None:
     counts = points.add_found(replicate, found)
     if found.mask is not None:
         controls.begin(replicate, found, counts)
 
 
-class _Points:
-    """The rows of a record, collected from several threads."""
-
-    def __init__(self, lab: Lab, run: Run, folder: Path, on_point: OnPoint | None) -> None:
-        self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
-        self._lock = threading.Lock()
-        self._dense: dict[int, Result] = {}
-        self._found: dict[int, list[Found]] = {}
-        self.phases: list[Phases] = []
-        """Of each of `rows`."""
-        self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
-        self.rows: list[dict[str, Any]] = []
-        self.segments: dict[str, Result] = {}
-        self.rounds = GateRounds()
-        self.searched: dict[str, Result] = {}
-        """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
-        self.gradients = 0
-        """Batches that trained nothing, of all tickets, see `Found.gradients`."""
-        self.rewind_step = 0
-        self.retrain = ""
-        self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
-        self.total = 0
-        """Elements in scope; 0 until the first ticket."""
-
-    def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
-        """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
-        self.rewind_step = found.rewound.segment.last
-        self.retrain = found.retrain
-        phases = self.phases_of(replicate, found)
-        self._found.setdefault(replicate, []).append(found)
-        if found.mask is None:
-            self._dense[replicate] = found.result
-            self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
-            return {}
-        mask = self._lab.store.get_mask(found.mask)
-        more: dict[str, Any] = {"layers": [asdict(layer) for layer in mask.table()]}
-        self.total = mask.total
-        if found.searched:
-            more["search_steps"] = found.search_steps
-            more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
-            gates = found.searched[-1].segment.gates
-            if gates is not None and gates.density is None:
-                more |= {"init": gates.init, "penalty": gates.penalty}
-            with self._lock:
-                self.rounds.add(replicate, found)
-                self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
-                self.gradients += found.gradients
-        else:
-            with self._lock:
-                self.searched[f"{replicate} {found.dense.segment.key}"] = found.dense
-        if found.moment is not None:
-            more["moment"] = asdict(found.moment)
-        more["ticket"] = str(self._save(replicate, found, mask, phases))
-        # Of whole channels every input has the same share, or the inputs' own channels would be missing.
-        single = not found.result.segment.shrunk
-        if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
-            more["first_layer"] = picture
-        counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
-        self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
-        return counts
-
-    def phases_of(self, replicate: int, found: Found) -> Phases:
-        """Of a network that a replicate found, now or before."""
-        before = [each for each in self._found.get(replicate, []) if each.level < found.level]
-        return phases_of(found, before)
-
-    def add(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
-        """A trained network; `more` has its density and the number of weights kept, if it is sparse."""
-        row = {
-            "replicate": replicate,
-            "level": level,
-            "role": role,
-            "density": 1.0,
-            "validation": result.metrics["validation"],
-            "test": result.metrics["test"],
-            "steps": result.segment.steps,
-            "seconds": result.train_seconds,
-            "key": result.segment.key,
-            **more,
-        }
-        with self._lock:
-            self.rows.append(row)
-            self.phases.append(phases)
-            self.segments[result.segment.key] = result
-        if self._on_point:
-            self._on_point(row)
-
-    def count(self, results: Iterable[Result]) -> None:
-        """Trainings that are no row of their own, for what the run costs."""
-        with self._lock:
-            self.segments.update({each.segment.key: each for each in results})
-
-    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases) -> Path:
-        lab, run, segment = self._lab, self._run, found.result.segment
-        assert segment.start.state is not None
-        metric, dense = run.task.metric, self._dense[replicate]
-        info = {
-            "method": run.method.name,
-            "settings": asdict(run.settings),
-            "recipe": asdict(segment.recipe),
-            "task": {"name": run.task.name, "key": dict(run.task.key()), "spec": _spec(run.task)},
-            "metric": asdict(metric),
-            "value": found.result.metrics["test"][metric.name],
-            "dense_value": dense.metrics["test"][metric.name],
-            "metrics": found.result.metrics,
-            "level": found.level,
-            "replicate": replicate,
-            "parameters": self.parameters,
-            "seeds": asdict(run.seeds.replicate(replicate)),
-            "rewind_step": found.rewound.segment.last,
-            "retrain": found.retrain,
-            "search_steps": phases.steps,
-            "segment": segment.describe(),
-            "trained_state": found.result.model,
-            "environment": environment(),
-        }
-        path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
-        if not Ticket.is_saved(path, info):
-            # Of a mask that moved the start is that of the whole training, not of what came after the last move.
-            begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
-            start = lab.store.get_tensors(begun)
-            Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
-        return path
-
-
-def _spec(task: Task) -> dict[str, Any] | None:
-    """The request that makes the task again, where there is one."""
-    return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
-
-
 class _Controls:
     """Trains the controls of each ticket as it is found: beside the search where the lab has workers."""
 
-    def __init__(self, lab: Lab, run: Run, points: _Points) -> None:
+    def __init__(self, lab: Lab, run: Run, points: Points) -> None:
         self._lab, self._run, self._points = lab, run, points
         # No more threads than can be trained at once: then the search's own segments never wait long behind controls.
         threads = lab.workers * max(lab.stack, 1)
@@ -365,7 +228,7 @@ def preliminary_record(run: Run, points: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _record(lab: Lab, run: Run, points: _Points, command: str, seconds: float, done: Ledger) -> dict[str, Any]:
+def _record(lab: Lab, run: Run, points: Points, command: str, seconds: float, done: Ledger) -> dict[str, Any]:
     rows = sorted(
         with_costs(lab, points.rows, points.phases),
         key=lambda row: (row["replicate"], row["level"], row["role"] != "ticket", row["role"]),

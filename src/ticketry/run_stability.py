@@ -16,7 +16,8 @@ from ticketry.evidence.stability import Stability, children, stability
 from ticketry.lab.found import Found
 from ticketry.lab.lab import Lab
 from ticketry.lab.segment import digest_of
-from ticketry.run import OnPoint, Run, execute
+from ticketry.run import Run, execute
+from ticketry.run_points import OnPoint
 from ticketry.run_verify import written
 from ticketry.step import Step
 

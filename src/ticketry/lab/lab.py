@@ -7,36 +7,23 @@ import contextlib
 import functools
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
-
-from ticketry.core.detect import relative_distance
 from ticketry.core.mask import Mask
-from ticketry.core.prune import prune
-from ticketry.core.scope import Scope
-from ticketry.core.structure.channels import choose_channels
-from ticketry.core.structure.group import Structure
-from ticketry.core.structure.trial import tried_structure
-from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
+from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.execute import Work, is_done
 from ticketry.lab.gating import Gating
+from ticketry.lab.known import Known
 from ticketry.lab.ledger import Ledger
-from ticketry.lab.loop import initial_state, rebuilt
-from ticketry.lab.making import Making, Makings, Seen
-from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.partners import Partners
 from ticketry.lab.penalty import Penalty
-from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.result import Result as Result
 from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
-from ticketry.lab.sample import Sample, loss_of
-from ticketry.lab.segment import NUMERICS, Segment, Start, digest_of
-from ticketry.lab.shrunk import example_inputs
+from ticketry.lab.segment import Segment, Start
 from ticketry.lab.store import Store
 from ticketry.lab.ticking import Ticking
 from ticketry.tasks.base import Task
@@ -45,24 +32,7 @@ from ticketry.tasks.recipe import Recipe
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a segment gave: a stored state and its metrics."""
-
-    segment: Segment
-    model: str
-    """Digest of the weights and buffers."""
-    training: str | None
-    """Digest of the optimiser's state, where it is kept."""
-    metrics: dict[str, dict[str, float]]
-    """validation and test -> metric -> value; searches look at validation only."""
-    train_seconds: float
-    gates: str | None
-    """Digest of the gates, where the segment has them."""
-    record: dict[str, Any] = field(repr=False, compare=False)
-
-
-class Lab:
+class Lab(Known):
     """Trains segments and remembers them. Use it as a context manager, or call `close`.
 
     Args:
@@ -93,11 +63,10 @@ class Lab:
     ) -> None:
         if workers < 0 or stack < 0 or threads < 1 or checkpoint_seconds <= 0:
             raise UsageError("workers and stack must be at least 0, threads at least 1 and checkpoint_seconds above 0")
-        self.store = Store(store)
-        self.data = Path(data).resolve() if data is not None else None
+        folder = Path(data).resolve() if data is not None else None
+        choices = {"device": device, "precision": precision, "threads": threads}
+        super().__init__(Store(store), data=folder, choices=choices, stacked=stack > 0)
         self.ledger = Ledger()
-        self.makings = Makings()
-        self._choices: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         self.workers, self.stack = workers, stack
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
         self._listener = on_event
@@ -107,28 +76,8 @@ class Lab:
         self._partners: Partners | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
-        self._arithmetic: dict[str, Arithmetic] = {}
-        self._structures: dict[str, Structure] = {}
-        self._following = threading.Lock()
 
     # -- describing work ---------------------------------------------------------------------------------------------
-
-    def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
-        """Iterations of an epoch of the task."""
-        return steps_per_epoch(self.sizes(task)["train"], (recipe or task.recipe).batch)
-
-    def sizes(self, task: Task) -> dict[str, int]:
-        """Examples of each split; remembered, so that a finished run does not load data to be told again."""
-        key = digest_of(task.key())
-        known = self.store.memo("sizes", key)
-        if known is None:
-            splits = task.load(self.data)
-            known = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-            for name, count in known.items():
-                if not count:
-                    raise TaskError(f"the task {task.name!r} has no examples in its {name} split")
-            self.store.put_memo("sizes", key, known)
-        return {name: int(known[name]) for name in ("train", "validation", "test")}
 
     def segment(
         self,
@@ -168,14 +117,6 @@ class Lab:
             penalty=penalty,
             tick=tick,
         )
-
-    def arithmetic(self, task: Task, *, alone: bool = False) -> Arithmetic:
-        """Device, precision and layout in which the task's network is trained here; `alone`: in no stack."""
-        choices = {**self._choices, "stacked": self.stack > 0 and not alone}
-        key = digest_of([task.key(), choices])
-        if key not in self._arithmetic:
-            self._arithmetic[key] = choose_arithmetic(self.model(task), **choices)
-        return self._arithmetic[key]
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -258,104 +199,6 @@ class Lab:
             yield
         finally:
             self._told.prefix = before
-
-    # -- states and masks --------------------------------------------------------------------------------------------
-
-    def state(self, result: Result) -> dict[str, Tensor]:
-        """Weights and buffers of a result, by normalised name."""
-        return self.store.get_tensors(result.model)
-
-    def model(self, task: Task, result: Result | None = None) -> nn.Module:
-        """The task's model with a result's weights, or freshly initialised (seed 0)."""
-        return rebuilt(task, self.state(result) if result else initial_state(task, 0))
-
-    def prune(
-        self,
-        task: Task,
-        result: Result,
-        scope: Scope,
-        *,
-        within: str | None = None,
-        sample: Sample | None = None,
-        structured: bool = False,
-        **settings: Any,
-    ) -> str:
-        """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings.
-
-        Args:
-            sample: the batches that the score sees, if it needs any.
-            structured: whether whole channels are chosen, by `structure.channels`, whose settings hold then.
-        """
-
-        def made() -> Mask:
-            base = self.store.get_mask(within) if within else None
-            model, seen = self.model(task, result), dict[str, Any]()
-            if sample is not None:
-                device = self.arithmetic(task).device
-                model = model.to(device)
-                seen = {"batches": sample.drawn(task, self.data, device), "loss": loss_of(task)}
-            chosen = {"scope": scope, "within": base, **seen, **settings}
-            if structured:
-                return choose_channels(model, lambda: self.structure(task), **chosen)
-            return prune(model, **chosen)
-
-        described = {"state": result.model, "within": within, "scope": list(scope), **settings}
-        if structured:
-            described |= {"structured": True, "task": dict(task.key())}
-        if sample is None:
-            return self.remembered_mask(described, made)
-        described |= {"sample": asdict(sample), "task": dict(task.key())}
-        seen = Seen.of(sample, self.sizes(task)["train"], settings)
-        return self.remembered_mask(described, made, seen=seen, ready=lambda: task.load(self.data))
-
-    def structure(self, task: Task) -> Structure:
-        """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
-        key = digest_of(task.key())
-        with self._following:
-            if key not in self._structures:
-                inputs = example_inputs(task, task.load(self.data).train)
-                self._structures[key] = tried_structure(self.model(task), inputs)
-        return self._structures[key]
-
-    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:
-        """||w - w0|| / ||w0|| of two results over the named weights; remembered."""
-        chosen = list(names)
-        key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": chosen})
-        known = self.store.memo("distances", key)
-        if known is None:
-            known = {"distance": relative_distance(self.state(result), self.state(reference), chosen)}
-            self.store.put_memo("distances", key, known)
-        return float(known["distance"])
-
-    def remembered_mask(
-        self,
-        described: Mapping[str, Any],
-        make: Callable[[], Mask],
-        *,
-        seen: Seen | None = None,
-        ready: Callable[[], object] | None = None,
-    ) -> str:
-        """The digest of the stored mask that is a pure function, `make`, of what is `described`.
-
-        What is not a JSON value (a score that is a function) cannot be recognised again: then it is made anew.
-
-        Args:
-            seen: examples that are looked at for it, for `makings`.
-            ready: called before it is made; its time does not count.
-        """
-        key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
-        known = self.store.memo("masks", key) if key else None
-        if known is None:
-            if ready:
-                ready()
-            began = time.perf_counter()
-            mask = make()
-            seconds = round(time.perf_counter() - began, 3)
-            known = {"mask": self.store.put_mask(mask), "seconds": seconds}
-            if key:
-                self.store.put_memo("masks", key, known)
-        self.makings.add(str(known["mask"]), Making(float(known.get("seconds", 0.0)), seen))
-        return str(known["mask"])
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

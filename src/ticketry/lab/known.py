@@ -1,0 +1,176 @@
+"""What a lab can tell without training: of a task, of stored states, and of the masks made of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticketry.core.detect import relative_distance
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import Scope
+from ticketry.core.structure.channels import choose_channels
+from ticketry.core.structure.group import Structure
+from ticketry.core.structure.trial import tried_structure
+from ticketry.errors import TaskError
+from ticketry.lab.loop import initial_state, rebuilt
+from ticketry.lab.making import Making, Makings, Seen
+from ticketry.lab.order import steps_per_epoch
+from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.result import Result
+from ticketry.lab.sample import Sample, loss_of
+from ticketry.lab.segment import NUMERICS, digest_of
+from ticketry.lab.shrunk import example_inputs
+from ticketry.lab.store import Store
+from ticketry.tasks.base import Task
+from ticketry.tasks.recipe import Recipe
+
+
+class Known:
+    """The half of a `Lab` that trains nothing; what takes long is remembered in its store. Safe for several threads.
+
+    Args:
+        store: the durable store.
+        data: folder in which data sets are looked for first.
+        choices: device, precision and threads, see `Lab`.
+        stacked: whether segments are trained several as one, see `lab.stacked`.
+    """
+
+    def __init__(self, store: Store, *, data: Path | None, choices: Mapping[str, Any], stacked: bool) -> None:
+        self.store, self.data = store, data
+        self.makings = Makings()
+        self._choices, self._stacked = dict(choices), stacked
+        self._arithmetic: dict[str, Arithmetic] = {}
+        self._structures: dict[str, Structure] = {}
+        self._following = threading.Lock()
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
+        """Iterations of an epoch of the task."""
+        return steps_per_epoch(self.sizes(task)["train"], (recipe or task.recipe).batch)
+
+    def sizes(self, task: Task) -> dict[str, int]:
+        """Examples of each split; remembered, so that a finished run does not load data to be told again."""
+        key = digest_of(task.key())
+        known = self.store.memo("sizes", key)
+        if known is None:
+            splits = task.load(self.data)
+            known = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+            for name, count in known.items():
+                if not count:
+                    raise TaskError(f"the task {task.name!r} has no examples in its {name} split")
+            self.store.put_memo("sizes", key, known)
+        return {name: int(known[name]) for name in ("train", "validation", "test")}
+
+    def arithmetic(self, task: Task, *, alone: bool = False) -> Arithmetic:
+        """Device, precision and layout in which the task's network is trained here; `alone`: in no stack."""
+        choices = {**self._choices, "stacked": self._stacked and not alone}
+        key = digest_of([task.key(), choices])
+        if key not in self._arithmetic:
+            self._arithmetic[key] = choose_arithmetic(self.model(task), **choices)
+        return self._arithmetic[key]
+
+    # -- states and masks --------------------------------------------------------------------------------------------
+
+    def state(self, result: Result) -> dict[str, Tensor]:
+        """Weights and buffers of a result, by normalised name."""
+        return self.store.get_tensors(result.model)
+
+    def model(self, task: Task, result: Result | None = None) -> nn.Module:
+        """The task's model with a result's weights, or freshly initialised (seed 0)."""
+        return rebuilt(task, self.state(result) if result else initial_state(task, 0))
+
+    def prune(
+        self,
+        task: Task,
+        result: Result,
+        scope: Scope,
+        *,
+        within: str | None = None,
+        sample: Sample | None = None,
+        structured: bool = False,
+        **settings: Any,
+    ) -> str:
+        """The stored mask made by `core.prune` on a result's weights; its digest. Remembered by its settings.
+
+        Args:
+            sample: the batches that the score sees, if it needs any.
+            structured: whether whole channels are chosen, by `structure.channels`, whose settings hold then.
+        """
+
+        def made() -> Mask:
+            base = self.store.get_mask(within) if within else None
+            model, seen = self.model(task, result), dict[str, Any]()
+            if sample is not None:
+                device = self.arithmetic(task).device
+                model = model.to(device)
+                seen = {"batches": sample.drawn(task, self.data, device), "loss": loss_of(task)}
+            chosen = {"scope": scope, "within": base, **seen, **settings}
+            if structured:
+                return choose_channels(model, lambda: self.structure(task), **chosen)
+            return prune(model, **chosen)
+
+        described = {"state": result.model, "within": within, "scope": list(scope), **settings}
+        if structured:
+            described |= {"structured": True, "task": dict(task.key())}
+        if sample is None:
+            return self.remembered_mask(described, made)
+        described |= {"sample": asdict(sample), "task": dict(task.key())}
+        seen = Seen.of(sample, self.sizes(task)["train"], settings)
+        return self.remembered_mask(described, made, seen=seen, ready=lambda: task.load(self.data))
+
+    def structure(self, task: Task) -> Structure:
+        """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
+        key = digest_of(task.key())
+        with self._following:
+            if key not in self._structures:
+                inputs = example_inputs(task, task.load(self.data).train)
+                self._structures[key] = tried_structure(self.model(task), inputs)
+        return self._structures[key]
+
+    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:
+        """||w - w0|| / ||w0|| of two results over the named weights; remembered."""
+        chosen = list(names)
+        key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": chosen})
+        known = self.store.memo("distances", key)
+        if known is None:
+            known = {"distance": relative_distance(self.state(result), self.state(reference), chosen)}
+            self.store.put_memo("distances", key, known)
+        return float(known["distance"])
+
+    def remembered_mask(
+        self,
+        described: Mapping[str, Any],
+        make: Callable[[], Mask],
+        *,
+        seen: Seen | None = None,
+        ready: Callable[[], object] | None = None,
+    ) -> str:
+        """The digest of the stored mask that is a pure function, `make`, of what is `described`.
+
+        What is not a JSON value (a score that is a function) cannot be recognised again: then it is made anew.
+
+        Args:
+            seen: examples that are looked at for it, for `makings`.
+            ready: called before it is made; its time does not count.
+        """
+        key = "" if any(map(callable, described.values())) else digest_of({"numerics": NUMERICS, **described})
+        known = self.store.memo("masks", key) if key else None
+        if known is None:
+            if ready:
+                ready()
+            began = time.perf_counter()
+            mask = make()
+            seconds = round(time.perf_counter() - began, 3)
+            known = {"mask": self.store.put_mask(mask), "seconds": seconds}
+            if key:
+                self.store.put_memo("masks", key, known)
+        self.makings.add(str(known["mask"]), Making(float(known.get("seconds", 0.0)), seen))
+        return str(known["mask"])
