@@ -102,13 +102,15 @@ def test_early_with_its_scoring(lab: Lab) -> None:
 
 
 def test_gradual(lab: Lab) -> None:
-    rows = made(lab, "gradual", begin="5it", end="25it", frequency="10it", controls=("random_reinit",))
+    rows = made(lab, "gradual", begin="5it", end="25it", frequency="10it", controls=("random_reinit", "shuffled"))
     row = rows[1, "ticket"]
     assert steps(row) == [15, 10, 15]  # a cut at 15 and one at 25
     cost, (final,) = flops(row), [step(shares(row))]
     assert (cost[0], cost[2]) == pytest.approx((15 * step(), 15 * final))
     assert 10 * final < cost[1] < 10 * step()
     assert steps(rows[1, "random_reinit"]) == [25 + 15, 10, 15]
+    # Goes on from the dense network at the last cut, ten steps behind the ticket's first.
+    assert steps(rows[1, "shuffled"]) == [25, 10, 15]
 
 
 def test_dynamic(lab: Lab) -> None:

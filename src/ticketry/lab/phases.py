@@ -78,8 +78,8 @@ def control_phases(
         needed = [start] if start.segment.start.seed is not None else list(found.searched)
         own = _sorted(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
-    more = [each for each in (fresh, found.dense if from_final else None) if each is not None]
-    dense = _once([*ticket.dense, *more])
+    begun = fresh or start  # which may lie behind the ticket's dense training, as gradual pruning's last cut does
+    dense = _once([*ticket.dense, *([begun] if _is_plain(begun.segment) else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks)
 
 
