@@ -1,8 +1,9 @@
-"""Pruning once, at a step of the dense training that goes on afterwards: what early and one-shot pruning share."""
+"""Pruning once, at a step of a training that goes on afterwards: what several searches share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from ticketry.search._scope import is_structured, pruned
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab
+    from ticketry.lab.lab import Lab, Result
     from ticketry.lab.segment import Segment
-    from ticketry.search._scope import Pruning
+    from ticketry.search._scope import Budgeting, Pruning
 
 
 def pruned_once(
@@ -35,28 +36,49 @@ def pruned_once(
         moments: density -> how that step was found, if it was.
         cuts: how a mask is made, besides what the settings say, see `Lab.prune`.
     """
-    from ticketry.lab.retrain import retraining
-
     dense = lab.train(whole, keep=tuple(sorted(set(steps.values()))), label="dense")
     yield Found(0, None, lab.at(dense, max(steps.values())), dense, GRADUAL, dense)
 
     def member(level: int, density: float) -> Found:
-        state, step = lab.at(dense, steps[density]), steps[density]
+        state = lab.at(dense, steps[density])
         mask = pruned(lab, whole.task, state, scope, None, density, settings, seeds, **cuts)
-        segment = retraining(
-            lab,
-            whole.task,
-            whole.recipe,
-            retrain=GRADUAL,
-            mask=mask,
-            rewound=state,
-            trained=state,
-            order_seed=seeds.order,
-            shrunk=is_structured(settings),
-        )
-        segment = stretched(lab, segment, [state], settings.budget)
-        result = lab.train(segment, label=f"density {density:g} from step {step}")
-        moment = (moments or {}).get(density)
-        return Found(level, mask, state, dense, GRADUAL, result, searched=(state,), behind=step, moment=moment)
+        found = trained_on(lab, dense, state, mask, settings, level=level, density=density)
+        return replace(found, moment=(moments or {}).get(density))
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(steps, start=1)])
+
+
+def trained_on(
+    lab: Lab,
+    dense: Result,
+    state: Result,
+    mask: str,
+    settings: Budgeting,
+    *,
+    level: int,
+    density: float,
+    searched: Result | None = None,
+) -> Found:
+    """What becomes of a state that is cut by a mask: it trains on, optimiser's state and all, to the schedule's end.
+
+    Args:
+        dense: the dense network to compare with, of the same schedule and the same order of the data.
+        searched: the training that the mask is from, if the weights of `state` are no longer its.
+    """
+    from ticketry.lab.retrain import retraining
+
+    whole, step, source = dense.segment, state.segment.last, searched or state
+    segment = retraining(
+        lab,
+        whole.task,
+        whole.recipe,
+        retrain=GRADUAL,
+        mask=mask,
+        rewound=state,
+        trained=state,
+        order_seed=whole.order_seed,
+        shrunk=is_structured(settings),
+    )
+    segment = stretched(lab, segment, [source], settings.budget)
+    result = lab.train(segment, label=f"density {density:g} from step {step}")
+    return Found(level, mask, state, dense, GRADUAL, result, searched=(source,), behind=step)

@@ -26,7 +26,14 @@ class Sparing(Protocol):
     def spare_first_conv(self) -> bool: ...
 
 
-class Pruning(Sparing, Protocol):
+class Budgeting(Protocol):
+    """Settings that say what a search may cost."""
+
+    @property
+    def budget(self) -> str: ...
+
+
+class Pruning(Sparing, Budgeting, Protocol):
     """Settings that choose weights by a score."""
 
     @property
@@ -40,9 +47,6 @@ class Pruning(Sparing, Protocol):
 
     @property
     def keep_at_least(self) -> int: ...
-
-    @property
-    def budget(self) -> str: ...
 
 
 def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:

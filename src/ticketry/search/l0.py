@@ -25,7 +25,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
-from ticketry.search._budget import stretched
+from ticketry.search._once import trained_on
 from ticketry.search._scope import prunable
 from ticketry.step import Step
 
@@ -76,7 +76,6 @@ levels = _densities.levels
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
     from ticketry.lab.harden import allocated_mask, hardened_weights
-    from ticketry.lab.retrain import retraining
 
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = whole.at(settings.until)
@@ -93,12 +92,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     def member(level: int, density: float) -> Found:
         mask = allocated_mask(lab, gated, density, settings.collapse)
-        segment = retraining(
-            lab, task, recipe, retrain=GRADUAL, mask=mask, rewound=state, trained=state, order_seed=seeds.order
-        )
-        segment = stretched(lab, segment, [gated], settings.budget)
-        result = lab.train(segment, label=f"density {density:g} from step {step}")
-        return Found(level, mask, state, dense, GRADUAL, result, searched=(gated,), behind=step)
+        return trained_on(lab, dense, state, mask, settings, level=level, density=density, searched=gated)
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
 

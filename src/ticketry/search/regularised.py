@@ -27,7 +27,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
-from ticketry.search._budget import stretched
+from ticketry.search._once import trained_on
 from ticketry.search._scope import check_norms, check_score, prunable, pruned
 from ticketry.step import Step
 
@@ -87,8 +87,6 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.lab.retrain import retraining
-
     settings = replace(settings, score=settings.score or SCORES[settings.penalty])
     check_score(settings)  # a wrong word is told before anything is trained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
@@ -111,20 +109,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     def member(level: int, density: float) -> Found:
         mask = pruned(lab, task, state, scope, None, density, settings, seeds)
-        segment = retraining(
-            lab,
-            task,
-            recipe,
-            retrain=GRADUAL,
-            mask=mask,
-            rewound=state,
-            trained=state,
-            order_seed=seeds.order,
-            shrunk=settings.structured,
-        )
-        segment = stretched(lab, segment, [state], settings.budget)
-        result = lab.train(segment, label=f"density {density:g} from step {step}")
-        return Found(level, mask, state, dense, GRADUAL, result, searched=(state,), behind=step)
+        return trained_on(lab, dense, state, mask, settings, level=level, density=density)
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
 
