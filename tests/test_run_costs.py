@@ -89,6 +89,7 @@ def test_oneshot(lab: Lab, retrain: str, own: int) -> None:
     row = rows[1, "ticket"]
     assert steps(row) == [TOTAL, 0, own]
     assert flops(row) == pytest.approx([TOTAL * step(), 0, own * step(shares(row))])
+    assert row["cost"]["search"]["memory"] is None  # scoring is no training step
     assert steps(rows[1, "random_prune"]) == [TOTAL if retrain == "finetune" else 10, 0, own]
 
 

@@ -148,10 +148,15 @@ class Costs:
         return StepCost(dense, flops, self._memory(segment))
 
     def row(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """The entry ``cost`` of a network's row: steps, FLOPs, seconds and memory of its three phases."""
+        """The entry ``cost`` of a network's row: steps, FLOPs, seconds and memory of its three phases.
+
+        A search that only scores has no training step, and so no memory that was measured: None.
+        """
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
         found = {name: self._trainings(part) for name, part in parts.items()}
         search, masks = found["search"], [self._lab.makings.of(mask) for mask in phases.masks]
+        if phases.masks and not search["steps"]:
+            search["memory"] = None
         search["steps"] += phases.gradients
         search["flops"] = _sum([search["flops"], self._beside(phases)])
         search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks), 3)

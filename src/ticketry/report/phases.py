@@ -18,7 +18,7 @@ class Phase:
     flops: float | None
     seconds: float | None
     memory: int | None
-    """Bytes of tensors at the height of one training step."""
+    """Bytes of tensors at the height of one training step; None too where scoring was all there was."""
 
     @property
     def empty(self) -> bool:
@@ -43,9 +43,9 @@ class Phases:
 
     @property
     def whole(self) -> Phase:
-        """Sums; of memory the highest. None where a phase that took place was not measured."""
+        """Sums; of memory the highest of phases that train. None where a phase that took place was not measured."""
         parts = [part for part in self.each.values() if not part.empty]
-        memories = [part.memory for part in parts]
+        memories = [part.memory for part in parts if part.steps]
         known = [memory for memory in memories if memory is not None]
         return Phase(
             steps=sum(part.steps for part in parts),

@@ -13,9 +13,9 @@ PHASES = ("dense", "search", "sparse")
 def relative_costs(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each ticket of a run's record that tells its costs, search and dense steps included.
 
-    ``steps``, ``flops``, ``memory`` (the highest of all phases) and ``own_memory`` (of the training with its own mask)
-    relative to the dense training of its replicate, and ``seconds``; None for what is not known. ``replicate`` and
-    ``level`` tell whose they are.
+    ``steps``, ``flops``, ``memory`` (the highest of all training steps; that of scoring is not measured) and
+    ``own_memory`` (of the training with its own mask) relative to the dense training of its replicate, and ``seconds``;
+    None for what is not known. ``replicate`` and ``level`` tell whose they are.
     """
     rows = [row for row in record["points"] if "cost" in row]
     dense = {row["replicate"]: row["cost"]["dense"] for row in rows if row["role"] == "dense"}
@@ -36,7 +36,7 @@ def cost_lines(record: Mapping[str, Any]) -> list[str]:
         table.append((str(level), f"{percent(density[level])} %", *times, _cell([one["seconds"] for one in own], "")))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
-        "what tickets cost with their search (x: of the dense training; memory: peak)",
+        "what tickets cost, search included (x: of dense; memory: peak of training steps)",
         *("  ".join(map(str.rjust, row, widths)) for row in table),
     ]
 
@@ -44,13 +44,13 @@ def cost_lines(record: Mapping[str, Any]) -> list[str]:
 def _relative(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
     phases = [row["cost"][phase] for phase in PHASES]
     steps, flops, seconds = (_total([phase[name] for phase in phases]) for name in ("steps", "flops", "seconds"))
-    heights = [phase["memory"] for phase in phases]
+    heights = [phase["memory"] for phase in phases if phase["steps"]]
     return {
         "replicate": row["replicate"],
         "level": row["level"],
         "steps": _share(steps, dense["steps"]),
         "flops": _share(flops, dense["flops"]),
-        "memory": _share(None if None in heights else max(heights), dense["memory"]),
+        "memory": _share(None if None in heights else max(heights, default=None), dense["memory"]),
         "own_memory": _share(row["cost"]["sparse"]["memory"] or None, dense["memory"]),
         "seconds": None if seconds is None else round(seconds, 3),
     }

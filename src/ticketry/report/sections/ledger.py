@@ -29,7 +29,8 @@ def ledger_table(results: Results, place: Place) -> Html | None:
         "What each network needed, mean over replicates. Dense: training without a mask, counted in whole by every "
         "network that needed it, although it was trained once. Search: all else until the mask was known (masked "
         "trainings, gates, batches for scores). Sparse: its own training with its mask. FLOPs: as many as the "
-        "weights that remain need. Memory: tensors at the height of one training step; of the whole, the highest."
+        "weights that remain need. Memory: tensors at the height of one training step; of the whole, the highest. That "
+        "of scoring, which is no training step, is not measured."
     )
     text += " Energy: the run's, shared out by seconds." if energy else " Energy: not measured."
     whole = scrolling(table, prose(text), place.id("table-ledger"))
