@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,9 +29,8 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         work: such as a training step.
         held: tensors that are there before, in lists, tuples and mappings of any depth; each memory counts once.
     """
-    gc.collect()  # garbage of before would be freed meanwhile, and the profiler knows sizes of what it saw allocated
-    before = tensor_bytes(held)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
+    with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         work()
     results: Any = profile.profiler.kineto_results
     changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
@@ -39,6 +39,18 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         now += change
         height = max(height, now)
     return before + height
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage stays: what was made before would be freed meanwhile, and only what the profiler saw come counts."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def height(work: Callable[[], object], held: Iterable[object], device: str) -> int:
