@@ -191,6 +191,12 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
     assert rows["early"]["paper"].startswith("Rachwan et al. 2022")
     assert (rows["early"]["prunes"], rows["early"]["scores"]) == ("before or early in", "crop")
     assert all("not said" not in row.values() for row in rows.values())
+    channels = {name: row["channels"] for name, row in rows.items() if row["structured"]}
+    assert channels == dict.fromkeys(("early", "gradual", "iterative", "oneshot", "regularised"), "too") | {
+        "decorators": "only"
+    }
+    assert {name for name, row in rows.items() if row["channels"]} == set(channels)
+    assert rows["regularised"]["scores"] == "by penalty"
     scores = {row["name"]: row for row in json.loads(call(capsys, "list", "scores", "--json")[1])}
     assert {name: (row["data"], row["order"]) for name, row in scores.items()} == {
         "magnitude": ("no", 0),
@@ -201,6 +207,13 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
         "fisher": ("yes", 1),
         "crop": ("yes", 2),
         "grasp": ("yes", 2),
+        "l1": ("no", 0),
+        "l2": ("no", 0),
+        "slimming": ("no", 0),
+        "activation": ("yes", 0),
+        "apoz": ("yes", 0),
+        "snap": ("yes", 1),
+        "crop_gates": ("yes", 2),
         "grasp200": ("yes", 2),
     }
     assert call(capsys, "report", "nothing", "--store", str(store))[0] == 1

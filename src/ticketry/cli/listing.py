@@ -68,6 +68,10 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
         order = {0: "none", 1: "first", 2: "second"}.get(row["order"], "not said")
         table.append((row["name"], row["data"], order, row["channels"], row["paper"]))
     _print_with_more(table, [row["description"] for row in rows])
+    print(
+        "\nof channels: its form for whole channels (summed: over all weights of each);\n"
+        "             only: with --structured, it is not one of single weights"
+    )
 
 
 def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
@@ -112,17 +116,20 @@ def _models(_: Path) -> list[dict[str, Any]]:
 
 def _scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core import score
+    from ticketry.core.structure.about import CHANNEL_ONLY
 
+    of_weights = {name: ((score.get(name).__doc__ or "").split("\n")[0], score.about(name)) for name in score.names()}
+    of_channels = {name: (found.description, found.about) for name, found in CHANNEL_ONLY.items()}
     return [
         {
             "name": name,
-            "description": (score.get(name).__doc__ or "").split("\n")[0],
-            "data": score.about(name).data,
-            "order": score.about(name).order,
-            "channels": score.about(name).channels,
-            "paper": score.about(name).paper,
+            "description": description,
+            "data": about.data,
+            "order": about.order,
+            "channels": about.channels,
+            "paper": about.paper,
         }
-        for name in score.names()
+        for name, (description, about) in (of_weights | of_channels).items()
     ]
 
 

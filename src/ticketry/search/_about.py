@@ -17,5 +17,7 @@ class About:
     """When, relative to training: before, early in, during or after it."""
     costs: str = NOT_SAID
     """Trainings of the recipe that its tickets take, the search included and the dense network to compare with not."""
+    score: str = ""
+    """What decides on the score that it takes by default, if that is left open."""
     removes: str = ""
     """weights, channels or both; empty where settings tell: both if one is called structured, else weights."""

@@ -40,7 +40,8 @@ class Method:
     @property
     def scores(self) -> str:
         """What decides which weights are kept: the score that it takes by default, or an empty string if none."""
-        return str(self._default("score") or "")
+        default = self._default("score")
+        return self.about.score if default == "" else str(default or "")
 
     @property
     def structured(self) -> bool:

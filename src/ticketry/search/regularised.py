@@ -49,6 +49,7 @@ ABOUT = About(
     prunes="during training",
     costs="1 a density",
     removes="both",
+    score="by penalty",
 )
 
 
