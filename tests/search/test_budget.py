@@ -93,6 +93,13 @@ def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
         assert control["steps"] == ticket["steps"] or name == "dynamic"
 
 
+def test_flops_of_a_smaller_network_come_to_those_of_the_dense_one(lab: Lab) -> None:
+    """The rest is trained shrunk: what there is to spend is still a training of the whole network."""
+    dense, ticket = made(lab, "early", ONE["early"] | {"budget": "flops", "density": (0.3,), "structured": True})
+    sparse, whole_training = ticket["cost"]["sparse"], dense["cost"]["dense"]["flops"]
+    assert whole_training - sparse["flops"] / sparse["steps"] < whole(ticket, "flops") <= whole_training * (1 + 1e-9)
+
+
 def test_the_stretched_schedule_is_entered_where_it_was_left(lab: Lab) -> None:
     method = tk.search.early
     settings = method.Settings(**ONE["early"], budget="flops", density=(0.2,))

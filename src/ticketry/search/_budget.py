@@ -109,7 +109,8 @@ def stretched(lab: Lab, rest: Segment, before: list[Result], budget: str) -> Seg
     from ticketry.lab.phases import phases_before
 
     assert rest.mask is not None
-    dense, flops = step_flops(lab, rest)
+    dense, _ = step_flops(lab, replace(rest, mask=None, shrunk=False))
+    _, flops = step_flops(lab, rest)
     spent = Costs(lab).flops(phases_before(before, rest.mask))
     if spent is None or flops <= 0:
         raise UsageError("budget flops: the FLOPs of this network cannot be counted: use budget steps")
