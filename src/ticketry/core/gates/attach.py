@@ -59,24 +59,19 @@ def attach(
         >>> g = attach(model, init=-0.1)                                       # doctest: +SKIP
         >>> gate_optimizer = torch.optim.SGD(g.parameters(), lr=0.1, momentum=0.9)  # doctest: +SKIP
     """
-    if not -LARGEST_INIT <= init <= LARGEST_INIT:
-        raise UsageError(
-            f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"
-        )
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise UsageError("TorchScript modules cannot be gated: attach gates to the Python modules they were made from")
+    check_model(model, init)
     if scope is not None:
         parameters = scope.parameters(model)
     else:
         parameters = scope_of(model).parameters(model) if within is None else within.parameters(model)
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
-    _check(model, parameters)
-    _let_freed_memory_stay()
-    return Gates(model, parameters, _kind(kind), init, within, seed)
+    prepare(model, parameters)
+    return Gates(model, parameters, kind_of(kind), init, within, seed)
 
 
-def _kind(kind: str | Kind) -> Kind:
+def kind_of(kind: str | Kind) -> Kind:
+    """The kind of a name; `UsageError` for one that is not known."""
     if isinstance(kind, Kind):
         return kind
     if kind not in KINDS:
@@ -84,13 +79,25 @@ def _kind(kind: str | Kind) -> Kind:
     return KINDS[kind]()
 
 
-def _check(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+def check_model(model: nn.Module, init: float) -> None:
+    """Raises `UsageError` for what no gates can be put on, and for an s0 out of range."""
+    if not -LARGEST_INIT <= init <= LARGEST_INIT:
+        raise UsageError(
+            f"init is the value that all s begin with, a number from {-LARGEST_INIT} to {LARGEST_INIT}, not {init!r}"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UsageError("TorchScript modules cannot be gated: attach gates to the Python modules they were made from")
+
+
+def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    """Make sure that gates can be put on these parameters. Raises what `attach` does."""
     taken = gated_parameters(model)
     for name, parameter in parameters.items():
         if id(parameter) in taken:
             raise UsageError(f"{name!r} has gates already: detach them first")
         if not parameter.is_floating_point():
             raise ScopeError(f"{name!r} holds {parameter.dtype}, and gates are for floating-point weights: spare it")
+    _let_freed_memory_stay()
 
 
 def _let_freed_memory_stay() -> None:

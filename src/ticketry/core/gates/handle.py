@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +22,8 @@ from ticketry.core.seeds import generator
 from ticketry.errors import MaskError, TrainingError, UsageError
 
 RESETS = ("paper", "code")
+Act = Callable[[Tensor, Moment], Tensor]
+"""(s, moment) -> gates that are not drawn."""
 
 
 class Gates:
@@ -43,8 +45,8 @@ class Gates:
         self.round = 0
         """Rounds done, by `next_round`."""
         self._model = model
-        self._names = tuple(parameters)
-        self._logits = [logits_like(parameter, init) for parameter in parameters.values()]
+        made = self._made_logits(parameters)
+        self._names, self._logits = tuple(made), list(made.values())
         self._kept = None if within is None else [kept_like(s, within[n]) for n, s in self.named_parameters()]
         self._hard = self._lifted = self._drawing = False
         self._checked = -1  # the percent of progress at which all s were last looked through
@@ -255,9 +257,7 @@ class Gates:
         parameters = self._swap.parameters
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
-            parameter.copy_(
-                gated(parameter, self.kind.hard_gate(self._logits[number], self._moment), self._mask(number))
-            )
+            parameter.copy_(self._fixed([number], [parameter], self.kind.hard_gate)[0])
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -310,6 +310,10 @@ class Gates:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _made_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """The tensors s by the names that they go by."""
+        return {name: logits_like(parameter, self.init) for name, parameter in parameters.items()}
+
     def note_update(self, optimizer: Optimizer) -> None:
         """Called after each step of any optimiser."""
         mine = {id(logits) for logits in self._logits}
@@ -356,22 +360,28 @@ class Gates:
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)
-        moment = self._moment
         if self._hard or not (self._model.training or self._drawing):
-            act = self.kind.hard_gate if self._hard else self.kind.test_gate
-            return [
-                gated(weight, act(self._logits[number], moment), self._mask(number))
-                for number, weight in zip(numbers, weights, strict=True)
-            ]
+            return self._fixed(numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate)
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._versions
+        return self._trained(numbers, weights, everything)
+
+    def _fixed(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
+        """Products by gates that are not those of training."""
+        return [
+            gated(weight, act(self._logits[number], self._moment), self._mask(number))
+            for number, weight in zip(numbers, weights, strict=True)
+        ]
+
+    def _trained(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+        """Products by the gates of training; their sums are kept where these are all."""
         made = [
-            self.kind.product(weight, self._logits[number], self._mask(number), moment, self._uniform(number))
+            self.kind.product(weight, self._logits[number], self._mask(number), self._moment, self._uniform(number))
             for number, weight in zip(numbers, weights, strict=True)
         ]
         totals = [total for _, total in made if total is not None]
         if everything and len(totals) == len(made) and torch.is_grad_enabled():
-            self._sums = Sums(totals, moment, self._versions)
+            self._sums = Sums(totals, self._moment, self._versions)
         return [product for product, _ in made]
 
     def _uniform(self, number: int) -> Tensor | None:

@@ -153,12 +153,7 @@ def choose_channels(
     **measured: Any,
 ) -> Mask:
     """`channels` of a model whose structure is known, or found by what `structure` calls."""
-    if distribution not in ORDERS:
-        raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {distribution!r}")
-    if keep_at_least < 1:
-        raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
-    if multiple < 1:
-        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
+    _check_order(distribution, keep_at_least, multiple)
     check_channel_score(score)
     choice = _Choice(model, structure(), scope_of(model) if scope is None else scope)
     if within is not None:
@@ -173,6 +168,35 @@ def choose_channels(
         mask = choice.cut(scores, mask, target, ORDERS[distribution], keep_at_least, multiple)
     assert mask is not None
     return mask
+
+
+def cut_channels(
+    model: nn.Module,
+    structure: Structure,
+    scores: Sequence[Tensor],
+    density: float,
+    *,
+    distribution: str = "global",
+    scope: Scope | None = None,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+) -> Mask:
+    """`channels` by scores that are there, one tensor [channels] for each of the groups that may go (`candidates`)."""
+    _check_order(distribution, keep_at_least, multiple)
+    choice = _Choice(model, structure, scope_of(model) if scope is None else scope)
+    if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:
+        raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
+    choice.check_numbers(scores)
+    return choice.cut(list(scores), None, check_density(density), ORDERS[distribution], keep_at_least, multiple)
+
+
+def _check_order(distribution: str, keep_at_least: int, multiple: int) -> None:
+    if distribution not in ORDERS:
+        raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {distribution!r}")
+    if keep_at_least < 1:
+        raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
+    if multiple < 1:
+        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
 
 
 class _Choice:
@@ -191,10 +215,14 @@ class _Choice:
         """Of each group's channels, in the network that a mask leaves."""
         with pruned_to(mask, mask.parameters(self.model) if mask is not None else {}):
             found = channel_scores(self.model, self.groups, self.scope, self.roles, reduce=reduce, loss=loss, **given)
-        for group, values in zip(self.groups, found, strict=True):
+        self.check_numbers(found)
+        return found
+
+    def check_numbers(self, scores: Sequence[Tensor]) -> None:
+        """Raises `MaskError` where scores are none."""
+        for group, values in zip(self.groups, scores, strict=True):
             if bool(torch.isnan(values).any()):
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
-        return found
 
     def cut(
         self,
