@@ -191,11 +191,9 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
     assert rows["early"]["paper"].startswith("Rachwan et al. 2022")
     assert (rows["early"]["prunes"], rows["early"]["scores"]) == ("before or early in", "crop")
     assert all("not said" not in row.values() for row in rows.values())
-    channels = {name: row["channels"] for name, row in rows.items() if row["structured"]}
-    assert channels == dict.fromkeys(("early", "gradual", "iterative", "oneshot", "regularised"), "too") | {
-        "decorators": "only"
-    }
-    assert {name for name, row in rows.items() if row["channels"]} == set(channels)
+    assert {name: row["removes"] for name, row in rows.items() if row["removes"] != "weights"} == dict.fromkeys(
+        ("early", "gradual", "iterative", "l0", "oneshot", "regularised"), "both"
+    ) | {"decorators": "channels"}
     assert rows["regularised"]["scores"] == "by penalty"
     scores = {row["name"]: row for row in json.loads(call(capsys, "list", "scores", "--json")[1])}
     assert {name: (row["data"], row["order"]) for name, row in scores.items()} == {

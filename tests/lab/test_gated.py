@@ -218,6 +218,31 @@ def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
     assert found[0] == found[1]
 
 
+def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
+    """Stopped at several steps and in another process' lab; measured later, and from the stored tensors alone."""
+    settings = gating(points, kind="hard-concrete", optimizer="adam", lr=0.05, structured=True)
+    found = []
+    for name, stops in (("undisturbed", ()), ("stopped", (1, 10, 17))):
+        with Lab(tmp_path / name) as lab:
+            segment = lab.segment(points, start=3, gates=settings)
+            for stop in stops:
+                with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
+                    execute(lab.store, None, segment, (10,), StopAt(stop))
+            execute(lab.store, None, segment, (10,), Watch())
+            assert lab.train(segment.until(10)).metrics  # added now
+            found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
+            result = lab.train(segment)
+            s, state, model = gates_of(lab, result), lab.state(result), points.build().eval()
+    assert found[0] == found[1]
+    assert {name: len(values) for name, values in s.items()} == {"0": 16, "4": 16}
+    for name, reader in (("0", "4.weight"), ("4", "5.weight")):
+        state[reader] = state[reader] * (torch.sigmoid(s[name]) * 1.2 - 0.1).clamp(0, 1)
+    model.load_state_dict(state)
+    validation = points.load().validation
+    right = (model(points.prepare(validation.inputs)).argmax(1) == validation.targets).double().mean()
+    assert result.metrics["validation"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-6)
+
+
 class KilledAt12(Watch):
     def progress(self, segment, step):
         if step == 12:

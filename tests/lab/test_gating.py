@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.gating import Gating
+from ticketry.lab.gating import Gating, gating_from
 from ticketry.tasks.recipe import Recipe
 
 SCOPE = ("0.weight",)
@@ -29,6 +29,8 @@ SCOPE = ("0.weight",)
         ({"lr": -1}, "lr"),
         ({"reset": "none"}, "reset 'none'"),
         ({"scope": ()}, "no parameter"),
+        ({"structured": True, "reset": "paper"}, "no further rounds"),
+        ({"structured": True, "kind": "binary-concrete", "density": 0.5}, "steered to no density"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(wrong, told):
@@ -38,6 +40,11 @@ def test_what_cannot_be_meant_is_refused(wrong, told):
 
 def test_numbers_have_one_key():
     assert Gating(scope=SCOPE, init=0, final=200) == Gating(scope=SCOPE)
+
+
+def test_gates_on_channels_have_keys_of_their_own():
+    channels = Gating(scope=SCOPE, structured=True)
+    assert gating_from(channels.describe()) == channels != Gating(scope=SCOPE)
 
 
 def test_progress_by_step():

@@ -82,6 +82,7 @@ CHANGED_GATES = {
     "objective": "reverse_kl",
     "density": 0.1,
     "temperature": 0.5,
+    "structured": True,
 }
 CHANGED_RECIPE = {
     "length": "11ep",
@@ -142,11 +143,13 @@ def test_every_choice_of_arithmetic_is_in_the_key(field):
 
 @pytest.mark.parametrize("field", CHANGED_GATES)
 def test_every_setting_of_gates_is_in_the_key(field):
-    start = Start(state="s" * 64, gates="g" * 64)
+    rounds = field != "structured"  # gates on channels have one
+    start = Start(state="s" * 64, gates="g" * 64 if rounds else None)
     frozen = field == "objective"  # another one than the task's is for frozen weights
-    base = replace(SEGMENT, start=start, gates=Gating(scope=("0.weight",), reset="paper", frozen=frozen))
+    gates = Gating(scope=("0.weight",), reset="paper" if rounds else None, frozen=frozen)
+    base = replace(SEGMENT, start=start, gates=gates)
     assert replace(base, gates=replace(base.gates, **{field: CHANGED_GATES[field]})).key != base.key
-    assert replace(base, start=replace(start, gates="h" * 64)).key != base.key
+    assert not rounds or replace(base, start=replace(start, gates="h" * 64)).key != base.key
 
 
 def test_a_segment_trained_alone_does_not_speak_of_stacks():
@@ -184,9 +187,9 @@ def test_what_cannot_be_trained_shrunk(wrong, said):
         replace(SEGMENT, **{"mask": "m" * 64, "shrunk": True, **wrong})
 
 
-def test_keys_of_gates_are_older_than_frozen_weights():
+def test_keys_of_gates_are_older_than_frozen_weights_and_channels():
     described = replace(SEGMENT, gates=Gating(scope=("0.weight",))).describe()["gates"]
-    assert set(described) == set(CHANGED_GATES) - {"frozen", "objective", "density", "temperature"}
+    assert set(described) == set(CHANGED_GATES) - {"frozen", "objective", "density", "temperature", "structured"}
 
 
 @pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64, gates="g" * 64)])
@@ -279,3 +282,8 @@ def test_golden_key():
     digest = "629ce21a7971067791b2edd39f850efb236c6dd5df54a097f5941a69f9fde9fc"
     assert hashlib.sha256(GOLDEN.encode()).hexdigest() == digest
     assert SEGMENT.key == f"{digest}@30"
+
+
+def test_gates_on_channels_are_trained_in_a_whole_network():
+    with pytest.raises(UsageError, match="this segment has a mask"):
+        replace(SEGMENT, mask="m" * 64, gates=Gating(scope=("0.weight",), structured=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch.nn.functional import cross_entropy
 
 import ticketry as tk
 from ticketry.core.seeds import generator, mix
-from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.errors import LayerCollapseError, TicketryError
 from ticketry.lab.found import budget, spent
 from ticketry.search.l0 import Settings, levels
 from ticketry.testing import check_search
+
+sys.path.insert(0, str(Path(__file__).parent))
+from norms_task import NormsTask
 
 METHOD = tk.search.l0
 TOTAL, CUT, SEED, BATCH = 30, 12, 3, 64
@@ -22,9 +26,9 @@ SGD = tk.Recipe(length=f"{TOTAL}it", batch=BATCH, optimizer="sgd", lr=0.1, momen
 WEIGHTS = ("fc1.weight", "fc2.weight", "fc3.weight")
 
 
-def found_by(lab: tk.Lab, **settings: Any) -> list[tk.search.Found]:
+def found_by(lab: tk.Lab, task: tk.Task | None = None, **settings: Any) -> list[tk.search.Found]:
     chosen = Settings(**{"until": f"{CUT}it", "density": (0.3,), **settings})
-    return METHOD(lab, tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
+    return METHOD(lab, task or tk.task("digits"), chosen, recipe=SGD, seeds=tk.search.Seeds.of(SEED))[0]
 
 
 def test_contract(tmp_path: Path) -> None:
@@ -73,6 +77,54 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
         assert torch.allclose(rewound[name], wanted, rtol=1e-2, atol=1e-4)
 
 
+def test_contract_of_channels(tmp_path: Path) -> None:
+    task = NormsTask()
+    settings = Settings(density=(0.5,), structured=True)
+    found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
+    assert found[1].result.segment.shrunk
+
+
+def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
+    """Activations are multiplied by one gate a channel, which costs as many times as it multiplies weights."""
+    task = NormsTask()
+    with tk.Lab(tmp_path, precision="fp32") as lab:
+        _, ticket = found_by(lab, task, penalty=0.5, structured=True)
+        rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
+        assert lab.ledger.steps_trained == TOTAL + TOTAL
+        assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+        assert ticket.result.segment.shrunk
+        assert ticket.result.segment.start.optimizer == ticket.searched[0].training
+    data = task.load().train
+    images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
+    torch.manual_seed(mix(SEED, "initialisation"))
+    model = task.build()
+    alphas = [torch.zeros(8, requires_grad=True), torch.zeros(12, requires_grad=True)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    gates = torch.optim.Adam(alphas, lr=0.1)
+    for step in range(CUT):
+        order = torch.randperm(len(data), generator=generator(SEED, "order", step // per_epoch))
+        value, opened = images[order.split(BATCH)[step % per_epoch]], torch.zeros(())
+        for number, (alpha, weights) in enumerate(zip(alphas, (12 * 9, 10), strict=True)):
+            u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
+            s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
+            value = model[3 * number : 3 * number + 3](value) * (s * 1.2 - 0.1).clamp(0, 1).view(1, -1, 1, 1)
+            opened = opened + weights * torch.sigmoid(alpha - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum()
+        optimizer.zero_grad()
+        gates.zero_grad()
+        targets = data.targets[order.split(BATCH)[step % per_epoch]]
+        (cross_entropy(model[6:](value), targets) + 0.5 / len(data) * opened).backward()
+        optimizer.step()
+        gates.step()
+    kept = [mask["0.weight"].flatten(1).any(1), mask["3.weight"].flatten(1).any(1)]
+    logits, stays = torch.cat([alpha.detach() for alpha in alphas]), torch.cat(kept)
+    assert float(logits[stays].min()) > float(logits[~stays].max())
+    assert mask.density == pytest.approx(0.3, abs=0.06)
+    for reader, alpha in (("3.weight", alphas[0].view(1, 8, 1, 1)), ("8.weight", alphas[1])):
+        wanted = model.state_dict()[reader] * (torch.sigmoid(alpha.detach()) * 1.2 - 0.1).clamp(0, 1)
+        assert torch.allclose(rewound[reader], wanted, rtol=1e-2, atol=1e-4)
+    assert torch.allclose(rewound["0.weight"], model.state_dict()["0.weight"], rtol=1e-2, atol=1e-4)
+
+
 def test_what_it_costs(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         dense, *tickets = found_by(lab, density=(0.3, 0.1))
@@ -92,10 +144,15 @@ def test_what_it_costs(tmp_path: Path) -> None:
         ({"penalty": -1.0}, "from 0 to 1e6"),
         ({"init": 1e3}, "init"),
         ({"collapse": "hope"}, "raise or keep"),
+        ({"structured": True, "collapse": "keep"}, "single weights"),
+        ({"keep_at_least": 2}, "add --structured"),
+        ({"multiple": 4}, "add --structured"),
+        ({"structured": True, "multiple": 0}, "1 or more"),
+        ({"structured": True, "spare": ("fc1", "fc2")}, "no channels that can be removed"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
+    with tk.Lab(tmp_path) as lab, pytest.raises(TicketryError, match=said):
         found_by(lab, **settings)
     assert lab.ledger.segments_trained == 0
 

@@ -313,4 +313,5 @@ def _gates(segment: Segment) -> dict[str, Any] | None:
         "momentum": bool(gates.momentum),
         "penalty": bool(gates.penalty),
         "balanced": gates.density is not None,
+        **({"structured": True} if gates.structured else {}),  # left out where not: what is remembered is older
     }

@@ -23,7 +23,7 @@ from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.loops import loop_of
 from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.segment import Segment
-from ticketry.lab.shrunk import remembered_plan
+from ticketry.lab.shrunk import remembered_plan, task_structure
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Splits
 from ticketry.version import __version__
@@ -211,7 +211,9 @@ class Job:
         model = self.segment.arithmetic.place(rebuild(model, self._plan()) if self.segment.shrunk else model)
         gates = None
         if self.segment.gates:
-            gates = attached(self.segment, model, self.mask, self.store.get_tensors(record["gates"]))
+            tensors = self.store.get_tensors(record["gates"])
+            followed = functools.partial(task_structure, self.task, self.splits.train)
+            gates = attached(self.segment, model, self.mask, tensors, followed)
             gates.anneal(self.segment.progress)
         self.store.put_result(self.trajectory, self.segment.last, {**record, **self._measured(model, gates)})
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.core.gates import Balance, Gates, attach
+from ticketry.core.gates.channels import attach_channels
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
+from ticketry.core.structure.group import Structure
 from ticketry.errors import ScopeError, TrainingError
 from ticketry.lab.evaluate import forward
 from ticketry.lab.loop import Loop, TrainingState, rebuilt, set_learning_rate
@@ -20,6 +22,7 @@ from ticketry.lab.objective import check_scores, divergence
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.schedules import learning_rate
 from ticketry.lab.segment import Segment
+from ticketry.lab.shrunk import task_structure
 from ticketry.tasks.base import Split
 
 # How often, in a whole schedule, the gates that are on are counted.
@@ -42,7 +45,7 @@ class GatedLoop(Loop):
         super().__init__(examples, segment, state, mask)
         assert segment.gates is not None
         self._gating = segment.gates
-        self.gates = attached(segment, self.model, mask, state.gates)
+        self.gates = attached(segment, self.model, mask, state.gates, lambda: task_structure(self.task, examples))
         self._gate_recipe = segment.gates.recipe(segment.recipe)
         self._gate_optimizer = make_optimizer(self._gate_recipe, self.gates)
         load_optimizer(self._gate_optimizer, self.gates, _part(state.gates, "optimizer/"))
@@ -68,7 +71,7 @@ class GatedLoop(Loop):
                 f"optimizer/{name}": value.clone()
                 for name, value in optimizer_tensors(self._gate_optimizer, self.gates).items()
             },
-            "kept": torch.tensor(self._kept, dtype=torch.int64).reshape(len(self._kept), len(self._gating.scope)),
+            "kept": torch.tensor(self._kept, dtype=torch.int64).reshape(len(self._kept), len(self.gates.parameters())),
         }
         if self._balance and self._balance.multiplier is not None:
             found.gates["multiplier"] = self._balance.multiplier.to("cpu", copy=True)
@@ -154,12 +157,28 @@ def look_every(segment: Segment) -> int:
     return max(1, segment.total // _LOOKS)
 
 
-def attached(segment: Segment, model: nn.Module, mask: Mask | None, tensors: Mapping[str, Tensor]) -> Gates:
-    """The gates of a segment on a model of its task: fresh, or with the stored `tensors`."""
+def attached(
+    segment: Segment,
+    model: nn.Module,
+    mask: Mask | None,
+    tensors: Mapping[str, Tensor],
+    structure: Callable[[], Structure] | None = None,
+) -> Gates:
+    """The gates of a segment on a model of its task: fresh, or with the stored `tensors`.
+
+    Args:
+        structure: called for the coupled channels of the task's network, where gates are on channels.
+    """
     gating = segment.gates
     assert gating is not None
-    of = _scope(model, gating.scope)
-    found = attach(model, init=gating.init, kind=gating.make_kind(), scope=of, within=mask, seed=gating.seed)
+    of = scope_of_names(model, gating.scope)
+    settings: dict[str, Any] = {"init": gating.init, "kind": gating.make_kind(), "seed": gating.seed}
+    found: Gates
+    if gating.structured:
+        assert structure is not None
+        found = attach_channels(model, structure(), of, **settings)
+    else:
+        found = attach(model, scope=of, within=mask, **settings)
     if tensors:
         found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": _part(tensors, "s/")})
     return found
@@ -179,7 +198,8 @@ def next_round(
     }
 
 
-def _scope(model: nn.Module, names: Sequence[str]) -> Scope:
+def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
+    """The scope of named parameters; `ScopeError` for a name that the model lacks."""
     parameters = named_parameters(model)
     if unknown := [name for name in names if name not in parameters]:
         raise ScopeError(f"gates are asked for on {unknown[0]!r}, which {type(model).__name__} does not have")

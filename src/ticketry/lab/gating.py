@@ -62,6 +62,8 @@ class Gating:
     """What the expected density is steered to by `core.gates.Balance`; None leaves it to the penalty."""
     temperature: float = 2 / 3
     """Of a binary-concrete draw."""
+    structured: bool = False
+    """One gate for each coupled channel that the parameters in scope make, see `core.gates.channels`."""
 
     def __post_init__(self) -> None:
         for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
@@ -84,6 +86,8 @@ class Gating:
             )
         if self.density is not None and not 0 < self.density < 1:
             raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
+        if self.structured and (self.reset is not None or self.density is not None):
+            raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
         self.make_kind()
         self.recipe(Recipe())
 
@@ -121,7 +125,7 @@ class Gating:
         return by_epoch(step // per_epoch, -(-total // per_epoch))
 
 
-_LATER = ("frozen", "objective", "density", "temperature")
+_LATER = ("frozen", "objective", "density", "temperature", "structured")
 """Fields that came after the first keys."""
 
 

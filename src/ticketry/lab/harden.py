@@ -7,8 +7,9 @@ from torch import nn
 from ticketry.core.allocate import allocate
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
+from ticketry.core.structure.channels import cut_channels
 from ticketry.errors import LayerCollapseError
-from ticketry.lab.gated import attached
+from ticketry.lab.gated import attached, scope_of_names
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.loop import rebuilt, state_of
 
@@ -54,6 +55,36 @@ def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "ra
     return lab.remembered_mask(described, made)
 
 
+def cut_mask(lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1) -> str:
+    """Digest of the stored mask of the channels whose gates have the largest s, near `density`. Remembered.
+
+    Args:
+        keep_at_least, multiple: see `structure.channels`.
+
+    Raises:
+        LayerCollapseError: if it cannot be reached.
+    """
+    task, gating = result.segment.task, result.segment.gates
+    assert gating is not None
+
+    def made() -> Mask:
+        model = rebuilt(task, lab.state(result))
+        scores = [s.detach() for s in gates_of(lab, result, model).parameters()]
+        chosen = scope_of_names(model, gating.scope)
+        return cut_channels(
+            model,
+            lab.structure(task),
+            scores,
+            density,
+            scope=chosen,
+            keep_at_least=keep_at_least,
+            multiple=multiple,
+        )
+
+    described = {"gates": result.gates, "density": density, "of": result.segment.key, "structured": True}
+    return lab.remembered_mask(described | {"keep_at_least": keep_at_least, "multiple": multiple}, made)
+
+
 def hardened_weights(lab: Lab, result: Result) -> str:
     """Digest of the stored state of the hard network: weights times hard gates, what `Result.metrics` are of."""
     model = rebuilt(result.segment.task, lab.state(result))
@@ -69,7 +100,8 @@ def gates_of(lab: Lab, result: Result, model: nn.Module | None = None) -> Gates:
     assert result.gates is not None
     model = model or rebuilt(segment.task, lab.state(result))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
-    gates = attached(segment, model, mask, lab.store.get_tensors(result.gates))
+    tensors = lab.store.get_tensors(result.gates)
+    gates = attached(segment, model, mask, tensors, lambda: lab.structure(segment.task))
     gates.anneal(segment.progress)
     return gates
 

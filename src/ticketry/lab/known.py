@@ -17,7 +17,6 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.structure.channels import choose_channels
 from ticketry.core.structure.group import Structure
-from ticketry.core.structure.trial import tried_structure
 from ticketry.errors import TaskError
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.making import Making, Makings, Seen
@@ -26,7 +25,7 @@ from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.result import Result
 from ticketry.lab.sample import Sample, loss_of
 from ticketry.lab.segment import NUMERICS, digest_of
-from ticketry.lab.shrunk import example_inputs
+from ticketry.lab.shrunk import task_structure
 from ticketry.lab.store import Store
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
@@ -131,8 +130,7 @@ class Known:
         key = digest_of(task.key())
         with self._following:
             if key not in self._structures:
-                inputs = example_inputs(task, task.load(self.data).train)
-                self._structures[key] = tried_structure(self.model(task), inputs)
+                self._structures[key] = task_structure(task, task.load(self.data).train)
         return self._structures[key]
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:

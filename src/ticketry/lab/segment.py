@@ -80,6 +80,8 @@ class Segment:
             raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
         if (self.start.gates is None) != (self.gates is None or self.gates.reset is None):
             raise UsageError("a segment that starts with gates of an earlier round says how they are reset, no other")
+        if self.gates is not None and self.gates.structured and self.mask is not None:
+            raise UsageError("gates on channels are trained in a network that is whole: this segment has a mask")
         if self.gates is not None and self.arithmetic.stacked:
             raise UsageError(
                 "networks with gates are trained one by one: their temperatures and draws are not stacked. Leave"

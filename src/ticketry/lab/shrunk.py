@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.core.structure import ShrinkPlan, rebuild, shrink_plan
+from ticketry.core.structure.group import Structure
+from ticketry.core.structure.trial import tried_structure
 from ticketry.lab import feed
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.segment import NUMERICS, Segment, digest_of
@@ -105,3 +107,8 @@ def example_inputs(task: Task, examples: Split) -> Tensor:
     with contextlib.closing(feed.batches(examples, lambda step: rows, range(1), "cpu")) as batches:
         inputs, _ = next(batches)
     return task.prepare(inputs)
+
+
+def task_structure(task: Task, examples: Split) -> Structure:
+    """The coupled channels of a task's network, which is followed on two examples: takes seconds. Pure function."""
+    return tried_structure(rebuilt(task, initial_state(task, 0)), example_inputs(task, examples))

@@ -155,3 +155,15 @@ def check_norms(lab: Lab, task: Task, scope: Scope) -> None:
                 f"channels are chosen by the scales of their norms, and those of {group.name} pass no norm: leave it"
                 f" out (--spare {group.name}), or choose a network with norms behind every layer, such as resnet-20"
             )
+
+
+def check_readers(lab: Lab, task: Task, scope: Scope) -> None:
+    """Make sure that gates can be put on all channels that may go.
+
+    Raises:
+        UsageError: naming the first layer whose channels no layer with a known weight reads.
+        StructureError: if the network has no channels that can go.
+    """
+    from ticketry.core.gates.channels import readers_of
+
+    readers_of(lab.model(task), lab.structure(task), scope)

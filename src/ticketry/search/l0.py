@@ -6,12 +6,16 @@ the density, times their gates without noise, and train on to the end of the sam
 Welling & Kingma, "Learning Sparse Neural Networks through L0 Regularization" (ICLR 2018, arXiv 1712.01312). Costs one
 training with gates up to the cut, which all densities share, and the rest of one for each density.
 
+With --structured there is one gate for each channel, which multiplies what all layers behind it read (section 4: an
+input neuron, a filter), and counts in the penalty as many times as it multiplies weights. Whole coupled channels go,
+and what is left trains on in a physically smaller network.
+
 From the paper: the gates (temperature 2/3, stretched to -0.1 ... 1.1), the penalty, the gate without noise that weights
-keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights, where the
-paper's experiments have one for each input neuron or filter (section 4); one draw for the whole batch; a cut at half of
-the schedule to a density, where the paper lets lambda decide and trains with gates to the end; Adam at 0.1 for gates
-whatever trains the weights (the paper: 0.001, for 200 epochs). The dense network is trained without gates, to compare
-with. Controls begin with the weights that the gates have left.
+keep, and lambda as a number over the examples, 0.1 for its LeNet-300-100. Ours: gates on single weights without
+--structured; one draw for the whole batch; a cut at half of the schedule to a density, where the paper lets lambda
+decide and trains with gates to the end; Adam at 0.1 for gates whatever trains the weights (the paper: 0.001, for 200
+epochs). The dense network is trained without gates, to compare with. Controls begin with the weights that the gates
+have left.
 """
 
 from __future__ import annotations
@@ -21,17 +25,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ticketry.core.density import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
 from ticketry.search._once import trained_on
-from ticketry.search._scope import prunable
+from ticketry.search._scope import check_readers, prunable
 from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.lab.gating import Gating
-    from ticketry.lab.lab import Lab
+    from ticketry.lab.lab import Lab, Result
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
@@ -60,6 +65,13 @@ class Settings(_densities.Densities):
     collapse: str = "raise"
     """What to do where no gate of a layer is among the best: raise (an error), or keep its best weight in place of the
     worst one kept of the largest layer."""
+    structured: bool = False
+    """One gate for each coupled channel: remove whole channels, and train on in a physically smaller network. The
+    density is of all weights, biases and norm parameters that can go."""
+    keep_at_least: int = 0
+    """With structured: channels that each group keeps at least, at least 1."""
+    multiple: int = 1
+    """With structured: channels go in blocks, so that each group that loses any keeps a multiple of this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +80,12 @@ class Settings(_densities.Densities):
             raise UsageError(f"collapse is raise or keep, not {self.collapse!r}")
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
+        check_at_least(self.keep_at_least)
+        _densities.check_multiple(self.multiple, structured=self.structured)
+        if self.keep_at_least and not self.structured:
+            raise UsageError("keep_at_least is of whole channels here: add --structured, or take --collapse keep")
+        if self.structured and self.collapse != "raise":
+            raise UsageError("collapse is of single weights: with structured each group keeps keep_at_least channels")
 
 
 levels = _densities.levels
@@ -75,7 +93,7 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.lab.harden import allocated_mask, hardened_weights
+    from ticketry.lab.harden import hardened_weights
 
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = whole.at(settings.until)
@@ -85,13 +103,15 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             " and steps after them to train what is left"
         )
     soft = replace(whole, gates=_gating(lab, task, settings, seeds)).until(step)
+    if settings.structured:
+        check_readers(lab, task, prunable(lab, task, settings))
     dense = lab.train(whole, keep=(step,), label="dense")
     yield Found(0, None, lab.at(dense, step), dense, GRADUAL, dense)
     gated = lab.train(soft, label="with gates")
     state = replace(gated, model=hardened_weights(lab, gated))
 
     def member(level: int, density: float) -> Found:
-        mask = allocated_mask(lab, gated, density, settings.collapse)
+        mask = _mask(lab, gated, density, settings)
         return trained_on(lab, dense, state, mask, settings, level=level, density=density, searched=gated)
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
@@ -110,4 +130,14 @@ def _gating(lab: Lab, task: Task, settings: Settings, seeds: Seeds) -> Gating:
         optimizer="adam",
         lr=settings.gate_lr,
         seed=mix(seeds.mask, "l0"),
+        structured=settings.structured,
     )
+
+
+def _mask(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
+    from ticketry.lab.harden import allocated_mask, cut_mask
+
+    if not settings.structured:
+        return allocated_mask(lab, gated, density, settings.collapse)
+    at_least = max(settings.keep_at_least, 1)
+    return cut_mask(lab, gated, density, keep_at_least=at_least, multiple=settings.multiple)

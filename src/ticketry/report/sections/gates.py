@@ -17,8 +17,9 @@ def gates_section(results: Results, drawings: dict[str, Drawing], place: Place) 
     if DENSITY_OVER_TRAINING not in drawings:
         return None
     path = prose(
-        "The share of the weights whose gates are on (s > 0) while they are trained, replicate 0. Where s0 differs "
-        "between rounds, the first and the last are named; tries that led to no ticket are left out. "
+        "The share of the gates that are on while they are trained (one for each weight; for each channel where whole "
+        "channels were chosen by gates), replicate 0. Where s0 differs between rounds, the first and the last are "
+        "named; tries that led to no ticket are left out. "
     )
     ends = prose(
         "How far gates are open when the last round ends: what is neither near 0 nor near 1 changes when it is "
@@ -36,9 +37,7 @@ def gates_section(results: Results, drawings: dict[str, Drawing], place: Place) 
 
 def _table(results: Results, place: Place) -> Html:
     metric = results.run.task.metric
-    header = head_row(
-        "replicate", "ticket", "round", "s0", "λ", "steps", "weights remaining, %", "hard", "soft", "mask is used"
-    )
+    header = head_row("replicate", "ticket", "round", "s0", "λ", "steps", "gates on, %", "hard", "soft", "mask is used")
     body = el("tbody", *(_row(one) for one in results.run.rounds))
     caption = prose(
         f"Every round that was trained. Hard and soft: {metric_label(metric)} on the validation split with gates "
