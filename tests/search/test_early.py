@@ -148,3 +148,21 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
     with tk.Lab(tmp_path) as lab, pytest.raises(UsageError, match=said):
         found_by(lab, **settings)
     assert lab.ledger.segments_trained == 0
+
+
+def test_synflow_sees_one_example(tmp_path, monkeypatch):
+    """It looks at shapes alone: batches of examples would make a score cost as many times more, for the same ranking."""
+    drawn: list[int] = []
+    sample = tk.lab.sample.Sample.drawn
+
+    def counted(self, *args, **words):
+        batches = sample(self, *args, **words)
+        drawn.append(sum(len(targets) for _, targets in batches))
+        return batches
+
+    monkeypatch.setattr(tk.lab.sample.Sample, "drawn", counted)
+    with tk.Lab(tmp_path) as lab:
+        digits = tk.task("digits")
+        words = {"when": "0", "score": "synflow", "iterations": 3, "density": (0.3,)}
+        tk.search.early(lab, digits, tk.search.early.Settings(**words), recipe=digits.recipe.changed(length="1it"))
+    assert set(drawn) == {1}

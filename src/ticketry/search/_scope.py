@@ -63,6 +63,8 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
 
 DATA_FREE = ("magnitude", "random", "l1", "l2", "slimming")
 """Scores that look at no examples."""
+OF_SHAPES = ("synflow",)
+"""Scores that an example tells the shape of the inputs, and nothing else."""
 OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
 """What scores of weights are called in their published structured forms."""
 
@@ -113,8 +115,11 @@ def pruned(
     """
     from ticketry.lab.sample import Sample
 
-    if settings.score.rpartition(":")[2] in DATA_FREE:
+    plain = settings.score.rpartition(":")[2]
+    if plain in DATA_FREE:
         more.pop("sample", None)
+    elif plain in OF_SHAPES:
+        more["sample"] = Sample(1, 1, seeds.mask)  # more of the same would only cost more
     else:
         more.setdefault("sample", Sample(seed=seeds.mask))
     if settings.keep_at_least:
