@@ -130,7 +130,10 @@ def test_no_text_of_a_figure_touches_another(opened):
     _assert_nothing_touches(page, width)
 
 
-@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [pytest.param(*window, marks=[pytest.mark.slow] if window[1] == "dark" else []) for window in _WINDOWS],
+)
 def test_a_comparison_of_a_thousand_networks_fits(browser, comparison, width, scheme):
     path, count = comparison
     assert count > 1000

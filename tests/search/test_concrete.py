@@ -82,6 +82,7 @@ def test_weights_are_frozen_and_the_ticket_starts_from_them(tmp_path: Path) -> N
         assert float(torch.cat([gates[f"s/{name}"].flatten() for name in trained.segment.gates.scope]).std()) > 0.1
 
 
+@pytest.mark.slow
 def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
     """Bit for bit, in other processes too; the early steps are trained once."""
     with tk.Lab(tmp_path / "together", workers=2) as lab:

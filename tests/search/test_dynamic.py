@@ -191,6 +191,7 @@ def test_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert [item.result.model for item in again] == [item.result.model for item in first]
 
 
+@pytest.mark.slow
 def test_densities_side_by_side_are_single_ones(tmp_path: Path) -> None:
     with tk.Lab(tmp_path / "together", workers=2) as lab:
         together = found_by(lab, density=(0.2, 0.5))

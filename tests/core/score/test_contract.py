@@ -253,7 +253,7 @@ class OnceOnly(torch.autograd.Function):
 
 
 class TestRefused:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU(), nn.Linear(3, 2))
     known = scope(model)
     batches = (torch.ones(2, 3),)
 
