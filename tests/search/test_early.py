@@ -151,7 +151,7 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
 
 
 def test_synflow_sees_one_example(tmp_path, monkeypatch):
-    """It looks at shapes alone: batches of examples would make a score cost as many times more, for the same ranking."""
+    """It looks at shapes alone: more examples would make a score cost more, for the same ranking."""
     drawn: list[int] = []
     sample = tk.lab.sample.Sample.drawn
 
