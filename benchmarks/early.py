@@ -53,7 +53,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         "score": lambda: crop_score(rounds),
         "detector": lambda: detector(rounds, arguments.data),
         "oracle": oracle,
-        "whole": lambda: whole_run(arguments.data, arguments.quick),
+        "whole": lambda: whole_run(arguments.data, 8 if arguments.quick else arguments.steps),
     }
     return [row for name, part in parts.items() if name in chosen for row in part()]
 
@@ -303,13 +303,12 @@ def _deviation(what: str, found: Tensor, wanted: Tensor) -> Row:
 # -- a whole run -------------------------------------------------------------------------------------------------------
 
 
-def whole_run(data: Path | None, quick: bool) -> list[Row]:
+def whole_run(data: Path | None, steps: int) -> list[Row]:
     """EarlyCroP-S on VGG-16, all of it, against the dense training: 80 % of the weights gone."""
-    steps = 8 if quick else 400
     task = make(Spec("cifar10", "vgg-16", (("train", "10000"),)))
     recipe = task.recipe.changed(length=f"{steps}it", batch=BATCH)
     rows = []
-    for score, distribution, multiple in CUTS[1:] if quick else CUTS[1:3]:
+    for score, distribution, multiple in reversed(CUTS[1:]):
         settings = tk.search.early.Settings(
             sparsity=(SPARSITIES[1],),
             structured=True,
@@ -357,4 +356,5 @@ class Clock:
 if __name__ == "__main__":
     options = parser(__doc__ or "")
     options.add_argument("--only", nargs="*", choices=("steps", "score", "detector", "oracle", "whole"))
+    options.add_argument("--steps", type=int, default=400, help="length of the whole runs")
     main("early", measure, options)
