@@ -90,11 +90,16 @@ def _rewound(runs: Sequence[Results]) -> bool:
 
 
 def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
-    """Each run's method, and those of its settings in which runs of the method differ."""
+    """Each run's method, and those of its settings in which runs of the method differ.
+
+    What a record lacks came later than it, and is no difference.
+    """
     for results in runs:
         alike = [other.run.settings for other in runs if other.run.method == results.run.method]
         settings = results.run.settings
-        differing = [name for name in settings if any(other.get(name) != settings[name] for other in alike)]
+        differing = [
+            name for name in settings if any(name in other and other[name] != settings[name] for other in alike)
+        ]
         yield ", ".join([results.run.method, *(f"{name} {_in_words(settings[name])}" for name in differing)])
 
 
