@@ -19,6 +19,8 @@ GRADUAL = "gradual"
 """How networks of gradual pruning are trained, by whoever prunes: not again, but on, see `lab.retrain`."""
 DYNAMIC = "dynamic"
 """How networks are trained whose masks move all the while: once, sparse from step 0 on, see `lab.retrain`."""
+GROWTHS = ("gradient", "random")
+"""What weights are grown by where masks move, see `lab.growth`."""
 
 
 def check_retrain(retrain: str) -> str:

@@ -12,15 +12,13 @@ from ticketry.core.moved import moved
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 from ticketry.lab.execute import loaded
+from ticketry.lab.found import GROWTHS
 from ticketry.lab.lab import Lab
 from ticketry.lab.loop import Loop, TrainingState, initial_state
 from ticketry.lab.segment import Segment
 
 ONE_AT_A_TIME = threading.Lock()
 """Thread count and random state belong to the process."""
-
-
-GROWTHS = ("gradient", "random")
 
 
 def moved_mask(lab: Lab, segment: Segment, share: float, *, grow: str, seed: int = 0, regrow: bool = False) -> str:

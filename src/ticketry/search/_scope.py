@@ -61,10 +61,6 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
     )
 
 
-DATA_FREE = ("magnitude", "random", "l1", "l2", "slimming")
-"""Scores that look at no examples."""
-OF_SHAPES = ("synflow",)
-"""Scores that an example tells the shape of the inputs, and nothing else."""
 OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
 """What scores of weights are called in their published structured forms."""
 
@@ -97,6 +93,15 @@ def _of_channels(score: str) -> str:
     return f"{control}{colon}{OF_CHANNELS.get(plain, plain)}"
 
 
+def _looked_at(score: str) -> str:
+    """What a score, or a control of one, sees of the data, in the words of `score.About.data`."""
+    from ticketry.core.score import about
+    from ticketry.core.structure.about import CHANNEL_ONLY
+
+    plain = score.rpartition(":")[2]
+    return (CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain)).data
+
+
 def pruned(
     lab: Lab,
     task: Task,
@@ -115,10 +120,10 @@ def pruned(
     """
     from ticketry.lab.sample import Sample
 
-    plain = settings.score.rpartition(":")[2]
-    if plain in DATA_FREE:
+    looked_at = _looked_at(settings.score)
+    if looked_at == "no":
         more.pop("sample", None)
-    elif plain in OF_SHAPES:
+    elif looked_at == "shapes":
         more["sample"] = Sample(1, 1, seeds.mask)  # more of the same would only cost more
     else:
         more.setdefault("sample", Sample(seed=seeds.mask))

@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ticketry.errors import UsageError
-from ticketry.lab.found import DYNAMIC, Found, Seeds
+from ticketry.lab.found import DYNAMIC, GROWTHS, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
 from ticketry.search._budget import stretched_moves
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
-_GROW = ("gradient", "random")
 _DISTRIBUTIONS = ("erk", "uniform")
 
 
@@ -69,7 +68,7 @@ class Settings(_densities.Densities):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, word, words in (
-            ("grow", self.grow, _GROW),
+            ("grow", self.grow, GROWTHS),
             ("distribution", self.distribution, _DISTRIBUTIONS),
         ):
             if word not in words:
