@@ -73,6 +73,10 @@ class RunnerError(TicketryError):
     """A worker process that ended without an answer."""
 
 
+class EngineError(TicketryError):
+    """A model that the engine cannot capture or run, a damaged model file, or kernels this processor cannot run."""
+
+
 class MissingExtraError(TicketryError):
     """An optional dependency that is not installed."""
 

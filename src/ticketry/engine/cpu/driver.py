@@ -1,0 +1,143 @@
+"""The native loop over blocks of images and operations: a whole network is one call into it.
+
+``drive(state, ops, n_ops, first block, last block, images a block, images in all)`` runs every operation on every
+block. Where threads share operations (`State.PARTS` above 1), they meet at a barrier after each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.target import Target
+
+BARRIER_BYTES = 128
+"""Of a barrier: how many have come and, in a cache line of its own, the number of the meeting."""
+
+_PATIENCE = 4000
+"""Turns of waiting before a thread offers its core to others."""
+
+_PAUSES = {
+    "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
+    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
+}
+"""Processor -> how a waiting thread tells it so: the declaration, and the call."""
+
+_DRIVE = """
+target triple = "{triple}"
+
+declare i32 @sched_yield()
+{declaration}
+
+define void @{name}(ptr noalias %state, ptr %ops, i64 %count, i64 %from, i64 %to, i64 %images, i64 %total) {{
+entry:
+  %parts.at = getelementptr i64, ptr %state, i64 {parts}
+  %barrier.at = getelementptr i64, ptr %state, i64 {barrier}
+  %first.at = getelementptr i64, ptr %state, i64 {first}
+  %images.at = getelementptr i64, ptr %state, i64 {images}
+  %parts = load i64, ptr %parts.at
+  %barrier = load ptr, ptr %barrier.at
+  %shared = icmp sgt i64 %parts, 1
+  br label %block
+
+block:
+  %n = phi i64 [ %from, %entry ], [ %n.next, %block.done ]
+  %more = icmp slt i64 %n, %to
+  br i1 %more, label %begin, label %end
+
+begin:
+  %start = mul i64 %n, %images
+  %left = sub i64 %total, %start
+  %partial = icmp slt i64 %left, %images
+  %here = select i1 %partial, i64 %left, i64 %images
+  store i64 %start, ptr %first.at
+  store i64 %here, ptr %images.at
+  br label %operation
+
+operation:
+  %i = phi i64 [ 0, %begin ], [ %i.next, %operation.done ]
+  %some = icmp slt i64 %i, %count
+  br i1 %some, label %perform, label %block.done
+
+perform:
+  %op.at = getelementptr ptr, ptr %ops, i64 %i
+  %op = load ptr, ptr %op.at
+  %kernel = load ptr, ptr %op
+  call void %kernel(ptr %state, ptr %op)
+  br i1 %shared, label %meet, label %operation.done
+
+meet:
+  call void @meet.{name}(ptr %barrier, i64 %parts)
+  br label %operation.done
+
+operation.done:
+  %i.next = add nsw i64 %i, 1
+  br label %operation
+
+block.done:
+  %n.next = add nsw i64 %n, 1
+  br label %block
+
+end:
+  ret void
+}}
+
+define internal void @meet.{name}(ptr %barrier, i64 %parts) noinline {{
+entry:
+  %meeting.at = getelementptr i8, ptr %barrier, i64 64
+  %meeting = load atomic i64, ptr %meeting.at acquire, align 8
+  %before = atomicrmw add ptr %barrier, i64 1 acq_rel
+  %come = add i64 %before, 1
+  %all = icmp eq i64 %come, %parts
+  br i1 %all, label %open, label %wait
+
+open:
+  store atomic i64 0, ptr %barrier monotonic, align 8
+  %next = add i64 %meeting, 1
+  store atomic i64 %next, ptr %meeting.at release, align 8
+  ret void
+
+wait:
+  %turn = phi i64 [ 0, %entry ], [ %turn.next, %again ]
+  %now = load atomic i64, ptr %meeting.at acquire, align 8
+  %opened = icmp ne i64 %now, %meeting
+  br i1 %opened, label %done, label %patience
+
+patience:
+  %turn.next = add i64 %turn, 1
+  %tired = icmp sgt i64 %turn, {patience}
+  br i1 %tired, label %yield, label %pause
+
+yield:
+  call i32 @sched_yield()
+  br label %again
+
+pause:
+  {pause}
+  br label %again
+
+again:
+  br label %wait
+
+done:
+  ret void
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The function that calls the kernels (its signature is its own: see the module)."""
+
+    def emit(self, name: str, target: Target) -> str:
+        return _DRIVE.format(
+            name=name,
+            triple=target.triple,
+            parts=int(State.PARTS),
+            barrier=int(State.BARRIER),
+            first=int(State.FIRST),
+            images=int(State.IMAGES),
+            patience=_PATIENCE,
+            declaration=_PAUSES.get(target.triple.split("-")[0], ("", ""))[0],
+            pause=_PAUSES.get(target.triple.split("-")[0], ("", ""))[1],
+        )

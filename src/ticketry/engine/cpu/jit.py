@@ -1,0 +1,126 @@
+"""Compiles kernels to machine code, once for each, and keeps the objects in the user's cache."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ticketry.engine.cpu.target import Target, binding
+
+
+class Kernel(Protocol):
+    """What a kernel is made from: a frozen dataclass of plain values, whose ``repr`` tells all its code depends on."""
+
+    def emit(self, name: str, target: Target) -> str:
+        """LLVM IR of a module with one function ``void name(i64* state, i64* op)``."""
+
+
+class Library:
+    """Kernels as machine code in memory. Lives as long as any program that calls it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.compiled = 0
+        """Kernels that had to be compiled: the others were in the cache, or here already."""
+        self._engine: Any = None
+        self._machine: Any = None
+        self._addresses: dict[str, int] = {}
+        self._objects: list[Any] = []
+
+    def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
+        """The address of each kernel, compiled where it is not there yet."""
+        names = [self._name(kernel) for kernel in kernels]
+        new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
+        for name, kernel in new.items():
+            self._add(self._object(name, kernel))
+        if new:
+            self._engine.finalize_object()
+        for name in new:
+            self._addresses[name] = self._engine.get_function_address(name)
+        return [self._addresses[name] for name in names]
+
+    def _name(self, kernel: Kernel) -> str:
+        text = f"{_sources()} {binding().llvm_version_info} {self.target!r} {kernel!r}"
+        return "k" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _object(self, name: str, kernel: Kernel) -> bytes:
+        path = cache_folder() / f"{name}.o"
+        try:
+            return _opened(path.read_bytes())
+        except (OSError, ValueError):
+            pass
+        self.compiled += 1
+        code = self._compile(kernel.emit(name, self.target))
+        _keep(path, code)
+        return code
+
+    def _compile(self, text: str) -> bytes:
+        llvm = binding()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_unrolling = False  # the generators unroll what should be
+        options.loop_vectorization = options.slp_vectorization = False
+        builder = llvm.create_pass_builder(self._target_machine(), options)
+        builder.getModulePassManager().run(module, builder)
+        code: bytes = self._target_machine().emit_object(module)
+        return code
+
+    def _target_machine(self) -> Any:
+        if self._machine is None:
+            llvm, target = binding(), self.target
+            found = llvm.Target.from_triple(target.triple)
+            self._machine = found.create_target_machine(target.cpu, target.features, opt=3, jit=True)
+        return self._machine
+
+    def _add(self, code: bytes) -> None:
+        llvm = binding()
+        if self._engine is None:
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._fresh_machine())
+        self._objects.append(code)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+
+    def _fresh_machine(self) -> Any:
+        """A machine that the compiler may own."""
+        found = binding().Target.from_triple(self.target.triple)
+        return found.create_target_machine(self.target.cpu, self.target.features, opt=3, jit=True)
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the generators, so that objects made by others than these are not used."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: ``$TICKETRY_CACHE``, else ``ticketry/kernels`` in the user's cache folder."""
+    given = os.environ.get("TICKETRY_CACHE")
+    if given:
+        return Path(given) / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ticketry" / "kernels"
+
+
+def _opened(data: bytes) -> bytes:
+    """The object of a cached file, whose first 16 bytes are its digest: a torn or damaged one is made anew."""
+    if hashlib.blake2b(data[16:], digest_size=16).digest() != data[:16]:
+        raise ValueError("a damaged object")
+    return data[16:]
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Write an object under a temporary name and rename it. A cache that cannot be written to is done without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(hashlib.blake2b(code, digest_size=16).digest() + code)
+        os.replace(temporary, path)
+    except OSError:
+        pass

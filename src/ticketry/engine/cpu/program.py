@@ -1,0 +1,187 @@
+"""A program: operations on one block of images, linked to machine code, and run over a batch by one or more threads."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ticketry.engine.cpu.driver import BARRIER_BYTES, Driver
+from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.jit import Kernel, Library
+from ticketry.engine.cpu.workers import Workers
+
+_SLOTS = 64
+"""Of a state: the named ones, then the addresses of at most 56 tensors that come in or go out."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: its kernel, and what `Emitter.arg` and `Emitter.table` read (integers, and tables by address)."""
+
+    kernel: Kernel
+    args: tuple[int | np.ndarray[Any, Any], ...]
+    label: str = ""
+    """Which layer it belongs to."""
+
+
+@dataclass
+class _Workspace:
+    """What one call needs for itself: a state and a working memory for each thread, a barrier, the other threads."""
+
+    states: list[np.ndarray[Any, Any]]
+    arenas: list[Memory]
+    barrier: np.ndarray[Any, Any]
+    workers: Workers
+
+
+class Memory:
+    """Zeroed working memory at a page's start, in large pages where the system gives them."""
+
+    def __init__(self, size: int) -> None:
+        large = 1 << 21
+        self._map = mmap.mmap(-1, -(-max(size, 1) // large) * large + large)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        base = np.frombuffer(self._map, dtype=np.uint8)
+        start = int(-base.ctypes.data % large)
+        self.bytes: np.ndarray[Any, Any] = base[start : start + size]
+        self.address = int(base.ctypes.data) + start
+
+
+@dataclass
+class Program:
+    """Operations linked for a target.
+
+    Args:
+        ops: in order; each works on one block.
+        images: images a block has.
+        arena: bytes of working memory a thread needs.
+        library: where kernels are compiled.
+        split: how several threads work: "batch" (each takes blocks, with a memory of its own) or "parts" (all share
+            each operation of each block, and one memory).
+    """
+
+    ops: Sequence[Op]
+    images: int
+    arena: int
+    library: Library
+    split: str = "batch"
+    _memory: Memory = field(init=False)
+    _entries: Any = field(init=False)
+    _free: dict[int, list[_Workspace]] = field(init=False, default_factory=dict)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        addresses = self.library.addresses([Driver(), *(op.kernel for op in self.ops)])
+        self._drive = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)(addresses[0])
+        self._link(addresses[1:])
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables: weights, biases, and where the inputs of each weight lie."""
+        return sum(arg.nbytes for op in self.ops for arg in op.args if isinstance(arg, np.ndarray))
+
+    def _link(self, addresses: Sequence[int]) -> None:
+        """Tables into one memory, then each operation's arguments, then the list of operations."""
+        tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
+        offsets = np.cumsum([0, *(_rounded(table.nbytes) for table in tables)])
+        arguments = sum(len(op.args) + 1 for op in self.ops)
+        self._memory = Memory(int(offsets[-1]) + 8 * (arguments + len(self.ops)))
+        for table, offset in zip(tables, offsets, strict=False):
+            raw = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
+            self._memory.bytes[int(offset) : int(offset) + raw.size] = raw
+        words = self._memory.bytes[int(offsets[-1]) :].view(np.int64)
+        self._entries, at, number = words[: len(self.ops)], len(self.ops), 0
+        base = self._memory.address + int(offsets[-1])
+        for index, (op, kernel) in enumerate(zip(self.ops, addresses, strict=True)):
+            self._entries[index] = base + 8 * at
+            words[at] = kernel
+            for position, arg in enumerate(op.args, start=at + 1):
+                if isinstance(arg, np.ndarray):
+                    words[position] = self._memory.address + int(offsets[number])
+                    number += 1
+                else:
+                    words[position] = int(arg)
+            at += len(op.args) + 1
+        self.ops = self._views(offsets)
+
+    def _views(self, offsets: np.ndarray[Any, Any]) -> list[Op]:
+        """The operations with their tables as views of the linked memory, so that none is held twice."""
+        ops, number = [], 0
+        for op in self.ops:
+            args: list[int | np.ndarray[Any, Any]] = []
+            for arg in op.args:
+                if isinstance(arg, np.ndarray):
+                    raw = self._memory.bytes[int(offsets[number]) :][: arg.nbytes]
+                    args.append(raw.view(arg.dtype).reshape(arg.shape))
+                    number += 1
+                else:
+                    args.append(arg)
+            ops.append(replace(op, args=tuple(args)))
+        return ops
+
+    def run(self, batch: int, external: Sequence[int], threads: int = 1) -> None:
+        """Run all operations on ``batch`` images; ``external``: addresses of the tensors that come in and go out."""
+        blocks = -(-batch // self.images)
+        threads = max(1, min(threads, blocks if self.split == "batch" else threads))
+        workspace = self._take(threads)
+        try:
+            bounds = [blocks * part // threads for part in range(threads + 1)]
+            jobs = []
+            for part, state in enumerate(workspace.states):
+                state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+                first, last = (bounds[part], bounds[part + 1]) if self.split == "batch" else (0, blocks)
+                jobs.append((self._drive, self._arguments(state, 0, len(self.ops), first, last, batch)))
+            workspace.workers.run(jobs)
+        finally:
+            with self._lock:
+                self._free.setdefault(threads, []).append(workspace)
+
+    def profile(self, batch: int, external: Sequence[int]) -> list[float]:
+        """Seconds of each operation over the batch, block by block on one thread."""
+        workspace = self._take(1)
+        state = workspace.states[0]
+        state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        seconds = [0.0] * len(self.ops)
+        for block in range(-(-batch // self.images)):
+            for index in range(len(self.ops)):
+                arguments = self._arguments(state, index, 1, block, block + 1, batch)
+                begin = time.perf_counter()
+                self._drive(*arguments)
+                seconds[index] += time.perf_counter() - begin
+        with self._lock:
+            self._free.setdefault(1, []).append(workspace)
+        return seconds
+
+    def _arguments(self, state: Any, op: int, count: int, first: int, last: int, batch: int) -> tuple[int, ...]:
+        entries = int(self._entries.ctypes.data) + 8 * op
+        return (int(state.ctypes.data), entries, count, first, last, self.images, batch)
+
+    def _take(self, threads: int) -> _Workspace:
+        """A workspace nobody uses: two Python threads may run the program at once."""
+        with self._lock:
+            free = self._free.get(threads)
+            if free:
+                return free.pop()
+        shared = self.split == "parts"
+        arenas = [Memory(self.arena) for _ in range(1 if shared else threads)]
+        barrier = np.zeros(BARRIER_BYTES // 8 + 8, dtype=np.int64)
+        barrier = barrier[(-(barrier.ctypes.data // 8)) % 8 :]
+        states = [np.zeros(_SLOTS, dtype=np.int64) for _ in range(threads)]
+        for part, state in enumerate(states):
+            state[State.ARENA] = arenas[0 if shared else part].address
+            state[State.PART], state[State.PARTS] = (part, threads) if shared else (0, 1)
+            state[State.BARRIER] = int(barrier.ctypes.data)
+        return _Workspace(states, arenas, barrier, Workers(threads - 1))
+
+
+def _rounded(size: int) -> int:
+    """So that each table begins at a cache line of its own, and a vector read at its end stays inside."""
+    return -(-size // 64) * 64 + 64
