@@ -1,9 +1,9 @@
 """How values lie in memory as planes.
 
 The plane of a channel holds its pixels row after row, and at each pixel the values of ``images`` images. A halo of
-zeros surrounds the pixels: ``halo`` rows above and below, ``halo`` positions before the first pixel of a row, and as many
-behind the last, which are at the same time those before the next row's first (``row`` is the distance of two rows). So a
-shift of an input by one tap of a convolution is one constant, at every pixel.
+zeros surrounds the pixels: ``halo`` rows above and below, ``halo`` positions before the first pixel of a row, and as
+many behind the last, which are at the same time those before the next row's first (``row`` is the distance of two
+rows). So a shift of an input by one tap of a convolution is one constant, at every pixel.
 
 A value is a list of planes, each somewhere in the arena: concatenation, splitting and shuffling of channels are other
 lists of the same planes and move no data.
