@@ -74,7 +74,19 @@ class RunnerError(TicketryError):
 
 
 class EngineError(TicketryError):
-    """A model that the engine cannot capture or run, a damaged model file, or kernels this processor cannot run."""
+    """Anything that the engine (capture, compile, export) cannot do, such as kernels this processor cannot run."""
+
+
+class CaptureError(EngineError):
+    """A model that cannot be turned into a graph, or example inputs that it does not take."""
+
+
+class GraphError(EngineError):
+    """A graph that contradicts itself: an unknown operation, a shape that cannot be, a value used before it is made."""
+
+
+class ModelFileError(EngineError):
+    """A compiled model's file that is absent, damaged, too new or hostile, or that cannot be written."""
 
 
 class MissingExtraError(TicketryError):

@@ -1,0 +1,201 @@
+"""Torch nodes: ATen operations, and arithmetic on sizes, as data.
+
+A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON, where an object stands
+for what JSON lacks: ``{"value": name}`` an input of the node, ``{"tensor": name}`` a weight of the graph, ``{"dtype":
+name}``, ``{"memory_format": name}``, ``{"float": "inf" | "-inf" | "nan"}``, and ``{"device": "own"}``, the device the
+graph runs on. A node ``operator.NAME`` computes with single numbers, or takes an entry of a list.
+
+Graphs come from files. So only the operations of `engine.allowed` are run; of a graph that was captured in this process
+also those that a model brings itself (``NAMESPACE.NAME.OVERLOAD``), as long as they write to none of their arguments.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry.engine.allowed import ALLOWED
+from ticketry.engine.graph import DTYPES, Json, Node
+from ticketry.errors import GraphError
+
+LARGEST_NUMBER = 1 << 62
+
+_MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
+_FLOATS = ("inf", "-inf", "nan")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER:
+        return value
+    raise GraphError(f"a size is {str(value)[:40] if isinstance(value, (int, float)) else type(value).__name__}")
+
+
+def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *numbers: _number(function(*map(_number, numbers)))
+
+
+def _entry(sequence: Any, index: int) -> Any:
+    if not isinstance(sequence, (list, tuple)) or type(index) is not int:
+        raise GraphError(f"no entry can be taken from {type(sequence).__name__}")
+    return sequence[index]
+
+
+OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
+    **{
+        name: (2, _of_numbers(getattr(operator, name)))
+        for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
+    },
+    "neg": (1, _of_numbers(operator.neg)),
+    "max": (2, _of_numbers(max)),
+    "min": (2, _of_numbers(min)),
+    "int": (1, _of_numbers(int)),
+    "float": (1, _of_numbers(float)),
+    "getitem": (2, _entry),
+}
+"""Name -> (number of arguments, function)."""
+
+
+def find(op: str, *, trusted: bool = False) -> Any:
+    """The function behind a torch node's operation; `GraphError` if it is none that may be run.
+
+    Args:
+        trusted: the graph was made in this process: any operation is taken that writes to none of its arguments.
+    """
+    kind, _, rest = op.partition(".")
+    if kind == "operator" and rest in OPERATORS:
+        return OPERATORS[rest][1]
+    name, _, overload = rest.partition(".")
+    if not trusted and (kind != "aten" or name not in ALLOWED):
+        raise GraphError(f"the operation {op[:80]!r} is not one that a graph in a file may have")
+    packet = getattr(getattr(torch.ops, kind), name, None)
+    if packet is None or overload not in packet.overloads():
+        raise GraphError(f"torch {torch.__version__} has no operation {op[:80]!r}: use the torch of the graph's maker")
+    function = getattr(packet, overload)
+    if not is_function(function):
+        raise GraphError(f"the operation {op[:80]!r} writes to its arguments")
+    return function
+
+
+def is_function(overload: Any) -> bool:
+    """Whether an ATen operation writes to none of its arguments."""
+    arguments = overload._schema.arguments
+    return not any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
+
+
+def check(node: Node, *, trusted: bool = False) -> None:
+    """Raise `GraphError` unless the operation may be run and its arguments are those it takes and the node names."""
+    where = f"{node.op[:80]} -> {node.output[:80]}"
+    function = find(node.op, trusted=trusted)
+    if set(node.attrs) != {"args", "kwargs"}:
+        raise GraphError(f"{where}: its attributes have to be args and kwargs")
+    args, kwargs = node.attrs["args"], node.attrs["kwargs"]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise GraphError(f"{where}: its arguments are no list and no object")
+    named: dict[str, set[str]] = {"value": set(), "tensor": set()}
+    for kind, name in _references([*args, *kwargs.values()], where):
+        named[kind].add(name)
+    if named["value"] != set(node.inputs) or len(set(node.inputs)) != len(node.inputs):
+        raise GraphError(f"{where}: its arguments name other values than its inputs")
+    if named["tensor"] != set(node.weights) or any(role != name for role, name in node.weights.items()):
+        raise GraphError(f"{where}: its arguments name other tensors than its weights")
+    if node.op.startswith("operator."):
+        if kwargs or len(args) != OPERATORS[node.op.partition(".")[2]][0]:
+            raise GraphError(f"{where}: it has not the number of arguments that it takes")
+        return
+    arguments = function._schema.arguments
+    names = [one.name for one in arguments]
+    given = {*names[: len(args)], *kwargs}
+    missing = [one.name for one in arguments if not one.has_default_value() and one.name not in given]
+    if len(args) > len(names) or set(kwargs) - set(names[len(args) :]) or missing:
+        raise GraphError(f"{where}: its arguments are not those of the operation, {', '.join(names)}")
+
+
+_DEEPEST = 8
+
+
+def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(kind, name) of every value and tensor named in arguments; `GraphError` for what is no argument."""
+    if value is None or isinstance(value, (bool, str)):
+        return
+    if isinstance(value, (int, float)):
+        if not isfinite(value) or abs(value) > LARGEST_NUMBER:
+            raise GraphError(f"{where}: a number in its arguments is too large")
+        return
+    if isinstance(value, list) and depth < _DEEPEST:
+        for part in value:
+            yield from _references(part, where, depth + 1)
+        return
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, content),) = value.items()
+        if isinstance(content, str):
+            if kind in ("value", "tensor"):
+                yield kind, content
+                return
+            if content in _CONTENTS.get(kind, ()):
+                return
+    raise GraphError(f"{where}: {str(value)[:80]} is no argument")
+
+
+_CONTENTS: Mapping[str, Any] = {
+    "dtype": DTYPES | {"complex64", "complex128"},
+    "memory_format": _MEMORY_FORMATS,
+    "float": _FLOATS,
+    "device": ("own",),
+}
+
+
+def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
+    """A function of the node's inputs, in order, that runs its operation. The node has been checked before."""
+    function = find(node.op, trusted=True)
+    positions = {name: index for index, name in enumerate(node.inputs)}
+
+    def resolve(value: Json) -> Any:
+        """The argument itself, or a function from the inputs to it where it holds any."""
+        if isinstance(value, list):
+            parts = [resolve(part) for part in value]
+            return _list(parts) if any(isinstance(part, _Late) for part in parts) else parts
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == "value":
+            position = positions[content]
+            return _Late(lambda inputs: inputs[position])
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "float":
+            return float(content)
+        return torch.device(device) if kind == "device" else getattr(torch, content)
+
+    args = [resolve(value) for value in node.attrs["args"]]
+    kwargs = {name: resolve(value) for name, value in node.attrs["kwargs"].items()}
+    count = len(node.inputs)
+    if node.attrs["args"][:count] == [{"value": name} for name in node.inputs]:
+        rest = args[count:]
+        if not any(isinstance(value, _Late) for value in [*rest, *kwargs.values()]):
+            return lambda *inputs: function(*inputs, *rest, **kwargs)  # the usual case, and the quickest
+    early = {name: value for name, value in kwargs.items() if not isinstance(value, _Late)}
+    late = {name: value.of for name, value in kwargs.items() if isinstance(value, _Late)}
+
+    def call(*inputs: Any) -> Any:
+        given = [value.of(inputs) if isinstance(value, _Late) else value for value in args]
+        return function(*given, **early, **{name: of(inputs) for name, of in late.items()})
+
+    return call
+
+
+class _Late:
+    """An argument that depends on the inputs."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Callable[[tuple[Any, ...]], Any]) -> None:
+        self.of = of
+
+
+def _list(parts: list[Any]) -> _Late:
+    return _Late(lambda inputs: [part.of(inputs) if isinstance(part, _Late) else part for part in parts])
