@@ -1,0 +1,190 @@
+"""A model compiled for its mask: an `nn.Module` with the call of the model it was made of, for inference.
+
+Its weights are in its kernels' tables. It has no parameters, so its `state_dict` is empty; a copy shares the graph; it
+is pickled, and saved, as a model file; autocast does not change it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.engine.call import Call, build
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.target import target as find_target
+from ticketry.engine.graph import Graph, Node
+from ticketry.engine.layers import Layer, describe, table
+from ticketry.engine.ops import torch_step
+from ticketry.engine.plan.partition import Region, partition
+from ticketry.engine.plan.region import Native
+from ticketry.errors import EngineError
+
+Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""What runs, the values it reads, those it makes, and those nobody reads after it."""
+
+
+def compile(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    threads: int | None = None,
+    target: str = "host",
+) -> Compiled:
+    """A module with the model's call whose sparse layers run in kernels made for the mask.
+
+    Args:
+        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
+        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
+            have other numbers of examples.
+        threads: that a call uses; None for `torch.get_num_threads()` at each call.
+        target: "host", or "avx2" for kernels that use no more than that.
+
+    Raises:
+        EngineError: the model cannot be captured.
+        MaskError: the mask does not fit the model.
+        MissingExtraError: llvmlite is not installed.
+    """
+    from ticketry.engine.capture import capture
+
+    if example_inputs is None:
+        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
+    return Compiled(capture(model, mask, example_inputs), threads=threads, target=target)
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host") -> Compiled:
+    """A model file, ready to be called. Its model's source is not needed.
+
+    Raises:
+        EngineError: the file is damaged, of a later version or hostile.
+    """
+    from ticketry.engine import file
+
+    return Compiled(file.load(Path(path)), threads=threads, target=target)
+
+
+class Compiled(nn.Module):
+    """A graph with everything the engine can run compiled, and the rest in torch."""
+
+    def __init__(self, graph: Graph, *, threads: int | None = None, target: str = "host") -> None:
+        super().__init__()
+        self.graph = graph
+        self.threads = threads
+        self.target = find_target(target)
+        self._target_name = target
+        self._call = Call(graph)
+        self._library = Library(self.target)
+        parts = partition(graph)
+        self.reasons = parts.reasons
+        self._steps = [self._step(step) for step in parts.steps]
+        self._finish()
+        self._seconds: dict[str, float] = {}
+        super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
+        threads = self.threads or torch.get_num_threads()
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for run, reads, makes, done in self._steps:
+                inputs = [values[name] for name in reads]
+                if isinstance(run, Native):
+                    values.update(zip(makes, run(inputs, threads), strict=True))
+                else:
+                    values[makes[0]] = run(*inputs)
+                for name in done:
+                    del values[name]
+            return build(self.graph.outputs, values)
+
+    def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
+        """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""
+        found: dict[str, list[float]] = {}
+        inputs = self._call.bind(args, kwargs)
+        self(*args, **kwargs)
+        for _ in range(max(1, rounds)):
+            for name, spent in self._timed(list(inputs)).items():
+                found.setdefault(name, []).append(spent)
+        self._seconds = {name: sorted(several)[len(several) // 2] for name, several in found.items()}
+        return self.layers()
+
+    def _timed(self, inputs: list[Tensor]) -> dict[str, float]:
+        values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        seconds: dict[str, float] = {}
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for run, reads, makes, _ in self._steps:
+                tensors = [values[name] for name in reads]
+                if isinstance(run, Native):
+                    values.update(zip(makes, run.profile(tensors, seconds), strict=True))
+                else:
+                    begin = time.perf_counter()
+                    values[makes[0]] = run(*tensors)
+                    seconds[makes[0]] = time.perf_counter() - begin
+        return seconds
+
+    def layers(self) -> list[Layer]:
+        """What runs, how, and why not otherwise: a row for each layer, in the order in which they run."""
+        return describe(self.graph, self.reasons, self._natives, self._seconds)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a model file: it loads without the model's source. Returns its path."""
+        from ticketry.engine import file
+
+        return file.save(self.graph, Path(path))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tables of all kernels of the batches that were called so far: weights and where they belong."""
+        return sum(program.table_bytes for native in self._natives for program in native.programs.values())
+
+    def train(self, mode: bool = True) -> Compiled:
+        """Refuses: a compiled model is for inference."""
+        if mode:
+            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Compiled:
+        raise EngineError(
+            "a compiled model stays in float32 on the CPU: move or convert the model before it is compiled"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return Compiled(self.graph, threads=self.threads, target=self._target_name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from ticketry.engine import file
+
+        return _unpickled, (file.dump(self.graph), self.threads, self._target_name)
+
+    def __repr__(self) -> str:
+        return table(self.layers(), self.target.name)
+
+    def _step(self, step: Region | Node) -> Step:
+        if isinstance(step, Region):
+            native = Native(self.graph, step, self._library)
+            return native, tuple(step.inputs), tuple(step.outputs), ()
+        return torch_step(self.graph, step), step.inputs, (step.output,), ()
+
+    def _finish(self) -> None:
+        """Which values nobody reads after each step."""
+        kept = set(self.graph.results)
+        last = {name: number for number, (_, reads, _, _) in enumerate(self._steps) for name in reads}
+        for number, (run, reads, makes, _) in enumerate(self._steps):
+            done = tuple(name for name in dict.fromkeys(reads) if last[name] == number and name not in kept)
+            done += tuple(name for name in makes if name not in last and name not in kept)
+            self._steps[number] = (run, reads, makes, done)
+        self._natives = [run for run, *_ in self._steps if isinstance(run, Native)]
+        self._lock = threading.Lock()
+
+
+def _unpickled(data: bytes, threads: int | None, target: str) -> Compiled:
+    from ticketry.engine import file
+
+    return Compiled(file.parse(data), threads=threads, target=target)

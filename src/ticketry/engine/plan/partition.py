@@ -1,0 +1,102 @@
+"""Cuts a graph into regions that the engine runs as a whole, and the torch nodes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ticketry.engine.graph import Graph, Node
+from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.sketch import Sketch
+
+_WORTH = {"conv2d", "linear"}
+"""A region without any of these would move values into the engine's layout and back for next to nothing."""
+
+
+@dataclass
+class Region:
+    """Nodes that run in one native call, between values that come from torch and values that go there."""
+
+    nodes: list[Node]
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def sketch(self, graph: Graph) -> Sketch:
+        """The region with the forms of its values."""
+        sketch = Sketch(graph)
+        waiting = {name: number for number, name in enumerate(self.inputs)}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name in waiting:
+                    sketch.load(name, waiting.pop(name))
+            sketch.add(node)
+        for number, name in enumerate(self.outputs):
+            sketch.store(name, number)
+        return sketch
+
+
+@dataclass
+class Parts:
+    """A graph as steps in order: regions and torch nodes."""
+
+    steps: list[Region | Node]
+    reasons: dict[str, str]
+    """Of each node that stays in torch, by its output: why."""
+
+
+def partition(graph: Graph) -> Parts:
+    """The largest regions there can be. A native node stays in torch where the layout cannot run it, and says why."""
+    reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
+    while True:
+        levels, regions = _levels(graph, reasons)
+        poor = [region for region in regions.values() if not any(node.op in _WORTH for node in region.nodes)]
+        if not poor:
+            break
+        for region in poor:
+            reasons.update({node.output: "alone between torch nodes" for node in region.nodes})
+    return Parts(_steps(graph, levels, regions, reasons), reasons)
+
+
+def _levels(graph: Graph, reasons: dict[str, str]) -> tuple[dict[str, int], dict[int, Region]]:
+    """Value -> how often execution changed between torch and the engine before it; level -> its region.
+
+    Nodes that cannot be run where they are asked to be are put into `reasons`.
+    """
+    levels: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    native: set[str] = set()
+    sketches: dict[int, Sketch] = {}
+    regions: dict[int, Region] = {}
+    for node in graph.nodes:
+        if node.output not in reasons:
+            level = max((levels[name] + (name not in native) for name in node.inputs), default=1)
+            sketch = sketches.setdefault(level, Sketch(graph))
+            try:
+                for name in node.inputs:
+                    if name not in sketch.forms:
+                        sketch.load(name, 0)
+                sketch.add(node)
+            except UnsupportedError as error:
+                reasons[node.output] = str(error)
+            else:
+                regions.setdefault(level, Region([])).nodes.append(node)
+                levels[node.output] = level
+                native.add(node.output)
+                continue
+        levels[node.output] = max((levels[name] + (name in native) for name in node.inputs), default=0)
+    return levels, regions
+
+
+def _steps(
+    graph: Graph, levels: Mapping[str, int], regions: Mapping[int, Region], reasons: Mapping[str, str]
+) -> list[Region | Node]:
+    """Level by level: torch nodes of a level come before the region of the next."""
+    for region in regions.values():
+        inside = {node.output for node in region.nodes}
+        read = dict.fromkeys(name for node in region.nodes for name in node.inputs if name not in inside)
+        region.inputs = list(read)
+        elsewhere = {name for node in graph.nodes if node.output not in inside for name in node.inputs}
+        results = set(graph.results)
+        region.outputs = [node.output for node in region.nodes if node.output in elsewhere | results]
+    steps: list[tuple[int, Region | Node]] = [(level, region) for level, region in regions.items()]
+    steps += [(levels[node.output], node) for node in graph.nodes if node.output in reasons]
+    return [step for _, step in sorted(steps, key=lambda pair: pair[0])]
