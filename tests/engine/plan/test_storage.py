@@ -1,0 +1,48 @@
+"""Layout of memory: nothing alive is overwritten, geometries meet what their readers need."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.engine.plan import forms
+from ticketry.engine.plan.storage import Storages
+
+_LIVES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4), st.sampled_from([(4, 4), (2, 3)])), max_size=12)
+
+
+@given(_LIVES)
+def test_values_that_live_at_once_never_share_a_byte(lives):
+    storages = Storages()
+    made = []
+    for born, (channels, life, pixels) in enumerate(lives):
+        number = storages.add(channels, pixels, born)
+        form = forms.fresh("cpp", [channels], pixels, number)
+        storages.read(form, born + life)
+        made.append((born, born + life, form))
+    arena = storages.place(4)
+    spans = []
+    for born, dies, form in made:
+        planes = arena.planes(form)
+        assert planes.offsets.min() >= 0
+        assert planes.offsets.max() + planes.geometry.bytes <= arena.bytes
+        spans.append((born, dies, {int(offset) for offset in planes.offsets}, planes.geometry))
+    for index, (born, dies, offsets, geometry) in enumerate(spans):
+        for other_born, other_dies, others, other_geometry in spans[:index]:
+            if born <= other_dies and other_born <= dies:
+                assert not offsets & others
+            if geometry != other_geometry:
+                assert not offsets & others
+
+
+def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is_added():
+    storages = Storages()
+    one, other, third = (forms.fresh("cpp", [3], (8, 8), storages.add(3, (8, 8), born)) for born in range(3))
+    storages.read(one, 1, halo=1)
+    storages.read(other, 2, halo=3)
+    storages.alike([one, other])
+    storages.same_rows(other, third)
+    first, second, last = storages.geometries(16)
+    assert first == second
+    assert (first.halo, first.row) == (3, 11)
+    assert (last.halo, last.row) == (0, 11)
