@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.engine.plan import forms
+from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.storage import Storages
 
 _LIVES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4), st.sampled_from([(4, 4), (2, 3)])), max_size=12)
@@ -20,10 +21,10 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
         form = forms.fresh("cpp", [channels], pixels, number)
         storages.read(form, born + life)
         made.append((born, born + life, form))
-    arena = storages.place(4)
+    arena = PlanesArena(storages, 4)
     spans = []
     for born, dies, form in made:
-        planes = arena.planes(form)
+        planes = arena.value(form)
         assert planes.offsets.min() >= 0
         assert planes.offsets.max() + planes.geometry.bytes <= arena.bytes
         spans.append((born, dies, {int(offset) for offset in planes.offsets}, planes.geometry))
@@ -42,7 +43,7 @@ def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is
     storages.read(other, 2, halo=3)
     storages.alike([one, other])
     storages.same_rows(other, third)
-    first, second, last = storages.geometries(16)
+    first, second, last = PlanesArena(storages, 16).geometries
     assert first == second
     assert (first.halo, first.row) == (3, 11)
     assert (last.halo, last.row) == (0, 11)

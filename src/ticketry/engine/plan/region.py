@@ -12,8 +12,9 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
+from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.partition import Region
-from ticketry.engine.plan.planes import Emission, memory
+from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
@@ -63,7 +64,9 @@ class Native:
             return self.programs[key]
 
     def _program(self, images: int, split: str) -> Program:
-        emission = Emission(self.sketch, images, self.library.target, len(self.region.inputs))
+        emission = Emission(
+            self.sketch, PlanesArena(self.sketch.storages, images), self.library.target, len(self.region.inputs)
+        )
         return Program(emission.ops, images, emission.bytes, self.library, split)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:

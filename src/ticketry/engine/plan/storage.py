@@ -1,14 +1,10 @@
-"""Memory of a region: which planes exist when, which must have one geometry, and where in the arena they lie.
-
-Values of one geometry follow one another in the same planes, whose halos stay zero; those of another have others.
-"""
+"""Which planes of a region exist when, and which must have one geometry, whatever the layout makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.plan.forms import Form
 
 
@@ -23,8 +19,6 @@ class Storage:
     born: int = 0
     dies: int = 0
     """Numbers of the operations that write it and that read it last."""
-    slot: int = 0
-    """Its first plane among those of its geometry."""
 
 
 class Union:
@@ -41,9 +35,9 @@ class Union:
         return one
 
     def join(self, several: Iterable[int]) -> None:
-        first, *others = [self.find(one) for one in several]
-        for other in others:
-            self._parent[other] = first
+        roots = [self.find(one) for one in several]
+        for other in roots[1:]:
+            self._parent[self.find(other)] = self.find(roots[0])
 
 
 @dataclass
@@ -77,62 +71,14 @@ class Storages:
     def same_rows(self, one: Form, other: Form) -> None:
         self.rows.join([*one.storages, *other.storages])
 
-    def geometries(self, images: int) -> list[Geometry]:
-        """The geometry of each storage."""
-        halos: dict[int, int] = {}
-        for number, storage in enumerate(self.all):
-            key = self.halos.find(number)
-            halos[key] = max(halos.get(key, 0), storage.halo)
-        rows: dict[int, int] = {}
-        for number, storage in enumerate(self.all):
-            key = self.rows.find(number)
-            rows[key] = max(rows.get(key, 0), storage.pixels[1] + halos[self.halos.find(number)])
-        return [
-            Geometry(*storage.pixels, halos[self.halos.find(number)], images, rows[self.rows.find(number)])
-            for number, storage in enumerate(self.all)
-        ]
-
-    def place(self, images: int) -> Arena:
-        """Lay all storages out, each in planes that no other living value of its geometry uses."""
-        geometries = self.geometries(images)
-        counts: dict[Geometry, int] = {}
-        for number in sorted(range(len(self.all)), key=lambda n: (self.all[n].born, n)):
-            storage, geometry = self.all[number], geometries[number]
-            taken = sorted(
-                (other.slot, other.slot + other.channels)
-                for index, other in enumerate(self.all[:number])
-                if geometries[index] == geometry and other.dies >= storage.born
-            )
-            storage.slot = _first_gap(taken, storage.channels)
-            counts[geometry] = max(counts.get(geometry, 0), storage.slot + storage.channels)
-        starts, end = {}, 0
-        for geometry, count in counts.items():
-            starts[geometry] = end
-            end += count * geometry.bytes
-        return Arena(self.all, geometries, starts, end)
+    def halo(self, number: int) -> int:
+        """The halo of a storage: the most that any reader of any storage of its geometry needs."""
+        key = self.halos.find(number)
+        return max(storage.halo for other, storage in enumerate(self.all) if self.halos.find(other) == key)
 
 
-@dataclass
-class Arena:
-    """Storages at their places."""
-
-    storages: list[Storage]
-    geometries: list[Geometry]
-    starts: dict[Geometry, int]
-    bytes: int
-
-    def planes(self, form: Form) -> Planes:
-        """Where a value lies."""
-        import numpy as np
-
-        storages, numbers = form.flat[:, 0], form.flat[:, 1]
-        geometry = self.geometries[int(storages[0])]
-        slots = np.array([storage.slot for storage in self.storages], dtype=np.int64)
-        return Planes(geometry, self.starts[geometry] + geometry.bytes * (slots[storages] + numbers))
-
-
-def _first_gap(taken: list[tuple[int, int]], size: int) -> int:
-    """The first place for ``size`` planes between those taken."""
+def first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
+    """The first place of ``size`` between those taken, which are (from, to) in order."""
     at = 0
     for start, end in taken:
         if start - at >= size:

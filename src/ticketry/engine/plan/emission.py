@@ -1,0 +1,188 @@
+"""A sketched region as operations of one layout: each task given to the layout's kernels, with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.forms import Form
+from ticketry.engine.plan.sketch import Sketch, Task
+
+Array = np.ndarray[Any, Any]
+
+
+class Arena(Protocol):
+    """A layout's memory: where the values of a region lie."""
+
+    layout: Any
+    """The module with the layout's operations: ``load``, ``store``, ``conv``, ``elementwise``, ..."""
+    bytes: int
+
+    def value(self, form: Form) -> Any:
+        """A value as the layout's operations take it; `UnsupportedError` if it cannot lie so."""
+        ...
+
+    def order(self, form: Form) -> Array | None:
+        """The value's channels in the order in which they lie, None if that is their own."""
+        ...
+
+
+class Emission:
+    """A region's operations on one block.
+
+    Args:
+        sketch: the region.
+        arena: where its values lie.
+        target: what the kernels are made for.
+        inputs: how many external tensors come in; those that go out follow them.
+
+    Raises:
+        UnsupportedError: the layout cannot run a task of the region.
+    """
+
+    def __init__(self, sketch: Sketch, arena: Arena, target: Target, inputs: int) -> None:
+        self.sketch, self.arena, self.target, self.inputs = sketch, arena, target, inputs
+        self.layout = arena.layout
+        self.scratch = 0
+        self.ops: list[Op] = []
+        for task in sketch.tasks:
+            self.ops += _EMIT[task.kind](self, task, [arena.value(form) for form in task.inputs])
+
+    @property
+    def bytes(self) -> int:
+        """Working memory of a thread."""
+        return self.arena.bytes + self.scratch
+
+    def output(self, task: Task) -> Any:
+        assert task.output is not None
+        return self.arena.value(task.output)
+
+    def weight(self, task: Task, role: str) -> Array | None:
+        """A weight of the task's node, None if it has none in that role."""
+        assert task.node is not None
+        name = task.node.weights.get(role)
+        return None if name is None else self.sketch.graph.tensors[name].detach().cpu().float().numpy()
+
+    def ordered(self, task: Task, role: str, form: Form) -> Array | None:
+        """A weight with one entry a channel of a value, in the order in which those lie."""
+        weight, order = self.weight(task, role), self.arena.order(form)
+        return weight if weight is None or order is None else weight[order]
+
+    def reserve(self, size: int) -> int:
+        """Memory that one operation uses for itself; all use the same."""
+        self.scratch = max(self.scratch, size)
+        return self.arena.bytes
+
+    def common(self, task: Task) -> dict[str, Any]:
+        return {"target": self.target, "label": task.label}
+
+
+Strides = tuple[int, int, int, int]
+
+
+def strides(form: Form) -> Strides:
+    """Element strides (image, channel, row, column) of a contiguous tensor that holds a value, as `memory` has it."""
+    channels, (height, width) = form.channels, form.pixels
+    if form.labels == "pc":
+        return (channels * height * width, 1, width * channels, channels)
+    return (channels * height * width, height * width, width, 1)
+
+
+def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The contiguous tensor that a value is stored to: its shape without the batch, and the order of its axes that is
+    the value's (the batch's axis 0 included)."""
+    sizes = form.axes
+    if form.labels in ("pc", "f"):
+        return sizes, tuple(range(len(sizes) + 1))
+    order = [axis for axis, label in enumerate(form.labels) if label == "c"]
+    order += [axis for axis, label in enumerate(form.labels) if label == "p"]
+    return tuple(sizes[axis] for axis in order), (0, *(order.index(axis) + 1 for axis in range(len(sizes))))
+
+
+def _load(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    assert task.output is not None
+    y, spread = emission.output(task), strides(task.output)
+    return emission.layout.load(task.number, spread, y, target=emission.target, label="load")  # type: ignore[no-any-return]
+
+
+def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    number, spread = emission.inputs + task.number, strides(task.inputs[0])
+    return emission.layout.store(number, spread, inputs[0], target=emission.target, label="store")  # type: ignore[no-any-return]
+
+
+def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    """A convolution; a linear layer is one of a single pixel, or of the whole plane behind a flattening."""
+    assert task.node is not None
+    assert task.output is not None
+    node, (x, *residual) = task.node, inputs
+    weight = emission.ordered(task, "weight", task.output)
+    assert weight is not None
+    where: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    if node.op == "conv2d":
+        where = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
+        where["groups"] = node.attrs["groups"]
+    else:
+        kernel = task.inputs[0].pixels if task.inputs[0].labels == "f" else (1, 1)
+        weight = weight.reshape(weight.shape[0], -1, *kernel)
+    order = emission.arena.order(task.inputs[0])
+    if order is not None:
+        weight = weight[:, order]
+    y = emission.output(task)
+    return emission.layout.conv(  # type: ignore[no-any-return]
+        x,
+        y,
+        weight,
+        emission.ordered(task, "bias", task.output),
+        **where,
+        act=node.attrs["act"],
+        residual=residual[0] if residual else None,
+        scratch=emission.reserve(emission.layout.scratch_bytes(x, y, weight.shape[2:], where["stride"])),
+        **emission.common(task),
+    )
+
+
+def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    """All that has no weights of its own, or one a channel."""
+    assert task.node is not None
+    assert task.output is not None
+    layout, node, y = emission.layout, task.node, emission.output(task)
+    attrs, x, common = node.attrs, inputs[0], emission.common(task)
+    window = [tuple(attrs[name]) for name in ("kernel", "stride", "padding") if name in attrs]
+    ops: list[Op]
+    if node.op in ("add", "mul"):
+        ops = layout.elementwise(node.op, x, inputs[1], y, attrs["act"], **common)
+    elif node.op == "act":
+        ops = layout.apply(attrs["act"], x, y, **common)
+    elif node.op == "affine":
+        scale, shift = (emission.ordered(task, role, task.output) for role in ("scale", "shift"))
+        ops = layout.affine(x, y, scale, shift, attrs["act"], **common)
+    elif node.op == "layer_norm":
+        weight, bias = (emission.ordered(task, role, task.output) for role in ("weight", "bias"))
+        ops = layout.layer_norm(x, y, weight, bias, float(attrs["eps"]), **common)
+    elif node.op == "softmax":
+        ops = layout.softmax(x, y, **common)
+    elif node.op == "max_pool2d":
+        ops = layout.max_pool(x, y, *window, tuple(attrs["dilation"]), **common)
+    elif node.op == "avg_pool2d":
+        ops = layout.avg_pool(x, y, *window, attrs["count_include_pad"], **common)
+    elif node.op == "global_avg_pool":
+        ops = layout.global_mean(x, y, **common)
+    else:
+        heads, size = task.inputs[0].planes.shape[:2]
+        scale = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
+        ops = layout.attention(*inputs, y, heads, scale, attrs["causal"], **common)
+    return ops
+
+
+_EMIT: Mapping[str, Callable[[Emission, Task, list[Any]], list[Op]]] = {
+    "load": _load,
+    "store": _store,
+    "conv2d": _product,
+    "linear": _product,
+    **dict.fromkeys(("add", "mul", "act", "affine", "layer_norm", "softmax"), _other),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool", "attention"), _other),
+}
