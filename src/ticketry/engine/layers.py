@@ -92,11 +92,11 @@ def _weights(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | No
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
         return "", None
-    from ticketry.core.structure.groups import groups_of_rows
+    from ticketry.core.structure.groups import row_groups
 
     weight = graph.tensors[name]
     kept = int(weight.count_nonzero())
-    sizes = sorted(len(rows) for rows, columns in groups_of_rows(weight != 0) if len(columns))
+    sizes = sorted(len(group.rows) for group in row_groups(weight) if len(group.columns))
     spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
     return name.removesuffix(".weight"), (kept / max(1, weight.numel()), kept, spread)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from ticketry.engine.graph import Graph, Node
@@ -45,6 +46,7 @@ class Sketch:
             raise UnsupportedError("a value that is not float32 with the batch first")
         blank = forms.loaded(shape, 0)
         form = forms.loaded(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
+        self.storages.pin(form)
         self.tasks.append(Task("load", name, (), form, number=number))
         self.forms[name] = form
         return form
@@ -53,6 +55,7 @@ class Sketch:
         """A value goes out to torch."""
         form = self.forms[name]
         self.storages.read(form, len(self.tasks))
+        self.storages.pin(form)
         self.tasks.append(Task("store", name, (form,), None, number=number))
 
     def add(self, node: Node) -> Form:
@@ -146,6 +149,12 @@ def _product(
         sketch.storages.same_rows(x, y)
     for other in residual:
         sketch.storages.alike([other, y])
+        sketch.storages.one_order(other, y)
+    if node.attrs.get("groups", 1) == x.channels == y.channels > 1:
+        sketch.storages.one_order(x, y)
+    elif node.attrs.get("groups", 1) > 1:
+        sketch.storages.pin(x)
+        sketch.storages.pin(y)
     return y
 
 
@@ -158,6 +167,7 @@ def _pairwise(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     sketch.reads(other)
     y = sketch.make(node, [one, other], (one.labels, one.planes.shape[:-1], one.pixels))
     sketch.storages.alike([one, y] if gate else [one, other, y])
+    sketch.storages.one_order(one, other, y)
     return y
 
 
@@ -168,6 +178,7 @@ def _same(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     sketch.reads(x)
     y = sketch.make(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
     sketch.storages.alike([x, y])
+    sketch.storages.one_order(x, y)
     return y
 
 
@@ -197,7 +208,9 @@ def _pool(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     assert shape is not None
     sketch.reads(x)
     pixels = (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
-    return sketch.make(node, [x], ("cpp" if len(shape) == 4 else "c", [x.channels], pixels))
+    y = sketch.make(node, [x], ("cpp" if len(shape) == 4 else "c", [x.channels], pixels))
+    sketch.storages.one_order(x, y)
+    return y
 
 
 def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
@@ -206,20 +219,31 @@ def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
         raise UnsupportedError("heads whose tokens are no positions")
     for form in inputs:
         sketch.reads(form)
+        sketch.storages.pin(form)
     sketch.storages.alike([k, v])
     heads, size = v.planes.shape[:2]
-    return sketch.make(node, inputs, ("cpc", [heads, size], q.pixels))
+    y = sketch.make(node, inputs, ("cpc", [heads, size], q.pixels))
+    sketch.storages.pin(y)
+    return y
 
 
 def _concat(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     y = forms.joined(inputs, node.attrs["axis"])
     sketch.storages.alike(inputs)
+    sketch.storages.pin(y)
     return y
 
 
 def _view(made: Callable[[Node, Form], Form]) -> Rule:
     """An operation that is another list of the same planes."""
-    return lambda sketch, node, inputs: made(node, inputs[0])
+
+    def rule(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+        y = made(node, inputs[0])
+        if not np.array_equal(y.flat, inputs[0].flat):
+            sketch.storages.pin(inputs[0])
+        return y
+
+    return rule
 
 
 _RULES: Mapping[str, Rule] = {

@@ -50,6 +50,11 @@ class Storages:
     rows: Union = field(default_factory=Union)
     """Storages whose rows are equally far apart: one is read at constant shifts to make the other."""
 
+    orders: Union = field(default_factory=Union)
+    """Storages whose channels lie in one order: an operation reads and writes them channel by channel."""
+    pinned: set[int] = field(default_factory=set)
+    """Storages whose channels lie in their own order."""
+
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
@@ -67,6 +72,18 @@ class Storages:
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
+
+    def one_order(self, *forms: Form) -> None:
+        """The channels of these values correspond."""
+        for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
+            self.orders.join(numbers)
+        for form in forms:
+            if len(form.storages) > 1 or form.channels != self.all[form.storages[0]].channels:
+                self.pin(form)
+
+    def pin(self, form: Form) -> None:
+        """The value's channels lie in their own order."""
+        self.pinned.update(form.storages)
 
     def same_rows(self, one: Form, other: Form) -> None:
         self.rows.join([*one.storages, *other.storages])
