@@ -1,7 +1,7 @@
 """Activations on vectors of float32, for every kernel that ends in one.
 
 Each is within about 1e-6 (relative) of the true value over all finite inputs, as long as that value is a normal
-number; where GELU is below 1e-9, within 1e-5. Infinities give the limit or NaN; NaN stays NaN.
+number; where GELU is nearer to 0 than 1e-6, within 1e-5. Infinities give the limit or NaN; NaN stays NaN.
 """
 
 from __future__ import annotations
