@@ -67,13 +67,31 @@ def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Act
 
 
 def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vector: Any) -> Any:
-    """The activation of each value of a vector (of any width)."""
+    """The activation of each value of a vector (of any width).
+
+    Those that take an exponential become a function of the module: written and compiled once for all its vectors.
+    """
     act = activation(act)
     if act is None:
         return vector
-    if isinstance(act, str):
-        return _PLAIN[act](e, vector)
-    return _WITH_PARAMETER[act[0]](e, vector, act[1])
+    if not isinstance(act, str):
+        return _WITH_PARAMETER[act[0]](e, vector, act[1])
+    if act in _LONG:
+        return e.b.call(_function(e, act, vector.type), [vector])
+    return _PLAIN[act](e, vector)
+
+
+def _function(e: Emitter, act: str, kind: Any) -> Any:
+    """The function of an activation in the module at hand."""
+    name = f"{act}.{kind.count}"
+    if name not in e.module.globals:
+        function = ir.Function(e.module, ir.FunctionType(kind, [kind]), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        builder, e.b = e.b, ir.IRBuilder(function.append_basic_block("entry"))
+        e.b.ret(_PLAIN[act](e, function.args[0]))
+        e.b = builder
+    return e.module.globals[name]
 
 
 def relu(e: Emitter, x: Any) -> Any:
@@ -182,4 +200,5 @@ _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {
     "sigmoid": sigmoid,
     "tanh": tanh,
 }
+_LONG = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
 _WITH_PARAMETER: dict[str, Callable[[Emitter, Any, float], Any]] = {"leaky_relu": leaky_relu}

@@ -2,3 +2,8 @@
 
 Any row of weights may keep any columns: an input column is the address of a plane plus a shift, and a table holds it.
 """
+
+from ticketry.engine.cpu.planes.conv import conv
+from ticketry.engine.cpu.planes.geometry import Geometry, Planes
+
+__all__ = ["Geometry", "Planes", "conv"]

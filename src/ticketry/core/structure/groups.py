@@ -1,0 +1,43 @@
+"""Rows of a layer that keep the same columns: what a kernel can compute together, read off a mask."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ticketry.core.mask import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """Rows with one support: outputs (filters) and the columns, flattened over inputs and taps, that all of them keep."""
+
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    columns: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
+    """The rows of a matrix (or of a filter bank, flattened behind its first dimension), grouped by what they keep.
+
+    Args:
+        kept: O x …; anything that is not zero is kept.
+
+    Returns:
+        Groups in the order of their first rows; rows and columns ascend. Every row is in one group: rows that keep
+        nothing form one without columns.
+    """
+    array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
+    matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
+    found: dict[bytes, list[int]] = {}
+    for row, support in enumerate(np.packbits(matrix, axis=1)):
+        found.setdefault(support.tobytes(), []).append(row)
+    return [RowGroup(np.array(rows, dtype=np.int64), np.flatnonzero(matrix[rows[0]])) for rows in found.values()]
+
+
+def groups(mask: Mask) -> dict[str, list[RowGroup]]:
+    """For each parameter of a mask its groups of rows: as many groups as rows where no two rows agree."""
+    return {name: row_groups(kept) for name, kept in mask.items()}
