@@ -1,0 +1,114 @@
+"""GFLOP/s of the sparse CPU kernels, layer by layer, beside torch's dense convolution: one thread, fp32, hot.
+
+    python benchmarks/kernels.py [--images 16 8 1] [--density 0.26 0.1] [--rows 1 4 12 32] [--layers R18]
+
+Rates count the kept weights alone; `saved` is the share of the dense time that the sparse kernel does not take. Times are
+CPU times of the thread (others on the machine do not count), medians of alternating rounds. Masks are synthetic: random
+columns for sets of `rows` rows that are scattered over the layer (1: unstructured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.planes import Geometry, Planes, conv
+from ticketry.engine.cpu.program import Program
+from ticketry.engine.cpu.target import target
+
+LAYERS = {
+    # name: inputs, outputs, size of x, kernel, stride
+    "R18.1": (64, 64, 32, 3, 1),
+    "R18.2s": (64, 128, 32, 3, 2),
+    "R18.2d": (64, 128, 32, 1, 2),
+    "R18.2": (128, 128, 16, 3, 1),
+    "R18.3": (256, 256, 8, 3, 1),
+    "R18.4": (512, 512, 4, 3, 1),
+    "VGG.2": (128, 128, 16, 3, 1),
+    "VGG.5": (512, 512, 2, 3, 1),
+    "R50.1": (64, 256, 56, 1, 1),
+    "R50.3": (1024, 256, 14, 1, 1),
+    "R50.4": (512, 512, 7, 3, 1),
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--images", type=int, nargs="+", default=[16, 8, 1])
+    options.add_argument("--density", type=float, nargs="+", default=[0.26, 0.1])
+    options.add_argument("--rows", type=int, nargs="+", default=[1, 4, 12, 32])
+    options.add_argument("--layers", nargs="+", default=list(LAYERS))
+    options.add_argument("--target", default="host")
+    options.add_argument("--rounds", type=int, default=15)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    print("layer    images density rows   GFLOP/s      ms   dense ms  saved %  build ms")
+    for name in given.layers:
+        for images in given.images:
+            for density in given.density:
+                for rows in given.rows:
+                    measure(name, images, density, rows, given.target, given.rounds)
+
+
+def measure(name: str, images: int, density: float, rows: int, where: str, rounds: int) -> None:
+    inputs, outputs, size, kernel, stride = LAYERS[name]
+    generator = np.random.default_rng(0)
+    kept = generator.random((-(-outputs // rows), inputs * kernel * kernel)) < density
+    kept = np.repeat(kept, rows, axis=0)[:outputs][generator.permutation(outputs)]
+    weight = (kept * generator.standard_normal(kept.shape)).astype(np.float32).reshape(outputs, inputs, kernel, kernel)
+    begin = time.thread_time()
+    program = _program(weight, images, size, stride, where)
+    build = time.thread_time() - begin
+    dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
+    value = torch.randn(images, inputs, size, size).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        sparse, full = alternate([lambda: program.run(images, []), lambda: dense(value)], rounds)
+    flops = 2 * np.count_nonzero(weight) * images * (size // stride) ** 2
+    print(
+        f"{name:8} {images:6} {density:7} {rows:4} {flops / sparse / 1e9:9.0f} {sparse * 1e3:7.3f} {full * 1e3:10.3f}"
+        f" {100 * (1 - sparse / full):8.1f} {build * 1e3:9.0f}",
+        flush=True,
+    )
+
+
+def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str) -> Program:
+    outputs, inputs, kernel, _ = weight.shape
+    processor = target(where)
+    before = Geometry.of(size, size, kernel // 2, images)
+    after = Geometry.of(size // stride, size // stride, 1, images, before.row if stride == 1 else None)
+    if before.row < after.row:
+        before = Geometry.of(size, size, kernel // 2, images, after.row)
+    x = Planes.at(before, inputs, 64)
+    y = Planes.at(after, outputs, 64 + inputs * before.bytes)
+    ops = conv(x, y, weight, stride=stride, padding=kernel // 2, act="relu", target=processor)
+    return Program(ops, images, 64 + inputs * before.bytes + outputs * after.bytes, Library(processor))
+
+
+def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:
+    """Median CPU seconds of each call over rounds in turn, each long enough to be told."""
+    counts = []
+    for call in calls:
+        begin = time.thread_time()
+        call()
+        begin, count = time.thread_time(), 0
+        while time.thread_time() - begin < least:
+            call()
+            count += 1
+        counts.append(count)
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, taken in zip(calls, counts, times, strict=True):
+            begin = time.thread_time()
+            for _ in range(count):
+                call()
+            taken.append((time.thread_time() - begin) / count)
+    return [float(np.median(taken)) for taken in times]
+
+
+if __name__ == "__main__":
+    main()
