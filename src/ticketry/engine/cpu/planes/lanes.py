@@ -1,0 +1,130 @@
+"""What kernels over planes do with the lanes of vectors: parts of a vector, transposes, values of a few images repeated.
+
+In a plane, lane j of the vectors at a position belongs to image j of those ``images``; a vector holds several positions
+where images are fewer than lanes, and a position takes several vectors where they are more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llvmlite import ir
+
+from ticketry.engine.cpu.emit import F32, I1, I32, I64, PTR, Emitter
+from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+
+
+def vector(lanes: int) -> ir.VectorType:
+    """The type of so many float32."""
+    return ir.VectorType(F32, lanes)
+
+
+def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    """The lanes of two vectors, those of ``b`` counted on after those of ``a``."""
+    return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+def within(e: Emitter, count: ir.Value) -> ir.Value:
+    """The mask of the first ``count`` lanes (none, if it is negative)."""
+    lanes = e.target.lanes
+    first = e.b.insert_element(ir.Constant(ir.VectorType(I64, lanes), ir.Undefined), count, ir.Constant(I32, 0))
+    counts = e.b.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+    return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))), counts)
+
+
+def only(e: Emitter, count: int) -> ir.Value | None:
+    """The mask of the first ``count`` lanes, known as the kernel is written; None if that is all of them."""
+    lanes = e.target.lanes
+    return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
+
+
+def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None) -> ir.Value:
+    """A vector, of which lanes that are not in the mask are zero and their memory is not touched."""
+    if mask is None:
+        return e.load(pointer, byte)
+    kind = e.vector
+    function = _intrinsic(e, "load", ir.FunctionType(kind, [PTR, I32, mask.type, kind]))
+    return e.b.call(function, [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, ir.Constant(kind, None)])
+
+
+def store(
+    e: Emitter, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None
+) -> None:
+    """Write the lanes of a vector that are in the mask."""
+    if mask is None:
+        e.store(value, pointer, byte)
+        return
+    function = _intrinsic(e, "store", ir.FunctionType(ir.VoidType(), [value.type, PTR, I32, mask.type]))
+    e.b.call(function, [value, e.at(pointer, byte), ir.Constant(I32, FLOAT), mask])
+
+
+def _intrinsic(e: Emitter, what: str, kind: ir.FunctionType) -> ir.Function:
+    full = f"llvm.masked.{what}.v{e.target.lanes}f32.p0"
+    return e.module.globals.get(full) or ir.Function(e.module, kind, full)
+
+
+def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
+    """First lane 0 of each row, then lane 1 of each, and so on: as many vectors as there are rows (a power of two).
+
+    As many rows as lanes are transposed.
+    """
+    if len(rows) == 1:
+        return list(rows)
+    lanes, found = rows[0].type.count, []
+    for a, b in zip(interleave(e, rows[::2]), interleave(e, rows[1::2]), strict=True):
+        for start in (0, lanes // 2):
+            found.append(shuffle(e, a, b, [k for i in range(start, start + lanes // 2) for k in (i, lanes + i)]))
+    return found
+
+
+def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
+    """The rows of which `interleave` makes these vectors."""
+    if len(vectors) == 1:
+        return list(vectors)
+    lanes, halves = vectors[0].type.count, []
+    for odd in (0, 1):
+        picked = [
+            shuffle(e, a, b, range(odd, 2 * lanes, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        halves.append(deinterleave(e, picked))
+    return [row for pair in zip(*halves, strict=True) for row in pair]
+
+
+def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
+    """The values of ``images`` images, as often as a vector holds them (of more images than lanes, the first lanes)."""
+    lanes = e.target.lanes
+    if images >= lanes:
+        return e.load(pointer, byte)
+    if images == 1:
+        return e.splat(e.load_f32(pointer, byte))
+    few = e.b.load(e.at(pointer, byte), typ=vector(images), align=FLOAT)
+    return shuffle(e, few, few, [lane % images for lane in range(lanes)])
+
+
+def folded(e: Emitter, value: ir.Value, images: int, name: str = "fadd") -> ir.Value:
+    """What the positions in a vector add up to, as ``images`` lanes."""
+    count = value.type.count
+    while count > images:
+        count //= 2
+        low, high = (shuffle(e, value, value, range(start, start + count)) for start in (0, count))
+        value = getattr(e.b, name)(low, high)
+    return value
+
+
+def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """How the pixels of values of one size, each with a geometry of its own, lie as runs of floats.
+
+    Args:
+        geometries: of one height, width and number of images.
+        halos: whether positions of the halo between the pixels may be worked on too, which makes longer runs where all
+            geometries have the same rows.
+
+    Returns:
+        The number of runs, the floats of each, and for each geometry the byte at which the first one begins and the
+        bytes from one to the next.
+    """
+    first = geometries[0]
+    places = tuple((g.position(0, 0) * g.step, g.row * g.step) for g in geometries)
+    if len({g.row for g in geometries}) == 1 and (halos or first.row == first.width or first.height == 1):
+        return 1, ((first.height - 1) * first.row + first.width) * first.images, places
+    return first.height, first.width * first.images, places

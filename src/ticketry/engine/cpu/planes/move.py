@@ -1,0 +1,246 @@
+"""Moves values between tensors outside, with any strides, and planes.
+
+Where elements of a row of pixels are neighbours in the tensor, the rows of as many images are interleaved; where those of
+a pixel's channels are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or
+over the last channel, begins earlier instead: nothing outside the tensor is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ticketry.engine.cpu.emit import F32, Emitter, State
+from ticketry.engine.cpu.planes import lanes
+from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+
+_MANY = 16
+"""A row of pixels or channels that is as long is as long as any vector."""
+
+
+def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
+    """Read an external tensor of float32 into planes.
+
+    In a block with fewer images than planes have, the last one is there several times.
+
+    Args:
+        number: which external tensor.
+        strides: from one image, channel, row and column of it to the next, in elements.
+        y: where its values go. Its geometry and channels are the tensor's.
+    """
+    return [_move(number, strides, y, out=False)]
+
+
+def store(number: int, strides: Sequence[int], x: Planes) -> list[Op]:
+    """Write planes to an external tensor of float32 whose elements lie apart. Arguments as of `load`."""
+    return [_move(number, strides, x, out=True)]
+
+
+def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
+    g, channels = planes.geometry, planes.channels
+    height, width = g.height, g.width
+    by_image, by_channel, by_row, by_column = strides
+    if height == 1 or (width == 1 and g.row == 1) or (by_row == width * by_column and g.row == width):
+        by_column = by_row if width == 1 else by_column
+        height, width = 1, height * width
+    pixels, depth = min(width, _MANY), min(channels, _MANY)
+    rows = by_column == 1 and pixels >= 4
+    columns = by_channel == 1 and pixels * g.images >= 4 and depth > 1
+    kernel: Rows | Columns | Elements = Elements(out)
+    if rows and (pixels >= depth or not columns):
+        kernel = Rows(g.images, pixels, out)
+    elif columns:
+        kernel = Columns(g.images, pixels, depth, out)
+    steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
+    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets), "store" if out else "load")
+
+
+class _Sides:
+    """Both sides of a move, as its kernel reads them from the operation's arguments."""
+
+    def __init__(self, e: Emitter) -> None:
+        self.e = e
+        self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
+        self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
+        self.start, self.row, self.step = (e.arg(i) for i in range(8, 11))
+        self.planes = e.table(11)
+        self.here = e.state(State.IMAGES)
+        self.tensor = e.at(e.external(self.number), e.b.mul(e.state(State.FIRST), self.by_image))
+
+    def outside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+        """Where a row of the block's first image begins in the tensor."""
+        b = self.e.b
+        return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
+
+    def inside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
+        """Where a row begins in its plane."""
+        b = self.e.b
+        plane = self.e.arena(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
+        return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
+
+    def image(self, number: int) -> ir.Value:
+        """Bytes from the block's first image to another in the tensor: to the last one there is, if it is not there."""
+        b = self.e.b
+        last = b.sub(self.here, self.e.i64(1))
+        there = b.icmp_signed("<", self.e.i64(number), self.here)
+        return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
+
+    def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
+        """The number of chunks of ``size`` in ``count`` (known to be ``few``, if below `_MANY`) and the last's begin."""
+        if few < size:
+            return self.e.i64(1), self.e.i64(0)
+        b = self.e.b
+        return b.udiv(b.add(count, self.e.i64(size - 1)), self.e.i64(size)), b.sub(count, self.e.i64(size))
+
+
+def _least(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
+    return e.select(e.b.icmp_signed("<", a, b), a, b)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Moves rows of pixels that are neighbours in the tensor."""
+
+    images: int
+    width: int
+    """Pixels of a row, or `_MANY`."""
+    out: bool
+
+    def emit(self, name: str, target: Target) -> str:
+        e = Emitter(name, target)
+        s = _Sides(e)
+        images = [s.image(n) for n in range(self.images)]
+        low, high = e.share(e.b.mul(s.channels, s.height))
+        with e.loop(low, high) as turn:
+            channel, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
+            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            count, last = s.chunks(s.width, self.width, target.lanes)
+            with e.loop(0, count) as chunk:
+                x = _least(e, e.b.mul(chunk.index, e.i64(target.lanes)), last)
+                pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
+                rows = [e.at(pixels, image) for image in images]
+                self._chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
+        return e.text()
+
+    def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
+        """One vector of each image's row."""
+        width = e.target.lanes
+        mask = lanes.only(e, self.width)
+        together = min(self.images, width)
+        for part in range(0, self.images, together):
+            # where the vectors that hold these images begin in the plane, and which lanes of each are pixels
+            places = [self._place(index, part, width) for index in range(together)]
+            places = [(byte, floats) for byte, floats in places if floats > 0]
+            some = rows[part : part + together]
+            if self.out:
+                vectors = [lanes.load(e, plane, byte, lanes.only(e, floats)) for byte, floats in places]
+                vectors += [ir.Constant(e.vector, None)] * (together - len(vectors))
+                found = list(zip(lanes.deinterleave(e, vectors), some, strict=True))
+                # Those of images that are not there go to the last one that is, and its own over them.
+                for value, row in reversed(found):
+                    lanes.store(e, value, row, 0, mask)
+            else:
+                vectors = lanes.interleave(e, [lanes.load(e, row, 0, mask) for row in some])
+                for value, (byte, floats) in zip(vectors, places, strict=False):
+                    lanes.store(e, value, plane, byte, lanes.only(e, floats))
+
+    def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
+        """Of one of the vectors of a chunk: at which byte it begins, and how many of its lanes belong to the row."""
+        if self.images >= width:
+            return FLOAT * (index * self.images + part), width if index < self.width else 0
+        return FLOAT * index * width, self.width * self.images - index * width
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Moves pixels whose channels are neighbours in the tensor."""
+
+    images: int
+    width: int
+    """Pixels of a row, or `_MANY`."""
+    channels: int
+    """Channels, or `_MANY`."""
+    out: bool
+
+    def emit(self, name: str, target: Target) -> str:
+        e = Emitter(name, target)
+        s = _Sides(e)
+        images = [s.image(n) for n in range(self.images)]
+        tiles, last_tile = s.chunks(s.channels, self.channels, target.lanes)
+        pixels = max(1, target.lanes // self.images)
+        low, high = e.share(e.b.mul(tiles, s.height))
+        with e.loop(low, high) as turn:
+            tile, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
+            channel = _least(e, e.b.mul(tile, e.i64(target.lanes)), last_tile)
+            outside = s.outside(channel, y)
+            rows = range(min(self.channels, target.lanes))
+            inside = [s.inside(e.b.add(channel, e.i64(k)), y) for k in rows]
+            count, last = s.chunks(s.width, self.width, pixels)
+            with e.loop(0, count) as chunk:
+                x = _least(e, e.b.mul(chunk.index, e.i64(pixels)), last)
+                pixel = e.at(outside, e.b.mul(x, s.by_column))
+                byte = e.b.mul(x, s.step)
+                self._square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
+        return e.text()
+
+    def _square(
+        self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
+    ) -> None:
+        """As many channels as lanes, by as many pixels and images."""
+        width = e.target.lanes
+        mask = lanes.only(e, self.channels)
+        floats = lanes.only(e, self.width * self.images)
+        for part in range(0, self.images, width):
+            byte = FLOAT * part
+            rows = list(self._rows(e, s, images[part : part + width], pixel))
+            if self.out:
+                vectors = [lanes.load(e, plane, byte, floats) for plane in planes]
+                vectors += [ir.Constant(e.vector, None)] * (width - len(vectors))
+                # Those of images that are not there go to the last one that is, and its own over them.
+                for value, row in reversed(list(zip(lanes.interleave(e, vectors), rows, strict=True))):
+                    lanes.store(e, value, row, 0, mask)
+            else:
+                vectors = lanes.interleave(e, [lanes.load(e, row, 0, mask) for row in rows])
+                for value, plane in zip(vectors, planes, strict=False):
+                    lanes.store(e, value, plane, byte, floats)
+
+    def _rows(
+        self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value
+    ) -> Iterator[ir.Value]:
+        """Where the channels of each lane's pixel and image lie in the tensor: the last pixel's where a row ends."""
+        for x in range(e.target.lanes // len(images)):
+            here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
+            for image in images:
+                yield e.at(here, image)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Moves one element after the other: any strides, and values too small for vectors."""
+
+    out: bool
+
+    def emit(self, name: str, target: Target) -> str:
+        e = Emitter(name, target)
+        s = _Sides(e)
+        low, high = e.share(e.b.mul(s.channels, s.height))
+        with e.loop(low, high) as turn:
+            channel, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
+            outside, inside = s.outside(channel, y), s.inside(channel, y)
+            with e.loop(0, s.width) as column:
+                pixel, plane = (
+                    e.at(place, e.b.mul(column.index, by)) for place, by in ((outside, s.by_column), (inside, s.step))
+                )
+                images = s.here if self.out else e.b.udiv(s.step, e.i64(FLOAT))
+                with e.loop(0, images) as image:
+                    there = _least(e, image.index, e.b.sub(s.here, e.i64(1)))
+                    far = e.at(pixel, e.b.mul(there, s.by_image))
+                    near = e.at(plane, e.b.mul(image.index, e.i64(FLOAT)))
+                    source, goal = (near, far) if self.out else (far, near)
+                    e.b.store(e.b.load(source, typ=F32, align=FLOAT), goal, align=FLOAT)
+        return e.text()
