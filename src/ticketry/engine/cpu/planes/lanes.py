@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import F32, I1, I32, I64, PTR, Emitter
+from ticketry.engine.cpu.emit import F32, I1, I32, PTR, Emitter
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
 
 
@@ -24,12 +24,18 @@ def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Va
     return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
+def splat(e: Emitter, scalar: ir.Value, lanes: int) -> ir.Value:
+    """A vector of so many lanes with one value in all of them."""
+    one = e.b.insert_element(ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, ir.Constant(I32, 0))
+    return shuffle(e, one, one, [0] * lanes)
+
+
 def within(e: Emitter, count: ir.Value) -> ir.Value:
     """The mask of the first ``count`` lanes (none, if it is negative)."""
     lanes = e.target.lanes
-    first = e.b.insert_element(ir.Constant(ir.VectorType(I64, lanes), ir.Undefined), count, ir.Constant(I32, 0))
-    counts = e.b.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-    return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I64, lanes), list(range(lanes))), counts)
+    most = e.i64(lanes)
+    few = e.b.trunc(e.select(e.b.icmp_signed("<", count, most), count, most), I32)
+    return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))), splat(e, few, lanes))
 
 
 def only(e: Emitter, count: int) -> ir.Value | None:
@@ -101,13 +107,13 @@ def repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 
     return shuffle(e, few, few, [lane % images for lane in range(lanes)])
 
 
-def folded(e: Emitter, value: ir.Value, images: int, name: str = "fadd") -> ir.Value:
+def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
     """What the positions in a vector add up to, as ``images`` lanes."""
     count = value.type.count
     while count > images:
         count //= 2
         low, high = (shuffle(e, value, value, range(start, start + count)) for start in (0, count))
-        value = getattr(e.b, name)(low, high)
+        value = e.b.fadd(low, high)
     return value
 
 
