@@ -2,3 +2,8 @@
 
 Rows of weights that share their columns, in groups of whole vectors, run at the processor's peak at any batch.
 """
+
+from ticketry.engine.cpu.pixels.conv import conv, cost
+from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
+
+__all__ = ["Geometry", "Pixels", "conv", "cost"]

@@ -1,0 +1,102 @@
+"""How values lie in memory as pixels.
+
+An image is one pixel after the other, row after row, and a pixel holds its channels. A halo of zeros surrounds the
+image: ``halo`` rows above and below, ``halo`` pixels before the first of a row, and as many behind the last, which are
+at the same time those before the next row's first. So an input of a convolution lies at one constant distance from the
+output's pixel, at every pixel. The images of a block follow one another.
+
+Channels are padded to whole vectors. Halo and padding are zero from the start and no kernel writes to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+LINE = 64
+"""Bytes of a cache line, and of the widest vector."""
+
+SLACK = 64
+"""Bytes behind the last image that a vector read at the last pixel may touch."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a value. Values of one geometry may follow one another in the same memory: none dirties its zeros.
+
+    Sequences of tokens are images of one row; vectors without positions are images of one pixel.
+    """
+
+    height: int
+    width: int
+    channels: int
+    halo: int
+    pixel: int
+    """Bytes from one pixel to the next."""
+    image: int
+    """Bytes from one image to the next."""
+
+    @classmethod
+    def of(cls, height: int, width: int, channels: int, halo: int = 0) -> Geometry:
+        """The geometry kernels like best.
+
+        Both strides are odd numbers of cache lines: pixels at a power of two of bytes would compete for few sets of the
+        first cache.
+        """
+        pixel = _odd_lines(FLOAT * channels)
+        positions = (height + 2 * halo) * (width + halo) + halo
+        return cls(height, width, channels, halo, pixel, _odd_lines(positions * pixel))
+
+    @property
+    def row(self) -> int:
+        """Bytes from one row to the next."""
+        return (self.width + self.halo) * self.pixel
+
+    def at(self, y: int, x: int) -> int:
+        """Bytes from an image's start to a pixel; y and x may lie up to ``halo`` outside."""
+        return (y + self.halo) * self.row + (x + self.halo) * self.pixel
+
+    def bytes(self, images: int) -> int:
+        """Bytes of a value of so many images: a multiple of 64."""
+        return images * self.image + SLACK
+
+
+def _odd_lines(size: int) -> int:
+    return (-(-size // LINE) | 1) * LINE
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A value: its geometry, at which byte of the arena it begins, and which channels of what lies there are its own.
+
+    Several values side by side in the channels of a wider one are a concatenation that moves no data.
+    """
+
+    geometry: Geometry
+    offset: int
+    first: int = 0
+    """The first channel."""
+    channels: int = -1
+    """How many channels; all that follow the first unless given."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 0:
+            object.__setattr__(self, "channels", self.geometry.channels - self.first)
+        if self.first + self.channels > self.geometry.channels:
+            raise ValueError(f"channels {self.first} … {self.first + self.channels} of {self.geometry.channels}")
+
+    def part(self, first: int, channels: int) -> Pixels:
+        """Some of the value's channels."""
+        return Pixels(self.geometry, self.offset, self.first + first, channels)
+
+    @property
+    def start(self) -> int:
+        """The arena's byte of the first image's first pixel (the halo's, if there is one) and first channel."""
+        return self.offset + FLOAT * self.first
+
+    def like(self, other: Pixels) -> bool:
+        """Whether both have the same shape (not necessarily the same halo or place)."""
+        mine, its = self.geometry, other.geometry
+        return (mine.height, mine.width, self.channels) == (its.height, its.width, other.channels)

@@ -1,0 +1,110 @@
+"""How the pixels of a layer are cut into tiles that a kernel holds in registers, and which taps each tile can skip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A box of output pixels computed at once."""
+
+    images: int
+    rows: int
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.rows * self.columns
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """Image, row and column of each pixel, counted from the tile's first."""
+        return [(n, y, x) for n in range(self.images) for y in range(self.rows) for x in range(self.columns)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution along one axis: taps ``size``, and what its outputs read of ``extent`` inputs."""
+
+    extent: int
+    size: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def outputs(self) -> int:
+        return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
+
+    def starts(self, length: int) -> Array:
+        """Where tiles of a length begin: side by side, the last moved back over the one before to end with the axis."""
+        return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
+
+    def alive(self, length: int) -> Array:
+        """For each tile of a length, the taps that see more than halo: bool [tiles, size]."""
+        outputs = self.starts(length)[:, None] + np.arange(length)
+        inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
+        seen = (inputs >= 0) & (inputs < self.extent)
+        found: Array = np.asarray(seen.any(axis=1))
+        return found
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A convolution's pixels: its windows along rows and columns."""
+
+    rows: Window
+    columns: Window
+
+    def work(self, tile: Tile) -> float:
+        """Taps done for one image, summed over tiles, each counted once for all its pixels (of all images)."""
+        return float(self.rows.alive(tile.rows).sum()) * float(self.columns.alive(tile.columns).sum()) / tile.images
+
+    def tiles(self, tile: Tile) -> float:
+        """Tiles an image has."""
+        return -(-self.rows.outputs // tile.rows) * -(-self.columns.outputs // tile.columns) / tile.images
+
+    def candidates(self, pixels: int, images: int) -> list[Tile]:
+        """Tiles of at most so many pixels, of at most so many images. Longer ones of equal cost are left out."""
+        found = []
+        for n in range(1, min(images, pixels) + 1):
+            for y in range(1, min(self.rows.outputs, pixels // n) + 1):
+                longest = min(self.columns.outputs, pixels // (n * y))
+                shortest_of_same_count = -(-self.columns.outputs // -(-self.columns.outputs // longest))
+                found += [Tile(n, y, x) for x in {longest, shortest_of_same_count, 1}]
+        return found
+
+
+def spans(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
+    """Runs of True, as (first, one behind the last)."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], np.asarray(alive, dtype=bool), [False])).astype(np.int8)))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """All tiles of an image: where each begins, and its class, which says which taps it does."""
+
+    row: Array
+    column: Array
+    kind: Array
+    """Class of each tile, an index into `spans`."""
+    spans: list[list[tuple[int, int]]]
+    """Of each class: runs of taps (row by row of the kernel, counted from 0) that see more than halo."""
+
+    @classmethod
+    def of(cls, plane: Plane, tile: Tile) -> Tiling:
+        row_starts, column_starts = plane.rows.starts(tile.rows), plane.columns.starts(tile.columns)
+        row_kinds, row_of = np.unique(plane.rows.alive(tile.rows), axis=0, return_inverse=True)
+        column_kinds, column_of = np.unique(plane.columns.alive(tile.columns), axis=0, return_inverse=True)
+        kinds = [spans((rows[:, None] & columns).reshape(-1)) for rows in row_kinds for columns in column_kinds]
+        row, column = (part.reshape(-1) for part in np.meshgrid(row_starts, column_starts, indexing="ij"))
+        kind = row_of.reshape(-1)[:, None] * len(column_kinds) + column_of.reshape(-1)
+        return cls(row, column, kind.reshape(-1), kinds)

@@ -1,0 +1,110 @@
+"""A block of images in an arena, filled and read by numpy, so that each kernel is tested alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.pixels import Geometry, Pixels
+from ticketry.engine.cpu.program import Op, Program
+from ticketry.engine.cpu.target import target
+
+Array = np.ndarray[Any, Any]
+
+GUARD = 4096
+"""Bytes between values, which no kernel may write to."""
+
+
+def targets() -> list[str]:
+    """The host, and its kernels cut to AVX2 where it has more."""
+    return ["host", "avx2"] if target().lanes == 16 else ["host"]
+
+
+@functools.cache
+def library(name: str) -> Library:
+    """One for all tests, so that no kernel is compiled twice."""
+    return Library(target(name))
+
+
+class Block:
+    """Places for values, and what the arena holds before and after operations ran on them."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.size = GUARD
+        self.values: dict[Pixels, Array] = {}
+
+    def place(self, geometry: Geometry, first: int = 0, channels: int = -1) -> Pixels:
+        """Room for a new value."""
+        found = Pixels(geometry, self.size, first, channels)
+        self.size += -(-geometry.bytes(self.images) // 64) * 64 + GUARD
+        return found
+
+    def put(self, value: Pixels, data: Array) -> None:
+        """Set a value to data [images, channels, height, width]."""
+        self.values[value] = data
+
+    def run(
+        self,
+        ops: Sequence[Op],
+        outputs: Sequence[Pixels],
+        name: str,
+        *,
+        threads: int = 1,
+        external: Sequence[torch.Tensor] = (),
+        images: int | None = None,
+    ) -> list[Array]:
+        """Run, check that nothing but the outputs changed, and give them as [images, channels, height, width]."""
+        images = self.images if images is None else images
+        program = Program(ops, self.images, self.size, library(name), split="parts")
+        workspace = program._take(threads)
+        program._free.setdefault(threads, []).append(workspace)
+        memory = workspace.arenas[0].bytes
+        for value, data in self.values.items():
+            view(memory, value, len(data))[:] = data
+        before = memory.copy()
+        program.run(images, [tensor.data_ptr() for tensor in external], threads)
+        results = [view(memory, output, images).copy() for output in outputs]
+        for output in outputs:
+            view(memory, output, images)[:] = view(before, output, images)
+        assert np.array_equal(memory, before), "something beside the outputs changed"
+        return results
+
+
+def view(memory: Array, value: Pixels, images: int) -> Array:
+    """A value's numbers in the arena as [images, channels, height, width]: its pixels, without halo and padding."""
+    geometry = value.geometry
+    at = value.start + geometry.at(0, 0)
+    shape = (images, value.channels, geometry.height, geometry.width)
+    strides = (geometry.image, 4, geometry.row, geometry.pixel)
+    return np.ndarray(shape, np.float32, memory, at, strides)
+
+
+def close(result: Array, expected: torch.Tensor | Array, tolerance: float = 1e-5) -> bool:
+    """Whether all differences are within the tolerance of the largest expected value."""
+    expected = np.asarray(expected)
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-30)
+    return result.shape == expected.shape and bool((np.abs(result - expected) <= tolerance * scale).all())
+
+
+def activated(x: torch.Tensor, act: Any) -> torch.Tensor:
+    """The activation by torch."""
+    functional = torch.nn.functional
+    known: Mapping[Any, Any] = {
+        None: lambda v: v,
+        "relu": functional.relu,
+        "relu6": functional.relu6,
+        "silu": functional.silu,
+        "gelu": functional.gelu,
+        "hardswish": functional.hardswish,
+        "sigmoid": torch.sigmoid,
+    }
+    if isinstance(act, tuple):
+        return functional.leaky_relu(x, act[1])
+    result: torch.Tensor = known[act](x)
+    return result
