@@ -1,0 +1,258 @@
+"""One case, many engines: prepared, checked against eager torch, timed in turns, and what the sparse ones save."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ticketry.engine.bench import cores
+from ticketry.engine.bench.case import Case, difference, outputs_of
+from ticketry.engine.bench.dense import Call, Contender, UnavailableError
+from ticketry.engine.bench.machine import last_cache, machine
+from ticketry.engine.bench.timing import Samples, Timing, median_interval, quartiles, take
+from ticketry.errors import EngineError
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""The largest relative error of an engine that is timed."""
+
+
+@dataclass(frozen=True)
+class EngineTime:
+    """A line of the table: one engine."""
+
+    engine: str
+    sparse: bool
+    seconds: float | None
+    """Median of a call; None where it was not timed."""
+    low: float | None
+    """First quartile."""
+    high: float | None
+    """Third quartile."""
+    wall: tuple[float, ...]
+    """Seconds of a call, of each round."""
+    cpu: tuple[float, ...]
+    """Likewise, summed over threads."""
+    calls: int
+    """In each sample."""
+    error: float | None
+    """Of the outputs, relative to eager torch in float32."""
+    prepare_seconds: float | None
+    """What it took to compile or load."""
+    why: str
+    """Why it was not timed; else empty."""
+    versions: dict[str, str]
+
+    @property
+    def timed(self) -> bool:
+        return self.seconds is not None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a sparse engine saves against the fastest dense one: 1 - time / time in the same round."""
+
+    engine: str
+    against: str
+    saved: float
+    """Median over rounds of the share of time saved; negative where it is slower."""
+    low: float
+    high: float
+    confidence: float
+    """Of the interval."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All of one case."""
+
+    batch: int
+    precision: str
+    threads: int
+    cores: tuple[int, ...] | None
+    """The threads were kept there; None where the system cannot."""
+    rounds: int
+    cold: bool
+    clock: str
+    times: tuple[EngineTime, ...]
+    saved: tuple[Saved, ...]
+    machine: dict[str, Any]
+
+    @property
+    def fastest(self) -> EngineTime | None:
+        """The fastest dense engine."""
+        return _fastest(self.times)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        fastest = self.fastest
+        return {**asdict(self), "fastest_dense": fastest.engine if fastest else None}
+
+
+@dataclass
+class _Entry:
+    """A contender on its way."""
+
+    contender: Contender
+    call: Call | None = None
+    error: float | None = None
+    prepare_seconds: float | None = None
+    why: str = ""
+
+
+def compare(
+    case: Case,
+    contenders: Sequence[Contender],
+    timing: Timing | None = None,
+    *,
+    required: Sequence[str] = (),
+    on_cores: Sequence[int] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Time all contenders on one case, in turns, with the same threads on the same cores.
+
+    A contender that cannot be had, fails, or whose outputs are wrong is not timed; its row says why.
+
+    Args:
+        required: names of contenders that are an error where they cannot be had.
+        on_cores: as many as threads; the idlest if not given.
+        say: is told what is done now.
+
+    Raises:
+        UsageError: for more threads than cores, or two contenders of one name.
+        EngineError: if a required contender is not to be had, if a sparse one fails or is wrong, or if no dense engine
+            can run the model.
+    """
+    timing = timing or Timing()
+    chosen = tuple(on_cores) if on_cores is not None else cores.choose(case.threads)
+    _distinct(contenders)
+    case = case.of(copy.deepcopy(case.model))
+    with _threads(case.threads), cores.kept_on(chosen):
+        expected = case.reference()
+        entries = [_prepared(contender, case, expected, required, say) for contender in contenders]
+        ready = {entry.contender.name: _bound(entry.call, case) for entry in entries if entry.call is not None}
+        if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
+            told = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
+            raise EngineError(f"no dense engine can be timed ({told})")
+        cores.pin(chosen)  # what engines have started meanwhile too
+        say(f"timing {len(ready)} engines, {timing.rounds} rounds")
+        samples = take(ready, timing, last_cache())
+    times = tuple(_row(entry, samples.get(entry.contender.name), timing) for entry in entries)
+    packages = {package for contender in contenders for package in _versions(contender)}
+    return Comparison(
+        batch=case.batch,
+        precision=case.precision,
+        threads=case.threads,
+        cores=chosen if cores.can_pin() else None,
+        rounds=timing.rounds,
+        cold=timing.cold,
+        clock=timing.clock,
+        times=times,
+        saved=_all_saved(times, timing),
+        machine=machine(sorted(packages | {"torch", "ticketry"})),
+    )
+
+
+def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
+    """What one engine saves against another, of samples that were taken in the same rounds."""
+    ours, theirs = _by(time_of, timing.clock), _by(base, timing.clock)
+    shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
+    found = median_interval(shares, timing.confidence)
+    return Saved(time_of.engine, base.engine, found.median, found.low, found.high, found.confidence)
+
+
+def _all_saved(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
+    base = _fastest(times)
+    assert base is not None
+    return tuple(saved_against(row, base, timing) for row in times if row.sparse and row.timed)
+
+
+def _fastest(times: Sequence[EngineTime]) -> EngineTime | None:
+    dense = [row for row in times if not row.sparse and row.seconds is not None]
+    return min(dense, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def _by(row: EngineTime, clock: str) -> tuple[float, ...]:
+    return row.wall if clock == "wall" else row.cpu
+
+
+def _prepared(
+    contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
+) -> _Entry:
+    """Ready to be timed, and right; or with a reason why not."""
+    entry = _Entry(contender)
+    say(f"preparing {contender.name}")
+    began = time.perf_counter()
+    try:
+        call = contender.prepare(case)
+        entry.prepare_seconds = time.perf_counter() - began
+        entry.error = difference(outputs_of(call(*case.inputs)), expected)
+    except UnavailableError as error:
+        if contender.name in required:
+            raise EngineError(f"{contender.name}: {error}") from None
+        entry.why = str(error)
+        return entry
+    except EngineError as error:
+        if contender.name in required or contender.sparse:
+            raise
+        entry.why = str(error)
+        return entry
+    tolerance = TOLERANCE[case.precision]
+    if entry.error <= tolerance:
+        entry.call = call
+        return entry
+    entry.why = f"its outputs are wrong: relative error {entry.error:.2g}, more than {tolerance:g}"
+    if contender.sparse:
+        raise EngineError(f"{contender.name} is not timed, for {entry.why}")
+    return entry
+
+
+def _bound(call: Call, case: Case) -> Callable[[], object]:
+    inputs = case.inputs
+    return lambda: call(*inputs)
+
+
+def _row(entry: _Entry, samples: Samples | None, timing: Timing) -> EngineTime:
+    low, seconds, high = quartiles(samples.by(timing.clock)) if samples else (None, None, None)
+    return EngineTime(
+        engine=entry.contender.name,
+        sparse=entry.contender.sparse,
+        seconds=seconds,
+        low=low,
+        high=high,
+        wall=tuple(samples.wall) if samples else (),
+        cpu=tuple(samples.cpu) if samples else (),
+        calls=samples.calls if samples else 0,
+        error=entry.error,
+        prepare_seconds=entry.prepare_seconds,
+        why=entry.why,
+        versions=_versions(entry.contender) if samples else {},
+    )
+
+
+def _versions(contender: Contender) -> dict[str, str]:
+    try:
+        return contender.versions()
+    except ImportError:  # not installed: it was not timed
+        return {}
+
+
+def _distinct(contenders: Sequence[Contender]) -> None:
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise EngineError(f"two contenders have one name: {', '.join(names)}")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
