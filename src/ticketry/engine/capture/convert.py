@@ -1,0 +1,322 @@
+"""From an exported program to a graph in which every operation is still a torch node."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_unflatten
+
+from ticketry.core.scope import normal_name
+from ticketry.engine.capture.inline import inline
+from ticketry.engine.graph import DTYPES, Graph, Json, Node, Value
+from ticketry.errors import CaptureError
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A size that is a multiple of the number of examples."""
+
+    of_batch: int
+
+
+Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
+"""A shape in which the batch may be anywhere; None is a size that depends on it in another way."""
+
+_OPERATORS: Mapping[Any, str] = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.floordiv: "floordiv",
+    operator.truediv: "truediv",
+    operator.mod: "mod",
+    operator.neg: "neg",
+    operator.eq: "eq",
+    operator.ne: "ne",
+    operator.lt: "lt",
+    operator.le: "le",
+    operator.gt: "gt",
+    operator.ge: "ge",
+    operator.getitem: "getitem",
+    torch.sym_max: "max",
+    torch.sym_min: "min",
+    torch.sym_int: "int",
+    torch.sym_float: "float",
+    math.trunc: "int",
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph of torch nodes, and the sizes of all its values."""
+
+    graph: Graph
+    sizes: dict[str, Sizes]
+
+
+class _Leaf:
+    """Stands for a tensor while torch rebuilds the containers around it."""
+
+    def __init__(self, tree: Json) -> None:
+        self.tree = tree
+
+
+def convert(program: torch.export.ExportedProgram, model: nn.Module, notes: Iterable[str]) -> Converted:
+    """The program's operations, values, weights and signature.
+
+    Raises:
+        CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
+            sizes, an argument that is neither tensor nor number nor text.
+    """
+    inline(program)
+    reader = _Reader(program)
+    nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
+    outputs = reader.outputs(nodes)
+    graph = Graph(
+        inputs=tuple(reader.inputs),
+        outputs=outputs,
+        nodes=tuple(nodes),
+        values=reader.values,
+        tensors=reader.tensors,
+        signature=_signature(program, model, reader.arguments),
+        notes=tuple(notes),
+    )
+    return Converted(graph, reader.sizes)
+
+
+class _Reader:
+    """Walks through a program in order."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        self.program = program
+        self.inputs: list[str] = []
+        self.values: dict[str, Value] = {}
+        self.sizes: dict[str, Sizes] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.weights: dict[str, str] = {}
+        """Name of a node -> name of the weight that it is."""
+        self.arguments: dict[str, Json] = {}
+        """Name of a placeholder of the user's -> value or constant"""
+        self.batch = _batch(program)
+        self._placeholders()
+
+    def _placeholders(self) -> None:
+        kinds = torch.export.graph_signature.InputKind
+        by_name = {one.name: one for one in self.program.graph.nodes if one.op == "placeholder"}
+        same: dict[tuple[Any, ...], str] = {}
+        for spec in self.program.graph_signature.input_specs:
+            name = getattr(spec.arg, "name", "")
+            if spec.kind == kinds.USER_INPUT:
+                self._input(name, spec.arg, by_name[name])
+            elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
+                self.weights[name] = self._weight(str(spec.target), same)
+            else:
+                raise CaptureError(f"the model uses an object of its own ({spec.target}) that a graph cannot hold")
+
+    def _input(self, name: str, arg: Any, placeholder: fx.Node) -> None:
+        value = placeholder.meta.get("val")
+        if isinstance(value, Tensor):
+            self.inputs.append(name)
+            self._value(name, value)
+            self.arguments[name] = name
+        else:
+            self.arguments[name] = {"constant": _plain(getattr(arg, "value", value), name)}
+
+    def _weight(self, target: str, same: dict[tuple[Any, ...], str]) -> str:
+        state = self.program.state_dict
+        tensor = state[target] if target in state else self.program.constants[target]
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
+        tensor = tensor.detach()
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
+        self.tensors[name] = tensor
+        return name
+
+    def _value(self, name: str, made: Any) -> None:
+        if isinstance(made, Tensor):
+            self.sizes[name] = tuple(self._size(size) for size in made.shape)
+            dtype = str(made.dtype).removeprefix("torch.")
+            if dtype not in DTYPES:
+                raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
+            self.values[name] = Value(name, shape_of(self.sizes[name]), dtype)
+        else:
+            kind = "list" if isinstance(made, (tuple, list)) else "number"
+            self.values[name] = Value(name, None, kind)
+
+    def _size(self, size: Any) -> int | Multiple | None:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if expression.is_Integer:
+            return int(expression)
+        factor = expression / self.batch if self.batch is not None else None
+        return Multiple(int(factor)) if factor is not None and factor.is_Integer else None
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def node(self, one: fx.Node) -> list[Node]:
+        """The node for an operation; none for one that only asserts."""
+        op = self._op(one)
+        if not op:
+            return []
+        inputs: dict[str, None] = {}
+        weights: dict[str, str] = {}
+        encode = self._encoder(one, inputs, weights)
+        args = [encode(arg) for arg in one.args]
+        kwargs = {
+            name: encode(arg) for name, arg in one.kwargs.items() if name not in ("layout", "pin_memory", "generator")
+        }
+        self._value(one.name, one.meta.get("val"))
+        return [Node(op, tuple(inputs), one.name, {"args": args, "kwargs": kwargs}, weights)]
+
+    def _op(self, one: fx.Node) -> str:
+        target = one.target
+        if isinstance(target, torch._ops.OpOverload):
+            if not target._schema.returns:
+                return ""
+            namespace, _, name = target._schema.name.partition("::")
+            return f"{namespace}.{name}.{target._overloadname}"
+        if target in _OPERATORS:
+            return f"operator.{_OPERATORS[target]}"
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"the model's control flow depends on tensors ({target}): the engine takes networks that do the same"
+                " for every input"
+            )
+        raise CaptureError(f"the model computes with {target} on sizes, which the engine does not know")
+
+    def _encoder(self, one: fx.Node, inputs: dict[str, None], weights: dict[str, str]) -> Callable[[Any], Json]:
+        def encode(arg: Any) -> Json:
+            if isinstance(arg, fx.Node):
+                if arg.name in self.weights:
+                    name = self.weights[arg.name]
+                    weights[name] = name
+                    return {"tensor": name}
+                if arg.name in self.arguments and not isinstance(self.arguments[arg.name], str):
+                    return self.arguments[arg.name]["constant"]
+                inputs[arg.name] = None
+                return {"value": arg.name}
+            if isinstance(arg, (list, tuple)):
+                return [encode(part) for part in arg]
+            return _argument(arg, str(one.target))
+
+        return encode
+
+    def outputs(self, nodes: list[Node]) -> Json:
+        """The tree of what a call returns; a weight that is an output itself becomes a node."""
+        kinds = torch.export.graph_signature.OutputKind
+        found: list[Json] = []
+        for spec in self.program.graph_signature.output_specs:
+            if spec.kind != kinds.USER_OUTPUT:
+                continue
+            name = getattr(spec.arg, "name", None)
+            if name is None or not isinstance(name, str):
+                found.append({"constant": _plain(getattr(spec.arg, "value", None), "an output")})
+            elif hasattr(spec.arg, "value") and name not in self.values:
+                found.append({"constant": _plain(spec.arg.value, name)})
+            elif name in self.weights:
+                found.append(self._weight_as_value(self.weights[name], nodes))
+            else:
+                found.append(name)
+        spec = self.program.call_spec.out_spec
+        assert spec is not None
+        return _tree(tree_unflatten([_Leaf(tree) for tree in found], spec))
+
+    def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
+        name = f"{weight}.value"
+        nodes.append(
+            Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
+        )
+        self._value(name, self.tensors[weight])
+        return name
+
+
+def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
+    """A shape as `Value` holds it."""
+    if any(not isinstance(size, int) for size in sizes[1:]):
+        return None
+    if sizes and not isinstance(sizes[0], int):
+        return (None, *sizes[1:]) if sizes[0] == Multiple(1) else None  # type: ignore[return-value]
+    return sizes  # type: ignore[return-value]
+
+
+def _batch(program: torch.export.ExportedProgram) -> Any:
+    """The symbol of the number of examples, or None."""
+    names = set(program.graph_signature.user_inputs)
+    for one in program.graph.nodes:
+        value = one.meta.get("val")
+        if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
+            for size in value.shape[:1]:
+                if isinstance(size, torch.SymInt) and not size.node.expr.is_Integer:
+                    return size.node.expr
+    return None
+
+
+def _argument(arg: Any, where: str) -> Json:
+    if isinstance(arg, float) and not math.isfinite(arg):
+        return {"float": str(arg)}
+    if arg is None or isinstance(arg, (bool, int, float, str)):
+        return arg
+    if isinstance(arg, torch.dtype):
+        return {"dtype": str(arg).removeprefix("torch.")}
+    if isinstance(arg, torch.memory_format):
+        return {"memory_format": str(arg).removeprefix("torch.")}
+    if isinstance(arg, torch.device):
+        return {"device": "own"}
+    if isinstance(arg, torch.layout):
+        return None
+    raise CaptureError(f"{where} has an argument of the type {type(arg).__name__}, which a graph cannot hold")
+
+
+def _plain(value: Any, where: str) -> Json:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise CaptureError(f"{where} is {type(value).__name__}: inputs and outputs have to be tensors, numbers or texts")
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+
+
+def _signature(program: torch.export.ExportedProgram, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
+    flat = []
+    for given in program.graph_signature.user_inputs:
+        known = isinstance(given, str) and given in arguments
+        flat.append(_Leaf(arguments[str(given)] if known else {"constant": _plain(given, "an input")}))
+    args, kwargs = tree_unflatten(flat, program.call_spec.in_spec)  # type: ignore[arg-type]
+    names = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return {
+        "args": [_tree(arg) for arg in args],
+        "kwargs": {name: _tree(arg) for name, arg in kwargs.items()},
+        "names": names,
+    }
+
+
+def _tree(found: Any) -> Json:
+    """Containers with leaves in them, as a tree of `Graph.outputs`."""
+    if isinstance(found, _Leaf):
+        return found.tree
+    if isinstance(found, Mapping):
+        content = {str(key): _tree(part) for key, part in found.items()}
+        return {"record" if hasattr(found, "to_tuple") else "dict": content}
+    if isinstance(found, tuple):
+        fields = getattr(found, "_fields", None)
+        if fields is not None:
+            return {"record": {name: _tree(part) for name, part in zip(fields, found, strict=True)}}
+        return {"tuple": [_tree(part) for part in found]}
+    if isinstance(found, list):
+        return {"list": [_tree(part) for part in found]}
+    if dataclasses.is_dataclass(found):
+        return {"record": {one.name: _tree(getattr(found, one.name)) for one in dataclasses.fields(found)}}
+    return {"constant": _plain(found, "an input or output")}

@@ -1,0 +1,123 @@
+"""In-place operations of an exported program become functions.
+
+Most of them, as ``relu_``, change a tensor that has no view. Then the changed tensor takes the place of the old one in
+all that follows. If one is a view, or has views, torch functionalises the whole program, which takes longer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ticketry.engine.aten import is_function
+from ticketry.engine.capture.exporting import plain, quiet
+from ticketry.errors import CaptureError
+
+_MAY_BE_VIEWS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "rrelu"})
+"""Operations that give their argument itself back in evaluation mode, though their schema does not say so."""
+
+
+def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without operations that write to their arguments."""
+    written = [one for one in program.graph.nodes if is_in_place(one)]
+    if not written:
+        return program
+    family = _families(program.graph)
+    if any(len(family[_target(one)]) > 1 or _counterpart(one) is None for one in written):
+        with quiet(), plain():
+            return program.run_decompositions({})
+    for one in written:
+        _replace(program.graph, one)
+    return program
+
+
+def is_in_place(one: fx.Node) -> bool:
+    """Whether a node writes to an argument."""
+    return isinstance(one.target, torch._ops.OpOverload) and not is_function(one.target)
+
+
+def check_buffers(program: torch.export.ExportedProgram) -> list[str]:
+    """Names of the inputs that the model writes to.
+
+    Raises:
+        CaptureError: if it writes to a parameter or a buffer, so that its next call would differ.
+    """
+    kinds = torch.export.graph_signature.OutputKind
+    changed = []
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (kinds.BUFFER_MUTATION, kinds.PARAMETER_MUTATION):
+            raise CaptureError(
+                f"the model writes to {spec.target!r} in evaluation mode, and so has a memory of earlier calls:"
+                " the engine takes networks whose outputs depend on their inputs alone"
+            )
+        if spec.kind == kinds.USER_INPUT_MUTATION:
+            changed.append(str(spec.target))
+    return changed
+
+
+def _target(one: fx.Node) -> fx.Node:
+    target = one.args[0] if one.args else None
+    assert isinstance(target, fx.Node)
+    return target
+
+
+def _families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """Node -> itself and all whose memory may be the same."""
+    family: dict[fx.Node, set[fx.Node]] = {}
+    for one in graph.nodes:
+        family[one] = {one}
+        for other in _aliased(one):
+            joined = family[one] | family[other]
+            for member in joined:
+                family[member] = joined
+    return family
+
+
+def _aliased(one: fx.Node) -> list[fx.Node]:
+    """Arguments whose memory the node's output may share, itself not counted where it writes in place."""
+    if one.op != "call_function" or is_in_place(one):
+        return []
+    if not isinstance(one.target, torch._ops.OpOverload):
+        return [arg for arg in one.all_input_nodes if _holds_tensors(arg)]  # getitem of a list of views
+    name = one.target._schema.name.partition("::")[2]
+    arguments = list(zip(one.target._schema.arguments, one.args, strict=False))
+    if name in _MAY_BE_VIEWS:
+        arguments = arguments[:1]
+    else:
+        arguments = [(known, given) for known, given in arguments if known.alias_info is not None]
+    return [given for _, given in arguments if isinstance(given, fx.Node)]
+
+
+def _holds_tensors(one: fx.Node) -> bool:
+    return not isinstance(one.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _counterpart(one: fx.Node) -> Any:
+    """The function that computes what an in-place operation writes, or None."""
+    assert isinstance(one.target, torch._ops.OpOverload)
+    namespace, _, name = one.target._schema.name.partition("::")
+    writes = [arg for arg in one.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
+    if not name.endswith("_") or len(writes) != 1 or one.target._schema.arguments[0] is not writes[0]:
+        return None
+    if not one.args or not isinstance(one.args[0], fx.Node) or one.args[0].op == "placeholder":
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    found = getattr(packet, one.target._overloadname, None) if packet is not None else None
+    return found if found is not None and is_function(found) else None
+
+
+def _replace(graph: fx.Graph, one: fx.Node) -> None:
+    target, function = _target(one), _counterpart(one)
+    old = target.meta["val"]
+    made = one.meta["val"]
+    if made.dtype != old.dtype or made.shape != old.shape:  # x_ += y keeps the type of x
+        raise CaptureError(f"{one.target} changes the shape or data type of what it writes to")
+    with graph.inserting_before(one):
+        changed = graph.call_function(function, one.args, one.kwargs)
+    changed.meta = dict(one.meta)
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    one.replace_all_uses_with(changed)
+    target.replace_all_uses_with(changed, delete_user_cb=lambda user: order[user] > order[one])
+    graph.erase_node(one)
