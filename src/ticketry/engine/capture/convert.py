@@ -241,11 +241,15 @@ class _Reader:
 
 def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
     """A shape as `Value` holds it."""
-    if any(not isinstance(size, int) for size in sizes[1:]):
+    rest = [size for size in sizes[1:] if isinstance(size, int)]
+    if len(rest) < len(sizes) - 1:
         return None
-    if sizes and not isinstance(sizes[0], int):
-        return (None, *sizes[1:]) if sizes[0] == Multiple(1) else None  # type: ignore[return-value]
-    return sizes  # type: ignore[return-value]
+    first = sizes[0] if sizes else None
+    if first is None:
+        return None if sizes else ()
+    if isinstance(first, Multiple):
+        return (None, *rest) if first.of_batch == 1 else None
+    return (first, *rest)
 
 
 def _batch(program: torch.export.ExportedProgram) -> Any:
@@ -255,9 +259,15 @@ def _batch(program: torch.export.ExportedProgram) -> Any:
         value = one.meta.get("val")
         if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
             for size in value.shape[:1]:
-                if isinstance(size, torch.SymInt) and not size.node.expr.is_Integer:
-                    return size.node.expr
+                expression = _expression(size)
+                if expression is not None and not expression.is_Integer:
+                    return expression
     return None
+
+
+def _expression(size: Any) -> Any:
+    """The formula behind a size; None of a plain number."""
+    return None if isinstance(size, int) else size.node.expr
 
 
 def _argument(arg: Any, where: str) -> Json:
@@ -290,7 +300,7 @@ def _signature(program: torch.export.ExportedProgram, model: nn.Module, argument
     for given in program.graph_signature.user_inputs:
         known = isinstance(given, str) and given in arguments
         flat.append(_Leaf(arguments[str(given)] if known else {"constant": _plain(given, "an input")}))
-    args, kwargs = tree_unflatten(flat, program.call_spec.in_spec)  # type: ignore[arg-type]
+    args, kwargs = tree_unflatten(flat, program.call_spec.in_spec)
     names = [
         name
         for name, parameter in inspect.signature(model.forward).parameters.items()

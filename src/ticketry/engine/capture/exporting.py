@@ -116,7 +116,7 @@ def _export(model: nn.Module, arguments: Arguments, batch: int | None) -> torch.
         raise CaptureError(
             f"torch.export does not take {type(model).__name__}: {_lines(error, _REASON_LINES)}\n"
             "Look whether model(*example_inputs) runs in evaluation mode, and whether its forward decides by the values"
-            " of tensors (`if x.sum() > 0`, `.item()`): such parts have to be rewritten, or capture the part without them."
+            " of tensors (`if x.sum() > 0`, `.item()`): such parts have to be rewritten, or left out."
         ) from error
 
 

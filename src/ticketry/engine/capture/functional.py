@@ -27,7 +27,8 @@ def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     family = _families(program.graph)
     if any(len(family[_target(one)]) > 1 or _counterpart(one) is None for one in written):
         with quiet(), plain():
-            return program.run_decompositions({})
+            changed: torch.export.ExportedProgram = program.run_decompositions({})
+        return changed
     for one in written:
         _replace(program.graph, one)
     return program

@@ -1,0 +1,229 @@
+"""What passes share: a graph that is being rewritten, node by node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ticketry.engine import aten
+from ticketry.engine.capture.convert import Multiple, Sizes
+from ticketry.engine.graph import Graph, Json, Node, Value, node
+from ticketry.engine.infer import Facts, infer
+
+Shape: TypeAlias = "tuple[int | None, ...]"
+
+Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
+"""What becomes of a node: other nodes, the last of which makes its output; a value that is the same; None: as it is."""
+
+
+@dataclass
+class Editor:
+    """A graph's parts while a pass goes through its nodes in order."""
+
+    graph: Graph
+    values: dict[str, Value]
+    tensors: dict[str, Tensor]
+    sizes: Mapping[str, Sizes]
+    """Sizes of captured values, also where the batch is not at axis 0."""
+    makers: dict[str, Node]
+    """Value -> the node that makes it, of those done so far."""
+    uses: Mapping[str, int]
+    """Value -> number of readers before the pass."""
+    holders: Mapping[str, int]
+    """Weight -> number of nodes that have it, before the pass."""
+
+    @classmethod
+    def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
+        holders = Counter(name for one in graph.nodes for name in one.weights.values())
+        return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
+
+    def shape(self, name: str) -> Shape | None:
+        return self.values[name].shape
+
+    def size(self, name: str) -> Sizes | None:
+        """The sizes of a value, the batch among them; None if there is one that is not known."""
+        found = self.sizes.get(name)
+        if found is None and (shape := self.shape(name)) is not None:
+            found = tuple(Multiple(1) if size is None else size for size in shape)
+        return None if found is None or None in found else found
+
+    def floating(self, *names: str) -> bool:
+        """Whether all are tensors of one floating point type and of known shapes."""
+        kinds = {self.values[name].dtype for name in names}
+        known = all(self.values[name].shape is not None for name in names)
+        return known and len(kinds) == 1 and next(iter(kinds)) in ("float64", "float32", "float16", "bfloat16")
+
+    def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
+        """A new value of the data type of `like`."""
+        name = _free(f"{like}.{suffix}", self.values)
+        self.values[name] = Value(name, shape, self.values[like].dtype)
+        return name
+
+    def tensor(self, name: str, tensor: Tensor) -> str:
+        """A weight under a free name like `name`, or under a known one if it is the same tensor."""
+        known = self.tensors.get(name)
+        if known is tensor:
+            return name
+        name = _free(name, self.tensors)
+        self.tensors[name] = tensor
+        return name
+
+    def replacement(self, name: str, tensor: Tensor) -> str:
+        """A weight in the place of the one called `name`, under that name if no other node has it."""
+        if self.holders.get(name, 0) > 1:
+            return self.tensor(name, tensor)
+        self.tensors[name] = tensor
+        return name
+
+    def make(
+        self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
+    ) -> Node:
+        """A native node whose output is a new value, its shape inferred."""
+        made = node(op, inputs, "", weights, **attrs)
+        shape, _ = infer(
+            op,
+            made.attrs,
+            [Facts(self.shape(name) or (), self.values[name].dtype) for name in inputs],
+            {role: _facts(self.tensors[name]) for role, name in made.weights.items()},
+        )
+        return replace(made, output=self.value(like, shape))
+
+    def sole(self, name: str) -> Node | None:
+        """The node that makes a value which only one reader reads, or None."""
+        return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
+
+
+def _facts(tensor: Tensor) -> Facts:
+    return Facts(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}.{number}" in taken:
+        number += 1
+    return f"{name}.{number}"
+
+
+def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
+    """The graph after `rule` has been asked once for every node, in order, with inputs as they are by then."""
+    editor = Editor.of(graph, sizes)
+    renamed: dict[str, str] = {}
+    done: list[Node] = []
+    for old in graph.nodes:
+        current = rename(old, renamed)
+        made = rule(editor, current)
+        if isinstance(made, str):
+            renamed[old.output] = made
+            continue
+        for one in [current] if made is None else made:
+            editor.makers[one.output] = one
+            done.append(one)
+    changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=_rename_tree(graph.outputs, renamed))
+    return without_unused(changed.with_nodes(done))
+
+
+def rename(one: Node, renamed: Mapping[str, str]) -> Node:
+    """The node with other names for its inputs."""
+    if not any(name in renamed for name in one.inputs):
+        return one
+    if one.native:
+        return replace(one, inputs=tuple(renamed.get(name, name) for name in one.inputs))
+    return with_arguments(one, {name: {"value": renamed[name]} for name in one.inputs if name in renamed})
+
+
+def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
+    """A torch node with other arguments in the place of the values that are keys of `changed`."""
+    attrs = _exchange(one.attrs, changed)
+    inputs: dict[str, None] = {}
+    weights: dict[str, str] = {}
+    _collect(attrs, inputs, weights)
+    return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
+
+
+def _exchange(attrs: Any, changed: Mapping[str, Json]) -> Any:
+    if isinstance(attrs, dict):
+        if set(attrs) == {"value"}:
+            return changed.get(attrs["value"], attrs)
+        return {key: _exchange(part, changed) for key, part in attrs.items()}
+    return [_exchange(part, changed) for part in attrs] if isinstance(attrs, list) else attrs
+
+
+def _collect(attrs: Any, inputs: dict[str, None], weights: dict[str, str]) -> None:
+    if isinstance(attrs, list):
+        for part in attrs:
+            _collect(part, inputs, weights)
+    elif isinstance(attrs, dict) and set(attrs) == {"value"} and isinstance(attrs["value"], str):
+        inputs[attrs["value"]] = None
+    elif isinstance(attrs, dict) and set(attrs) == {"tensor"} and isinstance(attrs["tensor"], str):
+        weights[attrs["tensor"]] = attrs["tensor"]
+    elif isinstance(attrs, dict):
+        for part in attrs.values():
+            _collect(part, inputs, weights)
+
+
+def _rename_tree(tree: Json, renamed: Mapping[str, str]) -> Json:
+    if isinstance(tree, str):
+        return renamed.get(tree, tree)
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        return tree
+    if isinstance(content, list):
+        return {kind: [_rename_tree(part, renamed) for part in content]}
+    return {kind: {key: _rename_tree(part, renamed) for key, part in content.items()}}
+
+
+def without_unused(graph: Graph) -> Graph:
+    """The graph without nodes whose output nobody reads."""
+    wanted = set(graph.results)
+    kept = []
+    for one in reversed(graph.nodes):
+        if one.output in wanted:
+            kept.append(one)
+            wanted.update(one.inputs)
+    return graph.with_nodes(kept[::-1])
+
+
+# -- arguments of torch nodes ------------------------------------------------------------------------------------------
+
+
+def arguments(one: Node) -> dict[str, Json]:
+    """The arguments of a torch node by their names, defaults included; {} of arithmetic on numbers."""
+    if one.op.startswith("operator."):
+        return {}
+    schema = aten.find(one.op, trusted=True)._schema
+    found = {known.name: known.default_value for known in schema.arguments if known.has_default_value()}
+    found.update(zip((known.name for known in schema.arguments), one.attrs["args"], strict=False))
+    found.update(one.attrs["kwargs"])
+    return found
+
+
+def value_of(arg: Json) -> str | None:
+    """The value that an argument names, or None."""
+    return arg["value"] if isinstance(arg, dict) and "value" in arg else None
+
+
+def tensor_of(arg: Json) -> str | None:
+    """The weight that an argument names, or None."""
+    return arg["tensor"] if isinstance(arg, dict) and "tensor" in arg else None
+
+
+def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
+    """The number that an argument is, or the only element of the weight that it names."""
+    if isinstance(arg, (int, float)) and not isinstance(arg, bool):
+        return float(arg)
+    name = tensor_of(arg)
+    if name is not None and tensors[name].numel() == 1 and tensors[name].dtype != torch.bool:
+        return float(tensors[name])
+    return None
+
+
+def base(one: Node) -> str:
+    """The name of a torch node's operation without namespace and overload; "" of a native node."""
+    return "" if one.native else one.op.split(".")[1]
