@@ -14,7 +14,8 @@ from ticketry.core.mask import Mask
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Rows with one support: outputs (filters) and the columns, flattened over inputs and taps, that all of them keep."""
+    """Rows with one support: outputs (filters) and the columns, flattened over inputs and taps, that all of them
+    keep."""
 
     rows: np.ndarray[Any, np.dtype[np.int64]]
     columns: np.ndarray[Any, np.dtype[np.int64]]

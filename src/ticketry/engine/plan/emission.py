@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +19,15 @@ Array = np.ndarray[Any, Any]
 class Arena(Protocol):
     """A layout's memory: where the values of a region lie."""
 
-    layout: Any
-    """The module with the layout's operations: ``load``, ``store``, ``conv``, ``elementwise``, ..."""
-    bytes: int
+    @property
+    def layout(self) -> Any:
+        """The module with the layout's operations: ``load``, ``store``, ``conv``, ``elementwise``, ..."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Working memory of a thread."""
+        ...
 
     def value(self, form: Form) -> Any:
         """A value as the layout's operations take it; `UnsupportedError` if it cannot lie so."""
@@ -47,15 +54,16 @@ class Emission:
     def __init__(self, sketch: Sketch, arena: Arena, target: Target, inputs: int) -> None:
         self.sketch, self.arena, self.target, self.inputs = sketch, arena, target, inputs
         self.layout = arena.layout
-        self.scratch = 0
         self.ops: list[Op] = []
         for task in sketch.tasks:
-            self.ops += _EMIT[task.kind](self, task, [arena.value(form) for form in task.inputs])
+            label = task.kind if task.node is None else task.label
+            ops = _EMIT[task.kind](self, task, [arena.value(form) for form in task.inputs])
+            self.ops += [replace(op, label=label) for op in ops]
 
     @property
     def bytes(self) -> int:
         """Working memory of a thread."""
-        return self.arena.bytes + self.scratch
+        return self.arena.bytes
 
     def output(self, task: Task) -> Any:
         assert task.output is not None
@@ -71,14 +79,6 @@ class Emission:
         """A weight with one entry a channel of a value, in the order in which those lie."""
         weight, order = self.weight(task, role), self.arena.order(form)
         return weight if weight is None or order is None else weight[order]
-
-    def reserve(self, size: int) -> int:
-        """Memory that one operation uses for itself; all use the same."""
-        self.scratch = max(self.scratch, size)
-        return self.arena.bytes
-
-    def common(self, task: Task) -> dict[str, Any]:
-        return {"target": self.target, "label": task.label}
 
 
 Strides = tuple[int, int, int, int]
@@ -106,12 +106,14 @@ def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _load(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     assert task.output is not None
     y, spread = emission.output(task), strides(task.output)
-    return emission.layout.load(task.number, spread, y, target=emission.target, label="load")  # type: ignore[no-any-return]
+    ops: list[Op] = emission.layout.load(task.number, spread, y)
+    return ops
 
 
 def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     number, spread = emission.inputs + task.number, strides(task.inputs[0])
-    return emission.layout.store(number, spread, inputs[0], target=emission.target, label="store")  # type: ignore[no-any-return]
+    ops: list[Op] = emission.layout.store(number, spread, inputs[0])
+    return ops
 
 
 def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
@@ -132,7 +134,7 @@ def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     if order is not None:
         weight = weight[:, order]
     y = emission.output(task)
-    return emission.layout.conv(  # type: ignore[no-any-return]
+    ops: list[Op] = emission.layout.conv(
         x,
         y,
         weight,
@@ -140,9 +142,9 @@ def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
         **where,
         act=node.attrs["act"],
         residual=residual[0] if residual else None,
-        scratch=emission.reserve(emission.layout.scratch_bytes(x, y, weight.shape[2:], where["stride"])),
-        **emission.common(task),
+        target=emission.target,
     )
+    return ops
 
 
 def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
@@ -150,31 +152,31 @@ def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     assert task.node is not None
     assert task.output is not None
     layout, node, y = emission.layout, task.node, emission.output(task)
-    attrs, x, common = node.attrs, inputs[0], emission.common(task)
+    attrs, x = node.attrs, inputs[0]
     window = [tuple(attrs[name]) for name in ("kernel", "stride", "padding") if name in attrs]
     ops: list[Op]
     if node.op in ("add", "mul"):
-        ops = layout.elementwise(node.op, x, inputs[1], y, attrs["act"], **common)
+        ops = layout.elementwise(node.op, x, inputs[1], y, attrs["act"])
     elif node.op == "act":
-        ops = layout.apply(attrs["act"], x, y, **common)
+        ops = layout.apply(attrs["act"], x, y)
     elif node.op == "affine":
         scale, shift = (emission.ordered(task, role, task.output) for role in ("scale", "shift"))
-        ops = layout.affine(x, y, scale, shift, attrs["act"], **common)
+        ops = layout.affine(x, y, scale, shift, attrs["act"])
     elif node.op == "layer_norm":
-        weight, bias = (emission.ordered(task, role, task.output) for role in ("weight", "bias"))
-        ops = layout.layer_norm(x, y, weight, bias, float(attrs["eps"]), **common)
+        scale, shift = (emission.ordered(task, role, task.output) for role in ("weight", "bias"))
+        ops = layout.layer_norm(x, y, scale, shift, float(attrs["eps"]))
     elif node.op == "softmax":
-        ops = layout.softmax(x, y, **common)
+        ops = layout.softmax(x, y)
     elif node.op == "max_pool2d":
-        ops = layout.max_pool(x, y, *window, tuple(attrs["dilation"]), **common)
+        ops = layout.max_pool(x, y, *window, tuple(attrs["dilation"]))
     elif node.op == "avg_pool2d":
-        ops = layout.avg_pool(x, y, *window, attrs["count_include_pad"], **common)
+        ops = layout.avg_pool(x, y, *window, attrs["count_include_pad"])
     elif node.op == "global_avg_pool":
-        ops = layout.global_mean(x, y, **common)
+        ops = layout.global_mean(x, y)
     else:
         heads, size = task.inputs[0].planes.shape[:2]
-        scale = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
-        ops = layout.attention(*inputs, y, heads, scale, attrs["causal"], **common)
+        factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
+        ops = layout.attention(*inputs, y, heads, factor, attrs["causal"])
     return ops
 
 

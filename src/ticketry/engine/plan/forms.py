@@ -92,7 +92,9 @@ def reshaped(form: Form, shape: Sequence[int | None]) -> Form:
     if form.labels == "f":
         raise UnsupportedError("a new shape of a flattened value")
     old, new = list(form.axes), [int(size or 0) for size in shape[1:]]
-    labels, channels, pixels = [], [], []
+    labels: list[str] = []
+    channels: list[int] = []
+    pixels: list[int] = []
     position = 0
     for group_old, group_new in _blocks(old, new):
         kinds = set(form.labels[position : position + len(group_old)])

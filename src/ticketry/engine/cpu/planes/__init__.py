@@ -4,6 +4,22 @@ Any row of weights may keep any columns: an input column is the address of a pla
 """
 
 from ticketry.engine.cpu.planes.conv import conv
+from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
+from ticketry.engine.cpu.planes.move import load, store
+from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
 
-__all__ = ["Geometry", "Planes", "conv"]
+__all__ = [
+    "Geometry",
+    "Planes",
+    "affine",
+    "apply",
+    "avg_pool",
+    "conv",
+    "copy",
+    "elementwise",
+    "global_mean",
+    "load",
+    "max_pool",
+    "store",
+]

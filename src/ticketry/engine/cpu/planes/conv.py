@@ -1,4 +1,5 @@
-"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their tables."""
+"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their
+tables."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ticketry.engine.cpu.activations import Activation, activation
+from ticketry.engine.cpu.activations import activation
 from ticketry.engine.cpu.planes import tables
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
 from ticketry.engine.cpu.planes.sums import Sums, mask_bytes

@@ -91,8 +91,7 @@ class Elementwise:
         with e.loop(low, high) as channel:
             entry = b.mul(channel.index, e.i64(8))
             planes = [
-                e.at(e.arena(e.load_i64(table, entry)), start)
-                for table, (start, _) in zip(tables, places, strict=True)
+                e.at(e.arena(e.load_i64(table, entry)), start) for table, (start, _) in zip(tables, places, strict=True)
             ]
             combine = self._combine(e, entry, 3 + 3 * values)
             with e.loop(0, count) as run:
@@ -111,9 +110,7 @@ class Elementwise:
             return lambda x: activate(e, self.act, x)
         return lambda x, other: activate(e, self.act, (b.fadd if self.kind == "add" else b.fmul)(x, other))
 
-    def _run(
-        self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]
-    ) -> None:
+    def _run(self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]) -> None:
         """A run of floats: several vectors at once, then one by one, of which the last may be a part of one."""
         b, width = e.b, e.target.lanes
         step = _UNROLLED * width

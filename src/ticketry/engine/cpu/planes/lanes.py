@@ -1,4 +1,5 @@
-"""What kernels over planes do with the lanes of vectors: parts of a vector, transposes, values of a few images repeated.
+"""What kernels over planes do with the lanes of vectors: parts of a vector, transposes, values of a few images
+repeated.
 
 In a plane, lane j of the vectors at a position belongs to image j of those ``images``; a vector holds several positions
 where images are fewer than lanes, and a position takes several vectors where they are more.
@@ -89,9 +90,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
         return list(vectors)
     lanes, halves = vectors[0].type.count, []
     for odd in (0, 1):
-        picked = [
-            shuffle(e, a, b, range(odd, 2 * lanes, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
+        picked = [shuffle(e, a, b, range(odd, 2 * lanes, 2)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
         halves.append(deinterleave(e, picked))
     return [row for pair in zip(*halves, strict=True) for row in pair]
 

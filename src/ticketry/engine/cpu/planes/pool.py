@@ -1,7 +1,8 @@
 """Pooling over planes: the largest or the mean value of windows, and the mean of a whole plane.
 
-Only positions inside the picture are looked at, so what a halo holds does not matter. A table tells for each row and each
-column of the output where its window begins and how many of its taps are inside; a vector holds one position's images.
+Only positions inside the picture are looked at, so what a halo holds does not matter. A table tells for each row and
+each column of the output where its window begins and how many of its taps are inside; a vector holds one position's
+images.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
 
 
-def max_pool(x: Planes, y: Planes, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)) -> list[Op]:
-    """The largest value of each window; all pairs are (rows, columns). The size of ``y`` says how many windows there are."""
+def max_pool(
+    x: Planes, y: Planes, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
+) -> list[Op]:
+    """The largest value of each window; all pairs are (rows, columns). The size of ``y`` says how many windows there
+    are."""
     rows, columns = (_inside(x, y, axis, kernel, stride, padding, dilation) for axis in (0, 1))
     ones = np.ones(max(y.geometry.height, y.geometry.width), np.float32)
     return [_windows("max", x, y, dilation, (rows, columns), (ones, ones))]
@@ -79,9 +83,7 @@ def _inside(x: Planes, y: Planes, axis: int, kernel: Pair, stride: Pair, padding
     return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
 
 
-def _windows(
-    kind: str, x: Planes, y: Planes, dilation: Pair, places: Sequence[Array], shares: Sequence[Array]
-) -> Op:
+def _windows(kind: str, x: Planes, y: Planes, dilation: Pair, places: Sequence[Array], shares: Sequence[Array]) -> Op:
     g, h = x.geometry, y.geometry
     rows, columns = (np.array(place) for place in places)
     rows[:, 0] = (rows[:, 0] * g.row + g.position(0, 0)) * g.step

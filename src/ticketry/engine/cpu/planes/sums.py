@@ -11,8 +11,8 @@ Tables (all little words of 4 bytes):
     chunks (words of 8 bytes): the first byte of its segments, their number, the first byte of its entries
     places of tiles, masks of tiles: see `tiles`
 
-A row may be summed in several segments, so that inputs of one segment stay in the nearest cache: sums go on from what is
-in y, unless the segment is the row's `FIRST`; activation and masks come with its `LAST`.
+A row may be summed in several segments, so that inputs of one segment stay in the nearest cache: sums go on from what
+is in y, unless the segment is the row's `FIRST`; activation and masks come with its `LAST`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import Activation, activate
-from ticketry.engine.cpu.emit import I1, I8, I16, PTR, Emitter
+from ticketry.engine.cpu.emit import I1, I8, I16, Emitter
 from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.target import Target
 
