@@ -72,7 +72,9 @@ class Arena:
             inner, end = g.position(0, 0), g.positions
             starts = [g.position(y, 0) for y in range(g.height)]
             bounds = [(0, inner)]
-            bounds += [(start + g.width, following) for start, following in zip(starts, [*starts[1:], end], strict=True)]
+            bounds += [
+                (start + g.width, following) for start, following in zip(starts, [*starts[1:], end], strict=True)
+            ]
             for offset in value.offsets:
                 plane = floats[offset // 4 :]
                 found += [plane[low * g.images : high * g.images] for low, high in bounds]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.version import __version__
 
 if TYPE_CHECKING:
-    from ticketry import errors, evidence, search
+    from ticketry import engine, errors, evidence, search
     from ticketry.core import gates, schedule, score, structure
     from ticketry.core.allocate import allocate
     from ticketry.core.gradual import gradual
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ticketry.core.scope import Scope, scope
     from ticketry.core.structure.shrink import shrink
     from ticketry.core.ticket import Ticket
+    from ticketry.engine.compiled import compile
     from ticketry.lab import meters
     from ticketry.lab.lab import Lab
     from ticketry.lab.segment import Segment
@@ -44,6 +45,8 @@ _PUBLIC = {
     "Task": "ticketry.tasks.base:Task",
     "Ticket": "ticketry.core.ticket:Ticket",
     "allocate": "ticketry.core.allocate:allocate",
+    "compile": "ticketry.engine.compiled:compile",
+    "engine": "ticketry.engine",
     "errors": "ticketry.errors",
     "evidence": "ticketry.evidence",
     "gates": "ticketry.core.gates",
@@ -75,6 +78,8 @@ __all__ = [
     "Ticket",
     "__version__",
     "allocate",
+    "compile",
+    "engine",
     "errors",
     "evidence",
     "gates",

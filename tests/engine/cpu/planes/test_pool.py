@@ -17,7 +17,9 @@ _IMAGES = st.sampled_from([1, 2, 4, 8, 16])
 _SMALL = st.integers(0, 2)
 
 
-def _between(arena: Arena, x: torch.Tensor, wanted: torch.Tensor, halos: tuple[int, int], gaps: tuple[int, int], images: int) -> tuple[Planes, Planes]:
+def _between(
+    arena: Arena, x: torch.Tensor, wanted: torch.Tensor, halos: tuple[int, int], gaps: tuple[int, int], images: int
+) -> tuple[Planes, Planes]:
     return tuple(
         arena.planes(Geometry.of(*t.shape[2:], halo, images, t.shape[3] + halo + gap), t.shape[1])
         for t, halo, gap in zip((x, wanted), halos, gaps, strict=True)
@@ -83,7 +85,14 @@ def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
 @pytest.mark.parametrize("name", targets())
 @settings(max_examples=100)
 @given(
-    st.integers(1, 20), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40), _IMAGES, _SMALL, _SMALL, _SMALL,
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    _IMAGES,
+    _SMALL,
+    _SMALL,
+    _SMALL,
     st.integers(1, 3),
 )
 def test_global_mean(name, batch, channels, height, width, images, halo, gap, halo_y, threads) -> None:

@@ -1,0 +1,203 @@
+"""Compiled models against the models they were made of, in double precision."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.errors import EngineError
+
+
+class Small(nn.Module):
+    """Convolutions with a residual, a stride and a pool: what regions are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.one = nn.Conv2d(12, 12, 3, padding=1)
+        self.down = nn.Conv2d(12, 20, 3, stride=2, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = (x + self.one(x)).relu()
+        x = self.pool(self.down(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    model = Small()
+    model.norm.running_mean.normal_()
+    model.norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def mask(model):
+    return tk.prune(model, density=0.3)
+
+
+@pytest.fixture(scope="module")
+def fast(model, mask):
+    return tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1)
+
+
+def expected(model: nn.Module, mask: tk.Mask, x: torch.Tensor) -> torch.Tensor:
+    exact = copy.deepcopy(model)
+    mask.apply_(exact)
+    with torch.no_grad():
+        return exact.double()(x.double())
+
+
+def close(made: torch.Tensor, wanted: torch.Tensor, bound: float = 1e-5) -> None:
+    assert made.shape == wanted.shape
+    assert made.dtype == torch.float32
+    assert float((made.double() - wanted).abs().max() / wanted.abs().max()) < bound
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 16, 17, 40])
+def test_any_batch_equals_the_masked_model(model, mask, fast, batch):
+    x = torch.randn(batch, 3, 10, 10)
+    close(fast(x), expected(model, mask, x))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 7, 33])
+def test_any_threads_equal_the_masked_model(model, mask, threads, batch):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=threads)
+    x = torch.randn(batch, 3, 10, 10)
+    wanted = expected(model, mask, x)
+    for _ in range(5):
+        close(fast(x), wanted)
+
+
+def test_narrow_vectors(model, mask):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1, target="avx2")
+    assert fast.target.lanes == 8
+    for batch in (1, 4, 20):
+        x = torch.randn(batch, 3, 10, 10)
+        close(fast(x), expected(model, mask, x))
+
+
+def test_everything_of_a_convolutional_network_runs_in_the_engine(fast):
+    assert not fast.reasons
+    layers = fast.profile(torch.randn(3, 3, 10, 10))
+    names = [layer.name for layer in layers]
+    assert [name for name in ("stem", "one", "down", "head") if name not in names] == []
+    assert all(layer.where == "engine" for layer in layers)
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    stem = layers[names.index("one")]
+    assert 0 < stem.density < 1
+    assert "one" in str(fast)
+
+
+def test_the_model_is_left_as_it_was(model, mask):
+    before = copy.deepcopy(model.state_dict())
+    training = model.training
+    tk.compile(model, mask, torch.randn(2, 3, 10, 10))
+    assert model.training == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_input_of_other_strides(model, mask, fast):
+    x = torch.randn(6, 3, 10, 10)
+    wanted = expected(model, mask, x)
+    close(fast(x.to(memory_format=torch.channels_last)), wanted)
+    wide = torch.randn(6, 3, 10, 20)
+    wide[..., ::2] = x
+    close(fast(wide[..., ::2]), wanted)
+
+
+def test_an_empty_batch(fast):
+    assert fast(torch.randn(0, 3, 10, 10)).shape == (0, 5)
+
+
+def test_it_is_for_inference_and_says_so(fast):
+    with pytest.raises(EngineError, match="inference"):
+        fast.train()
+    assert fast.eval() is fast
+    assert not fast.training
+    x = torch.randn(2, 3, 10, 10, requires_grad=True)
+    assert not fast(x).requires_grad
+    assert fast.state_dict() == {}
+    assert list(fast.parameters()) == []
+
+
+@pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.double(), lambda m: m.to(torch.bfloat16)])
+def test_it_does_not_change_its_type_in_silence(fast, move):
+    with pytest.raises(EngineError, match="float32"):
+        move(fast)
+
+
+def test_inputs_that_do_not_fit_are_refused(fast):
+    for wrong in (torch.randn(2, 3, 9, 10), torch.randn(2, 3, 10, 10, dtype=torch.float64), torch.randn(2, 3, 10)):
+        with pytest.raises(EngineError):
+            fast(wrong)
+    with pytest.raises(EngineError):
+        fast()
+
+
+def test_autocast_does_not_reach_it(model, mask, fast):
+    x = torch.randn(4, 3, 10, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        close(fast(x), expected(model, mask, x))
+
+
+def test_copies_and_pickles_compute_the_same(fast, tmp_path):
+    import pickle
+
+    x = torch.randn(3, 3, 10, 10)
+    wanted = fast(x)
+    assert torch.equal(copy.deepcopy(fast)(x), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(x), wanted)
+    path = fast.save(tmp_path / "model.tk")
+    assert torch.equal(tk.engine.load(path, threads=1)(x), wanted)
+
+
+def test_several_python_threads_call_one_module(model, mask):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=2)
+    inputs = [torch.randn(batch, 3, 10, 10) for batch in (1, 5, 16, 33)]
+    wanted = [expected(model, mask, x) for x in inputs]
+    wrong: list[object] = []
+
+    def call(x: torch.Tensor, exact: torch.Tensor) -> None:
+        try:
+            for _ in range(20):
+                close(fast(x), exact)
+        except BaseException as error:
+            wrong.append(error)
+
+    workers = [threading.Thread(target=call, args=pair) for pair in zip(inputs, wanted, strict=True)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_threads_end_with_the_module(model, mask):
+    before = threading.active_count()
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=3)
+    fast(torch.randn(9, 3, 10, 10))
+    assert threading.active_count() == before + 2
+    del fast
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "ticketry-engine":
+            thread.join(timeout=5)
+    assert threading.active_count() <= before
+
+
+def test_weights_in_memory_are_few(model, mask, fast):
+    fast(torch.randn(16, 3, 10, 10))
+    assert fast.weight_bytes > 0
