@@ -1,0 +1,169 @@
+"""Layer norm and softmax over the channels of each position: over a token's features, or a pixel's.
+
+A few vectors of positions at a time are gone through channel after channel, once for each sum and once to write, so that
+they stay in the cache meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ticketry.engine.cpu.activations import exp
+from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.planes import lanes
+from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+
+Array = np.ndarray[Any, Any]
+
+_BYTES = 256
+"""Of a channel that are worked on at a time."""
+
+
+def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, eps: float) -> list[Op]:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` over the channels of each position; ``y`` may be ``x``."""
+    factors = np.zeros((x.channels, 2), np.float32)
+    factors[:, 0] = 1 if weight is None else weight
+    factors[:, 1] = 0 if bias is None else bias
+    numbers = np.array([1 / x.channels, eps], np.float32)
+    return [_op(LayerNorm(), x, y, [numbers, factors], "layer norm")]
+
+
+def softmax(x: Planes, y: Planes) -> list[Op]:
+    """``exp(x) / sum(exp(x))`` over the channels of each position; ``y`` may be ``x``."""
+    return [_op(Softmax(), x, y, [], "softmax")]
+
+
+def _op(kernel: LayerNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array], label: str) -> Op:
+    count, floats, places = lanes.runs([x.geometry, y.geometry])
+    flat = [number for place in places for number in place]
+    return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables), label)
+
+
+class _Stack:
+    """A few vectors of positions, and the same ones of every channel."""
+
+    def __init__(self, e: Emitter, channels: ir.Value, x: ir.Value, y: ir.Value, mask: list[ir.Value | None]) -> None:
+        self.e, self.channels, self.mask = e, channels, mask
+        self._x, self._y = x, y
+        self._tables = e.table(7), e.table(8)
+
+    def each(self, step: Callable[..., Sequence[ir.Value]], carried: Sequence[ir.Value] = ()) -> list[ir.Value]:
+        """``carried = step(channel, carried)`` from the first channel to the last."""
+        with self.e.loop(0, self.channels, carried=carried) as channel:
+            channel.next = list(step(channel.index, channel.carried))
+        return channel.results
+
+    def read(self, channel: ir.Value, y: bool = False) -> list[ir.Value]:
+        place = self._place(channel, y)
+        return [lanes.load(self.e, place, k * self._step, mask) for k, mask in enumerate(self.mask)]
+
+    def write(self, channel: ir.Value, values: Sequence[ir.Value]) -> None:
+        place = self._place(channel, True)
+        for k, (value, mask) in enumerate(zip(values, self.mask, strict=True)):
+            lanes.store(self.e, value, place, k * self._step, mask)
+
+    @property
+    def _step(self) -> int:
+        return FLOAT * self.e.target.lanes
+
+    def _place(self, channel: ir.Value, y: bool) -> ir.Value:
+        plane = self.e.load_i64(self._tables[y], self.e.b.mul(channel, self.e.i64(8)))
+        return self.e.at(self.e.arena(plane), self._y if y else self._x)
+
+
+def _over_positions(name: str, target: Target, body: Callable[[_Stack], None]) -> str:
+    """The kernel that does ``body`` at every position, several vectors at a time."""
+    e = Emitter(name, target)
+    b = e.b
+    channels, count, floats = (e.arg(i) for i in range(3))
+    x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))
+    vectors = _BYTES // FLOAT // target.lanes
+    size = e.i64(vectors * target.lanes)
+    chunks = b.udiv(b.add(floats, b.sub(size, e.i64(1))), size)
+    low, high = e.share(b.mul(count, chunks))
+    with e.loop(low, high) as turn:
+        run, first = b.udiv(turn.index, chunks), b.mul(b.urem(turn.index, chunks), size)
+        byte = b.mul(first, e.i64(FLOAT))
+        places = [b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row))]
+        rest = b.sub(floats, first)
+        with b.if_else(b.icmp_signed(">=", rest, size)) as (whole, part):
+            with whole:
+                body(_Stack(e, channels, *places, [None] * vectors))
+            with part:
+                some = [lanes.within(e, b.sub(rest, e.i64(k * target.lanes))) for k in range(vectors)]
+                body(_Stack(e, channels, *places, some))
+    return e.text()
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Mean and variance in passes of their own: no digits are lost where the mean is far from 0."""
+
+    def emit(self, name: str, target: Target) -> str:
+        return _over_positions(name, target, self._normalise)
+
+    def _normalise(self, s: _Stack) -> None:
+        e, b = s.e, s.e.b
+        numbers, factors = e.table(9), e.table(10)
+        share, eps = e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
+        zeros = [e.splat(0.0) for _ in s.mask]
+
+        def add(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            return [b.fadd(total, value) for total, value in zip(sums, s.read(channel), strict=True)]
+
+        means = [b.fmul(total, share) for total in s.each(add, zeros)]
+
+        def add_squares(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            apart = [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
+            return [e.fma(value, value, total) for total, value in zip(sums, apart, strict=True)]
+
+        variances = [b.fmul(total, share) for total in s.each(add_squares, zeros)]
+        roots = [e.intrinsic("llvm.sqrt", b.fadd(variance, eps)) for variance in variances]
+        inverse = [b.fdiv(e.splat(1.0), root) for root in roots]
+
+        def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            pair = e.at(factors, b.mul(channel, e.i64(2 * FLOAT)))
+            weight, bias = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
+            apart = [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
+            s.write(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
+            return []
+
+        s.each(write)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Of the values less the largest one."""
+
+    def emit(self, name: str, target: Target) -> str:
+        return _over_positions(name, target, self._normalise)
+
+    def _normalise(self, s: _Stack) -> None:
+        e, b = s.e, s.e.b
+
+        def larger(channel: ir.Value, found: list[ir.Value]) -> list[ir.Value]:
+            pairs = zip(found, s.read(channel), strict=True)
+            return [e.select(b.fcmp_ordered(">", old, new), old, new) for old, new in pairs]
+
+        largest = s.each(larger, [e.splat(float("-inf")) for _ in s.mask])
+
+        def power(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            powers = [exp(e, b.fsub(value, most)) for value, most in zip(s.read(channel), largest, strict=True)]
+            s.write(channel, powers)
+            return [b.fadd(total, value) for total, value in zip(sums, powers, strict=True)]
+
+        sums = s.each(power, [e.splat(0.0) for _ in s.mask])
+        inverse = [b.fdiv(e.splat(1.0), total) for total in sums]
+
+        def divide(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            s.write(channel, [b.fmul(value, i) for value, i in zip(s.read(channel, y=True), inverse, strict=True)])
+            return []
+
+        s.each(divide)
