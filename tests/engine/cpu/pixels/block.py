@@ -59,8 +59,12 @@ class Block:
         external: Sequence[torch.Tensor] = (),
         images: int | None = None,
     ) -> list[Array]:
-        """Run, check that nothing but the outputs changed, and give them as [images, channels, height, width]."""
+        """Run, check that nothing but the outputs changed, and give them as [images, channels, height, width].
+
+        Of several blocks, the outputs are what the last one left, behind its images those of the one before.
+        """
         images = self.images if images is None else images
+        touched = min(images, self.images)
         program = Program(ops, self.images, self.size, library(name), split="parts")
         workspace = program._take(threads)
         program._free.setdefault(threads, []).append(workspace)
@@ -69,9 +73,9 @@ class Block:
             view(memory, value, len(data))[:] = data
         before = memory.copy()
         program.run(images, [tensor.data_ptr() for tensor in external], threads)
-        results = [view(memory, output, images).copy() for output in outputs]
+        results = [view(memory, output, touched).copy() for output in outputs]
         for output in outputs:
-            view(memory, output, images)[:] = view(before, output, images)
+            view(memory, output, touched)[:] = view(before, output, touched)
         assert np.array_equal(memory, before), "something beside the outputs changed"
         return results
 

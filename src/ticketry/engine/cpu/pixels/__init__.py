@@ -5,5 +5,6 @@ Rows of weights that share their columns, in groups of whole vectors, run at the
 
 from ticketry.engine.cpu.pixels.conv import conv, cost
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
+from ticketry.engine.cpu.pixels.move import load, store
 
-__all__ = ["Geometry", "Pixels", "conv", "cost"]
+__all__ = ["Geometry", "Pixels", "conv", "cost", "load", "store"]

@@ -7,9 +7,11 @@ from llvmlite import ir
 from ticketry.engine.cpu.emit import I1, I32, I64, PTR, Emitter
 
 
-def first_lanes(e: Emitter, count: ir.Value) -> ir.Value:
-    """A mask of the first ``count`` (an int64) lanes."""
+def first_lanes(e: Emitter, count: ir.Value | int) -> ir.Value:
+    """A mask of the first ``count`` lanes."""
     lanes = e.target.lanes
+    if isinstance(count, int):
+        return ir.Constant(_mask_type(e), [int(lane < count) for lane in range(lanes)])
     kind = ir.VectorType(I32, lanes)
     narrow = e.b.insert_element(ir.Constant(kind, ir.Undefined), e.b.trunc(count, I32), ir.Constant(I32, 0))
     everywhere = e.b.shuffle_vector(narrow, ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * lanes))
@@ -20,7 +22,7 @@ def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int 
     """The first ``count`` values from memory, zeros behind; nothing else is read."""
     mask = _mask_type(e)
     function = _declare(e, "llvm.masked.load", f"v{e.target.lanes}f32.p0", e.vector, [PTR, I32, mask, e.vector])
-    return e.b.call(function, [pointer, ir.Constant(I32, align), first_lanes(e, e.i64(count)), e.splat(0.0)])
+    return e.b.call(function, [pointer, ir.Constant(I32, align), first_lanes(e, count), e.splat(0.0)])
 
 
 def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
@@ -28,17 +30,19 @@ def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value 
     mask = _mask_type(e)
     types = [e.vector, PTR, I32, mask]
     function = _declare(e, "llvm.masked.store", f"v{e.target.lanes}f32.p0", ir.VoidType(), types)
-    e.b.call(function, [value, pointer, ir.Constant(I32, align), first_lanes(e, e.i64(count))])
+    e.b.call(function, [value, pointer, ir.Constant(I32, align), first_lanes(e, count)])
 
 
 def addresses(e: Emitter, base: ir.Value, offsets: ir.Value) -> ir.Value:
-    """Pointers ``base + offsets[lane]`` (int32, bytes)."""
+    """Pointers ``base + offsets[lane]`` (int32 or int64, bytes)."""
     lanes = e.target.lanes
     wide = ir.VectorType(I64, lanes)
     number = e.b.insert_element(ir.Constant(wide, ir.Undefined), e.b.ptrtoint(base, I64), ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
     everywhere = e.b.shuffle_vector(number, ir.Constant(wide, ir.Undefined), zeros)
-    return e.b.inttoptr(e.b.add(everywhere, e.b.sext(offsets, wide)), ir.VectorType(PTR, lanes))
+    if offsets.type != wide:
+        offsets = e.b.sext(offsets, wide)
+    return e.b.inttoptr(e.b.add(everywhere, offsets), ir.VectorType(PTR, lanes))
 
 
 def load_offsets(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
