@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from ticketry.engine.bench import cores
-from ticketry.engine.bench.case import Case, difference, outputs_of
+from ticketry.engine.bench.case import Case
 from ticketry.engine.bench.dense import Call, Contender, UnavailableError
 from ticketry.engine.bench.machine import last_cache, machine
 from ticketry.engine.bench.timing import Samples, Timing, median_interval, quartiles, take
+from ticketry.engine.inputs import difference, outputs_of
 from ticketry.errors import EngineError
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -132,16 +133,17 @@ def compare(
     chosen = tuple(on_cores) if on_cores is not None else cores.choose(case.threads)
     _distinct(contenders)
     case = case.of(copy.deepcopy(case.model))
-    with _threads(case.threads), cores.kept_on(chosen):
+    with _threads(case.threads):
+        # Not yet on their cores: OpenVINO counts, once in a process, those that it may use.
         expected = case.reference()
         entries = [_prepared(contender, case, expected, required, say) for contender in contenders]
         ready = {entry.contender.name: _bound(entry.call, case) for entry in entries if entry.call is not None}
         if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
             told = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
             raise EngineError(f"no dense engine can be timed ({told})")
-        cores.pin(chosen)  # what engines have started meanwhile too
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
-        samples = take(ready, timing, last_cache())
+        with cores.kept_on(chosen):
+            samples = take(ready, timing, last_cache())
     times = tuple(_row(entry, samples.get(entry.contender.name), timing) for entry in entries)
     packages = {package for contender in contenders for package in _versions(contender)}
     return Comparison(

@@ -1,0 +1,267 @@
+"""A ticket for other runtimes: its model, masked or physically shrunk, as ONNX or a torch.export archive, checked.
+
+What is written is read back and run on random inputs of several batch sizes, beside the model that it was made of.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ticketry.core.mask import Mask
+from ticketry.core.structure.shrink import shrink as shrunk_model
+from ticketry.engine.inputs import Inputs, as_arguments, at_batch, batch_of, difference, outputs_of
+from ticketry.engine.onnx_file import first_line, quiet, write_onnx
+from ticketry.errors import EngineError, MaskError, MissingExtraError, UsageError
+from ticketry.version import __version__
+
+T = TypeVar("T")
+
+FORMATS = ("onnx", "pt2")
+
+TOLERANCE = 1e-4
+"""The largest relative error of an exported model that is kept."""
+
+_FIXED = "if the model needs one batch size, export it without a dynamic batch (--fixed-batch)"
+_BATCHES = (1, 2, 5)
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The exported model beside its source, on random inputs of one batch size."""
+
+    batch: int
+    error: float
+    """norm(exported - source) / norm(source), the largest over the outputs."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: str
+    format: str
+    shrunk: bool
+    """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
+    why_not_shrunk: str
+    """Empty where it is shrunk, or nobody asked."""
+    dynamic_batch: bool
+    """Whether the file takes any batch size."""
+    bytes: int
+    """Of the file, and of the one beside it that holds weights from 2 GB on."""
+    parameters: int
+    """In the file."""
+    dense_parameters: int
+    """Of the model that was given."""
+    nonzero: int
+    """Parameters in the file that are not 0."""
+    runtime: str
+    """What read it back."""
+    checks: tuple[Checked, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def export(
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Inputs,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    shrink: bool | None = None,
+    dynamic_batch: bool = True,
+    facts: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
+
+    Args:
+        model: dense; it is exported in evaluation mode, from a copy.
+        mask: its pruned weights become zeros, or are gone where the model is shrunk; None for the model as it is.
+        example_inputs: a tensor, or a tuple of the model's arguments, the batch first.
+        format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export).
+        shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
+            channel-wise and removes any.
+        dynamic_batch: let the file take any batch size.
+        facts: metadata for the file, beside what ticketry says of itself.
+
+    Raises:
+        UsageError: for an unknown format.
+        MissingExtraError: without the libraries of the format.
+        MaskError: if the mask does not fit, or is not channel-wise though `shrink` was asked for.
+        StructureError: if the model cannot be shrunk though that was asked for.
+        EngineError: if the exporter cannot follow the model, or what it wrote is not equal to its source.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
+    if format == "onnx" and find_spec("onnxruntime") is None:
+        raise MissingExtraError("onnxruntime", "onnx", "checking what was exported")
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder: name the file to write")
+    masked = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    inputs = at_batch(example_inputs, 2, seed=_SEED)  # not 1: torch.export takes a size of 1 for a constant
+    source, why = masked, ""
+    if mask is not None:
+        mask.to("cpu").apply_(masked)
+        source, why = _shrunk(masked, mask.to("cpu"), inputs, shrink)
+    elif shrink:
+        raise UsageError("there is no mask that says what to shrink")
+    write, read = _FORMATS[format]
+
+    def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
+        write(source, inputs, file, dynamic_batch, {"ticketry": __version__, **(facts or {})})
+        runtime, run = read(file)
+        return runtime, _checked(source, run, example_inputs, _BATCHES if dynamic_batch else (2,), runtime)
+
+    (runtime, checks), size = _written(target, draft)
+    parameters = list(source.parameters())
+    return Exported(
+        path=str(target),
+        format=format,
+        shrunk=source is not masked,
+        why_not_shrunk=why,
+        dynamic_batch=dynamic_batch,
+        bytes=size,
+        parameters=sum(value.numel() for value in parameters),
+        dense_parameters=sum(value.numel() for value in model.parameters()),
+        nonzero=sum(int(value.count_nonzero()) for value in parameters),
+        runtime=runtime,
+        checks=checks,
+    )
+
+
+def _shrunk(model: nn.Module, mask: Mask, inputs: tuple[Any, ...], shrink: bool | None) -> tuple[nn.Module, str]:
+    """The smaller model, or the same one with a reason why it is not smaller."""
+    if shrink is False:
+        return model, ""
+    try:
+        small = shrunk_model(model, mask, inputs)
+    except MaskError as error:
+        if shrink:
+            raise
+        return model, first_line(error)
+    if not _smaller(small, model):
+        return model, "the mask removes no channel"
+    return small.eval().requires_grad_(False), ""
+
+
+def _written(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
+    """What `draft` returns when it has written a file of the target's name elsewhere; that, moved here; its bytes."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The names inside are the final ones, for an ONNX file names the one beside it.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ticketry-") as folder:
+            made = draft(Path(folder) / target.name)
+            files = sorted(Path(folder).iterdir())
+            size = sum(file.stat().st_size for file in files)
+            for file in files:
+                os.replace(file, target.parent / file.name)
+    except OSError as error:
+        raise EngineError(f"{target} cannot be written: {error.strerror or error}") from error
+    return made, size
+
+
+def _smaller(one: nn.Module, other: nn.Module) -> bool:
+    return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())
+
+
+# -- the formats -------------------------------------------------------------------------------------------------------
+
+Run = Callable[..., Sequence[Tensor]]
+
+
+def _write_onnx(model: nn.Module, inputs: tuple[Any, ...], file: Path, dynamic: bool, facts: dict[str, str]) -> None:
+    write_onnx(model, inputs, file, dynamic_shapes=_dynamic(inputs) if dynamic else None, facts=facts)
+
+
+def _read_onnx(file: Path) -> tuple[str, Run]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: Any) -> list[Tensor]:
+        arrays = [leaf.numpy() for leaf in outputs_of(inputs)]
+        return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return f"ONNX Runtime {ort.__version__}", run
+
+
+def _write_pt2(model: nn.Module, inputs: tuple[Any, ...], file: Path, dynamic: bool, facts: dict[str, str]) -> None:
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(model, inputs, dynamic_shapes=_dynamic(inputs) if dynamic else None)
+            torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
+    except Exception as error:  # the exporter runs the model's own code, which may raise anything
+        raise EngineError(
+            f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}"
+            + (f"; {_FIXED}" if dynamic else "")
+        ) from error
+
+
+def _read_pt2(file: Path) -> tuple[str, Run]:
+    with quiet():
+        loaded = torch.export.load(str(file)).module()
+
+    def run(*inputs: Any) -> list[Tensor]:
+        with torch.no_grad():
+            return outputs_of(loaded(*inputs))
+
+    return f"torch {torch.__version__}", run
+
+
+_FORMATS = {"onnx": (_write_onnx, _read_onnx), "pt2": (_write_pt2, _read_pt2)}
+
+
+def _dynamic(inputs: tuple[Any, ...]) -> Any:
+    """For each argument: its first size is free where it is the batch."""
+    batch = torch.export.Dim("batch")
+    examples = batch_of(inputs)
+
+    def shape(leaf: Any) -> Any:
+        is_batched = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == examples
+        return {0: batch} if is_batched else None
+
+    return tree_map(shape, as_arguments(inputs))
+
+
+def _checked(
+    source: nn.Module, run: Run, example_inputs: Inputs, batches: Sequence[int], runtime: str
+) -> tuple[Checked, ...]:
+    """The exported model beside its source."""
+    found = []
+    for number, batch in enumerate(batches):
+        inputs = at_batch(example_inputs, batch, seed=_SEED + 1 + number)
+        with torch.no_grad():
+            expected = outputs_of(source(*inputs))
+        try:
+            made = list(run(*inputs))
+        except Exception as error:  # of any runtime
+            raise EngineError(
+                f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
+            ) from error
+        error_found = difference(made, expected)
+        if not error_found <= TOLERANCE:
+            raise EngineError(
+                f"what was exported is not equal to its source: at a batch of {batch} the relative error in {runtime}"
+                f" is {error_found:.2g}, more than {TOLERANCE:g}; nothing was written"
+            )
+        found.append(Checked(batch, error_found))
+    return tuple(found)

@@ -1,0 +1,73 @@
+"""Threads are kept on the cores that were chosen, and let go afterwards."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from ticketry.engine.bench import cores
+from ticketry.errors import UsageError
+
+pinning = pytest.mark.skipif(not cores.can_pin(), reason="this system cannot keep threads on cores")
+
+
+def test_the_idlest_cores_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr(cores, "_siblings", str)
+    busy = {0: 0.9, 1: 0.04, 2: 0.5, 3: 0.01}
+    assert cores.choose(1, busy) == (1,)  # as idle as 3, and first
+    assert cores.choose(2, busy) == (1, 3)
+    assert cores.choose(3, busy) == (1, 2, 3)
+    with pytest.raises(UsageError, match="4 cores, not 5"):
+        cores.choose(5, busy)
+
+
+def test_twins_of_one_physical_core_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr(cores, "_siblings", lambda core: str(core % 2))
+    assert cores.choose(2, {}) == (0, 1)
+    assert cores.choose(2, {1: 0.9}) == (0, 3)
+    assert cores.choose(3, {}) == (0, 1, 2)
+
+
+@pinning
+def test_all_threads_are_kept_and_let_go() -> None:
+    before = os.sched_getaffinity(0)
+    one = min(before)
+    found: dict[str, set[int]] = {}
+    go, stop = threading.Event(), threading.Event()
+
+    def old() -> None:
+        go.wait()
+        found["old"] = os.sched_getaffinity(0)
+        stop.wait()
+        found["old afterwards"] = os.sched_getaffinity(0)
+
+    def new() -> None:
+        found["new"] = os.sched_getaffinity(0)
+        stop.wait()
+        found["new afterwards"] = os.sched_getaffinity(0)
+
+    threads = [threading.Thread(target=old)]
+    threads[0].start()
+    with cores.kept_on([one]):
+        threads.append(threading.Thread(target=new))
+        threads[1].start()
+        go.set()
+        while len(found) < 2:
+            pass
+        assert os.sched_getaffinity(0) == {one}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert found == {"old": {one}, "new": {one}, "old afterwards": before, "new afterwards": before}
+    assert os.sched_getaffinity(0) == before
+
+
+@pinning
+def test_load_is_told_for_every_core() -> None:
+    busy = cores._busy()
+    assert set(cores.available()) <= set(busy)
+    assert all(-0.01 <= share <= 1.01 for share in busy.values())

@@ -1,0 +1,165 @@
+"""What is exported equals its source, in another runtime, at any batch size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ticketry as tk
+from ticketry.engine.export import export
+from ticketry.errors import EngineError, MaskError, UsageError
+from ticketry.tasks import models
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    made = models.build("resnet-20-8", shape=(3, 16, 16), classes=10).train()
+    with torch.no_grad():
+        made(torch.randn(64, 3, 16, 16))
+    return made.eval()
+
+
+class Two(nn.Module):
+    """Two inputs, of which one is added as it is, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.one(x) + shift)
+        return self.other(hidden), hidden
+
+
+class Fixed(nn.Module):
+    """Its code counts the examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 3, 16, 16).mean((2, 3)) if x.shape[0] == 2 else x.new_zeros(x.shape[0], 3)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_masked_model(model: nn.Module, tmp_path: Path, format: str) -> None:
+    mask = tk.prune(model, density=0.2, score="magnitude")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / f"deep/model.{format}"
+    made = export(model, mask, X, file, format=format, facts={"ticket": "t"})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (made.shrunk, made.dynamic_batch, made.bytes) == (False, True, file.stat().st_size)
+    assert "not channel-wise" in made.why_not_shrunk
+    assert made.parameters == made.dense_parameters == sum(value.numel() for value in model.parameters())
+    assert [check.batch for check in made.checks] == [1, 2, 5]
+    assert max(check.error for check in made.checks) <= 1e-5
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    masked = mask.apply_(models.build("resnet-20-8", shape=(3, 16, 16), classes=10))
+    masked.load_state_dict(model.state_dict())
+    mask.apply_(masked)
+    with torch.no_grad():
+        expected = masked.eval()(torch.cat([X, X, X])[:9])
+    torch.testing.assert_close(ran(file, torch.cat([X, X, X])[:9])[0], expected, rtol=1e-4, atol=1e-5)
+    nonzero = sum(int(value.count_nonzero()) for value in masked.parameters())
+    assert made.nonzero == nonzero
+
+
+def ran(file: Path, *inputs: Tensor) -> list[Tensor]:
+    """The file in its runtime, without the code under test."""
+    if file.suffix == ".pt2":
+        found = torch.export.load(str(file)).module()(*inputs)
+        return list(found) if isinstance(found, tuple) else [found]
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_channel_wise_mask_makes_a_smaller_file(model: nn.Module, tmp_path: Path, format: str) -> None:
+    mask = tk.structure.channels(model, X, density=0.5)
+    small = export(model, mask, X, tmp_path / f"small.{format}", format=format)
+    whole = export(model, mask, X, tmp_path / f"whole.{format}", format=format, shrink=False)
+    assert (small.shrunk, whole.shrunk, small.why_not_shrunk) == (True, False, "")
+    assert small.parameters < whole.parameters == whole.dense_parameters
+    assert small.bytes < whole.bytes
+    torch.testing.assert_close(
+        ran(tmp_path / f"small.{format}", X), ran(tmp_path / f"whole.{format}", X), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_metadata(model: nn.Module, tmp_path: Path) -> None:
+    for format in ("onnx", "pt2"):
+        export(model, None, X, tmp_path / f"m.{format}", format=format, facts={"ticket": "mine"})
+    props = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
+    extra = {"ticketry.json": ""}
+    torch.export.load(str(tmp_path / "m.pt2"), extra_files=extra)
+    for facts in (props, json.loads(extra["ticketry.json"])):
+        assert facts["ticket"] == "mine"
+        assert facts["ticketry"] == tk.__version__
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
+    torch.manual_seed(0)
+    two, inputs = Two(), (torch.randn(3, 6), torch.randn(8))
+    made = export(two, None, inputs, tmp_path / f"two.{format}", format=format)
+    x = torch.randn(7, 6)
+    torch.testing.assert_close(
+        ran(tmp_path / f"two.{format}", x, inputs[1]), list(two(x, inputs[1])), rtol=1e-5, atol=1e-6
+    )
+    assert len(made.checks) == 3
+
+
+def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> None:
+    made = export(model, None, X, tmp_path / "m.onnx", dynamic_batch=False)
+    assert (made.dynamic_batch, [check.batch for check in made.checks]) == (False, [2])
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str) -> None:
+    with pytest.raises(EngineError, match="without a dynamic batch"):
+        export(Fixed(), None, X, tmp_path / f"m.{format}", format=format)
+    assert not list(tmp_path.iterdir())
+    assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, dynamic_batch=False).checks
+
+
+def test_what_differs_from_its_source_is_not_written(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ticketry.engine import export as module
+
+    real = module.write_onnx
+
+    def wrong(other: nn.Module, *arguments: object, **named: object) -> None:
+        with torch.no_grad():
+            next(iter(other.parameters()))[0] += 0.01
+        real(other, *arguments, **named)
+        with torch.no_grad():
+            next(iter(other.parameters()))[0] -= 0.01
+
+    monkeypatch.setattr(module, "write_onnx", wrong)
+    with pytest.raises(EngineError, match="not equal to its source: at a batch of 1"):
+        export(model, None, X, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors(model: nn.Module, tmp_path: Path) -> None:
+    mask = tk.prune(model, density=0.2, score="magnitude")
+    with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):
+        export(model, mask, X, tmp_path / "m", format="tflite")
+    with pytest.raises(MaskError, match="not channel-wise"):
+        export(model, mask, X, tmp_path / "m.onnx", shrink=True)
+    with pytest.raises(UsageError, match="no mask"):
+        export(model, None, X, tmp_path / "m.onnx", shrink=True)
+    with pytest.raises(UsageError, match="is a folder"):
+        export(model, None, X, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match="cannot be written"):
+        export(model, None, X, tmp_path / "file" / "m.pt2", format="pt2")
