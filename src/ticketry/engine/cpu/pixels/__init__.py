@@ -4,7 +4,25 @@ Rows of weights that share their columns, in groups of whole vectors, run at the
 """
 
 from ticketry.engine.cpu.pixels.conv import conv, cost
+from ticketry.engine.cpu.pixels.elementwise import add, affine, apply, copy, mul
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
 from ticketry.engine.cpu.pixels.move import load, store
+from ticketry.engine.cpu.pixels.pool import adaptive_avg_pool, avg_pool, global_mean, max_pool
 
-__all__ = ["Geometry", "Pixels", "conv", "cost", "load", "store"]
+__all__ = [
+    "Geometry",
+    "Pixels",
+    "adaptive_avg_pool",
+    "add",
+    "affine",
+    "apply",
+    "avg_pool",
+    "conv",
+    "copy",
+    "cost",
+    "global_mean",
+    "load",
+    "max_pool",
+    "mul",
+    "store",
+]

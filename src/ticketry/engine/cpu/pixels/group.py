@@ -14,13 +14,11 @@ from llvmlite import ir
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emit import I16, I64, PTR, Emitter, State
 from ticketry.engine.cpu.pixels import lanes as lane
+from ticketry.engine.cpu.pixels import walk
 from ticketry.engine.cpu.pixels.choice import sets
 from ticketry.engine.cpu.pixels.geometry import FLOAT
 from ticketry.engine.cpu.pixels.tiles import Tile
 from ticketry.engine.cpu.target import Target
-
-_SHORT = (None, "relu", "relu6", "leaky_relu")
-"""Activations of a few instructions, done on the registers. Others are done in a loop over memory."""
 
 
 class Arg(enum.IntEnum):
@@ -95,10 +93,6 @@ class GroupConv:
         return e.text()
 
 
-def _name(act: Activation) -> str | None:
-    return act[0] if isinstance(act, tuple) else act
-
-
 class _Writer:
     """Writes the loops over tiles of one shape."""
 
@@ -110,7 +104,7 @@ class _Writer:
         self.begins, self.runs = e.table(first_arg + 3), e.table(first_arg + 4)
         self.places, self.bias = e.table(Arg.PLACES), e.table(Arg.BIAS)
         self.offsets, self.weights = e.table(Arg.OFFSETS), e.table(Arg.WEIGHTS)
-        self.staged = kernel.scatter or _name(kernel.act) not in _SHORT
+        self.staged = kernel.scatter or walk.long(kernel.act)
         if self.staged:
             values = ir.ArrayType(e.vector, tile.pixels * kernel.vectors)
             with e.b.goto_entry_block():

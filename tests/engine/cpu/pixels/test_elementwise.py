@@ -1,0 +1,93 @@
+"""Operations on each value against numpy and torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.cpu.pixels.block import Block, activated, close, targets
+from ticketry.engine.cpu import pixels
+from ticketry.engine.cpu.pixels import Geometry, Pixels
+from ticketry.engine.cpu.target import target
+from ticketry.errors import EngineError
+
+ACTS = [None, "relu", "silu", ("leaky_relu", 0.2)]
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 90), st.integers(1, 5), st.integers(1, 5))
+common: dict[str, Any] = {
+    "where": st.sampled_from(targets()),
+    "shape": shapes,
+    "act": st.sampled_from(ACTS),
+    "threads": st.sampled_from([1, 2, 3]),
+    "seed": st.integers(0, 99),
+}
+
+
+def _value(block: Block, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Pixels, np.ndarray[Any, Any]]:
+    """A random value, part of a wider one with a random halo."""
+    before, behind, halo = (int(n) for n in rng.integers(0, [3, 20, 2]))
+    geometry = Geometry.of(*shape[2:], before + shape[1] + behind, halo)
+    value = block.place(geometry, before, shape[1])
+    data = rng.standard_normal(shape).astype(np.float32)
+    block.put(value, data)
+    return value, data
+
+
+@given(
+    operation=st.sampled_from(["add", "mul"]), ones=st.tuples(*[st.booleans()] * 3), in_place=st.booleans(), **common
+)
+def test_two_values(
+    operation: str,
+    ones: tuple[bool, ...],
+    in_place: bool,
+    where: str,
+    shape: tuple[int, ...],
+    act: Any,
+    threads: int,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    block = Block(shape[0])
+    x, a = _value(block, shape, rng)
+    other, b = _value(block, (shape[0], *(1 if one else n for one, n in zip(ones, shape[1:], strict=True))), rng)
+    y = x if in_place else _value(block, shape, rng)[0]
+    ops = getattr(pixels, operation)(x, other, y, target=target(where), act=act)
+    [result] = block.run(ops, [y], where, threads=threads)
+    expected = (np.add if operation == "add" else np.multiply)(a.astype(np.float64), b)
+    assert close(result, activated(torch.from_numpy(expected), act))
+
+
+@given(operation=st.sampled_from(["affine", "apply", "copy"]), in_place=st.booleans(), **common)
+def test_one_value(
+    operation: str, in_place: bool, where: str, shape: tuple[int, ...], act: Any, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    block = Block(shape[0])
+    x, data = _value(block, shape, rng)
+    y = x if in_place else _value(block, shape, rng)[0]
+    expected = torch.from_numpy(data).double()
+    if operation == "affine":
+        scale, shift = rng.standard_normal((2, shape[1])).astype(np.float32)
+        ops = pixels.affine(x, y, scale, shift, act=act, target=target(where))
+        expected = expected * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
+    elif operation == "apply":
+        ops = pixels.apply(x, y, act, target=target(where))
+    else:
+        ops, act = pixels.copy(x, y, target=target(where)), None
+    [result] = block.run(ops, [y], where, threads=threads)
+    assert close(result, activated(expected, act))
+
+
+def test_shapes_that_do_not_fit() -> None:
+    block, here = Block(1), target()
+    x, y, small = (block.place(Geometry.of(4, 4, channels)) for channels in (8, 8, 3))
+    with pytest.raises(EngineError, match="same shape"):
+        pixels.copy(x, small, target=here)
+    with pytest.raises(EngineError, match="no value"):
+        pixels.add(x, small, y, target=here)
+    with pytest.raises(EngineError, match="3 values for 8"):
+        pixels.affine(x, y, np.ones(3), np.ones(8), target=here)
