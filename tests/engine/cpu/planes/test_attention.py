@@ -1,0 +1,63 @@
+"""Attention over planes against torch's in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from arenas import Arena, targets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from ticketry.engine.cpu.planes.attention import attention
+from ticketry.engine.cpu.planes.geometry import Geometry, Planes
+from ticketry.engine.cpu.planes.move import load, store
+from ticketry.errors import EngineError
+
+_TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
+
+
+@pytest.mark.parametrize("name", targets())
+@settings(max_examples=120)
+@given(
+    batch=st.integers(1, 18),
+    heads=st.integers(1, 2),
+    group=st.integers(1, 2),
+    depth=st.integers(1, 9),
+    values=st.sampled_from([1, 4, 7]),
+    tokens=st.tuples(_TOKENS, _TOKENS),
+    images=st.sampled_from([1, 2, 4, 8, 16]),
+    halo=st.integers(0, 2),
+    causal=st.booleans(),
+    scale=st.sampled_from([0.3, 30.0]),
+    threads=st.integers(1, 3),
+)
+def test_attention(name, batch, heads, group, depth, values, tokens, images, halo, causal, scale, threads) -> None:
+    queries, keys = tokens
+    shapes = [(heads * group, depth, queries), (heads, depth, keys), (heads, values, keys)]
+    q, k, v = (torch.randn(batch, shape[0] * shape[1], 1, shape[2]) for shape in shapes)
+    found = torch.empty(batch, heads * group * values, 1, queries)
+    arena = Arena(name, threads)
+    planes = [arena.planes(Geometry.of(1, t.shape[3], halo, images), t.shape[1]) for t in (q, k, v, found)]
+    moves = [op for number, t in enumerate((q, k, v)) for op in load(number, t.stride(), planes[number])]
+    ops = [*moves, *attention(*planes, heads * group, scale, causal), *store(3, found.stride(), planes[3])]
+    arena.run(ops, batch, [q, k, v, found])
+    parts = [
+        t.double().view(batch, shape[0], shape[1], shape[2]).transpose(2, 3)
+        for t, shape in zip((q, k, v), shapes, strict=True)
+    ]
+    wanted = scaled_dot_product_attention(*parts, scale=scale, is_causal=causal, enable_gqa=True)
+    wanted = wanted.transpose(2, 3).reshape(found.shape)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-6 * scale + 1e-5)
+
+
+def test_heads_that_do_not_fit_are_told() -> None:
+    value = Planes.at(Geometry.of(1, 4, 0, 1), 6, 0)
+    with pytest.raises(EngineError, match="4 heads"):
+        attention(value, value, value, value, 4, 1.0)
+
+
+def test_tokens_with_a_halo_between_are_told() -> None:
+    value = Planes.at(Geometry.of(2, 4, 1, 1), 6, 0)
+    with pytest.raises(EngineError, match="rows of 4 lie 5 positions apart"):
+        attention(value, value, value, value, 2, 1.0)
