@@ -25,6 +25,8 @@ from ticketry.errors import EngineError
 class Fake:
     """A dense engine that does what it is told."""
 
+    model = None
+
     def __init__(self, name: str, call: Callable[[Case], Call], sparse: bool = False) -> None:
         self.name, self.sparse, self._call = name, sparse, call
 
@@ -138,6 +140,14 @@ def test_an_engine_that_fails(case: Case) -> None:
 def test_two_of_one_name(case: Case) -> None:
     with pytest.raises(EngineError, match="one name"):
         compare(case, [Fake("a", eager), Fake("a", eager)], QUICK)
+
+
+def test_a_contender_with_a_model_of_its_own_is_compared_with_that(case: Case) -> None:
+    other = nn.Linear(4, 3).eval()
+    found = compare(case, [Fake("right", eager), Sparse(eager, "other", model=other)], QUICK)
+    assert found.times[1].error == 0
+    with pytest.raises(EngineError, match="outputs are wrong"):
+        compare(case, [Fake("right", eager), Sparse(wrong, "other", model=other)], QUICK)
 
 
 def test_threads_and_cores_are_put_back(case: Case) -> None:

@@ -188,6 +188,9 @@ def _prepared(
 ) -> _Entry:
     """Ready to be timed, and right; or with a reason why not."""
     entry = _Entry(contender)
+    if contender.model is not None:
+        case = case.of(contender.model)
+        expected = case.reference()
     say(f"preparing {contender.name}")
     began = time.perf_counter()
     try:

@@ -39,8 +39,12 @@ class Contender(Protocol):
     def sparse(self) -> bool:
         """Whether it makes use of zeros; what it saves is told against the fastest that does not."""
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that it runs, where that is not the case's: its outputs are compared with that one's."""
+
     def prepare(self, case: Case) -> Call:
-        """Everything that is done once: compile, pack, warm nothing.
+        """Everything that is done once: compile, pack. `case` has the contender's own model, if it has one.
 
         Raises:
             UnavailableError: if it cannot be had here.
@@ -56,6 +60,7 @@ class Eager:
 
     name: ClassVar[str] = "eager"
     sparse: ClassVar[bool] = False
+    model: ClassVar[None] = None
 
     def prepare(self, case: Case) -> Call:
         return _ready(case, torch.contiguous_format, torch.inference_mode)
@@ -154,24 +159,28 @@ class Shrunk:
 
     sparse: ClassVar[bool] = True
 
-    def __init__(self, engine: Contender, model: nn.Module) -> None:
+    model: ClassVar[None] = None  # its outputs are to be those of the masked one
+
+    def __init__(self, engine: Contender, small: nn.Module) -> None:
         self.name = f"{engine.name}, shrunk"
-        self._engine, self._model = engine, model
+        self._engine, self._small = engine, small
 
     def prepare(self, case: Case) -> Call:
-        return self._engine.prepare(case.of(self._model))
+        return self._engine.prepare(case.of(self._small))
 
     def versions(self) -> dict[str, str]:
         return self._engine.versions()
 
 
 class Sparse:
-    """An engine that makes use of zeros, from a function that compiles the case's model."""
+    """An engine that makes use of zeros, from a function that compiles a case's model."""
 
     sparse: ClassVar[bool] = True
 
-    def __init__(self, compile_case: Callable[[Case], Call], name: str = "ticketry") -> None:
-        self.name = name
+    def __init__(
+        self, compile_case: Callable[[Case], Call], name: str = "ticketry", model: nn.Module | None = None
+    ) -> None:
+        self.name, self.model = name, model
         self._compile = compile_case
 
     def prepare(self, case: Case) -> Call:

@@ -22,6 +22,7 @@ class OnnxRuntime:
 
     name: ClassVar[str] = "onnxruntime"
     sparse: ClassVar[bool] = False
+    model: ClassVar[None] = None
 
     def prepare(self, case: Case) -> Call:
         _require("onnxruntime")
@@ -59,6 +60,7 @@ class OpenVino:
 
     name: ClassVar[str] = "openvino"
     sparse: ClassVar[bool] = False
+    model: ClassVar[None] = None
 
     def prepare(self, case: Case) -> Call:
         _require("openvino")

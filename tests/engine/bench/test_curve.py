@@ -1,0 +1,80 @@
+"""Time against density, with an engine whose time is known."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ticketry.engine.bench.case import Case
+from ticketry.engine.bench.curve import DENSITIES, curve
+from ticketry.engine.bench.dense import Call, Eager
+from ticketry.engine.bench.timing import Timing
+from ticketry.errors import EngineError, UsageError
+
+DENSE, OVERHEAD = 0.04, 0.01
+
+
+class Slow(Eager):
+    name = "slow"
+
+    def prepare(self, case: Case) -> Call:
+        return waits(case, DENSE)
+
+
+def waits(case: Case, seconds: float) -> Call:
+    def call(x: Tensor) -> Tensor:
+        time.sleep(seconds)
+        return case.model(x).detach()
+
+    return call
+
+
+def sparse(case: Case) -> Call:
+    """Takes as long as it has weights, and a little."""
+    weight = next(case.model.parameters())
+    return waits(case, OVERHEAD + DENSE * int(weight.count_nonzero()) / weight.numel())
+
+
+@pytest.fixture
+def case() -> Case:
+    torch.manual_seed(0)
+    return Case(nn.Linear(20, 10).eval(), (torch.randn(2, 20),))
+
+
+def test_points_beside_the_ideal_line(case: Case) -> None:
+    found = curve(case, [Slow()], sparse, densities=[0.1, 1.0, 0.5, 0.5], timing=Timing(rounds=3))
+    assert [point.density for point in found.points] == [1.0, 0.5, 0.1]
+    assert found.comparison.fastest is not None
+    dense = found.comparison.fastest.seconds
+    assert dense is not None
+    for point in found.points:
+        assert point.ideal == point.density * dense
+        assert point.seconds >= OVERHEAD + DENSE * point.density
+        assert point.low <= point.seconds <= point.high
+        assert point.saved_low <= point.saved <= point.saved_high
+    assert found.points[0].saved < 0 < found.points[1].saved < found.points[2].saved
+    assert found.break_even == 0.5
+    assert all(row.error == 0 for row in found.comparison.times), "each density has outputs of its own"
+    assert json.loads(json.dumps(found.describe()))["points"][2]["density"] == 0.1
+
+
+def test_where_nothing_is_won(case: Case) -> None:
+    def slower(case: Case) -> Call:
+        return waits(case, 2 * DENSE)
+
+    assert curve(case, [Slow()], slower, densities=[0.5], timing=Timing(rounds=2)).break_even is None
+
+
+def test_wrong_words(case: Case) -> None:
+    with pytest.raises(UsageError, match="density"):
+        curve(case, [Slow()], sparse, densities=[2.0])
+    with pytest.raises(UsageError, match="pattern"):
+        curve(case, [Slow()], sparse, pattern="dots")
+    with pytest.raises(EngineError, match="no dense engine"):
+        curve(case, [], sparse, densities=[0.5], timing=Timing(rounds=2))
+    assert len(DENSITIES) >= 12
+    assert (min(DENSITIES), max(DENSITIES)) == (0.02, 1.0)
