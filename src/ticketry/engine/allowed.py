@@ -5,6 +5,7 @@ where a model drops out in use), which write to none of them, read no file and g
 from __future__ import annotations
 
 _POINTWISE = """
+__and__ __or__ __xor__ __lshift__ __rshift__ diff bitwise_left_shift bitwise_right_shift
 _to_copy abs acos add addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or
 bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copysign cos cosh cumprod cumsum detach div divide
 dropout elu eq erf erfc exp expm1 feature_dropout fill float_power floor floor_divide fmod frac ge gelu glu greater

@@ -53,6 +53,9 @@ _OPERATORS: Mapping[Any, str] = {
 }
 
 
+_NEEDS_STRIDES = (("aten", "view"), ("aten", "_unsafe_view"))
+
+
 @dataclass(frozen=True)
 class Converted:
     """A graph of torch nodes, and the sizes of all its values."""
@@ -183,6 +186,8 @@ class _Reader:
             if not target._schema.returns:
                 return ""
             namespace, _, name = target._schema.name.partition("::")
+            if (namespace, name) in _NEEDS_STRIDES and target._overloadname == "default":
+                return "aten.reshape.default"  # what comes before may be laid out in memory in another way
             return f"{namespace}.{name}.{target._overloadname}"
         if target in _OPERATORS:
             return f"operator.{_OPERATORS[target]}"

@@ -225,5 +225,6 @@ def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 
 
 def base(one: Node) -> str:
-    """The name of a torch node's operation without namespace and overload; "" of a native node."""
-    return "" if one.native else one.op.split(".")[1]
+    """The name of an ATen operation without overload, and "getitem"; "" of a native node and of arithmetic on sizes."""
+    kind, _, rest = one.op.partition(".")
+    return rest.partition(".")[0] if kind == "aten" or rest == "getitem" else ""

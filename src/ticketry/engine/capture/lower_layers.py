@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ticketry.engine.capture.editor import Editor, Rule, arguments, tensor_of, value_of
+from ticketry.engine.capture.editor import Editor, Rule, arguments, base, tensor_of, value_of
 from ticketry.engine.graph import Json, Node, node
 
 
@@ -217,10 +217,23 @@ def _softmax(editor: Editor, one: Node) -> list[Node] | None:
     return [node("softmax", (x,), one.output, axis=axis)] if axis else None
 
 
+def _hides_nothing(editor: Editor, mask: Json) -> bool:
+    """Whether an attention mask is None, or a constant that lets everything be seen, perhaps expanded."""
+    if mask is None:
+        return True
+    name, maker = tensor_of(mask), editor.makers.get(value_of(mask) or "")
+    if maker is not None and base(maker) == "expand":
+        name = tensor_of(arguments(maker)["self"])
+    if name is None:
+        return False
+    known = editor.tensors[name]
+    return bool(known.all()) if known.dtype == torch.bool else not bool(known.any())
+
+
 def _attention(editor: Editor, one: Node) -> list[Node] | None:
     found = arguments(one)
     names = [value_of(found[role]) for role in ("query", "key", "value")]
-    if None in names or found["attn_mask"] is not None or found["dropout_p"] or found["enable_gqa"]:
+    if None in names or found["dropout_p"] or found["enable_gqa"] or not _hides_nothing(editor, found["attn_mask"]):
         return None
     q, k, v = (str(name) for name in names)
     shapes = [editor.shape(name) or () for name in (q, k, v)]
@@ -234,14 +247,17 @@ def _attention(editor: Editor, one: Node) -> list[Node] | None:
 
 def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node] | None:
     """The first entry of a list that an operation with several results made."""
-    rule = {"max_pool2d_with_indices": _pool, "_native_batch_norm_legit_no_training": _batch_norm}.get(
-        maker.op.split(".")[1]
-    )
+    rule = _FIRST_OF.get(base(maker))
     if rule is None or one.attrs["args"][1] != 0:
         return None
     made = rule(editor, replace(maker, output=one.output))
     return made if isinstance(made, list) else None
 
+
+_FIRST_OF: Mapping[str, Rule] = {
+    "max_pool2d_with_indices": _pool,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+}
 
 RULES: Mapping[str, Rule] = {
     "conv2d": _conv2d,

@@ -11,6 +11,7 @@ from ticketry.engine.capture.fold_norm import fold_norms
 from ticketry.engine.capture.fuse import fuse
 from ticketry.engine.capture.lower import lower
 from ticketry.engine.capture.pads import fold_pads
+from ticketry.engine.capture.rows import straighten
 from ticketry.engine.capture.shuffle import tidy_shapes
 from ticketry.engine.graph import Graph
 
@@ -19,6 +20,7 @@ def simplify(converted: Converted) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
     graph = compute_constants(without_unused(converted.graph))
     graph = lower(graph, converted.sizes)
+    graph = straighten(graph, converted.sizes)
     for change in (recognise_acts, recognise_attention, fold_pads, fold_norms, tidy_shapes, fuse):
         graph = change(graph)
     return graph
