@@ -70,7 +70,7 @@ def find(op: str, *, trusted: bool = False) -> Any:
     if kind == "operator" and rest in OPERATORS:
         return OPERATORS[rest][1]
     name, _, overload = rest.partition(".")
-    if not trusted and (kind != "aten" or name not in ALLOWED):
+    if not trusted and not is_portable(op):
         raise GraphError(f"the operation {op[:80]!r} is not one that a graph in a file may have")
     packet = getattr(getattr(torch.ops, kind), name, None)
     if packet is None or overload not in packet.overloads():
@@ -79,6 +79,12 @@ def find(op: str, *, trusted: bool = False) -> Any:
     if not is_function(function):
         raise GraphError(f"the operation {op[:80]!r} writes to its arguments")
     return function
+
+
+def is_portable(op: str) -> bool:
+    """Whether a graph in a file may have a torch node of this operation."""
+    kind, _, rest = op.partition(".")
+    return rest in OPERATORS if kind == "operator" else kind == "aten" and rest.partition(".")[0] in ALLOWED
 
 
 def is_function(overload: Any) -> bool:

@@ -66,7 +66,9 @@ def node(
     """A native node, with the default of every attribute that is not given; `GraphError` for an unknown operation."""
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op!r}")
-    return Node(op, tuple(inputs), output, {**NATIVE[op].defaults, **attrs}, dict(weights or {}))
+    whole = {**NATIVE[op].defaults, **attrs}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
+    return Node(op, tuple(inputs), output, lists, dict(weights or {}))
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ def _residual(inputs: Sequence[Shape], made: Shape) -> Shape:
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
     """Number of places of a window along an axis, as torch counts them."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
-    _need(room >= 0, "the window is larger than the padded input")
     places = (room + (stride - 1 if ceil else 0)) // stride + 1
+    _need(places >= 1, "the window is larger than the padded input")
     if ceil and (places - 1) * stride >= size + padding:
         places -= 1  # the last window has to start inside of the input or its left padding
     return places

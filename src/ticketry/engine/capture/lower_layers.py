@@ -173,7 +173,8 @@ def _pool(editor: Editor, one: Node) -> list[Node] | None:
     if found["divisor_override"] is not None:
         return None
     made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
-    if made[2:] == (1, 1) and tuple(kernel) == shape[2:] and padding == [0, 0]:
+    covers = all(size >= int(side or 0) for size, side in zip(kernel, shape[2:], strict=True))
+    if made[2:] == (1, 1) and covers and padding == [0, 0]:
         return [node("global_avg_pool", (x,), one.output, keepdim=True)]
     return [node("avg_pool2d", (x,), one.output, **window, count_include_pad=found["count_include_pad"])]
 
