@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ticketry.engine.capture.editor import Editor, rewrite
-from ticketry.engine.graph import Graph, Node
+from ticketry.engine.capture.editor import Editor, arguments, base, rewrite, tensor_of, value_of
+from ticketry.engine.graph import Graph, Json, Node
 
 
 def fold_norms(graph: Graph) -> Graph:
@@ -14,29 +15,51 @@ def fold_norms(graph: Graph) -> Graph:
 
 
 def _fold(editor: Editor, one: Node) -> list[Node] | None:
-    layer = editor.sole(one.inputs[0]) if one.op == "affine" else None
+    if base(one) == "mul":
+        return _fold_scale(editor, one)
+    layer = _open(editor, one.inputs[0]) if one.op == "affine" else None
+    if layer is None or (layer.op == "linear" and len(editor.shape(one.output) or ()) != 2):
+        return None  # a linear layer's channels are its last axis, a norm's its second
+    scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
+    return [_scaled(editor, layer, one.output, scale, shift, one.attrs["act"])]
+
+
+def _fold_scale(editor: Editor, one: Node) -> list[Node] | None:
+    """A factor for each feature after a linear layer, as the layer scale of ConvNeXt."""
+    found = arguments(one)
+    pair = (found["self"], found["other"])
+    x, factor = pair if value_of(pair[0]) else pair[::-1]
+    name, weight = value_of(x), tensor_of(factor)
+    layer = _open(editor, name) if name is not None else None
+    if layer is None or layer.op != "linear" or weight is None or not editor.floating(one.output):
+        return None
+    tensor = editor.tensors[weight]
+    width = editor.tensors[layer.weights["weight"]].shape[0]
+    if tensor.numel() not in (1, width) or (tensor.numel() > 1 and tensor.shape[-1] != width):
+        return None
+    if editor.shape(one.output) != editor.shape(layer.output) or not tensor.is_floating_point():
+        return None
+    scale = tensor.double().flatten().expand(width)
+    return [_scaled(editor, layer, one.output, scale, torch.zeros_like(scale), None)]
+
+
+def _open(editor: Editor, name: str) -> Node | None:
+    """The layer that makes a value which nobody else reads, if it has neither residual nor activation yet."""
+    layer = editor.sole(name)
     if layer is None or layer.op not in ("conv2d", "linear") or layer.attrs["act"] is not None:
         return None
-    if len(layer.inputs) > 1 or (layer.op == "linear" and len(editor.shape(one.output) or ()) != 2):
-        return None  # a linear layer's channels are its last axis, a norm's its second
-    weight = editor.tensors[layer.weights["weight"]]
-    scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
-    bias = editor.tensors[layer.weights["bias"]].double() if "bias" in layer.weights else torch.zeros_like(shift)
-    # Rounded once, from float64. A weight of exactly 0 stays 0.
-    folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    return layer if len(layer.inputs) == 1 else None
+
+
+def _scaled(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
+    """The layer with what it makes scaled and shifted. Rounded once, from float64; a weight of exactly 0 stays 0."""
     name = layer.weights["weight"]
-    prefix = name.removesuffix("weight")
-    return [
-        Node(
-            layer.op,
-            layer.inputs,
-            one.output,
-            {**layer.attrs, "act": one.attrs["act"]},
-            {
-                "weight": editor.replacement(name, folded),
-                "bias": editor.replacement(
-                    layer.weights.get("bias", f"{prefix}bias"), (bias * scale + shift).to(weight.dtype)
-                ),
-            },
-        )
-    ]
+    weight = editor.tensors[name]
+    folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    weights = {"weight": editor.replacement(name, folded)}
+    if "bias" in layer.weights:
+        bias = editor.tensors[layer.weights["bias"]].double() * scale + shift
+        weights["bias"] = editor.replacement(layer.weights["bias"], bias.to(weight.dtype))
+    elif bool(shift.any()):
+        weights["bias"] = editor.tensor(f"{name.removesuffix('weight')}bias", shift.to(weight.dtype))
+    return Node(layer.op, layer.inputs, output, {**layer.attrs, "act": act}, weights)

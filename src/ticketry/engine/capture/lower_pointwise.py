@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ticketry.engine.capture.editor import Editor, Rule, arguments, number_of, value_of
+import torch
+
+from ticketry.engine.capture.editor import Editor, Rule, arguments, number_of, tensor_of, value_of
 from ticketry.engine.graph import Json, Node, node
 
 _PLAIN = {
@@ -92,7 +94,30 @@ def _neutral(editor: Editor, one: Node) -> list[Node] | str | None:
     number = number_of(found["other"], editor.tensors)
     if number == (0 if name in ("add", "sub") else 1) and found.get("rounding_mode") is None:
         return _same(editor, one)
-    return _pairwise(editor, one) if name in ("add", "mul") else None
+    if name not in ("add", "mul"):
+        return None
+    return _by_channel(editor, one) or _pairwise(editor, one)
+
+
+def _by_channel(editor: Editor, one: Node) -> list[Node] | None:
+    """A weight for each channel, that is added or a factor."""
+    found = arguments(one)
+    pair = (found["self"], found["other"])
+    x, weight = (
+        (value_of(pair[0]), tensor_of(pair[1])) if value_of(pair[0]) else (value_of(pair[1]), tensor_of(pair[0]))
+    )
+    if x is None or weight is None or found.get("alpha", 1) != 1 or not editor.floating(x, one.output):
+        return None
+    shape, tensor = editor.shape(x) or (), editor.tensors[weight]
+    channels = shape[1:2] + (1,) * (len(shape) - 2)
+    alike = len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(one.output)
+    if not alike or str(tensor.dtype) != f"torch.{editor.values[x].dtype}":
+        return None
+    vector, name = tensor.flatten(), one.op.split(".")[1]
+    factor = vector if name == "mul" else torch.ones_like(vector)
+    term = vector if name == "add" else torch.zeros_like(vector)
+    weights = {role: editor.tensor(f"{weight}.{role}", made) for role, made in (("scale", factor), ("shift", term))}
+    return [node("affine", (x,), one.output, weights)]
 
 
 RULES: Mapping[str, Rule] = {
