@@ -161,7 +161,7 @@ class Compiled(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         from ticketry.engine import file
 
-        return _unpickled, (file.dump(self.graph), self.threads, self._target_name)
+        return _unpickled, (file.dumps(self.graph), self.threads, self._target_name)
 
     def __repr__(self) -> str:
         return table(self.layers(), self.target.name)
@@ -187,4 +187,4 @@ class Compiled(nn.Module):
 def _unpickled(data: bytes, threads: int | None, target: str) -> Compiled:
     from ticketry.engine import file
 
-    return Compiled(file.parse(data), threads=threads, target=target)
+    return Compiled(file.loads(data)[0], threads=threads, target=target)

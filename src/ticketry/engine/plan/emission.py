@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
 from ticketry.engine.plan.forms import Form
+from ticketry.engine.plan.operations import Operations
 from ticketry.engine.plan.sketch import Sketch, Task
 
 Array = np.ndarray[Any, Any]
@@ -18,11 +18,6 @@ Array = np.ndarray[Any, Any]
 
 class Arena(Protocol):
     """A layout's memory: where the values of a region lie."""
-
-    @property
-    def layout(self) -> Any:
-        """The module with the layout's operations: ``load``, ``store``, ``conv``, ``elementwise``, ..."""
-        ...
 
     @property
     def bytes(self) -> int:
@@ -44,16 +39,15 @@ class Emission:
     Args:
         sketch: the region.
         arena: where its values lie.
-        target: what the kernels are made for.
+        operations: the layout's.
         inputs: how many external tensors come in; those that go out follow them.
 
     Raises:
         UnsupportedError: the layout cannot run a task of the region.
     """
 
-    def __init__(self, sketch: Sketch, arena: Arena, target: Target, inputs: int) -> None:
-        self.sketch, self.arena, self.target, self.inputs = sketch, arena, target, inputs
-        self.layout = arena.layout
+    def __init__(self, sketch: Sketch, arena: Arena, operations: Operations, inputs: int) -> None:
+        self.sketch, self.arena, self.operations, self.inputs = sketch, arena, operations, inputs
         self.ops: list[Op] = []
         for task in sketch.tasks:
             label = task.kind if task.node is None else task.label
@@ -106,14 +100,12 @@ def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _load(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     assert task.output is not None
     y, spread = emission.output(task), strides(task.output)
-    ops: list[Op] = emission.layout.load(task.number, spread, y)
-    return ops
+    return emission.operations.load(task.number, spread, y)
 
 
 def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     number, spread = emission.inputs + task.number, strides(task.inputs[0])
-    ops: list[Op] = emission.layout.store(number, spread, inputs[0])
-    return ops
+    return emission.operations.store(number, spread, inputs[0])
 
 
 def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
@@ -134,7 +126,7 @@ def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     if order is not None:
         weight = weight[:, order]
     y = emission.output(task)
-    ops: list[Op] = emission.layout.conv(
+    return emission.operations.conv(
         x,
         y,
         weight,
@@ -142,19 +134,16 @@ def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
         **where,
         act=node.attrs["act"],
         residual=residual[0] if residual else None,
-        target=emission.target,
     )
-    return ops
 
 
 def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     """All that has no weights of its own, or one a channel."""
     assert task.node is not None
     assert task.output is not None
-    layout, node, y = emission.layout, task.node, emission.output(task)
+    layout, node, y = emission.operations, task.node, emission.output(task)
     attrs, x = node.attrs, inputs[0]
     window = [tuple(attrs[name]) for name in ("kernel", "stride", "padding") if name in attrs]
-    ops: list[Op]
     if node.op in ("add", "mul"):
         ops = layout.elementwise(node.op, x, inputs[1], y, attrs["act"])
     elif node.op == "act":

@@ -44,7 +44,8 @@ class Form:
     @property
     def storages(self) -> list[int]:
         """Numbers of the storages that its planes are in."""
-        return np.unique(self.planes[..., 0]).tolist()
+        found: list[int] = np.unique(self.planes[..., 0]).tolist()
+        return found
 
     @property
     def axes(self) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ticketry.core.structure.groups import row_groups
-from ticketry.engine.cpu import pixels as layout
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
 from ticketry.engine.plan.forms import Form, UnsupportedError
 from ticketry.engine.plan.sketch import Sketch
@@ -36,8 +35,6 @@ class _Wide:
 
 class PixelsArena:
     """Where each value of a region lies, for blocks of so many images."""
-
-    layout = layout
 
     def __init__(self, sketch: Sketch, images: int, lanes: int) -> None:
         self._storages = sketch.storages

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ticketry.engine.cpu import planes as layout
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.plan.forms import Form
 from ticketry.engine.plan.storage import Storages, first_gap
@@ -15,8 +14,6 @@ from ticketry.engine.plan.storage import Storages, first_gap
 
 class PlanesArena:
     """Where each plane of a region lies, for blocks of so many images."""
-
-    layout = layout
 
     def __init__(self, storages: Storages, images: int) -> None:
         self.geometries = _geometries(storages, images)

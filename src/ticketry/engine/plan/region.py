@@ -13,7 +13,9 @@ from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
 from ticketry.engine.plan.emission import Emission, memory
+from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
+from ticketry.engine.plan.pixels import PixelsArena
 from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch
 
@@ -31,6 +33,7 @@ class Native:
     graph: Graph
     region: Region
     library: Library
+    layout: str = "planes"
     sketch: Sketch = field(init=False)
     programs: dict[Key, Program] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
@@ -64,9 +67,14 @@ class Native:
             return self.programs[key]
 
     def _program(self, images: int, split: str) -> Program:
-        emission = Emission(
-            self.sketch, PlanesArena(self.sketch.storages, images), self.library.target, len(self.region.inputs)
-        )
+        target, inputs = self.library.target, len(self.region.inputs)
+        if self.layout == "pixels":
+            emission = Emission(
+                self.sketch, PixelsArena(self.sketch, images, target.lanes), PixelsOperations(target, images), inputs
+            )
+        else:
+            arena = PlanesArena(self.sketch.storages, images)
+            emission = Emission(self.sketch, arena, PlanesOperations(target), inputs)
         return Program(emission.ops, images, emission.bytes, self.library, split)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:

@@ -3,10 +3,12 @@
 Any row of weights may keep any columns: an input column is the address of a plane plus a shift, and a table holds it.
 """
 
+from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.conv import conv
 from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
+from ticketry.engine.cpu.planes.norm import layer_norm, softmax
 from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
 
 __all__ = [
@@ -14,12 +16,15 @@ __all__ = [
     "Planes",
     "affine",
     "apply",
+    "attention",
     "avg_pool",
     "conv",
     "copy",
     "elementwise",
     "global_mean",
+    "layer_norm",
     "load",
     "max_pool",
+    "softmax",
     "store",
 ]

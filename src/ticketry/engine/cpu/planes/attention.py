@@ -39,9 +39,16 @@ def attention(q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: flo
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)
     fits = (q.channels, y.channels) == (heads * depth, heads * values) and depth > 0 and values > 0
-    if not fits or key_heads == 0 or heads % key_heads or (k.channels, v.channels) != (key_heads * depth, key_heads * values):
+    if (
+        not fits
+        or key_heads == 0
+        or heads % key_heads
+        or (k.channels, v.channels) != (key_heads * depth, key_heads * values)
+    ):
         found = ", ".join(str(value.channels) for value in (q, k, v, y))
-        raise EngineError(f"attention with {heads} heads does not fit queries, keys, values, results of {found} channels")
+        raise EngineError(
+            f"attention with {heads} heads does not fit queries, keys, values, results of {found} channels"
+        )
     places = [_tokens(value.geometry) for value in (q, k, v, y)]
     queries, keys = places[0][0], places[1][0]
     kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal)
@@ -155,9 +162,7 @@ class _Writer:
                 i.next += [e.fma(query, value, total) for query, total in pairs]
         return i.results
 
-    def _masked(
-        self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value
-    ) -> list[ir.Value]:
+    def _masked(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
         """The scores, scaled; -inf where the key has been seen in an earlier block, or is after the query."""
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))

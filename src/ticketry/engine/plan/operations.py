@@ -1,0 +1,88 @@
+"""The operations of both layouts by one set of names, so that a region is emitted the same way for either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ticketry.engine.cpu import pixels, planes
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.forms import UnsupportedError
+
+Pair = tuple[int, int]
+Make = Callable[..., list[Op]]
+
+
+class Operations:
+    """What a layout can do. Values are of the layout's own kind."""
+
+    load: Make
+    """(number, strides, y)"""
+    store: Make
+    """(number, strides, x)"""
+    conv: Make
+    """(x, y, weight, bias, stride=, padding=, dilation=, groups=, act=, residual=)"""
+    elementwise: Make
+    """("add" | "mul", a, b, y, act)"""
+    apply: Make
+    """(act, x, y)"""
+    affine: Make
+    """(x, y, scale, shift, act)"""
+    layer_norm: Make
+    """(x, y, weight, bias, eps)"""
+    softmax: Make
+    """(x, y)"""
+    max_pool: Make
+    """(x, y, kernel, stride, padding, dilation)"""
+    avg_pool: Make
+    """(x, y, kernel, stride, padding, count_include_pad)"""
+    global_mean: Make
+    """(x, y)"""
+    attention: Make
+    """(q, k, v, y, heads, scale, causal)"""
+
+
+class PlanesOperations(Operations):
+    """Over planes."""
+
+    def __init__(self, target: Target) -> None:
+        self.load, self.store = planes.load, planes.store
+        self.conv = partial(planes.conv, target=target)
+        self.elementwise, self.apply, self.affine = planes.elementwise, planes.apply, planes.affine
+        self.layer_norm, self.softmax, self.attention = planes.layer_norm, planes.softmax, planes.attention
+        self.max_pool, self.avg_pool, self.global_mean = planes.max_pool, planes.avg_pool, planes.global_mean
+
+
+class PixelsOperations(Operations):
+    """Over pixels; for blocks of so many images."""
+
+    def __init__(self, target: Target, images: int) -> None:
+        self._target = target
+        self.load, self.store = partial(pixels.load, target=target), partial(pixels.store, target=target)
+        self.conv = partial(pixels.conv, target=target, images=images)
+        self.elementwise, self.apply, self.affine = self._elementwise, self._apply, self._affine
+        self.layer_norm = self.softmax = self.attention = _absent
+        self.max_pool, self.avg_pool = self._max_pool, self._avg_pool
+        self.global_mean = partial(pixels.global_mean, target=target)
+
+    def _elementwise(self, kind: str, a: Any, b: Any, y: Any, act: Any) -> list[Op]:
+        return {"add": pixels.add, "mul": pixels.mul}[kind](a, b, y, target=self._target, act=act)
+
+    def _apply(self, act: Any, x: Any, y: Any) -> list[Op]:
+        return pixels.apply(x, y, act, target=self._target)
+
+    def _affine(self, x: Any, y: Any, scale: Any, shift: Any, act: Any) -> list[Op]:
+        return pixels.affine(x, y, scale, shift, target=self._target, act=act)
+
+    def _max_pool(self, x: Any, y: Any, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[Op]:
+        return pixels.max_pool(x, y, kernel, target=self._target, stride=stride, padding=padding, dilation=dilation)
+
+    def _avg_pool(self, x: Any, y: Any, kernel: Pair, stride: Pair, padding: Pair, counted: bool) -> list[Op]:
+        where: dict[str, Any] = {"stride": stride, "padding": padding, "count_include_pad": counted}
+        return pixels.avg_pool(x, y, kernel, target=self._target, **where)
+
+
+def _absent(*args: Any) -> list[Op]:
+    raise UnsupportedError("pixels have no such kernel")
