@@ -38,7 +38,8 @@ ALLOWED = {
     "run": LEAVES | ROOMS | {"runfile", "run_costs", "run_points"},
     "run_verify": LEAVES | ROOMS,
     "run_stability": LEAVES | ROOMS | {"run", "run_points", "run_verify"},
-    "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "runfile"},
+    "run_engine": LEAVES | ROOMS,
+    "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "run_engine", "runfile"},
     "__init__": LEAVES | ROOMS,
     "__main__": {"cli"},
 }

@@ -54,7 +54,7 @@ def test_a_masked_model(model: nn.Module, tmp_path: Path, format: str) -> None:
     file = tmp_path / f"deep/model.{format}"
     made = export(model, mask, X, file, format=format, facts={"ticket": "t"})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert (made.shrunk, made.dynamic_batch, made.bytes) == (False, True, file.stat().st_size)
+    assert (made.shrunk, made.batch, made.bytes) == (False, None, file.stat().st_size)
     assert "not channel-wise" in made.why_not_shrunk
     assert made.parameters == made.dense_parameters == sum(value.numel() for value in model.parameters())
     assert [check.batch for check in made.checks] == [1, 2, 5]
@@ -118,16 +118,19 @@ def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
 
 
 def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> None:
-    made = export(model, None, X, tmp_path / "m.onnx", dynamic_batch=False)
-    assert (made.dynamic_batch, [check.batch for check in made.checks]) == (False, [2])
+    made = export(model, None, X, tmp_path / "m.onnx", batch=3)
+    assert (made.batch, [check.batch for check in made.checks]) == (3, [3])
+    assert ran(tmp_path / "m.onnx", X[:3])[0].shape == (3, 10)
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        ran(tmp_path / "m.onnx", X)
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str) -> None:
-    with pytest.raises(EngineError, match="without a dynamic batch"):
+    with pytest.raises(EngineError, match="for that alone"):
         export(Fixed(), None, X, tmp_path / f"m.{format}", format=format)
     assert not list(tmp_path.iterdir())
-    assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, dynamic_batch=False).checks
+    assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
 
 
 def test_what_differs_from_its_source_is_not_written(
@@ -154,6 +157,8 @@ def test_errors(model: nn.Module, tmp_path: Path) -> None:
     mask = tk.prune(model, density=0.2, score="magnitude")
     with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):
         export(model, mask, X, tmp_path / "m", format="tflite")
+    with pytest.raises(UsageError, match="at least one example, not 0"):
+        export(model, mask, X, tmp_path / "m.onnx", batch=0)
     with pytest.raises(MaskError, match="not channel-wise"):
         export(model, mask, X, tmp_path / "m.onnx", shrink=True)
     with pytest.raises(UsageError, match="no mask"):

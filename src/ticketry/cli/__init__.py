@@ -18,6 +18,9 @@ VERBS = {
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify", "does a ticket win? trained anew from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
+    "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
+    "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
+    "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, runs or tickets"),
     "store": ("store", "check a store for damage, or free space in it"),
@@ -32,6 +35,7 @@ examples:
   ticketry search imp --task fashion-mnist --levels 14 --json
   ticketry verify .ticketry/runs/RUN/tickets/replicate-0-level-09
   ticketry stability --task digits --rewinds 0,3%,20% --densities 0.3,0.1
+  ticketry bench .ticketry/runs/RUN/tickets/replicate-0-level-09 --batch 1,64
   ticketry list tasks
   ticketry report
 """

@@ -48,15 +48,20 @@ def _gathered(words: Sequence[str], flags: set[str]) -> list[str]:
     inside = ""
     for word in words:
         flag, has_value, value = word.partition("=")
-        if word.startswith("--"):
+        if _is_flag(word):
             inside = flag if flag.replace("_", "-") in flags else ""
         if not inside:
             others.append(word)
-        elif word.startswith("--"):
+        elif _is_flag(word):
             values.setdefault(inside, []).extend(_parts(value) if has_value else ())
         else:
             values.setdefault(inside, []).extend(_parts(word))
     return [*others, *(word for flag, found in values.items() for word in (flag, *found))]
+
+
+def _is_flag(word: str) -> bool:
+    """Whether it is a flag, long or of one letter, and no negative number."""
+    return word.startswith("--") or re.fullmatch(r"-[A-Za-z].*", word) is not None
 
 
 def _parts(word: str) -> list[str]:

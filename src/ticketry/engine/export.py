@@ -33,7 +33,7 @@ FORMATS = ("onnx", "pt2")
 TOLERANCE = 1e-4
 """The largest relative error of an exported model that is kept."""
 
-_FIXED = "if the model needs one batch size, export it without a dynamic batch (--fixed-batch)"
+_FIXED = "if the model needs one batch size, export it for that alone (batch=N, --batch N)"
 _BATCHES = (1, 2, 5)
 _SEED = 7
 
@@ -57,8 +57,8 @@ class Exported:
     """Whether the channels that the mask removes are gone; else pruned weights are in the file as zeros."""
     why_not_shrunk: str
     """Empty where it is shrunk, or nobody asked."""
-    dynamic_batch: bool
-    """Whether the file takes any batch size."""
+    batch: int | None
+    """The only batch size that the file takes; None where it takes any."""
     bytes: int
     """Of the file, and of the one beside it that holds weights from 2 GB on."""
     parameters: int
@@ -84,7 +84,7 @@ def export(
     *,
     format: str = "onnx",
     shrink: bool | None = None,
-    dynamic_batch: bool = True,
+    batch: int | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write `model` under `mask` to a file, read it back and compare; nothing is left behind where that fails.
@@ -96,7 +96,7 @@ def export(
         format: ``onnx`` (by torch's exporter; read back by ONNX Runtime) or ``pt2`` (by torch.export).
         shrink: take out the channels that the mask removes (see `ticketry.shrink`); None does so if the mask is
             channel-wise and removes any.
-        dynamic_batch: let the file take any batch size.
+        batch: the only batch size that the file is to take; None lets it take any.
         facts: metadata for the file, beside what ticketry says of itself.
 
     Raises:
@@ -110,11 +110,14 @@ def export(
         raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
     if format == "onnx" and find_spec("onnxruntime") is None:
         raise MissingExtraError("onnxruntime", "onnx", "checking what was exported")
+    if batch is not None and batch < 1:
+        raise UsageError(f"a batch has at least one example, not {batch}")
     target = Path(path)
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
     masked = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    inputs = at_batch(example_inputs, 2, seed=_SEED)  # not 1: torch.export takes a size of 1 for a constant
+    # By itself not 1: torch.export takes a size of 1 for a constant.
+    inputs = at_batch(example_inputs, batch or 2, seed=_SEED)
     source, why = masked, ""
     if mask is not None:
         mask.to("cpu").apply_(masked)
@@ -124,9 +127,9 @@ def export(
     write, read = _FORMATS[format]
 
     def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
-        write(source, inputs, file, dynamic_batch, {"ticketry": __version__, **(facts or {})})
+        write(source, inputs, file, batch is None, {"ticketry": __version__, **(facts or {})})
         runtime, run = read(file)
-        return runtime, _checked(source, run, example_inputs, _BATCHES if dynamic_batch else (2,), runtime)
+        return runtime, _checked(source, run, example_inputs, _BATCHES if batch is None else (batch,), runtime)
 
     (runtime, checks), size = _written(target, draft)
     parameters = list(source.parameters())
@@ -135,7 +138,7 @@ def export(
         format=format,
         shrunk=source is not masked,
         why_not_shrunk=why,
-        dynamic_batch=dynamic_batch,
+        batch=batch,
         bytes=size,
         parameters=sum(value.numel() for value in parameters),
         dense_parameters=sum(value.numel() for value in model.parameters()),

@@ -11,6 +11,7 @@ from ticketry.errors import StoreError
 from ticketry.report.evidence_files import evidence_of
 from ticketry.report.export import export
 from ticketry.report.figures import figure_svgs
+from ticketry.report.figures.saved import time_by_density_svg
 from ticketry.report.identity import has, identity_of
 from ticketry.report.page import render
 from ticketry.report.relative import cost_lines, relative_costs
@@ -26,6 +27,7 @@ __all__ = [
     "relative_costs",
     "summary_lines",
     "summary_table",
+    "time_by_density_svg",
     "verdict_line",
     "write_report",
 ]

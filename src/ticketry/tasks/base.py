@@ -125,6 +125,15 @@ class Task:
         """Stored inputs of a batch [n, ...] to what the model takes, on the device they are on; nothing random."""
         return inputs
 
+    def example(self, count: int, data: Path | None = None) -> Tensor:
+        """Inputs as the model takes them, `count` of them: what a model is compiled, exported and timed with.
+
+        By default the first of the validation split; a task that knows their shape need not read any data.
+        """
+        split = self.load(data).validation
+        first = split.inputs[:count]
+        return self.prepare(first if split.reader is None else split.reader.request(first)())
+
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
         """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator)."""
         if names:

@@ -111,6 +111,9 @@ class FolderClassification(Images):
     def build(self) -> nn.Module:
         return models.build(self.model, shape=self.shape, classes=self.classes)
 
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.shape
+
     def narrower(self, parameters: int) -> str | None:
         if NetworkName.parse(self.model).library:  # whose widths cannot be chosen
             return None

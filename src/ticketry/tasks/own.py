@@ -79,6 +79,9 @@ class OwnTask(Task):
     def prepare(self, inputs: Tensor) -> Tensor:
         return self.inner.prepare(inputs)
 
+    def example(self, count: int, data: Path | None = None) -> Tensor:
+        return self.inner.example(count, data)
+
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
         return self.inner.augment(inputs, names, generator)
 

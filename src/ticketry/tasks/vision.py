@@ -37,6 +37,15 @@ class Images(Classification):
         # In a LeNet's 1 ms step this counts: 20 us for 128 MNIST images, where addcmul takes 55 us.
         return inputs.to(torch.float32, copy=True).mul_(factor).add_(offset)
 
+    def example(self, count: int, data: Path | None = None) -> Tensor:
+        """Noise [count, channels, height, width], spread as prepared images are; no data are read."""
+        shape = self.image_shape()
+        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        raise NotImplementedError
+
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
         """Flips and crops, in the order of `names`."""
         for name in names:
@@ -82,6 +91,9 @@ class ImageClassification(Images):
 
     def build(self) -> nn.Module:
         return models.build(self.model, shape=self.shape, classes=self.classes)
+
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.shape
 
     def narrower(self, parameters: int) -> str | None:
         if NetworkName.parse(self.model).library:  # whose widths cannot be chosen

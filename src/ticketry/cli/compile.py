@@ -1,0 +1,72 @@
+"""ticketry compile TICKET: a file that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ticketry.cli.arguments import parse
+from ticketry.cli.engine_tables import console, layers_table
+from ticketry.cli.ticket_options import TicketOptions, read_source, saying, size
+from ticketry.errors import UsageError
+
+_DESCRIPTION = """\
+Compile a ticket: a model file with kernels' tables made for its mask, which loads without the model's source
+
+  fast = ticketry.engine.compiled.load("model.tk")
+
+It holds JSON and safetensors, no pickle, and its kernels are made for the processor on which it is loaded. Before it is
+kept, it is read back and compared with the ticket's model.
+
+examples:
+  ticketry compile .ticketry/runs/RUN/tickets/replicate-0-level-09 -o model.tk
+  ticketry compile my-ticket --json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments(TicketOptions):
+    ticket: Annotated[Path, tyro.conf.Positional]
+    """The folder of a ticket."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The model file; else the ticket's name with .tk, in this folder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32 or bf16: of the arithmetic."""
+    layers: bool = False
+    """Show the table of layers: kernel, density, time, and why a layer is not in a kernel of its own."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Compile a ticket."""
+    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry compile", description=_DESCRIPTION)
+    from ticketry.run_engine import execute_compile
+
+    output = arguments.output or Path(f"{arguments.ticket.resolve().name}.tk")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name the file to write")
+    with saying(f"compiling {arguments.ticket.name}"):
+        record = execute_compile(
+            read_source(arguments, arguments.ticket),
+            output,
+            precision=arguments.precision,
+            command=shlex.join(["ticketry", "compile", *words]),
+        )
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    engine = [row for row in record["layers"] if row["where"] == "engine"]
+    share = sum(row["share"] or 0 for row in engine)
+    print(f"ticket   {record['ticket']}")
+    print(f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of its weights kept")
+    print(f"file     {record['path']}: {size(record['bytes'])}; the dense weights are {size(record['dense_bytes'])}")
+    print(f"checked  read back: equal to its source, relative error {record['relative_error']:.1g}")
+    print(f"layers   {len(engine)} of {len(record['layers'])} in the engine, {100 * share:.1f} % of the time")
+    print(f"compiled in {record['compile_seconds']:.2f} s")
+    if arguments.layers:
+        console().print(layers_table(record["layers"]))
+    return 0

@@ -1,0 +1,128 @@
+"""Tables of engines and of layers, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_MINIMUM_WIDTH = 100
+"""Of a table that goes into a file or a pipe."""
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for the tables."""
+    from rich.console import Console
+
+    made = Console()
+    return made if made.is_terminal else Console(width=max(made.width, _MINIMUM_WIDTH))
+
+
+def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """A row an engine, a column a batch: milliseconds of a call, and what is saved against the fastest dense one."""
+    from rich.text import Text
+
+    table = _table("time of a call, ms: median (quartiles over rounds); best dense engine in bold")
+    table.add_column("engine", no_wrap=True)
+    for one in comparisons:
+        table.add_column(f"batch {one['batch']}", justify="right")
+    names = list(dict.fromkeys(row["engine"] for one in comparisons for row in one["times"]))
+    for name in names:
+        cells = [_time_cell(one, name) for one in comparisons]
+        sparse = any(row["sparse"] for one in comparisons for row in one["times"] if row["engine"] == name)
+        table.add_row(Text(name, style="green" if sparse else ""), *cells)
+    return table
+
+
+def saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """What each sparse engine saves, with its interval."""
+    from rich.text import Text
+
+    table = _table("time saved against the fastest dense engine, %: median of the rounds' ratios [interval]")
+    table.add_column("engine", no_wrap=True)
+    for one in comparisons:
+        table.add_column(f"batch {one['batch']}", justify="right")
+    for name in dict.fromkeys(saved["engine"] for one in comparisons for saved in one["saved"]):
+        cells = []
+        for one in comparisons:
+            found = next((saved for saved in one["saved"] if saved["engine"] == name), None)
+            if found is None:
+                cells.append(Text(""))
+                continue
+            low, high = 100 * found["low"], 100 * found["high"]
+            text = f"{100 * found['saved']:.1f} [{low:.1f}, {high:.1f}]"
+            cells.append(Text(text, style="bold green" if low > 0 else "red" if high < 0 else ""))
+        table.add_row(Text(name, style="green"), *cells)
+    against = [next((saved["against"] for saved in one["saved"]), "") for one in comparisons]
+    table.add_row(Text("against", style="dim"), *(Text(name, style="dim") for name in against))
+    return table
+
+
+def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """What each layer runs in, how dense it is, and its time."""
+    from rich.text import Text
+
+    table = _table("")
+    for name, where in (
+        ("layer", "left"),
+        ("kind", "left"),
+        ("kernel", "left"),
+        ("density", "right"),
+        ("rows", "right"),
+        ("ms", "right"),
+        ("share", "right"),
+        ("why", "left"),
+    ):
+        table.add_column(name, justify=where, overflow="fold")  # type: ignore[arg-type]
+    for layer in layers:
+        cells = (
+            layer["name"],
+            layer["kind"],
+            layer["kernel"] if layer["where"] == "engine" else "torch",
+            "" if layer["density"] is None else f"{100 * layer['density']:.2f} %",
+            layer["rows"],
+            "" if layer["seconds"] is None else f"{1e3 * layer['seconds']:.3f}",
+            "" if layer["share"] is None else f"{100 * layer['share']:.1f} %",
+            layer["why"],
+        )
+        table.add_row(*(Text(str(cell)) for cell in cells), style="" if layer["where"] == "engine" else "yellow")
+    return table
+
+
+def curve_table(curve: Mapping[str, Any]) -> Table:
+    """A row a density: time, the ideal, and what is saved."""
+    table = _table(f"time against density, masks {curve['pattern']}; ideal: density times the fastest dense engine")
+    for name in ("density", "ms", "ideal ms", "saved, %", "interval"):
+        table.add_column(name, justify="right")
+    for point in curve["points"]:
+        table.add_row(
+            f"{100 * point['density']:.1f} %",
+            f"{1e3 * point['seconds']:.3f}",
+            f"{1e3 * point['ideal']:.3f}",
+            f"{100 * point['saved']:.1f}",
+            f"[{100 * point['saved_low']:.1f}, {100 * point['saved_high']:.1f}]",
+        )
+    return table
+
+
+def _time_cell(one: Mapping[str, Any], name: str) -> Any:
+    from rich.text import Text
+
+    row = next((row for row in one["times"] if row["engine"] == name), None)
+    if row is None:
+        return Text("")
+    if row["seconds"] is None:
+        return Text(row["why"], style="dim")
+    text = f"{1e3 * row['seconds']:.3g} ({1e3 * row['low']:.3g} … {1e3 * row['high']:.3g})"
+    return Text(text, style="bold" if name == one["fastest_dense"] else "")
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)

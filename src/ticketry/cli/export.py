@@ -1,0 +1,82 @@
+"""ticketry export TICKET: for other runtimes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ticketry.cli.arguments import parse
+from ticketry.cli.ticket_options import TicketOptions, read_source, saying, size
+from ticketry.errors import UsageError
+
+_DESCRIPTION = """\
+Export a ticket for other runtimes. A channel-wise ticket becomes a physically smaller model; any other is written with
+zeros in place of the weights that it lacks. What was written is read back and compared with its source on random
+inputs of several batch sizes: ONNX in ONNX Runtime, an archive in torch.
+
+examples:
+  ticketry export .ticketry/runs/RUN/tickets/replicate-0-level-09 --format onnx -o model.onnx
+  ticketry export my-ticket --format pt2 --shrink no --json"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments(TicketOptions):
+    ticket: Annotated[Path, tyro.conf.Positional]
+    """The folder of a ticket."""
+    format: Literal["onnx", "pt2"] = "onnx"
+    """onnx, or pt2: an archive of torch.export."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file; else the ticket's name with the format's ending, in this folder."""
+    shrink: Literal["auto", "yes", "no"] = "auto"
+    """Take out the channels that the mask removes: where there are any (auto), or else it is an error (yes), or not."""
+    batch: int | None = None
+    """Let the file take batches of this size only; by default it takes any."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Export a ticket."""
+    arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry export", description=_DESCRIPTION)
+    from ticketry.run_engine import execute_export
+
+    output = arguments.output or Path(f"{arguments.ticket.resolve().name}.{arguments.format}")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name the file to write")
+    with saying(f"exporting {arguments.ticket.name}"):
+        record = execute_export(
+            read_source(arguments, arguments.ticket),
+            output,
+            format=arguments.format,
+            shrink={"auto": None, "yes": True, "no": False}[arguments.shrink],
+            batch=arguments.batch,
+            command=["ticketry", "export", *words],
+        )
+    print(json.dumps(record) if arguments.json else "\n".join(told(record)))
+    return 0
+
+
+def told(record: dict[str, Any]) -> list[str]:
+    """An export in a few lines."""
+    made = record["export"]
+    parameters, dense = made["parameters"], made["dense_parameters"]
+    if made["shrunk"]:
+        what = f"shrunk: {parameters:,} parameters of {dense:,} ({100 * parameters / dense:.1f} %)"
+    else:
+        what = f"masked: {parameters:,} parameters, {made['nonzero']:,} of them not 0"
+    any_batch = "any batch" if made["batch"] is None else f"batches of {made['batch']}"
+    batches = ", ".join(str(check["batch"]) for check in made["checks"])
+    worst = max(check["error"] for check in made["checks"])
+    lines = [
+        f"ticket   {record['ticket']}",
+        f"         {record['model']} on {record['task']}, {100 * record['density']:.2f} % of its weights kept",
+        f"file     {made['path']}: {size(made['bytes'])}, {any_batch}",
+        f"         {what}",
+        f"checked  in {made['runtime']} with batches of {batches}: equal to its source, relative error {worst:.1g}",
+    ]
+    if made["why_not_shrunk"] and not made["shrunk"]:
+        lines.append(f"note     not smaller, for {made['why_not_shrunk']}")
+    return lines
