@@ -121,7 +121,7 @@ def _linear(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     x, *residual = inputs
     size = [sketch.weight(node).shape[0]]
     if x.labels == "f":
-        return _product(sketch, node, x, residual, ("c", size, (1, 1)), 0, False)
+        return _product(sketch, node, x, residual, ("c", size, (1, 1)), 0, True)
     if x.labels[-1] != "c" or x.labels.count("c") != 1:
         raise UnsupportedError("features that are spread over several axes")
     return _product(sketch, node, x, residual, (x.labels, size, x.pixels), 0, True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from arenas import Arena, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from arenas import Arena, targets
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from arenas import Arena, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from arenas import Arena, targets
 from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store

@@ -6,10 +6,10 @@ from itertools import permutations
 
 import pytest
 import torch
-from arenas import Arena, guarded, outside, targets
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from arenas import Arena, guarded, outside, targets
 from ticketry.engine.cpu.planes.geometry import Geometry
 from ticketry.engine.cpu.planes.move import load, store
 

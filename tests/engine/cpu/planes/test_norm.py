@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from arenas import Arena, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from arenas import Arena, targets
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.planes.norm import layer_norm, softmax
@@ -25,10 +25,7 @@ _SHAPES = {
 
 
 def _planes(arena: Arena, channels: int, size: tuple[int, int], images: int, layouts, in_place: bool) -> list[Planes]:
-    x, y = (
-        arena.planes(Geometry.of(*size, halo, images, size[1] + halo + gap), channels)
-        for halo, gap in layouts
-    )
+    x, y = (arena.planes(Geometry.of(*size, halo, images, size[1] + halo + gap), channels) for halo, gap in layouts)
     return [x, x if in_place else y]
 
 

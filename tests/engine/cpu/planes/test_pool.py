@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from arenas import Arena, targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from arenas import Arena, targets
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
