@@ -82,7 +82,7 @@ class Arena:
 
 
 def guarded(values: torch.Tensor, order: Sequence[int], spread: Sequence[int], late: bool) -> torch.Tensor:
-    """A copy of a tensor, its dimensions laid out in an order, in memory that ends (or begins) where the process's does.
+    """A copy of a tensor, its dimensions laid out in an order, in memory that ends (or begins) at a guard page.
 
     Args:
         values: what it holds.

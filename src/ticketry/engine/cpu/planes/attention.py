@@ -2,7 +2,7 @@
 
 A few vectors of queries stay while the keys go by in blocks. Scores, their exponentials and the sums over keys all have
 one lane a query and image, so that no lane needs another's. The largest score so far is kept, and what has been summed
-is scaled when it grows (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): scores are not stored.
+is scaled when it grows (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): no score is kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def attention(q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: flo
     """``softmax(scale * q @ k.T) @ v`` for each image and head.
 
     Args:
-        q, k, v, y: with heads * features channels, tokens as positions; ``k`` and ``v`` may have other tokens than ``q``
-            and, as long as they divide ``heads``, fewer heads, each for several of ``q``. ``y`` shares memory with none.
+        q, k, v, y: with heads * features channels, and tokens as positions. ``k`` and ``v`` may have other tokens than
+            ``q``, and fewer heads, each for as many of ``q``. ``y`` shares memory with none of them.
         causal: whether a query sees the keys up to its own position only.
 
     Raises:
@@ -38,17 +38,10 @@ def attention(q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: flo
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)
-    fits = (q.channels, y.channels) == (heads * depth, heads * values) and depth > 0 and values > 0
-    if (
-        not fits
-        or key_heads == 0
-        or heads % key_heads
-        or (k.channels, v.channels) != (key_heads * depth, key_heads * values)
-    ):
-        found = ", ".join(str(value.channels) for value in (q, k, v, y))
-        raise EngineError(
-            f"attention with {heads} heads does not fit queries, keys, values, results of {found} channels"
-        )
+    found = tuple(value.channels for value in (q, k, v, y))
+    fitting = (heads * depth, key_heads * depth, key_heads * values, heads * values)
+    if found != fitting or 0 in found or heads % key_heads:
+        raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
     places = [_tokens(value.geometry) for value in (q, k, v, y)]
     queries, keys = places[0][0], places[1][0]
     kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal)
@@ -85,9 +78,10 @@ class _Writer:
     def __init__(self, kernel: Attention, name: str, target: Target) -> None:
         self.kernel = kernel
         self.e = e = Emitter(name, target)
-        # Keys of several images are read by few lanes each: more queries make up for it.
-        self.across = 2 if kernel.images <= 2 else 4
-        self.block = min(kernel.keys, (24 if target.registers >= 32 else 12) // self.across)
+        # Keys of several images are read for few queries each: more vectors of queries make up for it.
+        many = target.registers >= 32
+        self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
+        self.block = min(kernel.keys, (24 if many else 12) // self.across)
         self.images = min(kernel.images, target.lanes)
         """Images in a vector; `parts` of them make up all."""
         self.parts = kernel.images // self.images

@@ -1,5 +1,4 @@
-"""What kernels over planes do with the lanes of vectors: parts of a vector, transposes, values of a few images
-repeated.
+"""What kernels over planes do with lanes of vectors: parts of a vector, transposes, values of a few images repeated.
 
 In a plane, lane j of the vectors at a position belongs to image j of those ``images``; a vector holds several positions
 where images are fewer than lanes, and a position takes several vectors where they are more.

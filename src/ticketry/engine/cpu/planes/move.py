@@ -1,8 +1,8 @@
 """Moves values between tensors outside, with any strides, and planes.
 
-Where elements of a row of pixels are neighbours in the tensor, the rows of as many images are interleaved; where those
-of a pixel's channels are, a square of pixels and channels is transposed. A vector that would reach over the end of a
-row, or over the last channel, begins earlier instead: nothing outside the tensor is read or written.
+Where the pixels of a row are neighbours in the tensor, the rows of as many images are interleaved; where the channels of
+a pixel are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or over the
+last channel, begins earlier instead: nothing outside the tensor is read or written.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ class _Sides:
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """The number of chunks of ``size`` in ``count`` (known to be ``few``, if below `_MANY`) and the last's
-        begin."""
+        """The number of chunks of ``size`` in ``count`` (which is ``few``, if below `_MANY`), and where the last begins."""
         if few < size:
             return self.e.i64(1), self.e.i64(0)
         b = self.e.b

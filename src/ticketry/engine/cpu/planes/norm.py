@@ -1,7 +1,7 @@
 """Layer norm and softmax over the channels of each position: over a token's features, or a pixel's.
 
-A few vectors of positions at a time are gone through channel after channel, once for each sum and once to write, so that
-they stay in the cache meanwhile.
+A few vectors of positions at a time are gone through channel after channel, once for each sum and once to write; they
+stay in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def _over_positions(name: str, target: Target, body: Callable[[_Stack], None]) -
     with e.loop(low, high) as turn:
         run, first = b.udiv(turn.index, chunks), b.mul(b.urem(turn.index, chunks), size)
         byte = b.mul(first, e.i64(FLOAT))
-        places = [b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row))]
+        x, y = (b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row)))
         rest = b.sub(floats, first)
         with b.if_else(b.icmp_signed(">=", rest, size)) as (whole, part):
             with whole:
-                body(_Stack(e, channels, *places, [None] * vectors))
+                body(_Stack(e, channels, x, y, [None] * vectors))
             with part:
                 some = [lanes.within(e, b.sub(rest, e.i64(k * target.lanes))) for k in range(vectors)]
-                body(_Stack(e, channels, *places, some))
+                body(_Stack(e, channels, x, y, some))
     return e.text()
 
 

@@ -1,8 +1,7 @@
 """Pooling over planes: the largest or the mean value of windows, and the mean of a whole plane.
 
-Only positions inside the picture are looked at, so what a halo holds does not matter. A table tells for each row and
-each column of the output where its window begins and how many of its taps are inside; a vector holds one position's
-images.
+Only positions inside the picture are looked at, so what a halo holds does not matter. Tables tell for each row and each
+column of the output where its window begins and how many of its taps are inside; a vector holds one position's images.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ Array = np.ndarray[Any, Any]
 def max_pool(
     x: Planes, y: Planes, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
 ) -> list[Op]:
-    """The largest value of each window; all pairs are (rows, columns). The size of ``y`` says how many windows there
-    are."""
+    """The largest value of each window. All pairs are (rows, columns); the size of ``y`` tells how many windows there are."""
     rows, columns = (_inside(x, y, axis, kernel, stride, padding, dilation) for axis in (0, 1))
     ones = np.ones(max(y.geometry.height, y.geometry.width), np.float32)
     return [_windows("max", x, y, dilation, (rows, columns), (ones, ones))]
@@ -90,7 +88,18 @@ def _windows(kind: str, x: Planes, y: Planes, dilation: Pair, places: Sequence[A
     columns[:, 0] *= g.step
     taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
     place = (h.position(0, 0) * h.step, h.row * h.step)
-    args = (x.channels, h.height, h.width, *taps, *place, rows, columns, *shares, x.offsets, y.offsets)
+    args: tuple[int | Array, ...] = (
+        x.channels,
+        h.height,
+        h.width,
+        *taps,
+        *place,
+        rows,
+        columns,
+        *shares,
+        x.offsets,
+        y.offsets,
+    )
     return Op(Windows(kind, g.images), args, f"{kind} pool")
 
 
