@@ -1,14 +1,18 @@
-"""Which tile a block of rows is done with: estimated cycles of a core, checked by measuring (benchmarks)."""
+"""Which tile a block of rows is done with: estimated cycles of a core, their constants fitted to measurements."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ticketry.engine.cpu.pixels.geometry import FLOAT, LINE
 from ticketry.engine.cpu.pixels.tiles import Plane, Tile
 from ticketry.engine.cpu.target import Target
 
 CYCLES_A_NANOSECOND = 4.0
 """Of a core as costs see it."""
+
+WEIGHTS_KEPT = 1 << 19
+"""Bytes of weights that stay in the second cache while a kernel goes from tile to tile."""
 
 _PIXELS = {32: {1: 16, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
 """Vector registers of a processor -> vectors of a block -> pixels of the largest tile without spills."""
@@ -19,11 +23,17 @@ _LATENCY = 4
 _MULTIPLIERS = 2
 """Vectors multiplied and added in a cycle."""
 
-_LOADS = 1.77
-"""Vectors and broadcast values loaded in a cycle, as measured."""
+_LOADS = 1.8
+"""Vectors and broadcast values loaded in a cycle."""
 
-_TILE, _RUN, _VALUE = 30.0, 12.0, 1.5
-"""Cycles that a tile of a block takes beside its columns; each run of columns; each vector of results."""
+_NEAR_INPUT = 40 << 10
+"""Bytes of input that stay in the first cache from one block of a tile to the next."""
+
+_STEP, _TILE, _RUN, _VALUE = 1.5, 50.0, 5.0, 4.0
+"""Cycles beside the multiplications: of each column, each tile of a block, each run of columns, each vector written."""
+
+_INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 1.65, 1.3, 2.4
+"""Cycles for a cache line of input or weights from the second cache, and what is added from beyond it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,25 @@ class Shape:
     tile: Tile
     rest: Tile | None
     """The tile for images left over where `tile` has several."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, as far as the choice of a tile depends on it."""
+
+    plane: Plane
+    channels: int
+    """Of the input."""
+    images: int
+    """In a block, mostly."""
+    blocks: int
+    """Of rows."""
+    columns: float
+    """Kept in each, in the mean."""
+
+    @property
+    def density(self) -> float:
+        return min(1.0, self.columns / (self.channels * self.plane.rows.size * self.plane.columns.size))
 
 
 def sizes(target: Target) -> list[int]:
@@ -48,28 +77,38 @@ def sets(vectors: int, tile: Tile, target: Target) -> int:
     return max(1, min(-(-_LATENCY * _MULTIPLIERS // values), most))
 
 
-def step(vectors: int, tile: Tile, target: Target) -> float:
-    """Cycles of one column in one tile."""
-    values = vectors * tile.pixels
+def cycles(work: Work, vectors: int, tile: Tile, target: Target) -> float:
+    """Cycles of one block for one image."""
+    plane, values = work.plane, vectors * tile.pixels
+    columns = work.columns * plane.work(tile) / (plane.rows.size * plane.columns.size)
+    beside = _TILE + _RUN * plane.runs(tile) + _VALUE * values
+    return columns * step(work, vectors, tile, target) + plane.tiles(tile) * beside
+
+
+def step(work: Work, vectors: int, tile: Tile, target: Target) -> float:
+    """Cycles of one column in one tile: what the slowest of multipliers, loads, sums and caches needs."""
     waiting = _LATENCY / sets(vectors, tile, target)
-    return max(values / _MULTIPLIERS, (vectors + tile.pixels) / _LOADS, waiting)
+    multiplied = vectors * tile.pixels / _MULTIPLIERS
+    loaded = (vectors + tile.pixels) / _LOADS
+    column = vectors * target.lanes * FLOAT  # bytes of its weights
+    line = _WEIGHT_LINE
+    if work.blocks * work.columns * column > WEIGHTS_KEPT:
+        line += _FAR_WEIGHT_LINE / max(1.0, work.plane.tiles(tile) * work.images)
+    fetched = line * column / LINE
+    if work.plane.inputs(tile) * work.channels * FLOAT > _NEAR_INPUT:
+        values = LINE // FLOAT
+        lines = (1 - (1 - work.density) ** values) / (values * work.density) if work.density else 0.0
+        fetched += _INPUT_LINE * tile.pixels * lines
+    return max(multiplied, loaded, waiting, fetched) + _STEP
 
 
-def cycles(plane: Plane, vectors: int, tile: Tile, columns: float, target: Target) -> float:
-    """Cycles of one block with so many kept columns, for one image."""
-    taps = plane.rows.size * plane.columns.size
-    runs = 1.0 if min(tile.columns, tile.rows) > 1 or taps == 1 else 1.5
-    beside = _TILE + _RUN * runs + _VALUE * vectors * tile.pixels
-    return columns / taps * plane.work(tile) * step(vectors, tile, target) + plane.tiles(tile) * beside
-
-
-def best_shape(plane: Plane, vectors: int, columns: float, images: int, target: Target) -> tuple[Shape, float]:
-    """The shape for blocks of so many vectors and kept columns, and the `cycles` of one."""
+def best_shape(work: Work, vectors: int, target: Target) -> tuple[Shape, float]:
+    """The shape for blocks of so many vectors, and the `cycles` of one."""
     most = _PIXELS[target.registers][vectors]
 
     def price(tile: Tile) -> float:
-        return cycles(plane, vectors, tile, columns, target)
+        return cycles(work, vectors, tile, target)
 
-    tile = min(plane.candidates(most, images), key=price)
-    rest = None if tile.images == 1 else min(plane.candidates(most, 1), key=price)
+    tile = min(work.plane.candidates(most, work.images), key=price)
+    rest = None if tile.images == 1 else min(work.plane.candidates(most, 1), key=price)
     return Shape(vectors, tile, rest), price(tile)

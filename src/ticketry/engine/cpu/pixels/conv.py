@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ticketry.engine.cpu.activations import Activation
-from ticketry.engine.cpu.pixels.choice import CYCLES_A_NANOSECOND, Shape, best_shape, sizes
+from ticketry.engine.cpu.pixels.choice import CYCLES_A_NANOSECOND, WEIGHTS_KEPT, Shape, Work, best_shape, sizes
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry, Pixels
 from ticketry.engine.cpu.pixels.group import GroupConv, Step
 from ticketry.engine.cpu.pixels.support import Block, blocks_of, checked, columns_by_tap, groups_of
@@ -20,9 +20,6 @@ from ticketry.errors import EngineError
 
 Array = np.ndarray[Any, Any]
 Pair = int | tuple[int, int]
-
-WEIGHTS_KEPT = 1 << 19
-"""Bytes of weights that stay in the second cache while a kernel goes from tile to tile."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,9 @@ def conv(
     layer.check(*weights.shape)
     bias = np.zeros(len(weights), np.float32) if bias is None else np.asarray(bias, np.float32)
     ops = []
-    for work in _plan(layer, weights, rows, images, target):
-        kernel = _kernel(layer, work, act, target)
-        ops.append(Op(kernel, _arguments(layer, work, weights, bias, kernel, target), label))
+    for part in _plan(layer, weights, rows, images, target):
+        kernel = _kernel(layer, part, act, target)
+        ops.append(Op(kernel, _arguments(layer, part, weights, bias, kernel, target), label))
     return ops
 
 
@@ -137,7 +134,7 @@ def cost(
     layer = _layer(x, y, weight, stride, padding, dilation, None)
     weights = columns_by_tap(_four(weight), groups)
     layer.check(*weights.shape)
-    return sum(work.cycles for work in _plan(layer, weights, rows, images, target)) / CYCLES_A_NANOSECOND
+    return sum(part.cycles for part in _plan(layer, weights, rows, images, target)) / CYCLES_A_NANOSECOND
 
 
 def _four(weight: Array) -> Array:
@@ -154,7 +151,7 @@ def _layer(
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _Part:
     """Blocks of one shape, which one operation does."""
 
     shape: Shape
@@ -164,27 +161,27 @@ class _Work:
     """Estimated, for one image."""
 
 
-def _plan(layer: Layer, weights: Array, rows: Sequence[Array] | None, images: int, target: Target) -> list[_Work]:
+def _plan(layer: Layer, weights: Array, rows: Sequence[Array] | None, images: int, target: Target) -> list[_Part]:
     """The layer's blocks by shape."""
-    lanes, plane = target.lanes, layer.plane
-    groups = groups_of(weights, lanes) if rows is None else checked(rows, len(weights))
-    kept = [float((weights[group] != 0).any(axis=0).sum()) for group in groups]
-    mean = max(1.0, sum(kept) / max(1, len(kept)))
-    prices = {size: best_shape(plane, size, mean, images, target)[1] for size in sizes(target)}
+    groups = groups_of(weights, target.lanes) if rows is None else checked(rows, len(weights))
+    kept = sum(float((weights[group] != 0).any(axis=0).sum()) for group in groups)
+    work = Work(layer.plane, layer.x.channels, images, len(groups), kept / max(1, len(groups)))
+    prices = {size: best_shape(work, size, target)[1] for size in sizes(target)}
     found: dict[tuple[int, bool], list[Block]] = {}
-    for block in blocks_of(weights, groups, lanes, prices):
+    for block in blocks_of(weights, groups, target.lanes, prices):
         neighbours = bool((np.diff(block.rows) == 1).all())
         found.setdefault((block.vectors, not neighbours), []).append(block)
-    works = []
+    parts = []
     for (vectors, scatter), blocks in found.items():
         columns = sum(len(block.columns) for block in blocks) / len(blocks)
-        shape, price = best_shape(plane, vectors, columns, images, target)
-        works.append(_Work(shape, blocks, scatter, price * len(blocks)))
-    return works
+        work = Work(layer.plane, layer.x.channels, images, len(blocks), columns)
+        shape, price = best_shape(work, vectors, target)
+        parts.append(_Part(shape, blocks, scatter, price * len(blocks)))
+    return parts
 
 
-def _kernel(layer: Layer, work: _Work, act: Activation, target: Target) -> GroupConv:
-    x, y, shape = layer.x.geometry, layer.y.geometry, work.shape
+def _kernel(layer: Layer, part: _Part, act: Activation, target: Target) -> GroupConv:
+    x, y, shape = layer.x.geometry, layer.y.geometry, part.shape
     down, right = layer.stride
     residual = layer.residual.geometry if layer.residual else None
     return GroupConv(
@@ -195,29 +192,29 @@ def _kernel(layer: Layer, work: _Work, act: Activation, target: Target) -> Group
         y=Step(y.image, y.row, y.pixel),
         residual=Step(residual.image, residual.row, residual.pixel) if residual else None,
         act=act,
-        partial=any(len(block.rows) % target.lanes for block in work.blocks),
-        scatter=work.scatter,
+        partial=any(len(block.rows) % target.lanes for block in part.blocks),
+        scatter=part.scatter,
         wide=layer.reach >= 1 << 16,
     )
 
 
 def _arguments(
-    layer: Layer, work: _Work, weights: Array, bias: Array, kernel: GroupConv, target: Target
+    layer: Layer, part: _Part, weights: Array, bias: Array, kernel: GroupConv, target: Target
 ) -> tuple[int | Array, ...]:
     """The kernel's arguments (`group.Arg`)."""
-    blocks, row_count = work.blocks, work.shape.vectors * target.lanes
+    blocks, row_count = part.blocks, part.shape.vectors * target.lanes
     channels = weights.shape[1] // (layer.kernel[0] * layer.kernel[1])
     packed = np.concatenate([_packed(weights, block, row_count) for block in blocks])
     each = max(1, packed.nbytes // len(blocks))
     columns = np.concatenate([block.columns for block in blocks])
-    shapes = [work.shape.tile] + ([work.shape.rest] if work.shape.rest else [])
+    shapes = [part.shape.tile] + ([part.shape.rest] if part.shape.rest else [])
     return (
         layer.x.start,
         layer.y.start,
         layer.residual.start if layer.residual else 0,
         len(blocks),
         max(1, WEIGHTS_KEPT // each),
-        _places(blocks, work.scatter, row_count, target.lanes),
+        _places(blocks, part.scatter, row_count, target.lanes),
         np.stack([_filled(bias, block.rows, row_count) for block in blocks]),
         layer.offsets(channels)[columns].astype(np.int32 if kernel.wide else np.uint16),
         packed,

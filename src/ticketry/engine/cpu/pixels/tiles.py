@@ -43,6 +43,10 @@ class Window:
     def outputs(self) -> int:
         return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
+    def seen(self, length: int) -> int:
+        """Inputs that so many outputs side by side lie among."""
+        return (length - 1) * self.stride + (self.size - 1) * self.dilation + 1
+
     def starts(self, length: int) -> Array:
         """Where tiles of a length begin: side by side, the last moved back over the one before to end with the axis."""
         return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
@@ -70,6 +74,16 @@ class Plane:
     def tiles(self, tile: Tile) -> float:
         """Tiles an image has."""
         return -(-self.rows.outputs // tile.rows) * -(-self.columns.outputs // tile.columns) / tile.images
+
+    def runs(self, tile: Tile) -> float:
+        """Runs of taps a tile has in the mean: one, or one a row of the kernel where taps at the side are skipped."""
+        rows, columns = self.rows.alive(tile.rows), self.columns.alive(tile.columns)
+        whole = float(columns.all(axis=1).mean())
+        return whole + (1 - whole) * float(rows.sum(axis=1).mean())
+
+    def inputs(self, tile: Tile) -> int:
+        """Pixels of the input that a tile sees."""
+        return tile.images * self.rows.seen(tile.rows) * self.columns.seen(tile.columns)
 
     def candidates(self, pixels: int, images: int) -> list[Tile]:
         """Tiles of at most so many pixels, of at most so many images. Longer ones of equal cost are left out."""

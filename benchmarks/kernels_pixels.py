@@ -1,0 +1,156 @@
+"""GFLOP/s of kernels over pixels, layer by layer, beside torch's dense convolution: one thread, fp32, hot.
+
+    python benchmarks/kernels_pixels.py [--images 1 2 8] [--density 1 0.26 0.1] [--rows 48 32 16] [--layers R18.1 VGG.5]
+
+Rates count the kept weights alone, with all their taps, also where a kernel skips those that see only padding: so small
+planes may exceed the peak, which is what a loop over registers reaches at that moment (clocks change with the load of
+the machine). Times are CPU times of the thread, medians of alternating rounds. Masks are synthetic: random columns for each
+group of rows; groups of 48 are 32 where the layer has 64 outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
+from ticketry.engine.cpu.program import Op, Program
+from ticketry.engine.cpu.target import Target, target
+
+LAYERS = {
+    # name: inputs, outputs, size of x, kernel, stride
+    "stem": (3, 64, 32, 3, 1),
+    "R18.1": (64, 64, 32, 3, 1),
+    "R18.2s": (64, 128, 32, 3, 2),
+    "R18.2d": (64, 128, 32, 1, 2),
+    "R18.2": (128, 128, 16, 3, 1),
+    "R18.3s": (128, 256, 16, 3, 2),
+    "R18.3": (256, 256, 8, 3, 1),
+    "R18.4s": (256, 512, 8, 3, 2),
+    "R18.4": (512, 512, 4, 3, 1),
+    "VGG.1": (64, 64, 32, 3, 1),
+    "VGG.2": (128, 128, 16, 3, 1),
+    "VGG.3": (256, 256, 8, 3, 1),
+    "VGG.4": (512, 512, 4, 3, 1),
+    "VGG.5": (512, 512, 2, 3, 1),
+    "R50.1": (64, 256, 56, 1, 1),
+    "R50.3": (1024, 256, 14, 1, 1),
+    "R50.4": (512, 512, 7, 3, 1),
+    "linear": (768, 3072, 11, 1, 1),
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--images", type=int, nargs="+", default=[1, 2, 8])
+    options.add_argument("--density", type=float, nargs="+", default=[1, 0.26, 0.1])
+    options.add_argument("--rows", type=int, nargs="+", default=[48, 32, 16])
+    options.add_argument("--layers", nargs="+", default=list(LAYERS))
+    options.add_argument("--target", default="host")
+    options.add_argument("--rounds", type=int, default=11)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    print(
+        "layer  images density rows  GFLOP/s  % of peak      ms   dense ms  saved %  build ms  estimate / time  tiles"
+    )
+    for name in given.layers:
+        for images in given.images:
+            for density in given.density:
+                for rows in given.rows:
+                    if rows == 48 and LAYERS[name][1] == 64:
+                        continue
+                    measure(name, images, density, rows, given.target, given.rounds)
+
+
+def measure(name: str, images: int, density: float, rows: int, where: str, rounds: int) -> None:
+    inputs, outputs, size, kernel, stride = LAYERS[name]
+    generator = np.random.default_rng(0)
+    groups = [np.arange(at, min(at + rows, outputs)) for at in range(0, outputs, rows)]
+    weight = generator.standard_normal((outputs, inputs, kernel, kernel)).astype(np.float32)
+    for group in groups:
+        weight[group] *= generator.random(weight.shape[1:]) < density
+    processor = target(where)
+    x = Pixels(Geometry.of(size, size, inputs, kernel // 2), 64)
+    after = (size - 1) // stride + 1
+    y = Pixels(Geometry.of(after, after, outputs, 1), 64 + x.geometry.bytes(images))
+    begin = time.thread_time()
+    common = {"stride": stride, "padding": kernel // 2, "rows": groups, "images": images, "target": processor}
+    ops = conv(x, y, weight, act="relu", **common)
+    program = Program(ops, images, y.offset + y.geometry.bytes(images), Library(processor))
+    build = time.thread_time() - begin
+    estimate = cost(x, y, weight, **common) * images * 1e-9
+    dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
+    value = torch.randn(images, inputs, size, size).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        top = _peak(processor)
+        sparse, full, peak = alternate(
+            [lambda: program.run(images, []), lambda: dense(value), lambda: top.run(1, [])], rounds
+        )
+    flops = 2 * np.count_nonzero(weight) * images * after**2
+    tiles = [(op.kernel.vectors, *vars(op.kernel.tile).values()) for op in ops]
+    print(
+        f"{name:8} {images:4} {density:7} {rows:4} {flops / sparse / 1e9:8.0f}"
+        f" {100 * flops / sparse / (Peak.flops(processor) / peak):9.0f} {sparse * 1e3:8.3f} {full * 1e3:10.3f}"
+        f" {100 * (1 - sparse / full):8.1f} {build * 1e3:9.0f} {estimate / sparse:16.2f}  {tiles}",
+        flush=True,
+    )
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A loop of multiplications whose values all stay in registers."""
+
+    turns: int = 100_000
+    values: int = 12
+
+    @staticmethod
+    def flops(where: Target) -> float:
+        return 2.0 * Peak.turns * Peak.values * where.lanes
+
+    def emit(self, name: str, where: Target) -> str:
+        e, size = Emitter(name, where), 4 * where.lanes
+        values = [e.load(e.table(0), size * index) for index in range(self.values + 2)]
+        with e.loop(0, self.turns, carried=values[2:]) as turn:
+            turn.next = [e.fma(value, values[0], values[1]) for value in turn.carried]
+        for value in turn.results:
+            e.store(value, e.arena())
+        return e.text()
+
+
+@functools.cache
+def _peak(where: Target) -> Program:
+    # Numbers with all their digits, as multiplying zeros takes less power and so a higher clock.
+    values = np.random.default_rng(0).random(16 * where.lanes).astype(np.float32)
+    return Program([Op(Peak(), (values,))], 1, 64, Library(where))
+
+
+def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:
+    """Median CPU seconds of each call over rounds in turn, each long enough to be told."""
+    counts = []
+    for call in calls:
+        call()
+        begin, count = time.thread_time(), 0
+        while time.thread_time() - begin < least:
+            call()
+            count += 1
+        counts.append(count)
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, taken in zip(calls, counts, times, strict=True):
+            begin = time.thread_time()
+            for _ in range(count):
+                call()
+            taken.append((time.thread_time() - begin) / count)
+    return [float(np.median(taken)) for taken in times]
+
+
+if __name__ == "__main__":
+    main()
