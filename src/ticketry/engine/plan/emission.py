@@ -108,13 +108,15 @@ def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     return emission.operations.store(number, spread, inputs[0])
 
 
-def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    """A convolution; a linear layer is one of a single pixel, or of the whole plane behind a flattening."""
+def geometry_of_product(sketch: Sketch, task: Task, arena: Arena) -> tuple[Array, dict[str, Any]]:
+    """A convolution's weight in the order in which its channels lie, and how it slides.
+
+    A linear layer is one of a single pixel, or of the whole plane behind a flattening.
+    """
     assert task.node is not None
     assert task.output is not None
-    node, (x, *residual) = task.node, inputs
-    weight = emission.ordered(task, "weight", task.output)
-    assert weight is not None
+    node = task.node
+    weight: Array = sketch.weight(node).detach().cpu().float().numpy()
     where: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     if node.op == "conv2d":
         where = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
@@ -122,17 +124,23 @@ def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     else:
         kernel = task.inputs[0].pixels if task.inputs[0].labels == "f" else (1, 1)
         weight = weight.reshape(weight.shape[0], -1, *kernel)
-    order = emission.arena.order(task.inputs[0])
-    if order is not None:
-        weight = weight[:, order]
-    y = emission.output(task)
+    rows, columns = arena.order(task.output), arena.order(task.inputs[0])
+    weight = weight if rows is None else weight[rows]
+    return (weight if columns is None or where["groups"] > 1 else weight[:, columns]), where
+
+
+def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    assert task.node is not None
+    assert task.output is not None
+    x, *residual = inputs
+    weight, where = geometry_of_product(emission.sketch, task, emission.arena)
     return emission.operations.conv(
         x,
-        y,
+        emission.output(task),
         weight,
         emission.ordered(task, "bias", task.output),
         **where,
-        act=node.attrs["act"],
+        act=task.node.attrs["act"],
         residual=residual[0] if residual else None,
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
+from ticketry.engine.plan.choose import choose
 from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
@@ -21,6 +22,9 @@ from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
 """Images of a block: as many as fill a vector of the widest registers."""
+
+PIXELS_IMAGES = 8
+"""The same over pixels, which need none for their vectors: more do not fit the caches next to the weights."""
 
 Key = tuple[int, str]
 """Images of a block, and how threads share the work."""
@@ -33,7 +37,8 @@ class Native:
     graph: Graph
     region: Region
     library: Library
-    layout: str = "planes"
+    layout: str | None = None
+    """"planes" or "pixels"; None for what `choose` says of each block."""
     sketch: Sketch = field(init=False)
     programs: dict[Key, Program] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
@@ -68,7 +73,8 @@ class Native:
 
     def _program(self, images: int, split: str) -> Program:
         target, inputs = self.library.target, len(self.region.inputs)
-        if self.layout == "pixels":
+        if (self.layout or choose(self.sketch, target, images)) == "pixels":
+            images = min(images, PIXELS_IMAGES)
             emission = Emission(
                 self.sketch, PixelsArena(self.sketch, images, target.lanes), PixelsOperations(target, images), inputs
             )

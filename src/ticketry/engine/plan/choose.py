@@ -1,0 +1,94 @@
+"""Which layout a region runs in: the one whose products are estimated to take less time.
+
+The estimate for planes counts multiplications at rates measured on one core with AVX-512 (`benchmarks/kernels.py`),
+scaled by the width of the target's vectors; that for pixels is the kernels' own (`pixels.cost`). Only their ratio
+matters.
+"""
+
+from __future__ import annotations
+
+from ticketry.core.structure.groups import row_groups
+from ticketry.engine.cpu import pixels
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.emission import geometry_of_product
+from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.pixels import PixelsArena
+from ticketry.engine.plan.sketch import Sketch, Task
+
+LAYOUTS = ("planes", "pixels")
+
+_ALONE = {16: 88.0, 8: 66.0, 4: 56.0, 2: 52.0, 1: 50.0}
+"""Images of a block -> multiplications in a nanosecond of rows that share no columns: what loads of inputs allow."""
+
+_TOGETHER = 115.0
+"""The same of four rows and more that share theirs."""
+
+_FEWEST_TOGETHER = 4
+
+_WORTH_A_LOOK = 0.5
+"""Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time."""
+
+
+def choose(sketch: Sketch, target: Target, images: int) -> str:
+    """The layout for blocks of so many images: "planes" or "pixels"."""
+    if _grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
+        return "planes"
+    try:
+        return "pixels" if pixels_cost(sketch, target, images) < planes_cost(sketch, target, images) else "planes"
+    except UnsupportedError:
+        return "planes"
+
+
+def _grouped(sketch: Sketch, rows: int) -> float:
+    """The share of the kept weights in groups of at least so many rows."""
+    inside = total = 0
+    for task in products(sketch):
+        assert task.node is not None
+        for group in row_groups(sketch.weight(task.node)):
+            size = len(group.rows) * len(group.columns)
+            total += size
+            inside += size * (len(group.rows) >= rows)
+    return inside / max(1, total)
+
+
+def products(sketch: Sketch) -> list[Task]:
+    """The region's convolutions and linear layers."""
+    return [task for task in sketch.tasks if task.kind in ("conv2d", "linear")]
+
+
+def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
+    """Estimated nanoseconds of a region's products over planes, for one image."""
+    spent = 0.0
+    for task in products(sketch):
+        assert task.node is not None
+        assert task.output is not None
+        height, width = task.output.pixels
+        # Vectors hold whole images, or positions one after the other with the halos between rows.
+        needed = height * width if images >= target.lanes else height * (width + 1)
+        vectors = -(-needed * images // target.lanes)
+        for group in row_groups(sketch.weight(task.node)):
+            rate = _TOGETHER if len(group.rows) >= _FEWEST_TOGETHER else _ALONE[images]
+            spent += len(group.rows) * len(group.columns) * vectors * 16 / rate / images
+    return spent
+
+
+def pixels_cost(sketch: Sketch, target: Target, images: int) -> float:
+    """The same over pixels.
+
+    Raises:
+        UnsupportedError: pixels cannot run the region.
+    """
+    arena = PixelsArena(sketch, images, target.lanes)
+    spent = 0.0
+    for task in sketch.tasks:
+        if task.kind in ("layer_norm", "softmax", "attention"):
+            raise UnsupportedError(f"pixels have no {task.kind}")
+        for form in task.inputs:
+            arena.value(form)
+    for task in products(sketch):
+        assert task.node is not None
+        assert task.output is not None
+        weight, where = geometry_of_product(sketch, task, arena)
+        x, y = arena.value(task.inputs[0]), arena.value(task.output)
+        spent += pixels.cost(x, y, weight, **where, target=target, images=images)
+    return spent
