@@ -96,7 +96,7 @@ def _weights(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | No
 
     weight = graph.tensors[name]
     kept = int(weight.count_nonzero())
-    sizes = sorted(len(group.rows) for group in row_groups(weight) if len(group.columns))
+    sizes = sorted(len(group.rows) for group in row_groups(weight) if group.width)
     spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
     return name.removesuffix(".weight"), (kept / max(1, weight.numel()), kept, spread)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,29 @@ import torch
 
 from ticketry.core.mask import Mask
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
-@dataclass(frozen=True, eq=False)
+
 class RowGroup:
-    """Rows with one support: outputs (filters) and the columns, flattened over inputs and taps, that all of them
-    keep."""
+    """Rows with one support."""
 
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    columns: np.ndarray[Any, np.dtype[np.int64]]
+    def __init__(self, rows: Indices, support: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        self.rows = rows
+        """The outputs (filters), ascending."""
+        self._support = support
+
+    @cached_property
+    def columns(self) -> Indices:
+        """The columns, flattened over inputs and taps, that all of the rows keep and no other; ascending."""
+        return np.flatnonzero(self._support)
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns."""
+        return int(np.count_nonzero(self._support))
+
+    def __repr__(self) -> str:
+        return f"RowGroup({len(self.rows)} rows, {self.width} columns)"
 
 
 def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
@@ -28,15 +43,15 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
         kept: O x …; anything that is not zero is kept.
 
     Returns:
-        Groups in the order of their first rows; rows and columns ascend. Every row is in one group: rows that keep
-        nothing form one without columns.
+        Groups in the order of their first rows. Every row is in one group: rows that keep nothing form one without
+        columns.
     """
     array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
-    matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
+    matrix = array.reshape(len(array), -1) != 0
     found: dict[bytes, list[int]] = {}
     for row, support in enumerate(np.packbits(matrix, axis=1)):
         found.setdefault(support.tobytes(), []).append(row)
-    return [RowGroup(np.array(rows, dtype=np.int64), np.flatnonzero(matrix[rows[0]])) for rows in found.values()]
+    return [RowGroup(np.array(rows, dtype=np.int64), matrix[rows[0]]) for rows in found.values()]
 
 
 def groups(mask: Mask) -> dict[str, list[RowGroup]]:

@@ -45,7 +45,7 @@ def _grouped(sketch: Sketch, rows: int) -> float:
     for task in products(sketch):
         assert task.node is not None
         for group in row_groups(sketch.weight(task.node)):
-            size = len(group.rows) * len(group.columns)
+            size = len(group.rows) * group.width
             total += size
             inside += size * (len(group.rows) >= rows)
     return inside / max(1, total)
@@ -68,7 +68,7 @@ def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
         vectors = -(-needed * images // target.lanes)
         for group in row_groups(sketch.weight(task.node)):
             rate = _TOGETHER if len(group.rows) >= _FEWEST_TOGETHER else _ALONE[images]
-            spent += len(group.rows) * len(group.columns) * vectors * 16 / rate / images
+            spent += len(group.rows) * group.width * vectors * 16 / rate / images
     return spent
 
 
