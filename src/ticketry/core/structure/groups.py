@@ -47,7 +47,7 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
         columns.
     """
     array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
-    matrix = array.reshape(len(array), -1) != 0
+    matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
     found: dict[bytes, list[int]] = {}
     for row, support in enumerate(np.packbits(matrix, axis=1)):
         found.setdefault(support.tobytes(), []).append(row)
