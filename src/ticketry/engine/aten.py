@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ticketry.engine.allowed import ALLOWED
 from ticketry.engine.graph import DTYPES, Json, Node
 from ticketry.errors import GraphError
 
-LARGEST_NUMBER = 1 << 62
+LARGEST_NUMBER = (1 << 63) - 1  # what torch takes for the end of an axis
 
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
 _FLOATS = ("inf", "-inf", "nan")
@@ -129,7 +128,7 @@ def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, 
     if value is None or isinstance(value, (bool, str)):
         return
     if isinstance(value, (int, float)):
-        if not isfinite(value) or abs(value) > LARGEST_NUMBER:
+        if abs(value) > LARGEST_NUMBER or value != value:  # never isfinite: it cannot take every int
             raise GraphError(f"{where}: a number in its arguments is too large")
         return
     if isinstance(value, list) and depth < _DEEPEST:

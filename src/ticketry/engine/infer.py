@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, prod
+from math import prod
 from typing import Any, TypeAlias
 
 from ticketry.errors import GraphError
@@ -38,6 +38,7 @@ ACTS = ("relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish", "hardsigmoid"
 
 _LARGEST_ATTR = 1 << 16
 """Strides, paddings, dilations and kernels: beyond any network's."""
+_LARGEST_NUMBER = 1e30
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -123,7 +124,7 @@ def _bool(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # false of NaN too
 
 
 def is_act(value: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine import aten
-from ticketry.engine.capture.editor import with_arguments, without_unused
+from ticketry.engine.capture.editor import arguments, base, with_arguments, without_unused
 from ticketry.engine.graph import DTYPES, Graph, Node
 
 _LARGEST = 1 << 20
@@ -24,7 +24,7 @@ def compute_constants(graph: Graph) -> Graph:
     kept = set(graph.results)
     for old in graph.nodes:
         known = {name: _as_argument(name, constants[name]) for name in old.inputs if name in constants}
-        one = with_arguments(old, known) if known else old
+        one = _new(graph, with_arguments(old, known) if known else old)
         if one.inputs or not _is_function_of_weights(one):
             nodes.append(one)
             continue
@@ -41,6 +41,22 @@ def compute_constants(graph: Graph) -> Graph:
             nodes.append(one)  # its entries are taken by later nodes
             del constants[one.output]
     return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+
+
+_NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
+
+
+def _new(graph: Graph, one: Node) -> Node:
+    """A tensor of fixed size that is new, but for the data type of another one, needs the other one no more."""
+    op = _NEW.get(base(one))
+    if op is None:
+        return one
+    found = arguments(one)
+    if not all(type(size) is int for size in found["size"]):
+        return one
+    args = [found["size"], *([found["fill_value"]] if op == "full" else [])]
+    kwargs = {"dtype": {"dtype": graph.values[one.output].dtype}}
+    return with_arguments(Node(f"aten.{op}.default", (), one.output, {"args": args, "kwargs": kwargs}, {}), {})
 
 
 def _is_function_of_weights(one: Node) -> bool:

@@ -219,18 +219,16 @@ class _Reader:
         """The tree of what a call returns; a weight that is an output itself becomes a node."""
         kinds = torch.export.graph_signature.OutputKind
         found: list[Json] = []
-        for spec in self.program.graph_signature.output_specs:
+        given: Any = self.program.graph.output_node().args[0]  # names of nodes change, those in the signature do not
+        for spec, one in zip(self.program.graph_signature.output_specs, given, strict=True):
             if spec.kind != kinds.USER_OUTPUT:
                 continue
-            name = getattr(spec.arg, "name", None)
-            if name is None or not isinstance(name, str):
-                found.append({"constant": _plain(getattr(spec.arg, "value", None), "an output")})
-            elif hasattr(spec.arg, "value") and name not in self.values:
-                found.append({"constant": _plain(spec.arg.value, name)})
-            elif name in self.weights:
-                found.append(self._weight_as_value(self.weights[name], nodes))
+            if not isinstance(one, fx.Node):
+                found.append({"constant": _plain(one, "an output")})
+            elif one.name in self.weights:
+                found.append(self._weight_as_value(self.weights[one.name], nodes))
             else:
-                found.append(name)
+                found.append(self.arguments.get(one.name, one.name))
         spec = self.program.call_spec.out_spec
         assert spec is not None
         return _tree(tree_unflatten([_Leaf(tree) for tree in found], spec))

@@ -1,7 +1,7 @@
 """In-place operations of an exported program become functions.
 
-Most of them, as ``relu_``, change a tensor that has no view. Then the changed tensor takes the place of the old one in
-all that follows. If one is a view, or has views, torch functionalises the whole program, which takes longer.
+Most of them, as ``relu_``, change a tensor whose memory nobody else reads afterwards by another name. Then the changed
+tensor takes the place of the old one in all that follows. Else torch functionalises the whole program: that is slow.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from ticketry.engine.aten import is_function
 from ticketry.engine.capture.exporting import plain, quiet
 from ticketry.errors import CaptureError
 
-_MAY_BE_VIEWS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "rrelu"})
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 """Operations that give their argument itself back in evaluation mode, though their schema does not say so."""
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without operations that write to their arguments."""
+    for one in program.graph.nodes:
+        if _name(one) in _DROPOUTS and one.args[2] is False:
+            one.replace_all_uses_with(one.args[0])
     written = [one for one in program.graph.nodes if is_in_place(one)]
     if not written:
         return program
     family = _families(program.graph)
-    if any(len(family[_target(one)]) > 1 or _counterpart(one) is None for one in written):
+    order = {one: index for index, one in enumerate(program.graph.nodes)}
+    if any(_counterpart(one) is None or _seen_elsewhere(one, family[_target(one)], order) for one in written):
         with quiet(), plain():
             changed: torch.export.ExportedProgram = program.run_decompositions({})
         return changed
@@ -58,6 +62,10 @@ def check_buffers(program: torch.export.ExportedProgram) -> list[str]:
     return changed
 
 
+def _name(one: fx.Node) -> str:
+    return one.target._schema.name.partition("::")[2] if isinstance(one.target, torch._ops.OpOverload) else ""
+
+
 def _target(one: fx.Node) -> fx.Node:
     target = one.args[0] if one.args else None
     assert isinstance(target, fx.Node)
@@ -76,19 +84,22 @@ def _families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return family
 
 
+def _seen_elsewhere(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Whether what a node writes in place is read afterwards through another tensor that was made before."""
+    others = [member for member in family if member is not _target(one) and order[member] < order[one]]
+    return any(
+        member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
+    )
+
+
 def _aliased(one: fx.Node) -> list[fx.Node]:
-    """Arguments whose memory the node's output may share, itself not counted where it writes in place."""
-    if one.op != "call_function" or is_in_place(one):
+    """Arguments whose memory the node's output may share."""
+    if one.op != "call_function":
         return []
     if not isinstance(one.target, torch._ops.OpOverload):
         return [arg for arg in one.all_input_nodes if _holds_tensors(arg)]  # getitem of a list of views
-    name = one.target._schema.name.partition("::")[2]
-    arguments = list(zip(one.target._schema.arguments, one.args, strict=False))
-    if name in _MAY_BE_VIEWS:
-        arguments = arguments[:1]
-    else:
-        arguments = [(known, given) for known, given in arguments if known.alias_info is not None]
-    return [given for _, given in arguments if isinstance(given, fx.Node)]
+    arguments = zip(one.target._schema.arguments, one.args, strict=False)
+    return [given for known, given in arguments if known.alias_info is not None and isinstance(given, fx.Node)]
 
 
 def _holds_tensors(one: fx.Node) -> bool:
