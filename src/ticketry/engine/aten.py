@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ticketry.engine.allowed import ALLOWED
 from ticketry.engine.graph import DTYPES, Json, Node
+from ticketry.engine.infer import short
 from ticketry.errors import GraphError
 
 LARGEST_NUMBER = (1 << 63) - 1  # what torch takes for the end of an axis
@@ -31,7 +32,7 @@ _FLOATS = ("inf", "-inf", "nan")
 def _number(value: Any) -> Any:
     if isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER:
         return value
-    raise GraphError(f"a size is {str(value)[:40] if isinstance(value, (int, float)) else type(value).__name__}")
+    raise GraphError(f"{short(value)} is no size")
 
 
 def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,7 +144,7 @@ def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, 
                 return
             if content in _CONTENTS.get(kind, ()):
                 return
-    raise GraphError(f"{where}: {str(value)[:80]} is no argument")
+    raise GraphError(f"{where}: {short(value)} is no argument")
 
 
 _CONTENTS: Mapping[str, Any] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.graph import Graph, Json
+from ticketry.engine.infer import short
 from ticketry.errors import EngineError
 
 
@@ -111,7 +112,7 @@ def _match(tree: Json, value: Any, found: dict[str, Tensor]) -> None:
     ((kind, content),) = tree.items()
     if kind == "constant":
         if isinstance(value, Tensor) or (value is not content and value != content):
-            raise EngineError(f"an argument is {str(value)[:80]}, but the model was captured with {content!r}")
+            raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(content):
             raise EngineError(f"an argument is {type(value).__name__}, not {len(content)} values as when captured")

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from ticketry.engine.infer import NATIVE, Facts, Size, infer
+from ticketry.engine.infer import NATIVE, Facts, Size, infer, short
 from ticketry.errors import GraphError
 
 Json: TypeAlias = Any
@@ -177,7 +177,7 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
         yield tree
         return
     if not isinstance(tree, dict) or len(tree) != 1 or depth > _DEEPEST:
-        raise GraphError(f"{str(tree)[:80]} is no tree of values")
+        raise GraphError(f"{short(tree)} is no tree of values")
     ((kind, content),) = tree.items()
     if kind == "constant" and (content is None or isinstance(content, (bool, int, float, str))):
         return
@@ -186,7 +186,7 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
     elif kind in ("dict", "record") and isinstance(content, dict) and all(isinstance(key, str) for key in content):
         parts = list(content.values())
     else:
-        raise GraphError(f"{str(tree)[:80]} is no tree of values")
+        raise GraphError(f"{short(tree)} is no tree of values")
     for part in parts:
         yield from leaves(part, depth + 1)
 
@@ -207,7 +207,7 @@ def _check_counts(graph: Graph) -> None:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise GraphError(f"{str(name)[:80]!r} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
+        raise GraphError(f"{short(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
 
 
 def _check_value(name: str, value: Value) -> None:
@@ -215,7 +215,7 @@ def _check_value(name: str, value: Value) -> None:
     if value.name != name:
         raise GraphError(f"the value {name!r} calls itself {value.name!r}")
     if value.dtype not in DTYPES and value.dtype not in OTHERS:
-        raise GraphError(f"{name!r} has the unknown data type {str(value.dtype)[:80]!r}")
+        raise GraphError(f"{name!r} has the unknown data type {short(value.dtype)}")
     if value.shape is None:
         return
     if not isinstance(value.shape, tuple) or len(value.shape) > MOST_DIMENSIONS:
@@ -225,10 +225,10 @@ def _check_value(name: str, value: Value) -> None:
         if size is None and axis == 0:
             continue
         if type(size) is not int or size < 0:
-            raise GraphError(f"{name!r} has the impossible shape {str(value.shape)[:80]}")
+            raise GraphError(f"{name!r} has the impossible shape {short(value.shape)}")
         total *= max(size, 1)
         if total > LARGEST_SIZE:
-            raise GraphError(f"{name!r} is too large: {str(value.shape)[:80]}")
+            raise GraphError(f"{name!r} is too large: {short(value.shape)}")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -244,10 +244,10 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
         raise GraphError(f"{where}: its output is no value of the graph")
     for name in one.inputs:
         if name not in known:
-            raise GraphError(f"{where}: its input {str(name)[:80]!r} is not made before it")
+            raise GraphError(f"{where}: its input {short(name)} is not made before it")
     for role, name in one.weights.items():
         if name not in graph.tensors:
-            raise GraphError(f"{where}: the graph has no tensor {str(name)[:80]!r} for its {role[:80]}")
+            raise GraphError(f"{where}: the graph has no tensor {short(name)} for its {role[:80]}")
     if not one.native:
         from ticketry.engine.aten import check  # late, as it asks torch for its operations
 

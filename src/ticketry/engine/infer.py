@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from reprlib import Repr
 from typing import Any, TypeAlias
 
 from ticketry.errors import GraphError
@@ -49,6 +50,10 @@ class Facts:
     shape: Shape
     dtype: str
 
+
+_SHORT = Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = 80
 
 Infer: TypeAlias = Callable[[Attrs, "Sequence[Shape]", "Mapping[str, Shape]"], Shape]
 
@@ -76,12 +81,12 @@ def infer(op: str, attrs: Attrs, inputs: Sequence[Facts], weights: Mapping[str, 
     if not rule.inputs[0] <= len(inputs) <= rule.inputs[1]:
         raise GraphError(f"{len(inputs)} inputs are not what it takes")
     if set(attrs) != set(rule.checks):
-        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {str(sorted(map(str, attrs)))[:120]}")
+        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {short(sorted(map(str, attrs)))}")
     for name, check in rule.checks.items():
         if not check(attrs[name]):
-            raise GraphError(f"{name} cannot be {str(attrs[name])[:80]}")
+            raise GraphError(f"{name} cannot be {short(attrs[name])}")
     if not rule.required <= set(weights) <= rule.required | rule.optional:
-        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {str(sorted(weights))[:120]}")
+        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {short(sorted(weights))}")
     kinds = {facts.dtype for facts in [*inputs, *weights.values()]}
     if len(kinds) != 1:
         raise GraphError(f"its inputs and weights are of several data types: {sorted(kinds)}")
@@ -93,6 +98,11 @@ def infer(op: str, attrs: Attrs, inputs: Sequence[Facts], weights: Mapping[str, 
     shapes = [facts.shape for facts in inputs]
     made = rule.infer(attrs, shapes, {role: facts.shape for role, facts in weights.items()})
     return made, dtype
+
+
+def short(value: object) -> str:
+    """A value as a message shows it, whatever its size and depth."""
+    return _SHORT.repr(value)
 
 
 def _need(condition: bool, otherwise: str) -> None:
@@ -203,7 +213,7 @@ def _pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -
     for axis, size in enumerate((height, width)):
         kernel, padding = attrs["kernel"][axis], attrs["padding"][axis]
         _need(size > 0, "there is nothing to pool")
-        _need(2 * padding <= dilation[axis] * (kernel - 1) + 1, "the padding is larger than half of the window")
+        _need(2 * padding <= kernel, "the padding is larger than half of the window")
         made.append(_windows(size, kernel, attrs["stride"][axis], padding, dilation[axis], ceil=attrs["ceil"]))
     return (batch, channels, *made)
 

@@ -124,9 +124,9 @@ class _Cast:
     """Puts one floating point type in the place of the graph's own."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
-        self.to = None if precision is None else getattr(torch, precision)
         if precision is not None and precision not in FLOATS:
             raise EngineError(f"there is no precision {precision!r}: choose one of {sorted(FLOATS)}")
+        self.to = None if precision is None else getattr(torch, precision)
         counts: dict[torch.dtype, int] = {}
         for tensor in graph.tensors.values():
             if tensor.is_floating_point():
