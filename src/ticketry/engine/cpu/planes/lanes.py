@@ -13,6 +13,9 @@ from llvmlite import ir
 from ticketry.engine.cpu.emit import F32, I1, I32, PTR, Emitter
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
 
+MOST = 16
+"""No target has more lanes."""
+
 
 def vector(lanes: int) -> ir.VectorType:
     """The type of so many float32."""
@@ -113,6 +116,22 @@ def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
         low, high = (shuffle(e, value, value, range(start, start + count)) for start in (0, count))
         value = e.b.fadd(low, high)
     return value
+
+
+def every(e: Emitter, vectors: Sequence[ir.Value], images: int) -> ir.Value:
+    """Of the positions in so many neighbouring vectors, the first of every so many: one vector."""
+    lanes, stride = e.target.lanes, len(vectors)
+    wanted = [lane // images * stride * images + lane % images for lane in range(lanes)]
+    found = vectors[0]
+    for part in range(stride):
+        # lanes that this vector has go to their places; those of the vectors before are there already
+        picked = [
+            lanes + want - part * lanes if 0 <= want - part * lanes < lanes else place if part else 0
+            for place, want in enumerate(wanted)
+        ]
+        if stride > 1:
+            found = shuffle(e, found, vectors[part], picked)
+    return found
 
 
 def runs(geometries: Sequence[Geometry], halos: bool = False) -> tuple[int, int, tuple[tuple[int, int], ...]]:

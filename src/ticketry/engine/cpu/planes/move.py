@@ -1,7 +1,7 @@
 """Moves values between tensors outside, with any strides, and planes.
 
-Where the pixels of a row are neighbours in the tensor, the rows of as many images are interleaved; where the channels of
-a pixel are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or over the
+Where pixels of a row are neighbours in the tensor, the rows of as many images are interleaved; where channels of a
+pixel are, a square of pixels and channels is transposed. A vector that would reach over the end of a row, or over the
 last channel, begins earlier instead: nothing outside the tensor is read or written.
 """
 
@@ -17,9 +17,6 @@ from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-
-_MANY = 16
-"""A row of pixels or channels that is as long is as long as any vector."""
 
 
 def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
@@ -47,7 +44,7 @@ def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
     if height == 1 or (width == 1 and g.row == 1) or (by_row == width * by_column and g.row == width):
         by_column = by_row if width == 1 else by_column
         height, width = 1, height * width
-    pixels, depth = min(width, _MANY), min(channels, _MANY)
+    pixels, depth = min(width, lanes.MOST), min(channels, lanes.MOST)
     rows = by_column == 1 and pixels >= 4
     columns = by_channel == 1 and pixels * g.images >= 4 and depth > 1
     kernel: Rows | Columns | Elements = Elements(out)
@@ -91,7 +88,7 @@ class _Sides:
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """The number of chunks of ``size`` in ``count`` (which is ``few``, if below `_MANY`), and where the last begins."""
+        """How many chunks of ``size`` cover ``count`` (``few``, if below `lanes.MOST`), and where the last begins."""
         if few < size:
             return self.e.i64(1), self.e.i64(0)
         b = self.e.b
@@ -108,7 +105,7 @@ class Rows:
 
     images: int
     width: int
-    """Pixels of a row, or `_MANY`."""
+    """Pixels of a row, or `lanes.MOST`."""
     out: bool
 
     def emit(self, name: str, target: Target) -> str:
@@ -162,9 +159,9 @@ class Columns:
 
     images: int
     width: int
-    """Pixels of a row, or `_MANY`."""
+    """Pixels of a row, or `lanes.MOST`."""
     channels: int
-    """Channels, or `_MANY`."""
+    """Channels, or `lanes.MOST`."""
     out: bool
 
     def emit(self, name: str, target: Target) -> str:

@@ -104,7 +104,11 @@ def _over_positions(name: str, target: Target, body: Callable[[_Stack], None]) -
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """Mean and variance in passes of their own: no digits are lost where the mean is far from 0."""
+    """Mean and variance in passes of their own, the second of which also finds by how much the mean was missed.
+
+    No digits are lost where the mean is far from 0 (Chan, Golub and LeVeque, "Algorithms for computing the sample
+    variance", 1983).
+    """
 
     def emit(self, name: str, target: Target) -> str:
         return _over_positions(name, target, self._normalise)
@@ -120,18 +124,24 @@ class LayerNorm:
 
         means = [b.fmul(total, share) for total in s.each(add, zeros)]
 
-        def add_squares(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            apart = [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
-            return [e.fma(value, value, total) for total, value in zip(sums, apart, strict=True)]
+        def from_mean(channel: ir.Value) -> list[ir.Value]:
+            return [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
 
-        variances = [b.fmul(total, share) for total in s.each(add_squares, zeros)]
-        roots = [e.intrinsic("llvm.sqrt", b.fadd(variance, eps)) for variance in variances]
-        inverse = [b.fdiv(e.splat(1.0), root) for root in roots]
+        def add_apart(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            apart = from_mean(channel)
+            squares = zip(apart, sums[len(apart) :], strict=True)
+            found = [b.fadd(total, value) for total, value in zip(sums, apart, strict=False)]
+            return found + [e.fma(value, value, total) for value, total in squares]
+
+        shares = [b.fmul(total, share) for total in s.each(add_apart, zeros + zeros)]
+        missed = shares[: len(zeros)]
+        variances = [b.fsub(square, b.fmul(m, m)) for square, m in zip(shares[len(zeros) :], missed, strict=True)]
+        inverse = [b.fdiv(e.splat(1.0), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances]
 
         def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             pair = e.at(factors, b.mul(channel, e.i64(2 * FLOAT)))
             weight, bias = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
-            apart = [b.fsub(value, mean) for value, mean in zip(s.read(channel), means, strict=True)]
+            apart = [b.fsub(value, m) for value, m in zip(from_mean(channel), missed, strict=True)]
             s.write(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
             return []
 

@@ -1,23 +1,20 @@
 """Pooling over planes: the largest or the mean value of windows, and the mean of a whole plane.
 
-Only positions inside the picture are looked at, so what a halo holds does not matter. Tables tell for each row and each
-column of the output where its window begins and how many of its taps are inside; a vector holds one position's images.
+Tables tell for each row and column of the output where its window begins in the input, and how many of its taps are
+inside: a halo's zeros never count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
-from ticketry.engine.cpu.emit import Emitter
 from ticketry.engine.cpu.planes import lanes
-from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
+from ticketry.engine.cpu.planes.geometry import Planes
+from ticketry.engine.cpu.planes.windows import Mean, Spans, Windows
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
 
 Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
@@ -26,10 +23,11 @@ Array = np.ndarray[Any, Any]
 def max_pool(
     x: Planes, y: Planes, kernel: Pair, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
 ) -> list[Op]:
-    """The largest value of each window. All pairs are (rows, columns); the size of ``y`` tells how many windows there are."""
-    rows, columns = (_inside(x, y, axis, kernel, stride, padding, dilation) for axis in (0, 1))
-    ones = np.ones(max(y.geometry.height, y.geometry.width), np.float32)
-    return [_windows("max", x, y, dilation, (rows, columns), (ones, ones))]
+    """The largest value of each window; NaN does not count.
+
+    All pairs are (rows, columns). The size of ``y`` tells how many windows there are.
+    """
+    return [_Pool("max", x, y, kernel, stride, padding, dilation).op(np.ones(1), np.ones(1))]
 
 
 def avg_pool(
@@ -47,17 +45,11 @@ def avg_pool(
         count_include_pad: whether the padding counts as zeros rather than not at all.
         divisor: by what each window's sum is divided instead of its size.
     """
-    places, shares = [], []
-    for axis in (0, 1):
-        places.append(_inside(x, y, axis, kernel, stride, padding, (1, 1)))
-        size = (x.geometry.height, x.geometry.width)[axis]
-        begin = np.arange(len(places[axis])) * stride[axis] - padding[axis]
-        padded = np.minimum(begin + kernel[axis], size + padding[axis]) - begin
-        count = padded if count_include_pad else places[axis][:, 1]
-        if divisor is not None:
-            count = np.full(len(begin), divisor if axis == 0 else 1)
-        shares.append((1 / count).astype(np.float32))
-    return [_windows("mean", x, y, (1, 1), places, shares)]
+    pool = _Pool("mean", x, y, kernel, stride, padding, (1, 1))
+    counts = [pool.padded(axis) if count_include_pad else pool.inside(axis)[:, 1] for axis in (0, 1)]
+    if divisor is not None:
+        counts = [np.full(len(count), number) for count, number in zip(counts, (divisor, 1), strict=True)]
+    return [pool.op(*(1 / np.maximum(count, 1) for count in counts))]
 
 
 def global_mean(x: Planes, y: Planes) -> list[Op]:
@@ -69,126 +61,80 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
     return [Op(Mean(g.images), (x.channels, start, floats, place, share, x.offsets, y.offsets), "mean")]
 
 
-def _inside(x: Planes, y: Planes, axis: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
-    """For each row (axis 0) or column (1) of the output: the first row or column of its window that is inside, and how
-    many of its taps are.
-    """
-    size, count = ((g.height, g.width)[axis] for g in (x.geometry, y.geometry))
-    step = dilation[axis]
-    begin = np.arange(count) * stride[axis] - padding[axis]
-    first = np.maximum(0, -(begin // step))
-    last = np.minimum(kernel[axis], -(-(size - begin) // step))
-    return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
-
-
-def _windows(kind: str, x: Planes, y: Planes, dilation: Pair, places: Sequence[Array], shares: Sequence[Array]) -> Op:
-    g, h = x.geometry, y.geometry
-    rows, columns = (np.array(place) for place in places)
-    rows[:, 0] = (rows[:, 0] * g.row + g.position(0, 0)) * g.step
-    columns[:, 0] *= g.step
-    taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
-    place = (h.position(0, 0) * h.step, h.row * h.step)
-    args: tuple[int | Array, ...] = (
-        x.channels,
-        h.height,
-        h.width,
-        *taps,
-        *place,
-        rows,
-        columns,
-        *shares,
-        x.offsets,
-        y.offsets,
-    )
-    return Op(Windows(kind, g.images), args, f"{kind} pool")
-
-
 @dataclass(frozen=True)
-class Windows:
-    """The largest (``"max"``) or mean (``"mean"``) value of windows, one position of the output after the other."""
+class _Pool:
+    """Which windows of ``x`` become which positions of ``y``."""
 
     kind: str
-    images: int
+    x: Planes
+    y: Planes
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
-        b = e.b
-        channels, height, width, down, right, start, row = (e.arg(i) for i in range(7))
-        rows, columns, share_rows, share_columns, xs, ys = (e.table(i) for i in range(7, 13))
-        low, high = e.share(b.mul(channels, height))
-        with e.loop(low, high) as turn:
-            channel, i = b.udiv(turn.index, height), b.urem(turn.index, height)
-            x, y = (e.arena(e.load_i64(table, b.mul(channel, e.i64(8)))) for table in (xs, ys))
-            entry = b.mul(i, e.i64(16))
-            x, many = e.at(x, e.load_i64(rows, entry)), e.load_i64(rows, b.add(entry, e.i64(8)))
-            y = e.at(y, b.add(start, b.mul(i, row)))
-            share = e.load_f32(share_rows, b.mul(i, e.i64(FLOAT)))
-            with e.loop(0, width) as column:
-                entry = b.mul(column.index, e.i64(16))
-                first = e.at(x, e.load_i64(columns, entry))
-                found = self._window(e, first, (many, e.load_i64(columns, b.add(entry, e.i64(8)))), (down, right))
-                here = e.at(y, b.mul(column.index, e.i64(FLOAT * self.images)))
-                if self.kind == "mean":
-                    one = e.load_f32(share_columns, b.mul(column.index, e.i64(FLOAT)))
-                    found = [b.fmul(value, lanes.splat(e, b.fmul(share, one), value.type.count)) for value in found]
-                for part, value in enumerate(found):
-                    b.store(value, e.at(here, FLOAT * target.lanes * part), align=FLOAT)
-        return e.text()
+    def begin(self, axis: int) -> Array:
+        """In which row (axis 0) or column (1) of the input each window begins: before the first, perhaps."""
+        g = self.y.geometry
+        return np.arange((g.height, g.width)[axis]) * self.stride[axis] - self.padding[axis]
 
-    def _window(
-        self, e: Emitter, first: ir.Value, counts: tuple[ir.Value, ir.Value], steps: tuple[ir.Value, ir.Value]
-    ) -> list[ir.Value]:
-        """What the taps inside come to, as many vectors as a position's images take."""
-        b = e.b
-        kind = lanes.vector(min(self.images, e.target.lanes))
-        begin = ir.Constant(kind, [0.0 if self.kind == "mean" else float("-inf")] * kind.count)
-        parts = range(self.images // kind.count)
-        with e.loop(0, counts[0], carried=[begin for _ in parts]) as row:
-            line = e.at(first, b.mul(row.index, steps[0]))
-            with e.loop(0, counts[1], carried=row.carried) as tap:
-                place = e.at(line, b.mul(tap.index, steps[1]))
-                values = [b.load(e.at(place, FLOAT * kind.count * part), typ=kind, align=FLOAT) for part in parts]
-                pairs = list(zip(tap.carried, values, strict=True))
-                if self.kind == "mean":
-                    tap.next = [b.fadd(old, new) for old, new in pairs]
-                else:
-                    tap.next = [e.select(b.fcmp_ordered(">", old, new), old, new) for old, new in pairs]
-            row.next = tap.results
-        return row.results
+    def inside(self, axis: int) -> Array:
+        """Of each window: the first row or column inside the input, and how many of its taps are."""
+        size = (self.x.geometry.height, self.x.geometry.width)[axis]
+        begin, step = self.begin(axis), self.dilation[axis]
+        first = np.maximum(0, -(begin // step))
+        last = np.minimum(self.kernel[axis], -(-(size - begin) // step))
+        return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
+
+    def padded(self, axis: int) -> Array:
+        """How many taps of each window are inside the input or its padding."""
+        size = (self.x.geometry.height, self.x.geometry.width)[axis]
+        counts: Array = np.minimum(self.kernel[axis], size + self.padding[axis] - self.begin(axis))
+        return counts
+
+    def op(self, share_rows: Array, share_columns: Array) -> Op:
+        """The operation. A mean is the sum times the shares of its row and column."""
+        g, h = self.x.geometry, self.y.geometry
+        rows, columns = self.inside(0), self.inside(1)
+        rows[:, 0] = (rows[:, 0] * g.row + g.position(0, 0)) * g.step
+        columns[:, 0] *= g.step
+        taps = (self.dilation[0] * g.row * g.step, self.dilation[1] * g.step)
+        args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.position(0, 0) * h.step)
+        args += (h.row * h.step, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
+        label = f"{self.kind} pool"
+        if not self._spanned():
+            return Op(Windows(self.kind, g.images), (*args, share_columns.astype(np.float32), columns), label)
+        over = self.padding[1] > 0 or self._last >= g.width
+        kernel = Spans(self.kind, g.images, self.kernel[1], self.stride[1], over and self.kind == "max")
+        table = self._bounds() if self.kind == "max" else self._repeated(share_columns)
+        return Op(kernel, (*args, table, -self.padding[1] * g.step), label)
+
+    def _spanned(self) -> bool:
+        """Whether vectors over positions save time, and all they read is in the plane (and its halo wide enough)."""
+        g = self.x.geometry
+        saved = self.stride[1] * g.images <= 8 and self.stride[1] <= 4 and self.kernel[1] <= 7
+        return saved and self.padding[1] <= g.halo and self._last < g.width + g.halo
+
+    @property
+    def _last(self) -> int:
+        """The last column that a window reaches."""
+        return int(self.begin(1)[-1]) + (self.kernel[1] - 1) * self.dilation[1]
+
+    def _bounds(self) -> Array:
+        """What values of a row count at most, from the first window's begin on: those outside, as nothing."""
+        g, h = self.x.geometry, self.y.geometry
+        count = (_rounded(h.width * g.images) * self.stride[1]) // g.images + self.kernel[1] * self.dilation[1]
+        columns = np.arange(count) - self.padding[1]
+        bounds = np.where((columns >= 0) & (columns < g.width), np.inf, -np.inf)
+        return np.repeat(bounds, g.images).astype(np.float32)
+
+    def _repeated(self, shares: Array) -> Array:
+        """The share of each column, as often as there are images."""
+        values = np.zeros(_rounded(len(shares) * self.x.geometry.images), np.float32)
+        values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)
+        return values
 
 
-@dataclass(frozen=True)
-class Mean:
-    """The mean of each plane, whose halo of zeros between the rows is added too."""
-
-    images: int
-
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
-        b, width = e.b, target.lanes
-        channels, start, floats, place = (e.arg(i) for i in range(4))
-        share, xs, ys = (e.table(i) for i in range(4, 7))
-        sums = 4 if self.images <= 4 * width else self.images // width
-        low, high = e.share(channels)
-        with e.loop(low, high) as turn:
-            x, y = (e.arena(e.load_i64(table, b.mul(turn.index, e.i64(8)))) for table in (xs, ys))
-            x, y = e.at(x, start), e.at(y, place)
-            zero = e.splat(0.0)
-            whole = b.mul(b.udiv(floats, e.i64(sums * width)), e.i64(sums * width))
-            with e.loop(0, whole, sums * width, carried=[zero] * sums) as loop:
-                here = e.at(x, b.mul(loop.index, e.i64(FLOAT)))
-                loop.next = [b.fadd(old, e.load(here, FLOAT * width * k)) for k, old in enumerate(loop.carried)]
-            rest, here = b.sub(floats, whole), e.at(x, b.mul(whole, e.i64(FLOAT)))
-            found = [
-                b.fadd(old, lanes.load(e, here, FLOAT * width * k, lanes.within(e, b.sub(rest, e.i64(k * width)))))
-                for k, old in enumerate(loop.results)
-            ]
-            apart = max(1, self.images // width)
-            for part in range(apart):
-                value = found[part]
-                for other in found[part + apart :: apart]:
-                    value = b.fadd(value, other)
-                value = lanes.folded(e, value, min(self.images, width))
-                value = b.fmul(value, lanes.splat(e, e.load_f32(share), value.type.count))
-                b.store(value, e.at(y, FLOAT * width * part), align=FLOAT)
-        return e.text()
+def _rounded(floats: int) -> int:
+    """Floats that vectors of any target take to hold so many."""
+    return -(-floats // lanes.MOST) * lanes.MOST
