@@ -46,7 +46,9 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         large = 1 << 21
-        self._map = mmap.mmap(-1, -(-max(size, 1) // large) * large + large)
+        # Private: shared memory gets no large pages, and a forked process would work in the same one.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._map = mmap.mmap(-1, -(-max(size, 1) // large) * large + large, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         base = np.frombuffer(self._map, dtype=np.uint8)

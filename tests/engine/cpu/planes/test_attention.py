@@ -18,13 +18,13 @@ _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(
     batch=st.integers(1, 18),
     heads=st.integers(1, 2),
     group=st.integers(1, 2),
     depth=st.integers(1, 9),
-    values=st.sampled_from([1, 4, 7]),
+    values=st.sampled_from([1, 6]),
     tokens=st.tuples(_TOKENS, _TOKENS),
     images=st.sampled_from([1, 2, 4, 8, 16]),
     halo=st.integers(0, 2),
