@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,18 +32,20 @@ class Library:
         self._machine: Any = None
         self._addresses: dict[str, int] = {}
         self._objects: list[Any] = []
+        self._lock = threading.Lock()
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
         """The address of each kernel, compiled where it is not there yet."""
         names = [self._name(kernel) for kernel in kernels]
-        new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
-        for name, kernel in new.items():
-            self._add(self._object(name, kernel))
-        if new:
-            self._engine.finalize_object()
-        for name in new:
-            self._addresses[name] = self._engine.get_function_address(name)
-        return [self._addresses[name] for name in names]
+        with self._lock:
+            new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
+            for name, kernel in new.items():
+                self._add(self._object(name, kernel))
+            if new:
+                self._engine.finalize_object()
+            for name in new:
+                self._addresses[name] = self._engine.get_function_address(name)
+            return [self._addresses[name] for name in names]
 
     def _name(self, kernel: Kernel) -> str:
         text = f"{_sources()} {binding().llvm_version_info} {self.target!r} {kernel!r}"
@@ -51,12 +54,12 @@ class Library:
     def _object(self, name: str, kernel: Kernel) -> bytes:
         path = cache_folder() / f"{name}.o"
         try:
-            return _opened(path.read_bytes())
+            return _opened(path.read_bytes(), name)
         except (OSError, ValueError):
             pass
         self.compiled += 1
         code = self._compile(kernel.emit(name, self.target))
-        _keep(path, code)
+        _keep(path, _digest(name, code) + code)
         return code
 
     def _compile(self, text: str) -> bytes:
@@ -107,20 +110,26 @@ def cache_folder() -> Path:
     return Path(base) / "ticketry" / "kernels"
 
 
-def _opened(data: bytes) -> bytes:
-    """The object of a cached file, whose first 16 bytes are its digest: a torn or damaged one is made anew."""
-    if hashlib.blake2b(data[16:], digest_size=16).digest() != data[:16]:
+def _digest(name: str, code: bytes) -> bytes:
+    return hashlib.blake2b(code, digest_size=16, salt=name[-16:].encode()).digest()
+
+
+def _opened(data: bytes, name: str) -> bytes:
+    """The object of a cached file, whose first 16 bytes are its digest: a torn, damaged or renamed one is made anew."""
+    if _digest(name, data[16:]) != data[:16]:
         raise ValueError("a damaged object")
     return data[16:]
 
 
-def _keep(path: Path, code: bytes) -> None:
-    """Write an object under a temporary name and rename it. A cache that cannot be written to is done without."""
+def _keep(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it. A cache that cannot be written to is done without."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.blake2b(code, digest_size=16).digest() + code)
+            file.write(data)
         os.replace(temporary, path)
     except OSError:
-        pass
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ticketry.engine.cpu.driver import BARRIER_BYTES, Driver
 from ticketry.engine.cpu.emit import State
 from ticketry.engine.cpu.jit import Kernel, Library
 from ticketry.engine.cpu.workers import Workers
+from ticketry.errors import EngineError
 
 _SLOTS = 64
 """Of a state: the named ones, then the addresses of at most 56 tensors that come in or go out."""
@@ -77,7 +79,7 @@ class Program:
     split: str = "batch"
     _memory: Memory = field(init=False)
     _entries: Any = field(init=False)
-    _free: dict[int, list[_Workspace]] = field(init=False, default_factory=dict)
+    _free: dict[tuple[int, int], list[_Workspace]] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -131,20 +133,19 @@ class Program:
 
     def run(self, batch: int, external: Sequence[int], threads: int = 1) -> None:
         """Run all operations on ``batch`` images; ``external``: addresses of the tensors that come in and go out."""
+        if len(external) > _SLOTS - State.EXTERNAL:
+            raise EngineError(f"{len(external)} tensors go in and out of one program: {_SLOTS - State.EXTERNAL} may")
         blocks = -(-batch // self.images)
         threads = max(1, min(threads, blocks if self.split == "batch" else threads))
         workspace = self._take(threads)
-        try:
-            bounds = [blocks * part // threads for part in range(threads + 1)]
-            jobs = []
-            for part, state in enumerate(workspace.states):
-                state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
-                first, last = (bounds[part], bounds[part + 1]) if self.split == "batch" else (0, blocks)
-                jobs.append((self._drive, self._arguments(state, 0, len(self.ops), first, last, batch)))
-            workspace.workers.run(jobs)
-        finally:
-            with self._lock:
-                self._free.setdefault(threads, []).append(workspace)
+        bounds = [blocks * part // threads for part in range(threads + 1)]
+        jobs = []
+        for part, state in enumerate(workspace.states):
+            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+            first, last = (bounds[part], bounds[part + 1]) if self.split == "batch" else (0, blocks)
+            jobs.append((self._drive, self._arguments(state, 0, len(self.ops), first, last, batch)))
+        workspace.workers.run(jobs)
+        self._give_back(workspace)  # not after an error or an interruption: who knows how it was left
 
     def profile(self, batch: int, external: Sequence[int]) -> list[float]:
         """Seconds of each operation over the batch, block by block on one thread."""
@@ -158,8 +159,7 @@ class Program:
                 begin = time.perf_counter()
                 self._drive(*arguments)
                 seconds[index] += time.perf_counter() - begin
-        with self._lock:
-            self._free.setdefault(1, []).append(workspace)
+        self._give_back(workspace)
         return seconds
 
     def _arguments(self, state: Any, op: int, count: int, first: int, last: int, batch: int) -> tuple[int, ...]:
@@ -167,9 +167,12 @@ class Program:
         return (int(state.ctypes.data), entries, count, first, last, self.images, batch)
 
     def _take(self, threads: int) -> _Workspace:
-        """A workspace nobody uses: two Python threads may run the program at once."""
+        """A workspace nobody uses: two Python threads may run the program at once.
+
+        Nor one made before a fork, whose threads are only in the process that made it.
+        """
         with self._lock:
-            free = self._free.get(threads)
+            free = self._free.get((os.getpid(), threads))
             if free:
                 return free.pop()
         shared = self.split == "parts"
@@ -182,6 +185,10 @@ class Program:
             state[State.PART], state[State.PARTS] = (part, threads) if shared else (0, 1)
             state[State.BARRIER] = int(barrier.ctypes.data)
         return _Workspace(states, arenas, barrier, Workers(threads - 1))
+
+    def _give_back(self, workspace: _Workspace) -> None:
+        with self._lock:
+            self._free.setdefault((os.getpid(), len(workspace.states)), []).append(workspace)
 
 
 def _rounded(size: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -18,6 +20,7 @@ class _Post:
         self.given.acquire()
         self.done.acquire()
         self.job: Job | None = None
+        self.finished = True
         self.error: BaseException | None = None
 
     def serve(self) -> None:
@@ -30,7 +33,23 @@ class _Post:
                 function(*arguments)
             except BaseException as error:
                 self.error = error
+            self.finished = True
             self.done.release()
+            del function, arguments
+
+    def give(self, job: Job) -> None:
+        self.job, self.finished = job, False
+        self.given.release()
+
+    def wait(self) -> None:
+        """Until the work is done: whoever is interrupted meanwhile still waits, as its memory is in use until then."""
+        try:
+            self.done.acquire()
+        except KeyboardInterrupt:
+            while not self.finished:
+                with suppress(KeyboardInterrupt):
+                    time.sleep(0.001)
+            raise
 
 
 class Workers:
@@ -43,20 +62,26 @@ class Workers:
         weakref.finalize(self, _dismiss, self._posts)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Do the first job here and each other one on a thread of its own; return when all are done."""
-        others = list(zip(self._posts, jobs[1:], strict=False))
-        if len(others) < len(jobs) - 1:
+        """Do the first job here and each other one on a thread of its own; return when all are done.
+
+        Raises:
+            Exception: the first that a job raised, when all have ended. These workers are not to be used again then.
+        """
+        posts = self._posts[: len(jobs) - 1]
+        if len(posts) < len(jobs) - 1:
             raise ValueError(f"{len(jobs)} jobs for {len(self._posts) + 1} threads")
-        for post, job in others:
-            post.job = job
-            post.given.release()
-        function, arguments = jobs[0]
-        function(*arguments)
-        for post, _ in others:
-            post.done.acquire()
-            if post.error is not None:
-                error, post.error = post.error, None
-                raise error
+        for post, job in zip(posts, jobs[1:], strict=True):
+            post.give(job)
+        errors: list[BaseException] = []
+        waiting: list[Job] = [(post.wait, ()) for post in posts]
+        for function, arguments in [jobs[0], *waiting]:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                errors.append(error)
+        errors += [post.error for post in posts if post.error is not None]
+        if errors:
+            raise errors[0]
 
 
 def _dismiss(posts: Sequence[_Post]) -> None:

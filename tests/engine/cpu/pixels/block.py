@@ -67,7 +67,7 @@ class Block:
         touched = min(images, self.images)
         program = Program(ops, self.images, self.size, library(name), split="parts")
         workspace = program._take(threads)
-        program._free.setdefault(threads, []).append(workspace)
+        program._give_back(workspace)
         memory = workspace.arenas[0].bytes
         for value, data in self.values.items():
             view(memory, value, len(data))[:] = data
