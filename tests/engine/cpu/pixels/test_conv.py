@@ -50,7 +50,9 @@ def cases(draw: st.DrawFn) -> Case:
 
     kernel, dilation, padding = pair(1, 3), pair(1, 2), pair(0, 2)
     least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in range(2)]
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 40]))
+    # As many groups as channels: a depthwise convolution.
+    each = 1 if groups == 40 and draw(st.booleans()) else None
     images = draw(st.integers(1, 9))
     return Case(
         target=draw(st.sampled_from(targets())),
@@ -59,8 +61,8 @@ def cases(draw: st.DrawFn) -> Case:
         threads=draw(st.sampled_from([1, 1, 2, 3])),
         height=draw(st.integers(least[0], 9)),
         width=draw(st.integers(least[1], 20)),
-        inputs=groups * draw(st.integers(1, 20)),
-        outputs=groups * draw(st.integers(1, 40)),
+        inputs=groups * (each or draw(st.integers(1, 20 if groups < 40 else 2))),
+        outputs=groups * (each or draw(st.integers(1, 40 if groups < 40 else 2))),
         groups=groups,
         kernel=kernel,
         stride=pair(1, 3),

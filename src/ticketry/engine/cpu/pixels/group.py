@@ -80,6 +80,8 @@ class GroupConv:
     """Whether rows lie anywhere among the output's channels."""
     wide: bool
     """Whether offsets are int32 rather than uint16."""
+    depthwise: bool
+    """Whether each row has an input channel of its own, the one at its place, and columns are taps."""
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
@@ -153,15 +155,16 @@ class _Writer:
         row = e.at(self.bias, e.b.mul(group, e.i64(self.bytes)))
         size = e.target.lanes * FLOAT
         biases = [e.load(row, v * size, align=size) for v in range(vectors)]
+        place = e.at(self.places, e.b.mul(group, e.i64(self.bytes if self.kernel.scatter else 8)))
+        if self.kernel.depthwise:
+            x = e.at(x, e.load_i32(place))
         start = biases * self.tile.pixels
         start += [e.splat(0.0)] * (len(start) * (self.sets - 1))
         begin = e.at(self.begins, e.b.mul(e.b.add(e.b.mul(group, self.classes), kind), e.i64(4)))
         with e.loop(e.load_i32(begin), e.load_i32(begin, 4), carried=start) as run:
             entry = e.at(self.runs, e.b.mul(run.index, e.i64(8)))
             run.next = self._columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
-        values = self._sum(run.results)
-        place = e.b.mul(group, e.i64(self.bytes if self.kernel.scatter else 8))
-        self._finish(values, e.at(self.places, place), y, residual)
+        self._finish(self._sum(run.results), place, y, residual)
 
     def _columns(self, first: ir.Value, last: ir.Value, values: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         """The run's columns: all sets at once, then the last few on the first set."""
@@ -190,7 +193,8 @@ class _Writer:
         weights = [e.load(row, v * size, align=size) for v in range(vectors)]
         results = []
         for index, place in enumerate(self.tile.places):
-            input_ = e.splat(e.load_f32(source, self.kernel.x.at(place)))
+            byte = self.kernel.x.at(place)
+            input_ = e.load(source, byte) if self.kernel.depthwise else e.splat(e.load_f32(source, byte))
             results += [e.fma(weights[v], input_, values[index * vectors + v]) for v in range(vectors)]
         return results
 
