@@ -7,6 +7,7 @@ from ticketry.engine.cpu.pixels.conv import conv, cost
 from ticketry.engine.cpu.pixels.elementwise import add, affine, apply, copy, mul
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
 from ticketry.engine.cpu.pixels.move import load, store
+from ticketry.engine.cpu.pixels.norm import layer_norm, softmax
 from ticketry.engine.cpu.pixels.pool import adaptive_avg_pool, avg_pool, global_mean, max_pool
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "copy",
     "cost",
     "global_mean",
+    "layer_norm",
     "load",
     "max_pool",
     "mul",
+    "softmax",
     "store",
 ]
