@@ -38,6 +38,8 @@ class Block:
         self.images = images
         self.size = GUARD
         self.values: dict[Pixels, Array] = {}
+        self.scratch = (0, 0)
+        """First byte and size of what may be left in any state."""
 
     def place(self, geometry: Geometry, first: int = 0, channels: int = -1) -> Pixels:
         """Room for a new value."""
@@ -76,6 +78,8 @@ class Block:
         results = [view(memory, output, touched).copy() for output in outputs]
         for output in outputs:
             view(memory, output, touched)[:] = view(before, output, touched)
+        first, size = self.scratch
+        memory[first : first + size] = before[first : first + size]
         assert np.array_equal(memory, before), "something beside the outputs changed"
         return results
 

@@ -89,7 +89,7 @@ def _weights(case: Case, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any]
     return weight, rows
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(cases())
 def test_any_convolution(case: Case) -> None:
     rng = np.random.default_rng(case.seed)

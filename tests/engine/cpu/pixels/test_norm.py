@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
@@ -15,6 +15,7 @@ from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
 
+@settings(max_examples=40)
 @given(
     operation=st.sampled_from(["layer_norm", "softmax"]),
     where=st.sampled_from(targets()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
@@ -26,6 +26,7 @@ def _pair(high: int, low: int = 1) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+@settings(max_examples=50)
 @given(
     kind=st.sampled_from(["max", "mean", "mean without padding", "divisor"]),
     where=wheres,
@@ -86,6 +87,7 @@ def test_windows(
     assert close(result, expected)
 
 
+@settings(max_examples=50)
 @given(where=wheres, shape=shapes, size=st.integers(1, 7), threads=threads_, seed=st.integers(0, 99))
 def test_adaptive_means(where: str, shape: tuple[int, ...], size: int, threads: int, seed: int) -> None:
     data = _random(shape, seed)

@@ -3,6 +3,7 @@
 Rows of weights that share their columns, in groups of whole vectors, run at the processor's peak at any batch.
 """
 
+from ticketry.engine.cpu.pixels.attention import attention, attention_bytes
 from ticketry.engine.cpu.pixels.conv import conv, cost
 from ticketry.engine.cpu.pixels.elementwise import add, affine, apply, copy, mul
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
@@ -17,6 +18,8 @@ __all__ = [
     "add",
     "affine",
     "apply",
+    "attention",
+    "attention_bytes",
     "avg_pool",
     "conv",
     "copy",

@@ -1,0 +1,317 @@
+"""Attention: softmax(q k') v for each head, the pixels of an image being its tokens.
+
+Two kernels: one turns the keys over, so that a vector holds one channel of neighbouring keys; the other does a few
+queries of a head at a time, whose scores stay in the first cache.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ticketry.engine.cpu.activations import exp
+from ticketry.engine.cpu.emit import I64, PTR, Emitter, State
+from ticketry.engine.cpu.pixels import lanes as lane
+from ticketry.engine.cpu.pixels import walk
+from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.errors import EngineError
+
+Array = np.ndarray[Any, Any]
+
+_TILE = {32: (4, 6), 16: (2, 6)}
+"""Vector registers of a processor -> vectors and queries of a tile of sums."""
+
+MOST_KEYS = 4096
+"""Keys whose scores a thread's stack holds."""
+
+
+class Arg(enum.IntEnum):
+    """Arguments of both kernels: bytes of the arena (`walk.begin`, and the turned keys'), and the table of biases."""
+
+    Q = 0
+    K = 1
+    V = 2
+    Y = 3
+    TURNED = 4
+    BIAS = 5
+
+
+def attention_bytes(k: Pixels, images: int, target: Target) -> int:
+    """Bytes of the arena that `attention` needs beside its values."""
+    return images * k.channels * _padded(_tokens(k), target) * FLOAT
+
+
+def attention(
+    q: Pixels,
+    k: Pixels,
+    v: Pixels,
+    y: Pixels,
+    heads: int,
+    scratch: int,
+    *,
+    target: Target,
+    scale: float | None = None,
+    causal: bool = False,
+    bias: Array | None = None,
+    label: str = "",
+) -> list[Op]:
+    """``y = softmax(scale * q k' + bias) v``, head by head.
+
+    Args:
+        q, k, v: values without halo; a head is a run of channels. k and v have the same tokens.
+        y: none of the others' memory.
+        scratch: where in the arena `attention_bytes` are free.
+        scale: of the scores; 1 / sqrt(channels of a head) unless given.
+        causal: whether a token sees none behind itself.
+        bias: float32 [heads or 1, queries, keys].
+
+    Raises:
+        EngineError: values that do not fit, or more than `MOST_KEYS` keys.
+    """
+    queries, keys, channels = _tokens(q), _tokens(k), q.channels
+    if not q.like(y) or not k.like(v) or k.channels != channels or channels % heads:
+        raise EngineError(f"attention of {heads} heads: queries, keys, values and result do not fit")
+    if keys > MOST_KEYS:
+        raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
+    size = channels // heads
+    padded = _padded(keys, target)
+    begins = (*(walk.begin(value) for value in (q, k, v, y)), scratch)
+    turn = TurnKeys(keys, channels, k.geometry.pixel, k.geometry.image, padded)
+    attend = Attention(
+        queries,
+        keys,
+        heads,
+        size,
+        (q.geometry.pixel, q.geometry.image),
+        (v.geometry.pixel, v.geometry.image),
+        (y.geometry.pixel, y.geometry.image),
+        padded,
+        size**-0.5 if scale is None else float(scale),
+        causal,
+        0 if bias is None else len(bias),
+    )
+    table = np.zeros(0, np.float32)
+    if bias is not None:
+        if bias.shape not in ((heads, queries, keys), (1, queries, keys)):
+            raise EngineError(f"a bias of shape {bias.shape} for {heads} heads, {queries} queries, {keys} keys")
+        table = np.pad(bias, ((0, 0), (0, 0), (0, padded - keys))).astype(np.float32)
+    return [Op(turn, begins, label), Op(attend, (*begins, table), label)]
+
+
+def _tokens(value: Pixels) -> int:
+    if value.geometry.halo:
+        raise EngineError("attention over values with a halo")
+    return value.geometry.height * value.geometry.width
+
+
+def _padded(keys: int, target: Target) -> int:
+    """Keys up to whole tiles of vectors."""
+    step = _TILE[target.registers][0] * target.lanes
+    return -(-keys // step) * step
+
+
+@dataclass(frozen=True)
+class TurnKeys:
+    """From [keys, channels] to [channels, padded keys], with zeros behind the last key."""
+
+    keys: int
+    channels: int
+    pixel: int
+    image: int
+    padded: int
+
+    def emit(self, name: str, target: Target) -> str:
+        e = Emitter(name, target)
+        b, lanes = e.b, target.lanes
+        blocks = self.padded // lanes
+        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(blocks)))
+        source, result = e.arena(e.arg(Arg.K)), e.arena(e.arg(Arg.TURNED))
+        with e.loop(low, high) as turn:
+            image = b.udiv(turn.index, e.i64(blocks))
+            first = b.mul(b.sub(turn.index, b.mul(image, e.i64(blocks))), e.i64(lanes))
+            keys = e.at(source, b.add(b.mul(image, e.i64(self.image)), b.mul(first, e.i64(self.pixel))))
+            row = FLOAT * self.padded
+            place = e.at(result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT))))
+
+            def square(byte: ir.Value, counts: list[int]) -> None:
+                rows = [self._key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
+                for number, vector in enumerate(lane.transposed(e, rows)[: counts[0]]):
+                    line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
+                    e.store(vector, e.at(place, line))
+
+            walk.vectors(e, self.channels, 1, square)
+        return e.text()
+
+    def _key(self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int) -> ir.Value:
+        """Channels of a key, zeros of one behind the last: read from the last, so that nothing else is."""
+        token = e.b.add(first, e.i64(number))
+        inside = e.b.icmp_signed("<", token, e.i64(self.keys))
+        back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.pixel)))
+        vector = walk.get(e, e.at(keys, e.b.sub(e.i64(number * self.pixel), back)), byte, count)
+        return e.select(inside, vector, e.splat(0.0))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Some queries of one head at a time."""
+
+    queries: int
+    keys: int
+    heads: int
+    size: int
+    """Channels of a head."""
+    q: tuple[int, int]
+    """Bytes from token to token and from image to image; v and y likewise."""
+    v: tuple[int, int]
+    y: tuple[int, int]
+    padded: int
+    scale: float
+    causal: bool
+    biases: int
+    """Heads that the bias has: all, one for all, or none."""
+
+    def emit(self, name: str, target: Target) -> str:
+        e = Emitter(name, target)
+        b = e.b
+        vectors, most = _TILE[target.registers]
+        tile = min(most, self.queries)
+        tiles = -(-self.queries // tile)
+        with b.goto_entry_block():
+            # By way of an integer: llvmlite takes a fresh pointer for one to an array.
+            scores = b.alloca(ir.ArrayType(e.vector, tile * self.padded // target.lanes))
+            stage = b.inttoptr(b.ptrtoint(scores, I64), PTR)
+        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.heads * tiles)))
+        with e.loop(low, high) as turn:
+            unit = b.udiv(turn.index, e.i64(tiles))
+            image = b.udiv(unit, e.i64(self.heads))
+            head = b.sub(unit, b.mul(image, e.i64(self.heads)))
+            query = b.mul(b.sub(turn.index, b.mul(unit, e.i64(tiles))), e.i64(tile))
+            # The last tile is moved back over the one before.
+            query = e.select(b.icmp_signed(">", query, e.i64(self.queries - tile)), e.i64(self.queries - tile), query)
+            _Tile(self, e, vectors, tile, stage, image, head, query).write()
+        return e.text()
+
+
+class _Tile:
+    """Writes what is done for some queries of one head."""
+
+    def __init__(
+        self,
+        kernel: Attention,
+        e: Emitter,
+        vectors: int,
+        tile: int,
+        stage: ir.Value,
+        image: ir.Value,
+        head: ir.Value,
+        query: ir.Value,
+    ) -> None:
+        self.kernel, self.e, self.vectors, self.tile, self.stage = kernel, e, vectors, tile, stage
+        self.image, self.head, self.query = image, head, query
+        self.row = FLOAT * kernel.padded
+        """Bytes from one query's scores to the next's."""
+        self.seen = e.i64(kernel.keys)
+        """Keys that the last of the queries sees."""
+        if kernel.causal:
+            last = e.b.add(query, e.i64(tile))
+            self.seen = e.select(e.b.icmp_signed("<", last, self.seen), last, self.seen)
+
+    def write(self) -> None:
+        e, step = self.e, self.vectors * self.e.target.lanes
+        with e.loop(0, self.seen, step) as some:
+            self._scores(some.index)
+        sums = [self._powers(number) for number in range(self.tile)]
+        factors = [e.splat(e.b.fdiv(e.f32(1.0), value)) for value in sums]
+        full = self.kernel.size // step * step
+        with e.loop(0, full, step) as channel:
+            self._values(channel.index, [e.target.lanes] * self.vectors, factors)
+        if full < self.kernel.size:
+            left = range(full, self.kernel.size, e.target.lanes)
+            self._values(e.i64(full), [min(e.target.lanes, self.kernel.size - at) for at in left], factors)
+
+    def _token(self, arg: Arg, steps: tuple[int, int], token: ir.Value) -> ir.Value:
+        """The pointer to a token's channels of the head."""
+        e, b = self.e, self.e.b
+        byte = b.add(b.mul(self.image, e.i64(steps[1])), b.mul(token, e.i64(steps[0])))
+        return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(self.head, e.i64(self.kernel.size * FLOAT))))
+
+    def _scores(self, first: ir.Value) -> None:
+        """Scores of all queries with some vectors of keys."""
+        e, b, kernel = self.e, self.e.b, self.kernel
+        size = e.target.lanes * FLOAT
+        start = b.mul(b.add(b.mul(self.image, e.i64(kernel.heads)), self.head), e.i64(kernel.size * self.row))
+        byte = b.mul(first, e.i64(FLOAT))
+        keys = e.at(e.arena(e.arg(Arg.TURNED)), b.add(start, byte))
+        query = self._token(Arg.Q, kernel.q, self.query)
+        zeros = [e.splat(0.0)] * (self.vectors * self.tile)
+        with e.loop(0, kernel.size, carried=zeros) as channel:
+            line = e.at(keys, b.mul(channel.index, e.i64(self.row)))
+            values = [e.load(line, v * size) for v in range(self.vectors)]
+            here = e.at(query, b.mul(channel.index, e.i64(FLOAT)))
+            for number in range(self.tile):
+                factor = e.splat(e.load_f32(here, number * kernel.q[0]))
+                sums = channel.carried[number * self.vectors :]
+                channel.next += [e.fma(value, factor, so_far) for value, so_far in zip(values, sums, strict=False)]
+        place = e.at(self.stage, byte)
+        biases = self._biases(byte) if kernel.biases else None
+        for index, value in enumerate(channel.results):
+            at = index // self.vectors * self.row + index % self.vectors * size
+            value = b.fmul(value, e.splat(kernel.scale))
+            if biases is not None:
+                value = b.fadd(value, e.load(biases, at))
+            e.store(value, place, at)
+
+    def _biases(self, byte: ir.Value) -> ir.Value:
+        e, b = self.e, self.e.b
+        head = self.head if self.kernel.biases > 1 else e.i64(0)
+        row = b.add(b.mul(head, e.i64(self.kernel.queries)), self.query)
+        return e.at(e.table(Arg.BIAS), b.add(b.mul(row, e.i64(self.row)), byte))
+
+    def _powers(self, number: int) -> ir.Value:
+        """Turn a query's scores into exponentials, zeros where it sees no key; their sum."""
+        e, b, lanes = self.e, self.e.b, self.e.target.lanes
+        limit = e.i64(self.kernel.keys)
+        if self.kernel.causal:
+            mine = b.add(self.query, e.i64(number + 1))
+            limit = e.select(b.icmp_signed("<", mine, limit), mine, limit)
+        row = e.at(self.stage, number * self.row)
+
+        def seen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
+            return e.select(lane.first_lanes(e, b.sub(limit, first)), vector, e.splat(other))
+
+        with e.loop(0, self.seen, lanes, carried=[e.splat(float("-inf"))]) as some:
+            value = seen(some.index, e.load(row, b.mul(some.index, e.i64(FLOAT))), float("-inf"))
+            some.next = [e.intrinsic("llvm.maxnum", some.carried[0], value)]
+        largest = e.splat(lane.largest(e, some.results[0]))
+        with e.loop(0, self.seen, lanes, carried=[e.splat(0.0)]) as some:
+            byte = b.mul(some.index, e.i64(FLOAT))
+            power = seen(some.index, exp(e, b.fsub(e.load(row, byte), largest)), 0.0)
+            e.store(power, row, byte)
+            some.next = [b.fadd(some.carried[0], power)]
+        return lane.total(e, some.results[0])
+
+    def _values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
+        """Some vectors of the head's channels of the result."""
+        e, b, kernel = self.e, self.e.b, self.kernel
+        byte = b.mul(first, e.i64(FLOAT))
+        source = e.at(self._token(Arg.V, kernel.v, e.i64(0)), byte)
+        zeros = [e.splat(0.0)] * (len(counts) * self.tile)
+        with e.loop(0, self.seen, carried=zeros) as key:
+            line = e.at(source, b.mul(key.index, e.i64(kernel.v[0])))
+            values = [e.load(line, v * e.target.lanes * FLOAT) for v in range(len(counts))]
+            here = e.at(self.stage, b.mul(key.index, e.i64(FLOAT)))
+            for number in range(self.tile):
+                factor = e.splat(e.load_f32(here, number * self.row))
+                sums = key.carried[number * len(counts) :]
+                key.next += [e.fma(value, factor, so_far) for value, so_far in zip(values, sums, strict=False)]
+        result = self._token(Arg.Y, kernel.y, self.query)
+        for index, value in enumerate(key.results):
+            number, v = divmod(index, len(counts))
+            scaled = b.fmul(value, factors[number])
+            walk.put(e, scaled, e.at(result, number * kernel.y[0]), walk.next_vector(e, byte, v), counts[v])
