@@ -78,5 +78,5 @@ def told(record: dict[str, Any]) -> list[str]:
         f"checked  in {made['runtime']} with batches of {batches}: equal to its source, relative error {worst:.1g}",
     ]
     if made["why_not_shrunk"] and not made["shrunk"]:
-        lines.append(f"note     not smaller, for {made['why_not_shrunk']}")
+        lines.append(f"note     not smaller, for {made['why_not_shrunk'].partition(':')[0]}")
     return lines

@@ -182,9 +182,12 @@ class Sparse:
     ) -> None:
         self.name, self.model = name, model
         self._compile = compile_case
+        self.compiled: Call | None = None
+        """What was prepared last."""
 
     def prepare(self, case: Case) -> Call:
-        return self._compile(case)
+        self.compiled = self._compile(case)
+        return self.compiled
 
     def versions(self) -> dict[str, str]:
         from ticketry.version import __version__
