@@ -18,20 +18,19 @@ activations are neither nothing nor endless. --order any scatters the rows of a 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import Row, in_fresh_process, main, parser
-from torch import Tensor, nn
-from torch.nn import functional as F
+from engine_networks import NETWORKS, SEED, Subject
+from torch import nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
@@ -39,63 +38,15 @@ from ticketry.engine.bench.case import Case
 from ticketry.engine.bench.compare import Comparison, EngineTime, compare, saved_against
 from ticketry.engine.bench.curve import curve
 from ticketry.engine.bench.dense import Call, Contender, Shrunk, Sparse
-from ticketry.engine.bench.masks import Pattern, synthetic
+from ticketry.engine.bench.masks import Pattern
 from ticketry.engine.bench.rivals import names, rivals
 from ticketry.engine.bench.timing import Timing
-from ticketry.engine.inputs import at_batch
-from ticketry.tasks import models
 
 ROUNDS, QUICK_ROUNDS = 15, 2
-SEED = 0
 GROUPS, SMALL = "groups:32", "groups:4:any"
 """What stands for groups of at least 32 rows, and for those of 4 to 16 rows: the hardest of each."""
 TWO_THREADS = 2.0
 """Points by which two threads may fall short of the targets of one."""
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """A transformer's block, norms first: 12 heads, four times as wide inside."""
-
-    def __init__(self, width: int = 768, heads: int = 12) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        parts = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-@dataclass(frozen=True)
-class Network:
-    """How to make it, and what it takes."""
-
-    make: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    """Of one example."""
-
-
-def _zoo(name: str, size: int, classes: int) -> Network:
-    shape = (3, size, size)
-    return Network(lambda: models.build(name, shape=shape, classes=classes), shape)
-
-
-NETWORKS = {
-    "resnet-18": _zoo("resnet-18", 32, 10),
-    "vgg-16": _zoo("vgg-16", 32, 10),
-    "resnet-18-64": _zoo("resnet-18", 64, 200),
-    "resnet-50-224": _zoo("resnet-50-imagenet", 224, 1000),
-    "block": Network(Block, (128, 768)),
-}
 
 
 # -- what is to be reached ---------------------------------------------------------------------------------------------
@@ -154,40 +105,7 @@ COLD_COMPILE, WARM_COMPILE = 1.0, 0.1
 """Seconds, ResNet-18."""
 
 
-# -- models and masks --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Subject:
-    """A network with random weights, and what it looks like under masks."""
-
-    network: Network
-    dense: nn.Module = field(init=False)
-
-    def __post_init__(self) -> None:
-        torch.manual_seed(SEED)
-        self.dense = self.calibrated(self.network.make())
-
-    def examples(self, batch: int) -> tuple[Any, ...]:
-        return at_batch(torch.randn(2, *self.network.shape, generator=torch.Generator().manual_seed(SEED)), batch)
-
-    def masked(self, mask: Mask) -> nn.Module:
-        return self.calibrated(mask.apply_(copy.deepcopy(self.dense)))
-
-    def calibrated(self, model: nn.Module) -> nn.Module:
-        """With norms' statistics of noise, so that every layer's outputs have a usual size."""
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                module.momentum = None  # the mean over batches
-        model.train()
-        with torch.no_grad():
-            for _ in range(2):
-                model(torch.randn(8, *self.network.shape))
-        return model.eval().requires_grad_(False)
-
-    def mask(self, pattern: str, density: float) -> Mask:
-        return synthetic(self.dense, pattern, density, seed=SEED, example_inputs=self.examples(2))
+# -- masks and models -------------------------------------------------------------------------------------------------
 
 
 def tickets_of(paths: Sequence[Path], network: str) -> Iterator[tuple[str, Mask]]:
@@ -246,8 +164,8 @@ def setting_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing
         model = subject.masked(mask)
         contenders.append(Sparse(compile_case, name, model=model))
         if name.startswith("channels"):
-            shrunk = Shrunk(rivals(["onnxruntime"])[0], tk.shrink(model, mask, case.inputs))
-            contenders.append(_Alone(shrunk, model))
+            shrunk = Shrunk(rivals(["onnxruntime"])[0], tk.shrink(model, mask, case.inputs), model)
+            contenders.append(shrunk)
             small[shrunk.name] = name
     if not arguments.dense_only:
         contenders.append(Sparse(compile_case, "no mask"))
@@ -260,21 +178,6 @@ def setting_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing
     if not arguments.dense_only:
         rows.append(_dense_ratio_row(setting, found, timing))
     return [row for row in rows if row is not None]
-
-
-class _Alone:
-    """A shrunk model, compared with the masked model that it is made of."""
-
-    sparse = True
-
-    def __init__(self, inner: Shrunk, model: nn.Module) -> None:
-        self.name, self.model, self._inner = inner.name, model, inner
-
-    def prepare(self, case: Case) -> Call:
-        return self._inner.prepare(case)
-
-    def versions(self) -> dict[str, str]:
-        return self._inner.versions()
 
 
 def variants_of(

@@ -30,6 +30,7 @@ BENCHMARKS = (
     "mask_size",
     "imports",
     "verdict",
+    "engine",
     "loader",
     "report",
 )

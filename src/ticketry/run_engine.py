@@ -18,6 +18,7 @@ from ticketry.core.structure.shrink import shrink
 from ticketry.core.ticket import Ticket
 from ticketry.engine.bench.case import Case
 from ticketry.engine.bench.compare import Comparison, compare
+from ticketry.engine.bench.cores import choose
 from ticketry.engine.bench.curve import curve
 from ticketry.engine.bench.dense import Call, Contender, Shrunk, Sparse, UnavailableError
 from ticketry.engine.bench.rivals import rivals
@@ -185,6 +186,7 @@ class BenchSettings:
             raise UsageError(f"batches have at least one example, not {min(self.batches, default=0)}")
         if self.cores is not None and len(self.cores) != self.threads:
             raise UsageError(f"{self.threads} threads need as many cores, not {len(self.cores)}")
+        choose(self.threads, load={})  # there are as many
 
 
 def execute_bench(

@@ -159,10 +159,9 @@ class Shrunk:
 
     sparse: ClassVar[bool] = True
 
-    model: ClassVar[None] = None  # its outputs are to be those of the masked one
-
-    def __init__(self, engine: Contender, small: nn.Module) -> None:
-        self.name = f"{engine.name}, shrunk"
+    def __init__(self, engine: Contender, small: nn.Module, model: nn.Module | None = None) -> None:
+        """`model` is the masked one, whose outputs these are to be, where that is not the case's."""
+        self.name, self.model = f"{engine.name}, shrunk", model
         self._engine, self._small = engine, small
 
     def prepare(self, case: Case) -> Call:

@@ -1,0 +1,94 @@
+"""The networks of `engine.py`: how they are made, and what they look like under masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry.core.mask import Mask
+from ticketry.engine.bench.masks import synthetic
+from ticketry.engine.inputs import at_batch
+from ticketry.tasks import models
+
+SEED = 0
+
+
+class Block(nn.Module):
+    """A transformer's block, norms first: 12 heads, four times as wide inside."""
+
+    def __init__(self, width: int = 768, heads: int = 12) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        parts = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to make it, and what it takes."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    """Of one example."""
+
+
+def _zoo(name: str, size: int, classes: int) -> Network:
+    shape = (3, size, size)
+    return Network(lambda: models.build(name, shape=shape, classes=classes), shape)
+
+
+NETWORKS = {
+    "resnet-18": _zoo("resnet-18", 32, 10),
+    "vgg-16": _zoo("vgg-16", 32, 10),
+    "resnet-18-64": _zoo("resnet-18", 64, 200),
+    "resnet-50-224": _zoo("resnet-50-imagenet", 224, 1000),
+    "block": Network(Block, (128, 768)),
+}
+
+
+@dataclass
+class Subject:
+    """A network with random weights, and what it looks like under masks."""
+
+    network: Network
+    dense: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(SEED)
+        self.dense = self.calibrated(self.network.make())
+
+    def examples(self, batch: int) -> tuple[Any, ...]:
+        return at_batch(torch.randn(2, *self.network.shape, generator=torch.Generator().manual_seed(SEED)), batch)
+
+    def masked(self, mask: Mask) -> nn.Module:
+        return self.calibrated(mask.apply_(copy.deepcopy(self.dense)))
+
+    def calibrated(self, model: nn.Module) -> nn.Module:
+        """With norms' statistics of noise, so that every layer's outputs have a usual size."""
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # the mean over batches
+        model.train()
+        with torch.no_grad():
+            for _ in range(2):
+                model(torch.randn(8, *self.network.shape))
+        return model.eval().requires_grad_(False)
+
+    def mask(self, pattern: str, density: float) -> Mask:
+        return synthetic(self.dense, pattern, density, seed=SEED, example_inputs=self.examples(2))
