@@ -220,6 +220,7 @@ def execute_bench(
         "structure": "channel-wise" if small is not None else "unstructured or group-wise",
         "compile_seconds": seconds,
         "weight_bytes": fast.weight_bytes,
+        "table_batches": sorted({_EXAMPLES, *settings.batches}),
         "dense_bytes": sum(value.nbytes for value in source.model.parameters()),
         "comparisons": [one.describe() for one in found],
         "layers_batch": settings.batches[-1],

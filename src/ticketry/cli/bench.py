@@ -129,7 +129,6 @@ def show(record: Mapping[str, Any], *, layers: bool = True) -> None:
     print("\n".join(_head(record, comparisons[0])))
     for curve in curves:
         out.print()
-        out.print(f"batch {curve['comparison']['batch']}, fastest dense: {curve['comparison']['fastest_dense']}")
         out.print(curve_table(curve))
     if curves:
         return
@@ -157,7 +156,8 @@ def _head(record: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
         f"machine  {machine['processor']}, {machine['cores']} cores, load {machine['load']}; {versions}",
     ]
     if "weight_bytes" in record:
-        weights = f"{size(record['weight_bytes'])} of tables, dense weights {size(record['dense_bytes'])}"
+        batches = f"batches of {_listed(record['table_batches'])}"
+        weights = f"{size(record['weight_bytes'])} of tables for {batches}; dense weights {size(record['dense_bytes'])}"
         lines.append(f"engine   compiled in {record['compile_seconds']:.2f} s; {weights}")
     return lines
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
 
 _MINIMUM_WIDTH = 100
@@ -21,11 +21,11 @@ def console() -> Console:
     return made if made.is_terminal else Console(width=max(made.width, _MINIMUM_WIDTH))
 
 
-def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
     """A row an engine, a column a batch: milliseconds of a call, and what is saved against the fastest dense one."""
     from rich.text import Text
 
-    table = _table("time of a call, ms: median (quartiles over rounds); best dense engine in bold")
+    table = _table()
     table.add_column("engine", no_wrap=True)
     for one in comparisons:
         table.add_column(f"batch {one['batch']}", justify="right")
@@ -34,38 +34,31 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
         cells = [_time_cell(one, name) for one in comparisons]
         sparse = any(row["sparse"] for one in comparisons for row in one["times"] if row["engine"] == name)
         table.add_row(Text(name, style="green" if sparse else ""), *cells)
-    return table
+    return _titled("time of a call, ms: median (quartiles over rounds); the fastest dense engine in bold", table)
 
 
-def saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
     """What each sparse engine saves, with its interval."""
     from rich.text import Text
 
-    table = _table("time saved against the fastest dense engine, %: median of the rounds' ratios [interval]")
+    table = _table()
     table.add_column("engine", no_wrap=True)
     for one in comparisons:
         table.add_column(f"batch {one['batch']}", justify="right")
     for name in dict.fromkeys(saved["engine"] for one in comparisons for saved in one["saved"]):
-        cells = []
-        for one in comparisons:
-            found = next((saved for saved in one["saved"] if saved["engine"] == name), None)
-            if found is None:
-                cells.append(Text(""))
-                continue
-            low, high = 100 * found["low"], 100 * found["high"]
-            text = f"{100 * found['saved']:.1f} [{low:.1f}, {high:.1f}]"
-            cells.append(Text(text, style="bold green" if low > 0 else "red" if high < 0 else ""))
-        table.add_row(Text(name, style="green"), *cells)
+        table.add_row(Text(name, style="green"), *(_saved_cell(one, name) for one in comparisons))
     against = [next((saved["against"] for saved in one["saved"]), "") for one in comparisons]
     table.add_row(Text("against", style="dim"), *(Text(name, style="dim") for name in against))
-    return table
+    sure = min((saved["confidence"] for one in comparisons for saved in one["saved"]), default=0)
+    title = f"time saved against the fastest dense engine, %: median of the rounds [{100 * sure:.0f} % interval]"
+    return _titled(title, table)
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     """What each layer runs in, how dense it is, and its time."""
     from rich.text import Text
 
-    table = _table("")
+    table = _table()
     for name, where in (
         ("layer", "left"),
         ("kind", "left"),
@@ -92,9 +85,9 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def curve_table(curve: Mapping[str, Any]) -> Table:
+def curve_table(curve: Mapping[str, Any]) -> Group:
     """A row a density: time, the ideal, and what is saved."""
-    table = _table(f"time against density, masks {curve['pattern']}; ideal: density times the fastest dense engine")
+    table = _table()
     for name in ("density", "ms", "ideal ms", "saved, %", "interval"):
         table.add_column(name, justify="right")
     for point in curve["points"]:
@@ -105,7 +98,9 @@ def curve_table(curve: Mapping[str, Any]) -> Table:
             f"{100 * point['saved']:.1f}",
             f"[{100 * point['saved_low']:.1f}, {100 * point['saved_high']:.1f}]",
         )
-    return table
+    one = curve["comparison"]
+    title = f"batch {one['batch']}, masks {curve['pattern']}; ideal: density times that of {one['fastest_dense']}"
+    return _titled(title, table)
 
 
 def _time_cell(one: Mapping[str, Any], name: str) -> Any:
@@ -120,9 +115,26 @@ def _time_cell(one: Mapping[str, Any], name: str) -> Any:
     return Text(text, style="bold" if name == one["fastest_dense"] else "")
 
 
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
+def _saved_cell(one: Mapping[str, Any], name: str) -> Any:
     from rich.text import Text
 
-    return Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    found = next((saved for saved in one["saved"] if saved["engine"] == name), None)
+    if found is None:
+        return Text("")
+    low, high = 100 * found["low"], 100 * found["high"]
+    style = "bold green" if low > 0 else "red" if high < 0 else ""
+    return Text(f"{100 * found['saved']:.1f} [{low:.1f}, {high:.1f}]", style=style)
+
+
+def _table() -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, show_edge=False)
+
+
+def _titled(title: str, table: Table) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(title), table)
