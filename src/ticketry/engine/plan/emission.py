@@ -49,6 +49,8 @@ class Emission:
     def __init__(self, sketch: Sketch, arena: Arena, operations: Operations, inputs: int) -> None:
         self.sketch, self.arena, self.operations, self.inputs = sketch, arena, operations, inputs
         self.ops: list[Op] = []
+        self.scratch = 0
+        operations.reserve = self.reserve
         for task in sketch.tasks:
             label = task.kind if task.node is None else task.label
             ops = _EMIT[task.kind](self, task, [arena.value(form) for form in task.inputs])
@@ -57,7 +59,12 @@ class Emission:
     @property
     def bytes(self) -> int:
         """Working memory of a thread."""
-        return self.arena.bytes
+        return self.arena.bytes + 64 + self.scratch
+
+    def reserve(self, size: int) -> int:
+        """Memory behind all values, which every operation may use for itself."""
+        self.scratch = max(self.scratch, size)
+        return -(-self.arena.bytes // 64) * 64
 
     def output(self, task: Task) -> Any:
         assert task.output is not None

@@ -9,7 +9,6 @@ from typing import Any
 from ticketry.engine.cpu import pixels, planes
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.plan.forms import UnsupportedError
 
 Pair = tuple[int, int]
 Make = Callable[..., list[Op]]
@@ -17,6 +16,9 @@ Make = Callable[..., list[Op]]
 
 class Operations:
     """What a layout can do. Values are of the layout's own kind."""
+
+    reserve: Callable[[int], int]
+    """Set by who emits: so many bytes that one operation uses for itself, and where in the arena they begin."""
 
     load: Make
     """(number, strides, y)"""
@@ -59,11 +61,12 @@ class PixelsOperations(Operations):
     """Over pixels; for blocks of so many images."""
 
     def __init__(self, target: Target, images: int) -> None:
-        self._target = target
+        self._target, self._images = target, images
         self.load, self.store = partial(pixels.load, target=target), partial(pixels.store, target=target)
         self.conv = partial(pixels.conv, target=target, images=images)
         self.elementwise, self.apply, self.affine = self._elementwise, self._apply, self._affine
-        self.layer_norm = self.softmax = self.attention = _absent
+        self.layer_norm, self.softmax = self._layer_norm, partial(pixels.softmax, target=target)
+        self.attention = self._attention
         self.max_pool, self.avg_pool = self._max_pool, self._avg_pool
         self.global_mean = partial(pixels.global_mean, target=target)
 
@@ -83,6 +86,9 @@ class PixelsOperations(Operations):
         where: dict[str, Any] = {"stride": stride, "padding": padding, "count_include_pad": counted}
         return pixels.avg_pool(x, y, kernel, target=self._target, **where)
 
+    def _layer_norm(self, x: Any, y: Any, weight: Any, bias: Any, eps: float) -> list[Op]:
+        return pixels.layer_norm(x, y, weight, bias, eps=eps, target=self._target)
 
-def _absent(*args: Any) -> list[Op]:
-    raise UnsupportedError("pixels have no such kernel")
+    def _attention(self, q: Any, k: Any, v: Any, y: Any, heads: int, scale: float, causal: bool) -> list[Op]:
+        scratch = self.reserve(pixels.attention_bytes(k, self._images, self._target))
+        return pixels.attention(q, k, v, y, heads, scratch, target=self._target, scale=scale, causal=causal)

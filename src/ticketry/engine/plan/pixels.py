@@ -49,8 +49,6 @@ class PixelsArena:
 
     def value(self, form: Form) -> Pixels:
         """Where a value lies."""
-        if form.labels == "cpc":
-            raise UnsupportedError("heads that are no channels")
         runs = _runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
         start = first + runs[0][1]
