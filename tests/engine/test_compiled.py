@@ -186,16 +186,40 @@ def test_several_python_threads_call_one_module(model, mask):
 
 
 def test_threads_end_with_the_module(model, mask):
-    before = threading.active_count()
+    def engines() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "ticketry-engine"}
+
+    before = engines()
     fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=3)
     fast(torch.randn(9, 3, 10, 10))
-    assert threading.active_count() == before + 2
+    ours = engines() - before
+    assert len(ours) == 2
     del fast
     gc.collect()
-    for thread in threading.enumerate():
-        if thread.name == "ticketry-engine":
-            thread.join(timeout=5)
-    assert threading.active_count() <= before
+    for thread in ours:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in ours)
+
+
+def test_tuning_keeps_the_fastest_plan_and_the_numbers(model, mask):
+    x = torch.randn(9, 3, 10, 10)
+    fast = tk.compile(model, mask, x, threads=2, tune=True)
+    (native,) = fast._natives
+    seconds = native.tune([x], 2)
+    assert {plan.layout for plan in seconds} == {"planes", "pixels"}
+    assert native.plan(9, 2) == min(seconds, key=seconds.get)
+    close(fast(x), expected(model, mask, x))
+
+
+@pytest.mark.parametrize("layout", ["planes", "pixels"])
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_both_layouts(model, mask, layout, batch):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1)
+    for native in fast._natives:
+        native.layout = layout
+    x = torch.randn(batch, 3, 10, 10)
+    close(fast(x), expected(model, mask, x))
+    assert {plan.layout for native in fast._natives for plan in native.programs} == {layout}
 
 
 def test_weights_in_memory_are_few(model, mask, fast):

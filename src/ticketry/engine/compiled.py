@@ -38,6 +38,7 @@ def compile(
     *,
     threads: int | None = None,
     target: str = "host",
+    tune: bool = False,
 ) -> Compiled:
     """A module with the model's call whose sparse layers run in kernels made for the mask.
 
@@ -48,6 +49,8 @@ def compile(
             have other numbers of examples.
         threads: that a call uses; None for `torch.get_num_threads()` at each call.
         target: "host", or "avx2" for kernels that use no more than that.
+        tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
+            instead of trusting the estimates. Takes seconds.
 
     Raises:
         EngineError: the model cannot be captured.
@@ -58,7 +61,18 @@ def compile(
 
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
-    return Compiled(capture(model, mask, example_inputs), threads=threads, target=target)
+    made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target)
+    if tune:
+        args, kwargs = _arguments(example_inputs)
+        made.tune(*args, **kwargs)
+    return made
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as the arguments of a call."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host") -> Compiled:
@@ -103,6 +117,24 @@ class Compiled(nn.Module):
                 for name in done:
                     del values[name]
             return build(self.graph.outputs, values)
+
+    def tune(self, *args: Any, **kwargs: Any) -> Compiled:
+        """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
+
+        Returns:
+            The module itself.
+        """
+        values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
+        threads = self.threads or torch.get_num_threads()
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for run, reads, makes, _ in self._steps:
+                tensors = [values[name] for name in reads]
+                if isinstance(run, Native):
+                    run.tune(tensors, threads)
+                    values.update(zip(makes, run(tensors, threads), strict=True))
+                else:
+                    values[makes[0]] = run(*tensors)
+        return self
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +16,7 @@ from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
 from ticketry.engine.plan.choose import choose
 from ticketry.engine.plan.emission import Emission, memory
+from ticketry.engine.plan.forms import UnsupportedError
 from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
 from ticketry.engine.plan.pixels import PixelsArena
@@ -21,13 +24,25 @@ from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
-"""Images of a block: as many as fill a vector of the widest registers."""
+"""Images of a block over planes: as many as fill a vector of the widest registers."""
 
 PIXELS_IMAGES = 8
 """The same over pixels, which need none for their vectors: more do not fit the caches next to the weights."""
 
-Key = tuple[int, str]
-"""Images of a block, and how threads share the work."""
+_ROUNDS = 5
+"""Samples of each plan that is tried, warmed before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is run."""
+
+    layout: str
+    """"planes" or "pixels"."""
+    images: int
+    """Images of a block."""
+    split: str
+    """How threads share the work: see `Program`."""
 
 
 @dataclass
@@ -40,8 +55,10 @@ class Native:
     layout: str | None = None
     """"planes" or "pixels"; None for what `choose` says of each block."""
     sketch: Sketch = field(init=False)
-    programs: dict[Key, Program] = field(init=False, default_factory=dict)
-    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    programs: dict[Plan, Program] = field(init=False, default_factory=dict)
+    _tuned: dict[tuple[int, int], Plan] = field(init=False, default_factory=dict)
+    _chosen: dict[int, str] = field(init=False, default_factory=dict)
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.sketch = self.region.sketch(self.graph)
@@ -51,37 +68,73 @@ class Native:
         """The region's outputs, of inputs in its order."""
         batch, inputs, outputs, made = self._bound(tensors)
         if batch:
-            self.program(batch, threads).run(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]], threads)
+            program = self.program(self.plan(batch, threads))
+            program.run(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]], threads)
         return made
 
     def profile(self, tensors: Sequence[Tensor], seconds: dict[str, float]) -> list[Tensor]:
         """The same on one thread, with the seconds of each layer added to `seconds`."""
         batch, inputs, outputs, made = self._bound(tensors)
-        program = self.program(batch, 1)
+        program = self.program(self.plan(batch, 1))
         found = program.profile(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]])
         for op, spent in zip(program.ops, found, strict=True):
             seconds[op.label] = seconds.get(op.label, 0.0) + spent
         return made
 
-    def program(self, batch: int, threads: int) -> Program:
-        """The program for a batch, made now if there is none yet."""
-        key = _key(batch, threads)
-        with self._lock:
-            if key not in self.programs:
-                self.programs[key] = self._program(*key)
-            return self.programs[key]
+    def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
+        """Time every plan there could be for this batch and keep the fastest. Returns the seconds of each."""
+        batch, inputs, outputs, _ = self._bound(tensors)
+        addresses = [tensor.data_ptr() for tensor in [*inputs, *outputs]]
+        programs: dict[Plan, Program] = {}
+        for plan in _candidates(batch, threads) if batch else ():
+            try:
+                programs[plan] = self.program(plan)
+            except UnsupportedError:
+                continue
+        samples: dict[Plan, list[float]] = {plan: [] for plan in programs}
+        for turn in range(_ROUNDS + 1):
+            for plan, program in programs.items():
+                begin = time.perf_counter()
+                program.run(batch, addresses, threads)
+                if turn:  # the first turn warms
+                    samples[plan].append(time.perf_counter() - begin)
+        found = {plan: statistics.median(several) for plan, several in samples.items()}
+        if found:
+            best = min(found, key=lambda plan: found[plan])
+            with self._lock:
+                self._tuned[batch, threads] = best
+                for plan in set(programs) - {best, *self._tuned.values()}:
+                    self.programs.pop(plan, None)
+        return found
 
-    def _program(self, images: int, split: str) -> Program:
-        target, inputs = self.library.target, len(self.region.inputs)
-        if (self.layout or choose(self.sketch, target, images)) == "pixels":
-            images = min(images, PIXELS_IMAGES)
-            emission = Emission(
-                self.sketch, PixelsArena(self.sketch, images, target.lanes), PixelsOperations(target, images), inputs
-            )
+    def plan(self, batch: int, threads: int) -> Plan:
+        """How a batch is run: as was found fastest by `tune`, else as the costs estimate."""
+        with self._lock:
+            if (batch, threads) in self._tuned:
+                return self._tuned[batch, threads]
+            images = _block(batch, threads)
+            if images not in self._chosen:
+                self._chosen[images] = choose(self.sketch, self.library.target, images)
+            layout = self.layout or self._chosen[images]
+        return _plan(layout, min(images, PIXELS_IMAGES) if layout == "pixels" else images, batch, threads)
+
+    def program(self, plan: Plan) -> Program:
+        """The program of a plan, made now if there is none yet."""
+        with self._lock:
+            if plan not in self.programs:
+                self.programs[plan] = self._program(plan)
+            return self.programs[plan]
+
+    def _program(self, plan: Plan) -> Program:
+        target, images, inputs = self.library.target, plan.images, len(self.region.inputs)
+        if plan.layout == "pixels":
+            arena = PixelsArena(self.sketch, images, target.lanes)
+            emission = Emission(self.sketch, arena, PixelsOperations(target, images), inputs)
         else:
-            arena = PlanesArena(self.sketch.storages, images)
-            emission = Emission(self.sketch, arena, PlanesOperations(target), inputs)
-        return Program(emission.ops, images, emission.bytes, self.library, split)
+            emission = Emission(
+                self.sketch, PlanesArena(self.sketch.storages, images), PlanesOperations(target), inputs
+            )
+        return Program(emission.ops, images, emission.bytes, self.library, plan.split)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:
         """Number of images, inputs as they are read, outputs as they are written, outputs as they are returned."""
@@ -92,11 +145,22 @@ class Native:
         return batch, inputs, outputs, made
 
 
-def _key(batch: int, threads: int) -> Key:
+def _plan(layout: str, images: int, batch: int, threads: int) -> Plan:
+    """Threads share the batch where there is a block for each, else every operation."""
+    return Plan(layout, images, "batch" if -(-batch // images) >= threads else "parts")
+
+
+def _block(batch: int, threads: int) -> int:
     """The block of a batch: a whole vector of images where there are so many for each thread."""
     share = -(-batch // max(1, threads))
     images = 1
     while images < min(share, MOST_IMAGES):
         images *= 2
-    blocks = -(-batch // images)
-    return images, "batch" if blocks >= threads else "parts"
+    return images
+
+
+def _candidates(batch: int, threads: int) -> list[Plan]:
+    """Plans worth trying: both layouts, with the blocks that the batch fills."""
+    most = _block(batch, 1)
+    blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
+    return [_plan(layout, images, batch, threads) for layout in ("planes", "pixels") for images in reversed(blocks)]
