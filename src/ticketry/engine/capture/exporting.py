@@ -75,10 +75,13 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Ex
     examples = arguments.examples
     if examples is None:
         return Exported(_export(model, arguments, None), "the inputs have no leading axis")
-    try:
-        return Exported(_export(model, _two_or_more(arguments, examples), max(examples, 2)), "")
-    except Exception as error:  # a model may fail in any way
-        reason = _lines(error, 1)
+    several = _two_or_more(arguments, examples)
+    reason = ""
+    for strict in (False, True):  # the strict way is slower, but sees through `len(x)`
+        try:
+            return Exported(_export(model, several, several.examples, strict=strict), "")
+        except CaptureError as error:
+            reason = reason or _lines(error.__cause__ or error, 3)
     return Exported(_export(model, arguments, None), reason)
 
 
@@ -95,7 +98,9 @@ def _two_or_more(arguments: Arguments, examples: int) -> Arguments:
     return arguments.map(repeat)
 
 
-def _export(model: nn.Module, arguments: Arguments, batch: int | None) -> torch.export.ExportedProgram:
+def _export(
+    model: nn.Module, arguments: Arguments, batch: int | None, *, strict: bool = False
+) -> torch.export.ExportedProgram:
     import torch.export
 
     shapes: Any = None
@@ -110,7 +115,7 @@ def _export(model: nn.Module, arguments: Arguments, batch: int | None) -> torch.
     try:
         with quiet(), plain():
             return torch.export.export(
-                model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=False
+                model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
             )
     except Exception as error:  # a model may fail in any way
         raise CaptureError(
@@ -131,8 +136,8 @@ def _by_name(model: nn.Module, arguments: Arguments, args: Any, kwargs: Any) -> 
 
 
 def _lines(error: BaseException, count: int) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + "\n".join(line[:300] for line in lines[:count])
+    lines = [line.partition("For more information, run with")[0].strip() for line in str(error).splitlines()]
+    return f"{type(error).__name__}: " + "\n".join(line[:300] for line in [line for line in lines if line][:count])
 
 
 @contextlib.contextmanager

@@ -209,7 +209,19 @@ def _shuffle(editor: Editor, one: Node) -> list[Node] | None:
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
-        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy"), _reshape
+        (
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "squeeze",
+            "unsqueeze",
+            "view_copy",
+            "view_as",
+            "reshape_as",
+        ),
+        _reshape,
     ),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _permute),
     "expand": _expand,

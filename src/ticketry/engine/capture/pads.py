@@ -36,9 +36,9 @@ def _fold(editor: Editor, one: Node) -> list[Node] | None:
         return None
     width, height = max(left, right), max(top, bottom)
     weights = dict(one.weights)
-    grown = (width - left, 0, height - top, 0)
+    grown = (width - left, width - right, height - top, height - bottom)
     if any(grown):
-        # More on the left than there was: a zero column at the kernel's left sees it.
+        # Where there is more padding than there was, the kernel's zeros see it.
         weights["weight"] = editor.tensor(f"{weights['weight']}.padded", pad(editor.tensors[weights["weight"]], grown))
     made = {**one.attrs, "padding": [own[0] + height, own[1] + width]}
     changed = Node(one.op, (x,), one.output, made, weights)
