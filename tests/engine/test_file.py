@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,35 @@ def weights(**facts: Any) -> dict[str, Any]:
 def test_damaged_files(make: Any, message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         loads(make(dumps(small())))
+
+
+def factory(op: str, args: list[Any], shape: Any, **inputs: Any) -> bytes:
+    """A file whose first torch node does what it likes; nobody reads what it makes, but it would run."""
+    one = Node(op, tuple(inputs), "z", {"args": args, "kwargs": {}})
+    graph = small()
+    nodes = (*graph.nodes[:-1], one, graph.nodes[-1])
+    values = {**graph.values, "z": Value("z", shape)}
+    return dumps(replace(graph, nodes=nodes, values=values))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: factory("aten.zeros.default", [[1 << 30, 1 << 30]], (3,)), "too many"),
+        (lambda: factory("aten.arange.default", [1 << 40], None), "too many"),
+        (lambda: factory("aten.repeat.default", [{"value": "x"}, [1 << 20, 1 << 10, 9, 1]], None, x=1), "too many"),
+        (lambda: factory("aten.zeros.default", [[4]], (3,)), r"it makes float32 \[4\], not float32 \(3,\)"),
+        (lambda: factory("aten.ones.default", [[-4]], None), "torch does not take its arguments"),
+        (
+            lambda: factory("aten.mm.default", [{"value": "x"}, {"value": "x"}], None, x=1),
+            "does not take its arguments",
+        ),
+        (lambda: factory("aten.max.dim", [{"value": "x"}, 1], None, x=1), "it makes a list, not float32"),
+    ],
+)
+def test_claims_of_torch_nodes_are_checked_without_memory(data: Any, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        loads(data())
 
 
 def test_duplicate_names_and_constants_of_javascript():

@@ -23,6 +23,7 @@ from torch import Tensor
 from ticketry.core.pack import read_metadata
 from ticketry.engine.aten import is_portable
 from ticketry.engine.graph import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Graph, Json, Node, Value
+from ticketry.engine.probe import probe
 from ticketry.errors import GraphError, ModelFileError
 
 KIND = "ticketry.model"
@@ -119,7 +120,7 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
     document = _document(metadata[KIND])
     tensors = _tensors(document["tensors"], stored)
     try:
-        return _from_json(document["graph"], tensors).validate(), document["meta"]
+        return probe(_from_json(document["graph"], tensors).validate()), document["meta"]
     except GraphError as error:
         raise ModelFileError(f"the graph in the file cannot be: {error}") from None
 

@@ -66,6 +66,13 @@ def test_a_norm_after_a_linear_layer_is_folded():
     assert ops(captured(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7)), torch.randn(2, 5))) == ["linear"]
 
 
+def test_a_norm_after_a_linear_layer_whose_features_were_brought_to_the_channels():
+    model = Of(lambda m, x: m.norm(m.layer(x).permute(0, 3, 1, 2)), layer=nn.Linear(6, 5), norm=nn.BatchNorm2d(5))
+    assert ops(captured(model, images())) == ["linear", "transpose"]
+    model = Of(lambda m, x: m.norm(m.layer(x).transpose(1, 2)), layer=nn.Linear(6, 5), norm=nn.BatchNorm2d(6))
+    assert ops(captured(model, images())) == ["linear", "transpose", "affine"]
+
+
 def test_a_norm_of_other_channels_than_a_linear_layers_is_not_folded():
     graph = captured(nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), torch.randn(2, 3, 5))
     assert ops(graph) == ["linear", "affine"]

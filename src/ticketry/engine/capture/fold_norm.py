@@ -17,11 +17,30 @@ def fold_norms(graph: Graph) -> Graph:
 def _fold(editor: Editor, one: Node) -> list[Node] | None:
     if base(one) == "mul":
         return _fold_scale(editor, one)
-    layer = _open(editor, one.inputs[0]) if one.op == "affine" else None
+    if one.op != "affine":
+        return None
+    turned = editor.sole(one.inputs[0])
+    if turned is not None and turned.op == "transpose":
+        return _fold_through(editor, one, turned)
+    layer = _open(editor, one.inputs[0])
     if layer is None or (layer.op == "linear" and len(editor.shape(one.output) or ()) != 2):
         return None  # a linear layer's channels are its last axis, a norm's its second
     scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
     return [_scaled(editor, layer, one.output, scale, shift, one.attrs["act"])]
+
+
+def _fold_through(editor: Editor, one: Node, turned: Node) -> list[Node] | None:
+    """A linear layer's features, its last axis, have been brought to where a norm's channels are."""
+    layer = _open(editor, turned.inputs[0])
+    axes = turned.attrs["axes"]
+    if layer is None or layer.op != "linear" or axes[1] != len(axes) - 1:
+        return None
+    scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
+    rows = editor.value(layer.output, editor.shape(layer.output) or (), "scaled")
+    return [
+        _scaled(editor, layer, rows, scale, shift, one.attrs["act"]),
+        Node("transpose", (rows,), one.output, turned.attrs, {}),
+    ]
 
 
 def _fold_scale(editor: Editor, one: Node) -> list[Node] | None:
