@@ -93,6 +93,29 @@ def test_arrows_go_one_way(path):
     assert not wrong, f"{path.relative_to(ROOT)} may not import these: {wrong}"
 
 
+ENGINE = {
+    "infer": set(),
+    "allowed": set(),
+    "graph": {"infer", "aten"},
+    "aten": {"allowed", "infer", "graph"},
+    "call": {"infer", "graph"},
+    "ops": {"infer", "graph", "aten", "call"},
+    "probe": {"infer", "graph", "aten"},
+    "file": {"infer", "graph", "aten", "probe"},
+    "capture": {"infer", "graph", "aten"},
+}
+"""Part of the engine -> the other parts that it may import: a graph is made, run and stored without any kernel."""
+
+
+@pytest.mark.parametrize("part", ENGINE)
+def test_arrows_inside_the_engine(part):
+    folder = ROOT / "engine"
+    paths = sorted((folder / part).rglob("*.py")) if (folder / part).is_dir() else [folder / f"{part}.py"]
+    used = {name.split(".")[1] for path in paths for _, name in imports(path) if name.startswith("engine.")}
+    assert paths
+    assert used - {part} <= ENGINE[part]
+
+
 @pytest.mark.parametrize(
     ("code", "found"),
     [

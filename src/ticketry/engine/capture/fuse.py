@@ -19,11 +19,13 @@ def fuse(graph: Graph) -> Graph:
 def _residual(editor: Editor, one: Node) -> list[Node] | None:
     if one.op != "add" or editor.shape(one.inputs[0]) != editor.shape(one.inputs[1]):
         return None
-    order = list(editor.makers)
     layers = [maker for name in one.inputs if (maker := _open(editor, name)) is not None]
     if not layers:
         return None
-    layer = max(layers, key=lambda maker: order.index(maker.output))  # the other one can then be done before it
+    layer = layers[-1]
+    if len(layers) > 1:  # the later one: the other can then be done before it
+        order = list(editor.makers)
+        layer = max(layers, key=lambda maker: order.index(maker.output))
     other = one.inputs[1] if one.inputs[0] == layer.output else one.inputs[0]
     if other == layer.output:
         return None
