@@ -1,0 +1,148 @@
+"""Kernels are compiled once, kept in the cache, and made anew when the cache is damaged or cannot be written to."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probes import Constant
+from ticketry.engine.cpu import jit
+from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.jit import Library, cache_folder
+from ticketry.engine.cpu.target import Target, target
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
+
+
+def _result(address: int) -> int:
+    """What a `Constant` at an address adds to 0."""
+    place, state, op = np.zeros(1, np.int64), np.zeros(64, np.int64), np.zeros(1, np.int64)
+    state[State.EXTERNAL] = place.ctypes.data
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(address)(state.ctypes.data, op.ctypes.data)
+    return int(place[0])
+
+
+def _results(library: Library, numbers: list[int]) -> list[int]:
+    return [_result(address) for address in library.addresses([Constant(number) for number in numbers])]
+
+
+def _files() -> list[Path]:
+    return sorted(cache_folder().iterdir())
+
+
+def test_each_kernel_is_compiled_once() -> None:
+    library = Library(target())
+    assert _results(library, [3, 5, 3]) == [3, 5, 3]
+    assert library.compiled == 2
+    assert _results(library, [5, 7]) == [5, 7]
+    assert library.compiled == 3
+    assert len(_files()) == 3
+
+
+def test_another_library_finds_them_in_the_cache() -> None:
+    _results(Library(target()), [3, 5])
+    library = Library(target())
+    assert _results(library, [3, 5, 7]) == [3, 5, 7]
+    assert library.compiled == 1
+
+
+def test_targets_do_not_share_kernels() -> None:
+    _results(Library(target()), [3])
+    narrow = Target("narrow", target().triple, target().cpu, target().features, lanes=4, registers=16)
+    library = Library(narrow)
+    assert _results(library, [3]) == [3]
+    assert library.compiled == 1
+
+
+def test_kernels_of_other_generators_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    _results(Library(target()), [3])
+    monkeypatch.setattr(jit, "_sources", lambda: "others")
+    library = Library(target())
+    _results(library, [3])
+    assert library.compiled == 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "renamed", "a folder"])
+def test_a_damaged_object_is_made_anew(damage: str) -> None:
+    _results(Library(target()), [3, 5])
+    first, second = _files()
+    data = bytearray(first.read_bytes())
+    if damage == "empty":
+        data = bytearray()
+    elif damage == "torn":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+    elif damage == "renamed":
+        data = bytearray(second.read_bytes())
+    first.unlink()
+    if damage == "a folder":
+        first.mkdir()
+    else:
+        first.write_bytes(data)
+    library = Library(target())
+    assert _results(library, [3, 5]) == [3, 5]
+    assert library.compiled == 1
+    if damage != "a folder":
+        library = Library(target())
+        assert _results(library, [3, 5]) == [3, 5]
+        assert library.compiled == 0, "the object was not put right"
+
+
+def test_a_cache_that_cannot_be_written_to_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "file"))
+    library = Library(target())
+    assert _results(library, [3]) == [3]
+    assert library.compiled == 1
+
+
+def test_a_full_disk_leaves_no_litter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert _results(Library(target()), [3]) == [3]
+    assert _files() == []
+
+
+def test_two_threads_may_compile_at_once() -> None:
+    library = Library(target())
+    wanted = [list(range(start, start + 6)) for start in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda numbers: _results(library, numbers), wanted))
+    assert found == wanted
+    assert library.compiled == 13
+
+
+def _in_a_process(numbers: list[int]) -> list[int]:
+    return _results(Library(target()), numbers)
+
+
+def test_processes_may_fill_one_cache_at_once() -> None:
+    wanted = [list(range(6)) for _ in range(3)]
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.map(_in_a_process, wanted) == wanted
+    library = Library(target())
+    assert _results(library, wanted[0]) == wanted[0]
+    assert library.compiled == 0
+
+
+def test_a_kernel_that_is_no_valid_ir_is_told() -> None:
+    @dataclass(frozen=True)
+    class Wrong:
+        def emit(self, name: str, target: Target) -> str:
+            return f"define void @{name}(ptr %state, ptr %op) {{ nonsense }}"
+
+    with pytest.raises(RuntimeError, match="LLVM"):
+        Library(target()).addresses([Wrong()])

@@ -1,0 +1,175 @@
+"""Programs: tables linked, blocks shared among threads, several callers at once, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from arenas import library
+from probes import Constant, Mark, Round, Sum
+from ticketry.engine.cpu.program import Memory, Op, Program
+from ticketry.errors import EngineError
+
+
+def _engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "ticketry-engine"}
+
+
+def _run(program: Program, batch: int = 1, threads: int = 1) -> int:
+    found = np.zeros(1, np.int64)
+    program.run(batch, [found.ctypes.data], threads)
+    return int(found[0])
+
+
+def test_operations_find_their_integers_and_tables() -> None:
+    tables = [np.arange(size, dtype=np.int64) ** 2 for size in (0, 1, 7, 1000)]
+    ops = [Op(Sum(), (len(table), table)) for table in tables]
+    program = Program([*ops, Op(Constant(5), ())], 1, 0, library("host"))
+    assert _run(program) == sum(int(table.sum()) for table in tables) + 5
+    assert program.table_bytes == sum(table.nbytes for table in tables)
+
+
+def test_tables_are_held_once_and_in_order() -> None:
+    """As views of the linked memory, whatever their type, shape and strides were."""
+    given = [np.arange(12, dtype=np.float32).reshape(3, 4).T, np.arange(9, dtype=np.int8)[::2], np.ones((), np.int32)]
+    program = Program([Op(Sum(), (0, *given))], 1, 0, library("host"))
+    for table, wanted in zip(program.ops[0].args[1:], given, strict=True):
+        assert np.array_equal(table, wanted)
+        assert table.dtype == wanted.dtype
+        assert table.base is not None
+        assert not np.shares_memory(table, wanted)
+        assert table.ctypes.data % 64 == 0
+
+
+def test_a_tables_end_may_be_read_over_by_a_vector() -> None:
+    program = Program([Op(Sum(), (8, np.ones(8, np.int64)))], 1, 0, library("host"))
+    memory = program._memory
+    table = program.ops[0].args[1]
+    assert table.ctypes.data + table.nbytes + 64 <= memory.address + len(memory.bytes)
+
+
+@pytest.mark.parametrize("split", ["batch", "parts"])
+def test_several_python_threads_may_call_one_program(split: str) -> None:
+    """Each with memory of its own: a chain through the working memory stays right."""
+    ops = [Op(Round(), (number % 2, 1 - number % 2)) for number in range(200)]
+    program = Program(ops, 1, 2 * 64 * 64, library("host"), "parts") if split == "parts" else None
+    marks = Program([Op(Mark(), (1,))] * 20, 4, 64, library("host"), "batch")
+
+    def call(_: int) -> bool:
+        if program is None:
+            found = torch.zeros(37, dtype=torch.int64)
+            marks.run(37, [found.data_ptr()], 2)
+            return found.tolist() == [20] * 37
+        first, second = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        program.run(3, [first.ctypes.data], 2)
+        program.run(3, [second.ctypes.data], 2)
+        # the memory is that of an earlier call, where it stopped at a multiple of the rounds of a call
+        return first[0] == first[1] and first[0] % 600 == 0 and second[0] % 600 == 0 and second[0] >= 600
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(40)))
+    made = program or marks
+    assert 1 <= len(made._free[os.getpid(), 2]) <= 4
+
+
+def test_no_more_threads_than_blocks_work_on_a_batch() -> None:
+    program = Program([Op(Mark(), (1,))], 16, 64, library("host"), "batch")
+    found = torch.zeros(20, dtype=torch.int64)
+    program.run(20, [found.data_ptr()], 4)
+    assert found.tolist() == [1] * 20
+    assert [threads for _, threads in program._free] == [2]
+
+
+def test_threads_end_with_their_program() -> None:
+    gc.collect()
+    before = _engine_threads()
+    program = Program([Op(Mark(), (1,))], 1, 64, library("host"), "parts")
+    found = torch.zeros(4, dtype=torch.int64)
+    program.run(4, [found.data_ptr()], 3)
+    mine = _engine_threads() - before
+    assert len(mine) == 2
+    gone = weakref.ref(program)
+    del program
+    gc.collect()
+    assert gone() is None
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_workspace_is_not_used_again_after_an_error() -> None:
+    program = Program([Op(Constant(1), ())], 1, 0, library("host"))
+    assert _run(program) == 1
+    drive, taken = program._drive, program._free[os.getpid(), 1][0]
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    program._drive = fails
+    with pytest.raises(KeyboardInterrupt):
+        _run(program)
+    program._drive = drive
+    assert _run(program) == 1
+    assert program._free[os.getpid(), 1][0] is not taken
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_threads_and_memory_of_its_own() -> None:
+    rounds = [Op(Round(), (number % 2, 1 - number % 2)) for number in range(10)]
+    program = Program(rounds, 1, 2 * 64 * 64, library("host"), "parts")
+    found = np.zeros(2, np.int64)
+    program.run(1, [found.ctypes.data], 2)
+    assert found.tolist() == [10, 10]
+    child = os.fork()
+    if child == 0:  # nothing of the test's own may run on in the child
+        try:
+            program.run(1, [found.ctypes.data], 2)
+            os._exit(0 if found.tolist() == [10, 10] else 1)
+        finally:
+            os._exit(2)
+    program.run(1, [found.ctypes.data], 2)
+    assert found.tolist() == [20, 20]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_seconds_of_each_operation() -> None:
+    program = Program([Op(Sum(), (100_000, np.ones(100_000, np.int64))), Op(Constant(1), ())], 4, 0, library("host"))
+    found = np.zeros(1, np.int64)
+    long, short = program.profile(9, [found.ctypes.data])
+    assert found[0] == 3 * 100_001
+    assert 0 < short < long
+
+
+def test_too_many_tensors_are_told() -> None:
+    program = Program([Op(Constant(1), ())], 1, 0, library("host"))
+    with pytest.raises(EngineError, match="57 tensors"):
+        program.run(1, [0] * 57)
+
+
+def test_memory_is_zeroed_and_begins_at_a_large_page() -> None:
+    for size in (0, 1, 1 << 21, (1 << 21) + 1):
+        memory = Memory(size)
+        assert len(memory.bytes) == size
+        assert memory.address % (1 << 21) == 0
+        assert not memory.bytes.any()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only there does the system tell")
+def test_memory_is_private() -> None:
+    """Shared memory has no large pages, and goes on to be shared with processes that are forked."""
+    memory = Memory(3 * mmap.PAGESIZE)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if low <= memory.address < high:
+            assert line.split()[1] == "rw-p"
+            return
+    pytest.fail("the memory is not mapped")
