@@ -16,6 +16,9 @@ from ticketry.engine.plan import forms
 from ticketry.engine.plan.forms import Form, UnsupportedError
 from ticketry.engine.plan.storage import Storages
 
+_SMALL_WINDOW = 7
+"""Columns of the widest windows that kernels of pooling go over with vectors of positions."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -109,12 +112,16 @@ def _conv2d(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     assert shape is not None
     pixels = (int(shape[2] or 0), int(shape[3] or 0))
     kernel = sketch.weight(node).shape[2:]
-    halo = 0
-    for axis in range(2):
-        stride, padding, dilation = (node.attrs[name][axis] for name in ("stride", "padding", "dilation"))
-        behind = (pixels[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x.pixels[axis] - 1)
-        halo = max(halo, padding, behind)
+    halo = max(_reach(node, axis, kernel, x.pixels, pixels) for axis in range(2))
     return _product(sketch, node, x, residual, ("cpp", shape[1:2], pixels), halo, node.attrs["stride"] == [1, 1])
+
+
+def _reach(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
+    """By how many positions the windows of a convolution or pooling reach over the input's ends."""
+    stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
+    dilation = node.attrs.get("dilation", (1, 1))[axis]
+    behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
+    return max(0, int(padding), int(behind))
 
 
 def _linear(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
@@ -206,8 +213,10 @@ def _pool(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     _image(x)
     shape = sketch.graph.values[node.output].shape
     assert shape is not None
-    sketch.reads(x)
     pixels = (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
+    # Pooling of few images is faster where windows end in the halo.
+    kernel = node.attrs.get("kernel", (0, 0))
+    sketch.reads(x, _reach(node, 1, kernel, x.pixels, pixels) if 0 < kernel[1] <= _SMALL_WINDOW else 0)
     y = sketch.make(node, [x], ("cpp" if len(shape) == 4 else "c", [x.channels], pixels))
     sketch.storages.one_order(x, y)
     return y
