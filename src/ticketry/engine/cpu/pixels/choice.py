@@ -14,7 +14,7 @@ CYCLES_A_NANOSECOND = 4.0
 WEIGHTS_KEPT = 1 << 19
 """Bytes of weights that stay in the second cache while a kernel goes from tile to tile."""
 
-_PIXELS = {32: {1: 16, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
+_PIXELS = {32: {1: 28, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
 """Vector registers of a processor -> vectors of a block -> pixels of the largest tile without spills."""
 
 _LATENCY = 4
@@ -23,8 +23,8 @@ _LATENCY = 4
 _MULTIPLIERS = 2
 """Vectors multiplied and added in a cycle."""
 
-_LOADS = 1.8
-"""Vectors and broadcast values loaded in a cycle."""
+_LOADS = 2
+"""Loads in a cycle: vectors of weights, inputs of pixels, and where the column's inputs lie."""
 
 _NEAR_INPUT = 40 << 10
 """Bytes of input that stay in the first cache from one block of a tile to the next."""
@@ -62,7 +62,7 @@ class Work:
 
     @property
     def density(self) -> float:
-        return min(1.0, self.columns / (self.channels * self.plane.rows.size * self.plane.columns.size))
+        return min(1.0, self.columns / (self.channels * self.plane.taps))
 
 
 def sizes(target: Target) -> list[int]:
@@ -80,7 +80,7 @@ def sets(vectors: int, tile: Tile, target: Target) -> int:
 def cycles(work: Work, vectors: int, tile: Tile, target: Target) -> float:
     """Cycles of one block for one image."""
     plane, values = work.plane, vectors * tile.pixels
-    columns = work.columns * plane.work(tile) / (plane.rows.size * plane.columns.size)
+    columns = work.columns * plane.work(tile) / plane.taps
     beside = _TILE + _RUN * plane.runs(tile) + _VALUE * values
     return columns * step(work, vectors, tile, target) + plane.tiles(tile) * beside
 
@@ -89,7 +89,7 @@ def step(work: Work, vectors: int, tile: Tile, target: Target) -> float:
     """Cycles of one column in one tile: what the slowest of multipliers, loads, sums and caches needs."""
     waiting = _LATENCY / sets(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS
-    loaded = (vectors + tile.pixels) / _LOADS
+    loaded = (vectors + tile.pixels + 1) / _LOADS
     column = vectors * target.lanes * FLOAT  # bytes of its weights
     line = _WEIGHT_LINE
     if work.blocks * work.columns * column > WEIGHTS_KEPT:

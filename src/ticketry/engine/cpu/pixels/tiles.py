@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,13 @@ class Window:
         return found
 
 
+@functools.lru_cache(maxsize=4096)
+def _count(axis: Window, length: int) -> tuple[int, int, float]:
+    """Of an axis cut into tiles of a length: how many, their taps in all, and the share of tiles with every tap."""
+    alive = axis.alive(length)
+    return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
+
+
 @dataclass(frozen=True)
 class Plane:
     """A convolution's pixels: its windows along rows and columns."""
@@ -67,28 +75,32 @@ class Plane:
     rows: Window
     columns: Window
 
+    @property
+    def taps(self) -> int:
+        return self.rows.size * self.columns.size
+
     def work(self, tile: Tile) -> float:
         """Taps done for one image, summed over tiles, each counted once for all its pixels (of all images)."""
-        return float(self.rows.alive(tile.rows).sum()) * float(self.columns.alive(tile.columns).sum()) / tile.images
+        return _count(self.rows, tile.rows)[1] * _count(self.columns, tile.columns)[1] / tile.images
 
     def tiles(self, tile: Tile) -> float:
         """Tiles an image has."""
-        return -(-self.rows.outputs // tile.rows) * -(-self.columns.outputs // tile.columns) / tile.images
+        return _count(self.rows, tile.rows)[0] * _count(self.columns, tile.columns)[0] / tile.images
 
     def runs(self, tile: Tile) -> float:
         """Runs of taps a tile has in the mean: one, or one a row of the kernel where taps at the side are skipped."""
-        rows, columns = self.rows.alive(tile.rows), self.columns.alive(tile.columns)
-        whole = float(columns.all(axis=1).mean())
-        return whole + (1 - whole) * float(rows.sum(axis=1).mean())
+        tiles, taps, _ = _count(self.rows, tile.rows)
+        whole = _count(self.columns, tile.columns)[2]
+        return whole + (1 - whole) * taps / tiles
 
     def inputs(self, tile: Tile) -> int:
         """Pixels of the input that a tile sees."""
         return tile.images * self.rows.seen(tile.rows) * self.columns.seen(tile.columns)
 
     def candidates(self, pixels: int, images: int) -> list[Tile]:
-        """Tiles of at most so many pixels, of at most so many images. Longer ones of equal cost are left out."""
+        """Tiles of at most so many pixels that divide the images. Longer ones of equal cost are left out."""
         found = []
-        for n in range(1, min(images, pixels) + 1):
+        for n in (n for n in range(1, min(images, pixels) + 1) if images % n == 0):
             for y in range(1, min(self.rows.outputs, pixels // n) + 1):
                 longest = min(self.columns.outputs, pixels // (n * y))
                 shortest_of_same_count = -(-self.columns.outputs // -(-self.columns.outputs // longest))
