@@ -29,11 +29,11 @@ _LOADS = 2
 _NEAR_INPUT = 40 << 10
 """Bytes of input that stay in the first cache from one block of a tile to the next."""
 
-_STEP, _TILE, _RUN, _VALUE = 1.5, 50.0, 5.0, 4.0
+_STEP, _TILE, _RUN, _VALUE = 0.35, 10.0, 20.0, 5.0
 """Cycles beside the multiplications: of each column, each tile of a block, each run of columns, each vector written."""
 
-_INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 1.65, 1.3, 2.4
-"""Cycles for a cache line of input or weights from the second cache, and what is added from beyond it."""
+_INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 0.45, 1.4, 2.6
+"""Cycles for a cache line of input or weights from the second cache, and what is added for weights from beyond it."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,25 @@ def cycles(work: Work, vectors: int, tile: Tile, target: Target) -> float:
 
 def step(work: Work, vectors: int, tile: Tile, target: Target) -> float:
     """Cycles of one column in one tile: what the slowest of multipliers, loads, sums and caches needs."""
+    plane = work.plane
     waiting = _LATENCY / sets(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS
     loaded = (vectors + tile.pixels + 1) / _LOADS
     column = vectors * target.lanes * FLOAT  # bytes of its weights
     line = _WEIGHT_LINE
     if work.blocks * work.columns * column > WEIGHTS_KEPT:
-        line += _FAR_WEIGHT_LINE / max(1.0, work.plane.tiles(tile) * work.images)
+        line += _FAR_WEIGHT_LINE / max(1.0, plane.tiles(tile) * work.images)
     fetched = line * column / LINE
-    if work.plane.inputs(tile) * work.channels * FLOAT > _NEAR_INPUT:
-        values = LINE // FLOAT
-        lines = (1 - (1 - work.density) ** values) / (values * work.density) if work.density else 0.0
-        fetched += _INPUT_LINE * tile.pixels * lines
-    return max(multiplied, loaded, waiting, fetched) + _STEP
+    missed = _INPUT_LINE * lines(work, tile) if plane.inputs(tile) * work.channels * FLOAT > _NEAR_INPUT else 0.0
+    return max(multiplied, loaded, waiting, fetched) + _STEP + missed
+
+
+def lines(work: Work, tile: Tile) -> float:
+    """Cache lines of the tile's input that are touched, over the columns, in the mean of masks."""
+    inputs, values = work.plane.inputs(tile), LINE // FLOAT
+    uses = values * work.plane.taps * tile.pixels / inputs  # of a line, if no column were pruned
+    touched = inputs * work.channels / values * (1 - float((1 - work.density) ** uses))
+    return touched / max(1.0, work.columns)
 
 
 def best_shape(work: Work, vectors: int, target: Target) -> tuple[Shape, float]:
