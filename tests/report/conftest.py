@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_records import (
     REWINDS,
     at_rewind,
+    bench_record,
     resnet50,
     search_record,
     stability_record,
@@ -40,6 +41,12 @@ def make_verify() -> Callable[..., dict[str, Any]]:
 def make_stability() -> Callable[..., dict[str, Any]]:
     """`stability_record`."""
     return stability_record
+
+
+@pytest.fixture(scope="session")
+def make_bench() -> Callable[..., dict[str, Any]]:
+    """`bench_record`."""
+    return bench_record
 
 
 @pytest.fixture(scope="session")

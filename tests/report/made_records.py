@@ -364,6 +364,110 @@ def _stability_row(
     }
 
 
+def bench_record(*, batches: tuple[int, ...] = (1, 8, 64), curves: bool = False) -> dict[str, Any]:
+    """What a ticket saves: five dense engines, of which one is missing and one wrong, and layers; or curves."""
+    rng = random.Random(4)
+    record: dict[str, Any] = {
+        "format": 1,
+        "kind": "bench-curve" if curves else "bench",
+        "name": "bench-0a1b2c3d",
+        "run": "iterative-fashion-mnist-3f2a91c0",
+        "ticket": ".ticketry/runs/iterative-fashion-mnist-3f2a91c0/tickets/replicate-0-level-08",
+        "task": "fashion-mnist",
+        "model": "lenet-300-100",
+        "density": 0.168,
+        "command": "ticketry bench replicate-0-level-08 --batch 1,8,64",
+    }
+    if curves:
+        return {**record, "curves": [_time_curve(rng, batch) for batch in batches]}
+    return record | {
+        "compile_seconds": 0.31,
+        "weight_bytes": 409_000,
+        "dense_bytes": 1_066_000,
+        "comparisons": [_timed(rng, batch) for batch in batches],
+        "layers_batch": batches[-1],
+        "layers": [
+            _speed_layer("fc1", "engine", 0.15, 0.002),
+            _speed_layer("fc2", "engine", 0.4, 0.001),
+            _speed_layer("odd", "torch", None, 0.0005) | {"why": "the engine has no kernel for erfinv"},
+        ],
+    }
+
+
+def _timed(rng: random.Random, batch: int, sparse: dict[str, float] | None = None) -> dict[str, Any]:
+    speeds = {"eager": 1.5, "channels_last": 1.4, "compile": None, "onnxruntime": 1.1, "openvino": 1.0}
+    dense = 0.0005 * batch
+    times = [
+        _engine_time(rng, name, None if factor is None else factor * dense, False) for name, factor in speeds.items()
+    ]
+    times += [_engine_time(rng, name, factor * dense, True) for name, factor in (sparse or {"ticketry": 0.25}).items()]
+    saved = [
+        {
+            "engine": row["engine"],
+            "against": "openvino",
+            "saved": 1 - row["seconds"] / dense,
+            "low": 0.97 - row["seconds"] / dense,
+            "high": 1.02 - row["seconds"] / dense,
+            "confidence": 0.9648,
+        }
+        for row in times
+        if row["sparse"]
+    ]
+    return {
+        "batch": batch,
+        "precision": "fp32",
+        "threads": 1,
+        "cores": [2],
+        "rounds": 15,
+        "cold": False,
+        "clock": "wall",
+        "times": times,
+        "saved": saved,
+        "machine": {"processor": "AMD EPYC", "versions": {"torch": "2.13.0", "openvino": "2026.4.1"}},
+        "fastest_dense": "openvino",
+    }
+
+
+def _engine_time(rng: random.Random, name: str, seconds: float | None, sparse: bool) -> dict[str, Any]:
+    found = {"engine": name, "sparse": sparse, "seconds": seconds, "error": 1e-7, "why": "", "versions": {}}
+    if seconds is None:
+        return found | {"low": None, "high": None, "wall": [], "why": "no C++ compiler on this machine"}
+    return found | {
+        "low": 0.98 * seconds,
+        "high": 1.03 * seconds,
+        "wall": [seconds * rng.uniform(0.95, 1.1) for _ in range(15)],
+    }
+
+
+def _time_curve(rng: random.Random, batch: int) -> dict[str, Any]:
+    densities = (0.02, 0.1, 0.5, 1.0)
+    timed = _timed(rng, batch, {f"density {density:g}": density + 0.05 for density in densities})
+    rows = {row["engine"]: row for row in timed["times"]}
+    points = []
+    for density, saved in zip(densities, timed["saved"], strict=True):
+        row = rows[saved["engine"]]
+        points.append(
+            {"density": density, "ideal": density * rows["openvino"]["seconds"], "saved": saved["saved"]}
+            | {name: row[name] for name in ("seconds", "low", "high")}
+        )
+    return {"pattern": "unstructured", "points": points, "break_even": 0.5, "comparison": timed}
+
+
+def _speed_layer(name: str, where: str, density: float | None, seconds: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "linear",
+        "where": where,
+        "kernel": "sums" if where == "engine" else "",
+        "density": density,
+        "kept": None,
+        "rows": "1" if density else "",
+        "seconds": seconds,
+        "share": seconds / 0.0035,
+        "why": "",
+    }
+
+
 def with_rounds(record: dict[str, Any], rounds: int = 3) -> dict[str, Any]:
     """The record as if each level's masks came from so many rounds of gates, the last of which was tried twice."""
     rows = []

@@ -15,6 +15,7 @@ from ticketry.report import evidence_of
 from ticketry.report.evidence_record import StabilityStudy, Verify, read_evidence
 from ticketry.report.page import render
 from ticketry.report.record import read
+from ticketry.report.speed_record import Speed
 from ticketry.report.subject import subject_of
 
 
@@ -49,6 +50,37 @@ def test_reads_a_study(make_stability):
     assert study.rows[1].pruning.l2 == record["rows"][1]["pruning"]["l2"]
 
 
+def test_reads_what_a_ticket_saves(make_bench):
+    record = json.loads(json.dumps(make_bench()))
+    speed = read_evidence(record)
+    assert isinstance(speed, Speed)
+    assert [timed.batch for timed in speed.comparisons] == [1, 8, 64]
+    assert [row.seconds for row in speed.comparisons[2].times][:2] == pytest.approx([0.048, 0.0448])
+    assert speed.comparisons[0].times[2].why == "no C++ compiler on this machine"
+    assert speed.comparisons[0].saved[0].saved == record["comparisons"][0]["saved"][0]["saved"]
+    assert [layer.name for layer in speed.layers] == ["fc1", "fc2", "odd"]
+    curves = read_evidence(make_bench(curves=True)).curves
+    assert [[point.density for point in curve.points] for curve in curves] == [[1.0, 0.5, 0.1, 0.02]] * 3
+
+
+@pytest.mark.parametrize(
+    ("curves", "path", "value", "message"),
+    [
+        (False, ["comparisons"], [], "comparisons is empty"),
+        (False, ["comparisons", 0, "batch"], 0, r"comparisons\[0\]\.batch is 0, less than 1"),
+        (False, ["comparisons", 0, "times", 1, "seconds"], -1, r"times\[1\]\.seconds is -1, not more than 0"),
+        (False, ["comparisons", 0, "times", 1, "sparse"], "no", r"times\[1\]\.sparse is text, not true or false"),
+        (False, ["comparisons", 0, "saved", 0, "low"], None, r"saved\[0\]\.low is missing"),
+        (False, ["layers", 0, "where"], "moon", r"layers\[0\]\.where is 'moon', not one of engine, torch"),
+        (True, ["curves", 0, "points", 1, "ideal"], 0, r"points\[1\]\.ideal is 0, not more than 0"),
+        (True, ["curves", 0, "points", 1, "density"], 2, r"points\[1\]\.density is 2"),
+    ],
+)
+def test_refuses_what_cannot_have_been_timed(make_bench, curves, path, value, message):
+    with pytest.raises(StoreError, match=message):
+        read_evidence(_replaced(make_bench(curves=curves), path, value))
+
+
 def test_what_is_not_finite_is_no_number_but_no_mistake(make_stability):
     record = make_stability()
     record["rows"][0]["barriers"][1].update(height=math.inf, errors=[1.0, math.nan, None, *[2.0] * 8])
@@ -61,7 +93,7 @@ def test_what_is_not_finite_is_no_number_but_no_mistake(make_stability):
     ("path", "value", "message"),
     [
         (["format"], 2, "format 2 is not the one"),
-        (["kind"], "search", "kind is 'search', not one of verify, stability"),
+        (["kind"], "search", "kind is 'search', not one of verify, stability, bench, bench-curve"),
         (["verdict"], "perhaps", "verdict is 'perhaps', not one of wins, matches, loses, undecided"),
         (["interval"], [1, 0], "interval is not two numbers"),
         (["interval"], [1], "interval is not two numbers"),
@@ -130,8 +162,14 @@ _ODD = st.sampled_from([None, "", "x", [], {}, 0, -1, 1, 0.5, 1e300, math.nan, m
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_damage_gives_a_page_or_is_refused(make_record, make_verify, make_stability, data):
-    record = make_verify(seeds=2) if data.draw(st.booleans()) else make_stability(replicates=1, levels=(3,))
+def test_any_damage_gives_a_page_or_is_refused(make_record, make_verify, make_stability, make_bench, data):
+    makers = (
+        lambda: make_verify(seeds=2),
+        lambda: make_stability(replicates=1, levels=(3,)),
+        lambda: make_bench(batches=(2,)),
+        lambda: make_bench(batches=(2,), curves=True),
+    )
+    record = data.draw(st.sampled_from(makers))()
     path = data.draw(st.sampled_from(sorted(_paths(record), key=str)))
     record = _replaced(record, path, data.draw(_ODD))
     try:

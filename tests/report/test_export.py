@@ -20,9 +20,9 @@ def _read(path):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, full_record, make_verify, make_stability):
+def exported(tmp_path_factory, full_record, make_verify, make_stability, make_bench):
     folder = tmp_path_factory.mktemp("export") / "new"
-    files = export(full_record, folder, [make_verify(), make_stability()])
+    files = export(full_record, folder, [make_verify(), make_stability(), make_bench(), make_bench(curves=True)])
     return folder, files
 
 
@@ -33,8 +33,10 @@ def test_all_files_are_there_and_named(exported):
         *("metric-by-density", "density-by-layer", "first-layer", "metric-by-cost", "verify-1-differences"),
         *("density-over-training", "gate-histograms", "verify-1-seeds"),
         *("stability-1-stability-by-rewind-step", "stability-1-error-barriers"),
+        *("saved-1-time-by-engine", "saved-2-time-by-density"),
     }
     tables = {"points", "summary", "rounds", "verdicts", "verify", "seeds", "stability", "barriers"}
+    tables |= {"engines", "time-by-density"}
     names = {f"{name}.{kind}" for name in figures for kind in ("svg", "png")} | {f"{name}.csv" for name in tables}
     assert {path.name for path in files} == names
 
@@ -80,6 +82,18 @@ def test_verdicts_read_back(exported, full_record):
         assert (int(row["level"]), row["verdict"]) == (one["level"], one["verdict"])
         assert (float(row["difference"]), float(row["p_holm"])) == (one["difference"], one["p_holm"])
         assert [row["low"], row["high"]] == ([str(end) for end in one["interval"]] if one["interval"] else ["", ""])
+
+
+def test_speed_reads_back(exported, make_bench):
+    rows = _read(exported[0] / "engines.csv")
+    expected = [(one["batch"], row) for one in make_bench()["comparisons"] for row in one["times"]]
+    assert len(rows) == len(expected)
+    for row, (batch, time) in zip(rows, expected, strict=True):
+        assert (int(row["batch"]), row["engine"], row["not_timed"]) == (batch, time["engine"], time["why"])
+        assert row["seconds"] == ("" if time["seconds"] is None else repr(time["seconds"]))
+        assert bool(row["saved"]) == (row["engine"] == "ticketry")
+    points = _read(exported[0] / "time-by-density.csv")
+    assert [float(row["density"]) for row in points] == [1.0, 0.5, 0.1, 0.02] * 3
 
 
 def test_evidence_reads_back(exported, make_verify, make_stability):

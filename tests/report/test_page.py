@@ -100,7 +100,7 @@ def test_everything_of_the_record_is_on_the_page(make_record):
 HOSTILE = """"><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>'&amp;</style>]]>{{}}"""
 
 
-_KEPT = ("kind", "role", "verdict", "data", "asked")
+_KEPT = ("kind", "role", "verdict", "data", "asked", "where")
 
 
 def _poison(node):
@@ -126,9 +126,9 @@ def _poisoned_run(record):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_hostile_text_stays_text(full_record, rewind_runs, make_verify, make_stability, several):
+def test_hostile_text_stays_text(full_record, rewind_runs, make_verify, make_stability, make_bench, several):
     records = [full_record, rewind_runs[0]] if several else [full_record]
-    evidence = [make_verify(), make_stability()]
+    evidence = [make_verify(), make_stability(), make_bench(), make_bench(curves=True)]
     plain = _Reader(_page(records, evidence))
     page = _Reader(_page([_poisoned_run(record) for record in records], [_poison(one) for one in evidence]))
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in plain.elements}
@@ -171,10 +171,11 @@ def test_nothing_is_loaded_and_only_the_own_script_runs(make_record, full_record
 
 @pytest.mark.parametrize("what", ["one run", "everything", "several runs"])
 def test_links_within_the_page_lead_somewhere_and_ids_are_unique(
-    make_record, full_record, rewind_runs, make_verify, make_stability, what
+    make_record, full_record, rewind_runs, make_verify, make_stability, make_bench, what
 ):
     records = {"one run": make_record(levels=3), "everything": full_record, "several runs": [*rewind_runs, full_record]}
     evidence = [] if what == "one run" else [make_verify(), make_verify(noise=False), make_stability()]
+    evidence += [make_bench(), make_bench(batches=(4,)), make_bench(curves=True)] if evidence else []
     elements = _Reader(_page(records[what], evidence)).elements
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -217,6 +218,38 @@ def test_verdicts_level_by_level(full_record):
     assert "Holm's correction for the 9 levels" in text
     assert "wins at 7, loses at 1, undecided at 1; the sparsest that wins keeps 16.8" in text
     assert "not yet a statistical verdict" not in text
+
+
+def test_what_a_ticket_saves(make_record, make_bench):
+    page = _Reader(_page(make_record(levels=1), [make_bench(), make_bench(curves=True)]))
+    text = "".join(page.text).replace("\N{NO-BREAK SPACE}", " ")
+    for part in (
+        "What it saves",
+        "lenet-300-100 on fashion-mnist",
+        "16.8 % of the weights",
+        "fp32, 1 thread, hot caches, 15 rounds, wall time",
+        "a call takes 75 % less at batch 1 (against openvino), 75 % less at batch 8",
+        "Time saved, batch 64",
+        "72.0 to 77.0 %; against openvino",
+        "interval of 96 % by ranks",
+        "no C++ compiler on this machine",
+        "the engine has no kernel for erfinv",
+        "ticketry bench replicate-0-level-08 --batch 1,8,64",
+        "Time against density",
+        "synthetic masks (unstructured)",
+    ):
+        assert part in text, part
+    assert ["eager", "0.75 (0.735 to 0.773)", "6 (5.88 to 6.18)", "48 (47 to 49.4)"] in page.rows
+    assert ["fc1", "linear", "sums", "15.0 %", "1", "2.000", "57.1 %", ""] in [
+        [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in page.rows
+    ]
+
+
+def test_a_ticket_that_saves_nothing_says_so(make_record, make_bench):
+    record = make_bench(batches=(1,))
+    record["comparisons"][0]["saved"][0].update(saved=-0.2, low=-0.3, high=-0.1)
+    text = "".join(_Reader(_page(make_record(levels=1), [record])).text).replace("\N{NO-BREAK SPACE}", " ")
+    assert "a call takes 20 % more at batch 1 (against openvino)" in text
 
 
 def test_why_there_is_no_verdict(make_record):

@@ -46,7 +46,7 @@ def write_report(
     Args:
         records: a run record, or a list of them, which are then compared.
         path: the HTML file.
-        evidence: verify and stability records that are shown with the runs.
+        evidence: records of verifications, of stability and of what tickets save, which are shown with the runs.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ticketry.report.speed_record import KINDS
+
 
 def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
-    """The verify and stability records in `<store>/evidence` that name one of the runs, by file name.
+    """The records in `<store>/evidence` that name one of the runs, by file name.
 
     Raises:
         StoreError: if a file there cannot be read or is damaged.
@@ -20,7 +22,7 @@ def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, 
         record = read_json(path)
         if record is None:  # it went away just now
             continue
-        if record.get("kind") in ("verify", "stability") and wanted & _runs(record):
+        if record.get("kind") in ("verify", "stability", *KINDS) and wanted & _runs(record):
             found.append(record)
     return found
 

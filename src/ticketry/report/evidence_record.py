@@ -1,4 +1,4 @@
-"""Evidence records, of kind "verify" and "stability", read into types as `record` reads runs."""
+"""Evidence records: of verifications and of stability here, of speed in `speed_record`; read into types as runs are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ticketry.report.nodes import Node
 from ticketry.report.record import Judgement, Task, read_density, read_judgement, read_role, read_task
+from ticketry.report.speed_record import KINDS, Speed, read_speed
 
 FORMAT = 1
 _ADVICE = "Make it again with the command that wrote it; what is in the store is not trained again"
@@ -136,18 +137,21 @@ class StabilityStudy:
     command: str
 
 
-Evidence = Verify | StabilityStudy
+Evidence = Verify | StabilityStudy | Speed
 
 
 def read_evidence(record: Mapping[str, Any]) -> Evidence:
-    """The typed view of a verify or stability record.
+    """The typed view of a record of a verification, of stability, or of what a ticket saves.
 
     Raises:
         StoreError: if it is of another format or kind, or if something is missing from it or impossible.
     """
     root = Node(record, "", "evidence record", _ADVICE)
     root.check_format(FORMAT)
-    return _verify(root) if root.choice("kind", ("verify", "stability")) == "verify" else _stability(root)
+    kind = root.choice("kind", ("verify", "stability", *KINDS))
+    if kind in KINDS:
+        return read_speed(root)
+    return _verify(root) if kind == "verify" else _stability(root)
 
 
 def _verify(root: Node) -> Verify:

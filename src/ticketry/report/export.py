@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.report import rows
-from ticketry.report.figures import Maker, comparison_figures, run_figures, stability_figures, svg, verify_figures
+from ticketry.report.figures import (
+    Maker,
+    comparison_figures,
+    run_figures,
+    speed_figures,
+    stability_figures,
+    svg,
+    verify_figures,
+)
 from ticketry.report.subject import Subject, subject_of
 
 
@@ -18,12 +26,13 @@ def export(
 
     CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
     (of detectors), `costs` (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify`
-    (differences), `seeds`, `stability` and `barriers`. The same records give the same bytes.
+    (differences), `seeds`, `stability`, `barriers`, `engines` and `time-by-density`. The same records give the same
+    bytes.
 
     Args:
         records: a run record, or a list of them.
         folder: where to; files of the same names are replaced, others stay.
-        evidence: verify and stability records.
+        evidence: records of verifications, of stability and of what tickets save.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.
@@ -60,6 +69,8 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
         yield from ((f"verify-{number}-{name}", make) for name, make in verify_figures(verify).items())
     for number, study in enumerate(subject.studies, start=1):
         yield from ((f"stability-{number}-{name}", make) for name, make in stability_figures(study).items())
+    for number, speed in enumerate(subject.speeds, start=1):
+        yield from ((f"saved-{number}-{name}", make) for name, make in speed_figures(speed).items())
 
 
 def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
@@ -75,5 +86,7 @@ def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
         "seeds": rows.seed_rows(subject.verifications),
         "stability": rows.stability_rows(subject.studies),
         "barriers": rows.barrier_rows(subject.studies),
+        "engines": rows.speed_rows(subject.speeds),
+        "time-by-density": rows.curve_rows(subject.speeds),
     }
     yield from ((f"{name}.csv", rows.csv_text(table).encode()) for name, table in tables.items() if table)

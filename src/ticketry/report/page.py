@@ -8,7 +8,14 @@ import json
 from collections.abc import Iterable
 from importlib.resources import files
 
-from ticketry.report.figures import comparison_figures, drawn, run_figures, stability_figures, verify_figures
+from ticketry.report.figures import (
+    comparison_figures,
+    drawn,
+    run_figures,
+    speed_figures,
+    stability_figures,
+    verify_figures,
+)
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.identity import tag
 from ticketry.report.markup import Html, el, join, prose
@@ -24,6 +31,7 @@ from ticketry.report.sections.networks import networks_section
 from ticketry.report.sections.notes import notes_section
 from ticketry.report.sections.parts import Place, swatch
 from ticketry.report.sections.results import results_section
+from ticketry.report.sections.saved import heading, saved_section
 from ticketry.report.sections.setup import repeat_section, settings_section
 from ticketry.report.sections.stability import stability_section
 from ticketry.report.sections.verdicts import verdicts_section
@@ -100,6 +108,9 @@ def _evidence(subject: Subject, place: Place) -> Iterable[Part]:
     for number, study in enumerate(subject.studies, start=1):
         where = place.within(f"stability-{number}")
         yield "Stability", stability_section(study, drawn(stability_figures(study)), where)
+    for number, speed in enumerate(subject.speeds, start=1):
+        where = place.within(f"saved-{number}")
+        yield heading(speed), saved_section(speed, drawn(speed_figures(speed)), where)
 
 
 def _run_details(subject: Subject, index: int, place: Place) -> Html:

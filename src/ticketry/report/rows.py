@@ -14,6 +14,7 @@ from ticketry.report.figures.known import known_points
 from ticketry.report.matched import matches
 from ticketry.report.phases import PHASES
 from ticketry.report.record import TICKET, Point, Run
+from ticketry.report.speed_record import Speed
 from ticketry.report.spent import ENERGY, MEASURES, relative, spent, spent_points
 from ticketry.report.subject import Subject, rewind_of
 
@@ -362,4 +363,58 @@ def barrier_rows(studies: Sequence[StabilityStudy]) -> Rows:
         for row in study.rows
         for curve in row.barriers
         for alpha, error in zip(curve.alphas, curve.errors, strict=True)
+    ]
+
+
+def speed_rows(speeds: Sequence[Speed]) -> Rows:
+    """Every engine at every batch size, with what it saves if it is a sparse one."""
+    found: Rows = []
+    for speed in speeds:
+        for timed in speed.comparisons:
+            saved = {one.engine: one for one in timed.saved}
+            for row in timed.times:
+                one = saved.get(row.engine)
+                found.append(
+                    {
+                        "record": speed.name,
+                        "ticket": speed.ticket,
+                        "density": speed.density,
+                        "batch": timed.batch,
+                        "precision": timed.precision,
+                        "threads": timed.threads,
+                        "caches": "cold" if timed.cold else "hot",
+                        "engine": row.engine,
+                        "seconds": row.seconds,
+                        "first_quartile": row.low,
+                        "third_quartile": row.high,
+                        "saved": one.saved if one else None,
+                        "saved_low": one.low if one else None,
+                        "saved_high": one.high if one else None,
+                        "against": one.against if one else "",
+                        "not_timed": row.why,
+                    }
+                )
+    return found
+
+
+def curve_rows(speeds: Sequence[Speed]) -> Rows:
+    """Time against density."""
+    return [
+        {
+            "record": speed.name,
+            "pattern": curve.pattern,
+            "batch": curve.timed.batch,
+            "precision": curve.timed.precision,
+            "threads": curve.timed.threads,
+            "density": point.density,
+            "seconds": point.seconds,
+            "first_quartile": point.low,
+            "third_quartile": point.high,
+            "ideal_seconds": point.ideal,
+            "saved": point.saved,
+            "against": curve.timed.fastest,
+        }
+        for speed in speeds
+        for curve in speed.curves
+        for point in curve.points
     ]

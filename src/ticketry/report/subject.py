@@ -12,6 +12,7 @@ from ticketry.errors import UsageError
 from ticketry.report.aggregate import Results
 from ticketry.report.evidence_record import StabilityStudy, Verify, read_evidence
 from ticketry.report.record import Task, read
+from ticketry.report.speed_record import Speed
 from ticketry.report.wording import NONE, clean
 
 _LONGEST = 28
@@ -19,11 +20,12 @@ _LONGEST = 28
 
 @dataclass(frozen=True)
 class Subject:
-    """One run or several, and verify and stability records."""
+    """One run or several, and the evidence that belongs to them."""
 
     runs: tuple[Results, ...]
     verifications: tuple[Verify, ...] = ()
     studies: tuple[StabilityStudy, ...] = ()
+    speeds: tuple[Speed, ...] = ()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -60,6 +62,7 @@ def subject_of(
         runs,
         tuple(one for one in read_all if isinstance(one, Verify)),
         tuple(one for one in read_all if isinstance(one, StabilityStudy)),
+        tuple(one for one in read_all if isinstance(one, Speed)),
     )
 
 

@@ -18,9 +18,11 @@ from ticketry.report.figures.masks import mask_pictures, pictures
 from ticketry.report.figures.metric import metric_by_density
 from ticketry.report.figures.moment import moment_figure, watched
 from ticketry.report.figures.overlay import Series, overlay
+from ticketry.report.figures.saved import time_by_density, time_by_engine
 from ticketry.report.figures.spent import metric_by_spent
 from ticketry.report.figures.stability import barrier_curves, main_curve, quantities, stability_panels
 from ticketry.report.record import read
+from ticketry.report.speed_record import Speed
 from ticketry.report.spent import spent_points
 from ticketry.report.subject import Subject, labels_of
 
@@ -33,6 +35,7 @@ DENSITY_OVER_TRAINING, GATE_HISTOGRAMS = "density-over-training", "gate-histogra
 STEPS_TO_TICKET = "steps-to-ticket"
 MOMENT, METRIC_BY_SPENT = "moment", "metric-by-whole-cost"
 FOREST, SEEDS = "differences", "seeds"
+TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], "Figure"]
@@ -114,6 +117,16 @@ def stability_figures(study: StabilityStudy) -> dict[str, Maker]:
         makers[STABILITY] = lambda narrow: stability_panels(study, narrow)
     if any(main_curve(row) for row in study.rows):
         makers[BARRIERS] = lambda narrow: barrier_curves(study, narrow)
+    return makers
+
+
+def speed_figures(speed: Speed) -> dict[str, Maker]:
+    """The engines side by side, and time against density where the record has it."""
+    makers: dict[str, Maker] = {}
+    if any(row.seconds is not None for timed in speed.comparisons for row in timed.times):
+        makers[TIME_BY_ENGINE] = lambda narrow: time_by_engine(speed, narrow)
+    if any(curve.points for curve in speed.curves):
+        makers[TIME_BY_DENSITY] = lambda narrow: time_by_density(speed.curves, narrow)
     return makers
 
 
