@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,10 @@ def tickets_of(paths: Sequence[Path], network: str) -> Iterator[tuple[str, Mask]
             yield f"ticket {path.name}", ticket.mask
 
 
-def compile_case(case: Case) -> Call:
+def compile_case(case: Case, tune: bool = False) -> Call:
     """The engine on a case whose model has its pruned weights at 0."""
     options = {} if case.precision == "fp32" else {"precision": case.precision}
-    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, **options)
+    call: Call = tk.compile(case.model, None, case.inputs, threads=case.threads, tune=tune, **options)
     return call
 
 
@@ -156,19 +157,19 @@ def setting_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing
     """Dense engines and all masks of one network and batch."""
     subject = Subject(NETWORKS[setting.network])
     case = Case(subject.dense, subject.examples(setting.batch), arguments.precision, arguments.threads)
-    dense = rivals(arguments.against)
+    dense, engine = rivals(arguments.against), partial(compile_case, tune=arguments.tune)
     variants = {} if arguments.dense_only else dict(variants_of(setting, subject, arguments))
     contenders: list[Contender] = [*dense]
     small: dict[str, str] = {}
     for name, (mask, _) in variants.items():
         model = subject.masked(mask)
-        contenders.append(Sparse(compile_case, name, model=model))
+        contenders.append(Sparse(engine, name, model=model))
         if name.startswith("channels"):
             shrunk = Shrunk(rivals(["onnxruntime"])[0], tk.shrink(model, mask, case.inputs), model)
             contenders.append(shrunk)
             small[shrunk.name] = name
     if not arguments.dense_only:
-        contenders.append(Sparse(compile_case, "no mask"))
+        contenders.append(Sparse(engine, "no mask"))
     found = compare(case, contenders, timing, say=lambda text: _say(f"{setting.name}: {text}"))
     rows = [_dense_row(setting, found, row) for row in found.times if not row.sparse]
     for name, (mask, target) in variants.items():
@@ -341,7 +342,7 @@ def curve_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing) 
         found = curve(
             case,
             rivals(arguments.against),
-            compile_case,
+            partial(compile_case, tune=arguments.tune),
             pattern=pattern,
             timing=timing,
             say=lambda text, pattern=pattern: _say(f"{setting.name}, {pattern}: {text}"),
@@ -379,6 +380,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--cold", action="store_true", help="empty the caches before every call")
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where others use the machine too")
     made.add_argument("--against", nargs="+", choices=names(), help="dense engines; all by default")
+    made.add_argument("--tune", action="store_true", help="time several plans of each, and keep the fastest")
     made.add_argument("--patterns", nargs="+", default=[], metavar="PATTERN", help="masks, instead of the table's")
     made.add_argument("--order", choices=("any", "next"), default="", help="rows of groups: anywhere, or neighbours")
     made.add_argument("--tickets", nargs="+", default=[], type=Path, metavar="TICKET", help="their masks too")

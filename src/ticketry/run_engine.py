@@ -180,6 +180,8 @@ class BenchSettings:
     threads: int = 1
     timing: Timing = field(default_factory=Timing)
     cores: tuple[int, ...] | None = None
+    tune: bool = False
+    """Time several plans of the engine at each batch, and keep the fastest."""
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -210,7 +212,7 @@ def execute_bench(
     say(f"compiling {source.path.name}")
     fast, seconds = _engine(source, file, settings)
     small = shrunk_model(source)
-    contenders: list[Contender] = [*dense, Sparse(lambda _: fast)]
+    contenders: list[Contender] = [*dense, Sparse(lambda case: _planned(fast, case, settings))]
     if small is not None:
         contenders += [Shrunk(engine, small) for engine in dense]
     found = [_compared(source, settings, contenders, batch, _at(batch, say)) for batch in settings.batches]
@@ -248,7 +250,9 @@ def execute_curve(
             curve(
                 case,
                 rivals(settings.against),
-                lambda case: compiled(replace(source, model=case.model), precision=settings.precision)[0],
+                lambda case: _planned(
+                    compiled(replace(source, model=case.model), precision=settings.precision)[0], case, settings
+                ),
                 pattern=pattern,
                 densities=densities,
                 timing=settings.timing,
@@ -276,6 +280,11 @@ def _compared(
 
 def _at(batch: int, say: Say) -> Say:
     return lambda text: say(f"batch {batch}: {text}")
+
+
+def _planned(fast: Compiled, case: Case, settings: BenchSettings) -> Compiled:
+    """With the plan for the case's batch that is fastest here, if that was asked for."""
+    return fast.tune(*case.inputs) if settings.tune else fast
 
 
 def _engine(source: Source, file: Path | None, settings: BenchSettings) -> tuple[Compiled, float]:
@@ -308,6 +317,7 @@ def _head(source: Source, settings: BenchSettings, kind: str, command: str) -> d
         **source.about(),
         "precision": settings.precision,
         "threads": settings.threads,
+        "tuned": settings.tune,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
     }
@@ -316,7 +326,9 @@ def _head(source: Source, settings: BenchSettings, kind: str, command: str) -> d
 def _kept(record: dict[str, Any], source: Source, store: Path | None) -> dict[str, Any]:
     """The record with its name and the run that it belongs to; in the store, if the ticket is of a run of it."""
     run = run_of(store, source.path) if store is not None else ""
-    asked = {name: record.get(name) for name in ("kind", "ticket", "weights", "precision", "threads", "pattern")}
+    asked = {
+        name: record.get(name) for name in ("kind", "ticket", "weights", "precision", "threads", "tuned", "pattern")
+    }
     batches = [one["batch"] for one in record.get("comparisons", [])]
     name = f"{record['kind']}-{digest_of({**asked, 'batches': batches})[:8]}"
     record = json.loads(json.dumps({**record, "name": name, "run": run}))

@@ -53,6 +53,8 @@ class _Arguments(TicketOptions):
     """wall, or cpu: time that the threads of this process have computed, for a machine that others use too."""
     cores: tuple[int, ...] = ()
     """Which ones, as many as threads; by default the idlest."""
+    tune: bool = False
+    """Time several plans of the engine at each batch first, and keep the fastest, instead of trusting estimates."""
     densities: tuple[float, ...] = ()
     """Time the ticket's network under synthetic masks of these densities instead of the ticket's own mask."""
     pattern: str = "unstructured"
@@ -103,6 +105,7 @@ def measured(arguments: _Arguments, command: str) -> dict[str, Any]:
         threads=arguments.threads,
         timing=Timing(rounds=arguments.rounds, cold=arguments.cold, clock=arguments.clock),
         cores=arguments.cores or None,
+        tune=arguments.tune,
     )
     store = arguments.store if (arguments.store / "store.json").exists() else None
     with saying("timing") as say:
