@@ -1,4 +1,5 @@
-"""Networks of many families, compiled with a random mask: equal to the masked model, for several numbers of examples."""
+"""Networks of many families, compiled with a random mask: equal to the masked model, for several numbers of
+examples."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import Graph, Node
 from ticketry.engine.layers import Layer, describe, table
 from ticketry.engine.ops import torch_step
+from ticketry.engine.plan.kept import digest_of
 from ticketry.engine.plan.partition import Region, partition
 from ticketry.engine.plan.region import Native
 from ticketry.errors import EngineError
@@ -83,18 +84,22 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, target: st
     """
     from ticketry.engine import file
 
-    return Compiled(file.load(Path(path)), threads=threads, target=target)
+    graph, digest = file.load_with_digest(Path(path))
+    return Compiled(graph, threads=threads, target=target, digest=digest)
 
 
 class Compiled(nn.Module):
     """A graph with everything the engine can run compiled, and the rest in torch."""
 
-    def __init__(self, graph: Graph, *, threads: int | None = None, target: str = "host") -> None:
+    def __init__(
+        self, graph: Graph, *, threads: int | None = None, target: str = "host", digest: str | None = None
+    ) -> None:
         super().__init__()
         self.graph = graph
         self.threads = threads
         self.target = find_target(target)
         self._target_name = target
+        self._digest = digest
         self._call = Call(graph)
         self._library = Library(self.target)
         parts = partition(graph)
@@ -200,9 +205,15 @@ class Compiled(nn.Module):
 
     def _step(self, step: Region | Node) -> Step:
         if isinstance(step, Region):
-            native = Native(self.graph, step, self._library)
+            native = Native(self.graph, step, self._library, self._digest_of_graph)
             return native, tuple(step.inputs), tuple(step.outputs), ()
         return torch_step(self.graph, step), step.inputs, (step.output,), ()
+
+    def _digest_of_graph(self) -> str:
+        """By which plans are kept: computed when the first is needed, unless a file's digest stands for it."""
+        if self._digest is None:
+            self._digest = digest_of(self.graph)
+        return self._digest
 
     def _finish(self) -> None:
         """Which values nobody reads after each step."""

@@ -5,6 +5,7 @@ Weights with many exact zeros are packed: one bit for each element, in the order
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -79,12 +80,27 @@ def load(path: str | Path) -> Graph:
 
 def load_with_meta(path: str | Path) -> tuple[Graph, dict[str, Json]]:
     """The graph in a file that `save` wrote, and what was saved with it. Raises what `load` does."""
+    return _named(path, read(path))
+
+
+def load_with_digest(path: str | Path) -> tuple[Graph, str]:
+    """The graph in a file that `save` wrote, and a digest of the very bytes it was read from. Raises what `load`
+    does."""
+    data = read(path)
+    return _named(path, data)[0], hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read(path: str | Path) -> bytes:
+    """A file's bytes; `ModelFileError` if it cannot be read."""
     if not os.path.isfile(path):  # nor a pipe or a device
         raise ModelFileError(f"there is no model file {path}")
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
+
+
+def _named(path: str | Path, data: bytes) -> tuple[Graph, dict[str, Json]]:
     try:
         return loads(data)
     except ModelFileError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ticketry.engine.cpu.jit import title
 from ticketry.engine.graph import Graph, Node
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def describe(
     for native in natives:
         for program in native.programs.values():
             for op in program.ops:
-                kernels.setdefault(op.label, {})[getattr(op.kernel, "title", type(op.kernel).__name__.lower())] = None
+                kernels.setdefault(op.label, {})[title(op.kernel)] = None
     total = sum(seconds.values())
     rows = []
     for name in ("load", "store"):

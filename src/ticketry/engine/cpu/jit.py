@@ -8,10 +8,12 @@ import os
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ticketry.engine.cpu.target import Target, binding
+from ticketry.errors import EngineError
 
 
 class Kernel(Protocol):
@@ -19,6 +21,22 @@ class Kernel(Protocol):
 
     def emit(self, name: str, target: Target) -> str:
         """LLVM IR of a module with one function ``void name(i64* state, i64* op)``."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kernel known by its name alone: its machine code is in the cache, and what it was made from is not at hand."""
+
+    name: str
+    title: str
+
+    def emit(self, name: str, target: Target) -> str:
+        raise EngineError(f"the kernel {self.name} is no longer in the cache: compile the model again")
+
+
+def title(kernel: Kernel) -> str:
+    """A kernel's name for people."""
+    return str(getattr(kernel, "title", type(kernel).__name__.lower()))
 
 
 class Library:
@@ -36,7 +54,7 @@ class Library:
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
         """The address of each kernel, compiled where it is not there yet."""
-        names = [self._name(kernel) for kernel in kernels]
+        names = [self.name(kernel) for kernel in kernels]
         with self._lock:
             new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
             for name, kernel in new.items():
@@ -47,9 +65,22 @@ class Library:
                 self._addresses[name] = self._engine.get_function_address(name)
             return [self._addresses[name] for name in names]
 
-    def _name(self, kernel: Kernel) -> str:
-        text = f"{_sources()} {binding().llvm_version_info} {self.target!r} {kernel!r}"
+    @property
+    def identity(self) -> str:
+        """What machine code depends on beside the kernel itself: the generators, LLVM, the target."""
+        return f"{_sources()} {binding().llvm_version_info} {self.target!r}"
+
+    def name(self, kernel: Kernel) -> str:
+        """The name of a kernel's machine code: a digest of all that it depends on."""
+        if isinstance(kernel, Kept):
+            return kernel.name
+        text = f"{self.identity} {kernel!r}"
         return "k" + hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def has(self, kernel: Kernel) -> bool:
+        """Whether a kernel's machine code is here or in the cache."""
+        name = self.name(kernel)
+        return name in self._addresses or (cache_folder() / f"{name}.o").exists()
 
     def _object(self, name: str, kernel: Kernel) -> bytes:
         path = cache_folder() / f"{name}.o"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from ticketry.engine.graph import Graph
 from ticketry.engine.plan.choose import choose
 from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.kept import Plans
 from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
 from ticketry.engine.plan.pixels import PixelsArena
@@ -52,6 +53,8 @@ class Native:
     graph: Graph
     region: Region
     library: Library
+    digest: Callable[[], str]
+    """Gives the graph's digest."""
     layout: str | None = None
     """"planes" or "pixels"; None for what `choose` says of each block."""
     sketch: Sketch = field(init=False)
@@ -62,6 +65,7 @@ class Native:
 
     def __post_init__(self) -> None:
         self.sketch = self.region.sketch(self.graph)
+        self._plans: Plans | None = None
         self._made = [memory(task.inputs[0]) for task in self.sketch.tasks if task.kind == "store"]
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
@@ -113,10 +117,22 @@ class Native:
             if (batch, threads) in self._tuned:
                 return self._tuned[batch, threads]
             images = _block(batch, threads)
-            if images not in self._chosen:
-                self._chosen[images] = choose(self.sketch, self.library.target, images)
-            layout = self.layout or self._chosen[images]
+            layout = self.layout or self._choice(images)
         return _plan(layout, min(images, PIXELS_IMAGES) if layout == "pixels" else images, batch, threads)
+
+    def _choice(self, images: int) -> str:
+        if images not in self._chosen:
+            kept = self._kept().fetch("layout", images)
+            found = choose(self.sketch, self.library.target, images) if kept is None else str(kept.facts["layout"])
+            self._chosen[images] = found
+            if kept is None:
+                self._kept().keep([], {"layout": found}, "layout", images)
+        return self._chosen[images]
+
+    def _kept(self) -> Plans:
+        if self._plans is None:
+            self._plans = Plans(self.digest(), self.region, self.library)
+        return self._plans
 
     def program(self, plan: Plan) -> Program:
         """The program of a plan, made now if there is none yet."""
@@ -126,15 +142,19 @@ class Native:
             return self.programs[plan]
 
     def _program(self, plan: Plan) -> Program:
+        kept = self._kept().fetch(plan.layout, plan.images)
+        if kept is None:
+            emission = self._emission(plan)
+            self._kept().keep(emission.ops, {"arena": emission.bytes}, plan.layout, plan.images)
+            return Program(emission.ops, plan.images, emission.bytes, self.library, plan.split)
+        return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split)
+
+    def _emission(self, plan: Plan) -> Emission:
         target, images, inputs = self.library.target, plan.images, len(self.region.inputs)
         if plan.layout == "pixels":
             arena = PixelsArena(self.sketch, images, target.lanes)
-            emission = Emission(self.sketch, arena, PixelsOperations(target, images), inputs)
-        else:
-            emission = Emission(
-                self.sketch, PlanesArena(self.sketch.storages, images), PlanesOperations(target), inputs
-            )
-        return Program(emission.ops, images, emission.bytes, self.library, plan.split)
+            return Emission(self.sketch, arena, PixelsOperations(target, images), inputs)
+        return Emission(self.sketch, PlanesArena(self.sketch.storages, images), PlanesOperations(target), inputs)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:
         """Number of images, inputs as they are read, outputs as they are written, outputs as they are returned."""
