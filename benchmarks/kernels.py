@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes import Geometry, Planes, conv
+from ticketry.engine.cpu.planes import Geometry, Planes, conv, scratch_bytes
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.cpu.target import target
 
@@ -44,6 +44,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, nargs="+", default=[1, 4, 12, 32])
     options.add_argument("--layers", nargs="+", default=list(LAYERS))
     options.add_argument("--target", default="host")
+    options.add_argument("--halo", action="store_true", help="planes with a halo, also for fewer than 16 images")
     options.add_argument("--rounds", type=int, default=15)
     given = options.parse_args()
     torch.set_num_threads(1)
@@ -52,17 +53,17 @@ def main() -> None:
         for images in given.images:
             for density in given.density:
                 for rows in given.rows:
-                    measure(name, images, density, rows, given.target, given.rounds)
+                    measure(name, images, density, rows, given.target, given.rounds, given.halo or images >= 16)
 
 
-def measure(name: str, images: int, density: float, rows: int, where: str, rounds: int) -> None:
+def measure(name: str, images: int, density: float, rows: int, where: str, rounds: int, halo: bool) -> None:
     inputs, outputs, size, kernel, stride = LAYERS[name]
     generator = np.random.default_rng(0)
     kept = generator.random((-(-outputs // rows), inputs * kernel * kernel)) < density
     kept = np.repeat(kept, rows, axis=0)[:outputs][generator.permutation(outputs)]
     weight = (kept * generator.standard_normal(kept.shape)).astype(np.float32).reshape(outputs, inputs, kernel, kernel)
     begin = time.thread_time()
-    program = _program(weight, images, size, stride, where)
+    program = _program(weight, images, size, stride, where, halo)
     build = time.thread_time() - begin
     dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
     value = torch.randn(images, inputs, size, size).to(memory_format=torch.channels_last)
@@ -76,17 +77,18 @@ def measure(name: str, images: int, density: float, rows: int, where: str, round
     )
 
 
-def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str) -> Program:
+def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str, halo: bool) -> Program:
+    """One layer, its planes with the halo that it needs or without any (then it unfolds)."""
     outputs, inputs, kernel, _ = weight.shape
     processor = target(where)
-    before = Geometry.of(size, size, kernel // 2, images)
-    after = Geometry.of(size // stride, size // stride, 1, images, before.row if stride == 1 else None)
-    if before.row < after.row:
-        before = Geometry.of(size, size, kernel // 2, images, after.row)
+    around = kernel // 2 if halo else 0
+    before, after = (Geometry.of(extent, extent, around, images) for extent in (size, size // stride))
     x = Planes.at(before, inputs, 64)
     y = Planes.at(after, outputs, 64 + inputs * before.bytes)
-    ops = conv(x, y, weight, stride=stride, padding=kernel // 2, act="relu", target=processor)
-    return Program(ops, images, 64 + inputs * before.bytes + outputs * after.bytes, Library(processor))
+    shape = {"stride": stride, "padding": kernel // 2, "target": processor}
+    end = 64 + inputs * before.bytes + outputs * after.bytes
+    ops = conv(x, y, weight, act="relu", scratch=end, **shape)
+    return Program(ops, images, end + scratch_bytes(before, after, weight, **shape), Library(processor))
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:

@@ -4,7 +4,7 @@ Any row of weights may keep any columns: an input column is the address of a pla
 """
 
 from ticketry.engine.cpu.planes.attention import attention
-from ticketry.engine.cpu.planes.conv import conv
+from ticketry.engine.cpu.planes.conv import conv, cost, scratch_bytes
 from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
@@ -20,11 +20,13 @@ __all__ = [
     "avg_pool",
     "conv",
     "copy",
+    "cost",
     "elementwise",
     "global_mean",
     "layer_norm",
     "load",
     "max_pool",
+    "scratch_bytes",
     "softmax",
     "store",
 ]

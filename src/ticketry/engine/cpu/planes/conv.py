@@ -3,36 +3,23 @@ tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ticketry.engine.cpu.activations import activation
-from ticketry.engine.cpu.planes import tables
+from ticketry.engine.cpu.activations import Activation, activation
+from ticketry.engine.cpu.planes import ahead, choice, tables
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
-from ticketry.engine.cpu.planes.sums import Sums, mask_bytes
-from ticketry.engine.cpu.planes.tiles import Tiles, cut
+from ticketry.engine.cpu.planes.lanes import mask_type
+from ticketry.engine.cpu.planes.sums import Fetch, Sums
+from ticketry.engine.cpu.planes.tables import Matrix
+from ticketry.engine.cpu.planes.window import Pair, Window
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 
-Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Window:
-    """How the kernel slides: (vertical, horizontal) each."""
-
-    size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-
-    def input(self, position: int, tap: int, axis: int) -> int:
-        """The row (axis 0) or column of x that a tap reads for a row or column of y."""
-        return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
 
 def conv(
@@ -49,6 +36,7 @@ def conv(
     residual: Planes | None = None,
     target: Target,
     label: str = "",
+    scratch: int | None = None,
 ) -> list[Op]:
     """Operations for ``y = act(conv(x) + bias + residual)``.
 
@@ -56,125 +44,130 @@ def conv(
         weight: O x I/groups x height x width, float32; zeros are pruned and cost nothing.
         residual: has y's channels; may be y itself.
         target: whose kernels.
+        scratch: where in the arena `scratch_bytes` may be used (a multiple of 64).
 
     Raises:
-        ValueError: shapes do not fit, or the halo of x is smaller than the layer needs.
+        ValueError: shapes do not fit; or x would have to be unfolded, and there is no scratch.
     """
-    window = Window(weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation))
+    window = Window.of(weight.shape[2:], stride, padding, dilation)
     _fits(x, y, weight, residual, window, groups)
-    matrix, values = _matrix(x, y, weight, bias, residual, window, groups)
-    ops = []
-    tiles_of = _Cutter(x.geometry, y.geometry, None if residual is None else residual.geometry, window, target)
-    for rows, sets in tables.groups_by_size(matrix, _sizes(target)).items():
-        tiles = tiles_of(rows)
-        blocked = False
-        if rows == 1:
-            block = _block(matrix, tiles)
-            blocked = block < matrix.inputs
-            made = tables.single(matrix, np.concatenate(sets), block=block, chunks=1)
-        else:
-            made = tables.shared(matrix, sets, chunks=1)
-        spec = Sums(
-            rows,
-            tuple(t.shape for t in tiles),
-            tuple(t.masks is not None for t in tiles),
-            residual is not None,
-            activation(act),
-            blocked,
-            tiles_inside=rows > 1,
-        )
-        ops.append(_op(spec, made, tiles, values, target, label))
-    return ops
-
-
-def _sizes(target: Target) -> tuple[int, ...]:
-    """Rows that a kernel may do together."""
-    return (12, 8, 6, 4, 1) if target.registers >= 32 else (6, 4, 1)
-
-
-def _vectors(rows: int, target: Target) -> int:
-    """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers."""
-    if target.registers >= 32:
-        return {12: 2, 8: 2, 6: 4, 4: 4, 1: 16}[rows]
-    return {6: 2, 4: 2, 1: 12}[rows]
-
-
-@dataclass(frozen=True)
-class _Cutter:
-    x: Geometry
-    y: Geometry
-    residual: Geometry | None
-    window: Window
-    target: Target
-
-    def __call__(self, rows: int) -> list[Tiles]:
-        return cut(
-            self.x,
-            self.y,
-            self.residual,
-            stride=self.window.stride,
-            lanes=self.target.lanes,
-            most=_vectors(rows, self.target),
-            taps=max(self.window.size),
-        )
-
-
-def _op(
-    spec: Sums, made: tables.Tables, tiles: Sequence[Tiles], values: Sequence[Planes], target: Target, label: str
-) -> Op:
-    args: list[int | Array] = [made.segments, made.entries, made.chunks, len(made.chunks)]
-    args.append(12 if spec.tiles_inside else 1)
-    width = target.lanes * FLOAT
-    for t in tiles:
-        tables.check(made, spec.rows, values, t.places, (min(t.shape.x), max(t.shape.x) + width))
-        masks = t.masks if t.masks is not None else np.zeros(1)
-        args += [t.places, len(t.places), masks.astype(f"<u{mask_bytes(target)}")]
-    return Op(spec, tuple(args), label)
-
-
-def _block(matrix: tables.Matrix, tiles: Sequence[Tiles]) -> int:
-    """Inputs whose part of a tile stays in the nearest cache."""
-    return 16
-
-
-def _matrix(
-    x: Planes, y: Planes, weight: Array, bias: Array | None, residual: Planes | None, window: Window, groups: int
-) -> tuple[tables.Matrix, list[Planes]]:
-    taps = [(row, column) for row in range(window.size[0]) for column in range(window.size[1])]
-    shifts = [tables.shift(x.geometry, window.input(0, row, 0), window.input(0, column, 1)) for row, column in taps]
-    inside = np.array([_meets(x.geometry, y.geometry, window, tap) for tap in taps])
-    for tap, there in zip(taps, inside, strict=True):
-        if there and not _held(x.geometry, y.geometry, window, tap):
-            raise ValueError(f"{window} reads beyond the halo of {x.geometry}")
-    outputs, inputs = weight.shape[:2]
-    flat = np.ascontiguousarray(weight, dtype=np.float32).reshape(outputs, inputs, len(taps))
-    if not inside.all():  # taps that only ever see the halo
-        flat = flat * inside.astype(np.float32)
-    matrix = tables.Matrix(
-        flat.reshape(outputs, -1),
-        tables.columns([x] * len(taps), np.array(shifts), groups),
-        inputs,
+    weight = np.ascontiguousarray(weight, dtype=np.float32).reshape(*weight.shape[:2], -1)
+    weight = _inside(weight, x.geometry, y.geometry, window)
+    beside = None if residual is None else residual.geometry
+    way = choice.best(x.geometry, y.geometry, beside, weight, window, groups, target)
+    ops: list[Op] = []
+    if way.folds is None:
+        value, last = x, window.shift(window.taps[-1], x.geometry)
+        columns = x.offsets[:, None] + np.array([window.shift(tap, x.geometry) for tap in window.taps])
+    else:
+        if scratch is None:
+            raise ValueError(f"{window} over {x.geometry} needs scratch memory for {target.lanes} lanes")
+        ops += way.folds.ops(x, scratch, label) if way.folds.copies else []
+        columns, value, last = way.folds.columns(scratch), way.folds.value(scratch), 0
+    matrix = Matrix(
+        weight.reshape(len(weight), -1),
+        columns.reshape(groups, -1),
+        len(window.taps),
         y.offsets,
         None if residual is None else residual.offsets,
-        np.zeros(outputs, dtype=np.float32) if bias is None else np.ascontiguousarray(bias, dtype=np.float32),
+        np.zeros(len(weight), dtype=np.float32) if bias is None else np.ascontiguousarray(bias, dtype=np.float32),
     )
-    return matrix, [x]
+    layer = _Layer(matrix, value, last, activation(act), target, label)
+    return [*ops, *(layer.op(kind) for kind in way.kinds)]
 
 
-def _meets(x: Geometry, y: Geometry, window: Window, tap: Pair) -> bool:
-    """Whether a tap reads a pixel of x for any pixel of y."""
-    return all(
-        any(0 <= window.input(position, tap[axis], axis) < size for position in range(extent))
-        for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
-    )
+def scratch_bytes(
+    x: Geometry,
+    y: Geometry,
+    weight: Array,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    target: Target,
+) -> int:
+    """Bytes of scratch memory that `conv` needs; 0 where it reads x as it is."""
+    way = _way(x, y, weight, Window.of(weight.shape[2:], stride, padding, dilation), groups, target)
+    return 0 if way.folds is None else way.folds.bytes
 
 
-def _held(x: Geometry, y: Geometry, window: Window, tap: Pair) -> bool:
-    """Whether all that a tap reads are pixels and halo of x."""
-    return all(
-        -x.halo <= window.input(0, tap[axis], axis) and window.input(extent - 1, tap[axis], axis) < size + x.halo
-        for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
-    )
+def cost(
+    x: Geometry,
+    y: Geometry,
+    weight: Array,
+    *,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    target: Target,
+) -> float:
+    """An estimate of the time that `conv` takes for a block of images on one thread, in nanoseconds.
+
+    For choosing between ways to do the same work: see `choice`.
+    """
+    return _way(x, y, weight, Window.of(weight.shape[2:], stride, padding, dilation), groups, target).nanoseconds
+
+
+def _way(x: Geometry, y: Geometry, weight: Array, window: Window, groups: int, target: Target) -> choice.Way:
+    weight = _inside(weight.reshape(*weight.shape[:2], -1), x, y, window)
+    return choice.best(x, y, None, weight, window, groups, target)
+
+
+def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
+    """Weights (O x I x taps) without the taps that only ever see the halo."""
+    inside = np.array([window.meets(x, y, tap) for tap in window.taps])
+    return weight if inside.all() else weight * inside.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer over what it reads, be it x or its copies."""
+
+    matrix: Matrix
+    x: Planes
+    last: int
+    """Bytes from a tile's place to what it reads last of a plane."""
+    act: Activation
+    target: Target
+    label: str
+
+    def op(self, kind: choice.Kind) -> Op:
+        """The operation for the rows of a kind."""
+        made, fetch, fetches = self._single(kind) if kind.rows == 1 else self._shared(kind)
+        spec = Sums(
+            kind.rows,
+            tuple(t.shape for t in kind.tiles),
+            tuple(t.masks is not None for t in kind.tiles),
+            self.matrix.residual is not None,
+            self.act,
+            made.blocked,
+            made.unit,
+            made.wide,
+            kind.sets,
+            fetch,
+        )
+        args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks), fetches]
+        for t in kind.tiles:
+            tables.check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
+            masks = np.zeros(1) if t.masks is None else t.masks
+            args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
+        return Op(spec, tuple(args), self.label)
+
+    def _single(self, kind: choice.Kind) -> tuple[tables.Tables, Fetch, Array]:
+        rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
+        fetcher = ahead.Blocks(kind.tiles)
+        made = tables.single(self.matrix, rows, block=kind.block, chunks=kind.chunks, fetcher=fetcher)
+        fetch, table = fetcher.made()
+        made.chunks[:, 3] *= 4 * fetch.block
+        return made, fetch, table
+
+    def _shared(self, kind: choice.Kind) -> tuple[tables.Tables, Fetch, Array]:
+        made = tables.shared(self.matrix, kind.groups, chunks=kind.chunks)
+        fetch, table = ahead.planes(self.x, self.last, kind.tiles, len(made.segments))
+        made.chunks[:, 3] *= 4 * fetch.each
+        return made, fetch, table
 
 
 def _fits(x: Planes, y: Planes, weight: Array, residual: Planes | None, window: Window, groups: int) -> None:
@@ -183,13 +176,9 @@ def _fits(x: Planes, y: Planes, weight: Array, residual: Planes | None, window: 
         raise ValueError(f"weights {weight.shape} in {groups} groups for {x.channels} -> {y.channels} channels")
     if residual is not None and residual.channels != outputs:
         raise ValueError(f"a residual of {residual.channels} channels for {outputs}")
+    if x.geometry.images != y.geometry.images:
+        raise ValueError(f"{x.geometry.images} images, then {y.geometry.images}")
     sizes = zip((x.geometry.height, x.geometry.width), (y.geometry.height, y.geometry.width), strict=True)
     for axis, (size, extent) in enumerate(sizes):
-        reach = window.dilation[axis] * (window.size[axis] - 1) + 1
-        expected = (size + 2 * window.padding[axis] - reach) // window.stride[axis] + 1
-        if extent != expected:
-            raise ValueError(f"{window} over {size} gives {expected} rows or columns, not {extent}")
-
-
-def _pair(value: int | Pair) -> Pair:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+        if window.output(size, axis) != extent:
+            raise ValueError(f"{window} over {size} gives {window.output(size, axis)} rows or columns, not {extent}")

@@ -43,6 +43,10 @@ class Geometry:
         """The position of a pixel in its plane; y and x may lie up to ``halo`` outside."""
         return (y + self.halo) * self.row + x + self.halo
 
+    def shift(self, rows: int, columns: int) -> int:
+        """Bytes from a pixel to the one so many rows below and columns to the right."""
+        return (rows * self.row + columns) * self.step
+
     @property
     def positions(self) -> int:
         """Positions a plane has, halos included."""

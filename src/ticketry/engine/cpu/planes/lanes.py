@@ -7,11 +7,14 @@ where images are fewer than lanes, and a position takes several vectors where th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import F32, I1, I32, PTR, Emitter
+from ticketry.engine.cpu.emit import F32, I1, I8, I16, I32, PTR, Emitter
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.target import Target
 
 MOST = 16
 """No target has more lanes."""
@@ -41,19 +44,40 @@ def within(e: Emitter, count: ir.Value) -> ir.Value:
     return e.b.icmp_signed("<", ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))), splat(e, few, lanes))
 
 
+def from_bits(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
+    """The mask that a table holds as a bit for each lane, in `mask_type`."""
+    lanes = e.target.lanes
+    bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
+    if lanes < 8:
+        bits = e.b.trunc(bits, ir.IntType(lanes))
+    return e.b.bitcast(bits, ir.VectorType(I1, lanes))
+
+
+def mask_type(target: Target) -> np.dtype[Any]:
+    """What a table of masks is made of, one a vector."""
+    return np.dtype(np.uint16 if target.lanes == 16 else np.uint8)
+
+
 def only(e: Emitter, count: int) -> ir.Value | None:
     """The mask of the first ``count`` lanes, known as the kernel is written; None if that is all of them."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
 
 
-def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None) -> ir.Value:
-    """A vector, of which lanes that are not in the mask are zero and their memory is not touched."""
+def load(
+    e: Emitter,
+    pointer: ir.Value,
+    byte: ir.Value | int = 0,
+    mask: ir.Value | None = None,
+    otherwise: ir.Value | None = None,
+) -> ir.Value:
+    """A vector, of which lanes that are not in the mask are zero, or as ``otherwise``: their memory is not touched."""
     if mask is None:
         return e.load(pointer, byte)
     kind = e.vector
     function = _intrinsic(e, "load", ir.FunctionType(kind, [PTR, I32, mask.type, kind]))
-    return e.b.call(function, [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, ir.Constant(kind, None)])
+    otherwise = otherwise or ir.Constant(kind, None)
+    return e.b.call(function, [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise])
 
 
 def store(

@@ -4,15 +4,19 @@ For a set of rows that keep the same columns, and a tile of positions, ``sum[row
 stays in registers over all columns. A column is the address of a plane plus a shift, so a table of columns is all that
 tells convolutions, groups, concatenated inputs and linear layers from one another.
 
-Tables (all little words of 4 bytes):
-    segments: columns of the segment, flags (`FIRST`, `LAST`), then for each row where its plane of y begins, where that
-        of the residual does, its bias
-    entries, one for each column of each segment in turn: where the column begins, then each row's weight
-    chunks (words of 8 bytes): the first byte of its segments, their number, the first byte of its entries
-    places of tiles, masks of tiles: see `tiles`
+Tables:
+    segments (int32): the number of columns, shifted by `FLAG_BITS`, and flags; a byte that all its columns are counted
+        from; where several rows share columns, the first of them in the table of columns; then for each row where its
+        plane of y begins, where that of the residual does, and its bias
+    columns: where each begins, in units of `Sums.unit` bytes; of the segments in turn, or shared between segments
+    weights (float32): for each column of each segment in turn, each row's weight
+    chunks (int64): the first byte of its segments, their number, its first weights, the first byte of its fetches
+    fetches (int32): bytes of x to be fetched into the nearest cache ahead of time, so many for each block of inputs
+    places and masks of tiles: see `tiles`
 
-A row may be summed in several segments, so that inputs of one segment stay in the nearest cache: sums go on from what
-is in y, unless the segment is the row's `FIRST`; activation and masks come with its `LAST`.
+A row may be summed in several segments, one for each block of inputs, so that the inputs of a block stay in the nearest
+cache: sums are then added to what is in y, unless the segment is its row's `FIRST`; activation and masks come with its
+`LAST`.
 """
 
 from __future__ import annotations
@@ -20,18 +24,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.activations import Activation, activate
-from ticketry.engine.cpu.emit import I1, I8, I16, Emitter
+from ticketry.engine.cpu.emit import I16, I32, I64, Emitter, Loop
+from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.target import Target
 
-FIRST, LAST = 1, 2
-"""Flags of a segment: it begins its rows' sums; it ends them."""
+FIRST, LAST, NEW, NEXT = 1, 2, 4, 8
+"""Flags of a segment: it begins its rows' sums; it ends them; it is its block's first; its block is a tile's last, so
+that what is fetched is for the next tile."""
 
-SEGMENTS, ENTRIES, CHUNKS, CHUNK_COUNT, BLOCK, SHAPES = range(6)
-"""Arguments: tables, the number of chunks, tiles a block; then for each shape its places, their number, its masks."""
+FLAG_BITS = 4
+
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, FETCHES, SHAPES = range(7)
+"""Arguments: tables, the number of chunks; then for each shape its places, their number, its masks."""
+
+AHEAD = 3
+"""Columns of a single row that are looked up before their turn: so that reading x never waits for an address."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """What each segment fetches ahead of time: for each shape the bytes from where an entry of the table says."""
+
+    lines: tuple[tuple[int, ...], ...]
+    each: int
+    """Entries of the table for each segment."""
+    block: int
+    """Entries of the table for each block of inputs."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,8 @@ class Sums:
     masked: for each shape whether its tiles have masks.
     residual: whether y begins with another value.
     blocked: whether rows have several segments.
-    tiles_inside: walk through a block's tiles for each segment, instead of through all segments for each tile.
+    unit: bytes that columns are counted in.
+    wide: whether columns take 32 bits (signed) instead of 16.
     sets: sums of each row and vector held side by side, where tiles alone are too few to keep the adders busy.
     """
 
@@ -51,17 +72,20 @@ class Sums:
     masked: tuple[bool, ...]
     residual: bool
     act: Activation
-    blocked: bool
-    tiles_inside: bool
+    blocked: bool = False
+    unit: int = 1
+    wide: bool = True
     sets: int = 1
+    fetch: Fetch | None = None
 
     @property
-    def entry_bytes(self) -> int:
-        return 4 * (1 + self.rows)
+    def head(self) -> int:
+        """Words of a segment before those of its rows."""
+        return 2 if self.rows == 1 else 3
 
     @property
     def segment_bytes(self) -> int:
-        return 4 * (2 + (3 if self.residual else 2) * self.rows)
+        return 4 * (self.head + (3 if self.residual else 2) * self.rows)
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
@@ -70,170 +94,221 @@ class Sums:
         return e.text()
 
 
+@dataclass
+class _Tile:
+    """Pointers to a tile in plane 0 of x, y and the residual, to its masks, and to x of the tile after it."""
+
+    x: Any
+    y: Any
+    residual: Any
+    masks: Any
+    following: Any
+
+
 class _Body:
     """The loops of one shape."""
 
     def __init__(self, e: Emitter, spec: Sums, number: int) -> None:
-        self.e, self.spec = e, spec
+        self.e, self.spec, self.number = e, spec, number
         self.shape, self.masked = spec.shapes[number], spec.masked[number]
         self.vectors = len(self.shape.x)
         self.arena = e.arena()
-        self.segments, self.entries = e.table(SEGMENTS), e.table(ENTRIES)
-        self.chunks, self.chunk_count, self.block = e.table(CHUNKS), e.arg(CHUNK_COUNT), e.arg(BLOCK)
+        self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
+        self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
+        self.fetches = e.table(FETCHES)
         at = SHAPES + 3 * number
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
     def emit(self) -> None:
+        """Units of work, for threads to share: a chunk of the rows over a tile each."""
         e, b = self.e, self.e.b
-        blocks = b.udiv(b.add(self.count, b.sub(self.block, e.i64(1))), self.block)
-        low, high = e.share(b.mul(blocks, self.chunk_count))
+        low, high = e.share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
-            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
-            first = b.mul(b.udiv(unit.index, self.chunk_count), self.block)
-            last = b.add(first, self.block)
-            last = b.select(b.icmp_signed("<", last, self.count), last, self.count)
-            if self.spec.tiles_inside:
-                self._segments(chunk, first, last)
-            else:
-                with e.loop(first, last) as tile:
-                    self._segments(chunk, tile.index, None)
+            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(32)))
+            self._chunk(chunk, self._tile(b.udiv(unit.index, self.chunk_count)))
 
-    def _segments(self, chunk: Any, first: Any, last: Any) -> None:
-        """All segments of a chunk, each over one tile, or over the tiles from first to last."""
+    def _chunk(self, chunk: Any, tile: _Tile) -> None:
+        """All segments of a chunk, over one tile."""
         e, b, spec = self.e, self.e.b, self.spec
-        start, count, entry = (e.load_i64(chunk, 8 * word) for word in range(3))
+        start, count, weight, fetch = (e.load_i64(chunk, 8 * word) for word in range(4))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
-        place = None if spec.tiles_inside else self._place(first)
-        with e.loop(start, stop, spec.segment_bytes, [entry]) as loop:
+        carried = [weight]
+        if spec.fetch:
+            before = 4 * spec.fetch.block if spec.blocked else 0  # the first segment of a block goes on to its entries
+            carried += [fetch, b.sub(fetch, e.i64(before))]
+        with e.loop(start, stop, spec.segment_bytes, carried) as loop:
             segment = e.at(self.segments, loop.index)
+            head = e.load_i32(segment)
             begin = loop.carried[0]
-            end = b.add(begin, b.mul(e.load_i32(segment), e.i64(spec.entry_bytes)))
-            if place is not None:
-                self._sum(segment, place, begin, end)
-            else:
-                with e.loop(first, last) as tile:
-                    self._sum(segment, self._place(tile.index), begin, end)
+            end = b.add(begin, b.ashr(head, e.i64(FLAG_BITS)))
             loop.next = [end]
+            if spec.fetch:
+                self._fetch(self._fetches(head, loop), head, tile)
+            self._segment(segment, head, tile, begin, end)
 
-    def _place(self, tile: Any) -> tuple[Any, Any, Any, Any]:
-        """Pointers to the tile in plane 0 of x, y and the residual, and to its masks."""
+    def _tile(self, tile: Any) -> _Tile:
         e, b = self.e, self.e.b
         place = e.at(self.places, b.mul(tile, e.i64(12)))
         x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
-        return x, y, residual, e.at(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
+        masks = e.at(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
+        following = b.add(tile, e.i64(1))
+        following = e.select(b.icmp_signed("<", following, self.count), following, tile)
+        return _Tile(x, y, residual, masks, e.at(self.arena, e.load_i32(self.places, b.mul(following, e.i64(12)))))
+
+    def _segment(self, segment: Any, head: Any, tile: _Tile, begin: Any, end: Any) -> None:
+        e, b, spec = self.e, self.e.b, self.spec
+        outputs = [e.at(tile.y, e.load_i32(segment, 4 * (spec.head + row))) for row in range(spec.rows)]
+        x, columns = e.at(tile.x, e.load_i32(segment, 4)), self.columns
+        if spec.rows > 1:
+            columns = e.at(columns, b.mul(b.sub(e.load_i32(segment, 8), begin), e.i64(self._column_bytes)))
+        sums = self._sums(x, columns, begin, end)
+        bases = self._bases(segment, head, outputs, tile)
+        sums = [b.fadd(value, base) for value, base in zip(sums, bases, strict=True)]
+        self._end(head, outputs, tile, sums)
+
+    # Fetching ahead
+
+    def _fetches(self, head: Any, loop: Loop) -> Any:
+        """Where the segment finds its entries, walking through those of its block; the last ones again and again."""
+        e, b, fetch = self.e, self.e.b, self.spec.fetch
+        assert fetch is not None
+        here, start = loop.carried[1:]
+        if self.spec.blocked:
+            new = self._flag(head, NEW)
+            start = b.add(start, e.select(new, e.i64(4 * fetch.block), e.i64(0)))
+            here = e.select(new, start, here)
+        stop = b.add(start, e.i64(4 * fetch.block))
+        following = b.add(here, e.i64(4 * fetch.each))
+        last = b.sub(stop, e.i64(4 * fetch.each))
+        loop.next += [e.select(b.icmp_signed("<", following, last), following, last), start]
+        return here
+
+    def _fetch(self, entry: Any, head: Any, tile: _Tile) -> None:
+        e, spec = self.e, self.spec
+        assert spec.fetch is not None
+        ahead = tile.following
+        if spec.rows == 1:
+            ahead = e.select(self._flag(head, NEXT), tile.following, tile.x)
+        for number in range(spec.fetch.each):
+            start = e.at(ahead, e.load_i32(e.at(self.fetches, entry), 4 * number))
+            for line in spec.fetch.lines[self.number]:
+                e.prefetch(e.at(start, line))
+
+    # Sums
 
     @property
     def _mask_bytes(self) -> int:
-        return mask_bytes(self.e.target)
+        return lanes.mask_type(self.e.target).itemsize
 
-    def _sum(self, segment: Any, place: tuple[Any, Any, Any, Any], begin: Any, end: Any) -> None:
-        e = self.e
-        x, y, residual, masks = place
-        outputs = [e.at(y, e.load_i32(segment, 8 + 4 * row)) for row in range(self.spec.rows)]
-        sums = self._begin(segment, outputs, residual)
-        sums = self._columns(x, begin, end, sums)
-        self._end(segment, outputs, masks, sums)
+    @property
+    def _column_bytes(self) -> int:
+        return 4 if self.spec.wide else 2
 
-    def _begin(self, segment: Any, outputs: list[Any], residual: Any) -> list[Any]:
-        """Row by row the vectors that sums begin with."""
-        if not self.spec.blocked:
-            return self._fresh(segment, residual)
-        e, b = self.e, self.e.b
-        with b.if_else(self._flag(segment, FIRST)) as (then, otherwise):
-            with then:
-                fresh, fresh_end = self._fresh(segment, residual), b.block
-            with otherwise:
-                going = [e.load(output, at) for output in outputs for at in self.shape.y]
-                going_end = b.block
-        sums = []
-        for one, other in zip(fresh, going, strict=True):
-            phi = b.phi(e.vector)
-            phi.add_incoming(one, fresh_end)
-            phi.add_incoming(other, going_end)
-            sums.append(phi)
-        return sums
-
-    def _fresh(self, segment: Any, residual: Any) -> list[Any]:
-        e, b, rows = self.e, self.e.b, self.spec.rows
-        sums = []
-        for row in range(rows):
-            bias = e.splat(e.load_f32(segment, self.spec.segment_bytes - 4 * (rows - row)))
-            if not self.spec.residual:
-                sums += [bias] * self.vectors
-                continue
-            plane = e.at(residual, e.load_i32(segment, 8 + 4 * (rows + row)))
-            sums += [b.fadd(e.load(plane, at), bias) for at in self.shape.residual]
-        return sums
-
-    def _flag(self, segment: Any, flag: int) -> Any:
-        b = self.e.b
-        flags = b.and_(self.e.load_i32(segment, 4), self.e.i64(flag))
-        return b.icmp_signed("!=", flags, self.e.i64(0))
-
-    def _columns(self, x: Any, begin: Any, end: Any, sums: list[Any]) -> list[Any]:
+    def _sums(self, x: Any, columns: Any, begin: Any, end: Any) -> list[Any]:
         e, b, spec = self.e, self.e.b, self.spec
+        count = spec.rows * self.vectors
+        sums = [e.splat(0.0)] * count
         if spec.sets > 1:
-            step = spec.sets * spec.entry_bytes
-            middle = b.add(begin, b.mul(b.udiv(b.sub(end, begin), e.i64(step)), e.i64(step)))
-            zeros = [e.splat(0.0)] * len(sums)
-            with e.loop(begin, middle, step, sums + zeros * (spec.sets - 1)) as loop:
+            turns = b.udiv(b.sub(end, begin), e.i64(spec.sets))
+            middle = b.add(begin, b.mul(turns, e.i64(spec.sets)))
+            ready = [self._column(columns, begin, number) for number in range(spec.sets)]
+            with e.loop(begin, middle, spec.sets, sums * spec.sets + ready) as loop:
+                following = []
                 for number in range(spec.sets):
-                    mine = loop.carried[number * len(sums) : (number + 1) * len(sums)]
-                    loop.next += self._column(x, b.add(loop.index, e.i64(number * spec.entry_bytes)), mine)
-            parts = [loop.results[number * len(sums) : (number + 1) * len(sums)] for number in range(spec.sets)]
+                    index, mine = b.add(loop.index, e.i64(number)), loop.carried[number * count : (number + 1) * count]
+                    following.append(self._column(columns, loop.index, spec.sets + number))
+                    loop.next += self._add(x, index, loop.carried[spec.sets * count + number], mine)
+                loop.next += following
+            parts = [loop.results[number * count : (number + 1) * count] for number in range(spec.sets)]
             while len(parts) > 1:
-                parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]]
+                parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]][::-1]
             begin, sums = middle, parts[0]
-        with e.loop(begin, end, spec.entry_bytes, sums) as loop:
-            loop.next = self._column(x, loop.index, loop.carried)
-        return loop.results
+        ahead = [self._column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
+        with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
+            queue = [*loop.carried[count:], self._column(columns, loop.index, len(ahead))]
+            loop.next = self._add(x, loop.index, queue[0], loop.carried[:count]) + queue[1:]
+        return loop.results[:count]
 
-    def _column(self, x: Any, index: Any, sums: list[Any]) -> list[Any]:
-        e = self.e
-        entry = e.at(self.entries, index)
-        column = e.at(x, e.load_i32(entry))
-        weights = [e.splat(e.load_f32(entry, 4 + 4 * row)) for row in range(self.spec.rows)]
-        inputs = [e.load(column, at) for at in self.shape.x]
+    def _column(self, columns: Any, index: Any, further: int = 0) -> Any:
+        """The byte where the column of an index begins, or that of one so many further."""
+        e, b = self.e, self.e.b
+        size = self._column_bytes
+        at = e.at(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
+        kind, widen = (I32, b.sext) if self.spec.wide else (I16, b.zext)
+        # Atomic (which costs nothing here), or the optimiser moves it back to where the column is read.
+        value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
+        return b.mul(widen(value, I64), e.i64(self.spec.unit))
+
+    def _add(self, x: Any, index: Any, column: Any, sums: list[Any]) -> list[Any]:
+        e, rows = self.e, self.spec.rows
+        at = e.at(self.weights, e.b.mul(index, e.i64(4 * rows)))
+        weights = [e.splat(e.load_f32(at, 4 * row)) for row in range(rows)]
+        inputs = [e.load(e.at(x, column), vector) for vector in self.shape.x]
         return [
             e.fma(weight, value, sums[row * self.vectors + t])
             for row, weight in enumerate(weights)
             for t, value in enumerate(inputs)
         ]
 
-    def _end(self, segment: Any, outputs: list[Any], masks: Any, sums: list[Any]) -> None:
+    # What sums are added to, and what becomes of them
+
+    def _bases(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
+        """Row by row the vectors that the segment's sums are added to.
+
+        Read behind the sums and not before, so that no sum waits for them to come from a farther cache.
+        """
         if not self.spec.blocked:
-            self._finish(outputs, masks, sums)
-            return
-        b = self.e.b
-        with b.if_else(self._flag(segment, LAST)) as (then, otherwise):
+            return self._fresh(segment, tile)
+        e, b = self.e, self.e.b
+        with b.if_else(self._flag(head, FIRST)) as (then, otherwise):
             with then:
-                self._finish(outputs, masks, sums)
+                fresh, fresh_end = self._fresh(segment, tile), b.block
+            with otherwise:
+                going = [e.load(output, at) for output in outputs for at in self.shape.y]
+                going_end = b.block
+        bases = []
+        for one, other in zip(fresh, going, strict=True):
+            phi = b.phi(e.vector)
+            phi.add_incoming(one, fresh_end)
+            phi.add_incoming(other, going_end)
+            bases.append(phi)
+        return bases
+
+    def _fresh(self, segment: Any, tile: _Tile) -> list[Any]:
+        e, b, spec, rows = self.e, self.e.b, self.spec, self.spec.rows
+        bases = []
+        for row in range(rows):
+            bias = e.splat(e.load_f32(segment, spec.segment_bytes - 4 * (rows - row)))
+            if not spec.residual:
+                bases += [bias] * self.vectors
+                continue
+            plane = e.at(tile.residual, e.load_i32(segment, 4 * (spec.head + rows + row)))
+            bases += [b.fadd(e.load(plane, at), bias) for at in self.shape.residual]
+        return bases
+
+    def _flag(self, head: Any, flag: int) -> Any:
+        b = self.e.b
+        return b.icmp_signed("!=", b.and_(head, self.e.i64(flag)), self.e.i64(0))
+
+    def _end(self, head: Any, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
+        if not self.spec.blocked:
+            self._finish(outputs, tile, sums)
+            return
+        with self.e.b.if_else(self._flag(head, LAST)) as (then, otherwise):
+            with then:
+                self._finish(outputs, tile, sums)
             with otherwise:
                 self._store(outputs, sums)
 
-    def _finish(self, outputs: list[Any], masks: Any, sums: list[Any]) -> None:
+    def _finish(self, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
         e = self.e
         values = [activate(e, self.spec.act, value) for value in sums]
         if self.masked:
-            there = [self._lanes(masks, t) for t in range(self.vectors)]
+            there = [lanes.from_bits(e, tile.masks, t * self._mask_bytes) for t in range(self.vectors)]
             values = [e.select(there[i % self.vectors], value, e.splat(0.0)) for i, value in enumerate(values)]
         self._store(outputs, values)
-
-    def _lanes(self, masks: Any, vector: int) -> Any:
-        """The lanes of a vector of the tile that hold pixels."""
-        e, lanes = self.e, self.e.target.lanes
-        kind = I16 if lanes == 16 else I8
-        bits = e.b.load(e.at(masks, vector * self._mask_bytes), typ=kind, align=1)
-        if lanes < 8:
-            bits = e.b.trunc(bits, ir.IntType(lanes))
-        return e.b.bitcast(bits, ir.VectorType(I1, lanes))
 
     def _store(self, outputs: list[Any], values: list[Any]) -> None:
         for row, output in enumerate(outputs):
             for t, at in enumerate(self.shape.y):
                 self.e.store(values[row * self.vectors + t], output, at)
-
-
-def mask_bytes(target: Target) -> int:
-    """Bytes of the mask of one vector."""
-    return 2 if target.lanes == 16 else 1

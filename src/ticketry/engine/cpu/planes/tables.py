@@ -2,171 +2,204 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ticketry.core.structure.groups import row_groups
-from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.planes.sums import FIRST, LAST
+from ticketry.engine.cpu.planes.geometry import Planes
+from ticketry.engine.cpu.planes.sums import FIRST, FLAG_BITS, LAST, NEW, NEXT
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A layer as rows over columns: weights, and for each column of each conv group the byte where it begins."""
+    """A layer as rows over columns."""
 
     weight: Array
-    """O x K float32; K runs over a group's inputs, then taps."""
+    """O x K float32; K runs over a conv group's inputs, then taps."""
     columns: Array
-    """Groups x K int64: plane plus shift, relative to a tile's place."""
-    inputs: int
-    """Inputs of a group: K / taps."""
+    """Groups x K int64: the byte where each column begins: plane plus shift, relative to a tile's place."""
+    taps: int
     y: Array
     """O int64: where the planes of y begin."""
     residual: Array | None
     bias: Array
 
     @property
+    def inputs(self) -> int:
+        """Inputs of a conv group."""
+        return int(self.weight.shape[1]) // self.taps
+
+    @property
     def group_rows(self) -> int:
         return len(self.weight) // len(self.columns)
 
 
-def columns(planes: Sequence[Planes], taps: Array, groups: int) -> Array:
-    """Where each column begins.
+class Fetcher(Protocol):
+    """Told of each block, in the order that a kernel walks through them."""
 
-    Args:
-        planes: for each tap the value that it reads (the same one, or the phases of one).
-        taps: for each tap the byte that it is shifted by.
-    """
-    starts = np.stack([value.offsets + shift for value, shift in zip(planes, taps, strict=True)], axis=1)
-    return starts.reshape(groups, -1)
+    def block(self, columns: Array, segments: int) -> None:
+        """While so many segments are summed, the columns of the next block are to be fetched."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
+    """What a kernel of `sums` is given, and what it must know of it."""
+
     segments: Array
-    entries: Array
+    columns: Array
+    weights: Array
     chunks: Array
+    unit: int
+    wide: bool
+    blocked: bool
+    reach: tuple[int, int]
+    """The least and the greatest byte at which a column begins."""
 
 
-def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
+def single(matrix: Matrix, rows: Array, *, block: int, chunks: int, fetcher: Fetcher | None = None) -> Tables:
     """Each row for itself.
 
     Args:
         rows: ascending.
-        block: inputs a segment ranges over.
+        block: inputs that a segment ranges over.
         chunks: parts of the rows that threads may work on apart.
+        fetcher: what knows which bytes of x are to be fetched ahead for the next block.
     """
     blocks = max(1, -(-matrix.inputs // block))
-    taps = matrix.weight.shape[1] // max(matrix.inputs, 1)
     kept = matrix.weight[rows] != 0
-    edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * taps
-    running = np.concatenate([np.zeros((len(rows), 1), dtype=np.int64), np.cumsum(kept, axis=1)], axis=1)
-    counts = np.diff(running[:, edges], axis=1)
+    edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * matrix.taps
+    counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
     flags = _flags(counts)
-    segments, entries, starts = [], [], []
-    first_segment = first_entry = 0
-    for part in _parts(counts.sum(axis=1), chunks):
-        begin = first_segment
-        starts.append([first_segment, 0, first_entry])
-        for number in range(blocks):
-            here = slice(edges[number], edges[number + 1])
-            row, column = np.nonzero(kept[part, here])
-            row += part.start
-            column += edges[number]
-            entries.append(_entries(matrix, rows, row, column))
+    groups = rows // matrix.group_rows
+    out = _Rows(matrix)
+    for part in _parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
+        out.chunk()
+        walked = np.flatnonzero((flags[part] | counts[part]).any(axis=0))
+        for number, following in zip(walked, np.roll(walked, -1), strict=True):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
-            segments.append(_segments(matrix, counts[used, number], flags[used, number], rows[used, None]))
-            first_segment += len(used)
-            first_entry += len(row)
-        starts[-1][1] = first_segment - begin
-    return _tables(segments, entries, starts)
+            row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
+            out.segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
+            out.heads[-1][0] |= NEW
+            out.heads[-1] |= NEXT if number == walked[-1] else 0
+            if fetcher is not None:
+                between = slice(edges[following], edges[following + 1])
+                fetcher.block(matrix.columns[np.unique(groups[part]), between], len(used))
+    return out.tables(blocks > 1)
 
 
-def shared(matrix: Matrix, groups: Sequence[Array], *, chunks: int) -> Tables:
-    """Groups of rows that keep the same columns.
+class _Rows:
+    """Tables of single rows as they grow."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self.heads: list[Array] = []
+        self._bases: list[Array] = []
+        self._rows: list[Array] = []
+        self._columns: list[Array] = []
+        self._weights: list[Array] = []
+        self._starts: list[tuple[int, int, int]] = []
+        self._reach: list[int] = []
+
+    def chunk(self) -> None:
+        self._starts.append((sum(map(len, self._rows)), sum(map(len, self._weights)), len(self._rows)))
+
+    def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
+        """Segments of some rows; ``row`` (an index into them) and ``column`` of each weight."""
+        m = self._matrix
+        index = rows[row]
+        begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
+        base = _bases(begins, counts)
+        self._columns.append(begins - base[row])
+        if len(begins):
+            self._reach += [int(begins.min()), int(begins.max())]
+        self._weights.append(m.weight[index, column])
+        self._rows.append(rows)
+        self._bases.append(base)
+        self.heads.append(counts << FLAG_BITS | flags)
+
+    def tables(self, blocked: bool) -> Tables:
+        rows = np.concatenate(self._rows)
+        segments = _segments(
+            self._matrix, [np.concatenate(self.heads), np.concatenate(self._bases)], rows.reshape(-1, 1)
+        )
+        bounds = [*self._starts, (len(rows), 0, len(self._rows))]
+        chunks = [
+            (start, following[0] - start, weight, walked)
+            for (start, weight, walked), following in itertools.pairwise(bounds)
+        ]
+        columns, weights = np.concatenate(self._columns), np.concatenate(self._weights)
+        reach = min(self._reach, default=0), max(self._reach, default=0)
+        return _tables(segments, columns, weights, chunks, blocked, reach)
+
+
+def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> Tables:
+    """Rows that keep the same columns.
 
     Args:
-        groups: of each the rows, all of one length.
+        groups: of each, sets of rows that are summed together, all of one length.
     """
-    segments, entries, starts = [], [], []
-    kept = [np.flatnonzero(matrix.weight[rows[0]]) for rows in groups]
-    first_entry = 0
-    for part in _parts(np.array([len(k) + 1 for k in kept]), chunks):
-        starts.append([part.start, part.stop - part.start, first_entry])
-        for rows, column in zip(groups[part], kept[part], strict=True):
-            entry = np.empty((len(column), 1 + len(rows)), dtype=np.int32)
-            entry[:, 0] = matrix.columns[rows[0] // matrix.group_rows, column]
-            entry[:, 1:] = matrix.weight[rows][:, column].T.view(np.int32)
-            entries.append(entry)
-            first_entry += len(column)
-    rows_of = np.stack(groups)
-    segments.append(_segments(matrix, [len(k) for k in kept], FIRST | LAST, rows_of))
-    return _tables(segments, entries, starts)
+    sets = [rows for group in groups for rows in group]
+    kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
+    absolute = [
+        matrix.columns[group[0][0] // matrix.group_rows, columns] for group, columns in zip(groups, kept, strict=True)
+    ]
+    counts = np.array([len(columns) for columns in kept])
+    bases = np.array([begins.min() for begins in absolute])
+    first = np.cumsum(counts) - counts
+    of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
+    head = counts[of] << FLAG_BITS | FIRST | LAST | NEXT
+    segments = _segments(matrix, [head, bases[of], first[of]], np.stack(sets))
+    done = np.cumsum(counts[of]) - counts[of]
+    starts = [(part.start, part.stop - part.start, done[part.start], part.start) for part in _parts(counts[of], chunks)]
+    columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
+    reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
+    return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
 
 
-def groups_by_size(matrix: Matrix, sizes: Sequence[int]) -> dict[int, list[Array]]:
-    """Rows that keep the same columns of the same conv group, cut into sets of the sizes that kernels have.
-
-    Args:
-        sizes: descending; the last is 1.
-    """
-    found: dict[int, list[Array]] = {size: [] for size in sizes}
-    per = matrix.group_rows
-    for group in range(len(matrix.columns)):
-        for same in row_groups(matrix.weight[group * per : (group + 1) * per]):
-            rows, at = same.rows + group * per, 0
-            for size in sizes if len(same.columns) else (1,):
-                while len(rows) - at >= size:
-                    found[size].append(rows[at : at + size])
-                    at += size
-    return {size: sets for size, sets in found.items() if sets}
-
-
-def check(tables: Tables, rows: int, x: Sequence[Planes], places: Array, reach: tuple[int, int]) -> None:
+def check(tables: Tables, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """That no tile reads outside the planes.
 
+    Args:
+        places: of the tiles.
+        reach: the least byte a tile reads, counted from where a column begins in it, and the first it does not.
+
     Raises:
-        ValueError: it would: the halo is too small for the layer, or the tables are not of these planes.
+        ValueError: it would.
     """
-    if not tables.entries.size:
+    if not tables.weights.size:
         return
-    offsets = tables.entries.reshape(-1, 1 + rows)[:, 0]
-    low = int(offsets.min()) + int(places[:, 0].min()) + reach[0]
-    high = int(offsets.max()) + int(places[:, 0].max()) + reach[1]
-    first = min(int(value.offsets.min()) for value in x)
-    end = max(int(value.offsets.max()) + value.geometry.bytes for value in x)
+    low = tables.reach[0] + int(places[:, 0].min()) + reach[0]
+    high = tables.reach[1] + int(places[:, 0].max()) + reach[1]
+    first, end = int(x.offsets.min()), int(x.offsets.max()) + x.geometry.bytes
     if low < first or high > end:
         raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
 
 
-def shift(geometry: Geometry, rows: int, columns: int) -> int:
-    """Bytes from a pixel to another one."""
-    return (rows * geometry.row + columns) * geometry.step
+def _bases(begins: Array, counts: Array) -> Array:
+    """The least begin of each segment; 0 for one without columns."""
+    bases = np.zeros(len(counts), dtype=np.int64)
+    some = counts > 0
+    if some.any():
+        bases[some] = np.minimum.reduceat(begins, (np.cumsum(counts) - counts)[some])
+    return bases
 
 
-def _entries(matrix: Matrix, rows: Array, row: Array, column: Array) -> Array:
-    entry = np.empty((len(row), 2), dtype=np.int32)
-    index = rows[row]
-    entry[:, 0] = (
-        matrix.columns[0, column] if len(matrix.columns) == 1 else matrix.columns[index // matrix.group_rows, column]
-    )
-    entry[:, 1] = matrix.weight[index, column].view(np.int32)
-    return entry
-
-
-def _segments(matrix: Matrix, counts: Any, flags: Any, rows: Array) -> Array:
+def _segments(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     """``rows``: segments x rows of each."""
     each = rows.shape[1]
-    words = np.empty((len(rows), 2 + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
-    words[:, 0], words[:, 1] = counts, flags
-    words[:, 2 : 2 + each] = matrix.y[rows]
+    words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
+    for number, word in enumerate(head):
+        words[:, number] = word
+    at = len(head)
+    words[:, at : at + each] = matrix.y[rows]
     if matrix.residual is not None:
-        words[:, 2 + each : 2 + 2 * each] = matrix.residual[rows]
+        words[:, at + each : at + 2 * each] = matrix.residual[rows]
     words[:, -each:] = matrix.bias[rows].view(np.int32)
     return words
 
@@ -174,7 +207,7 @@ def _segments(matrix: Matrix, counts: Any, flags: Any, rows: Array) -> Array:
 def _flags(counts: Array) -> Array:
     """Rows x blocks: which block begins, and which ends each row: its first and last with weights, or block 0."""
     some = counts > 0
-    flags = np.zeros(counts.shape, dtype=np.int32)
+    flags = np.zeros(counts.shape, dtype=np.int64)
     index = np.arange(len(counts))
     flags[index, some.argmax(axis=1)] |= FIRST
     last = np.where(some.any(axis=1), counts.shape[1] - 1 - some[:, ::-1].argmax(axis=1), 0)
@@ -182,17 +215,30 @@ def _flags(counts: Array) -> Array:
     return flags
 
 
-def _parts(work: Array, parts: int) -> list[slice]:
-    """Consecutive parts of about equal work, none of them empty."""
+def _parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
+    """Consecutive parts of about equal work, none of them empty; none with rows of two groups, if groups are given."""
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
+    if groups is not None:
+        cuts = np.concatenate([cuts, 1 + np.flatnonzero(np.diff(groups))])
     bounds = np.unique(np.concatenate([[0], cuts, [len(work)]]))
-    return [slice(int(low), int(high)) for low, high in zip(bounds, bounds[1:], strict=False)]
+    for low, high in itertools.pairwise(bounds):
+        yield slice(int(low), int(high))
 
 
-def _tables(segments: Sequence[Array], entries: Sequence[Array], starts: Sequence[Sequence[int]]) -> Tables:
-    all_segments, all_entries = np.concatenate(segments), np.concatenate(entries)
-    chunks = np.array(starts, dtype=np.int64)
-    chunks[:, 0] *= all_segments.shape[1] * 4
-    chunks[:, 2] *= all_entries.shape[1] * 4
-    return Tables(all_segments, all_entries, chunks)
+def _tables(
+    segments: Array,
+    columns: Array,
+    weights: Array,
+    chunks: Sequence[tuple[int, int, int, int]],
+    blocked: bool,
+    reach: tuple[int, int],
+) -> Tables:
+    """``columns`` in bytes from their segments' bases; the last number of a chunk is the first of its fetches."""
+    made = np.array(chunks, dtype=np.int64)
+    made[:, 0] *= segments.shape[1] * 4
+    common = int(np.gcd.reduce(columns)) if len(columns) else 0
+    unit = max(1, common & -common)
+    units = columns // unit
+    wide = bool(len(columns)) and int(units.max()) >= 1 << 16
+    return Tables(segments, units.astype(np.int32 if wide else np.uint16), weights, made, unit, wide, blocked, reach)

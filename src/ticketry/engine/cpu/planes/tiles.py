@@ -7,6 +7,7 @@ across the halo between two rows: what they give there is masked to zero.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def cut(
         ValueError: positions of x, y and the residual do not go side by side as vectors need them to.
     """
     residual = y if residual is None else residual
-    if any((g.images, g.height, g.width) != (y.images, y.height, y.width) for g in (residual,)) or x.images != y.images:
+    if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
         raise ValueError(f"planes that do not fit each other: {x}, {residual}, {y}")
     if y.images % lanes and lanes % y.images:
         raise ValueError(f"{y.images} images neither fill vectors of {lanes} lanes nor are a part of one")
@@ -73,7 +74,7 @@ def split(extent: int, most: int) -> list[tuple[int, int]]:
     """An extent in as few parts of at most ``most`` as it takes, as equal as can be: (from, size) of each."""
     parts = -(-extent // most)
     bounds = [extent * part // parts for part in range(parts + 1)]
-    return [(low, high - low) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [(low, high - low) for low, high in itertools.pairwise(bounds)]
 
 
 def _rectangles(
@@ -86,12 +87,9 @@ def _rectangles(
     for top, height in split(y.height, rows):
         for column, width in split(columns, cols):
             left = column * positions
-            found.setdefault((height, width), []).append(
-                (
-                    x.position(top * stride[0], left * stride[1]) * x.step,
-                    *(g.position(top, left) * g.step for g in (y, residual)),
-                )
-            )
+            from_x = x.position(top * stride[0], left * stride[1]) * x.step
+            place = (from_x, y.position(top, left) * y.step, residual.position(top, left) * residual.step)
+            found.setdefault((height, width), []).append(place)
     return [
         Tiles(_rectangle(x, y, residual, stride, lanes, height, width), np.array(places, dtype=np.int32), None)
         for (height, width), places in found.items()

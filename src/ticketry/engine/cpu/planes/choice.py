@@ -1,0 +1,191 @@
+"""Which kernels of `sums` a layer takes: which rows are summed together, over which tiles, of x as it is or unfolded.
+
+Times are counted in cycles of a core that does two loads and two multiply-adds a cycle, and were compared with
+measurements on one processor (see benchmarks/kernels.py). They are for choosing between ways to do the same work.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ticketry.core.structure.groups import row_groups
+from ticketry.engine.cpu.planes import ahead
+from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
+from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
+from ticketry.engine.cpu.planes.window import Window
+from ticketry.engine.cpu.target import Target
+
+Array = np.ndarray[Any, Any]
+
+_NEAR = 32_000
+"""Bytes of inputs that the nearest cache keeps beside weights and outputs."""
+
+_LATENCY = 8
+"""Sums that must be under way to keep the adders busy: two adders, four cycles each."""
+
+_UNITS = 12
+"""Units of work that an operation should have, for threads to share."""
+
+_CYCLES_PER_NS = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Rows that are summed by one kernel."""
+
+    rows: int
+    """Rows summed together."""
+    groups: list[list[Array]]
+    """Of each group of rows that keep the same columns, the sets of so many rows."""
+    tiles: list[Tiles]
+    block: int
+    """Inputs of a conv group that a segment ranges over."""
+    cycles: float
+
+    @property
+    def vectors(self) -> int:
+        """Of the smallest tile."""
+        return min(len(t.shape.x) for t in self.tiles)
+
+    @property
+    def sets(self) -> int:
+        """Sums of each row and vector that are held side by side."""
+        return -(-_LATENCY // (self.rows * self.vectors))
+
+    @property
+    def chunks(self) -> int:
+        """Parts of the rows that threads may work on apart."""
+        return -(-_UNITS // sum(len(t.places) for t in self.tiles))
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How a layer is done."""
+
+    folds: Unfolding | None
+    kinds: list[Kind]
+    cycles: float
+
+    @property
+    def nanoseconds(self) -> float:
+        return self.cycles / _CYCLES_PER_NS
+
+
+def best(
+    x: Geometry, y: Geometry, residual: Geometry | None, weight: Array, window: Window, groups: int, target: Target
+) -> Way:
+    """The way that takes least time.
+
+    Args:
+        weight: O x I/groups x taps.
+
+    Raises:
+        ValueError: x would have to be unfolded, which it is not where an image takes several vectors.
+    """
+    outputs, inputs, taps = weight.shape
+    kept = weight != 0
+    rows = kinds(kept.reshape(outputs, -1), groups)
+    ways = []
+    filled = y.images >= target.lanes
+    if window.held(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
+        columns = np.arange(inputs)[:, None] * x.bytes + np.array([window.shift(tap, x) for tap in window.taps])
+        some = _kinds(rows, kept, columns, x, y, residual, window, target)
+        ways.append(Way(None, some, sum(kind.cycles for kind in some)))
+    if y.images > target.lanes and not ways:
+        raise ValueError(f"{window} reads beyond the halo of {x}")
+    if not ways or not (filled or window.plain):
+        used = kept.reshape(groups, outputs // groups, inputs, taps).any(axis=1).reshape(-1, taps)
+        folds = unfolding(x, y, window, used, target)
+        flat = Window.of((1, 1), 1, 0, 1)
+        some = _kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, flat, target)
+        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + folds.vectors * _UNFOLD))
+    return min(ways, key=lambda way: way.cycles)
+
+
+_UNFOLD = 4.0
+"""Cycles to put a vector of a copy together."""
+
+
+def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
+    """How many rows are summed together, by the number: of each group that keeps the same columns the sets of rows."""
+    found: dict[int, list[list[Array]]] = {}
+    per = len(kept) // groups
+    for group in range(groups):
+        for same in row_groups(kept[group * per : (group + 1) * per]):
+            rows = same.rows + group * per
+            parts = _together(len(rows)) if len(same.columns) else [1] * len(rows)
+            bounds = np.cumsum([0, *parts])
+            sets = [rows[low:high] for low, high in itertools.pairwise(bounds)]
+            for size in set(parts):
+                found.setdefault(size, []).append([s for s in sets if len(s) == size])
+    return found
+
+
+def _together(rows: int) -> list[int]:
+    """Rows that keep the same columns in sets of at most 6, if possible of one size."""
+    for size in (6, 4, 5):
+        if rows % size == 0:
+            return [size] * (rows // size)
+    return [size for _, size in split(rows, 6)]
+
+
+def _vectors(rows: int, target: Target) -> int:
+    """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers."""
+    if target.registers >= 32:
+        return {1: 16, 2: 8, 3: 8}.get(rows, 4)
+    return {1: 12, 2: 5, 3: 4}.get(rows, 2)
+
+
+def _kinds(
+    rows: dict[int, list[list[Array]]],
+    kept: Array,
+    columns: Array,
+    x: Geometry,
+    y: Geometry,
+    residual: Geometry | None,
+    window: Window,
+    target: Target,
+) -> list[Kind]:
+    """``columns``: inputs of one conv group x taps, the byte where each begins."""
+    found = []
+    for size, groups in rows.items():
+        most = _vectors(size, target)
+        tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
+        block = _block(columns, tiles) if size == 1 else len(columns)
+        kind = Kind(size, groups, tiles, block, 0.0)
+        found.append(Kind(size, groups, tiles, block, _cycles(kind, kept, columns, target)))
+    return found
+
+
+def _block(columns: Array, tiles: Sequence[Tiles]) -> int:
+    """Inputs whose part of a tile stays in the nearest cache."""
+    some = columns[:8]
+    if not some.size:
+        return 1
+    each = len(ahead.lines(some, tiles[0].shape.x)) * ahead.LINE / len(some)
+    return max(1, int(_NEAR // each))
+
+
+def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
+    """The time of a kind: what each column and each segment of it takes, over all tiles."""
+    entries = sum(int(kept[group[0][0]].sum()) * len(group) for group in kind.groups)
+    blocks = max(1, -(-len(columns) // kind.block))
+    segments = sum(len(group) for group in kind.groups)
+    segments = min(segments * blocks, max(segments, entries))
+    total = 0.0
+    for tiles in kind.tiles:
+        vectors = len(tiles.shape.x)
+        begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
+        across = float((begins % ahead.LINE + target.lanes * FLOAT > ahead.LINE).mean()) if begins.size else 0.0
+        loads = (vectors * (1 + across) + kind.rows + 1) / 2
+        sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
+        each = max(loads, sums) + 0.8
+        begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0)
+        total += len(tiles.places) * (entries * each + segments * begin)
+    return total
