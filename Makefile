@@ -8,7 +8,7 @@ export TICKETRY_DATA
 # Two tests at once, one thread each: torch's threads collapse when they share cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-DEMO := search iterative --task digits --rewind 3% --density 0.05 --replicates 3 --verify
+DEMO := search iterative --task digits --rewind 3% --density 0.05 --replicates 3 --verify --bench
 
 .PHONY: demo demo-json test test-all lint format clean
 

@@ -179,6 +179,20 @@ def test_bf16_is_compared_with_bf16(ticket: Path, capsys: pytest.CaptureFixture[
     assert all(one["precision"] == "bf16" for one in json.loads(out)["comparisons"])
 
 
+def test_a_search_times_its_ticket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `make demo` does."""
+    words = ["search", "imp", "--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--workers", "0"]
+    words += ["--replicates", "1", "--bench", "--store", str(tmp_path)]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert "time saved against the fastest dense engine" in out
+    record = json.loads(next((tmp_path / "evidence").glob("bench-*.json")).read_text())
+    assert [one["batch"] for one in record["comparisons"]] == [1, 8, 64]
+    assert {row["engine"] for row in record["comparisons"][0]["times"]} >= {"eager", "openvino", "ticketry"}
+    report = next((tmp_path / "runs").glob("*/report.html")).read_text(encoding="utf-8")
+    assert "What it saves" in report
+
+
 # -- export ------------------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ class _Common(LabOptions):
     """A run file (TOML) to take all of this from; words on the command line go before it."""
     verify: bool = False
     """Verify the sparsest ticket that looks like a winner, from fresh seeds (as `ticketry verify` does)."""
+    bench: bool = False
+    """Compile that ticket, and time it beside dense engines (as `ticketry bench` does)."""
     energy: Literal["meter", "estimate"] = "meter"
     """Of the run: meter (what the machine counts, or nothing is told) or estimate (where it has no meter, codecarbon's
     model of typical powers, which is called an estimate; extra energy)."""
@@ -109,14 +111,18 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
     with Live(run) as live, opened(arguments, run.task, live.on_event) as lab:
         record = execute(lab, run, command=command, on_point=live.on_point, energy=arguments.energy)
     proof, why = _verified(arguments, run, record, command) if arguments.verify else (None, "")
+    speed = _timed(arguments, run, record, command) if arguments.bench else None
     folder = lab.store.paths.run(run.name)
-    report = write_report(record, folder / "report.html", evidence=[proof] if proof else [])
+    found = {name: one for name, one in (("verification", proof), ("bench", speed)) if one}
+    report = write_report(record, folder / "report.html", evidence=list(found.values()))
     if arguments.json:
-        print(json.dumps({**_result(record, report, lab.ledger), **({"verification": proof} if proof else {})}))
+        print(json.dumps({**_result(record, report, lab.ledger), **found}))
     else:
         _tell(record, folder, report)
         for line in told(proof) if proof else [why] if why else []:
             print(line)
+        if arguments.bench:
+            _tell_speed(speed)
     return 0
 
 
@@ -132,6 +138,30 @@ def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str)
     controls = tuple(name for name in run.controls if name not in LONGER)
     settings = VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
     return verified(arguments, chosen["ticket"], settings, task=run.task, command=command), ""
+
+
+def _timed(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> dict[str, Any] | None:
+    """The record of the same ticket beside dense engines; None if no level looks like a winner."""
+    from ticketry.cli.ticket_options import saying
+    from ticketry.run_engine import BenchSettings, execute_bench, source_of
+    from ticketry.run_verify import sparsest_winner
+
+    chosen = sparsest_winner(record)
+    if chosen is None:
+        return None
+    source = source_of(chosen["ticket"], task=run.task, data=arguments.data)
+    with saying("timing") as say:
+        return execute_bench(source, BenchSettings(), store=arguments.store, say=say, command=command)
+
+
+def _tell_speed(speed: Mapping[str, Any] | None) -> None:
+    from ticketry.cli.bench import show
+
+    if speed is None:
+        print("speed    no level looks like a winner on the validation split, so no ticket was timed")
+    else:
+        print()
+        show(speed, layers=False)
 
 
 def run_of(chosen: Method, arguments: Any) -> Run:
@@ -198,6 +228,7 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         "json",
         "option",
         "verify",
+        "bench",
         "energy",
     }
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
