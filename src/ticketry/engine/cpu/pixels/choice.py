@@ -26,13 +26,13 @@ _MULTIPLIERS = 2
 _LOADS = 2
 """Loads in a cycle: vectors of weights, inputs of pixels, and where the column's inputs lie."""
 
-_NEAR_INPUT = 40 << 10
+_NEAR_INPUT = 36 << 10
 """Bytes of input that stay in the first cache from one block of a tile to the next."""
 
-_STEP, _TILE, _RUN, _VALUE = 0.35, 10.0, 20.0, 5.0
+_STEP, _TILE, _RUN, _VALUE = 0.4, 5.0, 23.0, 6.0
 """Cycles beside the multiplications: of each column, each tile of a block, each run of columns, each vector written."""
 
-_INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 0.45, 1.4, 2.6
+_INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 0.67, 1.4, 1.75
 """Cycles for a cache line of input or weights from the second cache, and what is added for weights from beyond it."""
 
 
@@ -96,13 +96,18 @@ def step(work: Work, vectors: int, tile: Tile, target: Target) -> float:
     if work.blocks * work.columns * column > WEIGHTS_KEPT:
         line += _FAR_WEIGHT_LINE / max(1.0, plane.tiles(tile) * work.images)
     fetched = line * column / LINE
-    missed = _INPUT_LINE * lines(work, tile) if plane.inputs(tile) * work.channels * FLOAT > _NEAR_INPUT else 0.0
-    return max(multiplied, loaded, waiting, fetched) + _STEP + missed
+    if plane.inputs(tile) * work.channels * FLOAT > _NEAR_INPUT:
+        loaded += _INPUT_LINE * lines(work, tile)
+    return max(multiplied, loaded, waiting, fetched) + _STEP
 
 
 def lines(work: Work, tile: Tile) -> float:
-    """Cache lines of the tile's input that are touched, over the columns, in the mean of masks."""
-    inputs, values = work.plane.inputs(tile), LINE // FLOAT
+    """Cache lines of the tile's input that are fetched, over the columns, in the mean of masks."""
+    values = LINE // FLOAT
+    inputs = work.plane.taps * tile.pixels
+    if tile.pixels * work.channels * FLOAT <= _NEAR_INPUT:
+        # What one tap has left in the first cache serves those beside it.
+        inputs = min(inputs, work.plane.inputs(tile))
     uses = values * work.plane.taps * tile.pixels / inputs  # of a line, if no column were pruned
     touched = inputs * work.channels / values * (1 - float((1 - work.density) ** uses))
     return touched / max(1.0, work.columns)
