@@ -1,29 +1,18 @@
-"""Which layout a region runs in: the one whose products are estimated to take less time.
-
-The estimate for planes counts multiplications at rates measured on one core with AVX-512 (`benchmarks/kernels.py`),
-scaled by the width of the target's vectors; that for pixels is the kernels' own (`pixels.cost`). Only their ratio
-matters.
-"""
+"""Which layout a region runs in: the one whose products are estimated to take less time, by the kernels' own
+estimates."""
 
 from __future__ import annotations
 
 from ticketry.core.structure.groups import row_groups
-from ticketry.engine.cpu import pixels
+from ticketry.engine.cpu import pixels, planes
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.plan.emission import geometry_of_product
 from ticketry.engine.plan.forms import UnsupportedError
 from ticketry.engine.plan.pixels import PixelsArena
+from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch, Task
 
 LAYOUTS = ("planes", "pixels")
-
-_ALONE = {16: 88.0, 8: 66.0, 4: 56.0, 2: 52.0, 1: 50.0}
-"""Images of a block -> multiplications in a nanosecond of rows that share no columns: what loads of inputs allow."""
-
-_TOGETHER = 115.0
-"""The same of four rows and more that share theirs."""
-
-_FEWEST_TOGETHER = 4
 
 _WORTH_A_LOOK = 0.5
 """Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time."""
@@ -58,18 +47,14 @@ def products(sketch: Sketch) -> list[Task]:
 
 def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     """Estimated nanoseconds of a region's products over planes, for one image."""
+    arena = PlanesArena(sketch.storages, images)
     spent = 0.0
     for task in products(sketch):
-        assert task.node is not None
         assert task.output is not None
-        height, width = task.output.pixels
-        # Vectors hold whole images, or positions one after the other with the halos between rows.
-        needed = height * width if images >= target.lanes else height * (width + 1)
-        vectors = -(-needed * images // target.lanes)
-        for group in row_groups(sketch.weight(task.node)):
-            rate = _TOGETHER if len(group.rows) >= _FEWEST_TOGETHER else _ALONE[images]
-            spent += len(group.rows) * group.width * vectors * 16 / rate / images
-    return spent
+        weight, where = geometry_of_product(sketch, task, arena)
+        x, y = arena.value(task.inputs[0]).geometry, arena.value(task.output).geometry
+        spent += planes.cost(x, y, weight, **where, target=target)
+    return spent / images
 
 
 def pixels_cost(sketch: Sketch, target: Target, images: int) -> float:

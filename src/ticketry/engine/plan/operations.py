@@ -51,10 +51,14 @@ class PlanesOperations(Operations):
 
     def __init__(self, target: Target) -> None:
         self.load, self.store = planes.load, planes.store
-        self.conv = partial(planes.conv, target=target)
+        self._target = target
+        self.conv = self._conv
         self.elementwise, self.apply, self.affine = planes.elementwise, planes.apply, planes.affine
         self.layer_norm, self.softmax, self.attention = planes.layer_norm, planes.softmax, planes.attention
         self.max_pool, self.avg_pool, self.global_mean = planes.max_pool, planes.avg_pool, planes.global_mean
+
+    def _conv(self, x: Any, y: Any, weight: Any, bias: Any, **where: Any) -> list[Op]:
+        return planes.conv(x, y, weight, bias, **where, target=self._target, scratch=self.reserve)
 
 
 class PixelsOperations(Operations):

@@ -3,7 +3,7 @@ tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ def conv(
     residual: Planes | None = None,
     target: Target,
     label: str = "",
-    scratch: int | None = None,
+    scratch: int | Callable[[int], int] | None = None,
 ) -> list[Op]:
     """Operations for ``y = act(conv(x) + bias + residual)``.
 
@@ -44,7 +44,8 @@ def conv(
         weight: O x I/groups x height x width, float32; zeros are pruned and cost nothing.
         residual: has y's channels; may be y itself.
         target: whose kernels.
-        scratch: where in the arena `scratch_bytes` may be used (a multiple of 64).
+        scratch: where in the arena `scratch_bytes` may be used (a multiple of 64), or a function that gives so many
+            bytes and says where they begin.
 
     Raises:
         ValueError: shapes do not fit; or x would have to be unfolded, and there is no scratch.
@@ -62,6 +63,7 @@ def conv(
     else:
         if scratch is None:
             raise ValueError(f"{window} over {x.geometry} needs scratch memory for {target.lanes} lanes")
+        scratch = scratch(way.folds.bytes) if callable(scratch) else scratch
         ops += way.folds.ops(x, scratch, label) if way.folds.copies else []
         columns, value, last = way.folds.columns(scratch), way.folds.value(scratch), 0
     matrix = Matrix(
