@@ -60,7 +60,6 @@ def search_record(
         "settings": {
             "rate": 0.2,
             "levels": levels,
-            "replicates": replicates,
             "rewind": "1%",
             "retrain": "continue",
             "allocation": "global",

@@ -251,6 +251,7 @@ def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, compa
 def test_a_link_to_a_run_opens_it(browser, comparison):
     page, heard, _ = _open(browser, comparison[0])
     page.locator("table.summary a").nth(1).click()
+    page.locator("details.run[open]").wait_for()  # a click returns before the page has heard where it leads
     assert page.locator("details.run[open]").count() == 1
     assert page.locator("#run-2[open] #run-2-results").is_visible()
     page.context.close()

@@ -218,9 +218,9 @@ def test_an_estimate_is_called_one_and_what_was_not_measured_is_not_drawn(early,
 def test_runs_are_compared_with_their_names_and_gaps(runs):
     subject = subject_of(runs)
     assert subject.labels == (
-        "early, iterations 7, score crop, when detect",
+        "early, crop, iterations 7, when detect",
         "gradual",
-        "early, iterations 1, score snip, when 0",
+        "early, snip, iterations 1, when 0",
     )
     (makers,) = comparison_figures(subject)
     texts = _texts(drawn({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
@@ -285,9 +285,7 @@ def test_densities_within_five_per_cent_stand_in_one_table(runs):
     first, second = matches(subject.runs)
     assert (first.density, [place for place, _ in first.members], first.nearest) == (0.3, [0, 1], ((2, 0.316),))
     assert [place for place, _ in second.members] == [0, 1, 2]
-    words = (
-        "Without networks of this density: early, iterations 1, score snip, when 0 (nearest: 31.6\N{NO-BREAK SPACE}%)"
-    )
+    words = "Without networks of this density: early, snip, iterations 1, when 0 (nearest: 31.6\N{NO-BREAK SPACE}%)"
     assert words in _by_method(runs)
     assert "Without a table" not in _by_method(runs)
     for row in _rows(runs[1], "ticket", 1):

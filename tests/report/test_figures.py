@@ -353,6 +353,56 @@ def test_runs_of_one_method_are_told_apart_by_their_settings(make_record):
     assert subject_of(runs).labels[2] == "other"
 
 
+@pytest.fixture
+def early_runs(make_record):
+    """What a comparison of pruning at the start has: many runs of one method, each with settings of its own."""
+    usual = {"score": "crop", "when": "0", "iterations": 1, "distribution": "global", "every": "1ep", "regrow": False}
+    changes = [
+        {},
+        {"score": "snip"},
+        {"score": "random", "distribution": "uniform"},
+        {"score": "synflow", "iterations": 100, "regrow": True},
+        {"when": "detect", "iterations": 7, "every": "2.5%"},
+    ]
+    runs = [make_record(levels=1, replicates=2) for _ in (*changes, None)]
+    for number, (run, change) in enumerate(zip(runs, (*changes, {}), strict=True)):
+        run |= {"run": f"run-{number}", "method": "early", "settings": {**usual, **change}}
+    runs[-1] |= {"method": "gradual", "settings": {"score": "magnitude", "until": "50%"}}
+    return runs
+
+
+def test_of_many_runs_of_a_method_only_what_is_unusual_is_told(early_runs):
+    assert subject_of(early_runs).labels == (
+        "early, crop",
+        "early, snip",
+        "early, random, distribution uniform",
+        "early, synflow, iterations 100, regrow",
+        "early, crop, when detect, iterations 7, every 2.5%",
+        "gradual",
+    )
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys("abc", st.integers(0, 2))), min_size=2, max_size=7))
+def test_runs_with_the_same_settings_in_different_values_never_share_a_label(make_record, settings):
+    runs = [make_record(levels=1, replicates=1) for _ in settings]
+    for number, (run, own) in enumerate(zip(runs, settings, strict=True)):
+        run |= {"run": f"run-{number}", "settings": own}
+    labels = subject_of(runs).labels
+    assert len(set(labels)) == len(runs)
+    complete = all(own.keys() == settings[0].keys() for own in settings)
+    if complete and all(one != other for one, other in itertools.combinations(settings, 2)):
+        assert not {run["run"] for run in runs} & {*labels}
+
+
+def test_settings_tell_more_than_the_number_of_replicates(make_record):
+    runs = [make_record(levels=1, replicates=n) for n in (2, 3)]
+    for run, score in zip(runs, ("crop", "snip"), strict=True):
+        run |= {"run": score, "method": "early", "settings": {"score": score}}
+    assert subject_of(runs).labels == ("early, crop", "early, snip")
+    runs[1]["settings"] = {"score": "crop"}
+    assert subject_of(runs).labels == ("n = 2", "n = 3")
+
+
 def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
     runs = [make_record(levels=1, replicates=n) for n in (1, 2, 2)]
     for number, run in enumerate(runs):

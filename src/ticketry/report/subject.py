@@ -68,23 +68,27 @@ def subject_of(
 
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     """A short name of each run, no two alike: the fewest facts that tell all runs apart, else their names."""
-    facts = (
-        [f"{results.run.task.model} on {results.run.task.name}" for results in runs],
-        [results.run.method for results in runs],
-        [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else [],
-        [f"n = {results.replicates}" for results in runs],
-    )
-    telling = [texts for texts in facts if len(set(texts)) > 1]
-    for count in range(1, len(telling) + 1):
-        for chosen in itertools.combinations(telling, count):
-            labels = [_short(", ".join(parts), 2 * _LONGEST) for parts in zip(*chosen, strict=True)]
-            if len(set(labels)) == len(runs):
-                return tuple(labels)
-    told = [_short(text, 2 * _LONGEST) for text in _methods_told_apart(runs)]
-    if len(set(told)) == len(runs):
-        return tuple(told)
+    for facts in _facts(runs):
+        labels = [_short(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+        if len(set(labels)) == len(runs):
+            return tuple(labels)
     short = [_short(results.run.name, _LONGEST) for results in runs]
     return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
+
+
+def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
+    """What may tell runs apart, each fact a text for every run: what was run before how many replicates there are."""
+    tasks = [f"{results.run.task.model} on {results.run.task.name}" for results in runs]
+    methods = [results.run.method for results in runs]
+    rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
+    replicates = [f"n = {results.replicates}" for results in runs]
+    settings = list(_methods_told_apart(runs))
+    telling = [texts for texts in (tasks, methods, rewinds) if len(set(texts)) > 1]
+    some = [chosen for count in range(len(telling) + 1) for chosen in itertools.combinations(telling, count)]
+    yield from some[1:]
+    yield from ([settings], [tasks, settings])
+    yield from ([*chosen, replicates] for chosen in some)
+    yield from ([settings, replicates], [tasks, settings, replicates])
 
 
 def _rewound(runs: Sequence[Results]) -> bool:
@@ -93,17 +97,36 @@ def _rewound(runs: Sequence[Results]) -> bool:
 
 
 def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
-    """Each run's method, and those of its settings in which runs of the method differ.
+    """Each run's method, and what is its own among the runs of that method: the score first, then other settings.
 
-    What a record lacks came later than it, and is no difference.
+    A setting that most of these runs share is not repeated for each; the score is, as it names the run best. What a
+    record lacks came later than it, and is no difference.
     """
     for results in runs:
-        alike = [other.run.settings for other in runs if other.run.method == results.run.method]
         settings = results.run.settings
-        differing = [
-            name for name in settings if any(name in other and other[name] != settings[name] for other in alike)
-        ]
-        yield ", ".join([results.run.method, *(f"{name} {_in_words(settings[name])}" for name in differing)])
+        alike = [other.run.settings for other in runs if other.run.method == results.run.method]
+        own = [name for name in settings if _is_own(name, settings[name], alike)]
+        own.sort(key=lambda name: name != "score")
+        yield ", ".join([results.run.method, *(_setting(name, settings[name]) for name in own)])
+
+
+def _is_own(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the value tells a run from others of its method: not all have it, nor is it the commonest of all."""
+    values = [settings[name] for settings in alike if name in settings]
+    counts = [values.count(one) for one in values]
+    if min(counts) == len(values):
+        return False
+    commonest = max(counts)
+    several = counts.count(commonest) > commonest  # two values are as common: neither is the usual one
+    return name == "score" or several or values.count(value) < commonest
+
+
+def _setting(name: str, value: object) -> str:
+    """A setting in words: `score` is told by its value alone, and what is on or off by its name."""
+    words = name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    return _in_words(value) if name == "score" and value else f"{words} {_in_words(value) or NONE}"
 
 
 def _in_words(value: object) -> str:
