@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ticketry.core.gates.checks import check_numbers, check_state
 from ticketry.core.gates.harden import hardened_mask
 from ticketry.core.gates.histogram import Histogram
 from ticketry.core.gates.kind import Kind, Moment, gated
@@ -19,7 +20,7 @@ from ticketry.core.gates.tensors import Sums, kept_like, logits_like
 from ticketry.core.gates.updates import count_updates
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import generator
-from ticketry.errors import MaskError, TrainingError, UsageError
+from ticketry.errors import UsageError
 
 RESETS = ("paper", "code")
 Act = Callable[[Tensor, Moment], Tensor]
@@ -112,7 +113,7 @@ class Gates:
             self._swap.settle()
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
         if int(100 * progress) != self._checked:
-            self._check_numbers()
+            check_numbers(self.named_parameters(), self.progress, self.round)
             self._checked = int(100 * progress)
 
     def set_step(self, step: int) -> None:
@@ -181,7 +182,7 @@ class Gates:
             LayerCollapseError: naming those parameters, if `collapse` is ``raise``.
             TrainingError: naming the parameter whose s are not numbers.
         """
-        self._check_numbers()
+        check_numbers(self.named_parameters(), self.progress, self.round)
         where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
         return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
@@ -235,7 +236,7 @@ class Gates:
             raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
         if reset not in RESETS:
             raise UsageError(f"reset is {' or '.join(RESETS)}, not {reset!r}")
-        self._check_numbers()
+        check_numbers(self.named_parameters(), self.progress, self.round)
         for logits in self._logits:
             if reset == "paper":
                 logits.mul_(self.kind.final)
@@ -282,14 +283,7 @@ class Gates:
         Raises:
             MaskError: if it is of gates of another kind or of other weights.
         """
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
-        if state["kind"] != self.kind.name:
-            raise MaskError(f"the state is of {state['kind']} gates, and these are {self.kind.name}")
-        mine = {name: tuple(logits.shape) for name, logits in self.named_parameters()}
-        if {name: tuple(logits.shape) for name, logits in state["gates"].items()} != mine:
-            raise MaskError("the state is of gates on other weights: attach them to the same model and scope")
+        check_state(state, self.state_dict())
         for name, logits in self.named_parameters():
             logits.copy_(state["gates"][name])
         self.init, self.seed, self.round = state["init"], state["seed"], state["round"]
@@ -346,14 +340,6 @@ class Gates:
         for number, logits in enumerate(self._logits):
             opened, kept = self.kind.open(logits, self._moment), self._mask(number)
             yield opened if kept is None else opened * kept
-
-    def _check_numbers(self) -> None:
-        for name, logits in self.named_parameters():
-            if bool(torch.isnan(logits.detach()).any()):
-                raise TrainingError(
-                    f"gates of {name!r} are not numbers any more (NaN; progress {self.progress:g}, round {self.round}):"
-                    " choose a lower learning rate, or go back to the last checkpoint"
-                )
 
     def _products(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
         """weight * gate of some parameters, as the model is to see them now."""
