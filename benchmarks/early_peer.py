@@ -140,12 +140,23 @@ class Peer:
         network = copy.deepcopy(model)
         made = pruner(self._generator.masked_parameters(network))
         kept = []
-        for cut in range(cuts):
-            made.score(network, nn.functional.cross_entropy, [data], "cpu")
-            made.mask(density ** ((cut + 1) / cuts), "global")
-            kept.append(int(made.stats()[0]))
+        with _default_type(data[0].dtype):  # theirs makes its inputs of ones in it
+            for cut in range(cuts):
+                made.score(network, nn.functional.cross_entropy, [data], "cpu")
+                made.mask(density ** ((cut + 1) / cuts), "global")
+                kept.append(int(made.stats()[0]))
         names = {name.removesuffix("_mask"): value for name, value in network.named_buffers()}
         return {name: names[name] for name in tk.scope(model)}, kept
+
+
+@contextlib.contextmanager
+def _default_type(wanted: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(wanted)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import ticketry as tk
+from ticketry.lab import known
 from ticketry.lab.lab import Lab
 from ticketry.run import Run, execute
 
@@ -100,6 +104,23 @@ def test_early_with_its_scoring(lab: Lab) -> None:
         assert steps(row) == [10, 0, 30]
         scoring = 3 * 2 * 32 / BATCH * step()  # three times a forward and a backward pass of two batches
         assert flops(row) == pytest.approx([10 * step(), scoring, 30 * step(shares(row))])
+
+
+@pytest.mark.parametrize("detector", ["distance", "masks"])
+def test_looks_of_a_detector_take_time_that_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    """By a clock that goes on by a second each time it is read: a look and a mask take one each."""
+    seconds = itertools.count()
+    monkeypatch.setattr(known, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    for _ in range(2):  # the second time nothing is looked at anew
+        with Lab(tmp_path, device="cpu") as lab:
+            settings = {"detector": detector, "every": "4it", "latest": "16it", "threshold": 1e-6}
+            rows = made(lab, "early", density=(0.1,), score="random", iterations=1, controls=("shuffled",), **settings)
+        row = rows[1, "ticket"]
+        assert (row["moment"]["step"], row["moment"]["seconds"]) == (16, 4)
+        assert row["cost"]["search"]["seconds"] == 4 + 1
+        assert rows[1, "shuffled"]["cost"]["search"]["seconds"] == 4 + 1
 
 
 def test_gradual(lab: Lab) -> None:

@@ -159,7 +159,7 @@ class Costs:
             search["memory"] = None
         search["steps"] += phases.gradients
         search["flops"] = _sum([search["flops"], self._beside(phases)])
-        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks), 3)
+        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.looking, 3)
         return found
 
     def flops(self, phases: Phases) -> float | None:

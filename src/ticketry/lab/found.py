@@ -76,6 +76,8 @@ class Moment:
     looks: tuple[tuple[int, float], ...]
     """(step, value) of every look: the relative distance from the initialisation, or the share in which the mask
     differs from that of the look before (from the second look on)."""
+    seconds: float = 0.0
+    """Of the looks, when they were taken; the training up to them is not in it."""
 
 
 @dataclass(frozen=True)

@@ -133,15 +133,17 @@ class Known:
                 self._structures[key] = task_structure(task, task.load(self.data).train)
         return self._structures[key]
 
-    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> float:
-        """||w - w0|| / ||w0|| of two results over the named weights; remembered."""
+    def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:
+        """||w - w0|| / ||w0|| of two results over the named weights, and the seconds that took; remembered."""
         chosen = list(names)
         key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": chosen})
         known = self.store.memo("distances", key)
         if known is None:
+            began = time.perf_counter()
             known = {"distance": relative_distance(self.state(result), self.state(reference), chosen)}
+            known["seconds"] = round(time.perf_counter() - began, 3)
             self.store.put_memo("distances", key, known)
-        return float(known["distance"])
+        return float(known["distance"]), float(known.get("seconds", 0.0))  # not told by older stores
 
     def remembered_mask(
         self,

@@ -27,6 +27,8 @@ class Phases:
     """Batches whose gradient was needed for its mask and trained nothing, see `Found.gradients`."""
     masks: tuple[str, ...] = ()
     """Digests of all masks that were made until its own was known, that one included."""
+    looking: float = 0.0
+    """Seconds in which a detector looked at the network, see `Moment.seconds`."""
 
     @property
     def trainings(self) -> tuple[Result, ...]:
@@ -80,7 +82,7 @@ def control_phases(
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
     begun = fresh or start  # which may lie behind the ticket's dense training, as gradual pruning's last cut does
     dense = _once([*ticket.dense, *([begun] if _is_plain(begun.segment) else [])])
-    return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks)
+    return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.looking)
 
 
 def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
@@ -94,6 +96,7 @@ def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
         (found.result,) if found else (),
         found.gradients if found else 0,
         tuple(dict.fromkeys(mask for mask in masks if mask is not None)),
+        found.moment.seconds if found and found.moment else 0.0,
     )
 
 

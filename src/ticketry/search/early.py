@@ -129,41 +129,48 @@ class _Looks:
         from ticketry.core.detect import settled
 
         threshold = self._settings.threshold or max(density, SLOWEST)
-        start = self._at(0)
+        start, spent = self._at(0), 0.0
         looks: list[tuple[int, float]] = []
         for step in self._steps:
-            looks.append((step, self._lab.distance(self._at(step), start, self._scope)))
+            distance, seconds = self._lab.distance(self._at(step), start, self._scope)
+            looks.append((step, distance))
+            spent += seconds
             if settled([value for _, value in looks], threshold) is not None:
-                return Moment(step, True, "distance", threshold, tuple(looks))
-        return Moment(self._latest, False, "distance", threshold, tuple(looks))
+                return Moment(step, True, "distance", threshold, tuple(looks), round(spent, 3))
+        return Moment(self._latest, False, "distance", threshold, tuple(looks), round(spent, 3))
 
     def _alike(self, density: float) -> Moment:
         from ticketry.core.detect import ALIKE, KEPT_MASKS, alike, differing
 
         masks: list[Mask] = []
         looks: list[tuple[int, float]] = []
+        spent = 0.0
         for step in self._steps:
-            masks = [*masks[1 - KEPT_MASKS :], self._mask(self._at(step), density)]
+            mask, seconds = self._mask(self._at(step), density)
+            masks = [*masks[1 - KEPT_MASKS :], mask]
+            spent += seconds
             if len(masks) > 1:
                 looks.append((step, differing(masks[-2], masks[-1])))
             if alike(masks) is not None:
-                return Moment(step, True, "masks", ALIKE, tuple(looks))
-        return Moment(self._latest, False, "masks", ALIKE, tuple(looks))
+                return Moment(step, True, "masks", ALIKE, tuple(looks), round(spent, 3))
+        return Moment(self._latest, False, "masks", ALIKE, tuple(looks), round(spent, 3))
 
     def _at(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
-    def _mask(self, state: Result, density: float) -> Mask:
-        """By magnitude; of channels, by the scales of norms: those scales that are kept."""
+    def _mask(self, state: Result, density: float) -> tuple[Mask, float]:
+        """By magnitude; of channels, by the scales of norms: those scales that are kept. And the seconds that took."""
         from ticketry.core.mask import Mask
         from ticketry.core.structure.roles import roles
 
         lab, task = self._lab, self._whole.task
         if not self._settings.structured:
-            return lab.store.get_mask(lab.prune(task, state, self._scope, density=density, score="magnitude"))
+            digest = lab.prune(task, state, self._scope, density=density, score="magnitude")
+            return lab.store.get_mask(digest), lab.makings.of(digest).seconds
         scales = roles(lab.model(task)).scales
         try:
             digest = lab.prune(task, state, self._scope, density=density, score="slimming", structured=True)
         except UsageError as error:
             raise UsageError(f"detector masks: {error}; or use detector distance") from None
-        return Mask({name: kept for name, kept in lab.store.get_mask(digest).items() if name in scales})
+        kept = lab.store.get_mask(digest)
+        return Mask({name: kept[name] for name in kept if name in scales}), lab.makings.of(digest).seconds
