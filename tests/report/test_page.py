@@ -202,6 +202,14 @@ def test_runs_are_compared_in_a_table_and_folded_away(rewind_runs):
     )
 
 
+def test_runs_of_different_numbers_of_replicates_say_so(make_record):
+    runs = [make_record(levels=2, replicates=n) for n in (1, 3)]
+    runs[0]["run"] = "alone"
+    text = _page(runs).replace("\N{NO-BREAK SPACE}", " ")
+    assert "mean over replicates (n = 1 to 3); bands: " in text
+    assert "mean over replicates (n = 3); bands: " in text  # of the one that has bands on its own
+
+
 def test_figures_are_numbered_in_order(full_record, make_verify, make_stability):
     text = "".join(_Reader(_page(full_record, [make_verify(), make_stability()])).text)
     assert [int(number) for number in re.findall(r"Figure (\d+)\.", text)] == list(range(1, 11))

@@ -54,7 +54,7 @@ def comparison_section(
     if METRIC_BY_DENSITY in drawings:
         better = "more is better" if metric.higher_is_better else "less is better"
         caption = prose(
-            f"Test {metric_label(metric)} against weights remaining ({better}), {bands(runs[0])}. "
+            f"Test {metric_label(metric)} against weights remaining ({better}), {bands(*runs)}. "
             "Large: the tickets of each run; small, on one scale: its controls. Grey line: the dense network. "
         )
         figures.append(place.figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, caption, summary_rows(runs)))

@@ -131,11 +131,12 @@ def _figure_caption(results: Results, place: Place) -> Html:
     )
 
 
-def bands(results: Results) -> str:
-    """What points and bands of the figure are."""
-    if results.replicates == 1:
+def bands(*runs: Results) -> str:
+    """What points and bands of a figure of these runs are."""
+    if all(results.replicates == 1 for results in runs):
         return "one replicate, so there is no band"
-    counts = sorted({len(group.points) for role in results.roles for group in results.of_role(role)})
+    groups = (group for results in runs for role in results.roles for group in results.of_role(role))
+    counts = sorted({len(group.points) for group in groups})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
 
