@@ -39,6 +39,7 @@ from ticketry.report.figures.forest import differences
 from ticketry.report.figures.layers import short_names, spread_out
 from ticketry.report.figures.masks import image, kept_of, pictures
 from ticketry.report.figures.metric import near_dense, whole_range
+from ticketry.report.figures.overlay import Series
 from ticketry.report.figures.svg import COLOURS, inline
 from ticketry.report.record import read
 from ticketry.report.subject import subject_of
@@ -338,6 +339,13 @@ def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
     drawing = drawn(makers)[METRIC_BY_DENSITY]
     texts = _texts(drawing.narrow if narrow else drawing.wide)
     assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
+
+
+def test_colour_and_marker_tell_runs_apart(make_record):
+    results = Results(read(make_record(levels=1, replicates=1)))
+    looks = [(one.colour, one.marker) for one in (Series("", index, results) for index in range(64))]
+    assert len(set(looks)) == 64
+    assert len(set(looks[:8])) == len({colour for colour, _ in looks[:8]}) == len({marker for _, marker in looks[:8]})
 
 
 def test_runs_of_one_method_are_told_apart_by_their_settings(make_record):

@@ -36,7 +36,8 @@ class Series:
 
     @property
     def marker(self) -> str:
-        return MARKERS[self.index % len(MARKERS)]
+        """One further on each time the colours begin again, so that the two together tell 64 runs apart."""
+        return MARKERS[(self.index + self.index // 8) % len(MARKERS)]
 
 
 def overlay(series: Sequence[Series], narrow: bool = False) -> Figure:
