@@ -8,7 +8,8 @@ linear layers are prunable. The overlap is |ours and theirs| / |theirs|. A rando
 
 Where definitions differ, a row says so and has no target: their counts truncate k = int((1 - density) N) and drop ties
 at the threshold, which iterated 100 times adds up; iterated SynFlow in float32 flows over many orders of magnitude, in
-which their kth value is one of many equal ones.
+which their kth value is one of many equal ones; SynFlow passes norms by, and theirs are in evaluation mode with their
+epsilon, a difference of 1e-5 that 100 cuts of a residual network turn into another mask.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     peer = Peer(arguments.peer)
     inputs, targets = batch(arguments.data)
     rows = []
-    for name, build in peer.networks.items():
+    for name in arguments.network or peer.networks:
+        build = peer.networks[name]
         torch.manual_seed(0)
         model = build().eval()
         for score, theirs in peer.pruners.items():
@@ -53,12 +55,17 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def iterated(name: str, peer: Peer, model: nn.Module, data: tuple[Tensor, Tensor]) -> list[Row]:
-    """SynFlow cut 100 times: with their counts at each cut, and as each of us counts. It sees no example but its shape."""
-    double = copy.deepcopy(model).double()
+    """SynFlow cut 100 times: with their counts at each cut, and as each of us counts. It sees one example's shape."""
     one = (data[0][:1], data[1][:1])
     examples = (one[0].double(), one[1])
+    double = exactly_passed_by(copy.deepcopy(model).double())
+    cases = {
+        "float64": (double, examples),
+        "float64 with the norms' epsilon": (copy.deepcopy(model).double(), examples),
+        "float32": (exactly_passed_by(copy.deepcopy(model)), one),
+    }
     found = []
-    for precision, network, given in (("float64", double, examples), ("float32", model, one)):
+    for precision, (network, given) in cases.items():
         theirs, counts = peer.mask(network, peer.pruners["synflow"], given, DENSITIES[1], 100)
         ours: Mask | None = None
         total = sum(tk.scope(network).sizes.values())
@@ -72,6 +79,17 @@ def iterated(name: str, peer: Peer, model: nn.Module, data: tuple[Tensor, Tensor
     theirs, _ = peer.mask(double, peer.pruners["synflow"], examples, DENSITIES[1], 100)
     what = f"{name}, synflow cut 100 times, float64, each its own counts"
     return [*found, Row(what, overlap(own, theirs), how=f"density {DENSITIES[1]:g}; differs by counting")]
+
+
+def exactly_passed_by(model: nn.Module) -> nn.Module:
+    """The model, its norms without epsilon: in evaluation mode, those of a new network then return their input.
+
+    With it each divides by sqrt(1 + epsilon), and in a residual network paths have different numbers of norms.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eps = 0.0
+    return model
 
 
 def row(
@@ -172,4 +190,5 @@ def _importable(folder: Path) -> Iterator[None]:
 if __name__ == "__main__":
     options = parser(__doc__ or "")
     options.add_argument("--peer", type=Path, required=True, metavar="DIR", help="a copy of Synaptic-Flow")
+    options.add_argument("--network", nargs="*", choices=("VGG-16 with norms", "ResNet-20"))
     main("early_peer", measure, options)
