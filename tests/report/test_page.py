@@ -210,6 +210,12 @@ def test_runs_of_different_numbers_of_replicates_say_so(make_record):
     assert "mean over replicates (n = 3); bands: " in text  # of the one that has bands on its own
 
 
+def test_settings_that_are_no_words_are_left_out_of_the_notes(make_record):
+    record = make_record(levels=1, replicates=1)
+    record["settings"]["retrain"] = []
+    assert "retrain: " not in _page(record)
+
+
 def test_figures_are_numbered_in_order(full_record, make_verify, make_stability):
     text = "".join(_Reader(_page(full_record, [make_verify(), make_stability()])).text)
     assert [int(number) for number in re.findall(r"Figure (\d+)\.", text)] == list(range(1, 11))

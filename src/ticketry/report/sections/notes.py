@@ -36,9 +36,9 @@ def notes_section(runs: Sequence[Results]) -> Html:
     """Roles that the runs have, the way their tickets were trained, and how to read the numbers."""
     roles = dict.fromkeys(role for results in runs for role in results.roles)
     entries = [(role_name(role), _ROLES.get(role, "A control of the method's own.")) for role in roles]
-    for mode in dict.fromkeys(results.run.settings.get("retrain") for results in runs):
-        if isinstance(mode, str) and mode:
-            entries.append((f"retrain: {mode}", _retrain_text(mode)))
+    modes = [results.run.settings.get("retrain") for results in runs]
+    for mode in dict.fromkeys(mode for mode in modes if isinstance(mode, str) and mode):
+        entries.append((f"retrain: {mode}", _retrain_text(mode)))
     entries += [
         (
             "level, replicate",
