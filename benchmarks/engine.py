@@ -248,7 +248,7 @@ def _saved_row(
         100 * saved.low,
         100 * saved.high,
         at_least=target,
-        how=f"against {base.engine}; {_how(found)}",
+        how=f"{100 * saved.confidence:.0f} % interval, against {base.engine}; {_how(found)}",
         details={
             "seconds": row.seconds,
             "density": mask.density if mask else None,
