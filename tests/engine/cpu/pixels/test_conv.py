@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, close, targets
-from ticketry.engine.cpu.pixels import Geometry, conv
+from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
 from ticketry.engine.cpu.target import target
+from ticketry.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Case:
     given_rows: bool
     act: Any
     residual: bool
+    beside: int
+    """Channels before and behind the input and the output in wider values."""
     seed: int
 
 
@@ -74,6 +78,7 @@ def cases(draw: st.DrawFn) -> Case:
         given_rows=draw(st.booleans()),
         act=draw(st.sampled_from([None, "relu", "relu6", "gelu", "sigmoid", ("leaky_relu", 0.1)])),
         residual=draw(st.booleans()),
+        beside=draw(st.sampled_from([0, 0, 3, 16])),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -106,8 +111,10 @@ def test_any_convolution(case: Case) -> None:
         case.dilation,
         case.groups,
     )
-    x = block.place(Geometry.of(case.height, case.width, case.inputs, max(case.padding)))
-    y = block.place(Geometry.of(*expected.shape[2:], case.outputs, case.seed % 3))
+    beside = 2 * case.beside
+    wide = Geometry.of(case.height, case.width, case.inputs + beside, max(case.padding))
+    x = block.place(wide, case.beside, case.inputs)
+    y = block.place(Geometry.of(*expected.shape[2:], case.outputs + beside, case.seed % 3), case.beside, case.outputs)
     block.put(x, data)
     residual = None
     if case.residual:
@@ -133,3 +140,81 @@ def test_any_convolution(case: Case) -> None:
     )
     [result] = block.run(ops, [y], case.target, threads=case.threads, images=case.run)
     assert close(result, activated(expected, case.act)[: case.run])
+
+
+def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, **options: Any) -> tuple[Any, Any]:
+    """The result of a convolution without bias, and torch's."""
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal(x_shape).astype(np.float32)
+    padding = options.get("padding", 0)
+    four = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(data).double(), torch.from_numpy(four).double(), padding=padding
+    )
+    block = Block(x_shape[0])
+    x = block.place(Geometry.of(*x_shape[2:], x_shape[1], padding))
+    y = block.place(Geometry.of(*expected.shape[2:], len(weight)))
+    block.put(x, data)
+    ops = conv(x, y, weight, target=target(where), images=x_shape[0], **options)
+    return block.run(ops, [y], where)[0], expected
+
+
+@pytest.mark.parametrize("where", targets())
+@pytest.mark.parametrize("images", [1, 7])
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_a_linear_layer(where: str, images: int, tokens: int) -> None:
+    """Vectors alone (images of one pixel) and tokens (images of one row): few pixels, many columns."""
+    weight = np.random.default_rng(1).standard_normal((70, 333)).astype(np.float32)
+    weight[:, ::3] = 0
+    result, expected = _run(weight, (images, 333, 1, tokens), where)
+    assert close(result, expected)
+
+
+def test_inputs_that_are_far_apart() -> None:
+    """Taps whose distance does not fit in 16 bits."""
+    weight = np.random.default_rng(1).standard_normal((16, 130, 3, 3)).astype(np.float32)
+    result, expected = _run(weight, (1, 130, 3, 300), "host", padding=1)
+    assert close(result, expected)
+
+
+def test_rows_without_columns_are_their_bias() -> None:
+    block = Block(2)
+    x, y = block.place(Geometry.of(3, 3, 4)), block.place(Geometry.of(3, 3, 20))
+    block.put(x, np.ones((2, 4, 3, 3), np.float32))
+    bias = np.linspace(-1, 1, 20).astype(np.float32)
+    ops = conv(x, y, np.zeros((20, 4, 1, 1), np.float32), bias, act="relu", target=target())
+    [result] = block.run(ops, [y], "host")
+    assert np.array_equal(result, np.broadcast_to(np.maximum(bias, 0)[:, None, None], result.shape))
+
+
+def test_shapes_and_rows_that_do_not_fit() -> None:
+    block, here = Block(1), target()
+    x, y = block.place(Geometry.of(8, 8, 4, 1)), block.place(Geometry.of(8, 8, 6))
+    weight = np.ones((6, 4, 3, 3), np.float32)
+    with pytest.raises(EngineError, match="halo"):
+        conv(x, y, np.ones((6, 4, 5, 5), np.float32), padding=2, target=here)
+    with pytest.raises(EngineError, match="its place holds"):
+        conv(x, y, weight, target=here)
+    with pytest.raises(EngineError, match="3 channels, its input has 4"):
+        conv(x, y, np.ones((6, 3, 3, 3), np.float32), padding=1, target=here)
+    with pytest.raises(EngineError, match="once"):
+        conv(x, y, weight, padding=1, rows=[np.arange(5)], target=here)
+    with pytest.raises(EngineError, match="once"):
+        conv(x, y, weight, padding=1, rows=[np.arange(6), np.arange(1)], target=here)
+    with pytest.raises(EngineError, match="residual"):
+        conv(x, y, weight, padding=1, residual=x, target=here)
+
+
+def test_what_a_layer_costs() -> None:
+    """Nearly as much less as there are fewer weights, more on half the vectors, and less than it takes by nothing."""
+    rng, here = np.random.default_rng(0), target()
+    x = Pixels(Geometry.of(16, 16, 128, 1), 0)
+    y = Pixels(Geometry.of(16, 16, 128, 0), 0)
+    weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
+    rows = [np.arange(at, at + 32) for at in range(0, 128, 32)]
+    dense = cost(x, y, weight, padding=1, target=here)
+    kept = np.repeat(rng.random((4, 128, 3, 3)) < 0.1, 32, axis=0)
+    sparse = cost(x, y, weight * kept, padding=1, rows=rows, target=here)
+    assert 0.1 * dense < sparse < 0.15 * dense
+    if target().lanes == 16:
+        assert dense < 0.7 * cost(x, y, weight, padding=1, target=target("avx2"))

@@ -122,7 +122,8 @@ def _grouped(layer: Layer, weights: Array, rows: Sequence[Array] | None, images:
     groups = groups_of(weights, target.lanes) if rows is None else checked(rows, len(weights))
     kept = sum(float((weights[group] != 0).any(axis=0).sum()) for group in groups)
     work = Work(layer.plane, layer.x.channels, images, len(groups), kept / max(1, len(groups)))
-    prices = {size: best_shape(work, size, target)[1] for size in sizes(target)}
+    longest = max((-(-len(group) // target.lanes) for group in groups), default=1)
+    prices = {size: best_shape(work, size, target)[1] for size in sizes(target) if size <= longest}
     found: dict[tuple[int, bool], list[Block]] = {}
     for block in blocks_of(weights, groups, target.lanes, prices):
         neighbours = bool((np.diff(block.rows) == 1).all())
