@@ -110,18 +110,24 @@ class Compiled(nn.Module):
         super().train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        values = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
-        threads = self.threads or torch.get_num_threads()
+        inputs = self._call.bind(args, kwargs)
+        if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
+            return self._whole(inputs, self.threads or torch.get_num_threads())[0]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for run, reads, makes, done in self._steps:
-                inputs = [values[name] for name in reads]
-                if isinstance(run, Native):
-                    values.update(zip(makes, run(inputs, threads), strict=True))
-                else:
-                    values[makes[0]] = run(*inputs)
-                for name in done:
-                    del values[name]
-            return build(self.graph.outputs, values)
+            return self._run(dict(zip(self.graph.inputs, inputs, strict=True)))
+
+    def _run(self, values: dict[str, Any]) -> Any:
+        """Step by step, each value held until its last reader is done."""
+        threads = self.threads or torch.get_num_threads()
+        for run, reads, makes, done in self._steps:
+            inputs = [values[name] for name in reads]
+            if isinstance(run, Native):
+                values.update(zip(makes, run(inputs, threads), strict=True))
+            else:
+                values[makes[0]] = run(*inputs)
+            for name in done:
+                del values[name]
+        return build(self.graph.outputs, values)
 
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
         """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
@@ -209,6 +215,14 @@ class Compiled(nn.Module):
             return native, tuple(step.inputs), tuple(step.outputs), ()
         return torch_step(self.graph, step), step.inputs, (step.output,), ()
 
+    def _only_region(self) -> Native | None:
+        """The region that is the whole network, from the call's inputs in order to its one output; None if none is."""
+        if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
+            return None
+        _, reads, makes, _ = self._steps[0]
+        same = reads == self.graph.inputs and makes == (self.graph.outputs,)
+        return self._natives[0] if same else None
+
     def _digest_of_graph(self) -> str:
         """By which plans are kept: computed when the first is needed, unless a file's digest stands for it."""
         if self._digest is None:
@@ -224,6 +238,7 @@ class Compiled(nn.Module):
             done += tuple(name for name in makes if name not in last and name not in kept)
             self._steps[number] = (run, reads, makes, done)
         self._natives = [run for run, *_ in self._steps if isinstance(run, Native)]
+        self._whole = self._only_region()
         self._lock = threading.Lock()
 
 

@@ -38,6 +38,8 @@ class _Workspace:
     """What one call needs for itself: a state and a working memory for each thread, a barrier, the other threads."""
 
     states: list[np.ndarray[Any, Any]]
+    starts: list[int]
+    """Their addresses."""
     arenas: list[Memory]
     barrier: np.ndarray[Any, Any]
     workers: Workers
@@ -114,6 +116,7 @@ class Program:
                 else:
                     words[position] = int(arg)
             at += len(op.args) + 1
+        self._first_entry = int(self._entries.ctypes.data)
         self.ops = self._views(offsets)
 
     def _views(self, offsets: np.ndarray[Any, Any]) -> list[Op]:
@@ -138,13 +141,19 @@ class Program:
         blocks = -(-batch // self.images)
         threads = max(1, min(threads, blocks if self.split == "batch" else threads))
         workspace = self._take(threads)
-        bounds = [blocks * part // threads for part in range(threads + 1)]
-        jobs = []
-        for part, state in enumerate(workspace.states):
+        for state in workspace.states:
             state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
-            first, last = (bounds[part], bounds[part + 1]) if self.split == "batch" else (0, blocks)
-            jobs.append((self._drive, self._arguments(state, 0, len(self.ops), first, last, batch)))
-        workspace.workers.run(jobs)
+        count, images, starts = len(self.ops), self.images, workspace.starts
+        if threads == 1:
+            self._drive(starts[0], self._first_entry, count, 0, blocks, images, batch)
+        else:
+            jobs = []
+            for part, start in enumerate(starts):
+                first, last = 0, blocks
+                if self.split == "batch":
+                    first, last = blocks * part // threads, blocks * (part + 1) // threads
+                jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
+            workspace.workers.run(jobs)
         self._give_back(workspace)  # not after an error or an interruption: who knows how it was left
 
     def profile(self, batch: int, external: Sequence[int]) -> list[float]:
@@ -155,16 +164,12 @@ class Program:
         seconds = [0.0] * len(self.ops)
         for block in range(-(-batch // self.images)):
             for index in range(len(self.ops)):
-                arguments = self._arguments(state, index, 1, block, block + 1, batch)
                 begin = time.perf_counter()
-                self._drive(*arguments)
+                entry = self._first_entry + 8 * index
+                self._drive(workspace.starts[0], entry, 1, block, block + 1, self.images, batch)
                 seconds[index] += time.perf_counter() - begin
         self._give_back(workspace)
         return seconds
-
-    def _arguments(self, state: Any, op: int, count: int, first: int, last: int, batch: int) -> tuple[int, ...]:
-        entries = int(self._entries.ctypes.data) + 8 * op
-        return (int(state.ctypes.data), entries, count, first, last, self.images, batch)
 
     def _take(self, threads: int) -> _Workspace:
         """A workspace nobody uses: two Python threads may run the program at once.
@@ -184,7 +189,8 @@ class Program:
             state[State.ARENA] = arenas[0 if shared else part].address
             state[State.PART], state[State.PARTS] = (part, threads) if shared else (0, 1)
             state[State.BARRIER] = int(barrier.ctypes.data)
-        return _Workspace(states, arenas, barrier, Workers(threads - 1))
+        starts = [int(state.ctypes.data) for state in states]
+        return _Workspace(states, starts, arenas, barrier, Workers(threads - 1))
 
     def _give_back(self, workspace: _Workspace) -> None:
         with self._lock:

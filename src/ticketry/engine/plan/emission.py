@@ -93,14 +93,16 @@ def strides(form: Form) -> Strides:
     return (channels * height * width, height * width, width, 1)
 
 
-def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """The contiguous tensor that a value is stored to: its shape without the batch, and the order of its axes that is
-    the value's (the batch's axis 0 included)."""
+    the value's (the batch's axis 0 included); None if that is its own."""
     sizes = form.axes
     if form.labels in ("pc", "f"):
-        return sizes, tuple(range(len(sizes) + 1))
+        return sizes, None
     order = [axis for axis, label in enumerate(form.labels) if label == "c"]
     order += [axis for axis, label in enumerate(form.labels) if label == "p"]
+    if order == sorted(order):
+        return sizes, None
     return tuple(sizes[axis] for axis in order), (0, *(order.index(axis) + 1 for axis in range(len(sizes))))
 
 

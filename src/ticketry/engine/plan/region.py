@@ -30,6 +30,9 @@ MOST_IMAGES = 16
 PIXELS_IMAGES = 8
 """The same over pixels, which need none for their vectors: more do not fit the caches next to the weights."""
 
+_MOST_READY = 256
+"""Batches whose program is found without a plan."""
+
 _ROUNDS = 5
 """Samples of each plan that is tried, warmed before."""
 
@@ -61,6 +64,8 @@ class Native:
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
     _tuned: dict[tuple[int, int], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
+    _ready: dict[tuple[int, int, str | None], Program] = field(init=False, default_factory=dict)
+    """Programs by the batch, threads and layout they are called with."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -72,7 +77,11 @@ class Native:
         """The region's outputs, of inputs in its order."""
         batch, inputs, outputs, made = self._bound(tensors)
         if batch:
-            program = self.program(self.plan(batch, threads))
+            program = self._ready.get((batch, threads, self.layout))
+            if program is None:
+                program = self.program(self.plan(batch, threads))
+                if len(self._ready) < _MOST_READY:
+                    self._ready[batch, threads, self.layout] = program
             program.run(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]], threads)
         return made
 
@@ -107,6 +116,7 @@ class Native:
             best = min(found, key=lambda plan: found[plan])
             with self._lock:
                 self._tuned[batch, threads] = best
+                self._ready.clear()
                 for plan in set(programs) - {best, *self._tuned.values()}:
                     self.programs.pop(plan, None)
         return found
@@ -161,7 +171,10 @@ class Native:
         batch = tensors[0].shape[0]
         inputs = [tensor.contiguous() for tensor in tensors]
         outputs = [torch.empty(batch, *shape) for shape, _ in self._made]
-        made = [tensor.permute(order) for tensor, (_, order) in zip(outputs, self._made, strict=True)]
+        made = [
+            tensor if order is None else tensor.permute(order)
+            for tensor, (_, order) in zip(outputs, self._made, strict=True)
+        ]
         return batch, inputs, outputs, made
 
 
