@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import I32, Emitter
+from ticketry.engine.cpu.emit import I32, Emitter, same
 from ticketry.errors import EngineError
 
 Activation = str | tuple[str, float] | None
@@ -186,7 +186,7 @@ def _at_most(e: Emitter, x: Any, bound: float) -> Any:
 def _all(like: Any, value: float) -> Any:
     """A constant in all lanes of a vector such as ``like``, rounded to float32 as IR's text asks for."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
-    return ir.Constant(like.type, [rounded] * like.type.count)
+    return same(like.type, rounded)
 
 
 _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {

@@ -7,6 +7,7 @@ A kernel is a function ``void (i64* state, i64* op)``. `State` names what the ru
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,21 @@ from ticketry.engine.cpu.target import Target
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 PTR = ir.PointerType()
+
+
+def same(kind: ir.Type, value: Any) -> ir.Constant:
+    """A constant of a type; of a vector, the value in all lanes.
+
+    Each is made and put into words once: lists of numbers otherwise take half the time of writing a kernel.
+    """
+    return _same(kind, value, repr(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def _same(kind: ir.Type, value: Any, text: str) -> ir.Constant:
+    """``text`` tells -0.0 from 0.0."""
+    listed = isinstance(kind, ir.VectorType) and value is not ir.Undefined
+    return ir.Constant(kind, [value] * kind.count if listed else value)
 
 
 class State(enum.IntEnum):
@@ -134,10 +150,11 @@ class Emitter:
     def splat(self, scalar: ir.Value | float) -> ir.Value:
         """A vector with one value in all lanes."""
         if isinstance(scalar, (int, float)):
-            return ir.Constant(self.vector, [float(scalar)] * self.target.lanes)
-        one = self.b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-        lanes = ir.Constant(ir.VectorType(I32, self.target.lanes), [0] * self.target.lanes)
-        return self.b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), lanes)
+            return same(self.vector, float(scalar))
+        one = self.b.insert_element(same(self.vector, ir.Undefined), scalar, same(I32, 0))
+        return self.b.shuffle_vector(
+            one, same(self.vector, ir.Undefined), same(ir.VectorType(I32, self.target.lanes), 0)
+        )
 
     def fma(self, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
         """``a * x + y`` in one rounding."""
