@@ -145,7 +145,7 @@ class Case:
         """What comes out and what should. Where nothing may be written, nothing was."""
         layer = self.layer
         workspace = program._take(threads)
-        program._free[threads] = [workspace]
+        program._give_back(workspace)
         arena = workspace.arenas[0].bytes
         arena[self.scratch :] = 255  # NaN: what is there is not to be relied on
         value = self.rng.standard_normal((layer.images, layer.inputs, layer.height, layer.width))
@@ -259,7 +259,7 @@ def test_the_residual_may_be_what_is_written() -> None:
     case.residual = case.y
     program = case.program()
     arena = program._take(1)
-    program._free[1] = [arena]
+    program._give_back(arena)
     value = case.rng.standard_normal((16, 70, 8, 8)).astype(np.float32)
     beside = case.rng.standard_normal((16, 28, 8, 8)).astype(np.float32)
     _put(arena.arenas[0].bytes, case.x, value)

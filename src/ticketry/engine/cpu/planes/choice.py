@@ -78,15 +78,23 @@ class Way:
 
 
 def best(
-    x: Geometry, y: Geometry, residual: Geometry | None, weight: Array, window: Window, groups: int, target: Target
+    x: Geometry,
+    y: Geometry,
+    residual: Geometry | None,
+    weight: Array,
+    window: Window,
+    groups: int,
+    target: Target,
+    unfold: bool = True,
 ) -> Way:
     """The way that takes least time.
 
     Args:
         weight: O x I/groups x taps.
+        unfold: whether x may be.
 
     Raises:
-        ValueError: x would have to be unfolded, which it is not where an image takes several vectors.
+        ValueError: x would have to be unfolded, and may not be, or cannot as an image takes several vectors.
     """
     outputs, inputs, taps = weight.shape
     kept = weight != 0
@@ -97,9 +105,11 @@ def best(
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([window.shift(tap, x) for tap in window.taps])
         some = _kinds(rows, kept, columns, x, y, residual, window, target)
         ways.append(Way(None, some, sum(kind.cycles for kind in some)))
-    if y.images > target.lanes and not ways:
+    elif y.images > target.lanes:
         raise ValueError(f"{window} reads beyond the halo of {x}")
-    if not ways or not (filled or window.plain):
+    elif not unfold:
+        raise ValueError(f"{window} over {x} needs scratch memory for vectors of {target.lanes} lanes")
+    if not ways or (unfold and not filled and not window.plain):
         used = kept.reshape(groups, outputs // groups, inputs, taps).any(axis=1).reshape(-1, taps)
         folds = unfolding(x, y, window, used, target)
         flat = Window.of((1, 1), 1, 0, 1)
@@ -185,7 +195,7 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
         across = float((begins % ahead.LINE + target.lanes * FLOAT > ahead.LINE).mean()) if begins.size else 0.0
         loads = (vectors * (1 + across) + kind.rows + 1) / 2
         sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
-        each = max(loads, sums) + 0.8
+        each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.2)
         begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0)
         total += len(tiles.places) * (entries * each + segments * begin)
     return total

@@ -45,24 +45,23 @@ def conv(
         residual: has y's channels; may be y itself.
         target: whose kernels.
         scratch: where in the arena `scratch_bytes` may be used (a multiple of 64), or a function that gives so many
-            bytes and says where they begin.
+            bytes and says where they begin; without it x is read as it is, also where it would be faster not to.
 
     Raises:
-        ValueError: shapes do not fit; or x would have to be unfolded, and there is no scratch.
+        ValueError: shapes do not fit; or x cannot be read as it is, and there is no scratch.
     """
     window = Window.of(weight.shape[2:], stride, padding, dilation)
     _fits(x, y, weight, residual, window, groups)
     weight = np.ascontiguousarray(weight, dtype=np.float32).reshape(*weight.shape[:2], -1)
     weight = _inside(weight, x.geometry, y.geometry, window)
     beside = None if residual is None else residual.geometry
-    way = choice.best(x.geometry, y.geometry, beside, weight, window, groups, target)
+    way = choice.best(x.geometry, y.geometry, beside, weight, window, groups, target, unfold=scratch is not None)
     ops: list[Op] = []
     if way.folds is None:
         value, last = x, window.shift(window.taps[-1], x.geometry)
         columns = x.offsets[:, None] + np.array([window.shift(tap, x.geometry) for tap in window.taps])
     else:
-        if scratch is None:
-            raise ValueError(f"{window} over {x.geometry} needs scratch memory for {target.lanes} lanes")
+        assert scratch is not None
         scratch = scratch(way.folds.bytes) if callable(scratch) else scratch
         ops += way.folds.ops(x, scratch, label) if way.folds.copies else []
         columns, value, last = way.folds.columns(scratch), way.folds.value(scratch), 0

@@ -2,7 +2,8 @@
 
 Where a vector spans several positions, shifts by a tap begin anywhere in a line (which halves the rate of loads),
 strides leave gaps, and small planes leave lanes empty. A copy has the positions of y, one for each, and zeros where its
-tap reads outside of x. Taps one below the other share a copy if that leaves vectors aligned to half a line at least.
+tap reads outside of x. Taps share a copy if that leaves vectors aligned (to half a line at least, for those one below
+the other).
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy for one or several taps: y's columns as tap ``column`` reads them, and rows of x from ``row`` on."""
+    """A copy for one or several taps: its rows are every so-manieth of x from ``row`` on, and so are its columns."""
 
-    column: int
     row: int
     rows: int
-    """Rows of the copy."""
+    phase: int
+    """Column of x modulo the horizontal stride."""
+    column: int
+    """Of the columns in that phase the first one; it may be before the first of x."""
+    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +48,25 @@ class Unfolding:
     y: Geometry
     window: Window
     copies: tuple[Copy, ...]
-    of: dict[Pair, tuple[int, int]]
-    """For each tap its copy, and the row of the copy that is the first row of y."""
+    of: dict[Pair, tuple[int, int, int]]
+    """For each tap its copy, and the row and column of the copy that it reads for the first pixel of y."""
     used: Array
     """Copies x channels: those that any weight reads."""
+    row: int
+    """Positions from one row of a copy to the next."""
     target: Target
 
     @property
     def geometry(self) -> Geometry:
         """Of all copies."""
         rows = max((copy.rows for copy in self.copies), default=self.y.height)
-        return Geometry(rows, self.y.width, 0, self.y.images, self.y.row)
+        columns = max((copy.columns for copy in self.copies), default=self.y.width)
+        return Geometry(rows, columns, 0, self.y.images, self.row)
 
     @property
     def phases(self) -> list[int]:
         """Columns of x modulo the horizontal stride that taps read; none if it is 1."""
-        stride = self.window.stride[1]
-        return sorted({self.window.input(0, copy.column, 1) % stride for copy in self.copies}) if stride > 1 else []
+        return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
     def phase(self) -> Geometry:
@@ -94,8 +100,8 @@ class Unfolding:
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
             if tap in self.of:
-                copy, row = self.of[tap]
-                columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, 0), 0)
+                copy, row, column = self.of[tap]
+                columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
         return columns
 
     def ops(self, x: Planes, offset: int, label: str) -> list[Op]:
@@ -129,7 +135,7 @@ class Unfolding:
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
         for copy, used, (pieces, bits) in zip(self.copies, self.used, made, strict=True):
-            source = sources[self.window.input(0, copy.column, 1) % self.window.stride[1]]
+            source = sources[copy.phase]
             places += [
                 (int(source.offsets[channel]), int(next(starts)), done, done + len(pieces))
                 for channel in np.flatnonzero(used)
@@ -145,14 +151,11 @@ class Unfolding:
         """For each vector of a copy what it is put together from: bytes of the source, and lanes."""
         width, images = self.target.lanes, self.y.images
         each = width // images
-        stride = self.window.stride[0]
-        vectors = -(-((copy.rows - 1) * self.y.row + self.y.width) // each)
-        row, column = np.divmod(np.arange(vectors * each), self.y.row)
-        from_row = copy.row + row * stride
-        shift = self.window.input(0, copy.column, 1) // self.window.stride[1]
-        from_column, columns = column + shift, source.width
-        valid = (column < self.y.width) & (row < copy.rows) & (from_column >= 0) & (from_column < columns)
-        valid &= (from_row >= 0) & (from_row < source.height)
+        vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)
+        row, column = np.divmod(np.arange(vectors * each), self.row)
+        from_row, from_column = copy.row + row * self.window.stride[0], column + copy.column
+        valid = (column < copy.columns) & (row < copy.rows) & (from_row >= 0) & (from_row < source.height)
+        valid &= (from_column >= 0) & (from_column < source.width)
         begin = (from_row + source.halo) * source.row + from_column + source.halo - np.arange(vectors * each) % each
         left = np.where(valid, begin, _NOWHERE).reshape(vectors, each)
         pieces: list[Array] = []
@@ -175,25 +178,37 @@ def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Tar
     Args:
         used: channels x taps, whether any weight reads it.
     """
-    share = y.row * y.step % (LINE // 2) == 0
+    each = target.lanes // y.images
+    whole = y.width % each == 0
+    families: dict[tuple[int, int, int, int], list[Pair]] = {}
+    for number, tap in enumerate(window.taps):
+        if used[:, number].any() and window.meets(x, y, tap):
+            families.setdefault(_family(window, tap, y, each, whole), []).append(tap)
     copies: list[Copy] = []
-    of: dict[Pair, tuple[int, int]] = {}
-    taps = window.taps
-    wanted = [tap for number, tap in enumerate(taps) if used[:, number].any() and window.meets(x, y, tap)]
-    families: dict[tuple[int, int], list[Pair]] = {}
-    for tap in wanted:
-        first = window.input(0, tap[0], 0)
-        families.setdefault((tap[1], first % window.stride[0] if share else tap[0]), []).append(tap)
-    rows = []
+    of: dict[Pair, tuple[int, int, int]] = {}
+    read = np.zeros((len(families), len(used)), dtype=bool)
     for members in families.values():
-        firsts = [window.input(0, tap[0], 0) for tap in members]
-        span = (max(firsts) - min(firsts)) // window.stride[0]
-        for tap, first in zip(members, firsts, strict=True):
-            of[tap] = len(copies), (first - min(firsts)) // window.stride[0]
-        copies.append(Copy(members[0][1], min(firsts), y.height + span))
-        rows.append(used[:, [taps.index(tap) for tap in members]].any(axis=1))
-    read = np.array(rows, dtype=bool).reshape(len(copies), len(used))
-    return Unfolding(x, y, window, tuple(copies), of, read, target)
+        rows, columns = ([window.input(0, tap[axis], axis) for tap in members] for axis in (0, 1))
+        row, column = min(rows), min(columns)
+        for tap, from_row, from_column in zip(members, rows, columns, strict=True):
+            of[tap] = len(copies), (from_row - row) // window.stride[0], (from_column - column) // window.stride[1]
+            read[len(copies)] |= used[:, window.taps.index(tap)]
+        spans = [max(of[tap][1 + axis] for tap in members) for axis in (0, 1)]
+        phase, shift = column % window.stride[1], column // window.stride[1]
+        copies.append(Copy(row, y.height + spans[0], phase, shift, y.width + spans[1]))
+    widest = max((copy.columns for copy in copies), default=y.width)
+    row = -(-widest // each) * each if whole else y.row
+    return Unfolding(x, y, window, tuple(copies), of, read, row, target)
+
+
+def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
+    """Equal for taps that share a copy: those that read the same phases, at shifts that leave vectors aligned."""
+    row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
+    shift, phase = divmod(column, window.stride[1])
+    shift = shift % each if whole else shift
+    if whole or y.row * y.step % (LINE // 2) == 0:
+        return row % window.stride[0], 0, phase, shift
+    return 0, row, phase, shift
 
 
 @dataclass(frozen=True)
