@@ -169,14 +169,6 @@ class Emitter:
             ir.Function(self.module, ir.FunctionType(kind, [kind] * len(values)), full)
         return self.b.call(self.module.globals[full], values)
 
-    def prefetch(self, pointer: ir.Value) -> None:
-        """Ask for the cache line of an address ahead of time; it may be any address."""
-        name = "llvm.prefetch.p0"
-        if name not in self.module.globals:
-            ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), name)
-        read, nearest, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-        self.b.call(self.module.globals[name], [pointer, read, nearest, data])
-
     # Control
 
     @contextmanager

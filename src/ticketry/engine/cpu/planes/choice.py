@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ticketry.core.structure.groups import row_groups
-from ticketry.engine.cpu.planes import ahead
-from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry
 from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
 from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
 from ticketry.engine.cpu.planes.window import Window
@@ -145,11 +144,14 @@ def _together(rows: int) -> list[int]:
     return [size for _, size in split(rows, 6)]
 
 
-def _vectors(rows: int, target: Target) -> int:
-    """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers."""
+def _vectors(rows: int, target: Target) -> tuple[int, ...]:
+    """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers.
+
+    For single rows smaller tiles too: the nearest cache keeps more inputs of those, so rows are taken up less often.
+    """
     if target.registers >= 32:
-        return {1: 16, 2: 8, 3: 8}.get(rows, 4)
-    return {1: 12, 2: 5, 3: 4}.get(rows, 2)
+        return {1: (16, 8), 2: (8,), 3: (8,)}.get(rows, (4,))
+    return {1: (12, 8, 4), 2: (5,), 3: (4,)}.get(rows, (2,))
 
 
 def _kinds(
@@ -165,11 +167,13 @@ def _kinds(
     """``columns``: inputs of one conv group x taps, the byte where each begins."""
     found = []
     for size, groups in rows.items():
-        most = _vectors(size, target)
-        tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
-        block = _block(columns, tiles) if size == 1 else len(columns)
-        kind = Kind(size, groups, tiles, block, 0.0)
-        found.append(Kind(size, groups, tiles, block, _cycles(kind, kept, columns, target)))
+        possible = []
+        for most in _vectors(size, target):
+            tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
+            block = _block(columns, tiles) if size == 1 else len(columns)
+            kind = Kind(size, groups, tiles, block, 0.0)
+            possible.append(replace(kind, cycles=_cycles(kind, kept, columns, target)))
+        found.append(min(possible, key=lambda kind: kind.cycles))
     return found
 
 
@@ -178,8 +182,8 @@ def _block(columns: Array, tiles: Sequence[Tiles]) -> int:
     some = columns[:8]
     if not some.size:
         return 1
-    each = len(ahead.lines(some, tiles[0].shape.x)) * ahead.LINE / len(some)
-    return max(1, int(_NEAR // each))
+    lines = np.unique((some.reshape(-1, 1) + np.array(tiles[0].shape.x)) // LINE)
+    return max(1, _NEAR * len(some) // (LINE * len(lines)))
 
 
 def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
@@ -192,7 +196,7 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
     for tiles in kind.tiles:
         vectors = len(tiles.shape.x)
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
-        across = float((begins % ahead.LINE + target.lanes * FLOAT > ahead.LINE).mean()) if begins.size else 0.0
+        across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
         loads = (vectors * (1 + across) + kind.rows + 1) / 2
         sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
         each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.2)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ticketry.engine.cpu.activations import Activation, activation
-from ticketry.engine.cpu.planes import ahead, choice, tables
+from ticketry.engine.cpu.planes import choice, tables
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
 from ticketry.engine.cpu.planes.lanes import mask_type
-from ticketry.engine.cpu.planes.sums import Fetch, Sums
+from ticketry.engine.cpu.planes.sums import Sums
 from ticketry.engine.cpu.planes.tables import Matrix
 from ticketry.engine.cpu.planes.window import Pair, Window
 from ticketry.engine.cpu.program import Op
@@ -58,13 +58,13 @@ def conv(
     way = choice.best(x.geometry, y.geometry, beside, weight, window, groups, target, unfold=scratch is not None)
     ops: list[Op] = []
     if way.folds is None:
-        value, last = x, window.shift(window.taps[-1], x.geometry)
-        columns = x.offsets[:, None] + np.array([window.shift(tap, x.geometry) for tap in window.taps])
+        shifts = [window.shift(tap, x.geometry) for tap in window.taps]
+        columns, value = x.offsets[:, None] + np.array(shifts), x
     else:
         assert scratch is not None
         scratch = scratch(way.folds.bytes) if callable(scratch) else scratch
         ops += way.folds.ops(x, scratch, label) if way.folds.copies else []
-        columns, value, last = way.folds.columns(scratch), way.folds.value(scratch), 0
+        columns, value = way.folds.columns(scratch), way.folds.value(scratch)
     matrix = Matrix(
         weight.reshape(len(weight), -1),
         columns.reshape(groups, -1),
@@ -73,7 +73,7 @@ def conv(
         None if residual is None else residual.offsets,
         np.zeros(len(weight), dtype=np.float32) if bias is None else np.ascontiguousarray(bias, dtype=np.float32),
     )
-    layer = _Layer(matrix, value, last, activation(act), target, label)
+    layer = _Layer(matrix, value, activation(act), target, label)
     return [*ops, *(layer.op(kind) for kind in way.kinds)]
 
 
@@ -128,15 +128,13 @@ class _Layer:
 
     matrix: Matrix
     x: Planes
-    last: int
-    """Bytes from a tile's place to what it reads last of a plane."""
     act: Activation
     target: Target
     label: str
 
     def op(self, kind: choice.Kind) -> Op:
         """The operation for the rows of a kind."""
-        made, fetch, fetches = self._single(kind) if kind.rows == 1 else self._shared(kind)
+        made = self._tables(kind)
         spec = Sums(
             kind.rows,
             tuple(t.shape for t in kind.tiles),
@@ -147,28 +145,19 @@ class _Layer:
             made.unit,
             made.wide,
             kind.sets,
-            fetch,
         )
-        args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks), fetches]
+        args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
         for t in kind.tiles:
             tables.check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
             masks = np.zeros(1) if t.masks is None else t.masks
             args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
         return Op(spec, tuple(args), self.label)
 
-    def _single(self, kind: choice.Kind) -> tuple[tables.Tables, Fetch, Array]:
+    def _tables(self, kind: choice.Kind) -> tables.Tables:
+        if kind.rows > 1:
+            return tables.shared(self.matrix, kind.groups, chunks=kind.chunks)
         rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
-        fetcher = ahead.Blocks(kind.tiles)
-        made = tables.single(self.matrix, rows, block=kind.block, chunks=kind.chunks, fetcher=fetcher)
-        fetch, table = fetcher.made()
-        made.chunks[:, 3] *= 4 * fetch.block
-        return made, fetch, table
-
-    def _shared(self, kind: choice.Kind) -> tuple[tables.Tables, Fetch, Array]:
-        made = tables.shared(self.matrix, kind.groups, chunks=kind.chunks)
-        fetch, table = ahead.planes(self.x, self.last, kind.tiles, len(made.segments))
-        made.chunks[:, 3] *= 4 * fetch.each
-        return made, fetch, table
+        return tables.single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
 
 
 def _fits(x: Planes, y: Planes, weight: Array, residual: Planes | None, window: Window, groups: int) -> None:

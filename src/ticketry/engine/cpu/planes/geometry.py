@@ -19,6 +19,9 @@ import numpy as np
 FLOAT = 4
 """Bytes of a float32."""
 
+LINE = 64
+"""Bytes of a cache line."""
+
 SLACK = 256
 """Bytes behind a plane that a kernel's last tile may read and, with zeros or a value's own, write."""
 

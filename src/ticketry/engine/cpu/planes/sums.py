@@ -10,8 +10,8 @@ Tables:
         plane of y begins, where that of the residual does, and its bias
     columns: where each begins, in units of `Sums.unit` bytes; of the segments in turn, or shared between segments
     weights (float32): for each column of each segment in turn, each row's weight
-    chunks (int64): the first byte of its segments, their number, its first weights, the first byte of its fetches
-    fetches (int32): bytes of x to be fetched into the nearest cache ahead of time, so many for each block of inputs
+    chunks (int64), parts of the rows for threads to share: the first byte of its segments, their number, the first of
+        its weights
     places and masks of tiles: see `tiles`
 
 A row may be summed in several segments, one for each block of inputs, so that the inputs of a block stay in the nearest
@@ -25,33 +25,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.engine.cpu.activations import Activation, activate
-from ticketry.engine.cpu.emit import I16, I32, I64, Emitter, Loop
+from ticketry.engine.cpu.emit import I16, I32, I64, Emitter
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.target import Target
 
-FIRST, LAST, NEW, NEXT = 1, 2, 4, 8
-"""Flags of a segment: it begins its rows' sums; it ends them; it is its block's first; its block is a tile's last, so
-that what is fetched is for the next tile."""
+FIRST, LAST = 1, 2
+"""Flags of a segment: it begins its rows' sums; it ends them."""
 
-FLAG_BITS = 4
+FLAG_BITS = 2
 
-SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, FETCHES, SHAPES = range(7)
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 """Arguments: tables, the number of chunks; then for each shape its places, their number, its masks."""
 
 AHEAD = 3
 """Columns of a single row that are looked up before their turn: so that reading x never waits for an address."""
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """What each segment fetches ahead of time: for each shape the bytes from where an entry of the table says."""
-
-    lines: tuple[tuple[int, ...], ...]
-    each: int
-    """Entries of the table for each segment."""
-    block: int
-    """Entries of the table for each block of inputs."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,6 @@ class Sums:
     unit: int = 1
     wide: bool = True
     sets: int = 1
-    fetch: Fetch | None = None
 
     @property
     def head(self) -> int:
@@ -96,13 +83,12 @@ class Sums:
 
 @dataclass
 class _Tile:
-    """Pointers to a tile in plane 0 of x, y and the residual, to its masks, and to x of the tile after it."""
+    """Pointers to a tile, in an imagined plane at the arena's start, of x, y and the residual, and to its masks."""
 
     x: Any
     y: Any
     residual: Any
     masks: Any
-    following: Any
 
 
 class _Body:
@@ -115,7 +101,6 @@ class _Body:
         self.arena = e.arena()
         self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
         self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
-        self.fetches = e.table(FETCHES)
         at = SHAPES + 3 * number
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
@@ -124,26 +109,20 @@ class _Body:
         e, b = self.e, self.e.b
         low, high = e.share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
-            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(32)))
+            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
             self._chunk(chunk, self._tile(b.udiv(unit.index, self.chunk_count)))
 
     def _chunk(self, chunk: Any, tile: _Tile) -> None:
         """All segments of a chunk, over one tile."""
         e, b, spec = self.e, self.e.b, self.spec
-        start, count, weight, fetch = (e.load_i64(chunk, 8 * word) for word in range(4))
+        start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
-        carried = [weight]
-        if spec.fetch:
-            before = 4 * spec.fetch.block if spec.blocked else 0  # the first segment of a block goes on to its entries
-            carried += [fetch, b.sub(fetch, e.i64(before))]
-        with e.loop(start, stop, spec.segment_bytes, carried) as loop:
+        with e.loop(start, stop, spec.segment_bytes, [weight]) as loop:
             segment = e.at(self.segments, loop.index)
             head = e.load_i32(segment)
             begin = loop.carried[0]
             end = b.add(begin, b.ashr(head, e.i64(FLAG_BITS)))
             loop.next = [end]
-            if spec.fetch:
-                self._fetch(self._fetches(head, loop), head, tile)
             self._segment(segment, head, tile, begin, end)
 
     def _tile(self, tile: Any) -> _Tile:
@@ -151,9 +130,7 @@ class _Body:
         place = e.at(self.places, b.mul(tile, e.i64(12)))
         x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
         masks = e.at(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
-        following = b.add(tile, e.i64(1))
-        following = e.select(b.icmp_signed("<", following, self.count), following, tile)
-        return _Tile(x, y, residual, masks, e.at(self.arena, e.load_i32(self.places, b.mul(following, e.i64(12)))))
+        return _Tile(x, y, residual, masks)
 
     def _segment(self, segment: Any, head: Any, tile: _Tile, begin: Any, end: Any) -> None:
         e, b, spec = self.e, self.e.b, self.spec
@@ -165,34 +142,6 @@ class _Body:
         bases = self._bases(segment, head, outputs, tile)
         sums = [b.fadd(value, base) for value, base in zip(sums, bases, strict=True)]
         self._end(head, outputs, tile, sums)
-
-    # Fetching ahead
-
-    def _fetches(self, head: Any, loop: Loop) -> Any:
-        """Where the segment finds its entries, walking through those of its block; the last ones again and again."""
-        e, b, fetch = self.e, self.e.b, self.spec.fetch
-        assert fetch is not None
-        here, start = loop.carried[1:]
-        if self.spec.blocked:
-            new = self._flag(head, NEW)
-            start = b.add(start, e.select(new, e.i64(4 * fetch.block), e.i64(0)))
-            here = e.select(new, start, here)
-        stop = b.add(start, e.i64(4 * fetch.block))
-        following = b.add(here, e.i64(4 * fetch.each))
-        last = b.sub(stop, e.i64(4 * fetch.each))
-        loop.next += [e.select(b.icmp_signed("<", following, last), following, last), start]
-        return here
-
-    def _fetch(self, entry: Any, head: Any, tile: _Tile) -> None:
-        e, spec = self.e, self.spec
-        assert spec.fetch is not None
-        ahead = tile.following
-        if spec.rows == 1:
-            ahead = e.select(self._flag(head, NEXT), tile.following, tile.x)
-        for number in range(spec.fetch.each):
-            start = e.at(ahead, e.load_i32(e.at(self.fetches, entry), 4 * number))
-            for line in spec.fetch.lines[self.number]:
-                e.prefetch(e.at(start, line))
 
     # Sums
 

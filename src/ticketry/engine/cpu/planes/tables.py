@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ticketry.engine.cpu.planes.geometry import Planes
-from ticketry.engine.cpu.planes.sums import FIRST, FLAG_BITS, LAST, NEW, NEXT
+from ticketry.engine.cpu.planes.sums import FIRST, FLAG_BITS, LAST
 
 Array = np.ndarray[Any, Any]
 
@@ -39,13 +39,6 @@ class Matrix:
         return len(self.weight) // len(self.columns)
 
 
-class Fetcher(Protocol):
-    """Told of each block, in the order that a kernel walks through them."""
-
-    def block(self, columns: Array, segments: int) -> None:
-        """While so many segments are summed, the columns of the next block are to be fetched."""
-
-
 @dataclass(frozen=True, eq=False)
 class Tables:
     """What a kernel of `sums` is given, and what it must know of it."""
@@ -61,14 +54,13 @@ class Tables:
     """The least and the greatest byte at which a column begins."""
 
 
-def single(matrix: Matrix, rows: Array, *, block: int, chunks: int, fetcher: Fetcher | None = None) -> Tables:
+def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
     """Each row for itself.
 
     Args:
         rows: ascending.
         block: inputs that a segment ranges over.
         chunks: parts of the rows that threads may work on apart.
-        fetcher: what knows which bytes of x are to be fetched ahead for the next block.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -79,16 +71,10 @@ def single(matrix: Matrix, rows: Array, *, block: int, chunks: int, fetcher: Fet
     out = _Rows(matrix)
     for part in _parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
         out.chunk()
-        walked = np.flatnonzero((flags[part] | counts[part]).any(axis=0))
-        for number, following in zip(walked, np.roll(walked, -1), strict=True):
+        for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
             row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
             out.segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
-            out.heads[-1][0] |= NEW
-            out.heads[-1] |= NEXT if number == walked[-1] else 0
-            if fetcher is not None:
-                between = slice(edges[following], edges[following + 1])
-                fetcher.block(matrix.columns[np.unique(groups[part]), between], len(used))
     return out.tables(blocks > 1)
 
 
@@ -97,16 +83,16 @@ class _Rows:
 
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
-        self.heads: list[Array] = []
+        self._heads: list[Array] = []
         self._bases: list[Array] = []
         self._rows: list[Array] = []
         self._columns: list[Array] = []
         self._weights: list[Array] = []
-        self._starts: list[tuple[int, int, int]] = []
+        self._starts: list[tuple[int, int]] = []
         self._reach: list[int] = []
 
     def chunk(self) -> None:
-        self._starts.append((sum(map(len, self._rows)), sum(map(len, self._weights)), len(self._rows)))
+        self._starts.append((sum(map(len, self._rows)), sum(map(len, self._weights))))
 
     def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
         """Segments of some rows; ``row`` (an index into them) and ``column`` of each weight."""
@@ -120,18 +106,15 @@ class _Rows:
         self._weights.append(m.weight[index, column])
         self._rows.append(rows)
         self._bases.append(base)
-        self.heads.append(counts << FLAG_BITS | flags)
+        self._heads.append(counts << FLAG_BITS | flags)
 
     def tables(self, blocked: bool) -> Tables:
         rows = np.concatenate(self._rows)
         segments = _segments(
-            self._matrix, [np.concatenate(self.heads), np.concatenate(self._bases)], rows.reshape(-1, 1)
+            self._matrix, [np.concatenate(self._heads), np.concatenate(self._bases)], rows.reshape(-1, 1)
         )
-        bounds = [*self._starts, (len(rows), 0, len(self._rows))]
-        chunks = [
-            (start, following[0] - start, weight, walked)
-            for (start, weight, walked), following in itertools.pairwise(bounds)
-        ]
+        bounds = [*self._starts, (len(rows), 0)]
+        chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
         columns, weights = np.concatenate(self._columns), np.concatenate(self._weights)
         reach = min(self._reach, default=0), max(self._reach, default=0)
         return _tables(segments, columns, weights, chunks, blocked, reach)
@@ -153,10 +136,10 @@ def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) ->
     first = np.cumsum(counts) - counts
     of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
-    head = counts[of] << FLAG_BITS | FIRST | LAST | NEXT
+    head = counts[of] << FLAG_BITS | FIRST | LAST
     segments = _segments(matrix, [head, bases[of], first[of]], np.stack(sets))
     done = np.cumsum(counts[of]) - counts[of]
-    starts = [(part.start, part.stop - part.start, done[part.start], part.start) for part in _parts(counts[of], chunks)]
+    starts = [(part.start, part.stop - part.start, done[part.start]) for part in _parts(counts[of], chunks)]
     columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
     reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
     return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
@@ -230,11 +213,11 @@ def _tables(
     segments: Array,
     columns: Array,
     weights: Array,
-    chunks: Sequence[tuple[int, int, int, int]],
+    chunks: Sequence[tuple[int, int, int]],
     blocked: bool,
     reach: tuple[int, int],
 ) -> Tables:
-    """``columns`` in bytes from their segments' bases; the last number of a chunk is the first of its fetches."""
+    """``columns`` in bytes from their segments' bases; of each chunk the first segment, their number, first weights."""
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
     common = int(np.gcd.reduce(columns)) if len(columns) else 0

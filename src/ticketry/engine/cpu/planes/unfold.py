@@ -16,15 +16,12 @@ import numpy as np
 
 from ticketry.engine.cpu.emit import Emitter
 from ticketry.engine.cpu.planes import lanes
-from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
+from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry, Planes
 from ticketry.engine.cpu.planes.window import Pair, Window
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 
 Array = np.ndarray[Any, Any]
-
-LINE = 64
-"""Bytes of a cache line."""
 
 
 @dataclass(frozen=True)
