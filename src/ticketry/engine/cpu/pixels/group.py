@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llvmlite import ir
 
@@ -65,6 +66,8 @@ class Step:
 @dataclass(frozen=True)
 class GroupConv:
     """See the module; arguments are listed in `Arg`."""
+
+    finished: ClassVar[bool] = True
 
     vectors: int
     tile: Tile

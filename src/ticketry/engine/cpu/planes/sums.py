@@ -22,7 +22,7 @@ cache: sums are then added to what is in y, unless the segment is its row's `FIR
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emit import I16, I32, I64, Emitter
@@ -54,6 +54,8 @@ class Sums:
     wide: whether columns take 32 bits (signed) instead of 16.
     sets: sums of each row and vector held side by side, where tiles alone are too few to keep the adders busy.
     """
+
+    finished: ClassVar[bool] = True
 
     rows: int
     shapes: tuple[Shape, ...]
