@@ -9,8 +9,8 @@ import ticketry as tk
 
 PUBLIC = [
     *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Split", "Splits", "Step", "Task", "Ticket"),
-    *("__version__", "allocate", "errors", "evidence", "gates", "gradual", "hold", "meters", "prune", "schedule"),
-    *("scope", "score", "search", "shrink", "structure", "task"),
+    *("__version__", "allocate", "compile", "engine", "errors", "evidence", "gates", "gradual", "hold", "meters"),
+    *("prune", "schedule", "scope", "score", "search", "shrink", "structure", "task"),
 ]
 
 
@@ -32,5 +32,5 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, ticketry, ticketry.search, ticketry.report, ticketry.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, ticketry, ticketry.search, ticketry.engine, ticketry.report, ticketry.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -55,7 +55,7 @@ def test_a_run_with_controls(tmp_path: Path, task: Task) -> None:
     assert len({same["ticket"], same["shuffled"], same["random_prune"]}) == 3
     assert again["points"] == record["points"]
     moment = rows["ticket"]["moment"]
-    assert set(moment) == {"step", "detected", "detector", "threshold", "looks"}
+    assert set(moment) == {"step", "detected", "detector", "threshold", "looks", "seconds"}
     assert [step for step, _ in moment["looks"]] == list(range(3, moment["step"] + 1, 3))
     assert "moment" not in rows["shuffled"]
     page = write_report(record, tmp_path / "report.html").read_text(encoding="utf-8")

@@ -144,9 +144,12 @@ def _same(one: Path, other: Path) -> bool:
 def _require_replaceable(target: Path) -> None:
     if target.is_file():
         raise TicketError(f"{target} is a file: a ticket is a folder, choose another name")
+    before = target.stat()
     names = sorted(entry.name for entry in target.iterdir())
     others = [name for name in names if name not in FILES]
     if names and (others or not _is_ticket(target)):
+        if not os.path.samestat(before, target.stat()):
+            raise FileExistsError(f"{target} was replaced while it was looked at")
         what = f"it holds {others[0]!r}" if others else f"it has no {MANIFEST} of a ticket"
         raise TicketError(f"{target} is there and is not a ticket's folder ({what}): choose another, or remove it")
 
