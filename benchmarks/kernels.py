@@ -1,10 +1,11 @@
 """GFLOP/s of the sparse CPU kernels, layer by layer, beside torch's dense convolution: one thread, fp32, hot.
 
-    python benchmarks/kernels.py [--images 16 8 1] [--density 0.26 0.1] [--rows 1 4 12 32] [--layers R18]
+    python benchmarks/kernels.py [--images 16 8 1] [--density 0.26 0.1] [--rows 1 4 12 32] [--layers R18.1 VGG.5]
 
-Rates count the kept weights alone; `saved` is the share of the dense time that the sparse kernel does not take. Times are
-CPU times of the thread (others on the machine do not count), medians of alternating rounds. Masks are synthetic: random
-columns for sets of `rows` rows that are scattered over the layer (1: unstructured).
+Rates count the kept weights alone; `saved` is the share of the dense time that the sparse kernel does not take. Times
+are CPU times of the thread (others on the machine do not count), medians of alternating rounds; `estimate` is what the
+planner goes by. Masks are synthetic: random columns for sets of `rows` rows that are scattered over the layer (1:
+unstructured).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 
 from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes import Geometry, Planes, conv, scratch_bytes
+from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.cpu.target import target
 
 LAYERS = {
-    # name: inputs, outputs, size of x, kernel, stride
+    # of ResNet-18 and VGG-16 for CIFAR, and of ResNet-50: inputs, outputs, size of x, kernel, stride
     "R18.1": (64, 64, 32, 3, 1),
     "R18.2s": (64, 128, 32, 3, 2),
     "R18.2d": (64, 128, 32, 1, 2),
@@ -38,7 +39,7 @@ LAYERS = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description="GFLOP/s of the sparse CPU kernels, layer by layer.")
     options.add_argument("--images", type=int, nargs="+", default=[16, 8, 1])
     options.add_argument("--density", type=float, nargs="+", default=[0.26, 0.1])
     options.add_argument("--rows", type=int, nargs="+", default=[1, 4, 12, 32])
@@ -48,7 +49,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=15)
     given = options.parse_args()
     torch.set_num_threads(1)
-    print("layer    images density rows   GFLOP/s      ms   dense ms  saved %  build ms")
+    print("layer    images density rows   GFLOP/s      ms  estimate  dense ms  saved %  build ms")
     for name in given.layers:
         for images in given.images:
             for density in given.density:
@@ -63,7 +64,7 @@ def measure(name: str, images: int, density: float, rows: int, where: str, round
     kept = np.repeat(kept, rows, axis=0)[:outputs][generator.permutation(outputs)]
     weight = (kept * generator.standard_normal(kept.shape)).astype(np.float32).reshape(outputs, inputs, kernel, kernel)
     begin = time.thread_time()
-    program = _program(weight, images, size, stride, where, halo)
+    program, estimate = _program(weight, images, size, stride, where, halo)
     build = time.thread_time() - begin
     dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
     value = torch.randn(images, inputs, size, size).to(memory_format=torch.channels_last)
@@ -71,14 +72,14 @@ def measure(name: str, images: int, density: float, rows: int, where: str, round
         sparse, full = alternate([lambda: program.run(images, []), lambda: dense(value)], rounds)
     flops = 2 * np.count_nonzero(weight) * images * (size // stride) ** 2
     print(
-        f"{name:8} {images:6} {density:7} {rows:4} {flops / sparse / 1e9:9.0f} {sparse * 1e3:7.3f} {full * 1e3:10.3f}"
-        f" {100 * (1 - sparse / full):8.1f} {build * 1e3:9.0f}",
+        f"{name:8} {images:6} {density:7} {rows:4} {flops / sparse / 1e9:9.0f} {sparse * 1e3:7.3f}"
+        f" {estimate / 1e6:9.3f} {full * 1e3:9.3f} {100 * (1 - sparse / full):8.1f} {build * 1e3:9.0f}",
         flush=True,
     )
 
 
-def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str, halo: bool) -> Program:
-    """One layer, its planes with the halo that it needs or without any (then it unfolds)."""
+def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str, halo: bool) -> tuple[Program, float]:
+    """One layer, its planes with the halo that it needs or without any, and what it is estimated to take."""
     outputs, inputs, kernel, _ = weight.shape
     processor = target(where)
     around = kernel // 2 if halo else 0
@@ -88,7 +89,8 @@ def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str
     shape = {"stride": stride, "padding": kernel // 2, "target": processor}
     end = 64 + inputs * before.bytes + outputs * after.bytes
     ops = conv(x, y, weight, act="relu", scratch=end, **shape)
-    return Program(ops, images, end + scratch_bytes(before, after, weight, **shape), Library(processor))
+    size = end + scratch_bytes(before, after, weight, **shape)
+    return Program(ops, images, size, Library(processor)), cost(before, after, weight, **shape)
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:

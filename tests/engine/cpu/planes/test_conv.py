@@ -70,7 +70,7 @@ def layers(draw: st.DrawFn) -> Layer:
     groups = draw(st.sampled_from([1, 1, 1, 2, 5]))
     where = draw(st.sampled_from(["host", "avx2"]))
     kernel, dilation = draw(pairs), draw(st.one_of(st.just((1, 1)), pairs))
-    layer = Layer(
+    return Layer(
         inputs=groups * draw(st.integers(1, 9)),
         outputs=groups * draw(st.integers(1, 13)),
         groups=groups,
@@ -89,7 +89,6 @@ def layers(draw: st.DrawFn) -> Layer:
         halo=draw(st.integers(0, 4)),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
-    return layer
 
 
 class Case:

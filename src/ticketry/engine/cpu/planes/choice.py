@@ -28,6 +28,12 @@ _NEAR = 32_000
 _LATENCY = 8
 """Sums that must be under way to keep the adders busy: two adders, four cycles each."""
 
+_LAST = 16 << 20
+"""Bytes that stay in the last cache, beside what others put there."""
+
+_BYTES_A_CYCLE = 8.0
+"""That come from memory, or go there."""
+
 _UNITS = 12
 """Units of work that an operation should have, for threads to share."""
 
@@ -113,12 +119,11 @@ def best(
         folds = unfolding(x, y, window, used, target)
         flat = Window.of((1, 1), 1, 0, 1)
         some = _kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, flat, target)
-        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + folds.vectors * _UNFOLD))
-    return min(ways, key=lambda way: way.cycles)
-
-
-_UNFOLD = 4.0
-"""Cycles to put a vector of a copy together."""
+        copying = folds.vectors * (2 + 2 * folds.pieces) * (1 if target.lanes == 16 else 2)  # masks are slower there
+        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + copying))
+    way = min(ways, key=lambda way: way.cycles)
+    moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
+    return replace(way, cycles=max(way.cycles, moved / _BYTES_A_CYCLE)) if moved > _LAST else way
 
 
 def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:

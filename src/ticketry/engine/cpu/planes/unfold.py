@@ -86,6 +86,12 @@ class Unfolding:
         each = -(-self.geometry.positions * self.y.images // self.target.lanes)
         return int(self.used.sum()) * each
 
+    @property
+    def pieces(self) -> int:
+        """How many pieces most vectors of a copy are put together from, about."""
+        each = self.target.lanes // self.y.images
+        return 1 if self.row % each == 0 else 1 + -(-each // self.row)
+
     def value(self, offset: int) -> Planes:
         """All copies, one behind the other from an offset on."""
         return Planes.at(self.geometry, int(self.used.sum()), offset)
