@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.program import Op, Program
-from ticketry.engine.cpu.target import Target, target
+from ticketry.engine.cpu.target import target
 
 _LIBRARIES: dict[str, Library] = {}
 _PAGE = mmap.PAGESIZE
@@ -21,14 +20,13 @@ _PAGE = mmap.PAGESIZE
 
 def targets() -> list[str]:
     """Names of the targets whose kernels this processor can run: its own, and those with narrower vectors."""
-    return {16: ["host", "avx2", "narrow"], 8: ["host", "narrow"]}.get(target().lanes, ["host"])
+    return {16: ["host", "avx2", "generic"], 8: ["host", "generic"]}.get(target().lanes, ["host"])
 
 
 def library(name: str) -> Library:
-    """Where kernels for a target are compiled; ``"narrow"`` has vectors of four lanes."""
+    """Where kernels for a target are compiled."""
     if name not in _LIBRARIES:
-        made: Target = target(name) if name != "narrow" else replace(target("avx2"), name="narrow", lanes=4)
-        _LIBRARIES[name] = Library(made)
+        _LIBRARIES[name] = Library(target(name))
     return _LIBRARIES[name]
 
 

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from probes import Constant
 from ticketry.engine.cpu import target as module
-from ticketry.engine.cpu.target import Target, binding, target
+from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.jit import assembly, relocatable
+from ticketry.engine.cpu.target import Target, binding, foreign, target
 from ticketry.errors import EngineError, MissingExtraError
+
+NAMES = ("avx512", "avx2", "generic", "aarch64")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A kernel whose IR is at hand."""
+
+    text: str
+
+    def emit(self, name: str, target: Target) -> str:
+        return self.text
+
 
 _AVX512 = Target("avx512", "x86_64-pc-linux-gnu", "znver5", "+avx512f", lanes=16, registers=32)
 _AVX2 = Target("avx2", "x86_64-pc-linux-gnu", "haswell", "+avx2", lanes=8, registers=16)
-_NEON = Target("generic", "aarch64-unknown-linux-gnu", "neoverse-n1", "+neon", lanes=4, registers=32)
+_OLD = Target("generic", "x86_64-pc-linux-gnu", "nehalem", "+sse4.2", lanes=4, registers=16, fused=False)
+_NEON = Target("aarch64", "aarch64-unknown-linux-gnu", "neoverse-n1", "+neon", lanes=4, registers=32)
 
 
 def test_the_host_is_its_own_target() -> None:
@@ -24,20 +43,53 @@ def test_the_host_is_its_own_target() -> None:
     assert host.registers in (16, 32)
 
 
-@pytest.mark.parametrize("host", [_AVX512, _AVX2, _NEON])
-def test_what_a_host_runs(host: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("host", "runs"),
+    [
+        (_AVX512, ["avx512", "avx2", "generic"]),
+        (_AVX2, ["avx2", "generic"]),
+        (_OLD, ["generic"]),
+        (_NEON, ["aarch64"]),
+    ],
+)
+def test_what_a_host_runs(host: Target, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_host", lambda: host)
-    for name, lanes in (("avx512", 16), ("avx2", 8)):
-        if lanes <= host.lanes:
-            assert target(name).lanes == lanes
+    for name in NAMES:
+        if name in runs:
+            assert target(name).name == name
             assert target(name).triple == host.triple
         else:
             with pytest.raises(EngineError, match=f"{name} do not run on this processor .{host.cpu}"):
                 target(name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_any_host_makes_code_for_any_target(name: str) -> None:
+    made = foreign(name)
+    text = assembly(Constant(5), "five", made)
+    assert re.search(r"^five:", text, re.M)
+    assert ("ret" in text) and ("rax" in text) == (name != "aarch64")
+    magic = relocatable(Constant(5), "five", made)[:20]
+    assert magic[:4] == b"\x7fELF"
+    assert int.from_bytes(magic[18:20], "little") == (183 if name == "aarch64" else 62)  # EM_AARCH64, EM_X86_64
+
+
+def test_multiplying_and_adding_calls_no_function() -> None:
+    """Where there is no instruction for both, LLVM would call ``fmaf`` lane by lane."""
+    for name in NAMES:
+        e = Emitter("sum", foreign(name))
+        x = e.load(e.table(0))
+        e.store(e.fma(x, x, x), e.table(0))
+        written = Written(e.text())
+        text = assembly(written, "sum", foreign(name))
+        assert "fmaf" not in text
+        assert bool(re.search(r"\b(v?fmadd\d*ps|fmla)\b", text)) == foreign(name).fused
+
+
 def test_an_unknown_name_is_told() -> None:
-    with pytest.raises(EngineError, match=r"no target 'avx1024' .* choose from host, avx512, avx2"):
+    with pytest.raises(EngineError, match=r"no target 'avx1024' .* choose from avx512"):
+        foreign("avx1024")
+    with pytest.raises(EngineError, match=r"no target 'avx1024' .* choose from host, avx512, avx2, generic, aarch64"):
         target("avx1024")
 
 

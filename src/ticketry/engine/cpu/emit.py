@@ -157,8 +157,8 @@ class Emitter:
         )
 
     def fma(self, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-        """``a * x + y`` in one rounding."""
-        return self.intrinsic("llvm.fma", a, x, y)
+        """``a * x + y``, in one rounding on all processors that have an instruction for it."""
+        return self.intrinsic("llvm.fma" if self.target.fused else "llvm.fmuladd", a, x, y)
 
     def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         """An LLVM intrinsic over values of one type, such as ``llvm.maxnum``."""

@@ -17,11 +17,7 @@ from ticketry.errors import EngineError
 
 
 class Kernel(Protocol):
-    """What a kernel is made from: a frozen dataclass of plain values, whose ``repr`` tells all its code depends on.
-
-    A class attribute ``finished`` says that its loops are written as they should run: it is only tidied up, which takes
-    half the time of LLVM's usual passes.
-    """
+    """What a kernel is made from: a frozen dataclass of plain values, whose ``repr`` tells all its code depends on."""
 
     def emit(self, name: str, target: Target) -> str:
         """LLVM IR of a module with one function ``void name(i64* state, i64* op)``."""
@@ -93,46 +89,65 @@ class Library:
         except (OSError, ValueError):
             pass
         self.compiled += 1
-        code = self._compile(kernel.emit(name, self.target), getattr(kernel, "finished", False))
+        code = self._compile(kernel, name)
         _keep(path, _digest(name, code) + code)
         return code
 
-    def _compile(self, text: str, finished: bool = False) -> bytes:
-        llvm = binding()
-        module = llvm.parse_assembly(text)
-        module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False  # the generators unroll what should be
-        options.loop_vectorization = options.slp_vectorization = False
-        builder = llvm.create_pass_builder(self._target_machine(), options)
-        if finished:
-            passes = llvm.create_new_module_pass_manager()
-            passes.add_instruction_combine_pass()
-            passes.add_simplify_cfg_pass()
-        else:
-            passes = builder.getModulePassManager()
-        passes.run(module, builder)
-        code: bytes = self._target_machine().emit_object(module)
-        return code
-
-    def _target_machine(self) -> Any:
+    def _compile(self, kernel: Kernel, name: str) -> bytes:
         if self._machine is None:
-            llvm, target = binding(), self.target
-            found = llvm.Target.from_triple(target.triple)
-            self._machine = found.create_target_machine(target.cpu, target.features, opt=3, jit=True)
-        return self._machine
+            self._machine = _machine(self.target, jit=True)
+        code: bytes = self._machine.emit_object(_optimised(kernel, name, self.target, self._machine))
+        return code
 
     def _add(self, code: bytes) -> None:
         llvm = binding()
         if self._engine is None:
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._fresh_machine())
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(self.target, jit=True))
         self._objects.append(code)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
 
-    def _fresh_machine(self) -> Any:
-        """A machine that the compiler may own."""
-        found = binding().Target.from_triple(self.target.triple)
-        return found.create_target_machine(self.target.cpu, self.target.features, opt=3, jit=True)
+
+def assembly(kernel: Kernel, name: str, target: Target) -> str:
+    """A kernel as assembly, of any target that LLVM knows."""
+    machine = _machine(target)
+    text: str = machine.emit_assembly(_optimised(kernel, name, target, machine))
+    return text
+
+
+def relocatable(kernel: Kernel, name: str, target: Target) -> bytes:
+    """A kernel as an object file that a linker takes, of any target that LLVM knows."""
+    machine = _machine(target)
+    code: bytes = machine.emit_object(_optimised(kernel, name, target, machine))
+    return code
+
+
+def _machine(target: Target, jit: bool = False) -> Any:
+    llvm = binding()
+    if not jit:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    found = llvm.Target.from_triple(target.triple)
+    more = {"jit": True} if jit else {"reloc": "pic"}
+    return found.create_target_machine(target.cpu, target.features, opt=3, **more)
+
+
+def _optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
+    """A kernel's IR as LLVM's middle end leaves it for a machine."""
+    llvm = binding()
+    module = llvm.parse_assembly(kernel.emit(name, target))
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False  # the generators unroll what should be
+    options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    if getattr(kernel, "finished", False):
+        passes = llvm.create_new_module_pass_manager()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+    else:
+        passes = builder.getModulePassManager()
+    passes.run(module, builder)
+    return module
 
 
 @functools.cache

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ticketry.errors import EngineError, MissingExtraError
 
-_NAMED = {
-    # name: (LLVM's name of the processor, features beside it)
-    "avx512": ("x86-64-v4", ""),
-    "avx2": ("x86-64-v3", ""),
-}
+_X86 = {"avx512": 16, "avx2": 8, "generic": 4}
+"""Levels of x86-64, each of which runs what those behind it do: float32 values in a vector register."""
+
+_AARCH64 = "aarch64-unknown-linux-gnu"
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,45 @@ class Target:
     """Vector registers there are."""
     bf16: bool = False
     """Whether it multiplies pairs of bfloat16 (``vdpbf16ps``)."""
+    fused: bool = True
+    """Whether it multiplies and adds in one instruction. Where it does not, LLVM would call a function of libm."""
 
 
 def target(name: str = "host") -> Target:
-    """The target of a name: ``"host"``, ``"avx512"`` or ``"avx2"`` (the host's features cut to that level).
+    """The target of a name: ``"host"``, or one whose kernels the host runs too.
+
+    ``"avx512"``, ``"avx2"`` and ``"generic"`` (four lanes, nothing beyond SSE4.2) are levels of x86-64, ``"aarch64"``
+    is Arm's 64-bit processors with NEON.
 
     Raises:
         EngineError: no such name, or the host lacks what the name asks for.
     """
     host = _host()
-    if name == "host" or name == host.name:
+    if name in ("host", host.name):
         return host
-    if name not in _NAMED:
-        raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_NAMED)}")
-    if name == "avx512" or host.lanes < 8:
+    if name not in (*_X86, "aarch64"):
+        raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_X86)}, aarch64")
+    if name not in _X86 or _X86[name] > _X86.get(host.name, 0):
         raise EngineError(f"kernels for {name} do not run on this processor ({host.cpu}, {host.name})")
-    cpu, features = _NAMED[name]
-    return Target(name, host.triple, cpu, features, lanes=8, registers=16)
+    return replace(foreign(name), triple=host.triple)
+
+
+def foreign(name: str) -> Target:
+    """The target of a name as any host can make code for it, whether it runs that or not.
+
+    Raises:
+        EngineError: no such name.
+    """
+    common = {"features": "", "triple": "x86_64-unknown-linux-gnu"}
+    if name == "aarch64":
+        return Target(name, _AARCH64, "generic", "+neon", lanes=4, registers=32)
+    if name == "avx512":
+        return Target(name, cpu="x86-64-v4", lanes=16, registers=32, **common)
+    if name == "avx2":
+        return Target(name, cpu="x86-64-v3", lanes=8, registers=16, **common)
+    if name == "generic":
+        return Target(name, cpu="x86-64-v2", lanes=4, registers=16, fused=False, **common)
+    raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_X86)}, aarch64")
 
 
 @functools.cache
@@ -61,7 +82,9 @@ def _host() -> Target:
         return Target("avx512", **common, lanes=16, registers=32, bf16="avx512bf16" in flags)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)
-    return Target("generic", **common, lanes=4, registers=32 if "neon" in flags else 16)
+    if triple.split("-")[0] in ("aarch64", "arm64"):
+        return Target("aarch64", **common, lanes=4, registers=32)
+    return Target("generic", **common, lanes=4, registers=16, fused="fma" in flags)
 
 
 def binding() -> Any:

@@ -21,8 +21,8 @@ GUARD = 4096
 
 
 def targets() -> list[str]:
-    """The host, and its kernels cut to AVX2 where it has more."""
-    return ["host", "avx2"] if target().lanes == 16 else ["host"]
+    """The host, and targets of narrower vectors that it runs too."""
+    return {16: ["host", "avx2", "generic"], 8: ["host", "generic"]}.get(target().lanes, ["host"])
 
 
 @functools.cache

@@ -1,0 +1,219 @@
+"""Kernels for Arm: made on any host, free of calls into libm, and right where an emulator runs them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ticketry.engine.cpu.driver import Driver
+from ticketry.engine.cpu.jit import Kernel, Library, assembly, relocatable
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import foreign
+from ticketry.engine.graph import Graph, Node, Value, node
+from ticketry.engine.ops import Program as Reference
+from ticketry.engine.plan.emission import Emission
+from ticketry.engine.plan.partition import partition
+from ticketry.engine.plan.region import Native, Plan
+
+LAYOUTS = ("planes", "pixels")
+TARGET = foreign("aarch64")
+TOOLS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
+
+
+def network() -> Graph:
+    """Most kinds of operations that a region has, between one image and one vector."""
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(*shape: int) -> torch.Tensor:
+        kept = torch.rand(shape[0] // 4, *shape[1:], generator=generator) < 0.4
+        return torch.randn(shape, generator=generator) * kept.repeat_interleave(4, 0)
+
+    def numbers(count: int) -> torch.Tensor:
+        return torch.rand(count, generator=generator) + 0.5
+
+    tensors = {
+        "stem": weight(16, 3, 3, 3),
+        "norm.scale": numbers(16),
+        "norm.shift": numbers(16),
+        "deep": torch.randn(16, 1, 3, 3, generator=generator),
+        "one": weight(16, 16, 3, 3),
+        "one.bias": numbers(16),
+        "down": weight(24, 16, 3, 3),
+        "squeeze": weight(4, 24),
+        "excite": weight(24, 4),
+        "qkv": weight(72, 24),
+        "ln.weight": numbers(24),
+        "ln.bias": numbers(24),
+        "mix": weight(24, 24),
+    }
+    nodes: list[Node] = [
+        node("conv2d", ("x",), "a", {"weight": "stem"}, padding=(1, 1)),
+        node("affine", ("a",), "b", {"scale": "norm.scale", "shift": "norm.shift"}, act="silu"),
+        node("conv2d", ("b",), "c", {"weight": "deep"}, padding=(1, 1), groups=16, act="hardswish"),
+        node("conv2d", ("c", "b"), "d", {"weight": "one", "bias": "one.bias"}, padding=(1, 1), act="relu"),
+        node("conv2d", ("d",), "e", {"weight": "down"}, stride=(2, 2), padding=(1, 1), act={"leaky_relu": 0.1}),
+        node("max_pool2d", ("e",), "f", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+        node("avg_pool2d", ("f",), "g", kernel=(2, 2), padding=(1, 1)),
+        node("global_avg_pool", ("g",), "h", keepdim=False),
+        node("linear", ("h",), "i", {"weight": "squeeze"}, act="gelu"),
+        node("linear", ("i",), "j", {"weight": "excite"}, act="sigmoid"),
+        node("reshape", ("j",), "k", shape=[None, 24, 1, 1]),
+        node("mul", ("f", "k"), "l"),
+        node("add", ("l", "f"), "m", act="tanh"),
+        node("reshape", ("m",), "tokens", shape=[None, 24, 9]),
+        node("transpose", ("tokens",), "t", axes=[0, 2, 1]),
+        node("layer_norm", ("t",), "n", {"weight": "ln.weight", "bias": "ln.bias"}),
+        node("linear", ("n",), "qkv", {"weight": "qkv"}),
+    ]
+    for number, name in enumerate("qpv"):
+        nodes += [
+            node("slice", ("qkv",), f"{name}0", axis=2, start=24 * number, stop=24 * number + 24),
+            node("reshape", (f"{name}0",), f"{name}1", shape=[None, 9, 2, 12]),
+            node("transpose", (f"{name}1",), name, axes=[0, 2, 1, 3]),
+        ]
+    nodes += [
+        node("attention", ("q", "p", "v"), "w"),
+        node("transpose", ("w",), "w1", axes=[0, 2, 1, 3]),
+        node("reshape", ("w1",), "w2", shape=[None, 9, 24]),
+        node("linear", ("w2", "t"), "y", {"weight": "mix"}, act="gelu_tanh"),
+        node("softmax", ("y",), "z", axis=2),
+    ]
+    return _typed(("x",), {"x": (None, 3, 12, 12)}, "z", nodes, tensors)
+
+
+def _typed(
+    inputs: tuple[str, ...],
+    shapes: dict[str, tuple[int | None, ...]],
+    output: str,
+    nodes: list[Node],
+    tensors: dict[str, torch.Tensor],
+) -> Graph:
+    """A graph whose values have the shapes that follow."""
+    from ticketry.engine.infer import Facts, infer
+
+    values = {name: Value(name, shapes[name]) for name in inputs}
+    for one in nodes:
+        facts = [Facts(values[name].shape or (), "float32") for name in one.inputs]
+        weights = {role: Facts(tuple(tensors[name].shape), "float32") for role, name in one.weights.items()}
+        values[one.output] = Value(one.output, infer(one.op, one.attrs, facts, weights)[0])
+    return Graph(inputs, output, tuple(nodes), values, tensors).validate()
+
+
+def emitted(graph: Graph, layout: str, images: int) -> Emission:
+    """The whole graph as operations of a layout."""
+    parts = partition(graph)
+    assert not parts.reasons
+    (region,) = parts.steps
+    native = Native(graph, region, Library(TARGET), lambda: "none")
+    return native._emission(Plan(layout, images, "batch"))
+
+
+def named(ops: list[Op]) -> list[tuple[Kernel, str]]:
+    """The kernel of each operation, and a name that equal ones share."""
+    numbers: dict[str, int] = {}
+    return [(op.kernel, f"k{numbers.setdefault(repr(op.kernel), len(numbers))}") for op in ops]
+
+
+def unique(called: list[tuple[Kernel, str]]) -> list[tuple[Kernel, str]]:
+    """Each kernel once."""
+    return [(kernel, name) for name, kernel in {name: kernel for kernel, name in called}.items()]
+
+
+@pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kernel_is_made_for_arm(layout: str, images: int) -> None:
+    fused = 0
+    for kernel, name in unique(named(emitted(network(), layout, images).ops)):
+        text = assembly(kernel, name, TARGET)
+        defined = set(re.findall(r"^([\w.$]+):", text, re.M))
+        called = set(re.findall(r"^\s+bl?\s+([\w.$]+)", text, re.M))
+        # of libc, LLVM makes one of a loop that writes zeros; of libm, nothing
+        assert called - defined <= {"memset"}, f"{kernel} calls {called - defined}"
+        fused += bool(re.search(r"\bfmla\s+v\d+\.4s", text))
+    assert fused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
+@pytest.mark.parametrize("images", [1, 2, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_emulated_arm_computes_what_torch_does(layout: str, images: int, tmp_path: Path) -> None:
+    graph, batch = network(), 3
+    emission = emitted(graph, layout, images)
+    x = torch.randn(batch, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    wanted = Reference(graph, precision="float64")(x)
+    found = emulated(emission, images, x, tuple(wanted.shape), tmp_path)
+    assert float((torch.from_numpy(found).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+def emulated(emission: Emission, images: int, x: torch.Tensor, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    """Build a program for Linux on Arm that runs the operations on x, and run it in the emulator."""
+    called = named(emission.ops)
+    objects = []
+    for kernel, name in [(Driver(), "drive"), *unique(called)]:
+        objects.append(folder / f"{name}.o")
+        objects[-1].write_bytes(relocatable(kernel, name, TARGET))
+    tables, source = bytearray(), []
+    for number, (op, (_, name)) in enumerate(zip(emission.ops, called, strict=True)):
+        args = [f"(long) {name}"]
+        for arg in op.args:
+            if isinstance(arg, np.ndarray):
+                args.append(f"(long) tables + {len(tables)}")
+                raw = np.ascontiguousarray(arg).tobytes()
+                tables += raw + bytes(64 + -len(raw) % 64)
+            else:
+                args.append(f"{int(arg)}L")
+        source.append(f"  long op{number}[] = {{{', '.join(args)}}};")
+    size = int(np.prod(shape))
+    declared = "\n".join(f"extern void {path.stem}();" for path in objects)
+    (folder / "main.c").write_text(
+        _MAIN.format(
+            declared=declared,
+            tables=len(tables),
+            arena=emission.bytes,
+            inputs=x.numel(),
+            outputs=size,
+            ops="\n".join(source),
+            list=", ".join(f"op{number}" for number in range(len(emission.ops))),
+            count=len(emission.ops),
+            blocks=-(-x.shape[0] // images),
+            images=images,
+            batch=x.shape[0],
+        )
+    )
+    command = [TOOLS[0], "-static", "-w", "-o", "main", "main.c", *(path.name for path in objects)]
+    subprocess.run(command, cwd=folder, check=True)
+    given = bytes(tables) + x.contiguous().numpy().tobytes()
+    done = subprocess.run([TOOLS[1], "./main"], cwd=folder, input=given, capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.float32).reshape(shape)
+
+
+_MAIN = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+{declared}
+
+static char *memory(long size) {{
+  char *made = aligned_alloc(64, (size + 127) / 64 * 64);
+  memset(made, 0, size);
+  return made;
+}}
+
+int main() {{
+  char *tables = memory({tables}), *arena = memory({arena});
+  float *x = (float *) memory(4 * {inputs}), *y = (float *) memory(4 * {outputs});
+  if (fread(tables, 1, {tables}, stdin) != {tables} || fread(x, 4, {inputs}, stdin) != {inputs}) return 1;
+{ops}
+  long *ops[] = {{{list}}};
+  long state[64] = {{(long) arena, 0, 0, 0, 1, 0, 0, 0, (long) x, (long) y}};
+  drive(state, ops, {count}L, 0L, {blocks}L, {images}L, {batch}L);
+  return fwrite(y, 4, {outputs}, stdout) != {outputs};
+}}
+"""
