@@ -117,6 +117,10 @@ def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     return emission.operations.store(number, spread, inputs[0])
 
 
+def _copy(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
+    return emission.operations.apply(None, inputs[0], emission.output(task))
+
+
 def geometry_of_product(sketch: Sketch, task: Task, arena: Arena) -> tuple[Array, dict[str, Any]]:
     """A convolution's weight in the order in which its channels lie, and how it slides.
 
@@ -189,6 +193,7 @@ def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
 _EMIT: Mapping[str, Callable[[Emission, Task, list[Any]], list[Op]]] = {
     "load": _load,
     "store": _store,
+    "copy": _copy,
     "conv2d": _product,
     "linear": _product,
     **dict.fromkeys(("add", "mul", "act", "affine", "layer_norm", "softmax"), _other),

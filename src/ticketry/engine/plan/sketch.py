@@ -87,6 +87,19 @@ class Sketch:
         self.tasks.append(Task(node.op, node.output, tuple(inputs), output, node))
         return output
 
+    def run(self, node: Node, form: Form) -> Form:
+        """A value whose positions follow one another: itself, or a copy where others may want a halo between rows."""
+        if form.pixels[0] == 1:
+            return form
+        self.reads(form)
+        self.storages.pin(form)
+        channels = form.planes.shape[:-1]
+        storage = self.storages.add(form.channels, form.pixels, len(self.tasks))
+        output = forms.fresh(form.labels, channels, form.pixels, storage)
+        self.storages.pin(output)
+        self.tasks.append(Task("copy", node.output, (form,), output, node))
+        return output
+
     def reads(self, form: Form, halo: int = 0) -> None:
         """The task that is added next reads a value."""
         self.storages.read(form, len(self.tasks), halo)
@@ -223,9 +236,10 @@ def _pool(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
 
 
 def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
-    q, k, v = inputs
     if any(form.labels != "cpc" for form in inputs):
         raise UnsupportedError("heads whose tokens are no positions")
+    inputs = [sketch.run(node, form) for form in inputs]
+    q, k, v = inputs
     for form in inputs:
         sketch.reads(form)
         sketch.storages.pin(form)
@@ -233,7 +247,7 @@ def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     heads, size = v.planes.shape[:2]
     y = sketch.make(node, inputs, ("cpc", [heads, size], q.pixels))
     sketch.storages.pin(y)
-    return y
+    return sketch.run(node, y)
 
 
 def _concat(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
