@@ -237,7 +237,9 @@ def graphs(draw: st.DrawFn, most: int = 8) -> Graph:
         except GraphError:  # parts of it stay: branches that end
             del growing.nodes[before:]
             growing.values = {name: growing.values[name] for name in [*shapes, *(n.output for n in growing.nodes)]}
-            growing.tensors = {n: t for one in growing.nodes for n, t in growing.tensors.items() if n in one.weights.values()}
+            growing.tensors = {
+                n: t for one in growing.nodes for n, t in growing.tensors.items() if n in one.weights.values()
+            }
     made = [one.output for one in growing.nodes]
     if not made:
         made = [growing.add("act", (growing.inputs[0],), act="relu")]

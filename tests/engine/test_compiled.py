@@ -118,6 +118,46 @@ def test_an_input_of_other_strides(model, mask, fast):
     close(fast(wide[..., ::2]), wanted)
 
 
+@pytest.mark.parametrize("layout", ["planes", "pixels"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_channels_last_is_read_as_it_is(model, mask, layout, batch, monkeypatch):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1)
+    (native,) = fast._natives
+    native.layout = layout
+    x = torch.randn(batch, 3, 10, 10)
+    last = x.to(memory_format=torch.channels_last)
+    wanted = fast(x)
+    close(wanted, expected(model, mask, x))
+
+    def copied(*_: object) -> None:
+        raise AssertionError("copied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "contiguous", copied, raising=False)
+        assert torch.equal(fast(last), wanted)
+    assert {plan.last for plan in native.programs} == {(), (0,)}
+    again = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1)  # from kept plans
+    again._natives[0].layout = layout
+    assert torch.equal(again(last), wanted)
+    assert torch.equal(again(x), wanted)
+    fast.tune(last)
+    assert native.plan(batch, 1, (0,)).last == (0,)
+    close(fast(last), expected(model, mask, x))
+    close(fast(x), expected(model, mask, x))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 6, 1, 1), (1, 6, 4, 1), (3, 6, 1, 4)])
+def test_channels_last_of_sizes_of_one(shape):
+    torch.manual_seed(0)
+    model = nn.Conv2d(shape[1], 5, 1)
+    fast = tk.compile(model, None, torch.randn(shape), threads=1)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).double()(x.double())
+    close(fast(x.to(memory_format=torch.channels_last)), wanted)
+    close(fast(x), wanted)
+
+
 def test_an_empty_batch(fast):
     assert fast(torch.randn(0, 3, 10, 10)).shape == (0, 5)
 

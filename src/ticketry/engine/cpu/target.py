@@ -11,7 +11,7 @@ from ticketry.errors import EngineError, MissingExtraError
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
 """Levels of x86-64, each of which runs what those behind it do: float32 values in a vector register."""
 
-_AARCH64 = "aarch64-unknown-linux-gnu"
+_LINUX = "x86_64-unknown-linux-gnu"
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,14 @@ def foreign(name: str) -> Target:
     Raises:
         EngineError: no such name.
     """
-    common = {"features": "", "triple": "x86_64-unknown-linux-gnu"}
     if name == "aarch64":
-        return Target(name, _AARCH64, "generic", "+neon", lanes=4, registers=32)
+        return Target(name, "aarch64-unknown-linux-gnu", "generic", "+neon", lanes=4, registers=32)
     if name == "avx512":
-        return Target(name, cpu="x86-64-v4", lanes=16, registers=32, **common)
+        return Target(name, _LINUX, "x86-64-v4", "", lanes=16, registers=32)
     if name == "avx2":
-        return Target(name, cpu="x86-64-v3", lanes=8, registers=16, **common)
+        return Target(name, _LINUX, "x86-64-v3", "", lanes=8, registers=16)
     if name == "generic":
-        return Target(name, cpu="x86-64-v2", lanes=4, registers=16, fused=False, **common)
+        return Target(name, _LINUX, "x86-64-v2", "", lanes=4, registers=16, fused=False)
     raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_X86)}, aarch64")
 
 

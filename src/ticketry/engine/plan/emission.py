@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -41,13 +41,17 @@ class Emission:
         arena: where its values lie.
         operations: the layout's.
         inputs: how many external tensors come in; those that go out follow them.
+        last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
 
     Raises:
         UnsupportedError: the layout cannot run a task of the region.
     """
 
-    def __init__(self, sketch: Sketch, arena: Arena, operations: Operations, inputs: int) -> None:
-        self.sketch, self.arena, self.operations, self.inputs = sketch, arena, operations, inputs
+    def __init__(
+        self, sketch: Sketch, arena: Arena, operations: Operations, inputs: int, last: Collection[int] = ()
+    ) -> None:
+        self.sketch, self.arena, self.operations = sketch, arena, operations
+        self.inputs, self.last = inputs, last
         self.ops: list[Op] = []
         self.scratch = 0
         operations.reserve = self.reserve
@@ -85,10 +89,13 @@ class Emission:
 Strides = tuple[int, int, int, int]
 
 
-def strides(form: Form) -> Strides:
-    """Element strides (image, channel, row, column) of a contiguous tensor that holds a value, as `memory` has it."""
+def strides(form: Form, last: bool = False) -> Strides:
+    """Element strides (image, channel, row, column) of a tensor that holds a value, as `memory` has it.
+
+    It is contiguous, or its channels come last in memory.
+    """
     channels, (height, width) = form.channels, form.pixels
-    if form.labels == "pc":
+    if form.labels == "pc" or last:
         return (channels * height * width, 1, width * channels, channels)
     return (channels * height * width, height * width, width, 1)
 
@@ -108,7 +115,7 @@ def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
 
 def _load(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
     assert task.output is not None
-    y, spread = emission.output(task), strides(task.output)
+    y, spread = emission.output(task), strides(task.output, task.number in emission.last)
     return emission.operations.load(task.number, spread, y)
 
 

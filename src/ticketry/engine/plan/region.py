@@ -36,6 +36,9 @@ _MOST_READY = 256
 _ROUNDS = 5
 """Samples of each plan that is tried, warmed before."""
 
+Last = tuple[int, ...]
+"""Numbers of the inputs that come as torch's channels_last."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +50,8 @@ class Plan:
     """Images of a block."""
     split: str
     """How threads share the work: see `Program`."""
+    last: Last = ()
+    """The others are contiguous."""
 
 
 @dataclass
@@ -62,10 +67,10 @@ class Native:
     """"planes" or "pixels"; None for what `choose` says of each block."""
     sketch: Sketch = field(init=False)
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
-    _tuned: dict[tuple[int, int], Plan] = field(init=False, default_factory=dict)
+    _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
-    _ready: dict[tuple[int, int, str | None], Program] = field(init=False, default_factory=dict)
-    """Programs by the batch, threads and layout they are called with."""
+    _ready: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
+    """Programs by the batch, threads, inputs and layout they are called with."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -77,18 +82,19 @@ class Native:
         """The region's outputs, of inputs in its order."""
         batch, inputs, outputs, made = self._bound(tensors)
         if batch:
-            program = self._ready.get((batch, threads, self.layout))
+            key = (batch, threads, _last(inputs), self.layout)
+            program = self._ready.get(key)
             if program is None:
-                program = self.program(self.plan(batch, threads))
+                program = self.program(self.plan(*key[:3]))
                 if len(self._ready) < _MOST_READY:
-                    self._ready[batch, threads, self.layout] = program
+                    self._ready[key] = program
             program.run(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]], threads)
         return made
 
     def profile(self, tensors: Sequence[Tensor], seconds: dict[str, float]) -> list[Tensor]:
         """The same on one thread, with the seconds of each layer added to `seconds`."""
         batch, inputs, outputs, made = self._bound(tensors)
-        program = self.program(self.plan(batch, 1))
+        program = self.program(self.plan(batch, 1, _last(inputs)))
         found = program.profile(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]])
         for op, spent in zip(program.ops, found, strict=True):
             seconds[op.label] = seconds.get(op.label, 0.0) + spent
@@ -99,7 +105,8 @@ class Native:
         batch, inputs, outputs, _ = self._bound(tensors)
         addresses = [tensor.data_ptr() for tensor in [*inputs, *outputs]]
         programs: dict[Plan, Program] = {}
-        for plan in _candidates(batch, threads) if batch else ():
+        last = _last(inputs)
+        for plan in _candidates(batch, threads, last) if batch else ():
             try:
                 programs[plan] = self.program(plan)
             except UnsupportedError:
@@ -115,20 +122,20 @@ class Native:
         if found:
             best = min(found, key=lambda plan: found[plan])
             with self._lock:
-                self._tuned[batch, threads] = best
+                self._tuned[batch, threads, last] = best
                 self._ready.clear()
                 for plan in set(programs) - {best, *self._tuned.values()}:
                     self.programs.pop(plan, None)
         return found
 
-    def plan(self, batch: int, threads: int) -> Plan:
+    def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
         """How a batch is run: as was found fastest by `tune`, else as the costs estimate."""
         with self._lock:
-            if (batch, threads) in self._tuned:
-                return self._tuned[batch, threads]
+            if (batch, threads, last) in self._tuned:
+                return self._tuned[batch, threads, last]
             images = _block(batch, threads)
             layout = self.layout or self._choice(images)
-        return _plan(layout, min(images, PIXELS_IMAGES) if layout == "pixels" else images, batch, threads)
+        return _plan(layout, min(images, PIXELS_IMAGES) if layout == "pixels" else images, batch, threads, last)
 
     def _choice(self, images: int) -> str:
         if images not in self._chosen:
@@ -152,10 +159,10 @@ class Native:
             return self.programs[plan]
 
     def _program(self, plan: Plan) -> Program:
-        kept = self._kept().fetch(plan.layout, plan.images)
+        kept = self._kept().fetch(plan.layout, plan.images, plan.last)
         if kept is None:
             emission = self._emission(plan)
-            self._kept().keep(emission.ops, {"arena": emission.bytes}, plan.layout, plan.images)
+            self._kept().keep(emission.ops, {"arena": emission.bytes}, plan.layout, plan.images, plan.last)
             return Program(emission.ops, plan.images, emission.bytes, self.library, plan.split)
         return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split)
 
@@ -163,13 +170,14 @@ class Native:
         target, images, inputs = self.library.target, plan.images, len(self.region.inputs)
         if plan.layout == "pixels":
             arena = PixelsArena(self.sketch, images, target.lanes)
-            return Emission(self.sketch, arena, PixelsOperations(target, images), inputs)
-        return Emission(self.sketch, PlanesArena(self.sketch.storages, images), PlanesOperations(target), inputs)
+            return Emission(self.sketch, arena, PixelsOperations(target, images), inputs, plan.last)
+        planes = PlanesArena(self.sketch.storages, images)
+        return Emission(self.sketch, planes, PlanesOperations(target), inputs, plan.last)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:
         """Number of images, inputs as they are read, outputs as they are written, outputs as they are returned."""
         batch = tensors[0].shape[0]
-        inputs = [tensor.contiguous() for tensor in tensors]
+        inputs = [tensor if _channels_last(tensor) else tensor.contiguous() for tensor in tensors]
         outputs = [torch.empty(batch, *shape) for shape, _ in self._made]
         made = [
             tensor if order is None else tensor.permute(order)
@@ -178,9 +186,18 @@ class Native:
         return batch, inputs, outputs, made
 
 
-def _plan(layout: str, images: int, batch: int, threads: int) -> Plan:
+def _last(inputs: Sequence[Tensor]) -> Last:
+    return tuple(number for number, tensor in enumerate(inputs) if _channels_last(tensor))
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor is read as it is though it is not contiguous."""
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _plan(layout: str, images: int, batch: int, threads: int, last: Last) -> Plan:
     """Threads share the batch where there is a block for each, else every operation."""
-    return Plan(layout, images, "batch" if -(-batch // images) >= threads else "parts")
+    return Plan(layout, images, "batch" if -(-batch // images) >= threads else "parts", last)
 
 
 def _block(batch: int, threads: int) -> int:
@@ -192,8 +209,9 @@ def _block(batch: int, threads: int) -> int:
     return images
 
 
-def _candidates(batch: int, threads: int) -> list[Plan]:
+def _candidates(batch: int, threads: int, last: Last) -> list[Plan]:
     """Plans worth trying: both layouts, with the blocks that the batch fills."""
     most = _block(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
-    return [_plan(layout, images, batch, threads) for layout in ("planes", "pixels") for images in reversed(blocks)]
+    layouts = ("planes", "pixels")
+    return [_plan(layout, images, batch, threads, last) for layout in layouts for images in reversed(blocks)]
