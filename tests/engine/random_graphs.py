@@ -218,7 +218,7 @@ class Growing:
 _KINDS = (
     *("conv",) * 6,
     *("linear", "norm", "activation", "pairwise", "gate", "concat", "slice", "pool", "pool", "shuffle", "flatten"),
-    *("tokens", "layer_norm", "softmax", "attention"),
+    *("tokens", "tokens", "layer_norm", "softmax", "attention", "attention"),
 )
 
 

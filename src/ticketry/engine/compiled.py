@@ -20,6 +20,7 @@ from ticketry.core.mask import Mask
 from ticketry.engine.call import Call, build
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
+from ticketry.engine.cpu.workers import cores
 from ticketry.engine.graph import Graph, Node
 from ticketry.engine.layers import Layer, describe, table
 from ticketry.engine.ops import torch_step
@@ -48,8 +49,9 @@ def compile(
         mask: applied to a copy of the model; None if its pruned weights are zero already.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
             have other numbers of examples.
-        threads: that a call uses; None for `torch.get_num_threads()` at each call.
-        target: "host", or "avx2" for kernels that use no more than that.
+        threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
+            cores that the calling thread may run on.
+        target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
         tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
             instead of trusting the estimates. Takes seconds.
 
@@ -112,13 +114,13 @@ class Compiled(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._call.bind(args, kwargs)
         if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
-            return self._whole(inputs, self.threads or torch.get_num_threads())[0]
+            return self._whole(inputs, self._threads())[0]
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(dict(zip(self.graph.inputs, inputs, strict=True)))
 
     def _run(self, values: dict[str, Any]) -> Any:
         """Step by step, each value held until its last reader is done."""
-        threads = self.threads or torch.get_num_threads()
+        threads = self._threads()
         for run, reads, makes, done in self._steps:
             inputs = [values[name] for name in reads]
             if isinstance(run, Native):
@@ -136,7 +138,7 @@ class Compiled(nn.Module):
             The module itself.
         """
         values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
-        threads = self.threads or torch.get_num_threads()
+        threads = self._threads()
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, _ in self._steps:
                 tensors = [values[name] for name in reads]
@@ -208,6 +210,10 @@ class Compiled(nn.Module):
 
     def __repr__(self) -> str:
         return table(self.layers(), self.target.name)
+
+    def _threads(self) -> int:
+        """Of a call: more than there are cores would only wait for each other."""
+        return min(self.threads or torch.get_num_threads(), cores())
 
     def _step(self, step: Region | Node) -> Step:
         if isinstance(step, Region):

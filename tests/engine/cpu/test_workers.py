@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import sys
 import threading
 import time
+import types
+import weakref
+from typing import Any
 
 import pytest
 
-from ticketry.engine.cpu.workers import Workers
+from ticketry.engine.cpu import workers as module
+from ticketry.engine.cpu.workers import Workers, cores
 
 
 def _engine_threads() -> set[threading.Thread]:
@@ -73,6 +79,94 @@ def test_an_interruption_waits_for_the_jobs() -> None:
     with pytest.raises(KeyboardInterrupt):
         workers.run([(time.sleep, (0,)), (long, ())])
     assert ended
+
+
+class _Interrupted:
+    """Interrupts whoever runs code of the workers' module, at its n-th instruction."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.done = False
+
+    def __call__(self, frame: types.FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left < 0 and not self.done:
+                self.done = True
+                raise KeyboardInterrupt
+        return self
+
+
+def test_wherever_the_caller_is_interrupted_all_jobs_run_or_none() -> None:
+    """They wait for each other: did only some begin, those would wait for ever."""
+    number, seen = 0, set()
+    while True:
+        workers, interrupted = Workers(2), _Interrupted(number)
+        together, ran = threading.Barrier(3), []
+
+        def job(together: threading.Barrier = together, ran: list = ran) -> None:
+            together.wait(20)
+            ran.append(True)
+
+        raised = False
+        sys.settrace(interrupted)
+        try:
+            workers.run([(job, ())] * 3)
+        except KeyboardInterrupt:
+            raised = True
+        finally:
+            sys.settrace(None)
+        assert len(ran) in ((0, 3) if raised else (3,)), f"interrupted at instruction {number}"
+        if not interrupted.done:
+            break
+        seen.add(len(ran))
+        number += 1
+        del workers
+        gc.collect()  # now, not while the next ones are watched
+    assert seen == {0, 3}
+    assert number > 20
+
+
+def test_what_jobs_use_lives_until_they_have_ended() -> None:
+    """Also if the caller does not wait any more, and lets go of the workers."""
+
+    class Used:
+        pass
+
+    used, release, ended = Used(), threading.Event(), []
+    alive = weakref.ref(used)
+
+    def job() -> None:
+        release.wait(20)
+        gc.collect()
+        ended.append(alive() is not None)
+
+    workers = Workers(1)
+    call = module._Call(used, 1)
+    workers._queues[0].put(((job, ()), call))
+    mine = [thread for thread in _engine_threads() if thread.is_alive()]
+    del workers, used, call
+    release.set()
+    for thread in mine:
+        thread.join(20)
+    assert ended == [True]
+    gc.collect()
+    assert alive() is None
+
+
+def test_cores_are_those_that_the_thread_may_use() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity here")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert cores() == len(before)
 
 
 def test_threads_end_when_nobody_holds_them() -> None:

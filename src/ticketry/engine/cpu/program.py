@@ -134,8 +134,15 @@ class Program:
             ops.append(replace(op, args=tuple(args)))
         return ops
 
-    def run(self, batch: int, external: Sequence[int], threads: int = 1) -> None:
-        """Run all operations on ``batch`` images; ``external``: addresses of the tensors that come in and go out."""
+    def run(self, batch: int, external: Sequence[int], threads: int = 1, holding: object = None) -> None:
+        """Run all operations on a batch.
+
+        Args:
+            batch: how many images.
+            external: addresses of the tensors that come in and go out.
+            threads: that share the work.
+            holding: what lives at those addresses: kept until no thread uses it, even if the call is interrupted.
+        """
         if len(external) > _SLOTS - State.EXTERNAL:
             raise EngineError(f"{len(external)} tensors go in and out of one program: {_SLOTS - State.EXTERNAL} may")
         blocks = -(-batch // self.images)
@@ -153,7 +160,8 @@ class Program:
                 if self.split == "batch":
                     first, last = blocks * part // threads, blocks * (part + 1) // threads
                 jobs.append((self._drive, (start, self._first_entry, count, first, last, images, batch)))
-            workspace.workers.run(jobs)
+            used = (self._memory, self.library, workspace.states, workspace.arenas, workspace.barrier, holding)
+            workspace.workers.run(jobs, used)
         self._give_back(workspace)  # not after an error or an interruption: who knows how it was left
 
     def profile(self, batch: int, external: Sequence[int]) -> list[float]:

@@ -1,90 +1,112 @@
-"""Threads that stay, each woken and waited for by a lock: a native call in each, none of which holds Python's lock."""
+"""Threads that stay, each fed by a queue: a native call in each, none of which holds Python's lock.
+
+Jobs may wait for one another natively, so either all of them have to begin or none, wherever the caller is interrupted.
+Python runs handlers of signals between its own instructions, not inside of a function in C; so feeding all queues and
+doing the caller's job is one call of such a function.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
+from queue import SimpleQueue
 from typing import Any
 
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
+_CALL = methodcaller("__call__")
 
-class _Post:
-    """Where one thread finds its work: two locks, held until there is something to do, and until it is done."""
 
-    def __init__(self) -> None:
-        self.given, self.done = threading.Lock(), threading.Lock()
-        self.given.acquire()
-        self.done.acquire()
-        self.job: Job | None = None
-        self.finished = True
-        self.error: BaseException | None = None
+def cores() -> int:
+    """Cores that the calling thread may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    def serve(self) -> None:
-        while True:
-            self.given.acquire()
-            if self.job is None:
-                return
-            function, arguments = self.job
-            try:
-                function(*arguments)
-            except BaseException as error:
-                self.error = error
-            self.finished = True
-            self.done.release()
-            del function, arguments
 
-    def give(self, job: Job) -> None:
-        self.job, self.finished = job, False
-        self.given.release()
+@dataclass(slots=True)
+class _Call:
+    """What the jobs of one call share."""
 
-    def wait(self) -> None:
-        """Until the work is done: whoever is interrupted meanwhile still waits, as its memory is in use until then."""
-        try:
-            self.done.acquire()
-        except KeyboardInterrupt:
-            while not self.finished:
-                with suppress(KeyboardInterrupt):
-                    time.sleep(0.001)
-            raise
+    holding: object
+    """What they use: each thread holds it until its job has ended, even if the caller did not wait for that."""
+    threads: int
+    """Beside the caller's."""
+    ended: list[BaseException | None] = field(default_factory=list)
+    """Of each job that has ended on a thread of its own: its error."""
+    signal: SimpleQueue[None] = field(default_factory=SimpleQueue)
+    """Gets an entry when all have."""
+
+
+_Queue = SimpleQueue["tuple[Job, _Call] | None"]
 
 
 class Workers:
     """So many threads beside the caller's. Used by one caller at a time; they end when nobody holds this any more."""
 
     def __init__(self, count: int) -> None:
-        self._posts = [_Post() for _ in range(count)]
-        for post in self._posts:
-            threading.Thread(target=post.serve, daemon=True, name="ticketry-engine").start()
-        weakref.finalize(self, _dismiss, self._posts)
+        self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
+        for queue in self._queues:
+            threading.Thread(target=_serve, args=(queue,), daemon=True, name="ticketry-engine").start()
+        weakref.finalize(self, _dismiss, self._queues)
 
-    def run(self, jobs: Sequence[Job]) -> None:
+    def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Do the first job here and each other one on a thread of its own; return when all are done.
 
+        Args:
+            jobs: functions with their arguments. Once one of them has begun, all will.
+            holding: what the jobs use. It lives until the last of them has ended.
+
         Raises:
-            Exception: the first that a job raised, when all have ended. These workers are not to be used again then.
+            BaseException: the first that a job or a handler of signals raised, when all have ended. These workers are
+                not to be used again then.
         """
-        posts = self._posts[: len(jobs) - 1]
-        if len(posts) < len(jobs) - 1:
-            raise ValueError(f"{len(jobs)} jobs for {len(self._posts) + 1} threads")
-        for post, job in zip(posts, jobs[1:], strict=True):
-            post.give(job)
+        queues = self._queues[: len(jobs) - 1]
+        if len(queues) < len(jobs) - 1:
+            raise ValueError(f"{len(jobs)} jobs for {len(self._queues) + 1} threads")
+        call = _Call(holding, len(queues))
+        steps: list[Callable[[], Any]] = [
+            partial(queue.put, (job, call)) for queue, job in zip(queues, jobs[1:], strict=True)
+        ]
+        function, arguments = jobs[0]
+        steps.append(partial(function, *arguments))
+        begun: list[Any] = []
         errors: list[BaseException] = []
-        waiting: list[Job] = [(post.wait, ()) for post in posts]
-        for function, arguments in [jobs[0], *waiting]:
-            try:
-                function(*arguments)
-            except BaseException as error:
-                errors.append(error)
-        errors += [post.error for post in posts if post.error is not None]
+        try:
+            begun.extend(map(_CALL, steps))
+            if queues:
+                call.signal.get()
+        except BaseException as error:
+            errors.append(error)
+            while begun and len(call.ended) < len(queues):  # interrupted once more, they still have to end
+                with suppress(KeyboardInterrupt):
+                    time.sleep(0.001)
+        errors += [error for error in call.ended if error is not None]
         if errors:
             raise errors[0]
 
 
-def _dismiss(posts: Sequence[_Post]) -> None:
-    for post in posts:
-        post.job = None
-        post.given.release()
+def _serve(queue: _Queue) -> None:
+    while (given := queue.get()) is not None:
+        (function, arguments), call = given
+        error: BaseException | None = None
+        try:
+            function(*arguments)
+        except BaseException as raised:
+            error = raised
+        call.ended.append(error)
+        if len(call.ended) == call.threads:
+            call.signal.put(None)
+        del given, function, arguments, call, error
+
+
+def _dismiss(queues: Sequence[_Queue]) -> None:
+    for queue in queues:
+        queue.put(None)

@@ -88,7 +88,8 @@ class Native:
                 program = self.program(self.plan(*key[:3]))
                 if len(self._ready) < _MOST_READY:
                     self._ready[key] = program
-            program.run(batch, [tensor.data_ptr() for tensor in [*inputs, *outputs]], threads)
+            tensors = [*inputs, *outputs]
+            program.run(batch, [tensor.data_ptr() for tensor in tensors], threads, tensors)
         return made
 
     def profile(self, tensors: Sequence[Tensor], seconds: dict[str, float]) -> list[Tensor]:
