@@ -1,0 +1,244 @@
+"""The Triton kernels. Importing this module imports Triton; nothing here is called but through `engine.gpu.ops`.
+
+One layout is behind them all: *inner*, channels outermost and the batch innermost ([C, H, W, N] in memory, [C, tokens]
+for a linear layer). A kept column, a channel at a tap, is then one run of memory for consecutive images, so that a
+gather of columns is a gather of vectors of 16 bytes. With channels innermost each element of a gather would be an
+access of its own.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """The acts of `engine.infer` on float32; "" is the identity."""
+    if ACT == "relu":
+        v = tl.maximum(v, 0.0)
+    elif ACT == "leaky_relu":
+        v = tl.where(v > 0, v, v * SLOPE)
+    elif ACT == "relu6":
+        v = tl.minimum(tl.maximum(v, 0.0), 6.0)
+    elif ACT == "hardsigmoid":
+        v = tl.minimum(tl.maximum(v + 3.0, 0.0), 6.0) / 6.0
+    elif ACT == "hardswish":
+        v = v * (tl.minimum(tl.maximum(v + 3.0, 0.0), 6.0) / 6.0)
+    elif ACT == "sigmoid":
+        v = 1.0 / (1.0 + tl.exp(-v))
+    elif ACT == "silu":
+        v = v / (1.0 + tl.exp(-v))
+    elif ACT == "tanh":
+        v = 2.0 / (1.0 + tl.exp(-2.0 * v)) - 1.0
+    elif ACT == "gelu":
+        v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
+    elif ACT == "gelu_tanh":
+        inner = 0.7978845608028654 * (v + 0.044715 * v * v * v)
+        v = v / (1.0 + tl.exp(-2.0 * inner))
+    else:
+        tl.static_assert(ACT == "", "an activation that the kernels do not know")
+    return v
+
+
+@triton.jit
+def group_product(
+    x,
+    weight,  # per tile [TILE, columns rounded up to 64]
+    bias,  # [O], of the type of x
+    residual,  # as out
+    out,
+    tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
+    rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
+    channels,  # [columns]: the input channel; -1 in the padding of a tile
+    taps,  # [columns]: rows down << 16 | columns right, both as int16, the layer's padding subtracted
+    outputs,  # pixels of out, of all images
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_h,
+    stride_w,
+    x_n,
+    x_c,
+    x_h,
+    x_w,
+    y_n,
+    y_c,
+    y_h,
+    y_w,
+    r_n,
+    r_c,
+    r_h,
+    r_w,
+    count,  # tiles
+    TILE: tl.constexpr,  # rows of a tile
+    PIXELS: tl.constexpr,  # outputs of a program
+    COLUMNS: tl.constexpr,  # columns of a step
+    INNER: tl.constexpr,  # the order in which outputs are counted: images innermost, or outermost
+    TAPS: tl.constexpr,  # whether taps are read at all: not for 1x1 and linear layers
+    BORDER: tl.constexpr,  # whether a tap may be outside of the image
+    WIDE: tl.constexpr,  # offsets of 64 bits
+    ACT: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr,  # of a product of float32
+):
+    """act(x[columns] weight^T + bias + residual) of one tile of rows at PIXELS outputs."""
+    program = tl.program_id(0)
+    # All tiles at the same outputs run side by side: what they gather is then in the cache.
+    tile = program % count
+    m = (program // count) * PIXELS + tl.arange(0, PIXELS)
+    inside = m < outputs
+    if INNER:
+        n = m % images
+        place = m // images
+        column = place % out_width
+        row = place // out_width
+    else:
+        column = m % out_width
+        place = m // out_width
+        row = place % out_height
+        n = place // out_height
+    top = row * stride_h
+    left = column * stride_w
+    if WIDE:
+        n = n.to(tl.int64)
+        row = row.to(tl.int64)
+        column = column.to(tl.int64)
+    at = n * x_n + (row * stride_h) * x_h + (column * stride_w) * x_w
+
+    # Stored in units of 64, so that the compiler knows their alignment.
+    first = tl.load(tiles + tile * 3) * 64
+    columns = tl.load(tiles + tile * 3 + 1)
+    start = tl.load(tiles + tile * 3 + 2).to(tl.int64) * 64
+    padded = (columns + 63) // 64 * 64
+    one = tl.arange(0, TILE)
+    k = tl.arange(0, COLUMNS)
+    weights = weight + start + one[:, None] * padded + k[None, :]
+
+    total = tl.zeros((PIXELS, TILE), dtype=tl.float32)
+    for step in range(0, tl.cdiv(columns, COLUMNS)):
+        channel = tl.load(channels + first + step * COLUMNS + k)
+        valid = (channel >= 0)[:, None] & inside[None, :]
+        if WIDE:
+            channel = channel.to(tl.int64)
+        offset = channel * x_c
+        if TAPS:
+            tap = tl.load(taps + first + step * COLUMNS + k)
+            down = tap >> 16
+            right = (tap << 16) >> 16
+            if BORDER:
+                y = down[:, None] + top[None, :]
+                z = right[:, None] + left[None, :]
+                valid = valid & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            offset += down * x_h + right * x_w
+        gathered = tl.load(x + (offset[:, None] + at[None, :]), mask=valid, other=0.0)
+        block = tl.load(weights + step * COLUMNS)
+        total = tl.dot(tl.trans(gathered), tl.trans(block), total, input_precision=PRECISION)
+
+    target = tl.load(rows + tile * TILE + one)
+    stored = (target >= 0)[None, :] & inside[:, None]
+    if BIAS:
+        total += tl.load(bias + target, mask=target >= 0, other=0.0).to(tl.float32)[None, :]
+    if WIDE:
+        target = target.to(tl.int64)
+    if RESIDUAL:
+        other = (n * r_n + row * r_h + column * r_w)[:, None] + (target * r_c)[None, :]
+        total += tl.load(residual + other, mask=stored, other=0.0).to(tl.float32)
+    total = activate(total, ACT, SLOPE)
+    where = (n * y_n + row * y_h + column * y_w)[:, None] + (target * y_c)[None, :]
+    tl.store(out + where, total.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def transpose(
+    x,
+    out,
+    rest,
+    rest_x,
+    rest_y,
+    a,
+    a_x,
+    a_y,
+    b,
+    b_x,
+    b_y,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """out[r, i, j] = x[r, i, j] of three axes of any steps, in square tiles of the last two."""
+    blocks = tl.cdiv(b, BLOCK)
+    program = tl.program_id(0)
+    j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    program = program // blocks
+    rows = tl.cdiv(a, BLOCK)
+    i = (program % rows) * BLOCK + tl.arange(0, BLOCK)
+    r = program // rows
+    inside = (i < a)[:, None] & (j < b)[None, :]
+    if WIDE:
+        i, j, r = i.to(tl.int64), j.to(tl.int64), r.to(tl.int64)
+    v = tl.load(x + r * rest_x + (i * a_x)[:, None] + (j * b_x)[None, :], mask=inside, other=0.0)
+    tl.store(out + r * rest_y + (i * a_y)[:, None] + (j * b_y)[None, :], v, mask=inside)
+
+
+@triton.jit
+def pool(
+    x,
+    out,
+    outputs,  # pixels of out, of all images
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    kernel_h,
+    kernel_w,
+    MODE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Pooling of [C, H, W, N]: one channel at BLOCK outputs."""
+    blocks = tl.cdiv(outputs, BLOCK)
+    channel = tl.program_id(0) // blocks
+    m = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = m < outputs
+    n = m % images
+    column = (m // images) % out_width
+    row = (m // images) // out_width
+    top, left = row * stride_h - pad_h, column * stride_w - pad_w
+    if WIDE:
+        n, channel = n.to(tl.int64), channel.to(tl.int64)
+    if MODE == "max":
+        total = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
+    else:
+        total = tl.zeros([BLOCK], dtype=tl.float32)
+    for down in range(0, kernel_h):
+        for right in range(0, kernel_w):
+            y, z = top + down * dilation_h, left + right * dilation_w
+            valid = inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            at = ((channel * height + y) * width + z) * images + n
+            if MODE == "max":
+                v = tl.load(x + at, mask=valid, other=float("-inf")).to(tl.float32)
+                total = tl.where((v > total) | (v != v), v, total)  # a NaN stays, as in torch
+            else:
+                total += tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+    if MODE != "max":
+        # torch clips the window at the padded image first, then, without the padding, at the image.
+        bottom = tl.minimum(top + kernel_h, height + pad_h)
+        end = tl.minimum(left + kernel_w, width + pad_w)
+        if MODE == "mean":
+            down = tl.minimum(bottom, height) - tl.maximum(top, 0)
+            right = tl.minimum(end, width) - tl.maximum(left, 0)
+        else:
+            down, right = bottom - top, end - left
+        total = total / (down * right).to(tl.float32)
+    tl.store(out + channel * outputs + m, total.to(out.dtype.element_ty), mask=inside)

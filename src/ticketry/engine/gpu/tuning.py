@@ -1,0 +1,106 @@
+"""Which tile of pixels and how many warps a launch uses: a few candidates, timed once for each shape.
+
+Timing takes place at the first call of a shape on a GPU, never while a CUDA graph is recorded, and is kept for the
+process. On a CPU the first candidate is taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to run the group kernel."""
+
+    pixels: int
+    """Outputs of a program."""
+    columns: int
+    """Kept columns of a step; 32 or 64, as tables are padded to 64."""
+    warps: int
+    stages: int
+    """Steps in flight. The columns' table is fetched one step before what it points to, so that one stage is its own."""
+
+
+ROUNDS = 7
+"""Timed runs of each candidate, in turns."""
+
+_FILL = 132 * 2
+"""Programs below which smaller tiles are tried: two for each multiprocessor of an H100."""
+
+_found: dict[Hashable, Config] = {}
+_lock = threading.Lock()
+
+
+def configs(tile: int, outputs: int, tiles: int) -> list[Config]:
+    """The candidates for tiles of so many rows at so many outputs, the most likely first."""
+    found = {
+        16: [Config(256, 64, 4, 4), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        32: [Config(256, 64, 8, 4), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        64: [Config(128, 64, 4, 4), Config(256, 64, 8, 4), Config(128, 64, 8, 5), Config(64, 64, 4, 5)],
+        128: [Config(128, 64, 8, 4), Config(256, 32, 8, 5), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+    }[tile]
+    few = [one for one in found if tiles * -(-outputs // one.pixels) < _FILL]
+    if few and len(few) == len(found):  # too few programs whichever it is: as many as there can be
+        return sorted(found, key=lambda one: one.pixels)[:2] + [Config(32, 64, 4, 5)]
+    return [one for one in found if one not in few] + few[:1]
+
+
+def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
+    """The fastest candidate for `key`, by timing `run` where that can be done."""
+    candidates = configs(tile, outputs, tiles)
+    if x.device.type != "cuda":
+        return _narrow(candidates[0], outputs)
+    key = (torch.cuda.get_device_name(x.device), key)
+    if key not in _found:
+        if torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        with _lock:
+            if key not in _found:
+                _found[key] = fastest(candidates, run, _seconds)
+    return _found[key]
+
+
+def fastest(
+    candidates: list[Config], run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]
+) -> Config:
+    """The candidate whose median over rounds in turns is least; one that the device cannot run is left out."""
+    times: dict[Config, list[float]] = {}
+    errors: list[Exception] = []
+    for config in candidates:
+        try:
+            run(config)  # compiled, and found to fit
+        except Exception as error:  # out of shared memory or registers on a smaller GPU
+            errors.append(error)
+        else:
+            times[config] = []
+    if not times:
+        raise errors[-1]
+    for _ in range(ROUNDS):
+        for config, taken in times.items():
+            taken.append(seconds(lambda config=config: run(config)))  # type: ignore[misc]
+    return min(times, key=lambda config: median(times[config]))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(4):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 4e3
+
+
+def _narrow(config: Config, outputs: int) -> Config:
+    """No more pixels than there are: the interpreter computes every one of them."""
+    pixels = config.pixels
+    while pixels > 16 and pixels // 2 >= outputs:
+        pixels //= 2
+    return Config(pixels, config.columns, config.warps, config.stages)
