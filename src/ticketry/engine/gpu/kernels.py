@@ -1,9 +1,8 @@
 """The Triton kernels. Importing this module imports Triton; nothing here is called but through `engine.gpu.ops`.
 
-One layout is behind them all: *inner*, channels outermost and the batch innermost ([C, H, W, N] in memory, [C, tokens]
-for a linear layer). A kept column, a channel at a tap, is then one run of memory for consecutive images, so that a
-gather of columns is a gather of vectors of 16 bytes. With channels innermost each element of a gather would be an
-access of its own.
+One layout is behind them all: *inner* (`engine.gpu.layout`), channels outermost and the batch innermost. A kept column,
+a channel at a tap, is then one run of memory for consecutive images, so that a gather of columns is a gather of vectors
+of 16 bytes. With channels innermost each element of a gather would be an access of its own.
 """
 
 from __future__ import annotations
@@ -43,40 +42,26 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def group_product(
-    x,
+    x,  # inner: [C, height, width, images]
     weight,  # per tile [TILE, columns rounded up to 64]
     bias,  # [O], of the type of x
     residual,  # as out
-    out,
+    out,  # inner: [O, out_height, out_width, images]
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
     rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
     channels,  # [columns]: the input channel; -1 in the padding of a tile
     taps,  # [columns]: rows down << 16 | columns right, both as int16, the layer's padding subtracted
-    outputs,  # pixels of out, of all images
-    images,
+    eights,  # images / 8, padded: the compiler then knows that runs of images are whole vectors
     height,
     width,
     out_height,
     out_width,
     stride_h,
     stride_w,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    y_n,
-    y_c,
-    y_h,
-    y_w,
-    r_n,
-    r_c,
-    r_h,
-    r_w,
     count,  # tiles
     TILE: tl.constexpr,  # rows of a tile
     PIXELS: tl.constexpr,  # outputs of a program
     COLUMNS: tl.constexpr,  # columns of a step
-    INNER: tl.constexpr,  # the order in which outputs are counted: images innermost, or outermost
     TAPS: tl.constexpr,  # whether taps are read at all: not for 1x1 and linear layers
     BORDER: tl.constexpr,  # whether a tap may be outside of the image
     WIDE: tl.constexpr,  # offsets of 64 bits
@@ -85,30 +70,24 @@ def group_product(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,  # of a product of float32
+    WIDEN: tl.constexpr,  # multiply as float32, where products of 16-bit numbers are exact: for Triton's interpreter
 ):
     """act(x[columns] weight^T + bias + residual) of one tile of rows at PIXELS outputs."""
+    images = eights * 8
+    outputs = out_height * out_width * images
     program = tl.program_id(0)
     # All tiles at the same outputs run side by side: what they gather is then in the cache.
     tile = program % count
     m = (program // count) * PIXELS + tl.arange(0, PIXELS)
     inside = m < outputs
-    if INNER:
-        n = m % images
-        place = m // images
-        column = place % out_width
-        row = place // out_width
-    else:
-        column = m % out_width
-        place = m // out_width
-        row = place % out_height
-        n = place // out_height
-    top = row * stride_h
-    left = column * stride_w
+    n = m % images
+    place = m // images
+    top = place // out_width * stride_h
+    left = place % out_width * stride_w
+    at = (top * width + left) * images + n
+    x_c = height * width * images
     if WIDE:
-        n = n.to(tl.int64)
-        row = row.to(tl.int64)
-        column = column.to(tl.int64)
-    at = n * x_n + (row * stride_h) * x_h + (column * stride_w) * x_w
+        x_c = x_c.to(tl.int64)
 
     # Stored in units of 64, so that the compiler knows their alignment.
     first = tl.load(tiles + tile * 3) * 64
@@ -123,8 +102,6 @@ def group_product(
     for step in range(0, tl.cdiv(columns, COLUMNS)):
         channel = tl.load(channels + first + step * COLUMNS + k)
         valid = (channel >= 0)[:, None] & inside[None, :]
-        if WIDE:
-            channel = channel.to(tl.int64)
         offset = channel * x_c
         if TAPS:
             tap = tl.load(taps + first + step * COLUMNS + k)
@@ -134,9 +111,11 @@ def group_product(
                 y = down[:, None] + top[None, :]
                 z = right[:, None] + left[None, :]
                 valid = valid & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            offset += down * x_h + right * x_w
+            offset += (down * width + right) * images
         gathered = tl.load(x + (offset[:, None] + at[None, :]), mask=valid, other=0.0)
         block = tl.load(weights + step * COLUMNS)
+        if WIDEN:
+            gathered, block = gathered.to(tl.float32), block.to(tl.float32)
         total = tl.dot(tl.trans(gathered), tl.trans(block), total, input_precision=PRECISION)
 
     target = tl.load(rows + tile * TILE + one)
@@ -145,11 +124,10 @@ def group_product(
         total += tl.load(bias + target, mask=target >= 0, other=0.0).to(tl.float32)[None, :]
     if WIDE:
         target = target.to(tl.int64)
+    where = m[:, None] + (target * outputs)[None, :]
     if RESIDUAL:
-        other = (n * r_n + row * r_h + column * r_w)[:, None] + (target * r_c)[None, :]
-        total += tl.load(residual + other, mask=stored, other=0.0).to(tl.float32)
+        total += tl.load(residual + where, mask=stored, other=0.0).to(tl.float32)
     total = activate(total, ACT, SLOPE)
-    where = (n * y_n + row * y_h + column * y_w)[:, None] + (target * y_c)[None, :]
     tl.store(out + where, total.to(out.dtype.element_ty), mask=stored)
 
 
@@ -186,10 +164,9 @@ def transpose(
 
 @triton.jit
 def pool(
-    x,
-    out,
-    outputs,  # pixels of out, of all images
-    images,
+    x,  # inner
+    out,  # inner
+    eights,  # images / 8, padded
     height,
     width,
     out_height,
@@ -207,6 +184,8 @@ def pool(
     WIDE: tl.constexpr,
 ):
     """Pooling of [C, H, W, N]: one channel at BLOCK outputs."""
+    images = eights * 8
+    outputs = out_height * out_width * images
     blocks = tl.cdiv(outputs, BLOCK)
     channel = tl.program_id(0) // blocks
     m = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
