@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from ticketry.engine.plan.partition import Region, partition
 from ticketry.engine.plan.region import Native
 from ticketry.errors import EngineError
 
+if TYPE_CHECKING:
+    from ticketry.engine.gpu import CompiledGpu
+
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 """What runs, the values it reads, those it makes, and those nobody reads after it."""
 
@@ -41,8 +44,11 @@ def compile(
     threads: int | None = None,
     target: str = "host",
     tune: bool = False,
-) -> Compiled:
+) -> Compiled | CompiledGpu:
     """A module with the model's call whose sparse layers run in kernels made for the mask.
+
+    A model on a GPU is compiled for it: `engine.gpu.compile_gpu` with the precision of the model's own weights, where
+    float32 means "tf32". Call that for another precision.
 
     Args:
         model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
@@ -60,6 +66,10 @@ def compile(
         MaskError: the mask does not fit the model.
         MissingExtraError: llvmlite is not installed.
     """
+    if any(parameter.device.type == "cuda" for parameter in model.parameters()):
+        from ticketry.engine.gpu.route import compile_as_it_is
+
+        return compile_as_it_is(model, mask, example_inputs, threads=threads, target=target)
     from ticketry.engine.capture import capture
 
     if example_inputs is None:

@@ -57,7 +57,7 @@ def describe(
         where = "torch" if node.output in reasons else "engine"
         if where == "engine" and kernels and node.output not in kernels:
             continue  # another view of the same planes: nothing runs
-        weights = _weights(graph, node)
+        weights = weights_of(graph, node)
         rows.append(
             _row(
                 weights[0] or node.output,
@@ -88,7 +88,7 @@ def _row(
     return Layer(name, kind, where, ", ".join(kernels), density, kept, rows, seconds, share, why)
 
 
-def _weights(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
+def weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
     """The layer's name, and density, weights kept, and rows a group of its weight."""
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):

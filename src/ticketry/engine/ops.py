@@ -55,7 +55,7 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.de
 def torch_step(graph: Graph, node: Node) -> Function:
     """A function of the node's inputs that runs it in torch and checks that it makes what the graph says it does."""
     function = prepare(node, graph.tensors)
-    return function if node.native else _checked(function, graph.values[node.output], node)
+    return function if node.native else checked(function, graph.values[node.output], node)
 
 
 def reference(node: Node, tensors: Mapping[str, Tensor], inputs: Sequence[Any]) -> Any:
@@ -78,7 +78,7 @@ class Program:
     ) -> None:
         self.graph = graph
         self._call = Call(graph)
-        self._cast = _Cast(graph, precision)
+        self._cast = Cast(graph, precision)
         slots = {name: index for index, name in enumerate(graph.values)}
         tensors = {name: self._cast(tensor).to(device) for name, tensor in graph.tensors.items()}
         last = {name: step for step, node in enumerate(graph.nodes) for name in node.inputs}
@@ -87,7 +87,7 @@ class Program:
         for step, node in enumerate(graph.nodes):
             function = prepare(self._cast.node(node), tensors, device=device)
             if check and not node.native:
-                function = _checked(function, self._cast.value(graph.values[node.output]), node)
+                function = checked(function, self._cast.value(graph.values[node.output]), node)
             done = [name for name in dict.fromkeys(node.inputs) if last[name] == step and name not in kept]
             if node.output not in last and node.output not in kept:
                 done.append(node.output)
@@ -120,7 +120,7 @@ def run(graph: Graph, *args: Any, precision: str | None = None, **kwargs: Any) -
     return Program(graph, precision=precision)(*args, **kwargs)
 
 
-class _Cast:
+class Cast:
     """Puts one floating point type in the place of the graph's own."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
@@ -154,7 +154,7 @@ class _Cast:
         return [self._swap(part) for part in attrs] if isinstance(attrs, list) else attrs
 
 
-def _checked(function: Function, value: Value, node: Node) -> Function:
+def checked(function: Function, value: Value, node: Node) -> Function:
     """The function, with what it makes compared to what the graph says of it: others rely on that."""
     if value.dtype in OTHERS:
         return function

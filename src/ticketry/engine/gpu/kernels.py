@@ -99,7 +99,7 @@ def group_product(
     weights = weight + start + one[:, None] * padded + k[None, :]
 
     total = tl.zeros((PIXELS, TILE), dtype=tl.float32)
-    for step in range(0, tl.cdiv(columns, COLUMNS)):
+    for step in range(tl.cdiv(columns, COLUMNS)):
         channel = tl.load(channels + first + step * COLUMNS + k)
         valid = (channel >= 0)[:, None] & inside[None, :]
         offset = channel * x_c
@@ -200,8 +200,8 @@ def pool(
         total = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
     else:
         total = tl.zeros([BLOCK], dtype=tl.float32)
-    for down in range(0, kernel_h):
-        for right in range(0, kernel_w):
+    for down in range(kernel_h):
+        for right in range(kernel_w):
             y, z = top + down * dilation_h, left + right * dilation_w
             valid = inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
             at = ((channel * height + y) * width + z) * images + n

@@ -75,9 +75,7 @@ def group_conv2d(
     return out
 
 
-def _conv_out(
-    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices
-) -> Tensor:
+def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     return inner_empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x)
 
@@ -162,7 +160,7 @@ def _ready(
 
 
 def _inner(x: Tensor) -> Tensor:
-    return x if is_inner(x) else _turn(x, True)
+    return x if is_inner(x) else _turned(x, True)
 
 
 def _launch(
@@ -231,11 +229,11 @@ def _end(x: Tensor) -> int:
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
     """A copy of x [N, C, H, W] or [tokens, C] that is inner, or outer."""
-    return _turn(x, inner)
+    return _turned(x, inner)
 
 
-def _turn(x: Tensor, inner: bool) -> Tensor:
-    out = _turn_fake(x, inner)
+def _turned(x: Tensor, inner: bool) -> Tensor:
+    out = _turn_out(x, inner)
     if not out.numel():
         return out
     if x.dim() == 4 and x.shape[2] > 1 and x.stride(2) != x.shape[3] * x.stride(3):
@@ -249,6 +247,10 @@ def _turn(x: Tensor, inner: bool) -> Tensor:
 
 @turn.register_fake
 def _turn_fake(x: Tensor, inner: bool) -> Tensor:
+    return _turn_out(x, inner)
+
+
+def _turn_out(x: Tensor, inner: bool) -> Tensor:
     return inner_empty(x.shape, x) if inner else outer_empty(x.shape, x)
 
 
@@ -281,7 +283,7 @@ def inner_pool2d(
     Args:
         mode: "max", "mean" (of the elements inside of the image) or "padded_mean" (padding counts as zeros).
     """
-    out = _pool_out(x, kernel, stride, padding, dilation, ceil, mode)
+    out = _pool_out(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
     x = _inner(x)
@@ -295,7 +297,7 @@ def inner_pool2d(
 
 
 @inner_pool2d.register_fake
-def _pool_out(
+def _inner_pool2d_fake(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -304,5 +306,9 @@ def _pool_out(
     ceil: bool,
     mode: str,
 ) -> Tensor:
+    return _pool_out(x, kernel, stride, padding, dilation, ceil)
+
+
+def _pool_out(x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     return inner_empty((*x.shape[:2], *(windows(*axis, ceil=ceil) for axis in axes)), x)

@@ -57,7 +57,7 @@ def layer_groups(weight: Tensor, groups: int = 1) -> list[RowGroup]:
     rows, width = len(weight) // groups, weight[0].numel()
     return [
         RowGroup(found.rows + number * rows, found.columns + number * width)
-        for number, part in enumerate(weight.split(rows))
+        for number, part in enumerate(torch.split(weight, rows))
         for found in row_groups(part)
     ]
 

@@ -1,0 +1,290 @@
+"""A model compiled for its mask on a GPU: an `nn.Module` with the call of the model it was made of, for inference."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.engine.call import Call, build
+from ticketry.engine.gpu.extra import require_triton
+from ticketry.engine.gpu.plan import LAYERS, Choice, facts_of, plan
+from ticketry.engine.graph import Graph
+from ticketry.engine.layers import Layer, table, weights_of
+from ticketry.errors import EngineError, UsageError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
+
+MOST_SHAPES = 8
+"""Input shapes whose CUDA graphs are kept; the one that was not used for longest goes."""
+
+Key: TypeAlias = "tuple[tuple[int, ...], ...]"
+
+
+def compile_gpu(
+    model: nn.Module,
+    mask: Mask | None = None,
+    example_inputs: Any = None,
+    *,
+    precision: str = "bf16",
+    graph: bool = True,
+    device: torch.device | str | None = None,
+    force: bool = False,
+) -> CompiledGpu:
+    """A module with the model's call whose layers with groups of rows run in sparse kernels on a GPU.
+
+    Inputs and outputs have the model's own types; in between all floating point numbers are of `precision`.
+
+    Args:
+        model: any module that `torch.export` can take. It is not changed; it is compiled as in eval mode.
+        mask: applied to a copy of the model; None if its pruned weights are zero already.
+        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
+            have other numbers of examples: each makes a plan of its own.
+        precision: "bf16", "fp16", or "tf32": float32 that is multiplied with 10 bits of fraction.
+        graph: record a CUDA graph for each shape of inputs, and replay it.
+        device: where it runs; None for the device of the model's parameters.
+        force: every layer that can be runs in the sparse kernels, also where they are estimated to be slower.
+
+    Raises:
+        EngineError: the model cannot be captured, its parameters are on several devices, or on one that the kernels
+            are not for.
+        MaskError: the mask does not fit the model.
+        MissingExtraError: Triton is not installed.
+        UsageError: an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if example_inputs is None:
+        raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
+    require_triton()
+    where = _device(model) if device is None else torch.device(device)
+    check_device(where)
+    from ticketry.engine.capture import capture
+
+    return CompiledGpu(capture(model, mask, example_inputs), where, precision=precision, record=graph, force=force)
+
+
+def _device(model: nn.Module) -> torch.device:
+    devices = {tensor.device for tensor in model.parameters()}
+    if len(devices) != 1:
+        raise EngineError(f"the model's parameters are on {len(devices)} devices: move it to one, or name the device")
+    return devices.pop()
+
+
+def check_device(device: torch.device) -> None:
+    """Raises:
+    EngineError: Triton's kernels cannot run there.
+    """
+    import triton
+
+    if device.type == "cpu":
+        if not triton.knobs.runtime.interpret:
+            raise EngineError(
+                "the GPU's kernels run on a CPU in Triton's interpreter alone, for tests: move the model to a GPU, or"
+                " use tk.compile for this processor"
+            )
+    elif device.type != "cuda":
+        raise EngineError(f"there are no sparse kernels for {device.type}: move the model to a CUDA device")
+
+
+class CompiledGpu(nn.Module):
+    """A graph on a device, with one plan for each shape of inputs."""
+
+    def __init__(
+        self, graph: Graph, device: torch.device, *, precision: str = "bf16", record: bool = True, force: bool = False
+    ) -> None:
+        from ticketry.engine.gpu.program import Weights  # imports Triton
+
+        super().__init__()
+        self.graph = graph
+        self.device = device
+        self.precision = precision
+        self._settings = {"precision": precision, "record": record, "force": force}
+        self._record = record and device.type == "cuda"
+        self._call = Call(graph)
+        self._facts = facts_of(graph)
+        self._weights = Weights(graph, self._facts, PRECISIONS[precision], device)
+        self._runs: OrderedDict[Key, _Run] = OrderedDict()
+        self._lock = threading.Lock()
+        super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
+        with self._lock, torch.no_grad(), plain(self.device):
+            return build(self.graph.outputs, self._run(inputs)(inputs))
+
+    def choices(self, *args: Any, **kwargs: Any) -> dict[str, Choice]:
+        """How each layer runs for such inputs, by the name of the value it makes."""
+        return self._plan(self._call.bind(args, kwargs))
+
+    def layers(self) -> list[Layer]:
+        """What ran in the last call, how and why: a row for each layer, in the order in which they run."""
+        return self._layers({})
+
+    def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
+        """`layers` with the seconds of each, every operation waited for: the median of some rounds, no CUDA graph."""
+        inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
+        found: dict[str, list[float]] = {}
+        with self._lock, torch.no_grad(), plain(self.device):
+            run = self._run(inputs)
+            for _ in range(max(1, rounds)):
+                for name, spent in run.program.timed(inputs, _clock(self.device)).items():
+                    found.setdefault(name, []).append(spent)
+        return self._layers({name: sorted(several)[len(several) // 2] for name, several in found.items()})
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a model file, as `Compiled.save`: it holds the network and no plan, and loads for a CPU."""
+        from ticketry.engine import file
+
+        return file.save(self.graph, Path(path))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes on the device of the weights of all layers that were called so far, with the tables of their places."""
+        return self._weights.bytes
+
+    def train(self, mode: bool = True) -> CompiledGpu:
+        """Refuses: a compiled model is for inference."""
+        if mode:
+            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> CompiledGpu:
+        raise EngineError(
+            f"a compiled model stays in {self.precision} on {self.device}: move or convert the model before it is"
+            " compiled"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
+        return CompiledGpu(self.graph, self.device, **self._settings)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise EngineError("a model that was compiled for a GPU is not pickled: pickle the ticket and compile it again")
+
+    def __repr__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        shapes = "" if not self._runs else f", inputs of {[list(shape) for shape in next(reversed(self._runs))]}"
+        return table(self.layers(), f"{name}, {self.precision}{shapes}")
+
+    def _moved(self, x: Tensor) -> Tensor:
+        if x.device != self.device:
+            raise EngineError(f"an input is on {x.device}, but the model was compiled for {self.device}")
+        return x.detach()
+
+    def _run(self, inputs: Sequence[Tensor]) -> _Run:
+        key = tuple(tuple(x.shape) for x in inputs)
+        if key not in self._runs:
+            from ticketry.engine.gpu.program import Program
+
+            choices = self._plan(inputs)
+            self._runs[key] = _Run(Program(self.graph, choices, self._weights), self._record)
+            while len(self._runs) > MOST_SHAPES:
+                self._runs.popitem(last=False)
+        self._runs.move_to_end(key)
+        return self._runs[key]
+
+    def _plan(self, inputs: Sequence[Tensor]) -> dict[str, Choice]:
+        dtype, force = self._weights.dtype, bool(self._settings["force"])
+        return plan(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
+
+    def _layers(self, seconds: dict[str, float]) -> list[Layer]:
+        choices = next(reversed(self._runs.values())).program.choices if self._runs else {}
+        total = sum(seconds.values())
+        rows = []
+        for node in self.graph.nodes:
+            name, facts = weights_of(self.graph, node)
+            choice = choices.get(node.output)
+            why = choice.why if choice is not None else ""
+            if node.op in LAYERS and choice is None:
+                why = "chosen at the first call"
+            sparse = choice is not None and choice.kernel != "dense"
+            kernel = "" if choice is None or not sparse else choice.kernel
+            kernel += f", tiles of {choice.tile} rows" if choice is not None and kernel == "group" else ""
+            density, kept, spread = facts or (None, None, "")
+            spent = seconds.get(node.output)
+            share = spent / total if spent is not None and total else None
+            where = "engine" if sparse else "torch"
+            rows.append(Layer(name or node.output, node.op, where, kernel, density, kept, spread, spent, share, why))
+        return rows
+
+
+def _batch(inputs: Sequence[Tensor]) -> int:
+    return next((int(x.shape[0]) for x in inputs if x.dim()), 1)
+
+
+class _Run:
+    """A program for inputs of one shape: recorded once where that is asked for, then replayed."""
+
+    def __init__(self, program: Any, record: bool) -> None:
+        self.program = program
+        self._record = record
+        self._recorded: tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]] | None = None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        if not self._record:
+            return self.program(inputs)  # type: ignore[no-any-return]
+        if self._recorded is None:
+            self._recorded = self._recording(inputs)
+        graph, static, made = self._recorded
+        for held, x in zip(static, inputs, strict=True):
+            held.copy_(x)
+        graph.replay()
+        # The next replay writes to the same memory.
+        return {name: one.clone() if isinstance(one, Tensor) else one for name, one in made.items()}
+
+    def _recording(self, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], dict[str, Any]]:
+        static = [x.clone() for x in inputs]
+        stream = torch.cuda.Stream(device=static[0].device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # kernels are compiled and timed here, and libraries make their plans
+                self.program(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                made = self.program(static)
+        except RuntimeError as error:
+            raise EngineError(
+                f"a CUDA graph cannot record this model ({str(error).splitlines()[0]}): compile it with graph=False"
+            ) from error
+        return graph, static, made
+
+
+@contextlib.contextmanager
+def plain(device: torch.device) -> Iterator[None]:
+    """No autocast, TF32 for products of float32, and the device as the current one."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    try:
+        matmul.fp32_precision = conv.fp32_precision = "tf32"
+        with torch.autocast(device.type, enabled=False), current:
+            yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+def _clock(device: torch.device) -> Callable[[Callable[[], Any]], tuple[Any, float]]:
+    def wall(call: Callable[[], Any]) -> tuple[Any, float]:
+        begin = time.perf_counter()
+        return call(), time.perf_counter() - begin
+
+    def events(call: Callable[[], Any]) -> tuple[Any, float]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        made = call()
+        end.record()
+        end.synchronize()
+        return made, float(begin.elapsed_time(end)) / 1e3
+
+    return events if device.type == "cuda" else wall

@@ -1,0 +1,141 @@
+"""What a layer costs on a GPU, in the group kernel, as 2:4, and dense: the rule by which a plan chooses.
+
+    time = launch + max(arithmetic / its rate, bytes / bandwidth [, steps of the longest tile x time of a step])
+
+The constants below are estimates from data sheets and published rates of cuDNN and Triton on an H100 SXM. They have
+not been measured with these kernels: ``python benchmarks/engine_gpu.py --calibrate`` prints measured ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+TILES = (16, 32, 64, 128)
+"""Rows of a tile that the group kernel can have."""
+
+MARGIN = 0.95
+"""A sparse kernel has to be estimated at less than this share of the dense time: the estimate is not exact."""
+
+FEWEST_IMAGES = 4
+"""Runs of fewer images (or tokens) are mostly padding to whole vectors of 8: such layers stay dense."""
+
+
+LEAST_FILLED = 0.5
+"""Share of tiles of 16 rows, the smallest there are, that a layer's groups have to fill. Unstructured masks fill 1/16:
+for them cuDNN and cuBLAS are taken to be faster at any density, which has not been measured either."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches with one number format."""
+
+    dense: float
+    """FLOP/s of cuDNN and cuBLAS on a large layer."""
+    group: Mapping[int, float]
+    """FLOP/s of the group kernel by the rows of a tile, padding counted."""
+    two_four: float
+    """FLOP/s, of the dense layer's, of torch's semi-structured product."""
+    bandwidth: float
+    """Bytes/s of a kernel that copies."""
+    turned: float
+    """Bytes/s, read and written, of a change of layout."""
+    launch: float
+    """Seconds from one kernel of a CUDA graph to the next, besides its work."""
+    step: float
+    """Seconds that a program takes for 64 columns when it is alone on its multiprocessor."""
+    bytes: int
+    """Of a number."""
+
+
+_H100 = Rates(
+    dense=500e12,
+    group={16: 110e12, 32: 200e12, 64: 320e12, 128: 400e12},
+    two_four=650e12,
+    bandwidth=2.4e12,
+    turned=1.6e12,
+    launch=2.5e-6,
+    step=0.25e-6,
+    bytes=2,
+)
+
+RATES: Mapping[torch.dtype, Rates] = {
+    torch.bfloat16: _H100,
+    torch.float16: _H100,
+    # TF32 has half the rate; its gather has to be transposed element by element on its way into shared memory.
+    torch.float32: replace(
+        _H100, dense=250e12, group={16: 30e12, 32: 55e12, 64: 90e12, 128: 120e12}, two_four=0.0, bytes=4
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One layer at one input shape."""
+
+    pixels: int
+    """Outputs of one channel: images x height x width, or tokens."""
+    run: int
+    """Images, or tokens: what lies innermost."""
+    rows: int
+    columns: int
+    """Of the dense weight: input channels of one output x taps."""
+    groups: Sequence[tuple[int, int]]
+    """(rows, kept columns) of each set of rows that share their columns."""
+    inputs: int
+    """Numbers that are read."""
+    outputs: int
+    """Numbers that are written."""
+    residual: bool
+    act: bool
+
+    @property
+    def padded(self) -> int:
+        """Pixels with the runs padded to whole vectors."""
+        return self.pixels // self.run * -(-self.run // 8) * 8
+
+
+def dense_seconds(work: Work, rates: Rates) -> float:
+    """In cuDNN or cuBLAS, and the passes over its output that torch adds for a residual and an activation."""
+    product = 2.0 * work.pixels * work.rows * work.columns / rates.dense
+    bytes_ = rates.bytes * (work.inputs + work.outputs + work.rows * work.columns)
+    return rates.launch + max(product, bytes_ / rates.bandwidth) + _passes(work, rates)
+
+
+def two_four_seconds(work: Work, rates: Rates) -> float:
+    """As torch's semi-structured product."""
+    product = 2.0 * work.pixels * work.rows * work.columns / rates.two_four
+    bytes_ = rates.bytes * (work.inputs + work.outputs + 0.6 * work.rows * work.columns)
+    return rates.launch + max(product, bytes_ / rates.bandwidth) + _passes(work, rates)
+
+
+def _passes(work: Work, rates: Rates) -> float:
+    made = rates.bytes * work.outputs / rates.bandwidth
+    return (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
+
+
+def group_seconds(work: Work, tile: int, rates: Rates) -> float:
+    """In the group kernel, bias, residual and activation included, with input and output inner."""
+    weights = sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
+    product = 2.0 * work.padded * weights / rates.group[tile]
+    moved = work.inputs + work.outputs * (1 + work.residual) + weights
+    longest = max((columns for _, columns in work.groups), default=0)
+    return rates.launch + max(product, rates.bytes * moved / rates.bandwidth, -(-longest // 64) * rates.step)
+
+
+def filled(work: Work) -> float:
+    """Kept weights / weights of the smallest tiles that hold them; 1 for a layer without any."""
+    tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
+    return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0
+
+
+def turn_seconds(numbers: int, rates: Rates) -> float:
+    """To bring a tensor from one layout into the other."""
+    return rates.launch + 2.0 * rates.bytes * numbers / rates.turned
+
+
+def best_tile(work: Work, rates: Rates) -> int:
+    """The tile with the least estimate; the smaller one of equals."""
+    return min(TILES, key=lambda tile: group_seconds(work, tile, rates))

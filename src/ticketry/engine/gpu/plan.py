@@ -1,0 +1,205 @@
+"""Which layers run in which kernel at one input shape, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ticketry.core.structure.groups import RowGroup
+from ticketry.engine.gpu import cost
+from ticketry.engine.gpu.cost import Rates, Work
+from ticketry.engine.gpu.tables import layer_groups
+from ticketry.engine.gpu.two_four import can_run, is_two_four
+from ticketry.engine.graph import Graph, Node
+
+LAYERS = ("conv2d", "linear")
+
+FOLLOWS = frozenset({"act", "add", "mul", "affine", "max_pool2d", "avg_pool2d", "global_avg_pool", "concat", "slice"})
+"""Operations that run in either layout, and leave it as it is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one layer runs."""
+
+    kernel: str
+    """"group", "2:4" or "dense"."""
+    why: str
+    tile: int = 0
+    """Rows of a tile, of a "group"."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is read off a layer's weight once, for any input shape."""
+
+    groups: list[RowGroup]
+    two_four: bool
+
+
+def facts_of(graph: Graph) -> dict[str, Facts]:
+    """Output -> facts of each layer with zeros among its weights, and of those without."""
+    found = {}
+    for node in graph.nodes:
+        if node.op in LAYERS:
+            weight = graph.tensors[node.weights["weight"]]
+            groups = layer_groups(weight, node.attrs.get("groups", 1))
+            found[node.output] = Facts(groups, node.op == "linear" and is_two_four(weight))
+    return found
+
+
+def plan(
+    graph: Graph,
+    batch: int,
+    facts: Mapping[str, Facts],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    rates: Rates | None = None,
+    force: bool = False,
+) -> dict[str, Choice]:
+    """Output -> choice of each layer.
+
+    First each layer by itself, then, as long as that makes the whole cheaper, one layer more or less in the group
+    kernel: what it saves may be less than the changes of layout around it.
+
+    Args:
+        rates: of the device; None for the constants of `engine.gpu.cost`.
+        force: every layer in the group kernel that can be, whatever it costs: for tests and calibration.
+    """
+    rates = rates or cost.RATES[dtype]
+    works: dict[str, Work] = {}
+    for node in graph.nodes:
+        work = _work(graph, node, batch, facts[node.output].groups) if node.op in LAYERS else None
+        if work is not None:
+            works[node.output] = work
+    found: dict[str, Choice] = {}
+    for node in graph.nodes:
+        if node.op in LAYERS:
+            two_four = facts[node.output].two_four and can_run(device, dtype)
+            found[node.output] = _alone(works.get(node.output), two_four, rates, force)
+    if not force:
+        _settle(graph, batch, works, found, rates)
+    return found
+
+
+def _alone(work: Work | None, two_four: bool, rates: Rates, force: bool) -> Choice:
+    if work is None:
+        return Choice("dense", "its input is of no known shape")
+    tile = cost.best_tile(work, rates)
+    if force:
+        return Choice("group", "it was asked for", tile)
+    dense, group = cost.dense_seconds(work, rates), cost.group_seconds(work, tile, rates)
+    if two_four and cost.two_four_seconds(work, rates) < min(group, cost.MARGIN * dense):
+        return Choice("2:4", _against(cost.two_four_seconds(work, rates), dense))
+    kept = sum(rows * columns for rows, columns in work.groups)
+    if kept == work.rows * work.columns:
+        return Choice("dense", "no weight is removed")
+    if cost.filled(work) < cost.LEAST_FILLED:
+        return Choice("dense", "too few rows share their columns to fill a tile of the tensor cores")
+    if work.run < cost.FEWEST_IMAGES:
+        return Choice("dense", f"{work.run} images or tokens are too few for vectors of 8")
+    if group >= cost.MARGIN * dense:
+        return Choice("dense", f"in the group kernel {_against(group, dense)}", tile)
+    return Choice("group", _against(group, dense), tile)
+
+
+def _against(seconds: float, dense: float) -> str:
+    return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
+
+
+def _work(graph: Graph, node: Node, batch: int, groups: list[RowGroup]) -> Work | None:
+    x, made = graph.values[node.inputs[0]].shape, graph.values[node.output].shape
+    if x is None or made is None:
+        return None
+    inputs, outputs = (prod(batch if size is None else size for size in shape) for shape in (x, made))
+    weight = graph.tensors[node.weights["weight"]]
+    run = batch if x[0] is None else x[0]
+    pixels = outputs // max(1, weight.shape[0])
+    return Work(
+        pixels=pixels,
+        run=max(1, run if node.op == "conv2d" else pixels),
+        rows=weight.shape[0],
+        columns=weight[0].numel(),
+        groups=[(len(group.rows), len(group.columns)) for group in groups],
+        inputs=inputs,
+        outputs=outputs,
+        residual=len(node.inputs) > 1,
+        act=node.attrs["act"] is not None,
+    )
+
+
+# -- the whole network -------------------------------------------------------------------------------------------------
+
+_SWEEPS = 4
+
+
+def _settle(graph: Graph, batch: int, works: Mapping[str, Work], found: dict[str, Choice], rates: Rates) -> None:
+    """Change single choices between "group" and "dense" while the network's estimate falls."""
+    open_ = [name for name, choice in found.items() if choice.tile]
+    least = estimate(graph, batch, works, found, rates)
+    for _ in range(_SWEEPS):
+        before = least
+        for name in open_:
+            old = found[name]
+            other = "dense" if old.kernel == "group" else "group"
+            found[name] = Choice(other, f"{old.why}, but for the changes of layout", old.tile)
+            total = estimate(graph, batch, works, found, rates)
+            if total < least * (1 - 1e-9):
+                least = total
+            else:
+                found[name] = old
+        if least == before:
+            return
+
+
+def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates) -> float:
+    """Seconds of all layers and of the changes of layout between them; other operations are the same in any plan."""
+    total = 0.0
+    held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
+
+    def need(name: str, layout: str) -> None:
+        nonlocal total
+        if layout not in held[name]:
+            shape = graph.values[name].shape or ()
+            total += cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+            held[name].add(layout)
+
+    for node in graph.nodes:
+        layout = "outer"
+        if node.op in LAYERS:
+            choice, work = choices[node.output], works.get(node.output)
+            layout = "inner" if choice.kernel == "group" else "outer"
+            if work is not None:
+                total += _seconds(work, choice, rates)
+        elif follows(graph, node):
+            layout = "inner" if "inner" in held[node.inputs[0]] and "outer" not in held[node.inputs[0]] else "outer"
+        for name in node.inputs:
+            need(name, layout)
+        held[node.output] = {layout}
+    for name in graph.results:
+        need(name, "outer")
+    return total
+
+
+def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
+    if choice.kernel == "group":
+        return cost.group_seconds(work, choice.tile, rates)
+    if choice.kernel == "2:4":
+        return cost.two_four_seconds(work, rates)
+    return cost.dense_seconds(work, rates)
+
+
+def follows(graph: Graph, node: Node) -> bool:
+    """Whether a node can run on inner inputs: images of one shape, or rows of features of one shape."""
+    if node.op not in FOLLOWS:
+        return False
+    shapes = [graph.values[name].shape for name in node.inputs]
+    if any(shape is None for shape in shapes):
+        return False
+    if all(len(shape or ()) == 4 for shape in shapes):
+        return bool(node.attrs.get("axis", 1) == 1)
+    return node.op in ("act", "add", "mul") and len(set(shapes)) == 1 and len(shapes[0] or ()) in (2, 3)
