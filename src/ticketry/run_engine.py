@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -117,7 +117,8 @@ def compiled(source: Source, *, precision: str = "fp32", threads: int | None = N
     if precision != "fp32":
         raise UnavailableError(f"the engine has no kernels in {precision}")
     began = time.perf_counter()
-    fast = compile(source.model, source.mask, source.inputs, threads=threads)
+    # A task's model is on the CPU.
+    fast = cast("Compiled", compile(source.model, source.mask, source.inputs, threads=threads))
     fast(source.inputs)  # its kernels are made at the first call
     return fast, time.perf_counter() - began
 

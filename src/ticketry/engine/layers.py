@@ -97,7 +97,7 @@ def weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | 
 
     weight = graph.tensors[name]
     kept = int(weight.count_nonzero())
-    sizes = sorted(len(group.rows) for group in row_groups(weight) if group.width)
+    sizes = sorted(len(group.rows) for group in row_groups(weight != 0) if group.width)
     spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
     return name.removesuffix(".weight"), (kept / max(1, weight.numel()), kept, spread)
 

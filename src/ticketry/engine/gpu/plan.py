@@ -8,10 +8,9 @@ from math import prod
 
 import torch
 
-from ticketry.core.structure.groups import RowGroup
+from ticketry.core.structure.groups import row_groups
 from ticketry.engine.gpu import cost
 from ticketry.engine.gpu.cost import Rates, Work
-from ticketry.engine.gpu.tables import layer_groups
 from ticketry.engine.gpu.two_four import can_run, is_two_four
 from ticketry.engine.graph import Graph, Node
 
@@ -36,7 +35,8 @@ class Choice:
 class Facts:
     """What is read off a layer's weight once, for any input shape."""
 
-    groups: list[RowGroup]
+    groups: list[tuple[int, int]]
+    """(rows, kept columns) of each set of rows that share their columns."""
     two_four: bool
 
 
@@ -46,7 +46,8 @@ def facts_of(graph: Graph) -> dict[str, Facts]:
     for node in graph.nodes:
         if node.op in LAYERS:
             weight = graph.tensors[node.weights["weight"]]
-            groups = layer_groups(weight, node.attrs.get("groups", 1))
+            parts = torch.split(weight, len(weight) // node.attrs.get("groups", 1))
+            groups = [(len(one.rows), one.width) for part in parts for one in row_groups(part != 0)]
             found[node.output] = Facts(groups, node.op == "linear" and is_two_four(weight))
     return found
 
@@ -111,7 +112,7 @@ def _against(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
-def _work(graph: Graph, node: Node, batch: int, groups: list[RowGroup]) -> Work | None:
+def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
     x, made = graph.values[node.inputs[0]].shape, graph.values[node.output].shape
     if x is None or made is None:
         return None
@@ -124,7 +125,7 @@ def _work(graph: Graph, node: Node, batch: int, groups: list[RowGroup]) -> Work 
         run=max(1, run if node.op == "conv2d" else pixels),
         rows=weight.shape[0],
         columns=weight[0].numel(),
-        groups=[(len(group.rows), len(group.columns)) for group in groups],
+        groups=groups,
         inputs=inputs,
         outputs=outputs,
         residual=len(node.inputs) > 1,

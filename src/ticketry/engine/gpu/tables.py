@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ticketry.core.structure.groups import RowGroup, row_groups
+from ticketry.core.structure.groups import Indices, row_groups
 from ticketry.errors import EngineError
+
+Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 UNIT = 64
 """Columns of a tile are padded to a multiple of this, and offsets counted in it: any step of the kernel fits."""
@@ -47,18 +50,24 @@ class Tables:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def layer_groups(weight: Tensor, groups: int = 1) -> list[RowGroup]:
-    """Rows with equal support of a weight [O, C / groups, ...]; columns count over all C input channels.
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows that keep the same columns, counted over all input channels."""
+
+    rows: Indices
+    columns: Indices
+
+
+def layer_groups(weight: Tensor, groups: int = 1) -> list[Group]:
+    """Rows with equal support of a weight [O, C / groups, ...].
 
     Rows of different groups of a convolution read different channels and are never together.
     """
-    if groups == 1:
-        return row_groups(weight)
     rows, width = len(weight) // groups, weight[0].numel()
     return [
-        RowGroup(found.rows + number * rows, found.columns + number * width)
+        Group(found.rows + number * rows, found.columns + number * width)
         for number, part in enumerate(torch.split(weight, rows))
-        for found in row_groups(part)
+        for found in row_groups(part != 0)
     ]
 
 
@@ -113,8 +122,8 @@ def pack(
 
 
 def _located(
-    columns: np.ndarray, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+    columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Table, Table]:
     """Channel and tap of each column, flattened as (channel, kh, kw)."""
     area = kernel[0] * kernel[1]
     channels = np.where(columns < 0, -1, columns // area)
@@ -124,5 +133,5 @@ def _located(
     return channels.astype(np.int32), ((down << 16) | (right & 0xFFFF)).astype(np.int32)
 
 
-def _never_empty(table: np.ndarray) -> np.ndarray:
+def _never_empty(table: Table) -> Table:
     return table if len(table) else np.full(UNIT, -1, dtype=np.int32)

@@ -1,0 +1,174 @@
+"""Which layers are chosen for the sparse kernels, and what that is estimated to cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from group_masks import grouped
+from ticketry.engine.capture import capture
+from ticketry.engine.gpu import cost, plan
+from ticketry.engine.gpu.cost import RATES, Work
+from ticketry.engine.gpu.plan import facts_of, follows
+from ticketry.engine.gpu.plan import plan as make_plan
+from ticketry.engine.gpu.two_four import can_run, is_two_four
+
+BF16 = RATES[torch.bfloat16]
+CPU = torch.device("cpu")
+
+
+def work(rows=512, columns=4608, pixels=64 * 196, run=64, group=64, density=0.26, **changes):
+    """A convolution of a ResNet's middle."""
+    groups = [(group, round(columns * density))] * (rows // group)
+    made = Work(pixels, run, rows, columns, groups, pixels * columns // 9, pixels * rows, False, True)
+    return replace(made, **changes)
+
+
+def choices(model, batch=64, dtype=torch.bfloat16, shape=(256, 14, 14), **options):
+    graph = capture(model.eval(), None, torch.randn(2, *shape))
+    made = make_plan(graph, batch, facts_of(graph), dtype, CPU, **options)
+    return [made[node.output] for node in graph.nodes if node.output in made]
+
+
+def conv(inputs=256, outputs=256, rows=64, density=0.26, kernel=3):
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    with torch.no_grad():
+        layer.weight.copy_(grouped(outputs, inputs * kernel**2, rows, density).view_as(layer.weight))
+    return layer
+
+
+# -- the estimate ------------------------------------------------------------------------------------------------------
+
+
+def test_time_falls_with_density():
+    times = [cost.group_seconds(work(density=density), 64, BF16) for density in (1, 0.5, 0.26, 0.1, 0.02)]
+    assert times == sorted(times, reverse=True)
+    assert all(time > BF16.launch for time in times)
+
+
+def test_dense_time_does_not_depend_on_density():
+    assert cost.dense_seconds(work(density=0.1), BF16) == cost.dense_seconds(work(density=0.9), BF16)
+
+
+def test_dense_time_is_the_roofline():
+    made = work(act=False)
+    flops = 2 * made.pixels * made.rows * made.columns
+    assert cost.dense_seconds(made, BF16) == pytest.approx(BF16.launch + flops / BF16.dense)
+    thin = work(columns=16, act=False)
+    moved = 2 * (thin.inputs + thin.outputs + thin.rows * thin.columns)
+    assert cost.dense_seconds(thin, BF16) == pytest.approx(BF16.launch + moved / BF16.bandwidth)
+
+
+@pytest.mark.parametrize(("group", "tile"), [(16, 16), (32, 32), (64, 64), (128, 128), (256, 128)])
+def test_tiles_are_as_large_as_groups(group, tile):
+    assert cost.best_tile(work(group=group), BF16) == tile
+
+
+def test_groups_of_48_rows_do_not_pay_for_64():
+    assert cost.best_tile(work(rows=480, group=48), BF16) in (16, 32, 64)
+    padded = cost.group_seconds(work(rows=480, group=48), 128, BF16)
+    assert cost.group_seconds(work(rows=480, group=48), 64, BF16) < padded
+
+
+def test_few_images_are_padded():
+    assert work(run=9, pixels=9 * 10).padded == 16 * 10
+    assert work(run=16, pixels=160).padded == 160
+
+
+def test_filled():
+    assert cost.filled(work(group=16)) == 1
+    assert cost.filled(work(group=1)) == 1 / 16
+    assert cost.filled(work(groups=[])) == 1
+
+
+# -- choices -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_sparse_and_dense_layers_dense():
+    for density, kernel in [(0.26, "group"), (1.0, "dense"), (0.98, "dense")]:
+        found = choices(nn.Sequential(*[conv(density=density) for _ in range(4)]))
+        assert [choice.kernel for choice in found] == [kernel] * 4, found
+        assert all(choice.why for choice in found)
+
+
+def test_unstructured_layers_stay_dense():
+    (choice,) = choices(conv(rows=1, density=0.1))
+    assert choice.kernel == "dense"
+    assert "few rows share" in choice.why
+
+
+def test_single_images_stay_dense():
+    (choice,) = choices(conv(), batch=1)
+    assert choice.kernel == "dense"
+    assert "too few" in choice.why
+
+
+def test_force():
+    (choice,) = choices(conv(rows=1), batch=1, force=True)
+    assert choice.kernel == "group"
+
+
+def test_changes_of_layout_are_part_of_the_price():
+    """A layer that saves less than it costs to bring its input and its output into another layout stays dense."""
+    model = nn.Sequential(conv(density=1), conv(), conv(density=1))
+    assert [choice.kernel for choice in choices(model, rates=replace(BF16, turned=1e18))] == ["dense", "group", "dense"]
+    found = choices(model, rates=replace(BF16, turned=1e9))
+    assert [choice.kernel for choice in found] == ["dense"] * 3
+    assert "layout" in found[1].why
+    assert "estimated" in found[1].why
+
+
+def test_a_plan_is_never_estimated_dearer_than_dense():
+    model = nn.Sequential(conv(), nn.ReLU(), conv(density=0.9), nn.MaxPool2d(2), conv(rows=16), conv(density=1))
+    graph = capture(model.eval(), None, torch.randn(2, 256, 14, 14))
+    facts = facts_of(graph)
+    for batch in (4, 16, 64):
+        found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
+        works = {
+            node.output: plan._work(graph, node, batch, facts[node.output].groups)
+            for node in graph.nodes
+            if node.op in plan.LAYERS
+        }
+        dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
+        planned = plan.estimate(graph, batch, works, found, BF16)
+        assert planned <= plan.estimate(graph, batch, works, dense, BF16)
+
+
+def test_what_follows_in_the_inner_layout():
+    class Model(nn.Module):
+        def forward(self, x):
+            y = torch.cat([x, x.relu()], 1) + 1
+            return (nn.functional.max_pool2d(y.tanh(), 2)).softmax(1)
+
+    graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 4))
+    found = {node.op: follows(graph, node) for node in graph.nodes}
+    assert found["concat"]
+    assert found["act"]
+    assert found["max_pool2d"]
+    assert not found["softmax"]
+
+
+# -- 2:4 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_two_in_four():
+    weight = torch.ones(32, 64)
+    assert not is_two_four(weight)
+    weight.view(32, 16, 4)[:, :, 1::2] = 0
+    assert is_two_four(weight)
+    weight[3, 5] = 1
+    assert is_two_four(weight) == (int((weight[3, 4:8] != 0).sum()) <= 2)
+    weight[3, 4:8] = torch.tensor([1.0, 1, 0, 1])
+    assert not is_two_four(weight)
+
+
+@pytest.mark.parametrize("shape", [(31, 64), (32, 60), (32, 64, 1, 1)])
+def test_two_in_four_of_shapes_that_torch_does_not_take(shape):
+    assert not is_two_four(torch.zeros(shape))
+
+
+def test_two_in_four_needs_a_gpu():
+    assert not can_run(CPU, torch.bfloat16)
