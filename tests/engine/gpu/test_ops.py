@@ -61,7 +61,7 @@ class Case:
         tables, moved = self.tables, lambda one: None if one is None else one.to(self.device)
         return (
             moved(self.x), tables.weight, moved(self.bias), moved(self.residual), tables.tiles, tables.rows,
-            tables.channels, tables.taps, len(self.weight), self.kernel, *self.window, *named_act(self.act),
+            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act),
         )  # fmt: skip
 
     def check(self):
@@ -169,7 +169,7 @@ def test_linear(device, dtype, tokens, inputs, outputs):
     tables = pack(weight, tile=16, dtype=dtype).to(device)
     moved = [one.to(device) for one in (x, bias, residual)]
     made = ops.group_linear(
-        moved[0], tables.weight, moved[1], moved[2], tables.tiles, tables.rows, tables.channels, tables.taps, outputs,
+        moved[0], tables.weight, moved[1], moved[2], tables.tiles, tables.rows, tables.places, outputs,
         "gelu", 0.0,
     )  # fmt: skip
     exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()) + residual.double())
@@ -226,7 +226,7 @@ def test_torch_accepts_the_convolution(device, images):
 
 def test_torch_accepts_the_others(device):
     tables = pack(grouped(8, 6, 4, 0.5), tile=16, dtype=torch.float32).to(device)
-    packed = (tables.tiles, tables.rows, tables.channels, tables.taps)
+    packed = (tables.tiles, tables.rows, tables.places)
     x = torch.randn(5, 6, device=device)
     torch.library.opcheck(ops.group_linear, (x, tables.weight, None, None, *packed, 8, "", 0.0))
     torch.library.opcheck(ops.turn, (x, True))

@@ -56,7 +56,8 @@ def test_dense_time_does_not_depend_on_density():
 def test_dense_time_is_the_roofline():
     made = work(act=False)
     flops = 2 * made.pixels * made.rows * made.columns
-    assert cost.dense_seconds(made, BF16) == pytest.approx(BF16.launch + flops / BF16.dense)
+    assert cost.dense_seconds(made, BF16) == pytest.approx(BF16.launch + flops / BF16.conv)
+    assert cost.dense_seconds(replace(made, linear=True), BF16) < cost.dense_seconds(made, BF16)
     thin = work(columns=16, act=False)
     moved = 2 * (thin.inputs + thin.outputs + thin.rows * thin.columns)
     assert cost.dense_seconds(thin, BF16) == pytest.approx(BF16.launch + moved / BF16.bandwidth)
@@ -104,6 +105,14 @@ def test_single_images_stay_dense():
     (choice,) = choices(conv(), batch=1)
     assert choice.kernel == "dense"
     assert "too few" in choice.why
+
+
+def test_kernels_that_reach_too_far_stay_dense():
+    layer = nn.Conv2d(16, 64, 3, dilation=100, padding=100)
+    for options in ({}, {"force": True}):
+        (choice,) = choices(layer, shape=(16, 4, 4), **options)
+        assert choice.kernel == "dense"
+        assert "reaches 200 pixels" in choice.why
 
 
 def test_force():

@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from group_masks import grouped
-from ticketry.engine.gpu.tables import UNIT, Tables, layer_groups, pack
+from ticketry.engine.gpu.tables import UNIT, Tables, has_taps, layer_groups, pack, unfit
 from ticketry.errors import EngineError
 
 
-def unpacked(tables: Tables, outputs: int, channels: int) -> dict[tuple[int, int], torch.Tensor]:
+def signed(byte: int) -> int:
+    return (byte & 0xFF) - (256 if byte & 0x80 else 0)
+
+
+def unpacked(tables: Tables, outputs: int, channels: int, *, taps: bool = True) -> dict[tuple[int, int], torch.Tensor]:
     """(rows down, columns right) -> weight [O, C], read as the kernel reads: column by column, row by row."""
     found: dict[tuple[int, int], torch.Tensor] = {}
     seen = torch.zeros(outputs, dtype=torch.int64)
@@ -24,14 +28,13 @@ def unpacked(tables: Tables, outputs: int, channels: int) -> dict[tuple[int, int
                 seen[target] += 1
             for column in range(padded):
                 value = float(tables.weight[start * UNIT + row * padded + column])
-                channel = int(tables.channels[first * UNIT + column])
-                if target < 0 or channel < 0:
+                place = int(tables.places[first * UNIT + column])
+                if target < 0 or place < 0:
                     assert value == 0
-                    assert channel < 0 or column < count
+                    assert place < 0 or column < count
                     continue
-                tap = int(tables.taps[first * UNIT + column])
-                right = (tap & 0xFFFF) - (1 << 16 if tap & 0x8000 else 0)
-                weight = found.setdefault((tap >> 16, right), torch.zeros(outputs, channels))
+                channel, down, right = (place >> 16, signed(place >> 8), signed(place)) if taps else (place, 0, 0)
+                weight = found.setdefault((down, right), torch.zeros(outputs, channels))
                 assert weight[target, channel] == 0
                 weight[target, channel] = value
     assert seen.tolist() == [1] * outputs  # each row is written once
@@ -46,7 +49,7 @@ def test_a_convolution_can_be_read_back(outputs, channels, kernel, rows, density
     flat = grouped(outputs, channels * kernel[0] * kernel[1], rows, density)
     weight = flat.reshape(outputs, channels, *kernel)
     tables = pack(weight, tile=tile, dtype=torch.float32, padding=(padding, padding), dilation=(dilation, dilation))
-    found = unpacked(tables, outputs, channels)
+    found = unpacked(tables, outputs, channels, taps=has_taps(kernel, (padding, padding)))
     for down in range(kernel[0]):
         for right in range(kernel[1]):
             place = (down * dilation - padding, right * dilation - padding)
@@ -79,17 +82,37 @@ def test_long_tiles_come_first():
     tables = pack(weight, tile=16, dtype=torch.bfloat16)
     assert tables.tiles[:, 1].tolist() == [300, 70, 70, 0]
     assert tables.weight.dtype == torch.bfloat16
-    assert tables.bytes < 2 * (16 * 320 + 2 * 16 * 128) + 4 * (3 * 4 + 4 * 16 + 2 * 448) + 2 * UNIT + 1
+    assert len(tables.places) == 320 + 128 + UNIT  # the two tiles of a group share its columns
+    assert tables.bytes == 2 * (16 * 320 + 2 * 16 * 128 + UNIT) + 4 * (3 * 4 + 16 * 4 + len(tables.places))
 
 
 def test_a_layer_of_zeros_has_tables():
     tables = pack(torch.zeros(5, 7), tile=16, dtype=torch.float32)
     assert tables.tiles[:, 1].tolist() == [0]
     assert tables.rows[0].tolist() == [0, 1, 2, 3, 4, *[-1] * 11]
-    assert len(tables.channels) > 0
+    assert len(tables.places) == UNIT
     assert not tables.weight.any()
 
 
-def test_a_kernel_that_reaches_too_far():
-    with pytest.raises(EngineError, match="too wide"):
-        pack(torch.ones(1, 1, 3, 3), tile=16, dtype=torch.float32, dilation=(1, 20_000))
+def test_layers_that_tables_cannot_hold():
+    with pytest.raises(EngineError, match="reaches 140 pixels"):
+        pack(torch.ones(1, 1, 3, 3), tile=16, dtype=torch.float32, dilation=(1, 70))
+    plain = {"groups": 1, "padding": (0, 0), "dilation": (1, 1)}
+    assert "channels" in unfit((4, 1 << 15, 3, 3), **plain)
+    assert unfit((4, 1 << 15, 1, 1), **plain) is None
+    assert unfit((4, 1 << 14, 3, 3), **plain) is None
+    assert "channels" in unfit((4, 1 << 14, 3, 3), **{**plain, "groups": 2})
+    assert "reaches 128" in unfit((4, 1, 1, 1), **{**plain, "padding": (0, 128)})
+    assert unfit((4, 70_000), **plain) is None
+
+
+def test_far_taps_and_many_channels():
+    weight = torch.zeros(2, 32_767, 2, 2)
+    weight[0, 32_766, 1, 1] = 3
+    weight[0, 5, 0, 0] = 2
+    tables = pack(weight, tile=16, dtype=torch.float32, padding=(127, 0), dilation=(1, 127))
+    assert tables.tiles[:, 1].tolist() == [2, 0]
+    near, far = tables.places[:2].tolist()
+    assert (near >> 16, signed(near >> 8), signed(near)) == (5, -127, 0)
+    assert (far >> 16, signed(far >> 8), signed(far)) == (32_766, -126, 127)
+    assert tables.weight[:2].tolist() == [2, 3]

@@ -32,10 +32,13 @@ for them cuDNN and cuBLAS are taken to be faster at any density, which has not b
 class Rates:
     """What a device reaches with one number format."""
 
-    dense: float
-    """FLOP/s of cuDNN and cuBLAS on a large layer."""
+    conv: float
+    """FLOP/s of cuDNN on a large convolution."""
+    linear: float
+    """FLOP/s of cuBLAS on a large linear layer."""
     group: Mapping[int, float]
-    """FLOP/s of the group kernel by the rows of a tile, padding counted."""
+    """FLOP/s of the group kernel by the rows of a tile, padding counted. What is gathered comes from the L2 cache, and
+    is multiplied by the rows of one tile only: 64 rows are at most 64 FLOP for each byte of it."""
     two_four: float
     """FLOP/s, of the dense layer's, of torch's semi-structured product."""
     bandwidth: float
@@ -51,12 +54,13 @@ class Rates:
 
 
 _H100 = Rates(
-    dense=500e12,
-    group={16: 110e12, 32: 200e12, 64: 320e12, 128: 400e12},
-    two_four=650e12,
-    bandwidth=2.4e12,
+    conv=500e12,
+    linear=650e12,
+    group={16: 80e12, 32: 150e12, 64: 270e12, 128: 400e12},
+    two_four=800e12,
+    bandwidth=2.6e12,
     turned=1.6e12,
-    launch=2.5e-6,
+    launch=2.0e-6,
     step=0.25e-6,
     bytes=2,
 )
@@ -66,7 +70,12 @@ RATES: Mapping[torch.dtype, Rates] = {
     torch.float16: _H100,
     # TF32 has half the rate; its gather has to be transposed element by element on its way into shared memory.
     torch.float32: replace(
-        _H100, dense=250e12, group={16: 30e12, 32: 55e12, 64: 90e12, 128: 120e12}, two_four=0.0, bytes=4
+        _H100,
+        conv=250e12,
+        linear=350e12,
+        group={16: 25e12, 32: 50e12, 64: 90e12, 128: 120e12},
+        two_four=0.0,
+        bytes=4,
     ),
 }
 
@@ -90,6 +99,7 @@ class Work:
     """Numbers that are written."""
     residual: bool
     act: bool
+    linear: bool = False
 
     @property
     def padded(self) -> int:
@@ -99,7 +109,7 @@ class Work:
 
 def dense_seconds(work: Work, rates: Rates) -> float:
     """In cuDNN or cuBLAS, and the passes over its output that torch adds for a residual and an activation."""
-    product = 2.0 * work.pixels * work.rows * work.columns / rates.dense
+    product = 2.0 * work.pixels * work.rows * work.columns / (rates.linear if work.linear else rates.conv)
     bytes_ = rates.bytes * (work.inputs + work.outputs + work.rows * work.columns)
     return rates.launch + max(product, bytes_ / rates.bandwidth) + _passes(work, rates)
 

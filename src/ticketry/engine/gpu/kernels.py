@@ -40,7 +40,11 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
     return v
 
 
-@triton.jit
+_SIZES = ["eights", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "count"]
+"""Numbers whose values the compiler is not to look at: one binary for the layers of a network, not one for each."""
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def group_product(
     x,  # inner: [C, height, width, images]
     weight,  # per tile [TILE, columns rounded up to 64]
@@ -49,8 +53,7 @@ def group_product(
     out,  # inner: [O, out_height, out_width, images]
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
     rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
-    channels,  # [columns]: the input channel; -1 in the padding of a tile
-    taps,  # [columns]: rows down << 16 | columns right, both as int16, the layer's padding subtracted
+    places,  # [columns]: where a column is read, as `tables.Tables` says
     eights,  # images / 8, padded: the compiler then knows that runs of images are whole vectors
     height,
     width,
@@ -62,7 +65,7 @@ def group_product(
     TILE: tl.constexpr,  # rows of a tile
     PIXELS: tl.constexpr,  # outputs of a program
     COLUMNS: tl.constexpr,  # columns of a step
-    TAPS: tl.constexpr,  # whether taps are read at all: not for 1x1 and linear layers
+    TAPS: tl.constexpr,  # whether places hold taps
     BORDER: tl.constexpr,  # whether a tap may be outside of the image
     WIDE: tl.constexpr,  # offsets of 64 bits
     ACT: tl.constexpr,
@@ -81,9 +84,8 @@ def group_product(
     m = (program // count) * PIXELS + tl.arange(0, PIXELS)
     inside = m < outputs
     n = m % images
-    place = m // images
-    top = place // out_width * stride_h
-    left = place % out_width * stride_w
+    top = (m // images) // out_width * stride_h
+    left = (m // images) % out_width * stride_w
     at = (top * width + left) * images + n
     x_c = height * width * images
     if WIDE:
@@ -99,21 +101,24 @@ def group_product(
     weights = weight + start + one[:, None] * padded + k[None, :]
 
     total = tl.zeros((PIXELS, TILE), dtype=tl.float32)
+    # One step ahead of its use, and through the loop's own state: Triton then leaves it out of its pipeline of copies
+    # to shared memory, in which versions before 3.9 would copy it once for each thread.
+    place = tl.load(places + first + k)
     for step in range(tl.cdiv(columns, COLUMNS)):
-        channel = tl.load(channels + first + step * COLUMNS + k)
-        valid = (channel >= 0)[:, None] & inside[None, :]
-        offset = channel * x_c
+        valid = (place >= 0)[:, None] & inside[None, :]
         if TAPS:
-            tap = tl.load(taps + first + step * COLUMNS + k)
-            down = tap >> 16
-            right = (tap << 16) >> 16
+            down = (place << 16) >> 24
+            right = (place << 24) >> 24
+            offset = (place >> 16) * x_c + (down * width + right) * images
             if BORDER:
                 y = down[:, None] + top[None, :]
                 z = right[:, None] + left[None, :]
                 valid = valid & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            offset += (down * width + right) * images
+        else:
+            offset = place * x_c
         gathered = tl.load(x + (offset[:, None] + at[None, :]), mask=valid, other=0.0)
         block = tl.load(weights + step * COLUMNS)
+        place = tl.load(places + first + (step + 1) * COLUMNS + k)
         if WIDEN:
             gathered, block = gathered.to(tl.float32), block.to(tl.float32)
         total = tl.dot(tl.trans(gathered), tl.trans(block), total, input_precision=PRECISION)
@@ -162,7 +167,7 @@ def transpose(
     tl.store(out + r * rest_y + (i * a_y)[:, None] + (j * b_y)[None, :], v, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_SIZES[:-1], "pad_h", "pad_w", "dilation_h", "dilation_w", "kernel_h", "kernel_w"])
 def pool(
     x,  # inner
     out,  # inner

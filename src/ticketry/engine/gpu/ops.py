@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ticketry.engine.gpu import kernels
 from ticketry.engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, padded, windows
+from ticketry.engine.gpu.tables import has_taps
 from ticketry.engine.gpu.tuning import Config, choose
 from ticketry.errors import EngineError
 
@@ -41,8 +42,7 @@ def group_conv2d(
     residual: Tensor | None,
     tiles: Tensor,
     rows: Tensor,
-    channels: Tensor,
-    taps: Tensor,
+    places: Tensor,
     outputs: int,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -55,7 +55,7 @@ def group_conv2d(
 
     Args:
         x: [N, C, H, W] of float16, bfloat16 or float32 (multiplied as TF32), as `weight`, `bias` and `residual` are.
-        weight, tiles, rows, channels, taps: of `tables.Tables`, made for this padding and dilation.
+        weight, tiles, rows, places: of `tables.Tables`, made for this padding and dilation.
         outputs: output channels.
         act: as in `engine.infer`, "" for none; "leaky_relu" has the slope `slope`.
     """
@@ -63,15 +63,13 @@ def group_conv2d(
     x, residual = _ready(x, weight, bias, residual, out)
     if not out.numel():
         return out
-    whole = tuple(kernel) == (1, 1) and tuple(stride) == (1, 1) and tuple(padding) == (0, 0)
+    taps = has_taps(kernel, padding)
     run = padded(x.shape[0])
-    tables = (weight, bias, residual, out, tiles, rows, channels, taps)
-    if whole:  # one run of pixels for each channel, whatever the images
-        _launch(x, *tables, x.shape[2] * x.shape[3] * run, (1, 1), (1, 1), (1, 1), act, slope, taps_read=False)
+    tables = (weight, bias, residual, out, tiles, rows, places)
+    if not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
+        _launch(x, *tables, x.shape[2] * x.shape[3] * run, (1, 1), (1, 1), (1, 1), act, slope)
     else:
-        _launch(
-            x, *tables, run, x.shape[2:], out.shape[2:], stride, act, slope, taps_read=True, border=max(padding) > 0
-        )
+        _launch(x, *tables, run, x.shape[2:], out.shape[2:], stride, act, slope, taps=taps, border=max(padding) > 0)
     return out
 
 
@@ -88,8 +86,7 @@ def _group_conv2d_fake(
     residual: Tensor | None,
     tiles: Tensor,
     rows: Tensor,
-    channels: Tensor,
-    taps: Tensor,
+    places: Tensor,
     outputs: int,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -112,8 +109,7 @@ def group_linear(
     residual: Tensor | None,
     tiles: Tensor,
     rows: Tensor,
-    channels: Tensor,
-    taps: Tensor,
+    places: Tensor,
     outputs: int,
     act: str,
     slope: float,
@@ -122,8 +118,8 @@ def group_linear(
     out = inner_empty((x.shape[0], outputs), x)
     x, residual = _ready(x, weight, bias, residual, out)
     if out.numel():
-        tables = (weight, bias, residual, out, tiles, rows, channels, taps)
-        _launch(x, *tables, padded(x.shape[0]), (1, 1), (1, 1), (1, 1), act, slope, taps_read=False)
+        tables = (weight, bias, residual, out, tiles, rows, places)
+        _launch(x, *tables, padded(x.shape[0]), (1, 1), (1, 1), (1, 1), act, slope)
     return out
 
 
@@ -135,8 +131,7 @@ def _group_linear_fake(
     residual: Tensor | None,
     tiles: Tensor,
     rows: Tensor,
-    channels: Tensor,
-    taps: Tensor,
+    places: Tensor,
     outputs: int,
     act: str,
     slope: float,
@@ -171,8 +166,7 @@ def _launch(
     out: Tensor,
     tiles: Tensor,
     rows: Tensor,
-    channels: Tensor,
-    taps: Tensor,
+    places: Tensor,
     run: int,
     size: Indices,
     out_size: Indices,
@@ -180,7 +174,7 @@ def _launch(
     act: str,
     slope: float,
     *,
-    taps_read: bool,
+    taps: bool = False,
     border: bool = False,
 ) -> None:
     """Run the group kernel on padded images, with sizes (height, width) of x and out."""
@@ -188,11 +182,11 @@ def _launch(
     outputs = run * out_size[0] * out_size[1]
     arguments = (
         x, weight, weight if bias is None else bias, out if residual is None else residual, out,
-        tiles, rows, channels, taps, run // EIGHT, *size, *out_size, *stride, count,
+        tiles, rows, places, run // EIGHT, *size, *out_size, *stride, count,
     )  # fmt: skip
     constants = {
         "TILE": tile,
-        "TAPS": taps_read,
+        "TAPS": taps,
         "BORDER": border,
         "WIDE": max(_end(x), _end(out)) >= _WIDE,
         "ACT": act,
@@ -214,7 +208,7 @@ def _launch(
             num_stages=config.stages,
         )
 
-    key = (x.dtype, tile, count, weight.numel(), run, *size, *stride, taps_read, border)
+    key = (x.dtype, tile, count, weight.numel(), run, *size, *stride, taps, border)
     launch(choose(key, tile, outputs, count, x, launch))
 
 

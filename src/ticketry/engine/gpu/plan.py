@@ -11,6 +11,7 @@ import torch
 from ticketry.core.structure.groups import row_groups
 from ticketry.engine.gpu import cost
 from ticketry.engine.gpu.cost import Rates, Work
+from ticketry.engine.gpu.tables import unfit
 from ticketry.engine.gpu.two_four import can_run, is_two_four
 from ticketry.engine.graph import Graph, Node
 
@@ -38,6 +39,8 @@ class Facts:
     groups: list[tuple[int, int]]
     """(rows, kept columns) of each set of rows that share their columns."""
     two_four: bool
+    unfit: str | None
+    """Why it cannot be in the group kernel."""
 
 
 def facts_of(graph: Graph) -> dict[str, Facts]:
@@ -48,7 +51,11 @@ def facts_of(graph: Graph) -> dict[str, Facts]:
             weight = graph.tensors[node.weights["weight"]]
             parts = torch.split(weight, len(weight) // node.attrs.get("groups", 1))
             groups = [(len(one.rows), one.width) for part in parts for one in row_groups(part != 0)]
-            found[node.output] = Facts(groups, node.op == "linear" and is_two_four(weight))
+            window = (
+                {name: node.attrs[name] for name in ("groups", "padding", "dilation")} if node.op == "conv2d" else None
+            )
+            reason = None if window is None else unfit(tuple(weight.shape), **window)
+            found[node.output] = Facts(groups, node.op == "linear" and is_two_four(weight), reason)
     return found
 
 
@@ -80,7 +87,11 @@ def plan(
     found: dict[str, Choice] = {}
     for node in graph.nodes:
         if node.op in LAYERS:
-            two_four = facts[node.output].two_four and can_run(device, dtype)
+            fact = facts[node.output]
+            if fact.unfit is not None:
+                found[node.output] = Choice("dense", fact.unfit)
+                continue
+            two_four = fact.two_four and can_run(device, dtype)
             found[node.output] = _alone(works.get(node.output), two_four, rates, force)
     if not force:
         _settle(graph, batch, works, found, rates)
@@ -130,6 +141,7 @@ def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -
         outputs=outputs,
         residual=len(node.inputs) > 1,
         act=node.attrs["act"] is not None,
+        linear=node.op == "linear",
     )
 
 

@@ -182,7 +182,7 @@ def _group(node: Node, choice: Choice, weights: Weights) -> Step:
     outputs = len(weights.graph.tensors[node.weights["weight"]])
     kernel = weights.graph.tensors[node.weights["weight"]].shape[2:]
     act, slope = named_act(node.attrs["act"])
-    packed = (tables.tiles, tables.rows, tables.channels, tables.taps, outputs)
+    packed = (tables.tiles, tables.rows, tables.places, outputs)
     if node.op == "linear":
 
         def linear(x: Held, residual: Held | None = None) -> Held:

@@ -18,8 +18,11 @@ Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 UNIT = 64
 """Columns of a tile are padded to a multiple of this, and offsets counted in it: any step of the kernel fits."""
 
-MOST_TAPS = 1 << 15
-"""A tap's distance, dilation and padding included, is a signed 16-bit number."""
+FARTHEST = 127
+"""Pixels: a tap's distance from its output's first pixel, dilation and padding included, is a signed byte."""
+
+MOST_CHANNELS = 1 << 15
+"""Of the input of a layer with taps."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Tables:
     """int32 [tiles, 3]: first column / 64, columns, first weight / 64. Longest tiles first."""
     rows: Tensor
     """int32 [tiles, tile]: the output channel of each row, -1 beyond the group's."""
-    channels: Tensor
-    """int32 [columns]: the input channel, -1 in the padding."""
-    taps: Tensor
-    """int32 [columns]: (rows down) << 16 | (columns right) & 0xffff, the layer's padding subtracted."""
+    places: Tensor
+    """int32 [columns, and one unit more]: where a column is read. Without taps (a kernel of one pixel) the channel;
+    with taps channel << 16 | rows down << 8 | columns right, the two as signed bytes less the layer's padding. Negative
+    in the padding."""
     tile: int
     """Rows of a tile."""
 
@@ -83,13 +86,12 @@ def pack(
     """The tables of a convolution's weight [O, C / groups, kh, kw] or a linear layer's [O, I], zeros being removed.
 
     Raises:
-        EngineError: for a kernel, dilation or padding beyond 32,767 pixels.
+        EngineError: for what `unfit` says.
     """
     flat = weight.detach().cpu().reshape(len(weight), -1)
     kernel = tuple(weight.shape[2:]) or (1, 1)
-    reach = [(size - 1) * step + pad for size, step, pad in zip(kernel, dilation, padding, strict=True)]
-    if max(reach) >= MOST_TAPS:
-        raise EngineError(f"a kernel that reaches {max(reach)} pixels is too wide for the GPU's tables")
+    if (reason := unfit(tuple(weight.shape), groups=groups, padding=padding, dilation=dilation)) is not None:
+        raise EngineError(f"the GPU's tables cannot hold this layer: {reason}")
     found = sorted(layer_groups(weight, groups), key=lambda group: -len(group.columns))
     weights, tiles, rows, columns = [], [], [], []
     first = start = 0
@@ -106,8 +108,8 @@ def pack(
             rows.append(np.pad(members, (0, tile - len(members)), constant_values=-1))
             start += tile * padded
         first += padded
-    flat_columns = np.concatenate(columns)
-    channels, taps = _located(flat_columns, kernel, padding, dilation)
+    columns.append(np.full(UNIT, -1))  # the kernel reads a step ahead
+    places = _places(np.concatenate(columns), kernel, padding, dilation)
     if start >= UNIT << 31 or first >= 1 << 31:
         raise EngineError(f"a layer with {start} kept weights is too large for the GPU's tables")
     return Tables(
@@ -115,23 +117,36 @@ def pack(
         torch.cat([*weights, torch.zeros(UNIT)]).to(dtype),
         torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3),
         torch.from_numpy(np.stack(rows).astype(np.int32)),
-        torch.from_numpy(_never_empty(channels)),
-        torch.from_numpy(_never_empty(taps)),
+        torch.from_numpy(places),
         tile,
     )
 
 
-def _located(
-    columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[Table, Table]:
-    """Channel and tap of each column, flattened as (channel, kh, kw)."""
+def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether places hold taps."""
+    return (*kernel, *padding) != (1, 1, 0, 0)
+
+
+def unfit(shape: Sequence[int], *, groups: int, padding: Sequence[int], dilation: Sequence[int]) -> str | None:
+    """Why a weight of this shape has no tables; None if it has."""
+    kernel = tuple(shape[2:]) or (1, 1)
+    if not has_taps(kernel, padding):
+        return None
+    reach = max(max((size - 1) * step, pad) for size, step, pad in zip(kernel, dilation, padding, strict=True))
+    if reach > FARTHEST:
+        return f"its kernel reaches {reach} pixels, more than {FARTHEST}"
+    if shape[1] * groups >= MOST_CHANNELS:
+        return f"it has {shape[1] * groups} input channels, and {MOST_CHANNELS} are too many"
+    return None
+
+
+def _places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
+    """Where columns, flattened as (channel, kh, kw), are read; -1 for those that are none."""
     area = kernel[0] * kernel[1]
-    channels = np.where(columns < 0, -1, columns // area)
-    place = np.where(columns < 0, 0, columns % area)
-    down = place // kernel[1] * dilation[0] - padding[0]
-    right = place % kernel[1] * dilation[1] - padding[1]
-    return channels.astype(np.int32), ((down << 16) | (right & 0xFFFF)).astype(np.int32)
-
-
-def _never_empty(table: Table) -> Table:
-    return table if len(table) else np.full(UNIT, -1, dtype=np.int32)
+    channel, tap = columns // area, columns % area
+    if not has_taps(kernel, padding):
+        return np.where(columns < 0, -1, channel).astype(np.int32)
+    down = tap // kernel[1] * dilation[0] - padding[0]
+    right = tap % kernel[1] * dilation[1] - padding[1]
+    place = channel << 16 | (down & 0xFF) << 8 | right & 0xFF
+    return np.where(columns < 0, -1, place).astype(np.int32)

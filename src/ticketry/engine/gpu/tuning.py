@@ -25,8 +25,7 @@ class Config:
     """Kept columns of a step; 32 or 64, as tables are padded to 64."""
     warps: int
     stages: int
-    """Of Triton's pipeline. The table of columns is fetched ahead of what it points to, which shares them out: 5 keep
-    three steps of the gather in shared memory, 7 four."""
+    """Steps of the gather that are in shared memory at once."""
 
 
 ROUNDS = 7
@@ -42,14 +41,14 @@ _lock = threading.Lock()
 def configs(tile: int, outputs: int, tiles: int) -> list[Config]:
     """The candidates for tiles of so many rows at so many outputs, the most likely first."""
     found = {
-        16: [Config(256, 64, 4, 5), Config(128, 64, 4, 5), Config(64, 64, 4, 7)],
-        32: [Config(256, 64, 8, 5), Config(128, 64, 4, 5), Config(64, 64, 4, 7)],
-        64: [Config(128, 64, 4, 5), Config(256, 64, 8, 5), Config(128, 64, 8, 7), Config(64, 64, 4, 7)],
-        128: [Config(128, 64, 8, 5), Config(256, 32, 8, 7), Config(128, 64, 4, 5), Config(64, 64, 4, 7)],
+        16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        32: [Config(256, 64, 8, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
+        64: [Config(128, 64, 4, 3), Config(256, 64, 8, 4), Config(128, 64, 8, 4), Config(64, 64, 4, 4)],
+        128: [Config(128, 64, 8, 3), Config(256, 64, 8, 4), Config(256, 32, 8, 4), Config(64, 64, 4, 4)],
     }[tile]
     few = [one for one in found if tiles * -(-outputs // one.pixels) < _FILL]
     if few and len(few) == len(found):  # too few programs whichever it is: as many as there can be
-        return [*sorted(found, key=lambda one: one.pixels)[:2], Config(32, 64, 4, 7)]
+        return [*sorted(found, key=lambda one: one.pixels)[:2], Config(32, 64, 4, 5)]
     return [one for one in found if one not in few] + few[:1]
 
 
