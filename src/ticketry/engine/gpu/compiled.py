@@ -66,8 +66,7 @@ def compile_gpu(
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     require_triton()
-    where = _device(model) if device is None else torch.device(device)
-    check_device(where)
+    where = check_device(_device(model) if device is None else torch.device(device))
     from ticketry.engine.capture import capture
 
     return CompiledGpu(capture(model, mask, example_inputs), where, precision=precision, record=graph, force=force)
@@ -80,9 +79,11 @@ def _device(model: nn.Module) -> torch.device:
     return devices.pop()
 
 
-def check_device(device: torch.device) -> None:
-    """Raises:
-    EngineError: Triton's kernels cannot run there.
+def check_device(device: torch.device) -> torch.device:
+    """The device, with its number.
+
+    Raises:
+        EngineError: Triton's kernels cannot run there.
     """
     import triton
 
@@ -94,6 +95,9 @@ def check_device(device: torch.device) -> None:
             )
     elif device.type != "cuda":
         raise EngineError(f"there are no sparse kernels for {device.type}: move the model to a CUDA device")
+    elif device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class CompiledGpu(nn.Module):
