@@ -56,22 +56,22 @@ class Case:
         function = activation(act)
         self.exact = exact if function is None else function(exact)
 
-    @property
-    def arguments(self):
+    def arguments(self, inner=True):
         tables, moved = self.tables, lambda one: None if one is None else one.to(self.device)
         return (
             moved(self.x), tables.weight, moved(self.bias), moved(self.residual), tables.tiles, tables.rows,
-            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act),
+            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act), inner,
         )  # fmt: skip
 
     def check(self):
-        made = ops.group_conv2d(*self.arguments)
-        assert made.shape == self.exact.shape
-        assert made.dtype == self.dtype
-        assert is_inner(made)
-        assert torch.isfinite(made).all()
-        scale = float(self.exact.abs().max()) or 1.0
-        assert float((made.cpu().double() - self.exact).abs().max()) / scale < bound(self.dtype, self.device)
+        for inner in (True, False):
+            made = ops.group_conv2d(*self.arguments(inner))
+            assert made.shape == self.exact.shape
+            assert made.dtype == self.dtype
+            assert is_inner(made) if inner else made.is_contiguous(memory_format=torch.channels_last)
+            assert torch.isfinite(made).all()
+            scale = float(self.exact.abs().max()) or 1.0
+            assert float((made.cpu().double() - self.exact).abs().max()) / scale < bound(self.dtype, self.device)
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
@@ -136,7 +136,7 @@ def test_infinities_stay_where_they_are(device):
 
 def test_no_images(device):
     case = Case(device)
-    made = ops.group_conv2d(case.x[:0].to(device), *case.arguments[1:])
+    made = ops.group_conv2d(case.x[:0].to(device), *case.arguments()[1:])
     assert made.shape == (0, *case.exact.shape[1:])
 
 
@@ -160,21 +160,36 @@ def test_inputs_of_any_strides(device, layout):
 # -- linear ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 7, 5), (13, 70, 40), (32, 64, 16), (150, 9, 33)])
-def test_linear(device, dtype, tokens, inputs, outputs):
+def test_linear(device, dtype, tokens, inputs, outputs, inner):
     torch.manual_seed(1)
     weight = (grouped(outputs, inputs, 8, 0.4) / 3).to(dtype)
     x, bias, residual = (torch.randn(*shape).to(dtype) for shape in [(tokens, inputs), (outputs,), (tokens, outputs)])
     tables = pack(weight, tile=16, dtype=dtype).to(device)
     moved = [one.to(device) for one in (x, bias, residual)]
-    made = ops.group_linear(
-        moved[0], tables.weight, moved[1], moved[2], tables.tiles, tables.rows, tables.places, outputs,
-        "gelu", 0.0,
-    )  # fmt: skip
+    packed = (tables.tiles, tables.rows, tables.places, outputs)
+    made = ops.group_linear(moved[0], tables.weight, moved[1], moved[2], *packed, "gelu", 0.0, inner)
     exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()) + residual.double())
-    assert is_inner(made)
+    assert is_inner(made) if inner else made.is_contiguous()
     assert float((made.cpu().double() - exact).abs().max() / exact.abs().max()) < bound(dtype, device)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 300), (33, 128)])
+def test_layer_norm(device, shape, dtype, affine):
+    torch.manual_seed(4)
+    x = (3 * torch.randn(shape) + 5).to(dtype)
+    weight, bias = (torch.randn(shape[1]).to(dtype) if affine else None for _ in range(2))
+    moved = [None if one is None else one.to(device) for one in (x, weight, bias)]
+    made = ops.inner_layer_norm(*moved, 1e-3)
+    doubles = [None if one is None else one.double() for one in (weight, bias)]
+    exact = F.layer_norm(x.double(), shape[1:], *doubles, 1e-3)
+    assert is_inner(made)
+    scale = max(1.0, float(exact.abs().max()))
+    assert float((made.cpu().double() - exact).abs().max()) / scale < BOUNDS[dtype]
 
 
 # -- layouts and pooling -----------------------------------------------------------------------------------------------
@@ -221,14 +236,16 @@ def test_pooling(device, kernel, stride, padding, dilation, ceil):
 @pytest.mark.parametrize("images", [2, 8])
 def test_torch_accepts_the_convolution(device, images):
     case = Case(device, images=images, size=(3, 3), residual=True)
-    torch.library.opcheck(ops.group_conv2d, case.arguments)
+    torch.library.opcheck(ops.group_conv2d, case.arguments())
 
 
 def test_torch_accepts_the_others(device):
     tables = pack(grouped(8, 6, 4, 0.5), tile=16, dtype=torch.float32).to(device)
     packed = (tables.tiles, tables.rows, tables.places)
     x = torch.randn(5, 6, device=device)
-    torch.library.opcheck(ops.group_linear, (x, tables.weight, None, None, *packed, 8, "", 0.0))
+    torch.library.opcheck(ops.group_linear, (x, tables.weight, None, None, *packed, 8, "", 0.0, False))
+    torch.library.opcheck(ops.group_linear, (x, tables.weight, None, None, *packed, 8, "", 0.0, True))
+    torch.library.opcheck(ops.inner_layer_norm, (x, None, None, 1e-5))
     torch.library.opcheck(ops.turn, (x, True))
     torch.library.opcheck(ops.turn, (torch.randn(3, 2, 2, 2, device=device), False))
     image = torch.randn(3, 2, 4, 4, device=device)
@@ -239,7 +256,7 @@ def test_torch_compile_sees_one_graph(device):
     case = Case(device, size=(4, 4), act="relu")
 
     def network(x):
-        return ops.group_conv2d(x * 2, *case.arguments[1:]) + 1
+        return ops.group_conv2d(x * 2, *case.arguments()[1:]) + 1
 
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     x = case.x.to(device)
@@ -248,7 +265,7 @@ def test_torch_compile_sees_one_graph(device):
 
 def test_operands_that_do_not_go_together(device):
     case = Case(device, residual=True)
-    arguments = list(case.arguments)
+    arguments = list(case.arguments())
     with pytest.raises(EngineError, match="residual has the shape"):
         ops.group_conv2d(*arguments[:3], arguments[3][:, :1], *arguments[4:])
     with pytest.raises(EngineError, match=r"weight is torch\.float32"):

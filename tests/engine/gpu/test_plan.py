@@ -160,6 +160,54 @@ def test_what_follows_in_the_inner_layout():
     assert not found["softmax"]
 
 
+def test_layers_write_the_layout_that_is_read():
+    """Inner for the next layer in the group kernel, also through what follows; outer for everything in torch."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.three = conv(16, 64), conv(64, 64), conv(64, 64)
+            self.norm, self.linear = nn.LayerNorm(64), nn.Linear(64, 64)
+
+        def forward(self, x):
+            x = self.one(x)
+            x = x + self.two(nn.functional.max_pool2d(x, 3, 1, 1))
+            x = self.three(x).softmax(1)
+            return self.linear(self.norm(x.flatten(2).transpose(1, 2)))
+
+    graph = capture(Model().eval(), None, torch.randn(2, 16, 6, 6))
+    made = make_plan(graph, 8, facts_of(graph), torch.bfloat16, CPU, force=True)
+    names = {node.weights.get("weight", node.op): node for node in graph.nodes}
+    wanted = plan.wanted_inner(graph, made)
+    assert names["one.weight"].output in wanted
+    assert names["max_pool2d"].output in wanted
+    assert names["two.weight"].output in wanted
+    assert names["three.weight"].output not in wanted
+    assert names["norm.weight"].output in wanted
+    assert names["linear.weight"].output not in wanted
+    dense = {name: replace(choice, kernel="dense") for name, choice in made.items()}
+    assert plan.wanted_inner(graph, dense) == set()
+
+
+def test_features_at_the_end_of_images_stay_outer():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 64), nn.Linear(64, 16)
+
+        def forward(self, x):
+            return self.down(self.up(self.norm(x)))
+
+    graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 16))
+    made = make_plan(graph, 8, facts_of(graph), torch.bfloat16, CPU, force=True)
+    assert {choice.kernel for choice in made.values()} == {"group"}
+    assert plan.wanted_inner(graph, made) == set()
+
+
+def test_outer_results_cost_more():
+    assert cost.group_seconds(work(), 64, BF16, outer=True) > cost.group_seconds(work(), 64, BF16)
+
+
 # -- 2:4 ---------------------------------------------------------------------------------------------------------------
 
 

@@ -95,7 +95,7 @@ def check_device(device: torch.device) -> torch.device:
             )
     elif device.type != "cuda":
         raise EngineError(f"there are no sparse kernels for {device.type}: move the model to a CUDA device")
-    elif device.index is None:
+    elif str(device) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return device
 

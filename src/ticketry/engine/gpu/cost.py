@@ -43,6 +43,8 @@ class Rates:
     """FLOP/s, of the dense layer's, of torch's semi-structured product."""
     bandwidth: float
     """Bytes/s of a kernel that copies."""
+    scattered: float
+    """Bytes/s that the group kernel writes into an outer layout, number by number, with the rows in any order."""
     turned: float
     """Bytes/s, read and written, of a change of layout."""
     launch: float
@@ -59,6 +61,7 @@ _H100 = Rates(
     group={16: 80e12, 32: 150e12, 64: 270e12, 128: 400e12},
     two_four=800e12,
     bandwidth=2.6e12,
+    scattered=0.8e12,
     turned=1.6e12,
     launch=2.0e-6,
     step=0.25e-6,
@@ -126,13 +129,14 @@ def _passes(work: Work, rates: Rates) -> float:
     return (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
 
 
-def group_seconds(work: Work, tile: int, rates: Rates) -> float:
-    """In the group kernel, bias, residual and activation included, with input and output inner."""
+def group_seconds(work: Work, tile: int, rates: Rates, *, outer: bool = False) -> float:
+    """In the group kernel, bias, residual and activation included; its input inner, its output inner or outer."""
     weights = sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
     product = 2.0 * work.padded * weights / rates.group[tile]
     moved = work.inputs + work.outputs * (1 + work.residual) + weights
     longest = max((columns for _, columns in work.groups), default=0)
-    return rates.launch + max(product, rates.bytes * moved / rates.bandwidth, -(-longest // 64) * rates.step)
+    work_ = max(product, rates.bytes * moved / rates.bandwidth, -(-longest // 64) * rates.step)
+    return rates.launch + work_ + outer * rates.bytes * work.outputs * (1 + work.residual) / rates.scattered
 
 
 def filled(work: Work) -> float:

@@ -40,7 +40,18 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
     return v
 
 
-_SIZES = ["eights", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "count"]
+_SIZES = [
+    "eights",
+    "members",
+    "channels",
+    "height",
+    "width",
+    "out_height",
+    "out_width",
+    "stride_h",
+    "stride_w",
+    "count",
+]
 """Numbers whose values the compiler is not to look at: one binary for the layers of a network, not one for each."""
 
 
@@ -50,11 +61,13 @@ def group_product(
     weight,  # per tile [TILE, columns rounded up to 64]
     bias,  # [O], of the type of x
     residual,  # as out
-    out,  # inner: [O, out_height, out_width, images]
+    out,  # inner, [O, out_height, out_width, images], or OUTER, [members, out_height, out_width, O]
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
     rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
     places,  # [columns]: where a column is read, as `tables.Tables` says
     eights,  # images / 8, padded: the compiler then knows that runs of images are whole vectors
+    members,  # images, not padded
+    channels,  # O
     height,
     width,
     out_height,
@@ -67,6 +80,7 @@ def group_product(
     COLUMNS: tl.constexpr,  # columns of a step
     TAPS: tl.constexpr,  # whether places hold taps
     BORDER: tl.constexpr,  # whether a tap may be outside of the image
+    OUTER: tl.constexpr,
     WIDE: tl.constexpr,  # offsets of 64 bits
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -129,11 +143,64 @@ def group_product(
         total += tl.load(bias + target, mask=target >= 0, other=0.0).to(tl.float32)[None, :]
     if WIDE:
         target = target.to(tl.int64)
-    where = m[:, None] + (target * outputs)[None, :]
+    if OUTER:
+        pixel = n * (out_height * out_width) + m // images
+        if WIDE:
+            pixel = pixel.to(tl.int64)
+        stored = stored & (n < members)[:, None]
+        where = (pixel * channels)[:, None] + target[None, :]
+    else:
+        where = m[:, None] + (target * outputs)[None, :]
     if RESIDUAL:
         total += tl.load(residual + where, mask=stored, other=0.0).to(tl.float32)
     total = activate(total, ACT, SLOPE)
     tl.store(out + where, total.to(out.dtype.element_ty), mask=stored)
+
+
+@triton.jit(do_not_specialize=["tokens", "width"])
+def layer_norm(
+    x,  # outer: [tokens, width]
+    weight,
+    bias,
+    out,  # inner: [width, eights * 8]
+    eights,
+    tokens,
+    width,
+    eps,
+    AFFINE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Each token's features to mean 0 and variance 1, then scaled and shifted."""
+    run = eights * 8
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    inside = (t < tokens)[None, :]
+    if WIDE:
+        t, run = t.to(tl.int64), run.to(tl.int64)
+    at = (t * width)[None, :]
+    sums = tl.zeros([TOKENS], dtype=tl.float32)
+    for start in range(0, width, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        sums += tl.sum(tl.load(x + at + c[:, None], mask=inside & (c < width)[:, None], other=0.0).to(tl.float32), 0)
+    mean = sums / width
+    sums = tl.zeros([TOKENS], dtype=tl.float32)
+    for start in range(0, width, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        valid = inside & (c < width)[:, None]
+        v = tl.load(x + at + c[:, None], mask=valid, other=0.0).to(tl.float32)
+        v = tl.where(valid, v - mean[None, :], 0.0)
+        sums += tl.sum(v * v, 0)
+    scale = 1.0 / tl.sqrt(sums / width + eps)
+    for start in range(0, width, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        valid = inside & (c < width)[:, None]
+        v = tl.load(x + at + c[:, None], mask=valid, other=0.0).to(tl.float32)
+        v = (v - mean[None, :]) * scale[None, :]
+        if AFFINE:
+            v *= tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
+            v += tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
+        tl.store(out + (c * run)[:, None] + t[None, :], v.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit

@@ -3,10 +3,10 @@
     ticketry::group_conv2d   act(conv2d(x) + bias + residual) of a weight given as `tables.Tables`
     ticketry::group_linear   act(x weight^T + bias + residual) of such a weight
     ticketry::turn           x with its channels outermost in memory, its batch innermost
-    ticketry::inner_pool2d   max or average pooling of such an x
+    ticketry::inner_layer_norm, ticketry::inner_pool2d
 
-Shapes are torch's own; inner is a matter of strides (`engine.gpu.layout`). What an operation makes is inner; an input
-that is not is copied first. On a CPU they run where TRITON_INTERPRET=1 was set before this module was imported: slowly,
+Shapes are torch's own; inner is a matter of strides (`engine.gpu.layout`). An input that does not lie as its operation
+reads it is copied first. On a CPU they run where TRITON_INTERPRET=1 was set before this module was imported: slowly,
 for tests.
 """
 
@@ -27,6 +27,9 @@ from ticketry.errors import EngineError
 _WIDE = 1 << 31
 _TURN = 64
 _POOL = 256
+_TOKENS, _FEATURES = 32, 128
+
+_OUTER = {2: torch.contiguous_format, 4: torch.channels_last}
 
 Indices = Sequence[int]
 
@@ -50,32 +53,52 @@ def group_conv2d(
     dilation: Sequence[int],
     act: str,
     slope: float,
+    inner: bool,
 ) -> Tensor:
-    """act(conv2d(x) + bias + residual), inner.
+    """act(conv2d(x) + bias + residual).
 
     Args:
         x: [N, C, H, W] of float16, bfloat16 or float32 (multiplied as TF32), as `weight`, `bias` and `residual` are.
         weight, tiles, rows, places: of `tables.Tables`, made for this padding and dilation.
         outputs: output channels.
         act: as in `engine.infer`, "" for none; "leaky_relu" has the slope `slope`.
+        inner: how the result lies. Outer ones are written number by number: still less than a copy more.
     """
-    out = _conv_out(x, outputs, kernel, stride, padding, dilation)
-    x, residual = _ready(x, weight, bias, residual, out)
+    out = _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
+    x, residual = _ready(x, weight, bias, residual, out, inner)
     if not out.numel():
         return out
     taps = has_taps(kernel, padding)
     run = padded(x.shape[0])
     tables = (weight, bias, residual, out, tiles, rows, places)
-    if not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
+    if inner and not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
         _launch(x, *tables, x.shape[2] * x.shape[3] * run, (1, 1), (1, 1), (1, 1), act, slope)
     else:
-        _launch(x, *tables, run, x.shape[2:], out.shape[2:], stride, act, slope, taps=taps, border=max(padding) > 0)
+        _launch(
+            x,
+            *tables,
+            run,
+            x.shape[2:],
+            out.shape[2:],
+            stride,
+            act,
+            slope,
+            outer=not inner,
+            taps=taps,
+            border=max(padding) > 0,
+        )
     return out
 
 
-def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices) -> Tensor:
+def _conv_out(
+    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, inner: bool
+) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return inner_empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x)
+    return _empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x, inner)
+
+
+def _empty(shape: Indices, like: Tensor, inner: bool) -> Tensor:
+    return inner_empty(shape, like) if inner else outer_empty(shape, like)
 
 
 @group_conv2d.register_fake
@@ -94,8 +117,9 @@ def _group_conv2d_fake(
     dilation: Sequence[int],
     act: str,
     slope: float,
+    inner: bool,
 ) -> Tensor:
-    return _conv_out(x, outputs, kernel, stride, padding, dilation)
+    return _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
 
 
 # -- linear ------------------------------------------------------------------------------------------------------------
@@ -113,13 +137,14 @@ def group_linear(
     outputs: int,
     act: str,
     slope: float,
+    inner: bool,
 ) -> Tensor:
-    """act(x weight^T + bias + residual) of x [tokens, I], inner: as `group_conv2d`."""
-    out = inner_empty((x.shape[0], outputs), x)
-    x, residual = _ready(x, weight, bias, residual, out)
+    """act(x weight^T + bias + residual) of x [tokens, I]: as `group_conv2d`."""
+    out = _empty((x.shape[0], outputs), x, inner)
+    x, residual = _ready(x, weight, bias, residual, out, inner)
     if out.numel():
         tables = (weight, bias, residual, out, tiles, rows, places)
-        _launch(x, *tables, padded(x.shape[0]), (1, 1), (1, 1), (1, 1), act, slope)
+        _launch(x, *tables, padded(x.shape[0]), (1, 1), (1, 1), (1, 1), act, slope, outer=not inner)
     return out
 
 
@@ -135,23 +160,26 @@ def _group_linear_fake(
     outputs: int,
     act: str,
     slope: float,
+    inner: bool,
 ) -> Tensor:
-    return inner_empty((x.shape[0], outputs), x)
+    return _empty((x.shape[0], outputs), x, inner)
 
 
 # -- launching ---------------------------------------------------------------------------------------------------------
 
 
 def _ready(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, inner: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """x and the residual, inner; `EngineError` for operands that do not go together."""
+    """x inner, and the residual as the result lies; `EngineError` for operands that do not go together."""
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
     if residual is not None and residual.shape != out.shape:
         raise EngineError(f"the residual has the shape {list(residual.shape)}, not {list(out.shape)}")
-    return _inner(x), None if residual is None else _inner(residual)
+    if residual is None or inner:
+        return _inner(x), None if residual is None else _inner(residual)
+    return _inner(x), residual.contiguous(memory_format=_OUTER[residual.dim()])
 
 
 def _inner(x: Tensor) -> Tensor:
@@ -174,6 +202,7 @@ def _launch(
     act: str,
     slope: float,
     *,
+    outer: bool = False,
     taps: bool = False,
     border: bool = False,
 ) -> None:
@@ -182,12 +211,13 @@ def _launch(
     outputs = run * out_size[0] * out_size[1]
     arguments = (
         x, weight, weight if bias is None else bias, out if residual is None else residual, out,
-        tiles, rows, places, run // EIGHT, *size, *out_size, *stride, count,
+        tiles, rows, places, run // EIGHT, out.shape[0], out.shape[1], *size, *out_size, *stride, count,
     )  # fmt: skip
     constants = {
         "TILE": tile,
         "TAPS": taps,
         "BORDER": border,
+        "OUTER": outer,
         "WIDE": max(_end(x), _end(out)) >= _WIDE,
         "ACT": act,
         "SLOPE": slope,
@@ -208,7 +238,7 @@ def _launch(
             num_stages=config.stages,
         )
 
-    key = (x.dtype, tile, count, weight.numel(), run, *size, *stride, taps, border)
+    key = (x.dtype, tile, count, weight.numel(), run, *size, *stride, outer, taps, border)
     launch(choose(key, tile, outputs, count, x, launch))
 
 
@@ -257,6 +287,30 @@ def _axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
     if (x_c, y_c) == (h * w * x_p, h * w * y_p):
         return (1, 0, 0), (c * h * w, x_p, y_p), (n, x_n, y_n)  # channels and pixels are one run: NCHW
     return (h * w, x_p, y_p), (c, x_c, y_c), (n, x_n, y_n)
+
+
+# -- norm --------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
+def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """layer_norm of x [tokens, C] over its features, inner: what a linear layer in the group kernel reads."""
+    out = inner_empty(x.shape, x)
+    if not out.numel():
+        return out
+    x = x.contiguous()
+    scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
+    wide = max(_end(x), _end(out)) >= _WIDE
+    kernels.layer_norm[(triton.cdiv(x.shape[0], _TOKENS),)](
+        x, scale, shift, out, padded(x.shape[0]) // EIGHT, *x.shape, eps,
+        AFFINE=weight is not None, TOKENS=_TOKENS, BLOCK=_FEATURES, WIDE=wide,
+    )  # fmt: skip
+    return out
+
+
+@inner_layer_norm.register_fake
+def _inner_layer_norm_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return inner_empty(x.shape, x)
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------------

@@ -181,29 +181,60 @@ def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mappi
             total += cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
             held[name].add(layout)
 
+    wanted = wanted_inner(graph, choices)
     for node in graph.nodes:
-        layout = "outer"
-        if node.op in LAYERS:
-            choice, work = choices[node.output], works.get(node.output)
-            layout = "inner" if choice.kernel == "group" else "outer"
-            if work is not None:
-                total += _seconds(work, choice, rates)
+        reads = made = "outer"
+        if is_group(node, choices):
+            reads, made = "inner", "inner" if node.output in wanted else "outer"
+        elif node.op == "layer_norm":
+            made = "inner" if node.output in wanted else "outer"
         elif follows(graph, node):
-            layout = "inner" if "inner" in held[node.inputs[0]] and "outer" not in held[node.inputs[0]] else "outer"
-        for name in node.inputs:
-            need(name, layout)
-        held[node.output] = {layout}
+            reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
+        if node.op in LAYERS and (work := works.get(node.output)) is not None:
+            total += _seconds(work, choices[node.output], rates, outer=made == "outer")
+        for position, name in enumerate(node.inputs):
+            need(name, made if position and node.op in LAYERS else reads)  # a residual lies as the result
+        held[node.output] = {made}
     for name in graph.results:
         need(name, "outer")
     return total
 
 
-def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
+def _seconds(work: Work, choice: Choice, rates: Rates, *, outer: bool) -> float:
     if choice.kernel == "group":
-        return cost.group_seconds(work, choice.tile, rates)
+        return cost.group_seconds(work, choice.tile, rates, outer=outer)
     if choice.kernel == "2:4":
         return cost.two_four_seconds(work, rates)
     return cost.dense_seconds(work, rates)
+
+
+def is_group(node: Node, choices: Mapping[str, Choice]) -> bool:
+    """Whether a node is a layer in the group kernel."""
+    return node.op in LAYERS and choices[node.output].kernel == "group"
+
+
+def wanted_inner(graph: Graph, choices: Mapping[str, Choice]) -> set[str]:
+    """Values that somebody would read inner: group layers and layer norms make such ones inner, and others outer."""
+    wanted: set[str] = set()
+    for node in reversed(graph.nodes):
+        if is_group(node, choices):
+            if not _is_grid(graph, node):
+                wanted.add(node.inputs[0])
+                wanted.update(node.inputs if node.output in wanted else ())
+        elif follows(graph, node) and node.output in wanted:
+            wanted.update(node.inputs)
+    return {name for name in wanted if not _of_grid(graph, name)}
+
+
+def _is_grid(graph: Graph, node: Node) -> bool:
+    """Whether a linear layer's features are at the end of an image, which is no inner layout."""
+    return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
+
+
+def _of_grid(graph: Graph, name: str) -> bool:
+    maker = graph.makers.get(name)
+    shape = graph.values[name].shape or ()
+    return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 
 
 def follows(graph: Graph, node: Node) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ticketry.engine.gpu import ops
 from ticketry.engine.gpu.layout import inner_strides, padded
-from ticketry.engine.gpu.plan import LAYERS, Choice, Facts, follows
+from ticketry.engine.gpu.plan import LAYERS, Choice, Facts, follows, wanted_inner
 from ticketry.engine.gpu.tables import Tables, pack
 from ticketry.engine.graph import Graph, Node, Value
 from ticketry.engine.ops import Cast, activation, checked, prepare
@@ -38,11 +38,15 @@ class Held:
             self.outer = ops.turn(self.inner, False).reshape(self.shape)
         return self.outer
 
+    def get_flat(self) -> Tensor:
+        """Outer, as an image or as [tokens, C]."""
+        outer: Tensor = self.get_outer()
+        return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
+
     def get_inner(self) -> Tensor:
         """As the group kernel takes it."""
         if self.inner is None:
-            flat = self.outer if len(self.shape) in (2, 4) else self.outer.flatten(0, -2)
-            self.inner = ops.turn(flat, True)
+            self.inner = ops.turn(self.get_flat(), True)
         return self.inner
 
     @property
@@ -117,6 +121,7 @@ class Program:
     _steps: list[tuple[Step, tuple[str, ...], str, tuple[str, ...]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self._wanted = wanted_inner(self.graph, self.choices)
         last = {name: number for number, node in enumerate(self.graph.nodes) for name in node.inputs}
         kept = set(self.graph.results)
         for number, node in enumerate(self.graph.nodes):
@@ -158,7 +163,9 @@ class Program:
     def _step(self, node: Node) -> Step:
         choice = self.choices.get(node.output)
         if choice is not None and choice.kernel == "group":
-            return _group(node, choice, self.weights)
+            return _group(node, choice, self.weights, inner=node.output in self._wanted)
+        if node.op == "layer_norm" and node.output in self._wanted:
+            return _layer_norm(node, self.weights)
         outer = _two_four(node, self.weights) if choice is not None and choice.kernel == "2:4" else self._outer(node)
         if node.op not in LAYERS and follows(self.graph, node):
             return _either(node, outer, _inner(node, self.weights))
@@ -176,31 +183,40 @@ class Program:
 # -- sparse layers -----------------------------------------------------------------------------------------------------
 
 
-def _group(node: Node, choice: Choice, weights: Weights) -> Step:
+def _group(node: Node, choice: Choice, weights: Weights, *, inner: bool) -> Step:
     tables = weights.tables(node, choice.tile)
     bias = weights.of(node).get(node.weights.get("bias", ""))
-    outputs = len(weights.graph.tensors[node.weights["weight"]])
-    kernel = weights.graph.tensors[node.weights["weight"]].shape[2:]
-    act, slope = named_act(node.attrs["act"])
-    packed = (tables.tiles, tables.rows, tables.places, outputs)
+    weight = weights.graph.tensors[node.weights["weight"]]
+    packed = (tables.tiles, tables.rows, tables.places, len(weight))
+    end = (*named_act(node.attrs["act"]), inner)
+
+    def lying(residual: Held | None) -> Tensor | None:
+        return None if residual is None else residual.get_inner() if inner else residual.get_flat()
+
     if node.op == "linear":
 
         def linear(x: Held, residual: Held | None = None) -> Held:
-            other = None if residual is None else residual.get_inner()
-            made = ops.group_linear(x.get_inner(), tables.weight, bias, other, *packed, act, slope)
-            return Held(torch.Size((*x.shape[:-1], outputs)), inner=made)
+            made = ops.group_linear(x.get_inner(), tables.weight, bias, lying(residual), *packed, *end)
+            shape = torch.Size((*x.shape[:-1], len(weight)))
+            return Held(shape, inner=made) if inner else Held.of(made.reshape(shape))
 
         # An image's last axis is no run of channels: its places are tokens.
         return lambda *reads: _as_shaped(linear(*[_as_tokens(one) for one in reads]), reads[0])
 
-    window = [list(kernel), *(list(node.attrs[name]) for name in ("stride", "padding", "dilation"))]
+    window = [list(weight.shape[2:]), *(list(node.attrs[name]) for name in ("stride", "padding", "dilation"))]
 
     def conv2d(x: Held, residual: Held | None = None) -> Held:
-        other = None if residual is None else residual.get_inner()
-        made = ops.group_conv2d(x.get_inner(), tables.weight, bias, other, *packed, *window, act, slope)
-        return Held(made.shape, inner=made)
+        made = ops.group_conv2d(x.get_inner(), tables.weight, bias, lying(residual), *packed, *window, *end)
+        return Held(made.shape, inner=made) if inner else Held.of(made)
 
     return conv2d
+
+
+def _layer_norm(node: Node, weights: Weights) -> Step:
+    held = weights.of(node)
+    scale, shift = (held.get(node.weights.get(role, "")) for role in ("weight", "bias"))
+    eps = node.attrs["eps"]
+    return lambda x: Held(x.shape, inner=ops.inner_layer_norm(x.get_flat(), scale, shift, eps))
 
 
 def _as_tokens(x: Held) -> Held:
