@@ -131,19 +131,25 @@ def test_changes_of_layout_are_part_of_the_price():
 
 
 def test_a_plan_is_never_estimated_dearer_than_dense():
-    model = nn.Sequential(conv(), nn.ReLU(), conv(density=0.9), nn.MaxPool2d(2), conv(rows=16), conv(density=1))
-    graph = capture(model.eval(), None, torch.randn(2, 256, 14, 14))
-    facts = facts_of(graph)
-    for batch in (4, 16, 64):
-        found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
-        works = {
-            node.output: plan._work(graph, node, batch, facts[node.output].groups)
-            for node in graph.nodes
-            if node.op in plan.LAYERS
-        }
-        dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
-        planned = plan.estimate(graph, batch, works, found, BF16)
-        assert planned <= plan.estimate(graph, batch, works, dense, BF16)
+    convolutions = nn.Sequential(conv(), nn.ReLU(), conv(density=0.9), nn.MaxPool2d(2), conv(rows=16), conv(density=1))
+    up, down = nn.Linear(768, 3072), nn.Linear(3072, 768)
+    with torch.no_grad():
+        for layer in (up, down):
+            layer.weight.copy_(grouped(len(layer.weight), layer.weight.shape[1], 32, 0.26))
+    networks = [(convolutions, (256, 14, 14)), (nn.Sequential(nn.LayerNorm(768), up, nn.GELU(), down), (128, 768))]
+    for model, shape in networks:
+        graph = capture(model.eval(), None, torch.randn(2, *shape))
+        facts = facts_of(graph)
+        for batch in (4, 16, 64):
+            found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
+            works = {
+                node.output: plan._work(graph, node, batch, facts[node.output].groups)
+                for node in graph.nodes
+                if node.op in plan.LAYERS
+            }
+            dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
+            planned = plan.estimate(graph, batch, works, found, BF16)
+            assert planned <= plan.estimate(graph, batch, works, dense, BF16)
 
 
 def test_what_follows_in_the_inner_layout():

@@ -72,7 +72,8 @@ def plan(
     """Output -> choice of each layer.
 
     First each layer by itself, then, as long as that makes the whole cheaper, one layer more or less in the group
-    kernel: what it saves may be less than the changes of layout around it.
+    kernel: what it saves may be less than the changes of layout around it. The same from all layers dense; the cheaper
+    of the two.
 
     Args:
         rates: of the device; None for the constants of `engine.gpu.cost`.
@@ -93,9 +94,11 @@ def plan(
                 continue
             two_four = fact.two_four and can_run(device, dtype)
             found[node.output] = _alone(works.get(node.output), two_four, rates, force)
-    if not force:
-        _settle(graph, batch, works, found, rates)
-    return found
+    if force:
+        return found
+    dense = {name: _switched(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
+    starts = [_settled(graph, batch, works, start, rates) for start in (found, dense)]
+    return min(starts, key=lambda settled: estimate(graph, batch, works, settled, rates))
 
 
 def _alone(work: Work | None, two_four: bool, rates: Rates, force: bool) -> Choice:
@@ -150,23 +153,31 @@ def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -
 _SWEEPS = 4
 
 
-def _settle(graph: Graph, batch: int, works: Mapping[str, Work], found: dict[str, Choice], rates: Rates) -> None:
-    """Change single choices between "group" and "dense" while the network's estimate falls."""
-    open_ = [name for name, choice in found.items() if choice.tile]
+def _settled(
+    graph: Graph, batch: int, works: Mapping[str, Work], start: Mapping[str, Choice], rates: Rates
+) -> dict[str, Choice]:
+    """The choices after single ones were changed between "group" and "dense" for as long as the estimate fell."""
+    found = dict(start)
     least = estimate(graph, batch, works, found, rates)
     for _ in range(_SWEEPS):
         before = least
-        for name in open_:
-            old = found[name]
-            other = "dense" if old.kernel == "group" else "group"
-            found[name] = Choice(other, f"{old.why}, but for the changes of layout", old.tile)
+        for name, old in start.items():
+            if not old.tile:
+                continue
+            last, found[name] = found[name], old if found[name] is not old else _switched(old)
             total = estimate(graph, batch, works, found, rates)
             if total < least * (1 - 1e-9):
                 least = total
             else:
-                found[name] = old
+                found[name] = last
         if least == before:
-            return
+            break
+    return found
+
+
+def _switched(choice: Choice) -> Choice:
+    other = "dense" if choice.kernel == "group" else "group"
+    return Choice(other, f"{choice.why}, but for the changes of layout", choice.tile)
 
 
 def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates) -> float:
