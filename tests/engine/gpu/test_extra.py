@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ticketry.engine.gpu import compile_gpu, extra
+import ticketry as tk
+from ticketry.engine.gpu import compile_gpu, extra, route
 from ticketry.errors import MissingExtraError
 
 
@@ -22,3 +25,21 @@ def test_the_engine_alone_does_not_import_triton():
     program = "import sys, ticketry.engine.gpu, ticketry.engine.gpu.plan\nassert 'triton' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_tk_compile_hands_models_on_a_gpu_over(monkeypatch):
+    class OnGpu(torch.nn.Linear):
+        def parameters(self, recurse=True):
+            return iter([SimpleNamespace(device=torch.device("cuda", 0))])
+
+    monkeypatch.setattr(route, "compile_as_it_is", lambda *args, **options: (args, options))
+    model, x = OnGpu(2, 2), torch.zeros(1, 2)
+    assert tk.compile(model, None, x, threads=3) == ((model, None, x), {"threads": 3, "target": "host"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
+def test_the_benchmark_says_that_there_is_no_gpu():
+    script = Path(__file__).parents[3] / "benchmarks" / "engine_gpu.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "engine_gpu: no CUDA device is visible to torch: nothing was measured"

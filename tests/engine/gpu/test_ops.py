@@ -105,6 +105,15 @@ def test_activations(device, act):
     Case(device, act=act, size=(3, 3), images=2, channels=2, outputs=16).check()
 
 
+@pytest.mark.parametrize("act", [None, *ACTS, {"leaky_relu": 0.2}], ids=str)
+def test_what_is_no_number_stays_none(device, act):
+    case = Case(device, act=act, kernel=(1, 1), padding=(0, 0), size=(1, 2), rows=1, density=1.0, channels=2)
+    case.x[1] = float("nan")
+    made = ops.group_conv2d(*case.arguments()).cpu()
+    assert made[1].isnan().all()
+    assert not made[[0, 2]].isnan().any()
+
+
 def test_groups_of_many_sizes_and_rows_without_weights(device):
     weight = torch.zeros(45, 8, 3, 3)
     flat = weight.view(45, 72)

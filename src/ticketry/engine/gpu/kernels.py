@@ -12,18 +12,25 @@ import triton.language as tl
 
 
 @triton.jit
+def clamped(v):
+    """v within 0 and 6. A NaN stays one, as in torch; the GPU's minimum and maximum would leave it out."""
+    v = tl.where(v < 0, 0.0, v)
+    return tl.where(v > 6, 6.0, v)
+
+
+@triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
     """The acts of `engine.infer` on float32; "" is the identity."""
     if ACT == "relu":
-        v = tl.maximum(v, 0.0)
+        v = tl.where(v < 0, 0.0, v)
     elif ACT == "leaky_relu":
         v = tl.where(v > 0, v, v * SLOPE)
     elif ACT == "relu6":
-        v = tl.minimum(tl.maximum(v, 0.0), 6.0)
+        v = clamped(v)
     elif ACT == "hardsigmoid":
-        v = tl.minimum(tl.maximum(v + 3.0, 0.0), 6.0) / 6.0
+        v = clamped(v + 3.0) / 6.0
     elif ACT == "hardswish":
-        v = v * (tl.minimum(tl.maximum(v + 3.0, 0.0), 6.0) / 6.0)
+        v = v * (clamped(v + 3.0) / 6.0)
     elif ACT == "sigmoid":
         v = 1.0 / (1.0 + tl.exp(-v))
     elif ACT == "silu":
