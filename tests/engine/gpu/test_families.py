@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from group_masks import grouped
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from engine.families import FAMILIES, shake
 from engine.test_families import call, doubled, other_batch, tensors
+from group_masks import grouped
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 
