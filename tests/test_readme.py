@@ -13,10 +13,13 @@ import ticketry as tk
 README = Path(__file__).parents[1] / "README.md"
 
 
+def examples() -> list[str]:
+    """The blocks of README that are marked as run here."""
+    return re.findall(r"<!-- tests/test_readme.py runs this block -->\n```python\n(.*?)```", README.read_text(), re.S)
+
+
 def test_example_in_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(
-        r"<!-- tests/test_readme.py runs this block -->\n```python\n(.*?)```", README.read_text(), re.S
-    )
+    code, _ = examples()
     assert len([line for line in code.splitlines() if line.strip()]) <= 17
     task = tk.task("digits")
     torch.manual_seed(0)
@@ -41,6 +44,22 @@ def test_example_in_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fresh.load_state_dict(loaded.trained)
     inputs, _ = names["batches"][0]
     assert torch.equal(fresh(inputs), model(inputs))
+
+
+def test_example_of_a_faster_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, code = examples()
+    torch.manual_seed(0)
+    task = tk.task("digits")
+    model = task.build().eval()
+    mask = tk.prune(model, density=0.2, distribution="uniform")
+    names = {"model": model, "mask": mask, "example_inputs": task.prepare(task.load().test.inputs[:32])}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)  # the point of this test
+    mask.apply_(model)
+    with torch.no_grad():
+        wanted = model(names["example_inputs"])
+    assert torch.allclose(names["outputs"], wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tk.engine.load("model.tk")(names["example_inputs"]), names["outputs"])
 
 
 def test_links_lead_somewhere() -> None:
