@@ -21,7 +21,7 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
         form = forms.fresh("cpp", [channels], pixels, number)
         storages.read(form, born + life)
         made.append((born, born + life, form))
-    arena = PlanesArena(storages, 4)
+    arena = PlanesArena(storages, 4, 16)
     spans = []
     for born, dies, form in made:
         planes = arena.value(form)
@@ -43,7 +43,15 @@ def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is
     storages.read(other, 2, halo=3)
     storages.alike([one, other])
     storages.same_rows(other, third)
-    first, second, last = PlanesArena(storages, 16).geometries
+    first, second, last = PlanesArena(storages, 16, 16).geometries
     assert first == second
     assert (first.halo, first.row) == (3, 11)
     assert (last.halo, last.row) == (0, 11)
+
+
+def test_rows_that_do_not_fill_a_vector_have_no_halo():
+    storages = Storages()
+    for width in (4, 8, 16):
+        storages.read(forms.fresh("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
+    assert [g.halo for g in PlanesArena(storages, 1, 16).geometries] == [0, 0, 1]
+    assert [g.halo for g in PlanesArena(storages, 4, 16).geometries] == [1, 1, 1]

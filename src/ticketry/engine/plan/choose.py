@@ -47,7 +47,7 @@ def products(sketch: Sketch) -> list[Task]:
 
 def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     """Estimated nanoseconds of a region's products over planes, for one image."""
-    arena = PlanesArena(sketch.storages, images)
+    arena = PlanesArena(sketch.storages, images, target.lanes)
     spent = 0.0
     for task in products(sketch):
         assert task.output is not None

@@ -172,7 +172,7 @@ class Native:
         if plan.layout == "pixels":
             arena = PixelsArena(self.sketch, images, target.lanes)
             return Emission(self.sketch, arena, PixelsOperations(target, images), inputs, plan.last)
-        planes = PlanesArena(self.sketch.storages, images)
+        planes = PlanesArena(self.sketch.storages, images, target.lanes)
         return Emission(self.sketch, planes, PlanesOperations(target), inputs, plan.last)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:
