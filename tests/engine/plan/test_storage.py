@@ -55,3 +55,5 @@ def test_rows_that_do_not_fill_a_vector_have_no_halo():
         storages.read(forms.fresh("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
     assert [g.halo for g in PlanesArena(storages, 1, 16).geometries] == [0, 0, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16).geometries] == [1, 1, 1]
+    assert [g.halo for g in PlanesArena(storages, 4, 16, halos=False).geometries] == [0, 0, 0]
+    assert [g.halo for g in PlanesArena(storages, 16, 16, halos=False).geometries] == [1, 1, 1]

@@ -17,6 +17,9 @@ LAYOUTS = ("planes", "pixels")
 _WORTH_A_LOOK = 0.5
 """Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time."""
 
+_FEW_ROWS = 4
+"""Rows that share their columns, from which on shifted loads are few enough not to matter."""
+
 
 def choose(sketch: Sketch, target: Target, images: int) -> str:
     """The layout for blocks of so many images: "planes" or "pixels"."""
@@ -40,6 +43,12 @@ def _grouped(sketch: Sketch, rows: int) -> float:
     return inside / max(1, total)
 
 
+def planes_arena(sketch: Sketch, target: Target, images: int) -> PlanesArena:
+    """Where planes lie: with halos, unless few images and single rows make convolutions faster that unfold."""
+    halos = images >= target.lanes or _grouped(sketch, _FEW_ROWS) >= 0.5
+    return PlanesArena(sketch.storages, images, target.lanes, halos)
+
+
 def products(sketch: Sketch) -> list[Task]:
     """The region's convolutions and linear layers."""
     return [task for task in sketch.tasks if task.kind in ("conv2d", "linear")]
@@ -47,7 +56,7 @@ def products(sketch: Sketch) -> list[Task]:
 
 def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     """Estimated nanoseconds of a region's products over planes, for one image."""
-    arena = PlanesArena(sketch.storages, images, target.lanes)
+    arena = planes_arena(sketch, target, images)
     spent = 0.0
     for task in products(sketch):
         assert task.output is not None

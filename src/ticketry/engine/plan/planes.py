@@ -13,10 +13,15 @@ from ticketry.engine.plan.storage import Storages, first_gap
 
 
 class PlanesArena:
-    """Where each plane of a region lies, for blocks of so many images and vectors of so many lanes."""
+    """Where each plane of a region lies, for blocks of so many images and vectors of so many lanes.
 
-    def __init__(self, storages: Storages, images: int, lanes: int) -> None:
-        self.geometries = _geometries(storages, images, lanes)
+    Args:
+        halos: whether planes have the halo that convolutions read; without it they unfold what they read, which they
+            can only where images do not fill a vector (and ``halos`` counts only there).
+    """
+
+    def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
+        self.geometries = _geometries(storages, images, lanes, halos)
         counts: dict[Geometry, int] = {}
         self._slots = np.zeros(len(storages.all), dtype=np.int64)
         for number, storage in enumerate(storages.all):
@@ -44,13 +49,13 @@ class PlanesArena:
         """Planes are taken in any order: channels keep their own."""
 
 
-def _geometries(storages: Storages, images: int, lanes: int) -> list[Geometry]:
+def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[Geometry]:
     """The geometry of each storage: the neediest reader's halo, and rows as far apart as its relatives' are.
 
     Rows that do not fill a vector have no halo: convolutions unfold them, and then a halo would leave lanes empty.
     """
-    narrow = [storage.pixels[1] * images < lanes for storage in storages.all]
-    halos = [0 if narrow[number] else storages.halo(number) for number in range(len(storages.all))]
+    none = [storage.pixels[1] * images < lanes or (images < lanes and not wanted) for storage in storages.all]
+    halos = [0 if none[number] else storages.halo(number) for number in range(len(storages.all))]
     rows: dict[int, int] = {}
     for number, storage in enumerate(storages.all):
         key = storages.rows.find(number)

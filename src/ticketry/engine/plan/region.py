@@ -14,14 +14,13 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
-from ticketry.engine.plan.choose import choose
+from ticketry.engine.plan.choose import choose, planes_arena
 from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.forms import UnsupportedError
 from ticketry.engine.plan.kept import Plans
 from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
 from ticketry.engine.plan.pixels import PixelsArena
-from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
@@ -172,7 +171,7 @@ class Native:
         if plan.layout == "pixels":
             arena = PixelsArena(self.sketch, images, target.lanes)
             return Emission(self.sketch, arena, PixelsOperations(target, images), inputs, plan.last)
-        planes = PlanesArena(self.sketch.storages, images, target.lanes)
+        planes = planes_arena(self.sketch, target, images)
         return Emission(self.sketch, planes, PlanesOperations(target), inputs, plan.last)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, list[Tensor], list[Tensor], list[Tensor]]:
