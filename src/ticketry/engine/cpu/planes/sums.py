@@ -160,25 +160,59 @@ class _Body:
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count
         if spec.sets > 1:
-            turns = b.udiv(b.sub(end, begin), e.i64(spec.sets))
-            middle = b.add(begin, b.mul(turns, e.i64(spec.sets)))
-            ready = [self._column(columns, begin, number) for number in range(spec.sets)]
-            with e.loop(begin, middle, spec.sets, sums * spec.sets + ready) as loop:
-                following = []
-                for number in range(spec.sets):
-                    index, mine = b.add(loop.index, e.i64(number)), loop.carried[number * count : (number + 1) * count]
-                    following.append(self._column(columns, loop.index, spec.sets + number))
-                    loop.next += self._add(x, index, loop.carried[spec.sets * count + number], mine)
-                loop.next += following
-            parts = [loop.results[number * count : (number + 1) * count] for number in range(spec.sets)]
-            while len(parts) > 1:
-                parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]][::-1]
-            begin, sums = middle, parts[0]
+            begin, sums = self._side_by_side(x, columns, begin, end)
         ahead = [self._column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
         with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
             queue = [*loop.carried[count:], self._column(columns, loop.index, len(ahead))]
-            loop.next = self._add(x, loop.index, queue[0], loop.carried[:count]) + queue[1:]
+            weights = self._weights(loop.index, 1)[0]
+            loop.next = self._add(x, queue[0], weights, loop.carried[:count]) + queue[1:]
         return loop.results[:count]
+
+    def _side_by_side(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
+        """Several columns a turn, as far as they go: where they end, and the sums of all sets."""
+        e, b, spec = self.e, self.e.b, self.spec
+        count, several = spec.rows * self.vectors, max(spec.sets, 4)
+        turns = b.udiv(b.sub(end, begin), e.i64(several))
+        middle = b.add(begin, b.mul(turns, e.i64(several)))
+        sums = [e.splat(0.0)] * (count * spec.sets)
+        with e.loop(begin, middle, several, sums + self._some(columns, begin, several)) as loop:
+            sums, now = list(loop.carried[: count * spec.sets]), loop.carried[count * spec.sets :]
+            following = self._some(columns, b.add(loop.index, e.i64(several)), several)
+            weights = self._weights(loop.index, several)
+            for number in range(several):
+                mine = slice(number % spec.sets * count, (number % spec.sets + 1) * count)
+                sums[mine] = self._add(x, now[number], weights[number], sums[mine])
+            loop.next = sums + following
+        parts = [loop.results[number * count : (number + 1) * count] for number in range(spec.sets)]
+        while len(parts) > 1:
+            parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]][::-1]
+        return middle, parts[0]
+
+    def _some(self, columns: Any, index: Any, count: int) -> list[Any]:
+        """The bytes where so many columns from an index on begin, of which one load reads several."""
+        e, b, size = self.e, self.e.b, self._column_bytes
+        found, bits = [], 8 * size
+        for number in range(count):
+            part = number * size % 8
+            if part == 0:
+                at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
+                word = b.load(at, typ=I64, align=size)
+            value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
+            if not self.spec.wide:
+                value = b.and_(b.lshr(word, e.i64(8 * part)), e.i64((1 << bits) - 1))
+            found.append(b.mul(value, e.i64(self.spec.unit)))
+        return found
+
+    def _weights(self, index: Any, count: int) -> list[list[Any]]:
+        """For so many columns each row's weight in all lanes, of which one load reads those of a single row."""
+        e, b, rows = self.e, self.e.b, self.spec.rows
+        at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
+        if rows > 1 or count == 1:
+            return [
+                [e.splat(e.load_f32(at, 4 * (number * rows + row))) for row in range(rows)] for number in range(count)
+            ]
+        several = b.load(at, typ=lanes.vector(count), align=4)
+        return [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(count)]
 
     def _column(self, columns: Any, index: Any, further: int = 0) -> Any:
         """The byte where the column of an index begins, or that of one so many further."""
@@ -190,10 +224,8 @@ class _Body:
         value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
         return b.mul(widen(value, I64), e.i64(self.spec.unit))
 
-    def _add(self, x: Any, index: Any, column: Any, sums: list[Any]) -> list[Any]:
-        e, rows = self.e, self.spec.rows
-        at = e.at(self.weights, e.b.mul(index, e.i64(4 * rows)))
-        weights = [e.splat(e.load_f32(at, 4 * row)) for row in range(rows)]
+    def _add(self, x: Any, column: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
+        e = self.e
         inputs = [e.load(e.at(x, column), vector) for vector in self.shape.x]
         return [
             e.fma(weight, value, sums[row * self.vectors + t])
