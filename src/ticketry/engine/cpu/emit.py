@@ -37,6 +37,10 @@ def _same(kind: ir.Type, value: Any, text: str) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count if listed else value)
 
 
+_REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
+"""Processor -> how inline assembly names a register of integers, and one of vectors."""
+
+
 class State(enum.IntEnum):
     """Slots of the state that the runtime hands to every kernel, each an int64."""
 
@@ -168,6 +172,15 @@ class Emitter:
         if full not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(kind, [kind] * len(values)), full)
         return self.b.call(self.module.globals[full], values)
+
+    def opaque(self, value: ir.Value) -> ir.Value:
+        """The same value, of which the optimiser knows nothing: so that it stays where and what it is."""
+        register = _REGISTERS.get(self.target.triple.split("-")[0])
+        if register is None:
+            return value
+        kind = register[1] if isinstance(value.type, ir.VectorType) else register[0]
+        signature = ir.FunctionType(value.type, [value.type])
+        return self.b.asm(signature, "", f"={kind},0", [value], False)
 
     # Control
 

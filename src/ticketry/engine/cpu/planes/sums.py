@@ -156,7 +156,7 @@ class _Body:
         return 4 if self.spec.wide else 2
 
     def _sums(self, x: Any, columns: Any, begin: Any, end: Any) -> list[Any]:
-        e, b, spec = self.e, self.e.b, self.spec
+        e, spec = self.e, self.spec
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count
         if spec.sets > 1:
@@ -196,7 +196,7 @@ class _Body:
             part = number * size % 8
             if part == 0:
                 at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
-                word = b.load(at, typ=I64, align=size)
+                word = e.opaque(b.load(at, typ=I64, align=size))  # or it would be read when its turn comes
             value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
             if not self.spec.wide:
                 value = b.and_(b.lshr(word, e.i64(8 * part)), e.i64((1 << bits) - 1))
@@ -211,7 +211,7 @@ class _Body:
             return [
                 [e.splat(e.load_f32(at, 4 * (number * rows + row))) for row in range(rows)] for number in range(count)
             ]
-        several = b.load(at, typ=lanes.vector(count), align=4)
+        several = e.opaque(b.load(at, typ=lanes.vector(count), align=4))  # or the optimiser makes a load for each of it
         return [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(count)]
 
     def _column(self, columns: Any, index: Any, further: int = 0) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ticketry.engine.cpu.emit import Emitter
 from ticketry.engine.cpu.planes import lanes
-from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry, Planes
+from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, SLACK, Geometry, Planes
 from ticketry.engine.cpu.planes.window import Pair, Window
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
@@ -61,6 +61,11 @@ class Unfolding:
         return Geometry(rows, columns, 0, self.y.images, self.row)
 
     @property
+    def apart(self) -> int:
+        """Bytes from one copy to the next: whole vectors, with no slack that would keep them from sharing pages."""
+        return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
+
+    @property
     def phases(self) -> list[int]:
         """Columns of x modulo the horizontal stride that taps read; none if it is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
@@ -78,7 +83,7 @@ class Unfolding:
     @property
     def bytes(self) -> int:
         """Memory that the copies take."""
-        return int(self.used.sum()) * self.geometry.bytes + len(self.phases) * len(self.channels) * self.phase.bytes
+        return int(self.used.sum()) * self.apart + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
     def vectors(self) -> int:
@@ -94,12 +99,12 @@ class Unfolding:
 
     def value(self, offset: int) -> Planes:
         """All copies, one behind the other from an offset on."""
-        return Planes.at(self.geometry, int(self.used.sum()), offset)
+        return Planes(self.geometry, offset + self.apart * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
         """Channels x taps: the byte where each begins, for copies from an offset on; 0 where there is none."""
         starts = np.zeros(self.used.shape, dtype=np.int64)
-        starts[self.used] = offset + self.geometry.bytes * np.arange(int(self.used.sum()))
+        starts[self.used] = self.value(offset).offsets
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
             if tap in self.of:
@@ -111,7 +116,7 @@ class Unfolding:
         """What makes the copies."""
         ops, sources = [], {0: x}
         if self.phases:
-            first = offset + int(self.used.sum()) * self.geometry.bytes
+            first = offset + int(self.used.sum()) * self.apart + SLACK
             count, stride = len(self.channels), self.phase.bytes * len(self.channels)
             sources = {}
             for number, phase in enumerate(self.phases):
@@ -134,7 +139,7 @@ class Unfolding:
 
     def _copy(self, sources: dict[int, Planes], offset: int, label: str) -> Op:
         places, all_pieces, all_bits, done = [], [], [], 0
-        starts = iter(offset + self.geometry.bytes * np.arange(int(self.used.sum())))
+        starts = iter(self.value(offset).offsets)
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
         for copy, used, (pieces, bits) in zip(self.copies, self.used, made, strict=True):
