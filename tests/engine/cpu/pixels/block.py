@@ -11,6 +11,8 @@ import torch
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.pixels import Geometry, Pixels
+from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
+from ticketry.engine.cpu.pixels.values import rounded
 from ticketry.engine.cpu.program import Op, Program
 from ticketry.engine.cpu.target import target
 
@@ -72,10 +74,10 @@ class Block:
         program._give_back(workspace)
         memory = workspace.arenas[0].bytes
         for value, data in self.values.items():
-            view(memory, value, len(data))[:] = data
+            view(memory, value, len(data))[:] = data if value.geometry.item == FLOAT else rounded(data)
         before = memory.copy()
         program.run(images, [tensor.data_ptr() for tensor in external], threads)
-        results = [view(memory, output, touched).copy() for output in outputs]
+        results = [_floats(view(memory, output, touched)) for output in outputs]
         for output in outputs:
             view(memory, output, touched)[:] = view(before, output, touched)
         first, size = self.scratch
@@ -84,13 +86,42 @@ class Block:
         return results
 
 
+def _floats(data: Array) -> Array:
+    """A copy in float32, of bfloat16's bits as well."""
+    return data.copy() if data.dtype == np.float32 else (data.astype(np.uint32) << 16).view(np.float32)
+
+
 def view(memory: Array, value: Pixels, images: int) -> Array:
-    """A value's numbers in the arena as [images, channels, height, width]: its pixels, without halo and padding."""
+    """A value's numbers in the arena as [images, channels, height, width]: its pixels, without halo and padding.
+
+    bfloat16 as its bits.
+    """
     geometry = value.geometry
     at = value.start + geometry.at(0, 0)
     shape = (images, value.channels, geometry.height, geometry.width)
-    strides = (geometry.image, 4, geometry.row, geometry.pixel)
-    return np.ndarray(shape, np.float32, memory, at, strides)
+    strides = (geometry.image, geometry.item, geometry.row, geometry.pixel)
+    return np.ndarray(shape, np.float32 if geometry.item == FLOAT else np.uint16, memory, at, strides)
+
+
+def kinds() -> list[tuple[str, int]]:
+    """Targets, each with the bytes of values that its kernels take."""
+    return [(name, item) for name in targets() for item in ([FLOAT, HALF] if target(name).bf16 else [FLOAT])]
+
+
+def as_stored(data: Array, item: int) -> Array:
+    """The numbers that a value in memory holds of these."""
+    return np.asarray(data, np.float32) if item == FLOAT else _floats(rounded(data))
+
+
+def close_in(item: int, result: Array, expected: torch.Tensor | Array, tolerance: float = 1e-5) -> bool:
+    """`close`, but for the rounding of each value to what is stored."""
+    expected = np.asarray(expected)
+    if item == FLOAT:
+        return close(result, expected, tolerance)
+    if result.shape != expected.shape:
+        return False
+    slack = tolerance * max(float(np.abs(expected).max(initial=0)), 1e-30)
+    return bool((np.abs(result - expected) <= 2**-8 * np.abs(expected) + slack).all())
 
 
 def close(result: Array, expected: torch.Tensor | Array, tolerance: float = 1e-5) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cpu.pixels.block import Block, activated, close, targets
+from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
 from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
+from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
@@ -22,6 +24,8 @@ class Case:
     """A convolution, what it is run on, and how."""
 
     target: str
+    items: tuple[int, int, int]
+    """Bytes of a value of the input, the output and the residual."""
     images: int
     run: int
     threads: int
@@ -58,8 +62,10 @@ def cases(draw: st.DrawFn) -> Case:
     # As many groups as channels: a depthwise convolution.
     each = 1 if groups == 40 and draw(st.booleans()) else None
     images = draw(st.integers(1, 9))
+    where, item = draw(st.sampled_from(kinds()))
     return Case(
-        target=draw(st.sampled_from(targets())),
+        target=where,
+        items=(item, draw(st.sampled_from([FLOAT, item])), draw(st.sampled_from([FLOAT, item]))),
         images=images,
         run=draw(st.integers(1, images)),
         threads=draw(st.sampled_from([1, 1, 2, 3])),
@@ -101,10 +107,12 @@ def test_any_convolution(case: Case) -> None:
     weight, rows = _weights(case, rng)
     bias = rng.standard_normal(case.outputs).astype(np.float32)
     block = Block(case.images)
-    data = rng.standard_normal((case.images, case.inputs, case.height, case.width)).astype(np.float32)
+    item, y_item, residual_item = case.items
+    data = as_stored(rng.standard_normal((case.images, case.inputs, case.height, case.width)), item)
+    depthwise = case.groups == case.inputs == case.outputs > 1
     expected = torch.nn.functional.conv2d(
         torch.from_numpy(data).double(),
-        torch.from_numpy(weight).double(),
+        torch.from_numpy(weight if depthwise else as_stored(weight, item)).double(),
         torch.from_numpy(bias).double(),
         case.stride,
         case.padding,
@@ -112,15 +120,17 @@ def test_any_convolution(case: Case) -> None:
         case.groups,
     )
     beside = 2 * case.beside
-    wide = Geometry.of(case.height, case.width, case.inputs + beside, max(case.padding))
+    wide = Geometry.of(case.height, case.width, case.inputs + beside, max(case.padding), item)
     x = block.place(wide, case.beside, case.inputs)
-    y = block.place(Geometry.of(*expected.shape[2:], case.outputs + beside, case.seed % 3), case.beside, case.outputs)
+    there = Geometry.of(*expected.shape[2:], case.outputs + beside, case.seed % 3, y_item)
+    y = block.place(there, case.beside, case.outputs)
     block.put(x, data)
     residual = None
     if case.residual:
         # Some channels of a wider value, in a geometry of its own.
-        residual = block.place(Geometry.of(*expected.shape[2:], case.outputs + 21, 1), 5, case.outputs)
-        added = rng.standard_normal(expected.shape).astype(np.float32)
+        other = Geometry.of(*expected.shape[2:], case.outputs + 21, 1, residual_item)
+        residual = block.place(other, 5, case.outputs)
+        added = as_stored(rng.standard_normal(expected.shape), residual_item)
         block.put(residual, added)
         expected = expected + torch.from_numpy(added).double()
     ops = conv(
@@ -139,7 +149,7 @@ def test_any_convolution(case: Case) -> None:
         images=case.images,
     )
     [result] = block.run(ops, [y], case.target, threads=case.threads, images=case.run)
-    assert close(result, activated(expected, case.act)[: case.run])
+    assert close_in(y_item, result, activated(expected, case.act)[: case.run])
 
 
 def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, **options: Any) -> tuple[Any, Any]:
@@ -218,3 +228,43 @@ def test_what_a_layer_costs() -> None:
     assert 0.1 * dense < sparse < 0.15 * dense
     if target().lanes == 16:
         assert dense < 0.7 * cost(x, y, weight, padding=1, target=target("avx2"))
+
+
+@pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
+@pytest.mark.parametrize(("images", "tokens", "inputs"), [(1, 1, 333), (7, 13, 333), (3, 1, 2)])
+def test_a_linear_layer_of_pairs(images: int, tokens: int, inputs: int) -> None:
+    """An odd number of channels; whole pairs pruned, and halves of pairs."""
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((70, inputs)).astype(np.float32)
+    weight[:, ::3] = 0
+    data = as_stored(rng.standard_normal((images, inputs, 1, tokens)), HALF)
+    block = Block(images)
+    x, y = block.place(Geometry.of(1, tokens, inputs, 0, HALF)), block.place(Geometry.of(1, tokens, 70))
+    block.put(x, data)
+    [result] = block.run(conv(x, y, weight, target=target(), images=images), [y], "host")
+    expected = np.einsum("oc,ncht->noht", as_stored(weight, HALF).astype(np.float64), data)
+    assert close(result, expected)
+
+
+@pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
+def test_pairs_cost_half_where_they_are_kept_together() -> None:
+    """A pair with one kept channel costs what a pair with two does."""
+    rng, here = np.random.default_rng(0), target()
+    weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
+    rows = [np.arange(at, at + 32) for at in range(0, 128, 32)]
+    pairs = np.repeat(np.repeat(rng.random((4, 64, 3, 3)) < 0.25, 32, axis=0), 2, axis=1)
+    apart = pairs * (np.arange(128) % 2 == 0)[:, None, None]
+
+    def nanoseconds(mask: np.ndarray[Any, Any], item: int) -> float:
+        x, y = (Pixels(Geometry.of(16, 16, 128, halo, item), 0) for halo in (1, 0))
+        return cost(x, y, weight * mask, padding=1, target=here, rows=rows, images=8)
+
+    assert nanoseconds(pairs, HALF) == nanoseconds(apart, HALF)
+    assert nanoseconds(pairs, HALF) < 0.6 * nanoseconds(pairs, FLOAT)
+
+
+def test_pairs_need_a_target_that_multiplies_them() -> None:
+    here = dataclasses.replace(target(), bf16=False)
+    x, y = (Pixels(Geometry.of(4, 4, 16, 0, HALF), 0) for _ in range(2))
+    with pytest.raises(EngineError, match="multiplies no bfloat16"):
+        conv(x, y, np.ones((16, 16), np.float32), target=here)

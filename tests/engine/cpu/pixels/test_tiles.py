@@ -83,10 +83,10 @@ def test_groups_hold_each_row_once_and_blocks_every_weight(rows: list[tuple[int,
     supports = rng.random((4, 30)) < np.array([[0.0], [0.2], [0.5], [1.0]])
     kept = np.concatenate([np.repeat(supports[kind : kind + 1], count, axis=0) for kind, count in rows])
     weights = (kept * rng.uniform(1, 2, kept.shape)).astype(np.float32)
-    groups = groups_of(weights, lanes)
+    groups = groups_of(weights != 0, lanes)
     assert np.array_equal(np.concatenate(groups), np.arange(len(weights)))
     found = np.zeros_like(weights)
-    for block in blocks_of(weights, groups, lanes, {1: 1.0, 2: 1.8, 3: 2.5}):
+    for block in blocks_of(weights != 0, groups, lanes, {1: 1.0, 2: 1.8, 3: 2.5}):
         assert 0 < len(block.rows) <= block.vectors * lanes
         assert (np.diff(block.columns) > 0).all()
         found[block.rows[:, None], block.columns] = weights[block.rows[:, None], block.columns]
@@ -96,8 +96,8 @@ def test_groups_hold_each_row_once_and_blocks_every_weight(rows: list[tuple[int,
 def test_groups_are_joined_only_where_that_saves_work() -> None:
     weights = np.zeros((32, 40), np.float32)
     weights[:8, :10] = weights[8:16, 5:15] = weights[16:, 20:] = 1
-    assert [len(group) for group in groups_of(weights, 16)] == [16, 16]
-    assert [len(group) for group in groups_of(weights, 8)] == [8, 8, 16]
+    assert [len(group) for group in groups_of(weights != 0, 16)] == [16, 16]
+    assert [len(group) for group in groups_of(weights != 0, 8)] == [8, 8, 16]
 
 
 def test_a_grouped_convolution_as_a_plain_one() -> None:

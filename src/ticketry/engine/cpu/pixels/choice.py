@@ -52,7 +52,7 @@ class Work:
 
     plane: Plane
     channels: int
-    """Of the input."""
+    """Columns of a tap: the input's channels, or pairs of them in bfloat16, which take as many bytes and as long."""
     images: int
     """In a block, mostly."""
     blocks: int

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emit import Emitter
-from ticketry.engine.cpu.pixels import walk
+from ticketry.engine.cpu.pixels import values, walk
 from ticketry.engine.cpu.pixels.geometry import Pixels
 from ticketry.engine.cpu.pixels.walk import Strides
 from ticketry.engine.cpu.program import Op
@@ -111,23 +111,26 @@ class Elementwise:
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
-        values = [(_X, self.x), (_Y, self.y)] + ([(_OTHER, self.other)] if self.other else [])
-        with walk.rows(e, self.height, values) as (_, _, starts), walk.columns(e, self.width, starts, values) as pixel:
-            self._pixel(e, *pixel[1])
+        strides = [(_X, self.x), (_Y, self.y)] + ([(_OTHER, self.other)] if self.other else [])
+        with (
+            walk.rows(e, self.height, strides) as (_, _, starts),
+            walk.columns(e, self.width, starts, strides) as (_, pixel),
+        ):
+            self._pixel(e, *pixel)
         return e.text()
 
     def _pixel(self, e: Emitter, x: ir.Value, y: ir.Value, other: ir.Value | None = None) -> None:
-        spread = e.splat(e.load_f32(other)) if self.one_channel else None
+        spread = e.splat(values.load_one(e, other, self.other.item)) if self.other and self.one_channel else None
 
         def some(byte: ir.Value, counts: list[int]) -> None:
             for number, count in enumerate(counts):
                 at = walk.next_vector(e, byte, number)
-                value = walk.get(e, x, at, count)
+                value = walk.get(e, x, at, count, self.x.item)
                 if self.operation == "affine":
                     value = e.fma(value, e.load(e.table(_SCALE), at), e.load(e.table(_SHIFT), at))
-                elif other is not None:
-                    second = walk.get(e, other, at, count) if spread is None else spread
+                elif self.other is not None:
+                    second = walk.get(e, other, at, count, self.other.item) if spread is None else spread
                     value = e.b.fadd(value, second) if self.operation == "add" else e.b.fmul(value, second)
-                walk.put(e, activate(e, self.act, value), y, at, count)
+                walk.put(e, activate(e, self.act, value), y, at, count, self.y.item)
 
         walk.vectors(e, self.channels, 1 if walk.long(self.act) else 4, some)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 FLOAT = 4
 """Bytes of a float32."""
 
+HALF = 2
+"""Bytes of a bfloat16."""
+
 LINE = 64
 """Bytes of a cache line, and of the widest vector."""
 
@@ -37,17 +40,19 @@ class Geometry:
     """Bytes from one pixel to the next."""
     image: int
     """Bytes from one image to the next."""
+    item: int = FLOAT
+    """Bytes of a channel of a pixel: those of a float32 or of a bfloat16."""
 
     @classmethod
-    def of(cls, height: int, width: int, channels: int, halo: int = 0) -> Geometry:
+    def of(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> Geometry:
         """The geometry kernels like best.
 
         Both strides are odd numbers of cache lines: pixels at a power of two of bytes would compete for few sets of the
         first cache.
         """
-        pixel = _odd_lines(FLOAT * channels)
+        pixel = _odd_lines(item * channels)
         positions = (height + 2 * halo) * (width + halo) + halo
-        return cls(height, width, channels, halo, pixel, _odd_lines(positions * pixel))
+        return cls(height, width, channels, halo, pixel, _odd_lines(positions * pixel), item)
 
     @property
     def row(self) -> int:
@@ -94,7 +99,7 @@ class Pixels:
     @property
     def start(self) -> int:
         """The arena's byte of the first image's first pixel (the halo's, if there is one) and first channel."""
-        return self.offset + FLOAT * self.first
+        return self.offset + self.geometry.item * self.first
 
     def like(self, other: Pixels) -> bool:
         """Whether both have the same shape (not necessarily the same halo or place)."""

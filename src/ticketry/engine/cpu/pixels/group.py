@@ -15,9 +15,9 @@ from llvmlite import ir
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emit import I16, I64, PTR, Emitter, State
 from ticketry.engine.cpu.pixels import lanes as lane
-from ticketry.engine.cpu.pixels import walk
+from ticketry.engine.cpu.pixels import values, walk
 from ticketry.engine.cpu.pixels.choice import sets
-from ticketry.engine.cpu.pixels.geometry import FLOAT
+from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 from ticketry.engine.cpu.pixels.tiles import Tile
 from ticketry.engine.cpu.target import Target
 
@@ -34,14 +34,14 @@ class Arg(enum.IntEnum):
     TOGETHER = 4
     """Groups done on one tile before the next tile: as many as keep their weights in the second cache."""
     PLACES = 5
-    """int32 [groups, 2]: byte of the first row in an output pixel; rows in the last vector. With `scatter`: int32
-    [groups, vectors * lanes], the byte of each row (rows that fill up a vector repeat another)."""
+    """int32 [groups, 2]: the first row's channel; rows in the last vector. With `scatter`: int32
+    [groups, vectors * lanes], the channel of each row (rows that fill up a vector repeat another)."""
     BIAS = 6
     """float32 [groups, vectors * lanes]."""
     OFFSETS = 7
-    """Of each kept column, all groups' one behind the other: float32 values from a tile's input to the column's."""
+    """Of each kept column, all groups' one behind the other: words of 4 bytes from a tile's input to the column's."""
     WEIGHTS = 8
-    """float32 [columns, vectors * lanes]."""
+    """float32 [columns, vectors * lanes], or bfloat16 [columns, vectors * lanes, 2] where columns are pairs."""
     TILES = 9
     """Of the tile shape: how many an image has; int32 [tiles, 4]: bytes from an image's start to the tile's in input,
     output and residual, and the tile's class; classes; int32 [groups * classes + 1]: where runs begin; int32
@@ -58,6 +58,8 @@ class Step:
     image: int
     row: int
     column: int
+    item: int = FLOAT
+    """Bytes of a channel."""
 
     def at(self, place: tuple[int, int, int]) -> int:
         return place[0] * self.image + place[1] * self.row + place[2] * self.column
@@ -86,6 +88,11 @@ class GroupConv:
     depthwise: bool
     """Whether each row has an input channel of its own, the one at its place, and columns are taps."""
 
+    @property
+    def pairs(self) -> bool:
+        """Whether columns are pairs of neighbouring channels in bfloat16."""
+        return self.x.item == HALF and not self.depthwise
+
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
         images = e.state(State.IMAGES)
@@ -111,10 +118,10 @@ class _Writer:
         self.offsets, self.weights = e.table(Arg.OFFSETS), e.table(Arg.WEIGHTS)
         self.staged = kernel.scatter or walk.long(kernel.act)
         if self.staged:
-            values = ir.ArrayType(e.vector, tile.pixels * kernel.vectors)
+            staged = ir.ArrayType(e.vector, tile.pixels * kernel.vectors)
             with e.b.goto_entry_block():
                 # By way of an integer: llvmlite takes a fresh pointer for one to an array.
-                self.stage = e.b.inttoptr(e.b.ptrtoint(e.b.alloca(values), I64), PTR)
+                self.stage = e.b.inttoptr(e.b.ptrtoint(e.b.alloca(staged), I64), PTR)
 
     def all_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
         """All tiles of ``blocks`` times the tile's images, of all groups: this thread's share of them."""
@@ -160,7 +167,7 @@ class _Writer:
         biases = [e.load(row, v * size, align=size) for v in range(vectors)]
         place = e.at(self.places, e.b.mul(group, e.i64(self.bytes if self.kernel.scatter else 8)))
         if self.kernel.depthwise:
-            x = e.at(x, e.load_i32(place))
+            x = e.at(x, self._bytes(e.load_i32(place), self.kernel.x))
         start = biases * self.tile.pixels
         start += [e.splat(0.0)] * (len(start) * (self.sets - 1))
         begin = e.at(self.begins, e.b.mul(e.b.add(e.b.mul(group, self.classes), kind), e.i64(4)))
@@ -169,12 +176,12 @@ class _Writer:
             run.next = self._columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
         self._finish(self._sum(run.results), place, y, residual)
 
-    def _columns(self, first: ir.Value, last: ir.Value, values: list[ir.Value], x: ir.Value) -> list[ir.Value]:
+    def _columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         """The run's columns: all sets at once, then the last few on the first set."""
         e, count = self.e, self.sets
         stop = last if count == 1 else e.b.sub(last, e.i64(count - 1))
-        with e.loop(first, stop, count, carried=values) as column:
-            one = len(values) // count
+        with e.loop(first, stop, count, carried=sums) as column:
+            one = len(sums) // count
             for number in range(count):
                 at = e.b.add(column.index, e.i64(number)) if number else column.index
                 column.next += self._multiply(at, column.carried[number * one : (number + 1) * one], x)
@@ -185,7 +192,7 @@ class _Writer:
             column_left.next = self._multiply(column_left.index, column_left.carried, x)
         return column_left.results + column.results[one:]
 
-    def _multiply(self, column: ir.Value, values: list[ir.Value], x: ir.Value) -> list[ir.Value]:
+    def _multiply(self, column: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         e, vectors, size = self.e, self.kernel.vectors, self.e.target.lanes * FLOAT
         if self.kernel.wide:
             offset = e.load_i32(self.offsets, e.b.mul(column, e.i64(4)))
@@ -193,41 +200,55 @@ class _Writer:
             offset = e.b.zext(e.b.load(e.at(self.offsets, e.b.mul(column, e.i64(2))), typ=I16, align=2), I64)
         source = e.at(x, e.b.mul(offset, e.i64(FLOAT)))
         row = e.at(self.weights, e.b.mul(column, e.i64(self.bytes)))
-        weights = [e.load(row, v * size, align=size) for v in range(vectors)]
+        if self.kernel.pairs:
+            weights = [values.load_pairs(e, row, v * size) for v in range(vectors)]
+        else:
+            weights = [e.load(row, v * size, align=size) for v in range(vectors)]
+        multiply = values.multiply_pairs if self.kernel.pairs else Emitter.fma
         results = []
         for index, place in enumerate(self.tile.places):
-            byte = self.kernel.x.at(place)
-            input_ = e.load(source, byte) if self.kernel.depthwise else e.splat(e.load_f32(source, byte))
-            results += [e.fma(weights[v], input_, values[index * vectors + v]) for v in range(vectors)]
+            input_ = self._input(source, self.kernel.x.at(place))
+            results += [multiply(e, weights[v], input_, sums[index * vectors + v]) for v in range(vectors)]
         return results
 
-    def _sum(self, values: list[ir.Value]) -> list[ir.Value]:
-        one = len(values) // self.sets
-        sums = values[:one]
+    def _input(self, source: ir.Value, byte: int) -> ir.Value:
+        """What a column's weights are multiplied with at a pixel."""
+        e, kernel = self.e, self.kernel
+        if kernel.depthwise:
+            return values.load(e, source, byte, kernel.x.item)
+        return values.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
+
+    def _bytes(self, channel: ir.Value, step: Step) -> ir.Value:
+        return self.e.b.mul(channel, self.e.i64(step.item))
+
+    def _sum(self, parts: list[ir.Value]) -> list[ir.Value]:
+        one = len(parts) // self.sets
+        sums = parts[:one]
         for number in range(1, self.sets):
-            sums = [self.e.b.fadd(a, b) for a, b in zip(sums, values[number * one :], strict=False)]
+            sums = [self.e.b.fadd(a, b) for a, b in zip(sums, parts[number * one :], strict=False)]
         return sums
 
     # The end of a tile: residual, activation, store
 
-    def _finish(self, values: list[ir.Value], place: ir.Value, y: ir.Value, residual: ir.Value) -> None:
+    def _finish(self, sums: list[ir.Value], place: ir.Value, y: ir.Value, residual: ir.Value) -> None:
         e, kernel = self.e, self.kernel
         vectors, size = kernel.vectors, self.e.target.lanes * FLOAT
         lanes = None if kernel.scatter else e.load_i32(place, 4)
         if not kernel.scatter:
             first = e.load_i32(place)
-            y, residual = e.at(y, first), e.at(residual, first)
+            y = e.at(y, self._bytes(first, kernel.y))
+            residual = e.at(residual, self._bytes(first, kernel.residual or kernel.y))
         if not self.staged:
             for index, pixel in enumerate(self.tile.places):
                 self._pixel(
-                    values[index * vectors :][:vectors],
+                    sums[index * vectors :][:vectors],
                     e.at(y, kernel.y.at(pixel)),
                     e.at(residual, kernel.residual.at(pixel)) if kernel.residual else None,
                     place,
                     lanes,
                 )
             return
-        for index, value in enumerate(values):
+        for index, value in enumerate(sums):
             e.store(value, self.stage, index * size, align=size)
         staged = Step(self.bytes * self.tile.rows * self.tile.columns, self.bytes * self.tile.columns, self.bytes)
         with (
@@ -252,20 +273,31 @@ class _Writer:
         return pointer
 
     def _pixel(
-        self, values: list[ir.Value], y: ir.Value, residual: ir.Value | None, place: ir.Value, lanes: ir.Value | None
+        self, sums: list[ir.Value], y: ir.Value, residual: ir.Value | None, place: ir.Value, lanes: ir.Value | None
     ) -> None:
-        e, kernel, size = self.e, self.kernel, self.e.target.lanes * FLOAT
-        for v, value in enumerate(values):
+        e, kernel, count = self.e, self.kernel, self.e.target.lanes
+        for v, value in enumerate(sums):
             if kernel.scatter:
-                offsets = lane.load_offsets(e, place, v * size)
+                channels = lane.load_offsets(e, place, v * count * FLOAT)
                 if residual is not None:
-                    value = e.b.fadd(value, lane.gather(e, lane.addresses(e, residual, offsets)))
-                lane.scatter(e, activate(e, kernel.act, value), lane.addresses(e, y, offsets))
+                    assert kernel.residual is not None
+                    pointers = self._each(residual, channels, kernel.residual)
+                    value = e.b.fadd(value, values.gather(e, pointers, None, kernel.residual.item))
+                value = activate(e, kernel.act, value)
+                values.scatter(e, value, self._each(y, channels, kernel.y), None, kernel.y.item)
                 continue
             if residual is not None:
-                value = e.b.fadd(value, e.load(residual, v * size))
+                assert kernel.residual is not None
+                item = kernel.residual.item
+                value = e.b.fadd(value, values.load(e, residual, v * count * item, item))
             value = activate(e, kernel.act, value)
+            here = e.at(y, v * count * kernel.y.item)
             if kernel.partial and v == kernel.vectors - 1:
-                lane.store_first(e, value, e.at(y, v * size), lanes)
+                values.store_first(e, value, here, lanes, kernel.y.item)
             else:
-                e.store(value, y, v * size)
+                values.store(e, value, here, 0, kernel.y.item)
+
+    def _each(self, base: ir.Value, channels: ir.Value, step: Step) -> ir.Value:
+        """Pointers to a pixel's channels."""
+        e = self.e
+        return lane.addresses(e, base, e.b.mul(channels, ir.Constant(channels.type, [step.item] * e.target.lanes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import I1, I32, I64, PTR, Emitter
+from ticketry.engine.cpu.emit import F32, I1, I32, I64, PTR, Emitter
 
 
 def first_lanes(e: Emitter, count: ir.Value | int) -> ir.Value:
@@ -18,18 +18,20 @@ def first_lanes(e: Emitter, count: ir.Value | int) -> ir.Value:
     return e.b.icmp_signed("<", ir.Constant(kind, list(range(lanes))), everywhere)
 
 
-def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> ir.Value:
+def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32) -> ir.Value:
     """The first ``count`` values from memory, zeros behind; nothing else is read."""
-    mask = _mask_type(e)
-    function = _declare(e, "llvm.masked.load", f"v{e.target.lanes}f32.p0", e.vector, [PTR, I32, mask, e.vector])
-    return e.b.call(function, [pointer, ir.Constant(I32, align), first_lanes(e, count), e.splat(0.0)])
+    vector, mask = ir.VectorType(kind, e.target.lanes), _mask_type(e)
+    function = _declare(e, "llvm.masked.load", f"{_suffix(vector)}.p0", vector, [PTR, I32, mask, vector])
+    return e.b.call(function, [pointer, ir.Constant(I32, align), first_lanes(e, count), ir.Constant(vector, None)])
 
 
-def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
+def store_first(
+    e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32
+) -> None:
     """Write the first ``count`` values; nothing else is written."""
-    mask = _mask_type(e)
-    types = [e.vector, PTR, I32, mask]
-    function = _declare(e, "llvm.masked.store", f"v{e.target.lanes}f32.p0", ir.VoidType(), types)
+    vector = ir.VectorType(kind, e.target.lanes)
+    types = [vector, PTR, I32, _mask_type(e)]
+    function = _declare(e, "llvm.masked.store", f"{_suffix(vector)}.p0", ir.VoidType(), types)
     e.b.call(function, [value, pointer, ir.Constant(I32, align), first_lanes(e, count)])
 
 
@@ -58,12 +60,20 @@ def gather(e: Emitter, pointers: ir.Value, mask: ir.Value | None = None) -> ir.V
     return e.b.call(function, [pointers, ir.Constant(I32, 4), _mask(e, mask), e.splat(0.0)])
 
 
-def scatter(e: Emitter, value: ir.Value, pointers: ir.Value, mask: ir.Value | None = None) -> None:
+def scatter(
+    e: Emitter,
+    value: ir.Value,
+    pointers: ir.Value,
+    mask: ir.Value | None = None,
+    align: int = 4,
+    kind: ir.Type = F32,
+) -> None:
     """Write values to pointers, lane by lane."""
-    types = [e.vector, pointers.type, I32, _mask_type(e)]
-    lanes = e.target.lanes
-    function = _declare(e, "llvm.masked.scatter", f"v{lanes}f32.v{lanes}p0", ir.VoidType(), types)
-    e.b.call(function, [value, pointers, ir.Constant(I32, 4), _mask(e, mask)])
+    vector = ir.VectorType(kind, e.target.lanes)
+    types = [vector, pointers.type, I32, _mask_type(e)]
+    suffix = f"{_suffix(vector)}.v{e.target.lanes}p0"
+    function = _declare(e, "llvm.masked.scatter", suffix, ir.VoidType(), types)
+    e.b.call(function, [value, pointers, ir.Constant(I32, align), _mask(e, mask)])
 
 
 def total(e: Emitter, vector: ir.Value) -> ir.Value:
@@ -111,6 +121,11 @@ def _shuffled(e: Emitter, a: ir.Value, b: ir.Value, order: list[int]) -> ir.Valu
 
 def _mask_type(e: Emitter) -> ir.Type:
     return ir.VectorType(I1, e.target.lanes)
+
+
+def _suffix(vector: ir.VectorType) -> str:
+    """The type in the name of an intrinsic."""
+    return f"v{vector.count}{'f32' if vector.element == F32 else vector.element}"
 
 
 def _mask(e: Emitter, mask: ir.Value | None) -> ir.Value:

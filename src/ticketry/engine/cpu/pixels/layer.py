@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
+from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF, Pixels
 from ticketry.engine.cpu.pixels.tiles import Plane, Window
 from ticketry.errors import EngineError
 
@@ -35,9 +35,20 @@ class Layer:
         return Plane(rows, columns)
 
     @property
+    def pairs(self) -> bool:
+        """Whether inputs are bfloat16, which are multiplied two at a time: a column is then two neighbouring channels
+        of a tap, the last of an odd number of channels with nothing."""
+        return self.x.geometry.item == HALF
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tap."""
+        return -(-self.x.channels // 2) if self.pairs else self.x.channels
+
+    @property
     def reach(self) -> int:
-        """float32 values from the input of the first column to that of the last."""
-        return int(self.offsets(self.x.channels).max(initial=0))
+        """Words from the input of the first column to that of the last."""
+        return int(self.offsets(self.columns).max(initial=0))
 
     def check(self, outputs: int, inputs: int) -> None:
         """Raises EngineError where the values do not fit a convolution of so many channels."""
@@ -54,11 +65,11 @@ class Layer:
         if self.residual is not None and not self.residual.like(self.y):
             raise EngineError("a residual has the shape of the output")
 
-    def offsets(self, channels: int) -> Array:
-        """Of each column [taps * channels]: float32 values from the input of tap 0, channel 0."""
+    def offsets(self, columns: int) -> Array:
+        """Of each column [taps * columns]: words of 4 bytes from the input of tap 0, channel 0."""
         geometry = self.x.geometry
         rows = np.arange(self.kernel[0]) * self.dilation[0] * geometry.row
-        columns = np.arange(self.kernel[1]) * self.dilation[1] * geometry.pixel
-        taps = (rows[:, None] + columns).reshape(-1, 1) // FLOAT
-        found: Array = (taps + np.arange(channels)).reshape(-1)
+        places = np.arange(self.kernel[1]) * self.dilation[1] * geometry.pixel
+        taps = (rows[:, None] + places).reshape(-1, 1) // FLOAT
+        found: Array = (taps + np.arange(columns)).reshape(-1)
         return found

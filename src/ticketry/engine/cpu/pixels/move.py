@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from ticketry.engine.cpu.emit import I64, Emitter, State
 from ticketry.engine.cpu.pixels import lanes as lane
+from ticketry.engine.cpu.pixels import values
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
@@ -82,7 +83,7 @@ def _move(
         way = Way.APART
     table = order * channel
     if way is Way.CHANNELS:
-        table = np.argsort(order) * FLOAT
+        table = np.argsort(order) * geometry.item
     kernel = Move(
         geometry.height,
         geometry.width,
@@ -93,6 +94,7 @@ def _move(
         way,
         out,
         way is Way.CHANNELS and not in_order,
+        geometry.item,
     )
     start = value.start + geometry.at(0, 0)
     return [Op(kernel, (start, number, image, row, column, table.astype(np.int64)), label)]
@@ -112,6 +114,8 @@ class Move:
     out: bool
     gathered: bool
     """Whether channels are taken out of the value in another order."""
+    item: int
+    """Bytes of a channel of the value."""
 
     def emit(self, name: str, target: Target) -> str:
         e = Emitter(name, target)
@@ -143,22 +147,21 @@ class Move:
 
     def _some_channels(self, e: Emitter, first: ir.Value, count: int, inside: ir.Value, outside: ir.Value) -> None:
         """Up to a vector of one pixel's channels."""
-        byte = e.b.mul(first, e.i64(FLOAT))
-        near, far = e.at(inside, byte), e.at(outside, byte)
+        near, far = (e.at(base, e.b.mul(first, e.i64(size))) for base, size in ((inside, self.item), (outside, FLOAT)))
         mask = lane.first_lanes(e, count)
         if self.way is Way.APART:
             pointers = lane.addresses(e, outside, self._offsets(e, first))
             if self.out:
-                lane.scatter(e, e.load(near), pointers, mask)
+                lane.scatter(e, values.load(e, near, 0, self.item), pointers, mask)
             else:
-                _put(e, lane.gather(e, pointers, mask), near, count)
+                _put(e, lane.gather(e, pointers, mask), near, count, self.item)
         elif self.gathered:
             pointers = lane.addresses(e, inside, self._offsets(e, first))
-            _put(e, lane.gather(e, pointers, mask), far, count)
+            _put(e, values.gather(e, pointers, mask, self.item), far, count)
         elif self.out:
-            _put(e, e.load(near), far, count)
+            _put(e, values.load(e, near, 0, self.item), far, count)
         else:
-            _put(e, _get(e, far, count), near, count)
+            _put(e, _get(e, far, count), near, count, self.item)
 
     def _offsets(self, e: Emitter, first: ir.Value) -> ir.Value:
         """The table's entries of some channels; lanes without one have any."""
@@ -170,18 +173,19 @@ class Move:
     ) -> None:
         """Up to a vector of channels of up to a vector of pixels, turned in registers."""
         entry = e.at(e.table(Arg.CHANNELS), e.b.mul(first, e.i64(8)))
-        near = e.at(inside, e.b.mul(first, e.i64(FLOAT)))
+        near = e.at(inside, e.b.mul(first, e.i64(self.item)))
         rows = [e.at(outside, e.load_i64(entry, 8 * channel)) for channel in range(channels)]
         columns = [e.at(near, pixel * self.pixel) for pixel in range(pixels)]
         empty = [e.splat(0.0)] * e.target.lanes
         if self.out:
-            turned = lane.transposed(e, ([e.load(column) for column in columns] + empty)[: e.target.lanes])
+            vectors = [values.load(e, column, 0, self.item) for column in columns]
+            turned = lane.transposed(e, (vectors + empty)[: e.target.lanes])
             for vector, pointer in zip(turned, rows, strict=False):
                 _put(e, vector, pointer, pixels)
         else:
             turned = lane.transposed(e, ([_get(e, row, pixels) for row in rows] + empty)[: e.target.lanes])
             for vector, pointer in zip(turned, columns, strict=False):
-                _put(e, vector, pointer, channels)
+                _put(e, vector, pointer, channels, self.item)
 
 
 def _chunks(count: int, step: int) -> list[tuple[int, int, int]]:
@@ -195,8 +199,8 @@ def _get(e: Emitter, pointer: ir.Value, count: int) -> ir.Value:
     return e.load(pointer) if count == e.target.lanes else lane.load_first(e, pointer, count)
 
 
-def _put(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int) -> None:
+def _put(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, item: int = FLOAT) -> None:
     if count == e.target.lanes:
-        e.store(vector, pointer)
+        values.store(e, vector, pointer, 0, item)
     else:
-        lane.store_first(e, vector, pointer, count)
+        values.store_first(e, vector, pointer, count, item)

@@ -117,12 +117,12 @@ class LayerNorm(_OverChannels):
         count = e.f32(1 / self.channels)
 
         def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return b.fadd(so_far, walk.get(e, x, byte, lanes))
+            return b.fadd(so_far, walk.get(e, x, byte, lanes, self.x.item))
 
         mean = e.splat(b.fmul(lane.total(e, self._reduce(e, 0.0, add, b.fadd)), count))
 
         def add_square(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            apart = _only(e, b.fsub(walk.get(e, x, byte, lanes), mean), lanes, 0.0)
+            apart = _only(e, b.fsub(walk.get(e, x, byte, lanes, self.x.item), mean), lanes, 0.0)
             return e.fma(apart, apart, so_far)
 
         variance = b.fmul(lane.total(e, self._reduce(e, 0.0, add_square, b.fadd)), count)
@@ -132,9 +132,9 @@ class LayerNorm(_OverChannels):
         def write(byte: ir.Value, counts: list[int]) -> None:
             for number, lanes in enumerate(counts):
                 at = walk.next_vector(e, byte, number)
-                value = b.fmul(b.fsub(walk.get(e, x, at, lanes), mean), factor)
+                value = b.fmul(b.fsub(walk.get(e, x, at, lanes, self.x.item), mean), factor)
                 value = e.fma(value, e.load(e.table(_SCALE), at), e.load(e.table(_SHIFT), at))
-                walk.put(e, value, y, at, lanes)
+                walk.put(e, value, y, at, lanes, self.y.item)
 
         walk.vectors(e, self.channels, _AT_ONCE, write)
 
@@ -150,13 +150,13 @@ class Softmax(_OverChannels):
             return e.intrinsic("llvm.maxnum", a, c)
 
         def most(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return larger(so_far, _only(e, walk.get(e, x, byte, lanes), lanes, float("-inf")))
+            return larger(so_far, _only(e, walk.get(e, x, byte, lanes, self.x.item), lanes, float("-inf")))
 
         largest = e.splat(lane.largest(e, self._reduce(e, float("-inf"), most, larger)))
 
         def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            power = exp(e, b.fsub(walk.get(e, x, byte, lanes), largest))
-            walk.put(e, power, y, byte, lanes)
+            power = exp(e, b.fsub(walk.get(e, x, byte, lanes, self.x.item), largest))
+            walk.put(e, power, y, byte, lanes, self.y.item)
             return b.fadd(so_far, _only(e, power, lanes, 0.0))
 
         factor = e.splat(b.fdiv(e.f32(1.0), lane.total(e, self._reduce(e, 0.0, add, b.fadd))))
@@ -164,7 +164,7 @@ class Softmax(_OverChannels):
         def scale(byte: ir.Value, counts: list[int]) -> None:
             for number, lanes in enumerate(counts):
                 at = walk.next_vector(e, byte, number)
-                walk.put(e, b.fmul(walk.get(e, y, at, lanes), factor), y, at, lanes)
+                walk.put(e, b.fmul(walk.get(e, y, at, lanes, self.y.item), factor), y, at, lanes, self.y.item)
 
         walk.vectors(e, self.channels, _AT_ONCE, scale)
 

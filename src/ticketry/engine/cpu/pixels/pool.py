@@ -198,12 +198,12 @@ class Pool:
             with e.loop(left, right, self.steps[1], carried=row.carried) as column:
                 place = e.at(line, e.b.mul(column.index, e.i64(self.x.pixel)))
                 for number, (count, value) in enumerate(zip(counts, column.carried, strict=True)):
-                    more = walk.get(e, place, walk.next_vector(e, byte, number), count)
+                    more = walk.get(e, place, walk.next_vector(e, byte, number), count, self.x.item)
                     column.next.append(self._combine(e, value, more))
             row.next = column.results
         for number, (count, value) in enumerate(zip(counts, row.results, strict=True)):
             result = value if self.operation == "max" else e.b.fmul(value, weight)
-            walk.put(e, result, y, walk.next_vector(e, byte, number), count)
+            walk.put(e, result, y, walk.next_vector(e, byte, number), count, self.y.item)
 
     def _combine(self, e: Emitter, value: ir.Value, more: ir.Value) -> ir.Value:
         if self.operation == "mean":

@@ -38,6 +38,13 @@ def columns_by_tap(weight: Array, groups: int) -> Array:
     return np.ascontiguousarray(flat.reshape(outputs, -1), dtype=np.float32)
 
 
+def paired(weights: Array, channels: int) -> Array:
+    """Weights [rows, taps * channels] as [rows, taps * pairs of channels, 2], an odd last channel with a zero."""
+    rows = len(weights)
+    taps = np.pad(weights.reshape(rows, -1, channels), ((0, 0), (0, 0), (0, channels % 2)))
+    return taps.reshape(rows, -1, 2)
+
+
 def checked(rows: Sequence[Array], outputs: int) -> list[Array]:
     """Groups without empty ones.
 
@@ -51,14 +58,13 @@ def checked(rows: Sequence[Array], outputs: int) -> list[Array]:
     return groups
 
 
-def groups_of(weights: Array, lanes: int) -> list[Array]:
+def groups_of(support: Array, lanes: int) -> list[Array]:
     """Neighbouring rows with the same columns, joined further where a vector of both does less than two vectors would.
 
     Args:
-        weights: [rows, columns].
+        support: bool [rows, columns], which columns each row keeps.
         lanes: rows a vector holds.
     """
-    support = weights != 0
     new = (support[1:] != support[:-1]).any(axis=1)
     bounds = [0, *(np.flatnonzero(new) + 1).tolist(), len(support)]
     groups: list[list[int]] = []
@@ -77,11 +83,11 @@ def groups_of(weights: Array, lanes: int) -> list[Array]:
     return [np.arange(first, last) for first, last in groups]
 
 
-def blocks_of(weights: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
+def blocks_of(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
     """Groups cut into blocks.
 
     Args:
-        weights: [rows, columns].
+        support: bool [rows, columns].
         groups: rows of each.
         lanes: rows a vector holds.
         cost: of one column of a block, by how many vectors the block has.
@@ -89,7 +95,7 @@ def blocks_of(weights: Array, groups: Sequence[Array], lanes: int, cost: dict[in
     best = _cuts(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
     for group in groups:
-        columns = np.flatnonzero((weights[group] != 0).any(axis=0))
+        columns = np.flatnonzero(support[group].any(axis=0))
         at = 0
         for vectors in best[-(-len(group) // lanes)]:
             blocks.append(Block(group[at : at + vectors * lanes], columns, vectors))

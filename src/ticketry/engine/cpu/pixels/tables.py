@@ -10,11 +10,12 @@ import numpy as np
 
 from ticketry.engine.cpu.activations import Activation
 from ticketry.engine.cpu.pixels.choice import WEIGHTS_KEPT, Shape
-from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.pixels.geometry import Geometry
 from ticketry.engine.cpu.pixels.group import GroupConv, Step
 from ticketry.engine.cpu.pixels.layer import Layer
 from ticketry.engine.cpu.pixels.support import Block
 from ticketry.engine.cpu.pixels.tiles import Tile, Tiling
+from ticketry.engine.cpu.pixels.values import rounded
 from ticketry.engine.cpu.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +34,7 @@ class Part:
 
     def channels(self, layer: Layer) -> int:
         """Columns that a tap has: of a depthwise convolution each row's own."""
-        return 1 if self.depthwise else layer.x.channels
+        return 1 if self.depthwise else layer.columns
 
 
 def kernel_of(layer: Layer, part: Part, act: Activation, target: Target) -> GroupConv:
@@ -44,9 +45,9 @@ def kernel_of(layer: Layer, part: Part, act: Activation, target: Target) -> Grou
         vectors=shape.vectors,
         tile=shape.tile,
         rest=shape.rest,
-        x=Step(x.image, x.row * down, x.pixel * right),
-        y=Step(y.image, y.row, y.pixel),
-        residual=Step(residual.image, residual.row, residual.pixel) if residual else None,
+        x=Step(x.image, x.row * down, x.pixel * right, x.item),
+        y=Step(y.image, y.row, y.pixel, y.item),
+        residual=Step(residual.image, residual.row, residual.pixel, residual.item) if residual else None,
         act=act,
         partial=any(len(block.rows) % target.lanes for block in part.blocks),
         scatter=part.scatter,
@@ -80,11 +81,10 @@ def arguments(
 
 
 def _packed(weights: Array, block: Block, row_count: int) -> Array:
-    """A block's weights [columns, rows], with zeros or (to be written twice) its last row behind."""
-    packed = np.zeros((len(block.columns), row_count), np.float32)
-    packed[:, : len(block.rows)] = weights[block.rows[:, None], block.columns].T
-    packed[:, len(block.rows) :] = packed[:, len(block.rows) - 1 : len(block.rows)]
-    return packed
+    """A block's weights [columns, rows] (and 2 where columns are pairs), its last row repeated up to whole vectors."""
+    rows = np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge")
+    packed = np.ascontiguousarray(weights[rows[:, None], block.columns].swapaxes(0, 1))
+    return packed if packed.ndim == 2 else rounded(packed)
 
 
 def _filled(values: Array, rows: Array, row_count: int) -> Array:
@@ -95,8 +95,8 @@ def _filled(values: Array, rows: Array, row_count: int) -> Array:
 def _places(blocks: Sequence[Block], scatter: bool, row_count: int, lanes: int) -> Array:
     if scatter:
         padded = [np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge") for block in blocks]
-        return (FLOAT * np.stack(padded)).astype(np.int32)
-    return np.array([(FLOAT * block.rows[0], (len(block.rows) - 1) % lanes + 1) for block in blocks], np.int32)
+        return np.stack(padded).astype(np.int32)
+    return np.array([(block.rows[0], (len(block.rows) - 1) % lanes + 1) for block in blocks], np.int32)
 
 
 def _tiles(layer: Layer, tile: Tile, blocks: Sequence[Block], channels: int) -> tuple[int | Array, ...]:
