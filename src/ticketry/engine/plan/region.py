@@ -14,6 +14,7 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
+from ticketry.engine.plan.blocks import block, share
 from ticketry.engine.plan.choose import choose, planes_arena
 from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.forms import UnsupportedError
@@ -22,12 +23,6 @@ from ticketry.engine.plan.operations import PixelsOperations, PlanesOperations
 from ticketry.engine.plan.partition import Region
 from ticketry.engine.plan.pixels import PixelsArena
 from ticketry.engine.plan.sketch import Sketch
-
-MOST_IMAGES = 16
-"""Images of a block over planes: as many as fill a vector of the widest registers."""
-
-PIXELS_IMAGES = 8
-"""The same over pixels, which need none for their vectors: more do not fit the caches next to the weights."""
 
 _MOST_READY = 256
 """Batches whose program is found without a plan."""
@@ -68,6 +63,7 @@ class Native:
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
     _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
     _chosen: dict[int, str] = field(init=False, default_factory=dict)
+    _blocks: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
     _ready: dict[tuple[int, int, Last, str | None], Program] = field(init=False, default_factory=dict)
     """Programs by the batch, threads, inputs and layout they are called with."""
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
@@ -133,9 +129,11 @@ class Native:
         with self._lock:
             if (batch, threads, last) in self._tuned:
                 return self._tuned[batch, threads, last]
-            images = _block(batch, threads)
+            images = share(batch, threads)
             layout = self.layout or self._choice(images)
-        return _plan(layout, min(images, PIXELS_IMAGES) if layout == "pixels" else images, batch, threads, last)
+            if (layout, images) not in self._blocks:
+                self._blocks[layout, images] = block(self.sketch, layout, images)
+        return _plan(layout, self._blocks[layout, images], batch, threads, last)
 
     def _choice(self, images: int) -> str:
         if images not in self._chosen:
@@ -200,18 +198,9 @@ def _plan(layout: str, images: int, batch: int, threads: int, last: Last) -> Pla
     return Plan(layout, images, "batch" if -(-batch // images) >= threads else "parts", last)
 
 
-def _block(batch: int, threads: int) -> int:
-    """The block of a batch: a whole vector of images where there are so many for each thread."""
-    share = -(-batch // max(1, threads))
-    images = 1
-    while images < min(share, MOST_IMAGES):
-        images *= 2
-    return images
-
-
 def _candidates(batch: int, threads: int, last: Last) -> list[Plan]:
     """Plans worth trying: both layouts, with the blocks that the batch fills."""
-    most = _block(batch, 1)
+    most = share(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
     return [_plan(layout, images, batch, threads, last) for layout in layouts for images in reversed(blocks)]
