@@ -68,7 +68,7 @@ class Layer:
 def layers(draw: st.DrawFn) -> Layer:
     pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     groups = draw(st.sampled_from([1, 1, 1, 2, 5]))
-    where = draw(st.sampled_from(["host", "avx2"]))
+    where = draw(st.sampled_from(["host", "avx2", "generic"]))
     kernel, dilation = draw(pairs), draw(st.one_of(st.just((1, 1)), pairs))
     return Layer(
         inputs=groups * draw(st.integers(1, 9)),

@@ -211,8 +211,13 @@ class _Body:
             return [
                 [e.splat(e.load_f32(at, 4 * (number * rows + row))) for row in range(rows)] for number in range(count)
             ]
-        several = e.opaque(b.load(at, typ=lanes.vector(count), align=4))  # or the optimiser makes a load for each of it
-        return [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(count)]
+        found = []
+        width = min(count, e.target.lanes)
+        for start in range(0, count, width):
+            # Opaque, or the optimiser makes a load for each of them.
+            several = e.opaque(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
+            found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
+        return found
 
     def _column(self, columns: Any, index: Any, further: int = 0) -> Any:
         """The byte where the column of an index begins, or that of one so many further."""
