@@ -202,9 +202,10 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
         vectors = len(tiles.shape.x)
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
         across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
-        loads = (vectors * (1 + across) + kind.rows + 1) / 2
+        several = kind.rows == 1 and kind.sets > 1  # columns of which one load reads the weights, and one the places
+        loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
         sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
-        each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.2)
+        each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.4)
         begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0)
         total += len(tiles.places) * (entries * each + segments * begin)
     return total
