@@ -1,31 +1,38 @@
 """How many images go through a region together: as many as fill vectors, no more than caches hold.
 
-Over planes a vector holds 16 images, and fewer fill it with positions, which costs; so only values that no cache holds
-make blocks smaller. Over pixels any number runs alike, and what counts is that values stay in the second cache, and
-that weights which do not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB of cache):
-VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
+Over planes a vector holds 16 images, and fewer fill it with positions, which costs where rows share no columns; so
+there only values that no cache holds make blocks smaller. Rows that share theirs run as fast with any number, over
+pixels too: what counts is that values stay in the second cache, and that weights which do not are not fetched for every
+image. The bounds are measured (one core, 1 MB and 32 MB of cache): VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50
+at 224.
 """
 
 from __future__ import annotations
 
 from math import prod
 
+from ticketry.core.structure.groups import row_groups
 from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
 """Images of a block over planes: as many as fill a vector of the widest registers."""
 
-_MOST_PIXELS_IMAGES = 8
+_MOST_OF_GROUPS = 8
 
 _FLOAT = 4
 
 _PLANES_BYTES = 20 << 20
 """Of the largest value: a larger one is fetched from memory by every reader."""
 
-_PIXELS_BYTES, _PIXELS_BYTES_OF_MANY_WEIGHTS = 1 << 20, 5 << 19
-"""The same over pixels; and where the weights alone are more than `_MANY_WEIGHTS`."""
+_GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 19
+"""The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
 
 _MANY_WEIGHTS = 8 << 20
+
+_FEW_ROWS = 4
+"""Together, from which on vectors of positions run like those of images."""
+
+_MOSTLY = 0.5
 
 
 def share(batch: int, threads: int) -> int:
@@ -40,13 +47,27 @@ def share(batch: int, threads: int) -> int:
 def block(sketch: Sketch, layout: str, images: int) -> int:
     """The images of a block, where ``images`` are at hand for each thread."""
     largest = max((_FLOAT * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
-    if layout == "planes":
+    alone = layout == "planes" and grouped(sketch, _FEW_ROWS) < _MOSTLY
+    if alone:
         return images if images * largest <= _PLANES_BYTES else 1
-    bound = _PIXELS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch) > _MANY_WEIGHTS else _PIXELS_BYTES
-    images = min(images, _MOST_PIXELS_IMAGES)
+    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch) > _MANY_WEIGHTS else _GROUPS_BYTES
+    images = min(images, _MOST_OF_GROUPS)
     while images > 1 and images * largest > bound:
         images //= 2
     return images
+
+
+def grouped(sketch: Sketch, rows: int) -> float:
+    """The share of the kept weights in groups of at least so many rows."""
+    inside = total = 0
+    for task in sketch.tasks:
+        if task.kind not in ("conv2d", "linear") or task.node is None:
+            continue
+        for group in row_groups(sketch.weight(task.node)):
+            size = len(group.rows) * group.width
+            total += size
+            inside += size * (len(group.rows) >= rows)
+    return inside / max(1, total)
 
 
 def _weight_bytes(sketch: Sketch) -> int:

@@ -3,9 +3,9 @@ estimates."""
 
 from __future__ import annotations
 
-from ticketry.core.structure.groups import row_groups
 from ticketry.engine.cpu import pixels, planes
 from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.blocks import grouped
 from ticketry.engine.plan.emission import geometry_of_product
 from ticketry.engine.plan.forms import UnsupportedError
 from ticketry.engine.plan.pixels import PixelsArena
@@ -23,7 +23,7 @@ _FEW_ROWS = 4
 
 def choose(sketch: Sketch, target: Target, images: int) -> str:
     """The layout for blocks of so many images: "planes" or "pixels"."""
-    if _grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
+    if grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
         return "planes"
     try:
         return "pixels" if pixels_cost(sketch, target, images) < planes_cost(sketch, target, images) else "planes"
@@ -31,21 +31,9 @@ def choose(sketch: Sketch, target: Target, images: int) -> str:
         return "planes"
 
 
-def _grouped(sketch: Sketch, rows: int) -> float:
-    """The share of the kept weights in groups of at least so many rows."""
-    inside = total = 0
-    for task in products(sketch):
-        assert task.node is not None
-        for group in row_groups(sketch.weight(task.node)):
-            size = len(group.rows) * group.width
-            total += size
-            inside += size * (len(group.rows) >= rows)
-    return inside / max(1, total)
-
-
 def planes_arena(sketch: Sketch, target: Target, images: int) -> PlanesArena:
     """Where planes lie: with halos, unless few images and single rows make convolutions faster that unfold."""
-    halos = images >= target.lanes or _grouped(sketch, _FEW_ROWS) >= 0.5
+    halos = images >= target.lanes or grouped(sketch, _FEW_ROWS) >= 0.5
     return PlanesArena(sketch.storages, images, target.lanes, halos)
 
 
