@@ -223,7 +223,8 @@ class Compiled(nn.Module):
 
     def _threads(self) -> int:
         """Of a call: more than there are cores would only wait for each other."""
-        return min(self.threads or torch.get_num_threads(), cores())
+        threads = self.threads or torch.get_num_threads()
+        return threads if threads == 1 else min(threads, cores())
 
     def _step(self, step: Region | Node) -> Step:
         if isinstance(step, Region):
