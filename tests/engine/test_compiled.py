@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
 import ticketry as tk
+from arenas import targets
 from ticketry.errors import EngineError
 
 
@@ -31,6 +33,14 @@ class Small(nn.Module):
         x = (x + self.one(x)).relu()
         x = self.pool(self.down(x).relu())
         return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cores() -> Iterator[None]:
+    """As many as the tests have threads, on every machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ticketry.engine.compiled.cores", lambda: 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +91,10 @@ def test_any_threads_equal_the_masked_model(model, mask, threads, batch):
         close(fast(x), wanted)
 
 
-def test_narrow_vectors(model, mask):
-    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1, target="avx2")
-    assert fast.target.lanes == 8
+@pytest.mark.parametrize("name", targets()[1:])
+def test_narrow_vectors(model, mask, name):
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=1, target=name)
+    assert fast.target.lanes == {"avx2": 8, "generic": 4}[name]
     for batch in (1, 4, 20):
         x = torch.randn(batch, 3, 10, 10)
         close(fast(x), expected(model, mask, x))
@@ -223,6 +234,18 @@ def test_several_python_threads_call_one_module(model, mask):
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_no_more_threads_than_cores(model, mask, monkeypatch):
+    """They would wait for each other."""
+    fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=64)
+    x = torch.randn(3, 3, 10, 10)
+    for count in (1, 2):
+        monkeypatch.setattr("ticketry.engine.compiled.cores", lambda count=count: count)
+        close(fast(x), expected(model, mask, x))
+    (native,) = fast._natives
+    taken = {threads for program in native.programs.values() for _, threads in program._free}
+    assert taken == {1, 2}
 
 
 def test_threads_end_with_the_module(model, mask):

@@ -3,26 +3,40 @@ examples."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from arenas import targets
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
 from engine.test_families import HEAVY, call, doubled, other_batch, random_mask, tensors
 from tasks.models.zoo_support import import_or_skip
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.graph import Graph
+from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.region import Native, Plan
 from ticketry.tasks.models.networks import build, names
 
 
-def compiled(model: nn.Module, example: Any, *, batches: tuple[int, ...] = (1, 3), bound: float = 1e-4) -> Compiled:
+def compiled(
+    model: nn.Module,
+    example: Any,
+    *,
+    batches: tuple[int, ...] = (1, 3),
+    bound: float = 1e-4,
+    target: str = "host",
+    layout: str | None = None,
+) -> Compiled:
     """Compile the masked model and compare with it in double precision, relative to the largest value."""
     model = shake(model.eval())
     mask = random_mask(model, 0.3)
-    fast = Compiled(capture(model, mask, example), threads=1)
+    fast = Compiled(capture(model, mask, example), threads=1, target=target)
+    for native in fast._natives:
+        native.layout = layout if layout is None or runs(native, layout) else None
     mask.apply_(model)
     exact = model.double()
     mha = torch.backends.mha.get_fastpath_enabled()
@@ -40,40 +54,66 @@ def compiled(model: nn.Module, example: Any, *, batches: tuple[int, ...] = (1, 3
     return fast
 
 
+def runs(native: Native, layout: str) -> bool:
+    """Whether a layout can run a region: concatenations leave pixels some that they cannot."""
+    try:
+        native._emission(Plan(layout, 1, "batch"))
+    except UnsupportedError:
+        return False
+    return True
+
+
+WAYS = [(target, layout) for target in targets() for layout in (None, "planes", "pixels")]
+"""Targets that this processor runs, and layouts: None for the engine's choice."""
+
+
+def everywhere(names: Iterable[str], quick: Collection[str] = (), heavy: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Each name in all ways. Without `slow`: the quick ones in all, others in the first, heavy ones not at all."""
+    marked = []
+    for name in names:
+        for way in WAYS:
+            slow = name in heavy or (way != WAYS[0] and name not in quick)
+            marked.append(pytest.param(name, *way, marks=pytest.mark.slow if slow else ()))
+    return pytest.mark.parametrize(("name", "target", "layout"), marked)
+
+
 def in_engine(graph: Graph, fast: Compiled, *ops: str) -> bool:
     return not any(node.output in fast.reasons for node in graph.nodes if node.op in ops)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in names()])
-def test_our_own_networks_run_in_the_engine_as_a_whole(name: str) -> None:
+@everywhere(names(), quick=("lenet-5", "resnet-20-8"), heavy=HEAVY)
+def test_our_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
-    fast = compiled(build(name, shape=shape, classes=10), torch.randn(1, *shape))
+    model = build(name, shape=shape, classes=10)
+    fast = compiled(model, torch.randn(1, *shape), target=target, layout=layout)
     assert not fast.reasons
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_other_families(name: str) -> None:
+@everywhere(FAMILIES, quick=("torch transformer", "mobilenet v2"))
+def test_other_families(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     if name not in ("lstm tagger", "u-net", "torch transformer"):
         pytest.importorskip("transformers")
-    fast = compiled(*FAMILIES[name]())
+    fast = compiled(*FAMILIES[name](), target=target, layout=layout)
     assert in_engine(fast.graph, fast, "conv2d", "layer_norm")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_networks_of_torchvision(name: str) -> None:
+@everywhere(TORCHVISION)
+def test_networks_of_torchvision(name: str, target: str, layout: str | None) -> None:
     library = import_or_skip("torchvision")
     torch.manual_seed(0)
     more = {"aux_logits": False, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
     model = library.models.get_model(name, weights=None, num_classes=5, **more)
-    assert in_engine(*(lambda fast: (fast.graph, fast))(compiled(model, image(1, torchvision_size(name)))), "conv2d")
+    fast = compiled(model, image(1, torchvision_size(name)), target=target, layout=layout)
+    assert in_engine(fast.graph, fast, "conv2d")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
-def test_networks_of_timm(name: str) -> None:
+@everywhere(TIMM)
+def test_networks_of_timm(name: str, target: str, layout: str | None) -> None:
     library = import_or_skip("timm")
     torch.manual_seed(0)
-    compiled(library.create_model(name, pretrained=False, num_classes=5), image(1, 224 if "224" in name else 64))
+    model = library.create_model(name, pretrained=False, num_classes=5)
+    compiled(model, image(1, 224 if "224" in name else 64), target=target, layout=layout)

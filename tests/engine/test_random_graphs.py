@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -15,6 +17,14 @@ from ticketry.engine.ops import Program
 from ticketry.engine.plan.forms import UnsupportedError
 
 _WAYS = ways(targets())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cores() -> Iterator[None]:
+    """As many as the tests have threads, on every machine."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ticketry.engine.compiled.cores", lambda: 8)
+        yield
 
 
 def agrees(graph: Graph, way: Way, strides: int = 0) -> None:
@@ -52,7 +62,7 @@ def _laid_out(tensor: torch.Tensor, strides: int) -> torch.Tensor:
     return tensor
 
 
-@settings(max_examples=25)
+@settings(max_examples=60)
 @given(graphs(6), _WAYS, st.integers(0, 2))
 def test_random_graphs(graph: Graph, way: Way, strides: int) -> None:
     agrees(graph, way, strides)

@@ -83,8 +83,8 @@ class Native:
                 program = self.program(self.plan(*key[:3]))
                 if len(self._ready) < _MOST_READY:
                     self._ready[key] = program
-            tensors = [*inputs, *outputs]
-            program.run(batch, [tensor.data_ptr() for tensor in tensors], threads, tensors)
+            used = [*inputs, *outputs]
+            program.run(batch, [tensor.data_ptr() for tensor in used], threads, used)
         return made
 
     def profile(self, tensors: Sequence[Tensor], seconds: dict[str, float]) -> list[Tensor]:
@@ -99,7 +99,8 @@ class Native:
     def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
         """Time every plan there could be for this batch and keep the fastest. Returns the seconds of each."""
         batch, inputs, outputs, _ = self._bound(tensors)
-        addresses = [tensor.data_ptr() for tensor in [*inputs, *outputs]]
+        used = [*inputs, *outputs]
+        addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
         last = _last(inputs)
         for plan in _candidates(batch, threads, last) if batch else ():
@@ -111,7 +112,7 @@ class Native:
         for turn in range(_ROUNDS + 1):
             for plan, program in programs.items():
                 begin = time.perf_counter()
-                program.run(batch, addresses, threads)
+                program.run(batch, addresses, threads, used)
                 if turn:  # the first turn warms
                     samples[plan].append(time.perf_counter() - begin)
         found = {plan: statistics.median(several) for plan, several in samples.items()}
