@@ -1,4 +1,5 @@
-"""Random small networks as graphs, for tests: every native operation, in chains and branches, with pruned weights."""
+"""Random small networks as graphs, for tests: native operations and some of torch's, in chains and branches, with
+pruned weights."""
 
 from __future__ import annotations
 
@@ -130,6 +131,14 @@ class Growing:
     def activation(self) -> str:
         return self.add("act", (self.pick(self.one_of(2, 3, 4)),), act=self.one_of(*ACTIVATIONS[1:]))
 
+    def in_torch(self) -> str:
+        """What the engine does not know: a region ends before it and another begins after it."""
+        x, output = self.pick(self.one_of(2, 3, 4, 4)), f"v{len(self.nodes)}"
+        op, more = self.one_of(("aten.flip.default", [1]), ("aten.mul.Scalar", 0.5))
+        self.values[output] = Value(output, self.values[x].shape)
+        self.nodes.append(Node(op, (x,), output, {"args": [{"value": x}, more], "kwargs": {}}))
+        return output
+
     def pairwise(self) -> str:
         one = self.pick(self.one_of(2, 3, 4))
         other = self.pick(len(self.shape(one)) + 1, self.shape(one))
@@ -218,7 +227,7 @@ class Growing:
 _KINDS = (
     *("conv",) * 6,
     *("linear", "norm", "activation", "pairwise", "gate", "concat", "slice", "pool", "pool", "shuffle", "flatten"),
-    *("tokens", "tokens", "layer_norm", "softmax", "attention", "attention"),
+    *("in_torch", "tokens", "tokens", "layer_norm", "softmax", "attention", "attention"),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import signal
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,49 @@ def test_a_workspace_is_not_used_again_after_an_error() -> None:
     program._drive = drive
     assert _run(program) == 1
     assert program._free[os.getpid(), 1][0] is not taken
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers for processes")
+def test_interrupted_calls_leave_no_thread_waiting() -> None:
+    """For others that never began: threads share every operation here."""
+    gc.collect()
+    before = _engine_threads()
+    rounds = 4
+    program = Program(
+        [Op(Round(), (n % 2, 1 - n % 2)) for n in range(rounds)], 1, 2 * 64 * 64, library("host"), "parts"
+    )
+    found, delays = np.zeros(3, np.int64), np.random.default_rng(0).integers(1, 400, 60)
+    program.run(1, [found.ctypes.data], 3)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def forever(program: Program, seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        while True:
+            program.run(1, [found.ctypes.data], 3)
+
+    handler = signal.signal(signal.SIGVTALRM, interrupt)
+    inside = 0
+    try:
+        for delay in delays.tolist():
+            with pytest.raises(KeyboardInterrupt) as caught:
+                forever(program, 1e-6 * delay)
+            inside += any(entry.name == "run" for entry in caught.traceback)
+            del caught
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+    assert inside > 20
+    program = Program(program.ops, 1, program.arena, library("host"), "parts")
+    found[:] = 0
+    program.run(1, [found.ctypes.data], 3)
+    assert found.tolist() == [rounds] * 3
+    del program
+    gc.collect()
+    for thread in _engine_threads() - before:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
