@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llvmlite import ir
 
 from arenas import library, targets
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emit import F32, Emitter
 from ticketry.engine.cpu.program import Op, Program
 from ticketry.engine.cpu.target import Target
 
@@ -117,3 +118,17 @@ def test_small_integers_keep_their_sign() -> None:
 
     table = np.array([7, -9], np.int32)
     assert _run("i32", body, [table], np.zeros(1, np.int64)).tolist() == [-9]
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("name", targets())
+def test_opaque_values_are_the_same(name: str, lanes: int) -> None:
+    """Also vectors wider than the target's registers, on which inline assembly would end the process."""
+
+    def body(e: Emitter) -> None:
+        wide = ir.VectorType(F32, lanes)
+        e.b.store(e.opaque(e.b.load(e.table(0), typ=wide, align=4)), e.external(e.i64(0)), align=4)
+        e.b.store(e.opaque(e.load_i64(e.table(0), 4 * lanes)), e.at(e.external(e.i64(0)), 4 * lanes), align=8)
+
+    values = np.random.default_rng(0).normal(size=lanes + 2).astype(np.float32)
+    assert np.array_equal(_run(f"opaque {lanes}", body, [values], np.zeros(lanes + 2, np.float32), name), values)

@@ -174,9 +174,12 @@ class Emitter:
         return self.b.call(self.module.globals[full], values)
 
     def opaque(self, value: ir.Value) -> ir.Value:
-        """The same value, of which the optimiser knows nothing: so that it stays where and what it is."""
+        """The same value, of which the optimiser knows nothing: so that it stays where and what it is.
+
+        Not so for a vector that is wider than the target's registers: LLVM would end the process.
+        """
         register = _REGISTERS.get(self.target.triple.split("-")[0])
-        if register is None:
+        if register is None or (isinstance(value.type, ir.VectorType) and value.type.count > self.target.lanes):
             return value
         kind = register[1] if isinstance(value.type, ir.VectorType) else register[0]
         signature = ir.FunctionType(value.type, [value.type])
