@@ -20,7 +20,7 @@ from ticketry.engine.bench.case import Case
 from ticketry.engine.bench.compare import Comparison, compare
 from ticketry.engine.bench.cores import choose
 from ticketry.engine.bench.curve import curve
-from ticketry.engine.bench.dense import Call, Contender, Shrunk, Sparse, UnavailableError
+from ticketry.engine.bench.dense import Call, Contender, Shrunk, Sparse
 from ticketry.engine.bench.rivals import rivals
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.export import Exported, export
@@ -114,11 +114,10 @@ def compiled(source: Source, *, precision: str = "fp32", threads: int | None = N
     """The ticket's model with kernels for its mask, which has run once; and the seconds that it took until then."""
     from ticketry.engine.compiled import compile
 
-    if precision != "fp32":
-        raise UnavailableError(f"the engine has no kernels in {precision}")
     began = time.perf_counter()
     # A task's model is on the CPU.
-    fast = cast("Compiled", compile(source.model, source.mask, source.inputs, threads=threads))
+    made = compile(source.model, source.mask, source.inputs, threads=threads, precision=precision)
+    fast = cast("Compiled", made)
     fast(source.inputs)  # its kernels are made at the first call
     return fast, time.perf_counter() - began
 

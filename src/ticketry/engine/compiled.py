@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.engine.call import Call, build
 from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.workers import cores
 from ticketry.engine.graph import Graph, Node
@@ -26,7 +27,7 @@ from ticketry.engine.layers import Layer, describe, table
 from ticketry.engine.ops import torch_step
 from ticketry.engine.plan.kept import digest_of
 from ticketry.engine.plan.partition import Region, partition
-from ticketry.engine.plan.region import Native
+from ticketry.engine.plan.region import ITEM, Native
 from ticketry.errors import EngineError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def compile(
     *,
     threads: int | None = None,
     target: str = "host",
+    precision: str = "fp32",
     tune: bool = False,
 ) -> Compiled | CompiledGpu:
     """A module with the model's call whose sparse layers run in kernels made for the mask.
@@ -58,11 +60,13 @@ def compile(
         threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
             cores that the calling thread may run on.
         target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
+        precision: "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32. Inputs
+            and outputs stay float32. What gains nothing by it stays fp32; `Compiled.layers` says which layers do.
         tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
             instead of trusting the estimates. Takes seconds.
 
     Raises:
-        EngineError: the model cannot be captured.
+        EngineError: the model cannot be captured, or the processor multiplies no bfloat16.
         MaskError: the mask does not fit the model.
         MissingExtraError: llvmlite is not installed.
     """
@@ -74,7 +78,7 @@ def compile(
 
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
-    made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target)
+    made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
     if tune:
         args, kwargs = _arguments(example_inputs)
         made.tune(*args, **kwargs)
@@ -88,28 +92,43 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host") -> Compiled:
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, target: str = "host", precision: str | None = None
+) -> Compiled:
     """A model file, ready to be called. Its model's source is not needed.
 
+    Args:
+        path: what `Compiled.save` wrote.
+        threads: as of `compile`, like the target.
+        precision: "fp32" or "bf16"; None for that of the model which was saved. A file's weights are never rounded.
+
     Raises:
-        EngineError: the file is damaged, of a later version or hostile.
+        EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
     """
     from ticketry.engine import file
 
-    graph, digest = file.load_with_digest(Path(path))
-    return Compiled(graph, threads=threads, target=target, digest=digest)
+    graph, meta, digest = file.load_with_digest(Path(path))
+    found = str(meta.get("precision", "fp32")) if precision is None else precision
+    return Compiled(graph, threads=threads, target=target, precision=found, digest=digest)
 
 
 class Compiled(nn.Module):
     """A graph with everything the engine can run compiled, and the rest in torch."""
 
     def __init__(
-        self, graph: Graph, *, threads: int | None = None, target: str = "host", digest: str | None = None
+        self,
+        graph: Graph,
+        *,
+        threads: int | None = None,
+        target: str = "host",
+        precision: str = "fp32",
+        digest: str | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.threads = threads
         self.target = find_target(target)
+        self.precision = _checked(precision, self.target)
         self._target_name = target
         self._digest = digest
         self._call = Call(graph)
@@ -192,7 +211,7 @@ class Compiled(nn.Module):
         """Write a model file: it loads without the model's source. Returns its path."""
         from ticketry.engine import file
 
-        return file.save(self.graph, Path(path))
+        return file.save(self.graph, Path(path), {"precision": self.precision})
 
     @property
     def weight_bytes(self) -> int:
@@ -211,12 +230,12 @@ class Compiled(nn.Module):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
-        return Compiled(self.graph, threads=self.threads, target=self._target_name)
+        return Compiled(self.graph, threads=self.threads, target=self._target_name, precision=self.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         from ticketry.engine import file
 
-        return _unpickled, (file.dumps(self.graph), self.threads, self._target_name)
+        return _unpickled, (file.dumps(self.graph), self.threads, self._target_name, self.precision)
 
     def __repr__(self) -> str:
         return table(self.layers(), self.target.name)
@@ -228,7 +247,7 @@ class Compiled(nn.Module):
 
     def _step(self, step: Region | Node) -> Step:
         if isinstance(step, Region):
-            native = Native(self.graph, step, self._library, self._digest_of_graph)
+            native = Native(self.graph, step, self._library, self._digest_of_graph, precision=self.precision)
             return native, tuple(step.inputs), tuple(step.outputs), ()
         return torch_step(self.graph, step), step.inputs, (step.output,), ()
 
@@ -259,7 +278,19 @@ class Compiled(nn.Module):
         self._lock = threading.Lock()
 
 
-def _unpickled(data: bytes, threads: int | None, target: str) -> Compiled:
+def _checked(precision: str, target: Target) -> str:
+    """The precision, if there are kernels in it for the target."""
+    if precision not in ITEM:
+        raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
+    if precision == "bf16" and not target.bf16:
+        raise EngineError(
+            f"kernels in bf16 need a processor that multiplies bfloat16 (AVX512-BF16); the target {target.name}"
+            f" ({target.cpu}) does not: compile or load with precision='fp32'"
+        )
+    return precision
+
+
+def _unpickled(data: bytes, threads: int | None, target: str, precision: str = "fp32") -> Compiled:
     from ticketry.engine import file
 
-    return Compiled(file.loads(data)[0], threads=threads, target=target)
+    return Compiled(file.loads(data)[0], threads=threads, target=target, precision=precision)

@@ -83,11 +83,11 @@ def load_with_meta(path: str | Path) -> tuple[Graph, dict[str, Json]]:
     return _named(path, read(path))
 
 
-def load_with_digest(path: str | Path) -> tuple[Graph, str]:
-    """The graph in a file that `save` wrote, and a digest of the very bytes it was read from. Raises what `load`
-    does."""
+def load_with_digest(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
+    """The graph in a file that `save` wrote, what was saved with it, and a digest of the very bytes it was read from.
+    Raises what `load` does."""
     data = read(path)
-    return _named(path, data)[0], hashlib.blake2b(data, digest_size=16).hexdigest()
+    return *_named(path, data), hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read(path: str | Path) -> bytes:

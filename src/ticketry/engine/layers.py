@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ticketry.engine.plan.region import Native
 
 
+FP32 = "fp32: rows that differ gain nothing by bf16"
+"""Why a layer computes in float32 all the same: its region runs over planes."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One operation of a compiled model."""
@@ -36,7 +40,7 @@ class Layer:
     share: float | None
     """Of the whole call's time."""
     why: str
-    """Why it is in torch."""
+    """Why it is in torch; "fp32: ..." for why it computes in float32 though the model is compiled for bf16."""
 
 
 def describe(
@@ -44,10 +48,13 @@ def describe(
 ) -> list[Layer]:
     """A row for each node, and for what is loaded into and stored from the engine's layout."""
     kernels: dict[str, dict[str, None]] = {}
+    why = dict(reasons)
     for native in natives:
-        for program in native.programs.values():
+        for plan, program in native.programs.items():
             for op in program.ops:
                 kernels.setdefault(op.label, {})[title(op.kernel)] = None
+                if plan.precision != native.precision:
+                    why[op.label] = FP32
     total = sum(seconds.values())
     rows = []
     for name in ("load", "store"):
@@ -67,7 +74,7 @@ def describe(
                 seconds.get(node.output),
                 total,
                 weights[1],
-                reasons.get(node.output, ""),
+                why.get(node.output, ""),
             )
         )
     return rows

@@ -25,10 +25,15 @@ class Pattern:
     """Of a group, at least, where the layer has as many."""
     any_order: bool = False
     """Whether the rows of a group are anywhere in the layer; else they are neighbours."""
+    pairs: bool = False
+    """Whether neighbouring inputs (2c and 2c + 1 of a kernel position) are kept or pruned together, as kernels in bf16
+    multiply them."""
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """``unstructured``, ``groups:16`` (16 neighbouring rows share their columns), ``groups:4:any``, ``channels``.
+
+        ``groups:32:pairs`` and ``groups:32:any:pairs``: neighbouring inputs are kept or pruned together too.
 
         Raises:
             UsageError: for anything else.
@@ -37,17 +42,18 @@ class Pattern:
         rows, _, order = rest.partition(":")
         if kind in ("unstructured", "channels") and not rest:
             return cls(kind)
-        if kind == "groups" and rows.isdecimal() and int(rows) >= 1 and order in ("", "any"):
-            return cls(kind, int(rows), order == "any")
+        if kind == "groups" and rows.isdecimal() and int(rows) >= 1 and order in ("", "any", "pairs", "any:pairs"):
+            return cls(kind, int(rows), order.startswith("any"), order.endswith("pairs"))
         raise UsageError(
-            f"a pattern of masks is unstructured, groups:ROWS, groups:ROWS:any or channels, not {text!r}"
-            " (groups:16: sixteen rows that are neighbours share their columns; any: that lie anywhere)"
+            f"a pattern of masks is unstructured, groups:ROWS[:any][:pairs] or channels, not {text!r}"
+            " (groups:16: sixteen rows that are neighbours share their columns; any: that lie anywhere; pairs:"
+            " neighbouring inputs are kept or pruned together)"
         )
 
     def __str__(self) -> str:
         if self.kind != "groups":
             return self.kind
-        return f"groups:{self.rows}{':any' if self.any_order else ''}"
+        return f"groups:{self.rows}{':any' if self.any_order else ''}{':pairs' if self.pairs else ''}"
 
 
 def synthetic(
@@ -79,7 +85,7 @@ def synthetic(
             flat = _chosen(flat.numel(), density, generator).view_as(flat)
         else:
             for rows in groups_of(len(flat), pattern, generator):
-                flat[rows] = _chosen(flat.shape[1], density, generator)
+                flat[rows] = _columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
         made[name] = flat.view(shape)
     return Mask(made)
 
@@ -95,6 +101,15 @@ def groups_of(rows: int, pattern: Pattern, generator: torch.Generator) -> list[T
     order = torch.randperm(rows, generator=generator) if pattern.any_order else torch.arange(rows)
     edges = [unit * (units * number // count) for number in range(count)] + [rows]
     return [order[first:last] for first, last in itertools.pairwise(edges)]
+
+
+def _columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
+    """Which columns of weights [inputs, kernel positions...] a group keeps."""
+    inputs, positions = shape[0] if shape else 1, shape[1:].numel()
+    if not pairs:
+        return _chosen(inputs * positions, density, generator)
+    found = _chosen(-(-inputs // 2) * positions, density, generator).view(-1, positions)
+    return found.repeat_interleave(2, 0)[:inputs].reshape(-1)
 
 
 def _chosen(count: int, density: float, generator: torch.Generator) -> Tensor:

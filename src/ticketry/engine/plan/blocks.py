@@ -44,13 +44,13 @@ def share(batch: int, threads: int) -> int:
     return images
 
 
-def block(sketch: Sketch, layout: str, images: int) -> int:
-    """The images of a block, where ``images`` are at hand for each thread."""
-    largest = max((_FLOAT * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
+def block(sketch: Sketch, layout: str, images: int, item: int = _FLOAT) -> int:
+    """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
+    largest = max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
     alone = layout == "planes" and grouped(sketch, _FEW_ROWS) < _MOSTLY
     if alone:
         return images if images * largest <= _PLANES_BYTES else 1
-    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch) > _MANY_WEIGHTS else _GROUPS_BYTES
+    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
     images = min(images, _MOST_OF_GROUPS)
     while images > 1 and images * largest > bound:
         images //= 2
@@ -70,7 +70,7 @@ def grouped(sketch: Sketch, rows: int) -> float:
     return inside / max(1, total)
 
 
-def _weight_bytes(sketch: Sketch) -> int:
+def _weight_bytes(sketch: Sketch, item: int) -> int:
     """Of the weights that are kept."""
     products = [task.node for task in sketch.tasks if task.kind in ("conv2d", "linear")]
-    return sum(_FLOAT * int(sketch.weight(node).count_nonzero()) for node in products if node is not None)
+    return sum(item * int(sketch.weight(node).count_nonzero()) for node in products if node is not None)

@@ -4,6 +4,7 @@ estimates."""
 from __future__ import annotations
 
 from ticketry.engine.cpu import pixels, planes
+from ticketry.engine.cpu.pixels.geometry import FLOAT
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.plan.blocks import grouped
 from ticketry.engine.plan.emission import geometry_of_product
@@ -21,12 +22,12 @@ _FEW_ROWS = 4
 """Rows that share their columns, from which on shifted loads are few enough not to matter."""
 
 
-def choose(sketch: Sketch, target: Target, images: int) -> str:
-    """The layout for blocks of so many images: "planes" or "pixels"."""
+def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
+    """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
     if grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
         return "planes"
     try:
-        return "pixels" if pixels_cost(sketch, target, images) < planes_cost(sketch, target, images) else "planes"
+        return "pixels" if pixels_cost(sketch, target, images, item) < planes_cost(sketch, target, images) else "planes"
     except UnsupportedError:
         return "planes"
 
@@ -54,13 +55,13 @@ def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     return spent / images
 
 
-def pixels_cost(sketch: Sketch, target: Target, images: int) -> float:
+def pixels_cost(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> float:
     """The same over pixels.
 
     Raises:
         UnsupportedError: pixels cannot run the region.
     """
-    arena = PixelsArena(sketch, images, target.lanes)
+    arena = PixelsArena(sketch, images, target.lanes, item)
     spent = 0.0
     for task in sketch.tasks:
         for form in task.inputs:

@@ -94,5 +94,6 @@ class PixelsOperations(Operations):
         return pixels.layer_norm(x, y, weight, bias, eps=eps, target=self._target)
 
     def _attention(self, q: Any, k: Any, v: Any, y: Any, heads: int, scale: float, causal: bool) -> list[Op]:
-        scratch = self.reserve(pixels.attention_bytes(k, self._images, self._target))
-        return pixels.attention(q, k, v, y, heads, scratch, target=self._target, scale=scale, causal=causal)
+        here: dict[str, Any] = {"target": self._target, "images": self._images}
+        scratch = self.reserve(pixels.attention_bytes(q, k, **here))
+        return pixels.attention(q, k, v, y, heads, scratch, **here, scale=scale, causal=causal)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ticketry.core.structure.groups import row_groups
-from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
+from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry, Pixels
 from ticketry.engine.plan.forms import Form, UnsupportedError
 from ticketry.engine.plan.sketch import Sketch
 from ticketry.engine.plan.storage import Storages, first_gap
@@ -36,7 +36,9 @@ class _Wide:
 class PixelsArena:
     """Where each value of a region lies, for blocks of so many images."""
 
-    def __init__(self, sketch: Sketch, images: int, lanes: int) -> None:
+    def __init__(self, sketch: Sketch, images: int, lanes: int, item: int = FLOAT) -> None:
+        """`item`: bytes of a value."""
+        self._item = item
         self._storages = sketch.storages
         self._wides = _side_by_side(sketch, lanes)
         self._in = {
@@ -74,7 +76,7 @@ class PixelsArena:
             members = [self._storages.all[one] for one in wide.members]
             born, dies = min(one.born for one in members), max(one.dies for one in members)
             halo = max(self._storages.halo(one) for one in wide.members)
-            wide.geometry = Geometry.of(*members[0].pixels, wide.channels, halo)
+            wide.geometry = Geometry.of(*members[0].pixels, wide.channels, halo, self._item)
             others = placed.setdefault(wide.geometry, [])
             taken = sorted((slot, slot + 1) for slot, begin, end in others if end >= born and begin <= dies)
             slot = first_gap(taken, 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
 from ticketry.engine.plan.blocks import block, share
@@ -26,6 +27,9 @@ from ticketry.engine.plan.sketch import Sketch
 
 _MOST_READY = 256
 """Batches whose program is found without a plan."""
+
+ITEM = {"fp32": FLOAT, "bf16": HALF}
+"""Bytes of a value over pixels, by precision."""
 
 _ROUNDS = 5
 """Samples of each plan that is tried, warmed before."""
@@ -46,6 +50,8 @@ class Plan:
     """How threads share the work: see `Program`."""
     last: Last = ()
     """The others are contiguous."""
+    precision: str = "fp32"
+    """Of values and products: "fp32", or "bf16" (over pixels alone)."""
 
 
 @dataclass
@@ -59,6 +65,8 @@ class Native:
     """Gives the graph's digest."""
     layout: str | None = None
     """"planes" or "pixels"; None for what `choose` says of each block."""
+    precision: str = "fp32"
+    """"bf16" for bfloat16 wherever the region runs over pixels: over planes nothing would be won by it."""
     sketch: Sketch = field(init=False)
     programs: dict[Plan, Program] = field(init=False, default_factory=dict)
     _tuned: dict[tuple[int, int, Last], Plan] = field(init=False, default_factory=dict)
@@ -103,7 +111,7 @@ class Native:
         addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
         last = _last(inputs)
-        for plan in _candidates(batch, threads, last) if batch else ():
+        for plan in _candidates(batch, threads, last, self.precision) if batch else ():
             try:
                 programs[plan] = self.program(plan)
             except UnsupportedError:
@@ -133,16 +141,21 @@ class Native:
             images = share(batch, threads)
             layout = self.layout or self._choice(images)
             if (layout, images) not in self._blocks:
-                self._blocks[layout, images] = block(self.sketch, layout, images)
-        return _plan(layout, self._blocks[layout, images], batch, threads, last)
+                item = ITEM[self.precision] if layout == "pixels" else FLOAT
+                self._blocks[layout, images] = block(self.sketch, layout, images, item)
+        return _plan(layout, self._blocks[layout, images], batch, threads, last, self.precision)
 
     def _choice(self, images: int) -> str:
         if images not in self._chosen:
-            kept = self._kept().fetch("layout", images)
-            found = choose(self.sketch, self.library.target, images) if kept is None else str(kept.facts["layout"])
+            kept = self._kept().fetch("layout", images, self.precision)
+            found = (
+                choose(self.sketch, self.library.target, images, ITEM[self.precision])
+                if kept is None
+                else str(kept.facts["layout"])
+            )
             self._chosen[images] = found
             if kept is None:
-                self._kept().keep([], {"layout": found}, "layout", images)
+                self._kept().keep([], {"layout": found}, "layout", images, self.precision)
         return self._chosen[images]
 
     def _kept(self) -> Plans:
@@ -158,17 +171,18 @@ class Native:
             return self.programs[plan]
 
     def _program(self, plan: Plan) -> Program:
-        kept = self._kept().fetch(plan.layout, plan.images, plan.last)
+        key = (plan.layout, plan.images, plan.last, plan.precision)
+        kept = self._kept().fetch(*key)
         if kept is None:
             emission = self._emission(plan)
-            self._kept().keep(emission.ops, {"arena": emission.bytes}, plan.layout, plan.images, plan.last)
+            self._kept().keep(emission.ops, {"arena": emission.bytes}, *key)
             return Program(emission.ops, plan.images, emission.bytes, self.library, plan.split)
         return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split)
 
     def _emission(self, plan: Plan) -> Emission:
         target, images, inputs = self.library.target, plan.images, len(self.region.inputs)
         if plan.layout == "pixels":
-            arena = PixelsArena(self.sketch, images, target.lanes)
+            arena = PixelsArena(self.sketch, images, target.lanes, ITEM[plan.precision])
             return Emission(self.sketch, arena, PixelsOperations(target, images), inputs, plan.last)
         planes = planes_arena(self.sketch, target, images)
         return Emission(self.sketch, planes, PlanesOperations(target), inputs, plan.last)
@@ -194,14 +208,15 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _plan(layout: str, images: int, batch: int, threads: int, last: Last) -> Plan:
+def _plan(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
     """Threads share the batch where there is a block for each, else every operation."""
-    return Plan(layout, images, "batch" if -(-batch // images) >= threads else "parts", last)
+    split = "batch" if -(-batch // images) >= threads else "parts"
+    return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
 
-def _candidates(batch: int, threads: int, last: Last) -> list[Plan]:
+def _candidates(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
     """Plans worth trying: both layouts, with the blocks that the batch fills."""
     most = share(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
-    return [_plan(layout, images, batch, threads, last) for layout in layouts for images in reversed(blocks)]
+    return [_plan(one, images, batch, threads, last, precision) for one in layouts for images in reversed(blocks)]
