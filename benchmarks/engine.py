@@ -243,10 +243,14 @@ def _dense_row(setting: Setting, found: Comparison, row: EngineTime) -> Row | No
 
 def _saved_row(
     setting: Setting, found: Comparison, timing: Timing, name: str, target: float | None, mask: Mask | None
-) -> Row:
+) -> Row | None:
+    """None for an engine that could not be timed, such as ONNX Runtime in bf16."""
     row = next(row for row in found.times if row.engine == name)
     base = found.fastest
     assert base is not None
+    if row.seconds is None:
+        _say(f"{setting.name}: {name} was not timed")
+        return None
     saved = saved_against(row, base, timing)
     return Row(
         f"{setting.name}, time saved: {name}{' kept' if mask else ''}",
