@@ -15,6 +15,7 @@ import numpy as np
 from ticketry.core.structure.groups import row_groups
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry, Pixels
 from ticketry.engine.plan.forms import Form, UnsupportedError
+from ticketry.engine.plan.pairing import paired
 from ticketry.engine.plan.sketch import Sketch
 from ticketry.engine.plan.storage import Storages, first_gap
 
@@ -46,7 +47,7 @@ class PixelsArena:
             for wide in self._wides
             for member, first in zip(wide.members, wide.firsts, strict=True)
         }
-        self._orders = _orders(sketch)
+        self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
         self.bytes = self._place(images)
 
     def value(self, form: Form) -> Pixels:
