@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
-from ticketry.engine.cpu.pixels import Geometry, attention, attention_bytes
+from ticketry.engine.cpu.pixels import Geometry
+from ticketry.engine.cpu.pixels.attention import attention, attention_bytes
 from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
