@@ -100,3 +100,16 @@ def test_densities(model: nn.Module) -> None:
             synthetic(model, "unstructured", density)
     assert str(Pattern.parse("groups:4:any")) == "groups:4:any"
     assert str(Pattern.parse("channels")) == "channels"
+
+
+@pytest.mark.parametrize("text", ["groups:16:pairs", "groups:16:any:pairs"])
+def test_neighbouring_inputs_are_kept_together(model: nn.Module, text: str) -> None:
+    pattern = Pattern.parse(text)
+    assert str(pattern) == text
+    mask = synthetic(model, pattern, 0.3)
+    for name, kept in mask.items():
+        inputs = kept.shape[1] // 2 * 2
+        assert torch.equal(kept[:, 0:inputs:2], kept[:, 1:inputs:2]), name
+    for name in ("2.weight", "4.weight"):
+        assert mask[name].double().mean() == pytest.approx(0.3, abs=0.02)
+    assert len(distinct(mask["2.weight"])) == 2

@@ -16,7 +16,9 @@ from ticketry.engine.plan.sketch import Sketch, Task
 LAYOUTS = ("planes", "pixels")
 
 _WORTH_A_LOOK = 0.5
-"""Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time."""
+"""Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time.
+
+In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
 _FEW_ROWS = 4
 """Rows that share their columns, from which on shifted loads are few enough not to matter."""
@@ -24,7 +26,7 @@ _FEW_ROWS = 4
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
-    if grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
+    if item == FLOAT and grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
         return "planes"
     try:
         return "pixels" if pixels_cost(sketch, target, images, item) < planes_cost(sketch, target, images) else "planes"
