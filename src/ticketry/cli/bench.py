@@ -58,7 +58,8 @@ class _Arguments(TicketOptions):
     densities: tuple[float, ...] = ()
     """Time the ticket's network under synthetic masks of these densities instead of the ticket's own mask."""
     pattern: str = "unstructured"
-    """Of synthetic masks: unstructured, groups:ROWS (neighbours share their columns), groups:ROWS:any, channels."""
+    """Of synthetic masks: unstructured, groups:ROWS (neighbours share their columns), groups:ROWS:any (rows that
+    lie anywhere), groups:ROWS:pairs (neighbouring inputs are kept together), channels."""
     figure: Path | None = None
     """With --densities: an SVG file of time against density."""
     brief: bool = False
