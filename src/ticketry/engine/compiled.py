@@ -60,7 +60,7 @@ def compile(
         threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
             cores that the calling thread may run on.
         target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
-        precision: "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32. Inputs
+        precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32. Inputs
             and outputs stay float32. What gains nothing by it stays fp32; `Compiled.layers` says which layers do.
         tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
             instead of trusting the estimates. Takes seconds.
@@ -73,7 +73,7 @@ def compile(
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         from ticketry.engine.gpu.route import compile_as_it_is
 
-        return compile_as_it_is(model, mask, example_inputs, threads=threads, target=target)
+        return compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
     from ticketry.engine.capture import capture
 
     if example_inputs is None:

@@ -278,6 +278,8 @@ def test_tk_compile_asks_for_the_precision_of_the_weights(device, network):
     assert error(fast(x), expected(model, mask, x)) < BOUNDS["tf32"]
     with pytest.raises(EngineError, match="of a CPU"):
         compile_as_it_is(model, mask, x, threads=2, target="host")
+    with pytest.raises(EngineError, match="the model's weights are tf32"):
+        compile_as_it_is(model, mask, x, threads=None, target="host", precision="bf16")
 
 
 def test_without_the_interpreter_a_cpu_is_refused():

@@ -34,7 +34,8 @@ def test_tk_compile_hands_models_on_a_gpu_over(monkeypatch):
 
     monkeypatch.setattr(route, "compile_as_it_is", lambda *args, **options: (args, options))
     model, x = OnGpu(2, 2), torch.zeros(1, 2)
-    assert tk.compile(model, None, x, threads=3) == ((model, None, x), {"threads": 3, "target": "host"})
+    options = {"threads": 3, "target": "host", "precision": "bf16"}
+    assert tk.compile(model, None, x, threads=3, precision="bf16") == ((model, None, x), options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")

@@ -13,7 +13,13 @@ from ticketry.errors import EngineError
 
 
 def compile_as_it_is(
-    model: nn.Module, mask: Mask | None, example_inputs: Any, *, threads: int | None, target: str
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Any,
+    *,
+    threads: int | None,
+    target: str,
+    precision: str = "fp32",
 ) -> CompiledGpu:
     """`compile_gpu` in the precision of the model's own weights; float32 is multiplied as TF32.
 
@@ -22,7 +28,12 @@ def compile_as_it_is(
     """
     if threads is not None or target != "host":
         raise EngineError("threads and target are of a CPU: leave them out, or move the model to the CPU")
-    return compile_gpu(model, mask, example_inputs, precision=precision_of(model))
+    own = precision_of(model)
+    if precision not in ("fp32", own):
+        raise EngineError(
+            f"the model's weights are {own}: convert it, or call compile_gpu with precision={precision!r}"
+        )
+    return compile_gpu(model, mask, example_inputs, precision=own)
 
 
 def precision_of(model: nn.Module) -> str:
