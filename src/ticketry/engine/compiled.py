@@ -60,8 +60,8 @@ def compile(
         threads: that a call uses; None for `torch.get_num_threads()` at each call. It never uses more than there are
             cores that the calling thread may run on.
         target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
-        precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32. Inputs
-            and outputs stay float32. What gains nothing by it stays fp32; `Compiled.layers` says which layers do.
+        precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32.
+            Inputs and outputs stay float32. What gains nothing by it stays fp32; `Compiled.layers` says which layers do.
         tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
             instead of trusting the estimates. Takes seconds.
 
