@@ -61,7 +61,7 @@ def compile(
             cores that the calling thread may run on.
         target: "host"; or "avx2" or "generic" for kernels that use no more than AVX2, or SSE4.2 (see `cpu.target`).
         precision: on a CPU "fp32", or "bf16": weights and values between layers rounded to bfloat16, sums in float32.
-            Inputs and outputs stay float32. What gains nothing by it stays fp32; `Compiled.layers` says which layers do.
+            Inputs and outputs stay float32. What gains nothing by it stays fp32: `Compiled.layers` tells.
         tune: time both layouts and several blocks on the example inputs, and keep what is fastest for their batch,
             instead of trusting the estimates. Takes seconds.
 
