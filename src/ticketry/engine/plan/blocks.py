@@ -17,14 +17,14 @@ from ticketry.engine.plan.sketch import Sketch
 MOST_IMAGES = 16
 """Images of a block over planes: as many as fill a vector of the widest registers."""
 
-_MOST_OF_GROUPS = 8
+_MOST_OVER_PIXELS = 8
 
 _FLOAT = 4
 
 _PLANES_BYTES = 20 << 20
 """Of the largest value: a larger one is fetched from memory by every reader."""
 
-_GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 19
+_GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
 """The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
 
 _MANY_WEIGHTS = 8 << 20
@@ -51,7 +51,8 @@ def block(sketch: Sketch, layout: str, images: int, item: int = _FLOAT) -> int:
     if alone:
         return images if images * largest <= _PLANES_BYTES else 1
     bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
-    images = min(images, _MOST_OF_GROUPS)
+    if layout == "pixels":
+        images = min(images, _MOST_OVER_PIXELS)
     while images > 1 and images * largest > bound:
         images //= 2
     return images
