@@ -46,15 +46,34 @@ def facts(compiled) -> dict[str, object]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage, machine = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
     return {
         "copies": Counter(str(int(size, 16)) for size in sizes),
         "wgmma": len(re.findall(r"wgmma\.mma_async", code)),
         "mma": len(re.findall(r"\bmma\.sync", code)),
         "stores": Counter(re.findall(r"st\.global\S*", code)),
+        "spills_in_loops": spills_in_loops(machine.splitlines()),
         "local_bytes": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         "shared_bytes": compiled.metadata.shared,
     }
+
+
+def spills_in_loops(lines: list[str]) -> list[int]:
+    """Accesses to local memory in each loop that multiplies: between a branch backwards and where it goes."""
+    places: dict[int, int] = {}
+    found = []
+    for number, line in enumerate(lines):
+        if address := re.search(r"/\*([0-9a-f]{4,})\*/\s", line):
+            places[int(address.group(1), 16)] = number
+        target = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", line)
+        if target and (start := places.get(int(target.group(1), 16), number)) < number:
+            loop = lines[start:number]
+            if any("HGMMA" in one for one in loop):
+                found.append(sum(bool(re.search(r"\b(STL|LDL)\b", one)) for one in loop))
+    return found
 
 
 def main() -> None:
