@@ -27,7 +27,7 @@ _PLANES_BYTES = 20 << 20
 _GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
 """The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
 
-_MANY_WEIGHTS = 8 << 20
+_MANY_WEIGHTS = 10 << 20
 
 _FEW_ROWS = 4
 """Together, from which on vectors of positions run like those of images."""
