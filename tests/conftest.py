@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,3 +21,12 @@ os.environ.setdefault("TICKETRY_OFFLINE", "1")
 def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data sets go to one folder for the whole session, relative store folders nowhere near the checkout."""
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path_factory.getbasetemp().parent / "ticketry-cache"))
+
+
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """Collecting garbage looks at what is made from here on, not at all that the process has imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

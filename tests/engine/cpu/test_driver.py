@@ -32,7 +32,7 @@ def test_each_operation_sees_each_image_once(images: int, batch: int, threads: i
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_threads_meet_after_each_operation(threads: int) -> None:
     """Thousands of rounds, in each of which a thread needs what its neighbour wrote in the last one."""
-    rounds, blocks = (500, 20) if threads < 4 else (100, 5)  # where others work too, threads wait for their turn
+    rounds, blocks = (500, 20) if threads < 3 else (100, 5)  # where others work too, threads wait for their turn
     ops = [Op(Round(), (number % 2, 1 - number % 2)) for number in range(rounds)]
     program = Program(ops, 1, 2 * 64 * 64, library("host"), "parts")
     found = np.zeros(threads, np.int64)
