@@ -20,18 +20,27 @@ _WORTH_A_LOOK = 0.5
 
 In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
+_NEARLY_DENSE = 0.6
+"""Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
+
 _FEW_ROWS = 4
 """Rows that share their columns, from which on shifted loads are few enough not to matter."""
 
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
-    if item == FLOAT and grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK:
+    alone = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK
+    if item == FLOAT and alone and _density(sketch) < _NEARLY_DENSE:
         return "planes"
     try:
         return "pixels" if pixels_cost(sketch, target, images, item) < planes_cost(sketch, target, images) else "planes"
     except UnsupportedError:
         return "planes"
+
+
+def _density(sketch: Sketch) -> float:
+    weights = [sketch.weight(task.node) for task in products(sketch) if task.node is not None]
+    return sum(int(one.count_nonzero()) for one in weights) / max(1, sum(one.numel() for one in weights))
 
 
 def planes_arena(sketch: Sketch, target: Target, images: int) -> PlanesArena:
