@@ -7,7 +7,6 @@ is pickled, and saved, as a model file; autocast does not change it.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -275,7 +274,6 @@ class Compiled(nn.Module):
             self._steps[number] = (run, reads, makes, done)
         self._natives = [run for run, *_ in self._steps if isinstance(run, Native)]
         self._whole = self._only_region()
-        self._lock = threading.Lock()
 
 
 def _checked(precision: str, target: Target) -> str:

@@ -13,8 +13,6 @@ from ticketry.engine.plan.pixels import PixelsArena
 from ticketry.engine.plan.planes import PlanesArena
 from ticketry.engine.plan.sketch import Sketch, Task
 
-LAYOUTS = ("planes", "pixels")
-
 _WORTH_A_LOOK = 0.5
 """Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time.
 
