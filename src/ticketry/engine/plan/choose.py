@@ -4,7 +4,8 @@ estimates."""
 from __future__ import annotations
 
 from ticketry.engine.cpu import pixels, planes
-from ticketry.engine.cpu.pixels.geometry import FLOAT
+from ticketry.engine.cpu.pixels.attention import MOST_KEYS
+from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.plan.blocks import grouped
 from ticketry.engine.plan.emission import geometry_of_product
@@ -52,6 +53,14 @@ def products(sketch: Sketch) -> list[Task]:
     return [task for task in sketch.tasks if task.kind in ("conv2d", "linear")]
 
 
+def _attended(q: Pixels, k: Pixels, v: Pixels) -> None:
+    """`UnsupportedError` if pixels have no kernel for this attention."""
+    keys = k.geometry.height * k.geometry.width
+    halos = q.geometry.halo or k.geometry.halo or v.geometry.halo
+    if halos or keys > MOST_KEYS or not q.channels == k.channels == v.channels:
+        raise UnsupportedError("an attention that pixels have no kernel for")
+
+
 def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     """Estimated nanoseconds of a region's products over planes, for one image."""
     arena = planes_arena(sketch, target, images)
@@ -73,8 +82,9 @@ def pixels_cost(sketch: Sketch, target: Target, images: int, item: int = FLOAT) 
     arena = PixelsArena(sketch, images, target.lanes, item)
     spent = 0.0
     for task in sketch.tasks:
-        for form in task.inputs:
-            arena.value(form)
+        values = [arena.value(form) for form in task.inputs]
+        if task.kind == "attention":
+            _attended(*values)
     for task in products(sketch):
         assert task.node is not None
         assert task.output is not None
