@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from math import prod
 
-from ticketry.core.structure.groups import row_groups
 from ticketry.engine.plan.sketch import Sketch
 
 MOST_IMAGES = 16
@@ -47,8 +46,7 @@ def share(batch: int, threads: int) -> int:
 def block(sketch: Sketch, layout: str, images: int, item: int = _FLOAT) -> int:
     """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
     largest = max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
-    alone = layout == "planes" and grouped(sketch, _FEW_ROWS) < _MOSTLY
-    if alone:
+    if layout == "planes" and alone(sketch):
         return images if images * largest <= _PLANES_BYTES else 1
     bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
     if layout == "pixels":
@@ -61,17 +59,18 @@ def block(sketch: Sketch, layout: str, images: int, item: int = _FLOAT) -> int:
 def grouped(sketch: Sketch, rows: int) -> float:
     """The share of the kept weights in groups of at least so many rows."""
     inside = total = 0
-    for task in sketch.tasks:
-        if task.kind not in ("conv2d", "linear") or task.node is None:
-            continue
-        for group in row_groups(sketch.weight(task.node)):
-            size = len(group.rows) * group.width
-            total += size
-            inside += size * (len(group.rows) >= rows)
+    for _, node in sketch.products():
+        for height, width in sketch.groups(node):
+            total += height * width
+            inside += height * width * (height >= rows)
     return inside / max(1, total)
+
+
+def alone(sketch: Sketch) -> bool:
+    """Whether most of the kept weights are in rows that share their columns with too few others."""
+    return grouped(sketch, _FEW_ROWS) < _MOSTLY
 
 
 def _weight_bytes(sketch: Sketch, item: int) -> int:
     """Of the weights that are kept."""
-    products = [task.node for task in sketch.tasks if task.kind in ("conv2d", "linear")]
-    return sum(item * int(sketch.weight(node).count_nonzero()) for node in products if node is not None)
+    return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.products())

@@ -4,15 +4,15 @@ estimates."""
 from __future__ import annotations
 
 from ticketry.engine.cpu import pixels, planes
-from ticketry.engine.cpu.pixels.attention import MOST_KEYS
-from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
+from ticketry.engine.cpu.pixels.geometry import FLOAT
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.plan.blocks import grouped
+from ticketry.engine.plan.blocks import alone, grouped
 from ticketry.engine.plan.emission import geometry_of_product
 from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.operations import attended
 from ticketry.engine.plan.pixels import PixelsArena
 from ticketry.engine.plan.planes import PlanesArena
-from ticketry.engine.plan.sketch import Sketch, Task
+from ticketry.engine.plan.sketch import Sketch
 
 _WORTH_A_LOOK = 0.5
 """Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time.
@@ -22,14 +22,11 @@ In bf16 it always is: unless few weights are kept, all of them there are faster 
 _NEARLY_DENSE = 0.6
 """Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
 
-_FEW_ROWS = 4
-"""Rows that share their columns, from which on shifted loads are few enough not to matter."""
-
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
-    alone = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK
-    if item == FLOAT and alone and _density(sketch) < _NEARLY_DENSE:
+    small = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK
+    if item == FLOAT and small and _density(sketch) < _NEARLY_DENSE:
         return "planes"
     try:
         return "pixels" if pixels_cost(sketch, target, images, item) < planes_cost(sketch, target, images) else "planes"
@@ -38,34 +35,21 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
 
 
 def _density(sketch: Sketch) -> float:
-    weights = [sketch.weight(task.node) for task in products(sketch) if task.node is not None]
+    weights = [sketch.weight(node) for _, node in sketch.products()]
     return sum(int(one.count_nonzero()) for one in weights) / max(1, sum(one.numel() for one in weights))
 
 
 def planes_arena(sketch: Sketch, target: Target, images: int) -> PlanesArena:
     """Where planes lie: with halos, unless few images and single rows make convolutions faster that unfold."""
-    halos = images >= target.lanes or grouped(sketch, _FEW_ROWS) >= 0.5
+    halos = images >= target.lanes or not alone(sketch)
     return PlanesArena(sketch.storages, images, target.lanes, halos)
-
-
-def products(sketch: Sketch) -> list[Task]:
-    """The region's convolutions and linear layers."""
-    return [task for task in sketch.tasks if task.kind in ("conv2d", "linear")]
-
-
-def _attended(q: Pixels, k: Pixels, v: Pixels) -> None:
-    """`UnsupportedError` if pixels have no kernel for this attention."""
-    keys = k.geometry.height * k.geometry.width
-    halos = q.geometry.halo or k.geometry.halo or v.geometry.halo
-    if halos or keys > MOST_KEYS or not q.channels == k.channels == v.channels:
-        raise UnsupportedError("an attention that pixels have no kernel for")
 
 
 def planes_cost(sketch: Sketch, target: Target, images: int) -> float:
     """Estimated nanoseconds of a region's products over planes, for one image."""
     arena = planes_arena(sketch, target, images)
     spent = 0.0
-    for task in products(sketch):
+    for task, _ in sketch.products():
         assert task.output is not None
         weight, where = geometry_of_product(sketch, task, arena)
         x, y = arena.value(task.inputs[0]).geometry, arena.value(task.output).geometry
@@ -84,9 +68,8 @@ def pixels_cost(sketch: Sketch, target: Target, images: int, item: int = FLOAT) 
     for task in sketch.tasks:
         values = [arena.value(form) for form in task.inputs]
         if task.kind == "attention":
-            _attended(*values)
-    for task in products(sketch):
-        assert task.node is not None
+            attended(*values)
+    for task, _ in sketch.products():
         assert task.output is not None
         weight, where = geometry_of_product(sketch, task, arena)
         x, y = arena.value(task.inputs[0]), arena.value(task.output)

@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any
 
 from ticketry.engine.cpu import pixels, planes
+from ticketry.engine.cpu.pixels.attention import MOST_KEYS
+from ticketry.engine.cpu.pixels.geometry import Pixels
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.forms import UnsupportedError
 
 Pair = tuple[int, int]
 Make = Callable[..., list[Op]]
@@ -94,6 +97,15 @@ class PixelsOperations(Operations):
         return pixels.layer_norm(x, y, weight, bias, eps=eps, target=self._target)
 
     def _attention(self, q: Any, k: Any, v: Any, y: Any, heads: int, scale: float, causal: bool) -> list[Op]:
+        attended(q, k, v)
         here: dict[str, Any] = {"target": self._target, "images": self._images}
         scratch = self.reserve(pixels.attention_bytes(q, k, **here))
         return pixels.attention(q, k, v, y, heads, scratch, **here, scale=scale, causal=causal)
+
+
+def attended(q: Pixels, k: Pixels, v: Pixels) -> None:
+    """`UnsupportedError` if pixels have no kernel for this attention."""
+    keys = k.geometry.height * k.geometry.width
+    halos = q.geometry.halo or k.geometry.halo or v.geometry.halo
+    if halos or keys > MOST_KEYS or not q.channels == k.channels == v.channels:
+        raise UnsupportedError("an attention that pixels have no kernel for")

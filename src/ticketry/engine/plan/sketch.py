@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from ticketry.core.structure.groups import row_groups
 from ticketry.engine.graph import Graph, Node
 from ticketry.engine.plan import forms
 from ticketry.engine.plan.forms import Form, UnsupportedError
@@ -41,6 +42,7 @@ class Sketch:
     storages: Storages = field(default_factory=Storages)
     tasks: list[Task] = field(default_factory=list)
     forms: dict[str, Form] = field(default_factory=dict)
+    _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def load(self, name: str, number: int) -> Form:
         """A value comes in from torch."""
@@ -76,6 +78,17 @@ class Sketch:
 
     def weight(self, node: Node, role: str = "weight") -> Tensor:
         return self.graph.tensors[node.weights[role]]
+
+    def groups(self, node: Node) -> list[tuple[int, int]]:
+        """Rows and columns of each group of the weight's rows that keep the same: looked at once, whoever asks."""
+        name = node.weights["weight"]
+        if name not in self._groups:
+            self._groups[name] = [(len(one.rows), one.width) for one in row_groups(self.graph.tensors[name])]
+        return self._groups[name]
+
+    def products(self) -> list[tuple[Task, Node]]:
+        """The convolutions and linear layers."""
+        return [(task, task.node) for task in self.tasks if task.node is not None and task.kind in ("conv2d", "linear")]
 
     def make(self, node: Node, inputs: Sequence[Form], like: tuple[str, Sequence[int], tuple[int, int]]) -> Form:
         """A task with an output of its own: labels, channel axes and pixels."""
