@@ -38,4 +38,22 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert torch.equal(names["again"](inputs[:64]), small(inputs[:64]))
     assert abs(names["by_gates"].density - 0.6) < 0.02
     assert names["optimizer"].state[next(small.parameters())]["momentum_buffer"].any()
+    assert names["ticket"].density < 0.3 < names["plus"].density < 1
+    assert abs(names["same"].density - 0.3) < 0.02
+    assert sum(p.numel() for p in names["refilled"].parameters()) < 0.4 * sum(p.numel() for p in model.parameters())
+    assert names["masks"][1] == names["ticket"]
+    assert names["at_most"] <= names["pruned"]
+    assert names["one_of_sixteen"].density < names["at_most"].density < names["two_of_four"].density == 0.5
     assert "it is an output of the model" in capsys.readouterr().out
+    assert names["coarse"].density == pytest.approx(0.3, abs=1e-3)
+    assert names["two_of_four"].density == 0.5
+    for coarse in (names["coarse"], names["learned"]):
+        for found in tk.structure.groups(coarse).values():
+            assert all(len(group.rows) % 4 == 0 for group in found[:-1])
+    assert 0.05 < names["learned"].density < 0.9
+    grouped, unstructured = names["grouped"], names["unstructured"]
+    assert all(abs(a.kept - b.kept) <= 4 for a, b in zip(grouped.table(), unstructured.table(), strict=True))
+    assert names["control"].table() == grouped.table()
+    whole = tk.structure.together(names["fits"])
+    assert 0.5 < whole.random_coverage < whole.coverage < 1
+    assert 0.5 < whole.null_coverage < whole.coverage

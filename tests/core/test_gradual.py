@@ -160,6 +160,20 @@ def test_scope_and_distribution():
     assert model[0].weight.detach().all()
 
 
+def test_blocks_leave_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 10), nn.Linear(10, 4))
+    with gradual(model, density=0.3, steps=10, begin="1it", end="8it", frequency="2it", pattern="4x1") as pruning:
+        for _ in range(10):
+            pruning.step()
+    for kept in pruning.mask.values():
+        for rows in kept.split(4):
+            assert torch.equal(rows.all(0), rows.any(0))
+    assert pruning.mask.kept == pytest.approx(0.3 * pruning.mask.total, abs=2)
+    with pytest.raises(UsageError, match="no mask of pattern 2:4 is so dense"):
+        gradual(model, density=0.3, steps=10, pattern="2:4")
+
+
 def test_weights_from_elsewhere_are_told():
     model, _ = case()
     with pytest.raises(HoldError), gradual(model, 0.3, steps=STEPS, **CUTS) as pruning:  # noqa: PT012

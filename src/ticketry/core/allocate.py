@@ -10,8 +10,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ticketry.core.density import check_at_least, check_density, check_distribution, kept_elements
+from ticketry.core.allocate_blocks import allocate_blocks
+from ticketry.core.density import check_at_least, check_distribution, kept_elements
+from ticketry.core.layout import Layout
 from ticketry.core.mask import Mask
+from ticketry.core.n_of_m import best_of_m
+from ticketry.core.pattern import Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
@@ -25,15 +29,23 @@ def allocate(
     half_rate: tuple[str, ...] = (),
     collapse: str = "raise",
     keep_at_least: int = 0,
+    pattern: str | Pattern = "unstructured",
+    layouts: Mapping[str, Layout] | None = None,
 ) -> Mask:
     """The mask that keeps the best-scored weights, with exactly round(density * total) of them.
 
     Ties break by position (the earlier element, in the order of `scores`, is kept), so the result does not depend on
     luck, device or sort.
 
+    With a `pattern` of blocks, whole blocks are kept or removed, the best by the mean score of their weights, and the
+    number of weights comes as near to that as whole blocks permit: within half a block over all layers, and within a
+    block in each layer that has a share of its own. With N:M, at most N of every M inputs are candidates, the best. At
+    a density of N/M these are what is kept, in every layer (a little more where the inputs are no multiple of M); at a
+    lower one the best of them, to the element.
+
     Args:
         scores: parameter name -> score of each weight, in the parameter's shape; the higher, the more worth keeping.
-        density: share kept, of all elements of `scores`.
+        density: share kept, of all elements of `scores`. With N:M at most N/M, which it is if left out.
         sparsity: share removed, instead of density.
         distribution: how the kept weights are spread over the layers. ``global``: one threshold over all layers;
             ``layerwise``: every layer keeps the same share of what it still has (of `within`); ``uniform``: every
@@ -45,76 +57,123 @@ def allocate(
         collapse: what to do where a layer would keep nothing: ``raise``, or ``keep`` its best weight in place of the
             worst kept one of the largest layer.
         keep_at_least: weights that every layer keeps (all that it has, if that is less), the best of it, in place of
-            the worst kept ones of whichever layer keeps most. With 1 it is ``collapse="keep"``.
+            the worst kept ones of whichever layer keeps most. With 1 it is ``collapse="keep"``. Of blocks, as many as
+            have so many weights.
+        pattern: what is kept or removed together: ``unstructured``, ``4x1``, ``channel``, ``2:4`` …, see `Pattern`.
+        layouts: parameter name -> where it has its outputs and inputs, for patterns, see `core.layout`: in dimensions
+            0 and 1 if left out. `prune` finds out by itself.
 
     Raises:
-        UsageError: for a density outside (0, 1] or an unknown distribution.
-        MaskError: for scores that are not a number, or more weights asked for than `within` keeps.
+        UsageError: for a density outside (0, 1], or above that of the pattern, an unknown distribution or pattern.
+        MaskError: for scores that are not a number, more weights asked for than `within` keeps, or a `within` that
+            keeps parts of blocks.
         LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
     """
-    wanted = check_density(density, sparsity)
+    pattern = Pattern.parse(pattern)
+    wanted = pattern.check_density(density, sparsity)
     check_distribution(distribution)
     if collapse not in ("raise", "keep"):
         raise UsageError(f"collapse is raise or keep, not {collapse!r}")
     check_at_least(keep_at_least)
-    flat = _candidates(scores, within)
+    _check(scores, within, half_rate)
+    least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)
+    if pattern.m:
+        within = _of_m(scores, pattern, layouts or {}, within, half_rate)
+        if pattern.is_densest(wanted):
+            kept = max(kept, within.kept)  # the last inputs keep n too, where they are fewer than m
+    _check_enough(kept, total, total if within is None else within.kept, wanted)
+
+    def shares(available: Mapping[str, int]) -> dict[str, int]:
+        return _shares(scores, available, kept, distribution, half_rate)
+
+    if pattern.blocks_of_rows:
+        return allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
+    flat = _candidates(scores, within)
     available = {name: len(positions) for name, (_, positions) in flat.items()}
-    if kept > sum(available.values()):
-        raise MaskError(
-            f"density {wanted:g} keeps {kept} of {total} weights, but the mask to go on from has only"
-            f" {sum(available.values())}: ask for at most {sum(available.values()) / total:.4g}"
-        )
-    counts = _counts(flat, scores, available, kept, distribution, half_rate)
+    counts = shares(available)
+    rest = {name: values for name, (values, _) in flat.items() if name not in counts}
+    counts |= _global_counts(rest, kept - sum(counts.values()))
     with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
-    least = max(keep_at_least, 1 if collapse == "keep" else 0)
     counts |= _with_at_least(with_weights, available, least, wanted)
     chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
 
-def _candidates(scores: Mapping[str, Tensor], within: Mask | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """name -> (scores of the candidates, their flat positions), both 1-d on the CPU."""
+def _check(scores: Mapping[str, Tensor], within: Mask | None, half_rate: tuple[str, ...]) -> None:
+    """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
     if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
         raise MaskError("the mask to go on from is not of the tensors that have scores")
+    if unknown := [name for name in half_rate if name not in scores]:
+        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(scores)}")
+
+
+def _check_enough(kept: int, total: int, left: int, density: float) -> None:
+    """Raises `MaskError` where fewer weights are `left` than are to be `kept`."""
+    if kept > left:
+        raise MaskError(
+            f"density {density:g} keeps {kept} of {total} weights, but the mask to go on from has only {left}: ask for"
+            f" at most {left / total:.4g}"
+        )
+
+
+def _of_m(
+    scores: Mapping[str, Tensor],
+    pattern: Pattern,
+    layouts: Mapping[str, Layout],
+    within: Mask | None,
+    half_rate: tuple[str, ...],
+) -> Mask:
+    """What N:M leaves of the candidates."""
+    if half_rate:
+        raise UsageError(f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike")
+    chosen = {}
+    for name, score in scores.items():
+        _check_numbers(name, score)
+        among = None if within is None else within[name].cpu()
+        chosen[name] = best_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
+    return Mask(chosen)
+
+
+def _check_numbers(name: str, score: Tensor) -> None:
+    if score.is_floating_point() and bool(torch.isnan(score.detach()).any()):
+        raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+
+
+def _candidates(scores: Mapping[str, Tensor], within: Mask | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """name -> (scores of the candidates, their flat positions), both 1-d on the CPU."""
     flat = {}
     for name, score in scores.items():
         values = score.detach().cpu().flatten()
-        if values.is_floating_point() and bool(torch.isnan(values).any()):
-            raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+        _check_numbers(name, values)
         mask = torch.ones(len(values), dtype=torch.bool) if within is None else within[name].cpu().flatten()
         positions = mask.nonzero().flatten()
         flat[name] = values[positions].double(), positions
     return flat
 
 
-def _counts(
-    flat: Mapping[str, tuple[Tensor, Tensor]],
+def _shares(
     scores: Mapping[str, Tensor],
     available: Mapping[str, int],
     kept: int,
     distribution: str,
     half_rate: tuple[str, ...],
 ) -> dict[str, int]:
-    """How many weights each layer keeps."""
-    unknown = [name for name in half_rate if name not in available]
-    if unknown:
-        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(available)}")
+    """How many weights each layer keeps, of those that one ranking does not decide on (``global``)."""
     fixed = _half_rate_counts(available, kept, half_rate)
-    rest = {name: count for name, count in available.items() if name not in fixed}
-    kept_rest = kept - sum(fixed.values())
     if distribution == "global":
-        return fixed | _global_counts({name: flat[name][0] for name in rest}, kept_rest)
+        return fixed
+    rest = {name: count for name, count in available.items() if name not in fixed}
     if distribution == "layerwise":
         weights = {name: Fraction(count) for name, count in rest.items()}
     elif distribution == "uniform":
         weights = {name: Fraction(scores[name].numel()) for name in rest}
     else:
         weights = {name: Fraction(_erk_weight(tuple(scores[name].shape))) for name in rest}
-    return fixed | shared_out(kept_rest, weights, rest)
+    return fixed | shared_out(kept - sum(fixed.values()), weights, rest)
 
 
 def _erk_weight(shape: tuple[int, ...]) -> int:

@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from ticketry.core.density import check_density, check_distribution
 from ticketry.core.hold import Hold, hold
 from ticketry.core.mask import Mask
+from ticketry.core.pattern import Pattern
 from ticketry.core.prune import prune
 from ticketry.core.schedule import cuts_within
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
-from ticketry.errors import MaskError
+from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 
 
@@ -33,6 +34,7 @@ class Gradual:
         score: str | Score = "magnitude",
         distribution: str = "global",
         half_rate: tuple[str, ...] = (),
+        pattern: str | Pattern = "unstructured",
         seed: int = 0,
     ) -> None:
         self.cuts = dict(cuts)
@@ -46,6 +48,7 @@ class Gradual:
             "score": get(score),
             "distribution": check_distribution(distribution),
             "half_rate": half_rate,
+            "pattern": _of_any_density(pattern),
             "seed": seed,
         }
         self._mask = Mask.ones(scope)
@@ -141,6 +144,7 @@ def gradual(
     score: str | Score = "magnitude",
     distribution: str = "global",
     half_rate: tuple[str, ...] = (),
+    pattern: str | Pattern = "unstructured",
     seed: int = 0,
 ) -> Gradual:
     """Prune `model` gradually, along the cubic schedule, while it trains in a loop of your own.
@@ -155,10 +159,11 @@ def gradual(
         begin: where the density begins to fall from 1: ``500it`` or ``25%``.
         end: where it is reached; the rest of the training is at this density.
         frequency: steps between two cuts, at least one.
-        scope, score, distribution, half_rate, seed: see `prune`; a score that needs data cannot be used.
+        scope, score, distribution, half_rate, pattern, seed: see `prune`; a score that needs data cannot be used.
 
     Raises:
-        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, or an unknown word.
+        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which
+            has no mask of the densities on the way.
 
         >>> with gradual(model, density=0.1, steps=10_000) as pruning:  # doctest: +SKIP
         ...     for batch in batches:
@@ -167,4 +172,16 @@ def gradual(
         >>> pruning.mask  # doctest: +SKIP
     """
     cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
-    return Gradual(model, cuts, scope=scope, score=score, distribution=distribution, half_rate=half_rate, seed=seed)
+    choice: dict[str, Any] = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate}
+    return Gradual(model, cuts, **choice, pattern=pattern, seed=seed)
+
+
+def _of_any_density(pattern: str | Pattern) -> Pattern:
+    """The pattern of a word; `UsageError` if its masks are not of every density."""
+    found = Pattern.parse(pattern)
+    if found.m:
+        raise UsageError(
+            f"gradual pruning goes through every density from 1 on, and no mask of pattern {found} is so dense: take"
+            " prune, or another pattern"
+        )
+    return found

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from ticketry.errors import ScopeError
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_OUTPUTS = (nn.Linear, nn.Bilinear, _ConvNd)
 NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -105,7 +106,7 @@ def scope(
     if not first_conv:
         spared.update(_weights_of_layer(model, owners, (_ConvNd,), last=False))
     if not output:
-        spared.update(_weights_of_layer(model, owners, (nn.Linear, nn.Bilinear, _ConvNd), last=True))
+        spared.update(_weights_of_layer(model, owners, _OUTPUTS, last=True))
     included = set(_matches(owners, include, "include"))
     shapes = {
         name: tuple(owner.parameter.shape)
@@ -118,6 +119,18 @@ def scope(
             " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
         )
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def parameters_of(model: nn.Module, patterns: Iterable[str], argument: str) -> set[str]:
+    """Names of the parameters that patterns name as those of `scope` do; errors speak of the `argument`."""
+    return set(_matches(_owners(model), patterns, argument))
+
+
+def end_layers(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Names of the parameters of the first convolution and of the last linear or convolution layer, as defined."""
+    owners = _owners(model)
+    first = _weights_of_layer(model, owners, (_ConvNd,), last=False)
+    return set(first), set(_weights_of_layer(model, owners, _OUTPUTS, last=True))
 
 
 def normal_name(name: str) -> str:

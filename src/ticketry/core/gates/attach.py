@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ticketry.core.gates.binary_concrete import BinaryConcrete
+from ticketry.core.gates.blocks import BlockGates
 from ticketry.core.gates.continuous import Continuous
 from ticketry.core.gates.handle import Gates
 from ticketry.core.gates.hard_concrete import HardConcrete
@@ -13,6 +14,7 @@ from ticketry.core.gates.kind import Kind
 from ticketry.core.gates.stochastic import Stochastic
 from ticketry.core.gates.swap import gated_parameters
 from ticketry.core.mask import Mask
+from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.errors import MaskError, ScopeError, UsageError
@@ -31,6 +33,7 @@ def attach(
     kind: str | Kind = "continuous",
     scope: Scope | None = None,
     within: Mask | None = None,
+    pattern: str | Pattern = "unstructured",
     seed: int = 0,
 ) -> Gates:
     """Multiply weights of `model` by gates that are trained, until `Gates.detach`.
@@ -49,12 +52,20 @@ def attach(
         init: s0, what every s is set to; the larger, the denser the mask that comes out.
         kind: a name of `KINDS`, or a kind with settings of its own, such as ``Continuous(final=500)``.
         scope: the parameters to put gates on; by default `ticketry.scope(model)`, or those of `within`.
-        within: a mask of the parameters in scope; gates of what it removes are 0 and stay so.
+        within: a mask of the parameters in scope; gates of what it removes are 0 and stay so. It has the pattern too.
+        pattern: weights that share a gate: each has its own (``unstructured``), ``4x1``, ``16x1`` … (as many rows that
+            are neighbours, at one column) or ``channel`` (a whole row of one layer), see `core.pattern.Pattern`. The
+            mask then has whole blocks. The gradient in a block's s is a sum over its weights, so that s moves further
+            in a step than that of a single weight does. ``channel`` is of one layer: behind a batch norm a soft gate on
+            a filter changes nothing but its gradient, until it is 0. Gates on coupled channels, in the layers that read
+            them, are in `gates.channels`.
         seed: of the kinds that draw.
 
     Raises:
-        UsageError: for an unknown kind, or an s0 that is not a finite number, or if a parameter has gates already.
-        ScopeError, MaskError: if scope or mask do not fit the model, or name other parameters than each other.
+        UsageError: for an unknown kind or pattern, one without blocks (2:4), or an s0 that is not a finite number, or
+            if a parameter has gates already.
+        ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
+            keeps parts of blocks.
 
         >>> g = attach(model, init=-0.1)                                       # doctest: +SKIP
         >>> gate_optimizer = torch.optim.SGD(g.parameters(), lr=0.1, momentum=0.9)  # doctest: +SKIP
@@ -67,7 +78,10 @@ def attach(
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     prepare(model, parameters)
-    return Gates(model, parameters, kind_of(kind), init, within, seed)
+    pattern = Pattern.parse(pattern)
+    if pattern.unstructured:
+        return Gates(model, parameters, kind_of(kind), init, within, seed)
+    return BlockGates(model, parameters, pattern, kind_of(kind), init, within, seed)
 
 
 def kind_of(kind: str | Kind) -> Kind:

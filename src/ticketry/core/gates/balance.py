@@ -42,7 +42,7 @@ class Balance:
                 f"headroom is a number above 0 and smoothing one above 0 and at most 1, not {headroom!r}, {smoothing!r}"
             )
         self._gates, self._smoothing = gates, smoothing
-        self._wanted = headroom * density * sum(s.numel() for s in gates.parameters())
+        self._wanted = headroom * density * gates.weights
         self.multiplier: Tensor | None = None
         """lambda, a float64 scalar; None before the first step. It is all there is to store and put back."""
 

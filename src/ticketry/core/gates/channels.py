@@ -120,8 +120,20 @@ class ChannelGates(Gates):
         opened = zip(self._open(), self._worth, strict=True)
         return summed([value.sum() * worth for value, worth in opened], coefficient)
 
+    @property
+    def weights(self) -> int:
+        return sum(worth * len(s) for worth, s in zip(self._worth, self._logits, strict=True))
+
     def harden(self, *, collapse: str = "raise") -> Mask:
         """Refused: see `structure.channels.cut_channels`."""
+        return self.allocate(1.0)
+
+    def by_weight(self) -> dict[str, Tensor]:
+        """Refused too: some weights are multiplied by several gates."""
+        raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
+
+    def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
+        """Refused too."""
         raise UsageError(
             "gates on channels rank channels, and become a mask at a density: structure.channels.cut_channels(model,"
             " structure, [s of each group], density)"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ticketry.errors import MaskError, TrainingError
+from ticketry.errors import MaskError, TrainingError, UsageError
 
 
 def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -40,4 +40,18 @@ def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds:
             raise TrainingError(
                 f"gates of {name!r} are not numbers any more (NaN; progress {progress:g}, round {rounds}):"
                 " choose a lower learning rate, or go back to the last checkpoint"
+            )
+
+
+def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor]) -> None:
+    """See that gates are where the weights are that they multiply.
+
+    Raises:
+        UsageError: naming a weight that is not.
+    """
+    for (name, each), weight in zip(logits, weights, strict=True):
+        if weight.device != each.device:
+            raise UsageError(
+                f"{name!r} is on {weight.device} and its gates are on {each.device}: attach gates after the model is"
+                " where it trains"
             )

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.gates.checks import check_numbers, check_state
+from ticketry.core.allocate import allocate
+from ticketry.core.gates.checks import check_devices, check_numbers, check_state
 from ticketry.core.gates.harden import hardened_mask
 from ticketry.core.gates.histogram import Histogram
 from ticketry.core.gates.kind import Kind, Moment, gated
 from ticketry.core.gates.product import summed
 from ticketry.core.gates.swap import Swap, places_of
-from ticketry.core.gates.tensors import Sums, kept_like, logits_like
+from ticketry.core.gates.tensors import Sums, kept_like, logits_like, uniform_like
 from ticketry.core.gates.updates import count_updates
 from ticketry.core.mask import Mask
-from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 
 RESETS = ("paper", "code")
@@ -71,6 +71,11 @@ class Gates:
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name of the weight, its s), in the order of the scope."""
         return list(zip(self._names, self._logits, strict=True))
+
+    @property
+    def weights(self) -> int:
+        """Weights that have gates."""
+        return self._total
 
     @property
     def beta(self) -> float:
@@ -173,8 +178,6 @@ class Gates:
     def harden(self, *, collapse: str = "raise") -> Mask:
         """The mask of the gates: 1[s > 0] (hard-concrete: 1[s > log(-gamma / zeta)]). Ties are off; see `ties`.
 
-        For a mask of a density of one's choice: ``allocate(dict(g.named_parameters()), density)``.
-
         Args:
             collapse: what to do with a parameter of which no gate is on: ``raise``, or ``keep`` the one of largest s.
 
@@ -185,6 +188,14 @@ class Gates:
         check_numbers(self.named_parameters(), self.progress, self.round)
         where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
         return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
+
+    def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
+        """The mask of the gates with the largest s, of a density of one's choice: see `core.allocate`."""
+        return allocate(self.by_weight(), density, collapse=collapse)
+
+    def by_weight(self) -> dict[str, Tensor]:
+        """name -> the s that each weight is multiplied by, in the weight's shape."""
+        return {name: s.detach() for name, s in self.named_parameters()}
 
     def ties(self) -> dict[str, int]:
         """name -> gates exactly on the border, which `harden` turns off; those that never had a gradient stay there."""
@@ -374,16 +385,8 @@ class Gates:
         """Draws from (0, 1) for the gates of a parameter at this step: the same on any device and in any layout."""
         if not self.kind.draws:
             return None
-        logits = self._logits[number]
-        draws = torch.rand(
-            logits.shape, dtype=logits.dtype, generator=generator(self.seed, "gates", self._step, number)
-        )
-        return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
+        return uniform_like(self._logits[number], self.seed, self._step, number)
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        for number, weight in zip(numbers, weights, strict=True):
-            if weight.device != self._logits[number].device:
-                raise UsageError(
-                    f"{self._names[number]!r} is on {weight.device} and its gates are on"
-                    f" {self._logits[number].device}: attach gates after the model is where it trains"
-                )
+        own = [(self._names[number], self._logits[number]) for number in numbers]
+        check_devices(own, weights)

@@ -26,7 +26,7 @@ def hardened_mask(
     candidates = [torch.ones_like(s, dtype=torch.bool) for s in logits.values()] if kept is None else kept
     on = {}
     for (name, s), within in zip(logits.items(), candidates, strict=True):
-        on[name] = ((s.detach() > threshold) & (within != 0)).cpu()
+        on[name] = ((s.detach() > threshold) & (within != 0)).cpu().contiguous()
         if collapse == "keep" and bool(within.any()) and not bool(on[name].any()):
             best = s.detach().masked_fill(within == 0, -torch.inf).flatten().argmax()
             on[name].view(-1)[best] = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.gates.kind import Moment
+from ticketry.core.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,9 @@ def logits_like(parameter: nn.Parameter, init: float) -> nn.Parameter:
 def kept_like(logits: Tensor, kept: Tensor) -> Tensor:
     """The mask as 0 and 1 in the type, layout and place of s."""
     return torch.empty_like(logits, requires_grad=False).copy_(kept)
+
+
+def uniform_like(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
+    """Draws from (0, 1) for the gates of parameter `number` at a step: the same on any device and in any layout."""
+    draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
+    return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))

@@ -21,6 +21,10 @@ CHANNEL_ONLY = {
         "Mean of |input| where layers read the channel; needs data.",
         About(paper="Molchanov et al. 2017", data="yes", order=0, channels="only"),
     ),
+    "activation_l2": ChannelScore(
+        "Root of the mean of input² where layers read the channel; needs data.",
+        About(paper="Chen et al. 2022", data="yes", order=0, channels="only"),
+    ),
     "apoz": ChannelScore(
         "Share of a channel's inputs to the layers that read it that are not 0: one less the average percentage of"
         " zeros; needs data.",

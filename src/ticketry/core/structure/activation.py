@@ -17,10 +17,17 @@ from ticketry.core.score._gradients import given
 from ticketry.core.score._measure import measuring
 from ticketry.core.structure.group import ChannelGroup
 from ticketry.core.structure.roles import Roles
-from ticketry.core.structure.trace import plain_operations, unwrapped
+from ticketry.core.structure.twin import plain_operations, unwrapped
 from ticketry.errors import UsageError
 
-ACTIVATION_SCORES = ("activation", "apoz")
+LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "activation": torch.abs,
+    "activation_l2": torch.square,
+    "apoz": lambda inputs: inputs != 0,
+}
+"""What is averaged of the inputs."""
+
+ACTIVATION_SCORES = tuple(LOOKS)
 
 
 def activation_scores(
@@ -38,8 +45,9 @@ def activation_scores(
 
     There a channel has passed its norm, its nonlinearity and its pooling, whatever they are, and where it is added to a
     shortcut, the sum. ``activation`` is the mean of |input| over all examples, positions and layers that read the
-    channel. ``apoz`` is the share of inputs that are not 0: one less the average percentage of zeros (Hu, Peng, Tai &
-    Tang, "Network Trimming", 2016, arXiv 1607.03250), which takes zeros right behind the ReLU, before pooling.
+    channel, ``activation_l2`` the root of the mean of input² over the same. ``apoz`` is the share of inputs that are
+    not 0: one less the average percentage of zeros (Hu, Peng, Tai & Tang, "Network Trimming", 2016, arXiv 1607.03250),
+    which takes zeros right behind the ReLU, before pooling.
 
     All layers are in evaluation mode, but norms take the statistics of the batch, see `ticketry.score`; modes, buffers
     and random state are afterwards as before. No gradient is computed: `loss(model, batch)` runs the model on a batch.
@@ -90,7 +98,8 @@ def _of_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: 
             f"score {score!r} looks at what linear, convolution and recurrent layers read, and none reads the channels"
             f" of {group.name}: leave it out with scope(model, spare=...), or choose another score"
         )
-    return torch.stack(found).mean(0)
+    mean = torch.stack(found).mean(0)
+    return mean.sqrt() if score == "activation_l2" else mean
 
 
 # -- what a layer reads -----------------------------------------------------------------------------------------------
@@ -119,7 +128,7 @@ class _Reader:
             dim = inputs.dim() - 1
             if isinstance(module, _ConvNd):
                 dim -= len(module.kernel_size)
-            values = inputs.abs() if score == "activation" else (inputs != 0)
+            values = LOOKS[score](inputs)
             others = [other for other in range(inputs.dim()) if other != dim]
             summed = values.sum(others, dtype=torch.float64) if others else values.double()
             self.total = self.total + summed.cpu()

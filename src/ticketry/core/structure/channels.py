@@ -28,31 +28,35 @@ from ticketry.core.structure.select import (
     mask_tensors,
     tensors_of,
 )
-from ticketry.core.structure.trace import Inputs
 from ticketry.core.structure.trial import tried_structure
+from ticketry.core.structure.twin import Inputs
 from ticketry.errors import MaskError, StructureError, UsageError
 
 DISTRIBUTIONS = tuple(ORDERS)
 Order = Callable[[Count, Sequence[Tensor], int], list[Step]]
 
 
-def channel_groups(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGroup, ...]:
+def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> tuple[ChannelGroup, ...]:
     """All groups of coupled channels of `model`, those that can be removed and those that stay, with the reason.
 
-    A copy runs on the example inputs, in float64, while every index of every parameter is followed through each
-    operation: additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then
-    some channels of each group are removed on trial: a group whose removal breaks the model, or makes its outputs
-    other than the masked model's, stays.
+    A copy runs on the example inputs while every index of every parameter is followed through each operation:
+    additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then some channels
+    of each group are removed on trial: a group whose removal breaks the model, or makes its outputs other than the
+    masked model's, stays.
 
     Args:
-        example_inputs: a tensor, or a tuple of the model's arguments; two examples or more.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
+        spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not looked into: all channels that
+            enter or leave them stay. For modules that decide by their activations what to run.
 
     Raises:
-        StructureError: if the model does not run on them.
+        UsageError: if a name to spare is that of no module.
+        StructureError: if the model does not run on them, or a module looks at its activations to decide what to run:
+            says which.
 
         >>> groups = channel_groups(model, example_inputs)  # doctest: +SKIP
     """
-    return tried_structure(model, example_inputs).groups
+    return tried_structure(model, example_inputs, spare).groups
 
 
 def channels(
@@ -73,6 +77,7 @@ def channels(
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    spare: Iterable[str] = (),
 ) -> Mask:
     """A mask of whole coupled channels, which `shrink` can take out.
 
@@ -82,16 +87,16 @@ def channels(
     the worst first, permit.
 
     Args:
-        example_inputs: a tensor, or a tuple of the model's arguments.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
         density: share kept, 0 < density <= 1.
         sparsity: share removed, instead of density.
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
             c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
-            Rachwan et al. 2022), ``activation`` (mean |value| that the layers behind read), ``apoz`` (share of those
-            values that are not 0; Hu et al. 2016), or any score of weights, by name or as a function, of which each
-            channel gets the sum. ``inverted:`` or ``shuffled:`` before a name turn the scores of channels around, or
-            put those of a group in random places of it: controls.
+            Rachwan et al. 2022), ``activation``, ``activation_l2`` (mean |value|, root mean square of what the layers
+            behind read), ``apoz`` (share of those values that are not 0; Hu et al. 2016), or any score of weights, by
+            name or as a function, of which each channel gets the sum. ``inverted:`` or ``shuffled:`` before a name turn
+            the scores of channels around, or put those of a group in random places of it: controls.
         reduce: ``mean`` over a channel's weights, or their ``sum``. What is removed is worth the sum but frees as many
             weights as it has: the mean is the worth of each. Gates and activations have no use for it.
         distribution: ``global``: one ranking of all channels; ``uniform``: each group keeps the same share of its own.
@@ -106,6 +111,7 @@ def channels(
         schedule: densities on the way, exponential or halving: see `iterate.densities`.
         batches, loss, seed: what the score needs, if it needs any. Gradients are taken as in `ticketry.score`: in
             evaluation mode, but with norms that use the batch's statistics.
+        spare: modules that are not looked into, see `channel_groups`.
 
     Raises:
         UsageError: for a density outside (0, 1], an unknown score or option.
@@ -118,7 +124,7 @@ def channels(
     """
     return choose_channels(
         model,
-        lambda: tried_structure(model, example_inputs),
+        lambda: tried_structure(model, example_inputs, spare),
         check_density(density, sparsity),
         score=score,
         reduce=reduce,
@@ -155,7 +161,7 @@ def choose_channels(
     """`channels` of a model whose structure is known, or found by what `structure` calls."""
     _check_order(distribution, keep_at_least, multiple)
     check_channel_score(score)
-    choice = _Choice(model, structure(), scope_of(model) if scope is None else scope)
+    choice = Choice(model, structure(), scope_of(model) if scope is None else scope)
     if within is not None:
         choice.check_within(within)
     initial = 1.0 if within is None else max(within.density, density)
@@ -183,7 +189,7 @@ def cut_channels(
 ) -> Mask:
     """`channels` by scores that are there, one tensor [channels] for each of the groups that may go (`candidates`)."""
     _check_order(distribution, keep_at_least, multiple)
-    choice = _Choice(model, structure, scope_of(model) if scope is None else scope)
+    choice = Choice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:
         raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
     choice.check_numbers(scores)
@@ -199,7 +205,7 @@ def _check_order(distribution: str, keep_at_least: int, multiple: int) -> None:
         raise UsageError(f"multiple is 1 or more channels, not {multiple}")
 
 
-class _Choice:
+class Choice:
     """The channels of a model that a scope lets go."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:

@@ -23,6 +23,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent: Ids = np.zeros(1, dtype=np.int64)
         self._used = 1
+        self._named = 1
         self._reasons: dict[int, str] = {FIXED: "it is fixed"}
 
     def new(self, count: int) -> Ids:
@@ -34,6 +35,14 @@ class Labels:
         ids = np.arange(self._used, self._used + count, dtype=np.int64)
         self._used += count
         return ids
+
+    def name_all(self) -> None:
+        """The labels so far are the model's own; all later ones are of tensors that are made on the way."""
+        self._named = self._used
+
+    def loose(self, ids: Ids) -> bool:
+        """Whether none of these is a channel of the model."""
+        return bool((self.find(ids) >= self._named).all())
 
     def find(self, ids: Ids) -> Ids:
         """The class of each label, named by its smallest label."""
@@ -76,6 +85,10 @@ class Labels:
         """The channels of these labels stay; the first reason is kept."""
         for root in np.unique(self.find(ids)):
             self._reasons.setdefault(int(root), reason)
+
+    def frozen(self, ids: Ids) -> NDArray[np.bool_]:
+        """Whether the channel of each label stays."""
+        return np.asarray([root in self._reasons for root in self.find(ids).tolist()], dtype=bool)
 
     def reason(self, root: int) -> str | None:
         """Why a class (named as `find` does) stays; None if it may go."""

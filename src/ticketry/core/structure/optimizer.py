@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ticketry.core.scope import named_parameters
 from ticketry.core.structure.plan import ShrinkPlan
-from ticketry.core.structure.trace import unwrapped
+from ticketry.core.structure.twin import unwrapped
 from ticketry.errors import StructureError
 
 

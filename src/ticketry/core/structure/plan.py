@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,19 +19,13 @@ from torch import Tensor, nn
 
 from ticketry.core.pack import read_metadata
 from ticketry.core.scope import normal_name
-from ticketry.core.structure.trace import unwrapped
+from ticketry.core.structure.twin import copied, unwrapped
 from ticketry.errors import StructureError
 
 FORMAT = "ticketry.shrink.1"
 
-ATTRIBUTES = frozenset(
-    (
-        *("in_channels", "out_channels", "groups", "num_features", "num_groups", "num_channels", "num_parameters"),
-        *("in_features", "out_features", "in1_features", "in2_features", "embedding_dim"),
-        *("input_size", "hidden_size", "proj_size", "nf", "nx"),
-    )
-)
-"""Attributes of modules that a plan may set."""
+_ATTRIBUTE = re.compile(r"[A-Za-z]\w*(\.\d+)?")
+"""An attribute of a module that a plan may set: a number, or `name.i`, one of several in a list or tuple."""
 
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
@@ -43,7 +37,8 @@ class ShrinkPlan:
     Attributes:
         shapes: name of each parameter and buffer that gets smaller -> its shape before.
         kept: name -> dimension -> indices that stay, ascending.
-        attributes: name of a module -> attribute that counts channels -> its value afterwards.
+        attributes: name of a module -> attribute that counts channels, `name.i` for entry i of one -> its value
+            afterwards.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -98,7 +93,7 @@ class ShrinkPlan:
             text = json.loads(read_metadata(data)[FORMAT])
             shapes = {str(name): tuple(map(_count, shape)) for name, shape in text["shapes"].items()}
             attributes = {
-                str(module): {_known(name): _count(value) for name, value in values.items()}
+                str(module): {_attribute(name): _count(value) for name, value in values.items()}
                 for module, values in text["attributes"].items()
             }
             kept: Kept = {}
@@ -153,8 +148,8 @@ def _count(value: object) -> int:
     return value
 
 
-def _known(name: str) -> str:
-    if name not in ATTRIBUTES:
+def _attribute(name: str) -> str:
+    if not _ATTRIBUTE.fullmatch(name):
         raise ValueError(f"{name!r} is no attribute that a plan may set")
     return name
 
@@ -181,44 +176,70 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     Raises:
         StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
     """
-    small = copy.deepcopy(unwrapped(model))
-    places = list(_places(small))
-    tensors = {name: tensor for name, _, _, tensor in places}
+    inner = unwrapped(model)
+    return resized(copied(inner, cut_tensors(inner, plan)), plan)
+
+
+def cut_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
+    """`id` of each parameter and buffer that gets smaller -> what the plan keeps of it."""
+    places = list(_places(model))
+    tensors = dict(places)
     for name, shape in plan.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
             has = tuple(tensors[name].shape) if name in tensors else "none"
             raise StructureError(f"the plan is another model's: its {name!r} has the shape {shape}, the model's {has}")
-    replaced: dict[int, Any] = {}
     first_name: dict[int, str] = {}
-    for name, module, local, tensor in places:
+    for name, tensor in places:
         first_name.setdefault(id(tensor), name)
-        if first_name[id(tensor)] in plan.kept:
-            new = replaced.get(id(tensor))
-            if new is None:
-                new = replaced[id(tensor)] = _cut(plan, first_name[id(tensor)], tensor)
-            setattr(module, local, new)
-    modules = {_module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
+    return {id(tensors[name]): _cut(plan, name, tensors[name]) for name in first_name.values() if name in plan.kept}
+
+
+def resized(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """Tell the modules of a model whose tensors are cut of their new sizes."""
+    modules = {module_name(name): module for name, module in small.named_modules(remove_duplicate=False)}
     for name, values in plan.attributes.items():
         if name not in modules:
             raise StructureError(f"the plan is another model's: it has the module {name!r}")
         for attribute, value in values.items():
-            setattr(modules[name], attribute, value)
+            _set_number(name, modules[name], attribute, value)
     for module in small.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
     return small
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """(name, module, local name, tensor) of every parameter and buffer, a shared one at each of its places."""
+def read_number(module: nn.Module, attribute: str) -> int | None:
+    """The number that a module has as an attribute, or as an entry of one: `name.i`. None if that is no number."""
+    name, _, index = attribute.partition(".")
+    value: Any = getattr(module, name, None)
+    if index:
+        several = value if type(value) in (list, tuple) else ()
+        value = several[int(index)] if int(index) < len(several) else None
+    return value if type(value) is int else None
+
+
+def _set_number(where: str, module: nn.Module, attribute: str, number: int) -> None:
+    if read_number(module, attribute) is None:
+        raise StructureError(f"the plan is another model's: it has a number {attribute!r} of the module {where!r}")
+    name, _, index = attribute.partition(".")
+    if not index:
+        setattr(module, name, number)
+        return
+    several = list(getattr(module, name))
+    several[int(index)] = number
+    setattr(module, name, type(getattr(module, name))(several))
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every parameter and buffer, a shared one at each of its places."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        own = [*module._parameters.items(), *module._buffers.items()]
-        for local, tensor in own:
+        for local, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
-                yield normal_name(f"{prefix}.{local}" if prefix else local), module, local, tensor
+                yield normal_name(f"{prefix}.{local}" if prefix else local), tensor
 
 
-def _module_name(name: str) -> str:
+def module_name(name: str) -> str:
+    """A module's name without what wrappers add."""
     return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
 
 
@@ -226,4 +247,4 @@ def _cut(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
     part = plan.cut(name, tensor.detach())
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         part = part.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(part, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
+    return part

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.core.scope import NORMS, named_parameters
-from ticketry.core.structure.trace import unwrapped
+from ticketry.core.structure.twin import unwrapped
 
 
 @dataclass(frozen=True)

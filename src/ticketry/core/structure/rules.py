@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from ticketry.core.structure.axes import Axes
 from ticketry.core.structure.labels import Ids
 from ticketry.core.structure.trace import Trace
+from ticketry.errors import StructureError
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Call:
                 return self.kwargs.get(name, known.default_value)
         return None
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
-        return [value for value in tree_flatten((self.args, self.kwargs))[0] if isinstance(value, Tensor)]
+        return _tensors([*self.args, *self.kwargs.values()])
 
     @property
     def writes(self) -> bool:
@@ -64,30 +67,69 @@ class Rules:
     """Applies the rules to one run of a model."""
 
     def __init__(self, trace: Trace) -> None:
-        from ticketry.core.structure import rules_layer, rules_shape
+        from ticketry.core.structure import rules_layer, rules_part, rules_shape
 
         self._trace = trace
-        self._by_name: dict[str, Rule] = {**FAMILIES, **rules_shape.RULES, **rules_layer.RULES}
+        self._by_name: dict[str, Rule] = {
+            **FAMILIES,
+            **rules_shape.RULES,
+            **rules_part.RULES,
+            **rules_layer.RULES,
+        }
 
     def apply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call.of(func, args, kwargs)
-        for tensor in call.tensors:
+        t, call = self._trace, Call.of(func, args, kwargs)
+        tensors = call.tensors
+        for tensor in tensors:
             if tensor.layout == torch.strided:
-                self._trace.seen.add(tensor.untyped_storage().data_ptr())
+                t.seen.add(tensor.untyped_storage().data_ptr())
         rule = self._by_name.get(call.name)
-        if rule is None:
+        if t.sparing is not None:
+            rule = unknown
+        elif call.name in LOOKS and t.provenance.activation(tensors):
+            raise _decides(t, call)
+        elif rule is None:
             rule = pointwise if torch.Tag.pointwise in func.tags else unknown
-        return rule(self._trace, call)
+        result = rule(t, call)
+        t.provenance.computed(tensors, outputs_of(result))
+        return result
+
+
+LOOKS = ("_local_scalar_dense", "equal")
+"""Operations that hand values to the user's code: `if x.sum() > 0`, `x.item()`, `torch.equal`."""
+
+
+def _decides(t: Trace, call: Call) -> StructureError:
+    model = type(t.model).__name__
+    advice = f"spare=({t.where!r},) spares it: all channels that enter or leave it stay"
+    if not t.where:
+        advice = "move that decision into a module of its own, whose name `spare=` then takes"
+    return StructureError(
+        f"{model} looks at its activations to decide what to do ({call.func} in {t.where or model}): what it would do"
+        f" with other inputs cannot be followed; {advice}"
+    )
 
 
 def outputs_of(result: Any) -> list[Tensor]:
-    return [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
+    return _tensors([result])
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """All tensors among an operation's arguments or results, and in lists of them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [part for part in value if isinstance(part, Tensor)]
+    return found
 
 
 def unknown(t: Trace, call: Call) -> Any:
-    """No rule: what flows in stays."""
+    """No rule, or not to be looked into: what flows in stays."""
+    why = f"{call.func} cannot be followed" if t.sparing is None else f"{t.sparing} is spared"
     for tensor in call.tensors:
-        t.freeze_axes(t.book.get(tensor), range(tensor.dim()), f"{call.func} cannot be followed")
+        t.freeze_axes(t.book.get(tensor), range(tensor.dim()), why)
         if call.writes:
             t.book.forget_zeros(tensor)
     result = call.run()
@@ -113,6 +155,8 @@ def pointwise(t: Trace, call: Call) -> Any:
             for index, (tensor, axes) in enumerate(operands)
             if tensor.dim() >= -dimension and tensor.shape[dimension] == shape[dimension] > 1
         ]
+        if call.name in ("add", "sub"):
+            note_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
         ids = merge(t, [ids for _, ids, _ in parts])
         merged.labels[dimension] = ids
         if ids is not None:
@@ -145,6 +189,14 @@ def merge(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
     return ids
 
 
+def note_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
+    """Activations of different channels are about to be added: a residual stream."""
+    met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
+    t.sums += [
+        other[t.labels.find(other) != t.labels.find(one)] for one, other in pairwise(met) if len(one) == len(other)
+    ]
+
+
 def _value_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
     """What the operation gives where the chosen operands are 0: 0, something else (1), or nothing finite (None).
 
@@ -161,7 +213,7 @@ def _value_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
 
 
 def _tried(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
-    count = -1
+    count, alone = -1, len(choice) == len(call.tensors)
 
     def twin(value: object) -> object:
         nonlocal count
@@ -169,7 +221,7 @@ def _tried(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
             return value
         count += 1
         if count in choice:
-            return torch.zeros_like(value)
+            return value.new_zeros((1,) * value.dim()) if alone else torch.zeros_like(value)
         if scrambled and value.dtype == torch.bool:
             return ~value
         return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
@@ -193,6 +245,8 @@ def made(t: Trace, call: Call) -> Any:
     """A tensor made on the way, such as a first hidden state of zeros: its width may be that of any channels."""
     result = call.run()
     labels = [t.labels.new(size) if size > 1 else None for size in result.shape]
+    for ids in labels:
+        t.note_number(ids)
     t.book.set(result, Axes(labels, [call.name in ("zeros", "new_zeros")] * result.dim()))
     return result
 
@@ -217,22 +271,26 @@ def overwritten(t: Trace, call: Call) -> Any:
 
 
 def reduction(t: Trace, call: Call) -> Any:
-    """Some dimensions are reduced. Of a channel's dimension only a sum leaves out zeros unnoticed."""
+    """Some dimensions are reduced. Of a channel's dimension only a sum, or a norm, leaves out zeros unnoticed."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
     for dimension in reduced:
-        if call.name != "sum" or not axes.zero[dimension]:
+        if not (_sums(call) and axes.zero[dimension]):
             t.freeze(axes.labels[dimension], f"{call.func} reduces it")
     result = call.run()
     for output in outputs_of(result):
         keeps = output.dim() == tensor.dim()
         order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
         axes_out = axes.take(order)
-        if call.name not in ("sum", "mean", "amax", "amin", "var", "std"):
+        if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm"):
             axes_out.zero = [False] * len(order)
         t.book.set(output, axes_out if len(order) == output.dim() else Axes.plain(output.dim()))
     return result
+
+
+def _sums(call: Call) -> bool:
+    return call.name == "sum" or (call.name == "linalg_vector_norm" and float(call.argument("ord")) > 0)
 
 
 def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
@@ -263,7 +321,7 @@ FAMILIES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), like),
     **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), overwritten),
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), reduction),
-    **dict.fromkeys(("argmax", "argmin", "var_mean"), reduction),
+    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm"), reduction),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("lift_fresh", "arange", "scalar_tensor", "linspace", "eye"), unlabelled),
 }

@@ -65,7 +65,7 @@ def convolution(t: Trace, call: Call) -> Any:
         contract(t, x, 1, w, into)
         out, zero = w.labels[out_of], w.zero[out_of]
     else:
-        out, zero = _grouped(t, x, w, weight, groups, transposed), w.zero[0] and w.zero[1]
+        out, zero = _grouped(t, x, w, weight, groups, transposed)
         if not zero:
             t.freeze(out, "the weight of a grouped convolution is computed")
     if bias is not None:
@@ -78,34 +78,40 @@ def convolution(t: Trace, call: Call) -> Any:
     return result
 
 
-def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool) -> Ids | None:
+def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool) -> tuple[Ids | None, bool]:
     """Either whole groups go (depthwise and many narrow groups), or the same channels of every group.
 
-    Which of the two, the number of units that it leaves decides. The first changes the module's `groups`.
+    Which of the two, the number of units that it leaves decides. The first changes the module's `groups`. Returns the
+    labels of the outputs, and whether those of a removed channel are 0.
     """
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
     whole = groups >= inputs
     ids = x.labels[1]
-    if ids is None or w.labels[0] is None or not isinstance(t.module, _ConvNd) or (transposed and not whole):
+    if ids is None or w.labels[0] is None or (transposed and not whole):
         why = "a grouped convolution takes it, all of which stays"
         t.freeze(ids, why)
         t.freeze(w.labels[0], why)
         t.freeze(w.labels[1], why)
-        return None
+        return None, False
     stays = t.reason("its group of the convolution stays")
     taken = ids.reshape(groups, inputs)
     if whole:
         t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
         t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
         t.freeze(w.labels[1], "groups of a convolution go as a whole")
-        t.count("groups", taken[:, 0])
-        return np.repeat(taken[:, 0], outputs)
+        if isinstance(t.module, _ConvNd):
+            t.count("groups", taken[:, 0])
+        else:
+            t.note_number(taken[:, 0])
+        return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
     assert w.labels[1] is not None
     t.labels.unite(np.tile(w.labels[1], groups), ids, stays)
+    if not (x.zero[1] or w.zero[1]):
+        t.freeze(ids, "the weight of a grouped convolution is computed")
     made = w.labels[0].reshape(groups, outputs)
     t.labels.unite(np.tile(made[0], groups), w.labels[0], stays)
-    return w.labels[0]
+    return w.labels[0], w.zero[0]
 
 
 # -- norms ------------------------------------------------------------------------------------------------------------
@@ -150,7 +156,7 @@ def group_norm(t: Trace, call: Call) -> Any:
         if isinstance(t.module, nn.GroupNorm):
             t.count("num_groups", groups[:, 0])
             t.count("num_channels", ids)
-        else:
+        elif not t.note_number(groups[:, 0]):
             t.freeze(ids, "the number of groups of a group norm stays")
     result = call.run()
     outputs = outputs_of(result)
@@ -204,17 +210,22 @@ def spatial(t: Trace, call: Call) -> Any:
 
 
 def attention(t: Trace, call: Call) -> Any:
-    """Query, key and value [batch, heads, length, width]: the scores are scaled by the width, which stays."""
+    """Query, key and value [batch, heads, length, width]: the scores are scaled by the width of query and key, which
+    stays unless the scale is given."""
     q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
-    for axes in (q, k):
-        t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+    if call.argument("scale") is None:
+        for axes in (q, k):
+            t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+    contract(t, q, -1, k, -1)
     for axes in (q, k, v):
         t.freeze(axes.labels[-2], "attention runs over it")
     heads = merge(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
     mask = call.argument("attn_mask")
     if isinstance(mask, Tensor):
-        t.freeze_axes(t.book.get(mask), range(mask.dim()), "it is a mask of attention")
-        t.freeze(heads if mask.dim() > 2 and mask.shape[-3] > 1 else None, "it has a mask of attention for each head")
+        axes = t.book.get(mask)
+        t.freeze_axes(axes, [d for d in range(-mask.dim(), 0) if d != -3], "it is a mask of attention")
+        if mask.dim() > 2 and mask.shape[-3] > 1:
+            heads = t.join(heads, axes.labels[-3])
     result = call.run()
     outputs = outputs_of(result)
     found = Axes.plain(outputs[0].dim())
@@ -250,6 +261,8 @@ RULES: dict[str, Rule] = {
             *(f"{kind}_pool{n}d_with_indices" for kind in ("max",) for n in (2, 3)),
             *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")),
             *(f"upsample_{kind}" for kind in ("bicubic2d", "trilinear3d")),
+            *(f"_upsample_{kind}" for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d")),
+            *(f"_upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa")),
             *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         ),
         spatial,

@@ -1,4 +1,4 @@
-"""Rules for operations that move elements: views, permutations, joining and cutting."""
+"""Rules for operations that move elements: views, permutations, joining, padding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ticketry.core.structure.axes import Axes
 from ticketry.core.structure.labels import FIXED, Ids
-from ticketry.core.structure.rules import Call, Rule, merge, outputs_of, unknown
+from ticketry.core.structure.rules import Call, Rule, merge, unknown
 from ticketry.core.structure.trace import Trace
 
 # -- the same elements in another shape -------------------------------------------------------------------------------
@@ -23,6 +23,8 @@ def view(t: Trace, call: Call) -> Any:
     found = Axes.plain(result.dim())
     for before, after in _runs(tuple(tensor.shape), tuple(result.shape)):
         _view_run(t, tensor, axes, before, result, found, after)
+    for ids in (*axes.labels, *found.labels):
+        t.note_number(ids)
     t.book.set(result, found)
     return result
 
@@ -50,13 +52,13 @@ def _view_run(
     t: Trace, tensor: Tensor, axes: Axes, before: list[int], result: Tensor, found: Axes, after: list[int]
 ) -> None:
     labelled = [d for d in before if axes.labels[d] is not None]
+    labelled.sort(key=lambda d: t.labels.loose(_known(axes, d)))
     for extra in labelled[1:]:
         t.freeze(axes.labels[extra], "it is merged with another channel's dimension")
     if not labelled:
         return
     source = labelled[0]
-    ids, zero = axes.labels[source], axes.zero[source]
-    assert ids is not None
+    ids, zero = _known(axes, source), axes.zero[source]
     grid = np.moveaxis(np.broadcast_to(ids, (*_sizes(tensor, before, source), len(ids))), -1, before.index(source))
     grid = t.labels.find(grid.reshape([result.shape[d] for d in after]))
     position = _owner(grid)
@@ -64,13 +66,20 @@ def _view_run(
         # Cut into several dimensions, such as groups or heads: one of them can be narrower, and all that lies along the
         # others must lose the same.
         site = t.where, tuple(tensor.shape), tuple(result.shape)
-        t.cuts[site] = grid.reshape(-1), len(after)
+        if not t.labels.frozen(grid.reshape(-1)).all():
+            t.cuts[site] = grid.reshape(-1), len(after)
         position = len(after) - 1 - min(t.choices.get(site, 0), len(after) - 1)
         rows = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
         for row in rows[1:]:
             t.labels.unite(rows[0], row, t.reason("it is one of several that must lose the same channels"))
     found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]
     found.zero[after[position]] = zero
+
+
+def _known(axes: Axes, dimension: int) -> Ids:
+    ids = axes.labels[dimension]
+    assert ids is not None
+    return ids
 
 
 def _sizes(tensor: Tensor, dimensions: list[int], source: int) -> list[int]:
@@ -124,11 +133,17 @@ def unsqueeze(t: Trace, call: Call) -> Any:
 
 
 def expand(t: Trace, call: Call) -> Any:
+    """What is repeated along a dimension can be so as often as any channels are: `norm.expand_as(x)`."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     result = call.run()
-    order = [-1] * (result.dim() - tensor.dim()) + [d if tensor.shape[d] > 1 else -1 for d in range(tensor.dim())]
-    t.book.set(result, axes.take(order))
+    added = result.dim() - tensor.dim()
+    found = axes.take([-1] * added + list(range(tensor.dim())))
+    for d, size in enumerate(result.shape):
+        if size > 1 and (d < added or tensor.shape[d - added] == 1):
+            found.labels[d], found.zero[d] = t.labels.new(size), False
+        t.note_number(found.labels[d])
+    t.book.set(result, found)
     return result
 
 
@@ -195,91 +210,7 @@ def stack(t: Trace, call: Call) -> Any:
     return result
 
 
-# -- parts of a tensor ------------------------------------------------------------------------------------------------
-
-
-def split(t: Trace, call: Call) -> Any:
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    result = call.run()
-    start = 0
-    for part in outputs_of(result):
-        t.book.set(part, _part(t, axes, dimension, start, part.shape[dimension]))
-        start += part.shape[dimension]
-    return result
-
-
-def cut(t: Trace, call: Call) -> Any:
-    """`slice` and `narrow`."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    size = tensor.shape[dimension]
-    start = call.argument("start") or 0
-    step = call.argument("step") or 1
-    result = call.run()
-    if step != 1:
-        t.freeze(axes.labels[dimension], "it is cut with a step")
-        axes.labels[dimension] = None
-        t.book.set(result, axes)
-        return result
-    first = min(max(start + size if start < 0 else start, 0), size)
-    t.book.set(result, _part(t, axes, dimension, first, result.shape[dimension]))
-    return result
-
-
-def _part(t: Trace, axes: Axes, dimension: int, start: int, length: int) -> Axes:
-    """Labels of `length` indices from `start`. A cut into equal parts is one of the width, so that all parts must lose
-    the same channels; any other cut is one at a number, which stays."""
-    found, ids = axes.copy(), axes.labels[dimension]
-    if ids is None or length == len(ids):
-        return found
-    if length and len(ids) % length == 0 and start % length == 0:
-        pieces = ids.reshape(-1, length)
-        for piece in pieces[1:]:
-            t.labels.unite(pieces[0], piece, t.reason("it is one of several that must lose the same channels"))
-        found.labels[dimension] = pieces[0] if length > 1 else None
-        if length == 1:
-            t.freeze(ids, "it is cut into single channels")
-        return found
-    t.freeze(ids, "it is cut into unequal parts")
-    found.labels[dimension] = None
-    return found
-
-
-def glu(t: Trace, call: Call) -> Any:
-    """The first half times the sigmoid of the second."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    found = _part(t, axes, dimension, 0, tensor.shape[dimension] // 2)
-    result = call.run()
-    t.book.set(result, found)
-    return result
-
-
-def select(t: Trace, call: Call) -> Any:
-    """One index, or all of them one by one (`unbind`): that dimension stays."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    t.freeze(axes.labels[dimension], "single indices of it are picked")
-    result = call.run()
-    for part in outputs_of(result):
-        t.book.set(part, axes.take([d for d in range(tensor.dim()) if d != dimension]))
-    return result
-
-
-def index_select(t: Trace, call: Call) -> Any:
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    t.freeze(axes.labels[dimension], "indices of it are picked")
-    axes.labels[dimension] = None
-    result = call.run()
-    t.book.set(result, axes)
-    return result
+# -- padding and shuffling ---------------------------------------------------------------------------------------------
 
 
 def pad(t: Trace, call: Call) -> Any:
@@ -328,14 +259,59 @@ def pixel_shuffle(t: Trace, call: Call) -> Any:
     return result
 
 
+def channel_shuffle(t: Trace, call: Call) -> Any:
+    """Dimension 1 is cut into groups, of which the first channels come first, then the second ones."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    ids, groups = axes.labels[1], int(call.argument("groups"))
+    if ids is not None:
+        rows = ids.reshape(groups, -1)
+        for row in rows[1:]:
+            t.labels.unite(rows[0], row, t.reason("it is one of several that must lose the same channels"))
+        t.note_number(ids)
+        axes.labels[1] = rows.T.reshape(-1)
+    t.book.set(result, axes)
+    return result
+
+
+def columns(t: Trace, call: Call) -> Any:
+    """`im2col`: of [batch, channels, height, width] the windows [batch, channels x pixels of a window, places]."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [-1, -2, *range(tensor.dim() - 3)], "windows of it are taken")
+    result = call.run()
+    found = Axes.plain(result.dim())
+    ids = axes.labels[-3]
+    if ids is not None:
+        found.labels[-2], found.zero[-2] = np.repeat(ids, result.shape[-2] // len(ids)), axes.zero[-3]
+    t.book.set(result, found)
+    return result
+
+
+def uncolumns(t: Trace, call: Call) -> Any:
+    """`col2im`, the inverse: windows are added up."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [-1, *range(tensor.dim() - 2)], "windows of it are taken")
+    result = call.run()
+    found = Axes.plain(result.dim())
+    ids = axes.labels[-2]
+    if ids is not None:
+        blocks = ids.reshape(result.shape[-3], -1)
+        t.labels.unite(np.repeat(blocks[:, 0], blocks.shape[1]), ids, t.reason("its window stays"))
+        found.labels[-3], found.zero[-3] = blocks[:, 0], axes.zero[-2]
+        if len(blocks) == 1:
+            t.freeze(ids, "all its channels become one")
+            found.labels[-3] = None
+    t.book.set(result, found)
+    return result
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
     **dict.fromkeys(("permute", "t", "transpose"), permute),
-    **dict.fromkeys(("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"), split),
-    **dict.fromkeys(("select", "unbind"), select),
-    **dict.fromkeys(("slice", "narrow"), cut),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
-    "glu": glu,
     "squeeze": squeeze,
     "unsqueeze": unsqueeze,
     "expand": expand,
@@ -343,6 +319,8 @@ RULES: dict[str, Rule] = {
     "flip": flip,
     "cat": cat,
     "stack": stack,
-    "index_select": index_select,
     "constant_pad_nd": pad,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    "im2col": columns,
+    "col2im": uncolumns,
 }

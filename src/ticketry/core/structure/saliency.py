@@ -53,12 +53,17 @@ def channel_scores(
     check_channel_score(score)
     control, _, plain = score.rpartition(":") if isinstance(score, str) else ("", "", score)
     found = _plain_scores(model, groups, scope, roles, plain, reduce, batches, loss, seed)
+    return controlled(control, found, seed)
+
+
+def controlled(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
+    """The scores of each group turned around ("inverted"), in random places of it ("shuffled"), or as they are."""
     if control == "inverted":
-        return [-values for values in found]
+        return [-values for values in scores]
     if control == "shuffled":
-        orders = [torch.randperm(len(v), generator=generator(seed, "shuffled score", i)) for i, v in enumerate(found)]
-        return [values[order] for values, order in zip(found, orders, strict=True)]
-    return found
+        orders = [torch.randperm(len(v), generator=generator(seed, "shuffled score", i)) for i, v in enumerate(scores)]
+        return [values[order] for values, order in zip(scores, orders, strict=True)]
+    return scores
 
 
 def _plain_scores(
@@ -81,12 +86,12 @@ def _plain_scores(
         read = {id(group): _consumers(group, roles) for group in groups}
         names = {member.name for members in read.values() for member in members}
         effects = _effects(model, scope, score, batches, loss, seed, also=names, second=score == "crop_gates")
-        return [_gathered(effects, read[id(group)]).abs() for group in groups]
-    values = _weight_scores(model, scope, score, batches, loss, seed)
+        return [gathered(effects, read[id(group)]).abs() for group in groups]
+    values = weight_scores(model, scope, score, batches, loss, seed)
     return [_reduced(values, group, reduce, root=score == "l2") for group in groups]
 
 
-def _weight_scores(
+def weight_scores(
     model: nn.Module, scope: Scope, score: str | Score, batches: Iterable[object] | None, loss: Loss | None, seed: int
 ) -> Mapping[str, Tensor]:
     """A score of every weight in scope, that those of channels are sums of."""
@@ -102,14 +107,14 @@ def _weight_scores(
 
 def _reduced(values: Mapping[str, Tensor], group: ChannelGroup, reduce: str, root: bool) -> Tensor:
     members = [member for member in group.parameters if member.name in values]
-    total = _gathered(values, members)
+    total = gathered(values, members)
     if reduce == "mean":
         count = sum(values[m.name].numel() // values[m.name].shape[m.dim] * len(m.indices[0]) for m in members)
         total = total / max(count, 1)
     return total.sqrt() if root else total
 
 
-def _gathered(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
+def gathered(values: Mapping[str, Tensor], members: Sequence[Member]) -> Tensor:
     """Sum over all that each channel has in these members, float64 [channels]."""
     total = torch.zeros(())
     for member in members:
@@ -128,7 +133,7 @@ def _slimming(model: nn.Module, group: ChannelGroup, roles: Roles, reduce: str) 
             f"score 'slimming' needs a norm with a scale behind every layer: {group.name} has none;"
             " leave it out with scope(model, spare=...), or choose another score"
         )
-    total = _gathered(scales, members)
+    total = gathered(scales, members)
     return total / sum(len(member.indices[0]) for member in members) if reduce == "mean" else total
 
 

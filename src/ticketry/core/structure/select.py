@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.structure.group import ChannelGroup, Structure, each_index
-from ticketry.core.structure.plan import Kept, ShrinkPlan
-from ticketry.core.structure.trace import unwrapped
+from ticketry.core.structure.plan import Kept, ShrinkPlan, module_name, read_number
+from ticketry.core.structure.twin import unwrapped
 
 Flags = NDArray[np.bool_]
 
@@ -88,9 +88,9 @@ def _attributes(
             return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
 
         values = _sizes(module, shape, counted.get(name, {}))
-        new = {key: value for key, value in values.items() if getattr(module, key, value) != value}
+        new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
         if new:
-            changed[normal_name(f"{name}.weight")[: -len(".weight")] if name else ""] = new
+            changed[module_name(name)] = new
     return changed
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -17,12 +19,12 @@ from ticketry.core.structure.select import (
     plan_for,
     tensors_of,
 )
-from ticketry.core.structure.trace import Inputs, double_copy, double_inputs, unwrapped
-from ticketry.core.structure.trial import compare, tried_structure
+from ticketry.core.structure.trial import Problem, compare, smaller, tried_structure
+from ticketry.core.structure.twin import Inputs, arguments_of, natural_dtype, twin_of, unwrapped
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
 
 
-def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs) -> nn.Module:
+def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> nn.Module:
     """A smaller copy of `model` without the channels that `mask` removes; its outputs are those of the masked model.
 
     The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. It is compared
@@ -33,7 +35,8 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs) -> nn.Module:
     Args:
         mask: channel-wise, such as `structure.channels` gives: of each removed channel it removes all coupled weights,
             biases, norm scales and shifts.
-        example_inputs: a tensor, or a tuple of the model's arguments.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
+        spare: modules that are not looked into, see `structure.channel_groups`.
 
     Raises:
         MaskError: if the mask does not fit the model, or is not channel-wise: says in which layer and by how much.
@@ -42,13 +45,13 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs) -> nn.Module:
 
         >>> small = shrink(model, mask, example_inputs)  # doctest: +SKIP
     """
-    return rebuild(model, shrink_plan(model, mask, example_inputs))
+    return rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
 
 
-def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs) -> ShrinkPlan:
+def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> ShrinkPlan:
     """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`."""
     mask.parameters(model)
-    return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs))
+    return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
 
 
 def plan_of(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
@@ -73,16 +76,26 @@ def plan_of(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Str
 
 
 def _check(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
-    masked = double_copy(unwrapped(model)).eval()
-    with torch.no_grad():
-        mask.apply_(masked)
-    problem = compare(masked, rebuild(masked, found), double_inputs(example_inputs))
-    if problem:
+    inner = unwrapped(model)
+    problem = _difference(inner, mask, found, example_inputs, torch.float64)
+    if problem is not None and not problem.ran:  # what the model holds besides parameters may be of its own type
+        problem = _difference(inner, mask, found, example_inputs, natural_dtype(inner))
+    if problem is not None:
+        where = f" (in {problem.where})" if problem.where else ""
         raise StructureError(
-            f"{type(unwrapped(model)).__name__} is not the same without the removed channels: {problem};"
+            f"{type(inner).__name__} is not the same without the removed channels: {problem.text}{where};"
             " a number in its code stands for a width: compute it from shapes, or choose channels with"
             " structure.channels, which leaves such layers alone"
         )
+
+
+def _difference(
+    model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
+) -> Problem | None:
+    masked = twin_of(model, dtype).eval()
+    with torch.no_grad():
+        mask.apply_(masked)
+    return compare(masked, smaller(masked, found), arguments_of(example_inputs, dtype))
 
 
 def _not_channel_wise(mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:

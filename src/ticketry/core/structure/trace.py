@@ -1,33 +1,31 @@
 """Runs a model once and follows every index of every parameter through it.
 
-The model runs on real numbers, in float64, under a dispatch mode that sees each ATen operation. A rule for each
+The model runs on real numbers, under a dispatch mode that sees each ATen operation. A rule for each
 operation (`rules`) says which labels become one channel and which must stay; an operation without a rule freezes all
 that flows into it. So what is left free can be removed from all tensors at once without changing anything else.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from ticketry.core.scope import normal_name
 from ticketry.core.structure.axes import Axes, Book
 from ticketry.core.structure.labels import Ids, Labels
+from ticketry.core.structure.provenance import Provenance
+from ticketry.core.structure.twin import Arguments, fresh, plain_operations, run_model, sharing
 from ticketry.errors import StructureError
-
-Inputs = Tensor | tuple[Any, ...]
 
 Site = tuple[str, tuple[int, ...], tuple[int, ...]]
 """A `view`: name of the module that runs it, shapes before and after."""
@@ -41,7 +39,7 @@ class Trace:
     """What running a model has shown."""
 
     model: nn.Module
-    """The copy that ran: float64, on the CPU."""
+    """The copy that ran, on the CPU."""
     labels: Labels = field(default_factory=Labels)
     book: Book = field(default_factory=Book)
     tensors: dict[tuple[str, int], Ids] = field(default_factory=dict)
@@ -54,8 +52,22 @@ class Trace:
     """Such places: labels of all that is cut, and into how many dimensions."""
     stack: list[str] = field(default_factory=list)
     """Names of the modules that run now, the innermost last."""
+    spared: frozenset[str] = frozenset()
+    """Names of modules that are not looked into: what enters or leaves them stays."""
+    provenance: Provenance = field(default_factory=Provenance)
+    numbers: dict[tuple[str, str], list[Ids]] = field(default_factory=dict)
+    """(name of a module, attribute) -> labels of each dimension that its code may have taken the attribute for."""
+    written: dict[str, list[Ids]] = field(default_factory=dict)
+    """Name of a module -> labels of all dimensions whose width its code may have as a number."""
+    sums: list[Ids] = field(default_factory=list)
+    """Labels of channels of different layers that an addition has joined."""
     seen: set[int] = field(default_factory=set)
     """Storages of all tensors that went into an operation."""
+
+    @cached_property
+    def weights(self) -> frozenset[int]:
+        """Storages of all parameters."""
+        return frozenset(parameter.untyped_storage().data_ptr() for parameter in self.model.parameters())
 
     @property
     def where(self) -> str:
@@ -65,6 +77,11 @@ class Trace:
     def module(self) -> nn.Module:
         """The innermost module that runs now."""
         return self.model.get_submodule(self.where)
+
+    @property
+    def sparing(self) -> str | None:
+        """The outermost of the modules that run now which is not looked into."""
+        return next((name for name in self.stack if name in self.spared), None)
 
     def reason(self, why: str) -> str:
         return f"{why} (in {self.where})" if self.where else why
@@ -100,73 +117,54 @@ class Trace:
             if len(known) == len(ids):  # a module that runs twice
                 self.labels.unite(known, ids, self.reason("it meets a channel that stays"))
 
+    def note_number(self, ids: Ids | None) -> bool:
+        """The code of the module that runs now needed the number of these labels, from wherever it has it.
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile and of data-parallel training."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def double_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model in float64 on the CPU, without gradients."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
-        try:
-            twin = copy.deepcopy(model).to("cpu").double()
-        except Exception as error:  # a user's model may hold anything
-            raise StructureError(
-                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
-                " make what it holds besides parameters and buffers fit for copy.deepcopy"
-            ) from error
-    return twin.requires_grad_(False)
+        Its attributes that are this number may be where: they follow, if they never stand for other channels as well.
+        Returns whether there are any.
+        """
+        if ids is None:
+            return False
+        self.written.setdefault(self.where, []).append(ids)
+        names = numbers_of(self.module, len(ids))
+        for name in names:
+            self.numbers.setdefault((self.where, name), []).append(ids)
+        return bool(names)
 
 
-def double_inputs(inputs: Inputs) -> tuple[Any, ...]:
-    """Example inputs as the tuple of arguments, floats as float64, on the CPU."""
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-
-    def convert(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.detach().cpu()
-        return value.double() if value.is_floating_point() else value
-
-    converted: tuple[Any, ...] = tree_map(convert, arguments)
-    return converted
-
-
-@contextmanager
-def plain_operations() -> Iterator[None]:
-    """No gradients, no fused transformer layers, and torch's random state as before."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+def numbers_of(module: nn.Module, number: int) -> list[str]:
+    """Attributes of a user's module that are this number, as `plan.read_number` takes them."""
+    if number < 2 or type(module).__module__.startswith("torch.nn."):  # what torch's layers count is known
+        return []
+    found = []
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if type(value) is int and value == number:
+            found.append(name)
+        elif type(value) in (list, tuple):
+            found += [f"{name}.{i}" for i, entry in enumerate(value) if type(entry) is int and entry == number]
+    return found
 
 
-def trace(model: nn.Module, example_inputs: Inputs, choices: Mapping[Site, int]) -> Trace:
-    """Run a copy of `model` in evaluation mode and in training mode, where it may do other things.
+def trace(
+    twin: nn.Module, arguments: Arguments, choices: Mapping[Site, int], spared: frozenset[str] = frozenset()
+) -> Trace:
+    """Run a copy of `twin` in evaluation mode and in training mode, where it may do other things.
+
+    Args:
+        twin: see `twin_of`; it is not changed.
+        spared: names of modules that are not looked into.
 
     Raises:
-        StructureError: if the model does not run on the inputs.
+        StructureError: if the model does not run on the arguments, or decides by activations what to run.
     """
-    twin = double_copy(unwrapped(model))
-    inputs = double_inputs(example_inputs)
-    found = Trace(twin, choices=choices)
+    found = Trace(sharing(twin), choices=choices, spared=spared)
     _label(found)
-    _run(found, inputs, training=False)
+    _run(found, arguments, training=False)
     unused = _unused(found)
     try:
-        _run(found, inputs, training=True)
+        _run(found, arguments, training=True)
     except StructureError:  # a batch norm of one example and one pixel has no variance
         if unused:
             raise
@@ -186,8 +184,12 @@ def _label(found: Trace) -> None:
             (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
         }
         found.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
+    found.labels.name_all()
     for name, module in found.model.named_modules():
         _tie(found, name, module)
+        if name in found.spared:
+            for parameter in module.parameters():
+                found.freeze_axes(found.book.get(parameter), range(parameter.dim()), f"{name} is spared")
 
 
 def _tie(found: Trace, name: str, module: nn.Module) -> None:
@@ -225,41 +227,27 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _run(found: Trace, inputs: tuple[Any, ...], *, training: bool) -> None:
+def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
     from ticketry.core.structure.rules import Rules
 
     found.model.train(training)
     found.stack.clear()
-    for value in tree_flatten(inputs)[0]:
+    arguments = fresh(arguments)
+    for value in tree_flatten(arguments)[0]:
         if isinstance(value, Tensor):
             found.book.set(value, Axes.plain(value.dim()))
+    found.provenance = Provenance.of(arguments)
     with ExitStack() as exits:
         names = {id(module): name for name, module in found.model.named_modules()}
         exits.callback(register_module_forward_pre_hook(_enter(found, names)).remove)
         exits.callback(register_module_forward_hook(_leave(found, names), always_call=True).remove)
         exits.enter_context(plain_operations())
         exits.enter_context(_Watch(Rules(found)))
-        outputs = run_model(found.model, inputs)
+        outputs = run_model(found.model, arguments)
     found.stack.clear()
     for value in outputs:
         axes = found.book.get(value)
         found.freeze_axes(axes, range(value.dim()), "it is an output of the model")
-
-
-def run_model(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """All tensors in the model's outputs; `StructureError` if it does not run."""
-    try:
-        outputs = model(*inputs)
-    except StructureError:
-        raise
-    except Exception as error:  # a user's model may fail in any way
-        first = (str(error).splitlines() or [""])[0]
-        raise StructureError(
-            f"{type(model).__name__} does not run on the example inputs in"
-            f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first};"
-            " give a tensor or a tuple of its arguments, two examples or more"
-        ) from error
-    return [value for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)]
 
 
 def _enter(found: Trace, names: dict[int, str]) -> Any:

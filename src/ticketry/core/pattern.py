@@ -1,0 +1,134 @@
+"""What is kept or removed together: single weights, blocks of rows, whole rows, or n of every m inputs. Needs no torch.
+
+A word for a shape of mask that hardware can use, the same wherever masks are made: in `allocate` and `prune`, on gates,
+in penalties, and as ``--pattern`` of searches.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ticketry.core.density import check_density
+from ticketry.errors import UsageError
+
+if TYPE_CHECKING:  # torch comes late: settings and the command line's help need the words alone
+    from ticketry.core.blocks import Blocks
+    from ticketry.core.layout import Layout
+
+UNSTRUCTURED = "unstructured"
+POSSIBLE = (
+    "unstructured, channel (whole rows: filters, neurons), Rx1 such as 4x1 or 16x1 (R rows that are neighbours, at one"
+    " column), N:M such as 2:4 (N of every M inputs)"
+)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern of masks. A weight is seen as rows, one for each output, times columns, one for each (input, tap).
+
+    ==================  ==============================================================================================
+    ``unstructured``    every weight by itself
+    ``4x1``             blocks of 4 rows that are neighbours (0-3, 4-7, …) at one column; any number from 2 on. So all
+                        rows of a block of rows keep the same columns, and form a group of `structure.groups`. If the
+                        rows are no multiple, the last blocks have fewer; in a grouped convolution no block has rows of
+                        two groups, which read other inputs (those of a depthwise one are single weights).
+    ``channel``         whole rows: the filter or the neuron of one layer. Not the same as coupled channels
+                        (`structure.channels`): bias, norm and the layers behind keep theirs.
+    ``2:4``             of every 4 inputs that are neighbours (0-3, 4-7, …), at one tap of one row, at most 2; any
+                        numbers N < M. If the inputs are no multiple, the last ones, fewer than M, may keep N too.
+    ==================  ==============================================================================================
+    """
+
+    text: str = UNSTRUCTURED
+    rows: int = 1
+    """Rows of a block, of Rx1."""
+    whole_rows: bool = False
+    """Whether a block has all columns: of ``channel``."""
+    n: int = 0
+    """Weights that stay, of `m`; 0 for other patterns."""
+    m: int = 0
+
+    @classmethod
+    def parse(cls, text: str | Pattern) -> Pattern:
+        """The pattern of a word.
+
+        Raises:
+            UsageError: for another word, with those that are possible.
+        """
+        if isinstance(text, Pattern):
+            return text
+        if text == UNSTRUCTURED:
+            return cls()
+        if text == "channel":
+            return cls(text, whole_rows=True)
+        if block := re.fullmatch(r"([1-9]\d*)x1", text):
+            if text == "1x1":
+                raise UsageError("pattern 1x1 is of single weights: write unstructured")
+            return cls(text, rows=int(block[1]))
+        if (ratio := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)) and int(ratio[1]) < int(ratio[2]):
+            return cls(text, n=int(ratio[1]), m=int(ratio[2]))
+        raise UsageError(f"pattern {text!r} is not known: {POSSIBLE}")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def unstructured(self) -> bool:
+        """Whether every weight is by itself."""
+        return self.text == UNSTRUCTURED
+
+    @property
+    def blocks_of_rows(self) -> bool:
+        """Whether weights go in blocks: Rx1 and ``channel``."""
+        return self.rows > 1 or self.whole_rows
+
+    @property
+    def densest(self) -> float:
+        """The largest density of such a mask: n / m (above it only where inputs are no multiple of m), else 1."""
+        return self.n / self.m if self.m else 1.0
+
+    def check_blocks(self, of: str) -> Pattern:
+        """The pattern itself; `UsageError` if it is N:M, which has no blocks: `of` says what they are needed for."""
+        if self.m:
+            raise UsageError(
+                f"{of} need weights that go together, and of pattern {self} any {self.n} of {self.m} may stay: choose"
+                " unstructured, Rx1 or channel"
+            )
+        return self
+
+    def check_density(self, density: float | None = None, sparsity: float | None = None) -> float:
+        """The density asked for by either word, see `core.density`; of N:M it may be left away, and is n / m then.
+
+        Raises:
+            UsageError: for one that is none, or above what the pattern can keep.
+        """
+        if self.m and density is None and sparsity is None:
+            return self.densest
+        found = check_density(density, sparsity)
+        if found > self.densest and not self.is_densest(found):
+            raise UsageError(
+                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.densest:.4g}, and"
+                f" {found:g} is asked for: ask for {self.densest:.4g} or less"
+            )
+        return found
+
+    def is_densest(self, density: float) -> bool:
+        """Whether a density of N:M is n / m, by which every m inputs keep n (a decimal need not be exact: 0.333333)."""
+        return bool(self.m) and math.isclose(density, self.densest, rel_tol=1e-5)
+
+    def blocks(self, shape: tuple[int, ...], layout: Layout | None = None) -> Blocks:
+        """The blocks of a weight of this shape, to pool scores into and to spread decisions from.
+
+        Args:
+            layout: where the weight has its outputs; in dimension 0 if left out. See `layout.layouts`.
+
+        Raises:
+            UsageError: of N:M, which has none.
+        """
+        from ticketry.core.blocks import Blocks
+        from ticketry.core.layout import Layout
+
+        return Blocks(self.check_blocks("blocks"), shape, layout or Layout())

@@ -1,0 +1,502 @@
+"""Refill against loops over channels: how many, which, and that the network without the others is the same."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ticketry as tk
+from ticketry.core.structure.channels import Choice
+from ticketry.core.structure.refill_scores import refill_scores
+from ticketry.core.structuring import Structuring
+from ticketry.errors import LayerCollapseError, MaskError, ScopeError, StructureError, UsageError
+from ticketry.tasks.models import networks
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_networks import Mlp, build, settled
+
+refill = tk.structure.refill
+
+
+class Chain(nn.Module):
+    """Two convolutions, a norm, two linear layers: four pixels of each channel of `b` are inputs of `c`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.b, self.c, self.d = nn.Conv2d(4, 6, 3), nn.Linear(24, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.n(self.a(x)))))
+        return self.d(torch.tanh(self.c(x.flatten(1))))
+
+
+class Residual(nn.Module):
+    """A stream that three convolutions add to, and one channel of its own for each block inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.one, self.two = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 8, 3, padding=1)
+        self.three, self.four = nn.Conv2d(8, 7, 1), nn.Conv2d(7, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.two(F.relu(self.one(x)))
+        x = F.relu(x + self.four(F.relu(self.three(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Inception(nn.Module):
+    """Branches of several depths, joined, twice; an auxiliary classifier that is not the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.small = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in (6, 12))
+        self.deep = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 8, 3, padding=1))
+            for width in (6, 12)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(2))
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for small, deep, norm in zip(self.small, self.deep, self.norms, strict=True):
+            x = F.relu(norm(torch.cat([small(x), deep(x)], 1)))
+        return self.fc(x.mean((2, 3)))
+
+
+def made(kind: type[nn.Module], *shape: int) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(3)
+    return settled(kind().double()), torch.randn(*shape, dtype=torch.float64)
+
+
+CHAIN, CHAIN_INPUTS = made(Chain, 5, 1, 6, 6)
+CHAIN_STRUCTURE = tk.structure.tried_structure(CHAIN, CHAIN_INPUTS)
+RESIDUAL, RESIDUAL_INPUTS = made(Residual, 3, 3, 6, 6)
+RESIDUAL_STRUCTURE = tk.structure.tried_structure(RESIDUAL, RESIDUAL_INPUTS)
+
+
+def random_mask(model: nn.Module, density: float, seed: int = 0) -> tk.Mask:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = tk.scope(model).shapes
+    return tk.Mask({name: torch.rand(shape, generator=draw) < density for name, shape in shapes.items()})
+
+
+def chain(mask: tk.Mask, *arguments: Any, **options: Any) -> tk.Mask:
+    return refill(CHAIN, mask, CHAIN_INPUTS, *arguments, structure=CHAIN_STRUCTURE, **options)
+
+
+def residual(mask: tk.Mask, *arguments: Any, **options: Any) -> tk.Mask:
+    return refill(RESIDUAL, mask, RESIDUAL_INPUTS, *arguments, structure=RESIDUAL_STRUCTURE, **options)
+
+
+# -- the slow references -----------------------------------------------------------------------------------------------
+
+
+def row_score(weight: Tensor, kept: Tensor, row: int, score: str) -> float:
+    """The paper's, number by number."""
+    numbers = [w for w, k in zip(weight[row].flatten().tolist(), kept[row].flatten().tolist(), strict=True) if k]
+    if score == "remaining":
+        return float(len(numbers))
+    if score == "l1":
+        return math.fsum(abs(w) for w in numbers)
+    return math.sqrt(math.fsum(w * w for w in numbers))
+
+
+def paid(layers: list[tuple[Tensor, Tensor]], plus: float = 0.0) -> int:
+    """Channels that the kept weights of layers with the same outputs fill."""
+    channels = len(layers[0][1])
+    kept = sum(int(mask.sum()) for _, mask in layers)
+    total = sum(mask.numel() for _, mask in layers)
+    k0 = max(int(kept * channels / total + 1e-9), 1)
+    return int(k0 + (channels - k0) * plus + 1e-9)
+
+
+def best(scores: list[float], count: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda c: (-round(scores[c], 12), c))[:count]
+
+
+def kept_channels(mask: tk.Mask, name: str) -> list[int]:
+    """The rows that are there; of a residual network, those with any weight."""
+    return [row for row, weights in enumerate(mask[name]) if bool(weights.any())]
+
+
+def kept_in(mask: tk.Mask, name: str) -> int:
+    return int(mask[name].sum())
+
+
+# -- how many, and which -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    density=st.floats(0.15, 0.95),
+    seed=st.integers(0, 1000),
+    score=st.sampled_from(("remaining", "l1", "l2")),
+    plus=st.sampled_from((0.0, 0.25, 0.5, 1.0)),
+)
+def test_a_chain_by_loops(density: float, seed: int, score: str, plus: float) -> None:
+    mask = random_mask(CHAIN, density, seed)
+    found = chain(mask, score, plus)
+    stay = {}
+    for name in "abc":
+        weight, kept = CHAIN.get_submodule(name).weight, mask[f"{name}.weight"]
+        stay[name] = best([row_score(weight, kept, r, score) for r in range(len(kept))], paid([(weight, kept)], plus))
+    expected = {name: torch.zeros_like(found[name]) for name in found}
+    for row in stay["a"]:
+        expected["a.weight"][row] = expected["a.bias"][row] = True
+        expected["n.weight"][row] = expected["n.bias"][row] = True
+    for row in stay["b"]:
+        expected["b.bias"][row] = True
+        for column in stay["a"]:
+            expected["b.weight"][row, column] = True
+    for row in stay["c"]:
+        expected["c.bias"][row] = True
+        for column in stay["b"]:
+            expected["c.weight"][row, 4 * column : 4 * column + 4] = True
+    expected["d.weight"][:, stay["c"]] = True
+    assert found == tk.Mask(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(density=st.floats(0.1, 0.95), seed=st.integers(0, 1000), score=st.sampled_from(("remaining", "l1", "l2")))
+def test_a_stream_agrees(density: float, seed: int, score: str) -> None:
+    """Magnitudes as shares of each layer's own, counts as they are; the budget of all three layers together."""
+    mask = random_mask(RESIDUAL, density, seed)
+    layers = [(RESIDUAL.get_submodule(name).weight, mask[f"{name}.weight"]) for name in ("stem", "two", "four")]
+    total = [0.0] * 8
+    for weight, kept in layers:
+        scores = [row_score(weight, kept, row, score) for row in range(8)]
+        unit = 1.0 if score == "remaining" else sum(scores)
+        total = [t + s / unit for t, s in zip(total, scores, strict=True)]
+    stay = sorted(best(total, paid(layers)))
+    found = residual(mask, score)
+    for name in ("stem.weight", "two.weight", "four.weight"):
+        assert kept_channels(found, name) == stay
+    assert kept_channels(tk.Mask({"t": found["fc.weight"].T}), "t") == stay
+    weight, kept = RESIDUAL.one.weight, mask["one.weight"]
+    inside = sorted(best([row_score(weight, kept, row, score) for row in range(5)], paid([(weight, kept)])))
+    assert kept_channels(found, "one.weight") == inside
+
+    whole = residual(mask, score, coupled="inner")
+    assert whole["stem.weight"].all()
+    assert whole["stem.weight"].shape == RESIDUAL.stem.weight.shape
+    assert kept_channels(whole, "one.weight") == inside
+    assert whole["two.weight"][:, inside].all()
+    assert int(whole["two.weight"].sum()) == 8 * len(inside) * 9
+
+
+@pytest.mark.parametrize("score", ["remaining", "l1", "l2"])
+def test_scores_of_a_stream(score: str) -> None:
+    mask = random_mask(RESIDUAL, 0.5)
+    choice = Choice(RESIDUAL, RESIDUAL_STRUCTURE, tk.scope(RESIDUAL))
+    found = refill_scores(choice, mask, score=score, batches=None, loss=None, seed=0)
+    position = [group.name for group in choice.groups].index("stem")
+    rows = [
+        [row_score(RESIDUAL.get_submodule(name).weight, mask[f"{name}.weight"], row, score) for row in range(8)]
+        for name in ("stem", "two", "four")
+    ]
+    shares = rows if score == "remaining" else [[value / sum(layer) for value in layer] for layer in rows]
+    assert found[position].tolist() == pytest.approx([sum(votes) for votes in zip(*shares, strict=True)], rel=1e-12)
+
+
+def test_one_layer_does_not_outvote_the_others() -> None:
+    """Scaling one layer of a stream changes nothing: behind a norm it would change nothing of the network either."""
+    mask = random_mask(RESIDUAL, 0.5)
+    before = residual(mask)
+    with torch.no_grad():
+        RESIDUAL.two.weight *= 1000
+    try:
+        assert residual(mask) == before
+    finally:
+        with torch.no_grad():
+            RESIDUAL.two.weight /= 1000
+
+
+def test_equal_counts_are_ties_by_position() -> None:
+    """Where the reference code keeps one row more and others half filled."""
+    mask = tk.Mask.ones(tk.scope(CHAIN)) & random_mask(CHAIN, 1.0)
+    half = mask["b.weight"].clone()
+    half.view(6, -1)[:, ::2] = False
+    found = chain(tk.Mask({**mask, "b.weight": half}), "remaining")
+    assert kept_channels(found, "b.weight") == [0, 1, 2]
+    assert found["b.weight"][:3].all()
+    assert chain(mask) == tk.Mask({name: torch.ones_like(tensor) for name, tensor in found.items()})
+
+
+def test_removed_weights_do_not_count() -> None:
+    mask = {name: kept.clone() for name, kept in tk.Mask.ones(tk.scope(CHAIN)).items()}
+    mask["a.weight"][:2, 0, :2] = False
+    before = CHAIN.a.weight.detach().clone()
+    try:
+        with torch.no_grad():
+            CHAIN.a.weight[:2, 0, :2] = 100.0  # of a network that was never masked
+        assert kept_channels(chain(tk.Mask(mask), "l1"), "a.weight")[:1] != [0]
+    finally:
+        with torch.no_grad():
+            CHAIN.a.weight.copy_(before)
+
+
+def test_the_best_are_filled_back_first() -> None:
+    mask = random_mask(CHAIN, 0.3)
+    rising = [chain(mask, plus=plus) for plus in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert all(low <= high for low, high in pairwise(rising))
+    assert rising[-1].density == 1
+    assert rising[0].density < rising[3].density < 1
+
+
+def test_density_is_the_nearest_that_plus_can_reach() -> None:
+    mask = random_mask(RESIDUAL, 0.3)
+    reached = [residual(mask, plus=share / 60).density for share in range(61)]  # 6, 4 and 5 channels are emptied
+    assert len(set(reached)) > 10
+    for density in (0.05, 0.3, 0.55, 0.8, 1.0):
+        found = residual(mask, density=density)
+        assert abs(found.density - density) == pytest.approx(min(abs(one - density) for one in reached), abs=1e-12)
+
+
+def test_multiples_and_a_least_number() -> None:
+    mask = random_mask(RESIDUAL, 0.3)
+    assert len(kept_channels(residual(mask), "stem.weight")) == 2
+    assert len(kept_channels(residual(mask, multiple=4), "stem.weight")) == 4
+    assert len(kept_channels(residual(mask, multiple=16), "stem.weight")) == 8
+    assert len(kept_channels(residual(mask, keep_at_least=5), "one.weight")) == 5
+
+
+# -- scores that look at data ------------------------------------------------------------------------------------------
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def data(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(5)
+    return [
+        (torch.randn(4, 1, 6, 6, dtype=torch.float64, generator=draw), torch.tensor([0, 1, 2, 0])) for _ in range(count)
+    ]
+
+
+def test_taylor_is_of_the_masked_network_and_leaves_it_alone() -> None:
+    mask = random_mask(CHAIN, 0.5)
+    before = {name: value.clone() for name, value in CHAIN.state_dict().items()}
+    found = chain(mask, "taylor", batches=data(), loss=loss)
+    assert all(torch.equal(value, before[name]) for name, value in CHAIN.state_dict().items())
+    twin = Chain().double().train()
+    twin.load_state_dict(before)
+    mask.apply_(twin)
+    (sum(loss(twin, batch) for batch in data()) / 2).backward()
+    for name in "abc":
+        layer, kept = twin.get_submodule(name), mask[f"{name}.weight"]
+        effects = (layer.weight * layer.weight.grad).detach().abs().flatten(1).sum(1).tolist()
+        assert kept_channels(found, f"{name}.weight") == sorted(best(effects, paid([(layer.weight, kept)])))
+
+
+@pytest.mark.parametrize(("score", "power"), [("activation_l1", 1), ("activation_l2", 2)])
+def test_feature_maps_are_those_of_each_layer(score: str, power: int) -> None:
+    """Layer by layer and channel by channel, where the reference code looks at the first layer's maps only."""
+    mask = random_mask(CHAIN, 0.5)
+    twin = Chain().double().train()
+    twin.load_state_dict(CHAIN.state_dict())
+    mask.apply_(twin)
+    maps: dict[str, list[Tensor]] = {"a": [], "b": [], "c": []}
+    with torch.no_grad():
+        for inputs, _ in data():
+            a = F.relu(twin.n(twin.a(inputs)))
+            b = F.relu(twin.b(a))
+            for name, value in zip("abc", (a, b, torch.tanh(twin.c(b.flatten(1)))), strict=True):
+                maps[name].append(
+                    value.abs().pow(power).flatten(2) if name != "c" else value.abs().pow(power)[..., None]
+                )
+    found = chain(mask, score, batches=data(), loss=loss)
+    for name, seen in maps.items():
+        worth = torch.cat(seen).mean((0, 2)).tolist()
+        kept = mask[f"{name}.weight"]
+        assert kept_channels(found, f"{name}.weight") == sorted(best(worth, paid([(kept, kept)])))
+
+
+def test_controls_and_other_scores_keep_as_many() -> None:
+    mask = random_mask(RESIDUAL, 0.4)
+    real, control = residual(mask), residual(mask, "shuffled:l1", seed=1)
+    assert real.kept == control.kept
+    assert real != control
+    assert residual(mask, "shuffled:l1", seed=1) == control
+    assert residual(mask, "inverted:remaining") != residual(mask, "remaining")
+    assert residual(mask, "magnitude") == real
+    assert residual(mask, "activation_l1", batches=[RESIDUAL_INPUTS], loss=lambda m, x: m(x).sum()).kept == real.kept
+
+
+# -- the network is the same -------------------------------------------------------------------------------------------
+
+
+NETWORKS = {
+    "resnet-18": lambda: (networks.build("resnet-18@0.125", shape=(3, 16, 16), classes=10), torch.randn(3, 3, 16, 16)),
+    "vgg-11": lambda: (networks.build("vgg-11@0.125", shape=(3, 32, 32), classes=10), torch.randn(2, 3, 32, 32)),
+    "inception": lambda: (Inception(), torch.randn(3, 3, 8, 8)),
+    "mobile": lambda: build("separable"),
+}
+
+
+@pytest.mark.parametrize("coupled", ["agree", "inner"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_small_network_is_the_masked_one(name: str, coupled: str) -> None:
+    torch.manual_seed(1)
+    model, inputs = NETWORKS[name]()
+    model, inputs = settled(model.double()).eval(), inputs.double()
+    mask = tk.prune(model, density=0.3, distribution="uniform")
+    ticket = refill(model, mask, inputs, plus=0.1, coupled=coupled)
+    small = tk.shrink(model, ticket, inputs)
+    assert sum(p.numel() for p in small.parameters()) < 0.75 * sum(p.numel() for p in model.parameters())
+    ticket.apply_(model)
+    with torch.no_grad():
+        for training in (False, True):
+            wanted = model.train(training)(inputs)
+            assert float((small.train(training)(inputs) - wanted).abs().max()) <= 1e-10 * float(wanted.abs().max())
+
+
+def test_residual_streams_are_what_additions_join() -> None:
+    """Not what a gate is multiplied with (squeeze and excite), nor what is joined side by side."""
+    assert {group.name for group in RESIDUAL_STRUCTURE.groups if group.residual} == {"stem"}
+    for name in ("separable", "dense", "shuffle"):
+        assert not any(group.residual for group in tk.structure.channel_groups(*build(name)))
+    model, inputs = build("twice")
+    assert any(group.residual for group in tk.structure.channel_groups(model, inputs))
+
+
+# -- the ends of the network, layers out of the mask -------------------------------------------------------------------
+
+
+def without(mask: tk.Mask, *names: str) -> tk.Mask:
+    return tk.Mask({name: kept for name, kept in mask.items() if name not in names})
+
+
+def test_the_first_convolution_goes_as_the_mask_says() -> None:
+    mask = random_mask(CHAIN, 0.4)
+    named, unnamed = chain(mask), chain(without(mask, "a.weight"))
+    assert len(kept_channels(named, "a.weight")) < 4
+    assert "a.weight" not in unnamed
+    assert "n.weight" not in unnamed
+    assert unnamed["b.weight"][kept_channels(unnamed, "b.weight")].all()
+    assert kept_channels(unnamed, "b.weight") == kept_channels(named, "b.weight")
+    spared = chain(mask, first=False)
+    assert spared["a.weight"].all()
+    assert kept_in(spared, "b.weight") == kept_in(unnamed, "b.weight")
+    # asked for though the mask does not have it: all its weights count as kept
+    asked = residual(without(random_mask(RESIDUAL, 0.3), "stem.weight"), first=True)
+    layers = [(RESIDUAL.get_submodule(n).weight, random_mask(RESIDUAL, 0.3)[f"{n}.weight"]) for n in ("two", "four")]
+    layers.append((RESIDUAL.stem.weight, torch.ones_like(RESIDUAL.stem.weight, dtype=torch.bool)))
+    assert len(kept_channels(asked, "stem.weight")) == paid(layers)
+
+
+def test_a_stream_stays_whole_with_a_layer_out_of_the_mask() -> None:
+    found = residual(without(random_mask(RESIDUAL, 0.3), "stem.weight"))
+    assert len(kept_channels(found, "two.weight")) == 8
+    assert "stem.weight" not in found
+    assert len(kept_channels(found, "one.weight")) < 5
+
+
+def test_the_classifier_loses_inputs_only() -> None:
+    mask = random_mask(CHAIN, 0.4)
+    named, unnamed = chain(mask), chain(without(mask, "d.weight"))
+    assert named == unnamed  # its columns go with the channels of the layer before
+    assert kept_in(named, "d.weight") == 3 * len(kept_channels(named, "c.weight"))
+    assert chain(mask, output=False) == named
+    model, inputs = settled(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()), torch.randn(3, 4)
+    with pytest.raises(StructureError, match=r"no channels that can be removed.*it is spared"):
+        refill(model, random_mask(model, 0.5), inputs, spare="0")
+
+
+def test_spared_layers_keep_their_channels() -> None:
+    mask = random_mask(CHAIN, 0.3)
+    found = chain(mask, spare=("b", "c"))
+    assert len(kept_channels(found, "b.weight")) == 6
+    assert found["c.weight"].all()
+    assert len(kept_channels(found, "a.weight")) < 4
+    with pytest.raises(ScopeError, match="spare='x' matches no parameter"):
+        chain(mask, spare="x")
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_masks_that_do_not_fit() -> None:
+    with pytest.raises(MaskError, match=r"the mask does not fit.*no parameter 'z'"):
+        chain(tk.Mask({"z": torch.ones(2)}))
+    with pytest.raises(MaskError, match=r"the mask does not fit.*'a.weight' has the shape"):
+        chain(tk.Mask({"a.weight": torch.ones(3, 1, 3, 3)}))
+
+
+def test_a_group_that_would_vanish() -> None:
+    mask = {name: kept.clone() for name, kept in random_mask(CHAIN, 0.5).items()}
+    mask["b.weight"][:] = False
+    with pytest.raises(LayerCollapseError, match=r"keeps nothing of 'b\.weight'.*spare='b'"):
+        chain(tk.Mask(mask))
+    assert chain(tk.Mask(mask), spare="b")["b.weight"][:, 0].any()
+    mask["b.weight"][3, 1, 1, 1] = True  # less than one channel: one is filled, the one that has it
+    assert kept_channels(chain(tk.Mask(mask)), "b.weight") == [3]
+    stream = {name: kept.clone() for name, kept in random_mask(RESIDUAL, 0.5).items()}
+    stream["two.weight"][:] = False  # the other layers of the stream have some
+    assert kept_channels(residual(tk.Mask(stream)), "two.weight")
+
+
+def test_layers_without_channels_to_remove() -> None:
+    with pytest.raises(StructureError, match=r"no channels that can be removed; .*d: it is an output of the model"):
+        chain(tk.Mask({"d.weight": torch.ones(3, 5)}))
+    with pytest.raises(StructureError, match="residual stream, which coupled='inner' leaves whole"):
+        residual(tk.Mask({"stem.weight": torch.ones(8, 3, 3, 3)}), coupled="inner")
+
+
+def test_weights_that_are_no_numbers() -> None:
+    model = Chain().double()
+    with torch.no_grad():
+        model.b.weight[0] = math.nan
+    with pytest.raises(MaskError, match="scores of the channels of b are not all numbers"):
+        refill(model, tk.Mask.ones(tk.scope(model)), CHAIN_INPUTS, structure=CHAIN_STRUCTURE)
+
+
+def test_a_structure_of_another_model() -> None:
+    model = Mlp().double()
+    with pytest.raises(StructureError, match="another model's"):
+        refill(model, tk.Mask.ones(tk.scope(model)), torch.randn(3, 5), structure=CHAIN_STRUCTURE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "l3"}, "score 'l3' is not known.*remaining"),
+        ({"score": "random:remaining"}, "'random' is no control"),
+        ({"plus": 1.5}, "plus is the share"),
+        ({"plus": math.nan}, "plus is the share"),
+        ({"plus": 0.5, "density": 0.5}, "give one of them"),
+        ({"density": 0.0}, "a density is a share kept"),
+        ({"coupled": "union"}, "coupled is agree or inner"),
+        ({"keep_at_least": 0}, "keep_at_least"),
+        ({"multiple": 0}, "multiple"),
+        ({"score": "taylor"}, "batches"),
+    ],
+)
+def test_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        chain(random_mask(CHAIN, 0.5), **options)
+
+
+def test_a_structure_after_a_search_takes_the_same_scores() -> None:
+    for score in ("remaining", "activation_l2", "shuffled:l1", "snip"):
+        Structuring(kind="refill", score=score).check_score()
+    with pytest.raises(UsageError, match="'l3' is not known"):
+        Structuring(kind="refill", score="l3").check_score()
+    with pytest.raises(UsageError, match="'remaining' is not known"):
+        Structuring(kind="channels", score="remaining").check_score()
