@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.order import DataOrder
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.store import Store
+from ticketry.lab.supervised import Supervised
 from ticketry.tasks import registry
 from ticketry.tasks.base import Split, Splits, Task
 from ticketry.tasks.folder import FolderClassification
@@ -198,9 +199,11 @@ def test_stopped_in_the_middle_of_an_epoch(folder: Make, tmp_path: Path, equal_b
 
 def test_recalibrated_as_in_memory(folder: Make) -> None:
     task, model = folder(workers=2), torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten())
-    split, seen = task.load().train, []
+    splits, seen = task.load(), []
+    split = splits.train
     for each in (split, in_memory(split)):
-        assert recalibrate_(task, model, each, 4, 16, Arithmetic()) == 4
+        course = Supervised(task, replace(splits, train=each))
+        assert recalibrate_(course, model, Recipe(batch=16, augment=("flip",)), 4, Arithmetic()) == 4
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
     order = DataOrder(mix("recalibrate"), len(split), 16)

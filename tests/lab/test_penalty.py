@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.penalty import PENALTIES
+from ticketry.core.penalty import OF_BLOCKS, PENALTIES
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
 from ticketry.lab.execute import Watch, execute
@@ -21,6 +21,7 @@ from ticketry.lab.segment import Segment
 from ticketry.lab.ticking import Ticking
 from ticketry.tasks.recipe import Recipe
 
+OF_WEIGHTS = tuple(kind for kind in PENALTIES if kind != "group_lasso")
 WEIGHTS = ("0.weight", "4.weight", "5.weight")
 NAMES = {"l1_scales": ("1.weight",), "hoyer_square": WEIGHTS, "group_hoyer_square": WEIGHTS}
 STEPS = 20
@@ -64,7 +65,7 @@ def bare_loop(task, kind, strength, mask=None):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("kind", OF_WEIGHTS)
 def test_as_in_a_bare_loop(lab, points, half, kind, masked):
     mask = half if masked else None
     segment = lab.segment(points, start=5, order_seed=6, mask=mask, last=STEPS, recipe=SGD, penalty=some(kind))
@@ -94,6 +95,42 @@ def test_interrupted_and_gone_on_with(lab, points, tmp_path, equal_bits):
         with pytest.raises(InterruptedTrainingError):
             execute(other.store, None, segment, (), Stop(checkpoint_seconds=1e-9))
     assert equal_bits(other.state(other.train(segment)), wanted)
+
+
+@pytest.mark.parametrize("kind", OF_BLOCKS)
+def test_on_blocks_as_in_a_bare_loop(lab, points, monkeypatch, kind):
+    """Blocks of up to four rows at a column, by hand."""
+
+    def in_blocks(_, w):
+        norms = [(part.norm(), len(part) ** 0.5) for rows in w.split(4) for part in rows.flatten(1).t()]
+        if kind == "group_lasso":
+            return sum(norm * root for norm, root in norms)
+        return sum(norm for norm, _ in norms) ** 2 / (w**2).sum()
+
+    by = Penalty(kind=kind, strength=0.01, names=WEIGHTS, pattern="4x1")
+    result = lab.train(lab.segment(points, start=5, order_seed=6, last=STEPS, recipe=SGD, penalty=by))
+    monkeypatch.setitem(globals(), "defined", in_blocks)
+    monkeypatch.setitem(NAMES, kind, WEIGHTS)
+    wanted, losses = bare_loop(points, kind, 0.01)
+    state = lab.state(result)
+    for name, value in wanted.items():
+        assert torch.allclose(state[name], value, rtol=1e-3, atol=1e-5), name
+    assert [loss for _, loss in result.record["loss"]] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_pattern_is_in_the_key_where_there_is_one(lab, points):
+    segment = lab.segment(points, start=5, penalty=some("group_hoyer_square"))
+    of_blocks = replace(segment, penalty=replace(segment.penalty, pattern="4x1"))
+    assert "pattern" not in segment.describe()["penalty"]  # keys are older
+    assert of_blocks.describe()["penalty"]["pattern"] == "4x1"
+    assert len({segment.key, of_blocks.key}) == 2
+    assert Segment.from_description(json.loads(json.dumps(of_blocks.describe())), points) == of_blocks
+    with pytest.raises(UsageError, match="is not of blocks"):
+        Penalty(kind="hoyer_square", strength=1, names=WEIGHTS, pattern="4x1")
+    with pytest.raises(UsageError, match="say which"):
+        Penalty(kind="group_lasso", strength=1, names=WEIGHTS)
+    with pytest.raises(UsageError, match="groups of a penalty need weights that go together"):
+        Penalty(kind="group_lasso", strength=1, names=WEIGHTS, pattern="2:4")
 
 
 SEGMENT_CHANGES = {"kind": "l1_scales", "strength": 0.02, "names": ("0.weight",)}

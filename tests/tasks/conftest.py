@@ -14,6 +14,7 @@ MARKS = {
     "mnist": "MNIST/raw",
     "cifar10": "cifar-10-batches-py",
     "tiny-imagenet-20": "tiny-imagenet-20.tar.gz",
+    "uci": "uci-regression.tar.gz",
 }
 REAL_DATA = Path(os.environ.get("TICKETRY_DATA") or ROOT.parent / "shared" / "data").absolute()
 

@@ -11,6 +11,7 @@ from ticketry.tasks import models
 from ticketry.tasks.cs_presets import CS_PRESETS
 from ticketry.tasks.experiments import EXPERIMENTS, experiment
 from ticketry.tasks.imp_presets import IMP_PRESETS
+from ticketry.tasks.language.experiments import LANGUAGE_PRESETS
 from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.recipe import recipe_from
 
@@ -52,7 +53,7 @@ def test_every_preset_can_be_carried_out(name: str) -> None:
 
 
 def test_names_are_those_of_one_paper_each() -> None:
-    assert list(EXPERIMENTS) == [*IMP_PRESETS, *CS_PRESETS]
+    assert list(EXPERIMENTS) == [*IMP_PRESETS, *CS_PRESETS, *LANGUAGE_PRESETS]
     assert all(name.startswith("cs-") for name in CS_PRESETS)
 
 

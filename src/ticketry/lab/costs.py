@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ticketry.core.iterate import scores_in
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import get
 from ticketry.lab.growth import ONE_AT_A_TIME
@@ -19,10 +20,10 @@ from ticketry.lab.loops import loop_of
 from ticketry.lab.making import Seen
 from ticketry.lab.meters.flops import FlopsByWeight, flops_of, removed_shares
 from ticketry.lab.phases import Phases
-from ticketry.lab.sample import Sample, loss_of
+from ticketry.lab.sample import Sample
 from ticketry.lab.segment import Segment, Start, digest_of
 from ticketry.lab.shrunk import remembered_plan
-from ticketry.tasks.base import Split, Task
+from ticketry.tasks.base import Task
 
 _FEW = 2
 """Examples that FLOPs are counted on: they are proportional to examples, and batch norm needs two."""
@@ -72,7 +73,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     def counted() -> dict[str, Any]:
         loop = _loop(lab, replace(segment, mask=segment.mask if segment.shrunk else None), _FEW)
         found = loop.flops()
-        return {"examples": len(_first(lab, segment.task, _FEW)), "dense": found.dense, "products": _listed(found)}
+        return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": _listed(found)}
 
     told = _remembered(lab, "flops", described, counted)
     by_weight = FlopsByWeight(told["dense"], {tuple(names): flops for names, flops in told["products"]})
@@ -90,7 +91,7 @@ def step_memory(lab: Lab, segment: Segment) -> int:
         "form": _form(segment),
         "masked": segment.mask is not None,
         "gates": _gates(segment),
-        "penalty": segment.penalty.kind if segment.penalty else None,
+        "penalty": _penalty(segment),
         "tick": segment.tick is not None,
         "recipe": recipe | {"momentum": bool(recipe["momentum"])},
         "arithmetic": replace(segment.arithmetic, stacked=False).describe(),
@@ -117,14 +118,13 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
     described = {"task": dict(task.key()), "score": score}
 
     def counted() -> dict[str, Any]:
-        device = lab.arithmetic(task).device
-        model = lab.model(task).to(device)
-        scope, loss, function = scope_of(model), loss_of(task), get(score)
+        course, model = lab.course(task), lab.model(task).to(lab.arithmetic(task).device)
+        scope, function = scope_of(model), get(score)
 
         def flops(count: int, size: int) -> tuple[int, int]:
-            seen = Sample(count, size).drawn(task, lab.data, device)
-            found = flops_of(lambda: scores_in(function, model, scope, None, batches=seen, loss=loss, seed=0))
-            return found, sum(len(targets) for _, targets in seen)
+            seen = Sample(count, size).drawn(course, model)
+            found = flops_of(lambda: scores_in(function, model, scope, None, batches=seen, loss=course.loss, seed=0))
+            return found, sum(map(course.count, seen))
 
         (few, n), (larger, more), (further, all_) = flops(1, _FEW), flops(1, 2 * _FEW), flops(2, _FEW)
         first = (larger - few) / max(more - n, 1)
@@ -246,10 +246,10 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 
     Weights are those of an initialisation: what they are decides no cost.
     """
-    split = _first(lab, segment.task, examples)
+    course = lab.course(segment.task).few(examples)
     plain = replace(
         segment,
-        recipe=replace(segment.recipe, batch=len(split), augment=()),
+        recipe=replace(segment.recipe, batch=min(examples, course.sizes()["train"]), augment=()),
         start=Start(seed=0),
         first=0,
         last=2,
@@ -260,12 +260,7 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     )
     state = TrainingState(0, initial_state(segment.task, 0), {}, torch.zeros(0))
     mask = lab.store.get_mask(plain.mask) if plain.mask else None
-    return loop_of(split, plain, state, mask, lambda: remembered_plan(lab.store, plain.task, str(plain.mask), split))
-
-
-def _first(lab: Lab, task: Task, examples: int) -> Split:
-    train = task.load(lab.data).train
-    return replace(train, inputs=train.inputs[:examples], targets=train.targets[:examples])
+    return loop_of(course, plain, state, mask, lambda: remembered_plan(lab.store, plain.task, str(plain.mask), course))
 
 
 def _remembered(
@@ -304,6 +299,13 @@ def _objective(segment: Segment) -> str | None:
     return segment.gates.objective if segment.gates else None
 
 
+def _penalty(segment: Segment) -> str | None:
+    penalty = segment.penalty
+    if penalty is None or penalty.pattern == UNSTRUCTURED:
+        return penalty.kind if penalty else None
+    return f"{penalty.kind} {penalty.pattern}"
+
+
 def _gates(segment: Segment) -> dict[str, Any] | None:
     gates = segment.gates
     if gates is None:
@@ -313,5 +315,7 @@ def _gates(segment: Segment) -> dict[str, Any] | None:
         "momentum": bool(gates.momentum),
         "penalty": bool(gates.penalty),
         "balanced": gates.density is not None,
-        **({"structured": True} if gates.structured else {}),  # left out where not: what is remembered is older
+        # Left out where they say nothing: what is remembered is older.
+        **({"structured": True} if gates.structured else {}),
+        **({"pattern": gates.pattern} if gates.pattern != UNSTRUCTURED else {}),
     }

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ticketry.lab import feed
 from ticketry.lab.precision import Arithmetic
-from ticketry.tasks.base import Split, Task
+from ticketry.tasks.base import Task
+from ticketry.tasks.course import Course
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, split: Split, arithmetic: Arithmetic) -> dict[str, float]:
-    """The task's metrics over a whole split, in evaluation mode; the model's mode is put back after."""
+def evaluate(course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
+    """The course's metrics on a whole split, in evaluation mode; the model's mode is put back after."""
     training = model.training
     model.eval()
-    sums: dict[str, Tensor] = {}
-    with contextlib.closing(feed.in_order(split, arithmetic.device)) as batches:
-        for inputs, targets in batches:
-            for name, value in task.measure(forward(task, model, inputs, arithmetic), targets).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value.double()
+    found = course.evaluate(model, split, arithmetic)
     model.train(training)
-    return task.summary({name: float(value) for name, value in sums.items()}, len(split))
+    return found
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:

@@ -21,11 +21,11 @@ from ticketry.lab.evaluate import evaluate
 from ticketry.lab.gated import attached, next_round
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.loops import loop_of
-from ticketry.lab.order import steps_per_epoch
-from ticketry.lab.segment import Segment
+from ticketry.lab.segment import Segment, Start
 from ticketry.lab.shrunk import remembered_plan, task_structure
 from ticketry.lab.store import Store
-from ticketry.tasks.base import Splits
+from ticketry.lab.supervised import course_of
+from ticketry.tasks.course import Course
 from ticketry.version import __version__
 
 _CURVE_POINTS = 100
@@ -88,23 +88,23 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
     return bool(record and (record["metrics"] or not measure)) and all(store.result(trajectory, step) for step in keep)
 
 
-def loaded(segment: Segment, folder: Path | None) -> Splits:
-    """The data of a segment's task; `TaskError` if it is not what the segment was made for."""
-    splits = segment.task.load(folder)
-    count = len(splits.train)
-    if steps_per_epoch(count, segment.recipe.batch) != segment.per_epoch:
+def loaded(segment: Segment, folder: Path | None) -> Course:
+    """The course of a segment's task; `TaskError` if its data are not what the segment was made for."""
+    course = course_of(segment.task, folder)
+    count = course.sizes()["train"]
+    if segment.task.steps_per_epoch(count, segment.recipe) != segment.per_epoch:
         raise TaskError(
             f"the task {segment.task.name!r} has {count} training examples now, which is not what this store knows of"
             " it: give changed data another key (an option, a version) or use another store"
         )
-    return splits
+    return course
 
 
 class Job:
     """One segment whose lock is held: where it begins, and its states and results in the store."""
 
-    def __init__(self, store: Store, splits: Splits, segment: Segment, keep: Sequence[int], measure: bool) -> None:
-        self.store, self.splits, self.segment, self.measure = store, splits, segment, measure
+    def __init__(self, store: Store, course: Course, segment: Segment, keep: Sequence[int], measure: bool) -> None:
+        self.store, self.course, self.segment, self.measure = store, course, segment, measure
         self.task = segment.task
         self.trajectory = segment.trajectory
         stops = sorted({*keep, segment.last})
@@ -118,11 +118,11 @@ class Job:
 
     def loop(self) -> Loop:
         """The training of this segment alone, from where it begins."""
-        return loop_of(self.splits.train, self.segment, self.furthest_state(), self.mask, self._plan)
+        return loop_of(self.course, self.segment, self.furthest_state(), self.mask, self._plan)
 
     def _plan(self) -> ShrinkPlan:
         assert self.segment.mask is not None
-        return remembered_plan(self.store, self.task, self.segment.mask, self.splits.train)
+        return remembered_plan(self.store, self.task, self.segment.mask, self.course)
 
     def finish(self) -> None:
         """What is left to do when all states are stored."""
@@ -170,7 +170,7 @@ class Job:
         gates: dict[str, Tensor] = {}
         if start.gates is not None:
             gates = next_round(self.segment, model, self.mask, self.store.get_tensors(start.gates))
-        return TrainingState(self.segment.first, model, optimizer, torch.zeros(0), gates)
+        return TrainingState(self.segment.first, model, optimizer, torch.zeros(0), gates, carried(self.store, start))
 
     # -- storing -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Job:
         gates = None
         if self.segment.gates:
             tensors = self.store.get_tensors(record["gates"])
-            followed = functools.partial(task_structure, self.task, self.splits.train)
+            followed = functools.partial(task_structure, self.task, self.course)
             gates = attached(self.segment, model, self.mask, tensors, followed)
             gates.anneal(self.segment.progress)
         self.store.put_result(self.trajectory, self.segment.last, {**record, **self._measured(model, gates)})
@@ -226,9 +226,8 @@ class Job:
         return {"metrics": hard, "soft_metrics": self._metrics(model)}
 
     def _metrics(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        splits = {"validation": self.splits.validation, "test": self.splits.test}
         arithmetic = self.segment.arithmetic
-        return {name: _rounded(evaluate(self.task, model, split, arithmetic)) for name, split in splits.items()}
+        return {split: _rounded(evaluate(self.course, model, split, arithmetic)) for split in ("validation", "test")}
 
 
 class Training:
@@ -283,6 +282,11 @@ class Training:
             raise InterruptedTrainingError(f"stopped at step {self.loop.step}; its state is stored")
 
 
+def carried(store: Store, start: Start) -> dict[str, Tensor]:
+    """What a session begins with, see `Session.state`: it goes on with the training whose optimiser goes on."""
+    return {} if start.optimizer is None else _unpacked(0, {}, store.get_tensors(start.optimizer)).session
+
+
 def environment() -> dict[str, Any]:
     """What a result was made with; not part of any key."""
     return {
@@ -309,15 +313,17 @@ def processor() -> str:
 
 
 def _packed(state: TrainingState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _within("optimizer/", state.optimizer) | _within("gates/", gates) | {"losses": state.losses}
+    parts = {"optimizer/": state.optimizer, "gates/": gates, "session/": state.session}
+    packed = {name: value for prefix, tensors in parts.items() for name, value in _within(prefix, tensors).items()}
+    return packed | {"losses": state.losses}
 
 
 def _unpacked(step: int, model: dict[str, Tensor], training: dict[str, Tensor]) -> TrainingState:
     parts = {
         prefix: {name[len(prefix) :]: value for name, value in training.items() if name.startswith(prefix)}
-        for prefix in ("optimizer/", "gates/")
+        for prefix in ("optimizer/", "gates/", "session/")
     }
-    return TrainingState(step, model, parts["optimizer/"], training["losses"], parts["gates/"])
+    return TrainingState(step, model, parts["optimizer/"], training["losses"], parts["gates/"], parts["session/"])
 
 
 def _within(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

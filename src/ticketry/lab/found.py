@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError
 from ticketry.step import Step
 
@@ -81,6 +83,17 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Structured:
+    """How a ticket's mask was made of one without structure."""
+
+    of: str
+    """Digest of that mask."""
+    weights: str
+    """Digest of the weights that both were chosen by."""
+    by: Structuring
+
+
+@dataclass(frozen=True)
 class Found:
     """A trained network on the way of a search: the dense one (level 0), or a ticket."""
 
@@ -108,6 +121,10 @@ class Found:
     """Batches whose gradient was needed for the mask and trained nothing; each costs as much as a step."""
     moment: Moment | None = None
     """Of a network that was pruned when a detector said so."""
+    structured: Structured | None = None
+    """Of a network whose mask was given a structure after it was found."""
+    pattern: str = UNSTRUCTURED
+    """That its mask was chosen in, see `core.pattern`."""
 
     @property
     def search_steps(self) -> int:

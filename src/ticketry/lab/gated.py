@@ -13,17 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ticketry.core.gates import Balance, Gates, attach
 from ticketry.core.gates.channels import attach_channels
 from ticketry.core.mask import Mask
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.structure.group import Structure
 from ticketry.errors import ScopeError, TrainingError
-from ticketry.lab.evaluate import forward
 from ticketry.lab.loop import Loop, TrainingState, rebuilt, set_learning_rate
 from ticketry.lab.objective import check_scores, divergence
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.schedules import learning_rate
 from ticketry.lab.segment import Segment
 from ticketry.lab.shrunk import task_structure
-from ticketry.tasks.base import Split
+from ticketry.tasks.course import Course
 
 # How often, in a whole schedule, the gates that are on are counted.
 _LOOKS = 100
@@ -41,11 +41,11 @@ class GatedLoop(Loop):
 
     gates: Gates
 
-    def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
-        super().__init__(examples, segment, state, mask)
+    def __init__(self, course: Course, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
+        super().__init__(course, segment, state, mask)
         assert segment.gates is not None
         self._gating = segment.gates
-        self.gates = attached(segment, self.model, mask, state.gates, lambda: task_structure(self.task, examples))
+        self.gates = attached(segment, self.model, mask, state.gates, lambda: task_structure(self.task, course))
         self._gate_recipe = segment.gates.recipe(segment.recipe)
         self._gate_optimizer = make_optimizer(self._gate_recipe, self.gates)
         load_optimizer(self._gate_optimizer, self.gates, _part(state.gates, "optimizer/"))
@@ -90,6 +90,8 @@ class GatedLoop(Loop):
                 "histogram": list(self.gates.histogram(_BINS).total),
                 "names": names,
                 "kept": [[step, *counts] for step, counts in zip(looked, self._kept, strict=True)],
+                # What `kept` is of, where the histogram counts fewer: gates of blocks, and not weights.
+                **({"weights": self.gates.weights} if self._gating.pattern != UNSTRUCTURED else {}),
             }
         }
 
@@ -100,10 +102,10 @@ class GatedLoop(Loop):
     def _held(self) -> list[object]:
         return [*super()._held(), list(self.gates.parameters())]
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def _one_step(self, batch: Any) -> None:
         self._ready()
         self._gate_optimizer.zero_grad(set_to_none=True)
-        super()._one_step(inputs, targets)
+        super()._one_step(batch)
         if self._balance:
             self._balance.add_gradients()
         segment = self.segment
@@ -113,18 +115,18 @@ class GatedLoop(Loop):
         if (self.step + 1) % self._look_every == 0:
             self._kept.append(list(self.gates.kept().values()))
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
         gating = self._gating
         with self.gates.drawing(), self._statistics():
-            loss = super()._loss(inputs, targets) if gating.objective == "loss" else self._divergence(inputs, targets)
+            loss = super()._loss(batch) if gating.objective == "loss" else self._divergence(batch)
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
-    def _divergence(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _divergence(self, batch: Any) -> Tensor:
         """Of the gated network's outputs from those of the bare weights, both in the same mode."""
-        outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
+        outputs, targets = self._session.outputs(self.model, batch)
         check_scores(self.task, outputs, targets)
         with torch.no_grad(), self.gates.lifted():
-            bare = forward(self.task, self.model, inputs, self.segment.arithmetic)
+            bare, _ = self._session.outputs(self.model, batch, of="bare")
         return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
 
     def _statistics(self) -> contextlib.AbstractContextManager[None]:
@@ -178,7 +180,7 @@ def attached(
         assert structure is not None
         found = attach_channels(model, structure(), of, **settings)
     else:
-        found = attach(model, scope=of, within=mask, **settings)
+        found = attach(model, scope=of, within=mask, pattern=gating.pattern, **settings)
     if tensors:
         found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": _part(tensors, "s/")})
     return found

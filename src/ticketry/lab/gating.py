@@ -9,6 +9,7 @@ from typing import Any
 from ticketry.core.gates import KINDS, BinaryConcrete, Kind, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.handle import RESETS
+from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
 from ticketry.tasks.recipe import Recipe
 
@@ -64,6 +65,8 @@ class Gating:
     """Of a binary-concrete draw."""
     structured: bool = False
     """One gate for each coupled channel that the parameters in scope make, see `core.gates.channels`."""
+    pattern: str = UNSTRUCTURED
+    """Weights that share a gate, see `core.pattern`."""
 
     def __post_init__(self) -> None:
         for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
@@ -88,6 +91,8 @@ class Gating:
             raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
         if self.structured and (self.reset is not None or self.density is not None):
             raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
+        if Pattern.parse(self.pattern).check_blocks("gates").blocks_of_rows and self.structured:
+            raise UsageError(f"gates are on coupled channels (structured) or on blocks (pattern {self.pattern})")
         self.make_kind()
         self.recipe(Recipe())
 
@@ -125,7 +130,7 @@ class Gating:
         return by_epoch(step // per_epoch, -(-total // per_epoch))
 
 
-_LATER = ("frozen", "objective", "density", "temperature", "structured")
+_LATER = ("frozen", "objective", "density", "temperature", "structured", "pattern")
 """Fields that came after the first keys."""
 
 

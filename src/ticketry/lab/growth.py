@@ -11,7 +11,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.moved import moved
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
-from ticketry.lab.execute import loaded
+from ticketry.lab.execute import carried, loaded
 from ticketry.lab.found import GROWTHS
 from ticketry.lab.lab import Lab
 from ticketry.lab.loop import Loop, TrainingState, initial_state
@@ -73,8 +73,8 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     else:
         assert start.seed is not None
         weights = initial_state(segment.task, start.seed)
-    state = TrainingState(first, weights, {}, torch.zeros(0))
+    state = TrainingState(first, weights, {}, torch.zeros(0), session=carried(lab.store, start))
     mask = lab.store.get_mask(segment.mask) if segment.mask else None
-    examples = loaded(segment, lab.data).train
+    course = loaded(segment, lab.data)
     with ONE_AT_A_TIME, segment.arithmetic.active():
-        return Loop(examples, segment.until(first + 1), state, mask).gradient()
+        return Loop(course, segment.until(first + 1), state, mask).gradient()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from ticketry.core.allocate import allocate
 from ticketry.core.gates import Gates
 from ticketry.core.mask import Mask
 from ticketry.core.structure.channels import cut_channels
@@ -31,7 +30,7 @@ def hardened_mask(lab: Lab, result: Result) -> str:
 
 
 def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Digest of the stored mask of the gates with the largest s: exactly `density`, ties by position. Remembered.
+    """Digest of the stored mask of the gates with the largest s, of `density`; ties by position. Remembered.
 
     Args:
         collapse: what to do with a parameter that has none of them, see `core.allocate`: ``raise`` or ``keep``.
@@ -43,7 +42,7 @@ def allocated_mask(lab: Lab, result: Result, density: float, collapse: str = "ra
     def made() -> Mask:
         gates = gates_of(lab, result)
         try:
-            return allocate(dict(gates.named_parameters()), density, collapse=collapse)
+            return gates.allocate(density, collapse=collapse)
         except LayerCollapseError as error:
             raise LayerCollapseError(
                 f"{str(error).partition(' (layer collapse)')[0]} (layer collapse) after {result.segment.steps} steps of"

@@ -17,17 +17,17 @@ from ticketry.core.prune import prune
 from ticketry.core.scope import Scope
 from ticketry.core.structure.channels import choose_channels
 from ticketry.core.structure.group import Structure
-from ticketry.errors import TaskError
 from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.making import Making, Makings, Seen
-from ticketry.lab.order import steps_per_epoch
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.result import Result
-from ticketry.lab.sample import Sample, loss_of
+from ticketry.lab.sample import Sample
 from ticketry.lab.segment import NUMERICS, digest_of
 from ticketry.lab.shrunk import task_structure
 from ticketry.lab.store import Store
+from ticketry.lab.supervised import course_of
 from ticketry.tasks.base import Task
+from ticketry.tasks.course import Course, checked_sizes
 from ticketry.tasks.recipe import Recipe
 
 
@@ -53,18 +53,18 @@ class Known:
 
     def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
         """Iterations of an epoch of the task."""
-        return steps_per_epoch(self.sizes(task)["train"], (recipe or task.recipe).batch)
+        return task.steps_per_epoch(self.sizes(task)["train"], recipe or task.recipe)
+
+    def course(self, task: Task) -> Course:
+        """The task with its data at hand."""
+        return course_of(task, self.data)
 
     def sizes(self, task: Task) -> dict[str, int]:
         """Examples of each split; remembered, so that a finished run does not load data to be told again."""
         key = digest_of(task.key())
         known = self.store.memo("sizes", key)
         if known is None:
-            splits = task.load(self.data)
-            known = {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
-            for name, count in known.items():
-                if not count:
-                    raise TaskError(f"the task {task.name!r} has no examples in its {name} split")
+            known = dict[str, Any](checked_sizes(task.name, self.course(task).sizes()))
             self.store.put_memo("sizes", key, known)
         return {name: int(known[name]) for name in ("train", "validation", "test")}
 
@@ -108,9 +108,8 @@ class Known:
             base = self.store.get_mask(within) if within else None
             model, seen = self.model(task, result), dict[str, Any]()
             if sample is not None:
-                device = self.arithmetic(task).device
-                model = model.to(device)
-                seen = {"batches": sample.drawn(task, self.data, device), "loss": loss_of(task)}
+                course, model = self.course(task), model.to(self.arithmetic(task).device)
+                seen = {"batches": sample.of(task).drawn(course, model), "loss": course.loss}
             chosen = {"scope": scope, "within": base, **seen, **settings}
             if structured:
                 return choose_channels(model, lambda: self.structure(task), **chosen)
@@ -122,15 +121,15 @@ class Known:
         if sample is None:
             return self.remembered_mask(described, made)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
-        seen = Seen.of(sample, self.sizes(task)["train"], settings)
-        return self.remembered_mask(described, made, seen=seen, ready=lambda: task.load(self.data))
+        seen = Seen.of(sample.of(task), self.sizes(task)["train"], settings)
+        return self.remembered_mask(described, made, seen=seen, ready=lambda: self.course(task))
 
     def structure(self, task: Task) -> Structure:
         """The coupled channels of the task's network; found once by each lab, as it takes seconds."""
         key = digest_of(task.key())
         with self._following:
             if key not in self._structures:
-                self._structures[key] = task_structure(task, task.load(self.data).train)
+                self._structures[key] = task_structure(task, self.course(task))
         return self._structures[key]
 
     def distance(self, result: Result, reference: Result, names: Iterable[str]) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +17,15 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.seeds import mix
 from ticketry.errors import TrainingError
-from ticketry.lab import feed
-from ticketry.lab.evaluate import forward
 from ticketry.lab.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.meters.memory import height
 from ticketry.lab.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from ticketry.lab.order import DataOrder
 from ticketry.lab.schedules import learning_rate
 from ticketry.lab.segment import Segment
-from ticketry.tasks.base import Split, Task
+from ticketry.tasks.base import Task
+from ticketry.tasks.course import Course, Session
+
+Batches = Generator[Any, None, None]
 
 # Losses are looked at this often: reading one makes a GPU wait.
 _LOOK_EVERY = 100
@@ -44,6 +44,8 @@ class TrainingState:
     gates: dict[str, Tensor] = field(default_factory=dict)
     """Where there are gates: ``s/name``, ``round``, ``optimizer/name/entry``, and ``kept``, int64 [looks, parameters]:
     how many were on, some hundred times a schedule."""
+    session: dict[str, Tensor] = field(default_factory=dict)
+    """What the session carries from step to step, see `Session.state`; empty for most tasks."""
 
 
 class Loop:
@@ -51,23 +53,23 @@ class Loop:
 
     gates: Gates | None = None
 
-    def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
+    def __init__(self, course: Course, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
         self.segment, self.task, self.step = segment, segment.task, state.step
         self._device = segment.arithmetic.device
         self.model = segment.arithmetic.place(self._built(state.model))
         self.model.train()
         self._optimizer = self._made_optimizer(state.optimizer)
         self._parameters = list(self.model.parameters())
-        self._penalised = segment.penalty.on(self.model) if segment.penalty else []
+        self._penalised = segment.penalty.on(self.model) if segment.penalty else None
         # The loop masks gradients itself, in one call for all, which costs less than a hook a parameter.
         self._hold = Hold(self.model, mask, hooks=False) if mask is not None else None
         if self._hold:
             self._hold.mask_state(self._optimizer)
-        self._examples = feed.placed(examples, self._device)
-        self._order = self._ordered(len(examples))
-        self._read_with, self._augment = feed.while_reading(examples, segment.recipe.augment)
-        self._batches: feed.Batches | None = None
-        self._generator = torch.Generator()
+        self._session = self._begun(course)
+        if state.session:
+            carried = _without_removed(state.session, self._session.copies, mask) if mask else state.session
+            self._session.load_state(self._carried_in(carried))
+        self._batches: Batches | None = None
         self._losses = torch.zeros(*state.losses.shape[:-1], segment.last - segment.first, device=self._device)
         self._losses[..., : state.losses.shape[-1]] = state.losses
         self._looked_at = state.step
@@ -83,7 +85,7 @@ class Loop:
         """
         with torch.random.fork_rng(), self._reading() as batches:
             while self.step < last:
-                self._one_step(*next(batches))
+                self._one_step(next(batches))
                 self.step += 1
                 if self.step % _LOOK_EVERY == 0:
                     self._look_at_losses()
@@ -100,7 +102,7 @@ class Loop:
             TrainingError: if it is not finite.
         """
         with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
-            self._differentiated(*next(batches))
+            self._differentiated(next(batches))
         found = {}
         for name, parameter in self.model.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -116,9 +118,9 @@ class Loop:
     def flops(self) -> FlopsByWeight:
         """Of the forward and the backward pass of the next step's batch; nothing is trained."""
         with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
-            inputs, targets = next(batches)
+            batch = next(batches)
             self._ready()
-            return flops_by_weight(named_parameters(self.model), lambda: self._loss(inputs, targets))
+            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
 
     def height(self) -> int:
         """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.
@@ -127,15 +129,15 @@ class Loop:
         set.
         """
         with torch.random.fork_rng(), contextlib.closing(self._batches_of(range(self.step, self.step + 1))) as batches:
-            inputs, targets = next(batches)
+            batch = next(batches)
 
             # From the first step on, so that whatever is freed in the second was seen when it was allocated.
             def two_steps() -> None:
                 for _ in range(2):
-                    self._one_step(inputs, targets)
+                    self._one_step(batch)
                     self.step += 1
 
-            return height(two_steps, [inputs, targets, *self._held()], self._device)
+            return height(two_steps, [batch, *self._held()], self._device)
 
     def _held(self) -> list[object]:
         """Tensors that are there before the first step."""
@@ -157,6 +159,7 @@ class Loop:
             model=state_of(self.model),
             optimizer={name: value.clone() for name, value in optimizer_tensors(self._optimizer, self.model).items()},
             losses=self._losses[..., : self.step - self.segment.first].cpu().clone(),
+            session=self._carried_out(self._session.state()),
         )
 
     def states(self) -> list[TrainingState]:
@@ -172,7 +175,7 @@ class Loop:
         return {}
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[feed.Batches]:
+    def _reading(self) -> Iterator[Batches]:
         """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
         if self._batches is None:
             self._batches = self._batches_of(range(self.step, self.segment.last))
@@ -185,16 +188,13 @@ class Loop:
                 self._batches.close()
                 self._batches = None
 
-    def _batches_of(self, steps: range) -> feed.Batches:
-        seed = self.segment.order_seed
-        return feed.batches(self._examples, self._order, steps, self._device, augment=self._read_with, seed=seed)
+    def _batches_of(self, steps: range) -> Batches:
+        return self._session.batches(steps)
 
-    def _differentiated(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _differentiated(self, batch: Any) -> Tensor:
         """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
-        if self._augment:
-            inputs = self._augmented(inputs)
         self._seed_step()
-        loss = self._loss(inputs, targets)
+        loss = self._loss(batch)
         self._optimizer.zero_grad(set_to_none=True)
         self._backward(loss)
         return loss
@@ -202,11 +202,11 @@ class Loop:
     def _ready(self) -> None:
         """What comes before a step's forward pass."""
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def _one_step(self, batch: Any) -> None:
         recipe, step = self.segment.recipe, self.step
-        loss = self._differentiated(inputs, targets)
-        if penalty := self.segment.penalty:
-            penalty.add_gradients(self._penalised)
+        loss = self._differentiated(batch)
+        if self._penalised:
+            self._penalised.add_gradients()
         if self._hold:
             self._hold.mask_gradients()
         if recipe.clip:
@@ -228,12 +228,17 @@ class Loop:
         load_optimizer(optimizer, self.model, tensors)
         return optimizer
 
-    def _ordered(self, examples: int) -> Callable[[int], Tensor]:
-        return DataOrder(self.segment.order_seed, examples, self.segment.recipe.batch).batch
+    def _begun(self, course: Course) -> Session:
+        segment = self.segment
+        return course.session(segment.recipe, segment.order_seed, segment.arithmetic)
 
-    def _augmented(self, inputs: Tensor) -> Tensor:
-        self._generator.manual_seed(mix(self.segment.order_seed, "augment", self.step))
-        return self.task.augment(inputs, self._augment, self._generator)
+    def _carried_in(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Entries of a stored session, for this network's."""
+        return entries
+
+    def _carried_out(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The other way round."""
+        return entries
 
     def _seed_step(self) -> None:
         """Make dropout and the like functions of the step too."""
@@ -243,9 +248,8 @@ class Loop:
         if self._device == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = forward(self.task, self.model, inputs, self.segment.arithmetic)
-        return self.task.loss(outputs, targets, label_smoothing=self.segment.recipe.label_smoothing)
+    def _loss(self, batch: Any) -> Tensor:
+        return self._session.loss(self.model, batch)
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -277,6 +281,12 @@ class Loop:
             f" {step / self.segment.per_epoch:.2f}, learning rate {self._learning_rate(step):g}): lower the"
             " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
         )
+
+
+def _without_removed(entries: Mapping[str, Tensor], prefix: str, mask: Mask) -> dict[str, Tensor]:
+    """Entries of a session, its copies of parameters without the weights that a mask removes, see `Session.copies`."""
+    kept = {f"{prefix}{name}": kept for name, kept in mask.items()} if prefix else {}
+    return {name: one.masked_fill(~kept[name], 0) if name in kept else one for name, one in entries.items()}
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

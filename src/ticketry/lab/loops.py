@@ -11,20 +11,20 @@ from ticketry.lab.loop import Loop, TrainingState
 from ticketry.lab.segment import Segment
 from ticketry.lab.shrunk import ShrunkLoop
 from ticketry.lab.tick import ShrunkTickLoop, TickLoop
-from ticketry.tasks.base import Split
+from ticketry.tasks.course import Course
 
 
 def loop_of(
-    examples: Split, segment: Segment, state: TrainingState, mask: Mask | None, plan: Callable[[], ShrinkPlan]
+    course: Course, segment: Segment, state: TrainingState, mask: Mask | None, plan: Callable[[], ShrinkPlan]
 ) -> Loop:
     """The training of a segment by itself, from a state on.
 
     Args:
-        examples: to train on.
+        course: the task's, with its data.
         mask: the segment's.
         plan: called for the plan of a segment that is trained shrunk.
     """
     ticks = segment.tick is not None
     if segment.shrunk:
-        return (ShrunkTickLoop if ticks else ShrunkLoop)(examples, segment, state, mask, plan())
-    return (GatedLoop if segment.gates else TickLoop if ticks else Loop)(examples, segment, state, mask)
+        return (ShrunkTickLoop if ticks else ShrunkLoop)(course, segment, state, mask, plan())
+    return (GatedLoop if segment.gates else TickLoop if ticks else Loop)(course, segment, state, mask)

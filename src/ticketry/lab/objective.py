@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ticketry.errors import TaskError
-from ticketry.lab.evaluate import forward
 from ticketry.lab.segment import digest_of
 from ticketry.tasks.base import Task
 
@@ -56,11 +56,12 @@ def check_task(lab: Lab, task: Task) -> None:
     key = digest_of({"scores": 1, "task": dict(task.key())})
     if lab.store.memo("objectives", key) is not None:
         return
-    train = task.load(lab.data).train
-    inputs = train.inputs[:_FEW] if train.reader is None else train.reader.request(train.inputs[:_FEW])()
-    arithmetic = lab.arithmetic(task)
+    arithmetic = lab.arithmetic(task, alone=True)
     model = arithmetic.place(lab.model(task).eval())
-    with torch.no_grad():
-        outputs = forward(task, model, inputs.to(arithmetic.device), arithmetic)
-    check_scores(task, outputs, train.targets[:_FEW])
+    course = lab.course(task).few(_FEW)
+    batch = min(_FEW, course.sizes()["train"])
+    session = course.session(task.recipe.changed(batch=batch, augment=()), 0, arithmetic)
+    with torch.no_grad(), contextlib.closing(session.batches(range(1))) as batches:
+        outputs, targets = session.outputs(model, next(batches))
+    check_scores(task, outputs, targets)
     lab.store.put_memo("objectives", key, {"scores": True})

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ticketry.core.blocks import Blocks
+from ticketry.core.layout import layouts
+from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.core.penalty import add_gradients_, check_penalty
 from ticketry.core.scope import named_parameters
 from ticketry.errors import ScopeError, UsageError
@@ -23,9 +26,12 @@ class Penalty:
     """Its coefficient in the loss."""
     names: tuple[str, ...]
     """Of the parameters that it is on."""
+    pattern: str = UNSTRUCTURED
+    """Whose blocks it is on, see `core.pattern`; unstructured leaves it to the kind."""
 
     def __post_init__(self) -> None:
-        check_penalty(self.kind)
+        pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
+        check_penalty(self.kind, blocks=pattern.blocks_of_rows)
         object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 have one key
         if not 0 <= self.strength <= 1e6:
             raise UsageError(f"the strength of a penalty is a number from 0 to 1e6, not {self.strength}")
@@ -33,19 +39,38 @@ class Penalty:
             raise UsageError(f"the penalty {self.kind} is on no parameter: name some")
 
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON values."""
-        return asdict(self)
+        """All of it as JSON values; the pattern, which keys are older than, is left out where it says nothing."""
+        described = asdict(self)
+        if self.pattern == UNSTRUCTURED:
+            del described["pattern"]
+        return described
 
-    def on(self, model: nn.Module) -> list[nn.Parameter]:
+    def on(self, model: nn.Module) -> Penalised:
         """The parameters of a model that it is on; `ScopeError` for names that the model lacks."""
         known = named_parameters(model)
         if unknown := [name for name in self.names if name not in known]:
             raise ScopeError(f"a penalty is asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
-        return [known[name] for name in self.names]
+        parameters = [known[name] for name in self.names]
+        pattern = Pattern.parse(self.pattern)
+        if pattern.unstructured:
+            return Penalised(self, parameters, None)
+        where = layouts(model, self.names)
+        blocks = [pattern.blocks(tuple(known[name].shape), where[name]) for name in self.names]
+        return Penalised(self, parameters, blocks)
 
-    def add_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Add its gradients to those of the loss."""
-        add_gradients_(self.kind, self.strength, parameters)
+
+@dataclass(frozen=True)
+class Penalised:
+    """The parameters of a model that a penalty is on."""
+
+    by: Penalty
+    parameters: list[nn.Parameter]
+    blocks: list[Blocks] | None
+    """Of each, where the penalty has a pattern."""
+
+    def add_gradients(self) -> None:
+        """Add the penalty's gradients to those of the loss."""
+        add_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
 
 
 def penalty_from(values: Mapping[str, Any]) -> Penalty:

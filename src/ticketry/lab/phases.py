@@ -89,7 +89,9 @@ def _sorted(needed: Sequence[Result], found: Found | None) -> Phases:
     once = _once(needed)
     dense = tuple(each for each in once if _is_plain(each.segment))
     search = tuple(each for each in once if each not in dense)
-    masks = [each.segment.mask for each in search] + [found.mask if found else None]
+    masks = [each.segment.mask for each in search]
+    if found is not None:  # the one without structure is chosen, too, and perhaps nothing is trained with it
+        masks += [found.structured.of if found.structured else None, found.mask]
     return Phases(
         dense,
         search,

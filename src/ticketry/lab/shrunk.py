@@ -12,8 +12,7 @@ for tensors of another shape.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -24,11 +23,14 @@ from ticketry.core.scope import normal_name
 from ticketry.core.structure import ShrinkPlan, rebuild, shrink_plan
 from ticketry.core.structure.group import Structure
 from ticketry.core.structure.trial import tried_structure
-from ticketry.lab import feed
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.segment import NUMERICS, Segment, digest_of
 from ticketry.lab.store import Store
-from ticketry.tasks.base import Split, Task
+from ticketry.tasks.base import Task
+from ticketry.tasks.course import Course
+
+FOLLOWED = 2
+"""Examples that a network is followed on: it is their shape that matters."""
 
 
 class ShrunkLoop(Loop):
@@ -38,13 +40,13 @@ class ShrunkLoop(Loop):
     """
 
     def __init__(
-        self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None, plan: ShrinkPlan
+        self, course: Course, segment: Segment, state: TrainingState, mask: Mask | None, plan: ShrinkPlan
     ) -> None:
         assert mask is not None
         self._plan = plan
         self._shapes = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
         cut = {key: self._cut(key, value) for key, value in state.optimizer.items()}
-        super().__init__(examples, segment, replace(state, optimizer=cut), None)
+        super().__init__(course, segment, replace(state, optimizer=cut), None)
         self._around = {
             name: tensor.masked_fill(~mask[self._names[name]], 0) if self._names[name] in mask else tensor
             for name, tensor in state.model.items()
@@ -68,6 +70,40 @@ class ShrunkLoop(Loop):
         optimizer = {key: self._expanded(key, value) for key, value in found.optimizer.items()}
         return replace(found, model=model, optimizer=optimizer)
 
+    # What is carried from step to step is stored in its full shape too.
+
+    def _carried_in(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        cut = {name: entries[name].index_select(dim, kept) for name, dim, kept, _ in self._cut_entries(entries)}
+        copied = {name: self._plan.cut(parameter, entries[name]) for name, parameter in self._copied(entries)}
+        return {**entries, **cut, **copied}
+
+    def _carried_out(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = dict(entries)
+        for name, dim, kept, size in self._cut_entries(entries):
+            part = entries[name]
+            whole = torch.zeros((*part.shape[:dim], size, *part.shape[dim + 1 :]), dtype=part.dtype)
+            found[name] = whole.index_copy_(dim, kept, part)
+        for name, parameter in self._copied(entries):
+            whole = torch.zeros(self._shapes[parameter], dtype=entries[name].dtype)
+            found[name] = self._plan.expand(parameter, entries[name], whole)
+        return found
+
+    def _copied(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Of each entry that is a copy of a parameter: its name, and the parameter."""
+        prefix = self._session.copies
+        for name in entries if prefix else ():
+            if name.startswith(prefix):
+                yield name, self._names[name[len(prefix) :]]
+
+    def _cut_entries(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, int, Tensor, int]]:
+        """Of each entry that has fewer units here: name, dimension, which are left, and of how many."""
+        for name, (dim, parameter, of) in self._session.follows(self.model).items():
+            if name not in entries:
+                continue
+            kept = self._plan.kept.get(self._names[parameter], {}).get(of)
+            if kept is not None:
+                yield name, dim, torch.tensor(kept), self._shapes[parameter][of]
+
     # The optimiser's entries are called parameter/entry; those with a value for each weight have its shape.
 
     def _cut(self, key: str, value: Tensor) -> Tensor:
@@ -81,12 +117,12 @@ class ShrunkLoop(Loop):
         return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))
 
 
-def remembered_plan(store: Store, task: Task, mask: str, examples: Split) -> ShrinkPlan:
+def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
     """The plan of a task's network by a stored mask, computed once a store.
 
     Args:
         mask: digest of a mask of whole channels.
-        examples: two of them are what the network is followed on.
+        course: the task's; two of its examples are what the network is followed on.
 
     Raises:
         MaskError, LayerCollapseError, StructureError: see `structure.shrink`.
@@ -95,20 +131,12 @@ def remembered_plan(store: Store, task: Task, mask: str, examples: Split) -> Shr
     known = store.memo("plans", key)
     if known is None:
         model = rebuilt(task, initial_state(task, 0))
-        plan = shrink_plan(model, store.get_mask(mask), example_inputs(task, examples))
+        plan = shrink_plan(model, store.get_mask(mask), course.inputs(FOLLOWED))
         known = {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
         store.put_memo("plans", key, known)
     return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
 
 
-def example_inputs(task: Task, examples: Split) -> Tensor:
-    """What the network takes for two examples, in fp32 on the CPU: it is their shape that matters."""
-    rows = torch.arange(min(2, len(examples)))
-    with contextlib.closing(feed.batches(examples, lambda step: rows, range(1), "cpu")) as batches:
-        inputs, _ = next(batches)
-    return task.prepare(inputs)
-
-
-def task_structure(task: Task, examples: Split) -> Structure:
+def task_structure(task: Task, course: Course) -> Structure:
     """The coupled channels of a task's network, which is followed on two examples: takes seconds. Pure function."""
-    return tried_structure(rebuilt(task, initial_state(task, 0)), example_inputs(task, examples))
+    return tried_structure(rebuilt(task, initial_state(task, 0)), course.inputs(FOLLOWED))

@@ -20,7 +20,9 @@ from ticketry.lab.loop import rebuilt
 from ticketry.lab.order import DataOrder
 from ticketry.lab.segment import Segment, digest_of
 from ticketry.lab.stacked_model import Layout, member_losses, refused, stacked
-from ticketry.tasks.base import Split
+from ticketry.lab.supervised import Supervised
+from ticketry.tasks.base import Task
+from ticketry.tasks.course import Course
 
 # Relative to the norm of what is compared. Float error in fp32 is far below; what is wrong is far above.
 _TOLERANCE = 1e-2
@@ -29,18 +31,31 @@ _ROUNDING = 1e-5
 _checked: set[str] = set()
 
 
-def check_stackable(segment: Segment, states: Sequence[Mapping[str, Tensor]], examples: Split) -> None:
+def stackable(task: Task, course: Course) -> Supervised:
+    """The course, if its networks can be members of a stack.
+
+    Raises:
+        TaskError: if not: for what they carry from step to step, or examples that are streamed.
+    """
+    if not isinstance(course, Supervised):
+        raise refused(task, "what it trains on is not a set of examples that are drawn one by one")
+    if course.splits.train.reader is not None:
+        raise refused(task, "its examples are read from disk while it trains")
+    return course
+
+
+def check_stackable(segment: Segment, states: Sequence[Mapping[str, Tensor]], course: Course) -> None:
     """Compare the loss, gradients and buffers of two members with those of the network alone, in fp32; once a task.
 
     Args:
         segment: of one member.
         states: weights and buffers of each member; the first and the last are taken.
-        examples: the training split, in memory.
+        course: the task's.
 
     Raises:
         TaskError: if the network cannot be stacked, or gives other numbers in a stack.
     """
-    task = segment.task
+    task, examples = segment.task, stackable(segment.task, course).splits.train
     known = digest_of([dict(task.key()), segment.arithmetic.device, segment.recipe.label_smoothing > 0])
     if known in _checked:
         return

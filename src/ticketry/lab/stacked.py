@@ -18,8 +18,10 @@ from ticketry.errors import TrainingError
 from ticketry.lab.loop import Loop, TrainingState, rebuilt
 from ticketry.lab.order import DataOrder
 from ticketry.lab.segment import Segment
-from ticketry.lab.stacked_model import Layout, member_losses, refused, stacked
-from ticketry.tasks.base import Split
+from ticketry.lab.stack_check import stackable
+from ticketry.lab.stacked_model import Layout, member_losses, stacked
+from ticketry.lab.supervised import Supervised, SupervisedSession
+from ticketry.tasks.course import Course, Session
 
 _COUNT = "step"
 """An optimiser's entry that counts its steps: one number for all members."""
@@ -38,17 +40,14 @@ class StackedLoop(Loop):
 
     def __init__(
         self,
-        examples: Split,
+        course: Course,
         segments: Sequence[Segment],
         states: Sequence[TrainingState],
         masks: Sequence[Mask | None],
     ) -> None:
-        task = segments[0].task
-        if examples.reader is not None:
-            raise refused(task, "its examples are read from disk while it trains")
         self.segments = segments
-        self._layout = Layout.of(rebuilt(task, states[0].model))
-        super().__init__(examples, segments[0], self._together(states), self._masks_together(masks))
+        self._layout = Layout.of(rebuilt(segments[0].task, states[0].model))
+        super().__init__(course, segments[0], self._together(states), self._masks_together(masks))
         self._losses_of = member_losses(segments[0], self.model, self._layout)
         self._ones = torch.ones(len(segments), device=self._device)
 
@@ -72,22 +71,15 @@ class StackedLoop(Loop):
     def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
         return stacked(self.task, state, self._layout)
 
-    def _ordered(self, examples: int) -> Callable[[int], Tensor]:
-        orders = [DataOrder(segment.order_seed, examples, segment.recipe.batch) for segment in self.segments]
-        return lambda step: torch.cat([order.batch(step) for order in orders])
-
-    def _augmented(self, inputs: Tensor) -> Tensor:
-        parts = []
-        for segment, own in zip(self.segments, inputs.chunk(len(self.segments)), strict=True):
-            self._generator.manual_seed(mix(segment.order_seed, "augment", self.step))
-            parts.append(self.task.augment(own, self._augment, self._generator))
-        return torch.cat(parts)
+    def _begun(self, course: Course) -> Session:
+        return _StackedSession(stackable(self.task, course), self.segments)
 
     def _seed_step(self) -> None:
         """Nothing: a network that draws random numbers is refused, see `member_losses`."""
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
         """[members]"""
+        inputs, targets = batch
         each = (len(self.segments), -1)
         return self._losses_of(inputs.view(*each, *inputs.shape[1:]), targets.view(*each, *targets.shape[1:]))
 
@@ -144,3 +136,23 @@ class StackedLoop(Loop):
 
 def _kept(mask: Mask | None, name: str, shape: tuple[int, ...]) -> Tensor:
     return mask[name] if mask is not None and name in mask else torch.ones(shape, dtype=torch.bool)
+
+
+class _StackedSession(SupervisedSession):
+    """The batches of all members, one behind the other: each in its own order, augmented by its own seed."""
+
+    def __init__(self, course: Supervised, segments: Sequence[Segment]) -> None:
+        self._seeds = [segment.order_seed for segment in segments]
+        first = segments[0]
+        super().__init__(course.task, course.splits.train, first.recipe, first.order_seed, first.arithmetic)
+
+    def _ordered(self, examples: int) -> Callable[[int], Tensor]:
+        orders = [DataOrder(seed, examples, self.recipe.batch) for seed in self._seeds]
+        return lambda step: torch.cat([order.batch(step) for order in orders])
+
+    def _augmented(self, inputs: Tensor, step: int) -> Tensor:
+        parts = []
+        for seed, own in zip(self._seeds, inputs.chunk(len(self._seeds)), strict=True):
+            self._generator.manual_seed(mix(seed, "augment", step))
+            parts.append(self.task.augment(own, self._augment, self._generator))
+        return torch.cat(parts)

@@ -13,6 +13,7 @@ at most at 10, as in the code, which changes the function there; here a shift mo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from ticketry.lab.loop import Loop, TrainingState
 from ticketry.lab.optimizer import load_optimizer, make_optimizer
 from ticketry.lab.segment import Segment
 from ticketry.lab.shrunk import ShrunkLoop
-from ticketry.tasks.base import Split
+from ticketry.tasks.course import Course
 
 WORTH = "worth"
 _RATIO = "ratio"
@@ -41,8 +42,8 @@ class TickLoop(Loop):
     float64, and ``scale/ratio``.
     """
 
-    def __init__(self, examples: Split, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
-        super().__init__(examples, segment, state, mask)
+    def __init__(self, course: Course, segment: Segment, state: TrainingState, mask: Mask | None) -> None:
+        super().__init__(course, segment, state, mask)
         assert segment.tick is not None
         known = named_parameters(self.model)
         self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in segment.tick.norms]
@@ -75,8 +76,8 @@ class TickLoop(Loop):
         load_optimizer(optimizer, gates, own)
         return optimizer
 
-    def _differentiated(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        loss = super()._differentiated(inputs, targets)
+    def _differentiated(self, batch: Any) -> Tensor:
+        loss = super()._differentiated(batch)
         for (scale, shift), ratio, worth in zip(self._norms, self._ratios, self._worth, strict=True):
             if scale.grad is None:
                 continue
@@ -86,9 +87,9 @@ class TickLoop(Loop):
             worth += (scale.detach() * scale.grad).abs()
         return loss
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+    def _one_step(self, batch: Any) -> None:
         before = [scale.detach().clone() for scale, _ in self._norms]
-        super()._one_step(inputs, targets)
+        super()._one_step(batch)
         with torch.no_grad():
             for (scale, shift), ratio, old in zip(self._norms, self._ratios, before, strict=True):
                 if shift is not None:

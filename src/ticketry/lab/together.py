@@ -56,10 +56,10 @@ def execute_together(
         jobs: list[Job] = []
         failed: dict[str, TrainingError] = {}
         if open_segments:
-            splits = loaded(segments[0], data)
+            course = loaded(segments[0], data)
             # In one order, whoever came first: in vectorised sums a member's bits depend on its place.
             open_segments.sort(key=lambda segment: segment.trajectory)
-            jobs = [Job(store, splits, segment, keep, measure) for segment in open_segments]
+            jobs = [Job(store, course, segment, keep, measure) for segment in open_segments]
             with segments[0].arithmetic.active():
                 failed = _Stack(jobs, watch).run()
                 for job in jobs:
@@ -85,7 +85,7 @@ class _Stack:
         if self._open:
             first = self._open[0]
             models = [self._states[job.trajectory].model for job in self._open]
-            check_stackable(first.segment, models, first.splits.train)
+            check_stackable(first.segment, models, first.course)
 
     def run(self) -> dict[str, TrainingError]:
         """Train all; trajectory -> why it could not be trained to its end."""
@@ -113,7 +113,7 @@ class _Stack:
         if training is None or training.jobs != group:
             states = [self._states[job.trajectory] for job in group]
             segments, masks = [job.segment for job in group], [job.mask for job in group]
-            loop = StackedLoop(group[0].splits.train, segments, states, masks)
+            loop = StackedLoop(group[0].course, segments, states, masks)
             training = self._training = Training(loop, group, self._watch)
         training.until(stop)
         self._keep(group, training.loop.states())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
 from ticketry.search._budget import Budgeted
+from ticketry.search._pattern import Patterned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Densities(Budgeted):
     """Do not prune the last layer."""
     spare_first_conv: bool = False
     """Do not prune the first convolution."""
+    embeddings: bool = False
+    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
 
     def __post_init__(self) -> None:
         self.check_budget(trainings="one")
@@ -61,8 +64,8 @@ class WeightSettings(Densities):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensitySettings(WeightSettings):
-    """The same where whole channels can be chosen instead."""
+class DensitySettings(Patterned, WeightSettings):
+    """The same where blocks of weights or whole channels can be chosen instead."""
 
     structured: bool = False
     """Remove whole coupled channels, and train on in a physically smaller network. The density is of all weights,
@@ -77,6 +80,14 @@ class DensitySettings(WeightSettings):
         if self.structured:
             check_structured(self.distribution, self.half_rate)
         check_multiple(self.multiple, structured=self.structured)
+        self.check_pattern(
+            structured=self.structured, half_rate=bool(self.half_rate), densities=self.densities_on_the_way
+        )
+
+    @property
+    def densities_on_the_way(self) -> tuple[float, ...]:
+        """Those of all masks that lead to the targets."""
+        return self.targets
 
 
 def check_structured(distribution: str, half_rate: tuple[str, ...]) -> None:

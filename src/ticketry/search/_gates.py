@@ -9,9 +9,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.density import check_density
+from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
 from ticketry.search._budget import Budgeted, compressed, own_steps
+from ticketry.search._pattern import Patterned
 from ticketry.search._scope import prunable
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _BETWEEN = ("continue", "rewind")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateSettings(Budgeted):
+class GateSettings(Patterned, Budgeted):
     """What searches by gates have in common."""
 
     rewind: str = "2ep"
@@ -67,9 +69,12 @@ class GateSettings(Budgeted):
     """No gates on the last layer."""
     spare_first_conv: bool = False
     """No gates on the first convolution."""
+    embeddings: bool = False
+    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
 
     def __post_init__(self) -> None:
         self.check_budget(trainings="many")
+        Pattern.parse(self.pattern).check_blocks("gates")
         if self.budget and self.target is not None:
             raise UsageError(
                 "with density the number of rounds is not known beforehand: give init for a budget of steps"
@@ -107,6 +112,7 @@ class GateSettings(Budgeted):
             "momentum": self.gate_momentum,
             "nesterov": self.gate_nesterov,
             "weight_decay": self.gate_weight_decay,
+            "pattern": self.pattern,
         }
 
 
@@ -219,4 +225,4 @@ def _ticket(
         order_seed=rounds.seeds.order,
     )
     result = lab.train(segment, label=f"level {level} ticket")
-    return Found(level, mask, rewound, dense, retrain, result, tuple(searched))
+    return Found(level, mask, rewound, dense, retrain, result, tuple(searched), pattern=rounds.settings.pattern)

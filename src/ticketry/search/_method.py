@@ -96,20 +96,23 @@ class Method:
             task: what to train.
             settings: the method's `Settings`; its defaults if left out.
             recipe: the task's own if left out.
-            replicates: how many times, with other seeds.
+            replicates: how many times, with other seeds, and other data where a task has several splits.
             seeds: of the first replicate.
             on_found: called with (replicate, found) as each network is trained; it may come from several threads.
 
         Returns:
             For each replicate what it found, the dense network first.
         """
+        from ticketry.tasks.registry import of_replicate
+
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings
+        tasks = [of_replicate(task, number) for number in range(replicates)]
 
         def one(number: int) -> list[Found]:
             found = []
             with lab.telling(f"replicate {number} "):
-                for item in self.search(lab, task, recipe or task.recipe, settings, first.replicate(number)):
+                for item in self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number)):
                     found.append(item)
                     if on_found:
                         on_found(number, item)

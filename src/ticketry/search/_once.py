@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.lab.found import GRADUAL, Found, Moment, Seeds
 from ticketry.search._budget import stretched
+from ticketry.search._pattern import pattern_in
 from ticketry.search._scope import is_structured, pruned
+from ticketry.search._structure import given, structuring_in
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -40,10 +42,12 @@ def pruned_once(
     yield Found(0, None, lab.at(dense, max(steps.values())), dense, GRADUAL, dense)
 
     def member(level: int, density: float) -> Found:
-        state = lab.at(dense, steps[density])
+        state, by, how = lab.at(dense, steps[density]), structuring_in(settings), None
         mask = pruned(lab, whole.task, state, scope, None, density, settings, seeds, **cuts)
+        if by is not None:
+            mask, how = given(lab, whole.task, state, mask, by, seeds)
         found = trained_on(lab, dense, state, mask, settings, level=level, density=density)
-        return replace(found, moment=(moments or {}).get(density))
+        return replace(found, moment=(moments or {}).get(density), structured=how)
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(steps, start=1)])
 
@@ -68,6 +72,7 @@ def trained_on(
     from ticketry.lab.retrain import retraining
 
     whole, step, source = dense.segment, state.segment.last, searched or state
+    by = structuring_in(settings)
     segment = retraining(
         lab,
         whole.task,
@@ -77,8 +82,9 @@ def trained_on(
         rewound=state,
         trained=state,
         order_seed=whole.order_seed,
-        shrunk=is_structured(settings),
+        shrunk=is_structured(settings) or (by is not None and by.whole_channels),
     )
     segment = stretched(lab, segment, [source], settings.budget)
     result = lab.train(segment, label=f"density {density:g} from step {step}")
-    return Found(level, mask, state, dense, GRADUAL, result, searched=(source,), behind=step)
+    pattern = pattern_in(settings)
+    return Found(level, mask, state, dense, GRADUAL, result, searched=(source,), behind=step, pattern=pattern)

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -146,6 +147,11 @@ def _logits(lab: Lab, result: Result) -> torch.Tensor:
     import torch
 
     assert result.gates is not None
+    assert result.segment.gates is not None
+    if result.segment.gates.pattern != UNSTRUCTURED:  # of each weight, as densities are of weights
+        from ticketry.lab.harden import gates_of
+
+        return torch.cat([s.flatten() for s in gates_of(lab, result).by_weight().values()])
     tensors = lab.store.get_tensors(result.gates)
     return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
+from ticketry.search._pattern import pattern_in
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -24,6 +26,9 @@ class Sparing(Protocol):
 
     @property
     def spare_first_conv(self) -> bool: ...
+
+    @property
+    def embeddings(self) -> bool: ...
 
 
 class Budgeting(Protocol):
@@ -58,6 +63,7 @@ def prunable(lab: Lab, task: Task, settings: Sparing) -> Scope:
         spare=settings.spare,
         output=not settings.spare_output,
         first_conv=not settings.spare_first_conv,
+        embeddings=settings.embeddings,
     )
 
 
@@ -116,7 +122,7 @@ def pruned(
     """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps.
 
     A score that looks at examples sees a `Sample` of the training split, unless `more` names another. Of structured
-    settings it is a mask of whole channels.
+    settings it is a mask of whole channels, of patterned ones a mask of the pattern.
     """
     from ticketry.lab.sample import Sample
 
@@ -135,6 +141,8 @@ def pruned(
             more["multiple"] = multiple
     else:
         more |= {"score": settings.score, "half_rate": settings.half_rate}
+        if (pattern := pattern_in(settings)) != UNSTRUCTURED:  # masks are remembered since before there were others
+            more["pattern"] = pattern
     return lab.prune(
         task,
         trained,

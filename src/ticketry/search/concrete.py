@@ -88,6 +88,8 @@ class Settings(Budgeted):
     """No gates on the last layer."""
     spare_first_conv: bool = False
     """No gates on the first convolution."""
+    embeddings: bool = False
+    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
 
     def __post_init__(self) -> None:
         self.check_budget(trainings="many")

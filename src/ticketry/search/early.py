@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.found import Found, Moment, Seeds
 from ticketry.search import _densities
@@ -89,6 +90,19 @@ class Settings(_densities.DensitySettings):
         if self.structured and self.regrow:
             raise UsageError("channels that were removed do not return: leave regrow away with structured")
 
+    @property
+    def cuts(self) -> int:
+        """Of each mask, where `iterations` leaves it open."""
+        return self.iterations or (1 if self.structured else 7)
+
+    @property
+    def densities_on_the_way(self) -> tuple[float, ...]:
+        if not Pattern.parse(self.pattern).m:
+            return self.targets  # any density can be met: no need to wait for torch
+        from ticketry.core.iterate import densities
+
+        return tuple(each for last in self.targets for each in densities(last, self.cuts, self.schedule))
+
 
 levels = _densities.levels
 
@@ -105,8 +119,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
         looks = _Looks(lab, whole, scope, settings)
         moments = {density: looks.moment(density) for density in settings.targets}
     steps = {density: moments[density].step if moments else whole.at(settings.when) for density in settings.targets}
-    iterations = settings.iterations or (1 if settings.structured else 7)
-    cuts: dict[str, Any] = {"iterations": iterations, "schedule": settings.schedule}
+    cuts: dict[str, Any] = {"iterations": settings.cuts, "schedule": settings.schedule}
     if not settings.structured:
         cuts["regrow"] = settings.regrow
     sample = Sample(settings.batches, settings.batch, seeds.mask)
@@ -165,7 +178,9 @@ class _Looks:
 
         lab, task = self._lab, self._whole.task
         if not self._settings.structured:
-            digest = lab.prune(task, state, self._scope, density=density, score="magnitude")
+            pattern = self._settings.pattern
+            more: dict[str, Any] = {} if pattern == UNSTRUCTURED else {"pattern": pattern}
+            digest = lab.prune(task, state, self._scope, density=density, score="magnitude", **more)
             return lab.store.get_mask(digest), lab.makings.of(digest).seconds
         scales = roles(lab.model(task)).scales
         try:

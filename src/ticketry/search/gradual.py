@@ -5,6 +5,8 @@ schedule, and training goes on with what is left, momentum included, at the fina
 prune, or not to prune" (2017, arXiv 1710.01878), section 3. Costs one training a density; up to the first cut that is
 the dense network's own, which is not trained again.
 
+With --pattern 4x1 blocks of weights are removed, instead of single ones.
+
 With --structured whole channels leave, a few at a time, and each stretch between two cuts is trained in the smaller
 network that is left.
 """
@@ -17,7 +19,9 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ticketry.core.pattern import Pattern
 from ticketry.core.schedule import cuts_within
+from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
@@ -53,6 +57,11 @@ class Settings(_densities.DensitySettings):
         super().__post_init__()
         for point in (self.begin, self.end, self.frequency):
             Step.parse(point)
+        if Pattern.parse(self.pattern).m:
+            raise UsageError(
+                f"gradual pruning goes through every density from 1 on, and no mask of pattern {self.pattern} is so"
+                " dense: take oneshot or iterative, or another pattern"
+            )
 
 
 levels = _densities.levels
@@ -100,6 +109,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             label = f"density {schedule[last]:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
-        return Found(level, mask, lab.at(dense, last), dense, GRADUAL, result, tuple(searched), behind=last)
+        begun, pattern = lab.at(dense, last), settings.pattern
+        return Found(level, mask, begun, dense, GRADUAL, result, tuple(searched), behind=last, pattern=pattern)
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(schedules, start=1)])

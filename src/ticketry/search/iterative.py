@@ -5,6 +5,10 @@ at the start), train again, and so on, level by level. Frankle & Carbin, "The Lo
 rewinding to step 0. Frankle, Dziugaite, Roy & Carbin, "Stabilizing the Lottery Ticket Hypothesis" (2019): rewinding to
 a step within the first 0.1-7 % of training. Renda, Frankle & Carbin (ICLR 2020): learning-rate rewinding, fine-tuning.
 One level is one-shot pruning.
+
+With --structure each level's mask is turned into one that hardware can use (whole channels, groups of rows, 2:4), which
+is that level's ticket, while the next level goes on from the mask as it was: Chen et al., "Coarsening the Granularity:
+Towards Structurally Sparse Lottery Tickets" (ICML 2022). It costs the trainings of both.
 """
 
 from __future__ import annotations
@@ -15,15 +19,18 @@ from typing import TYPE_CHECKING
 
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds, check_retrain, retrain_after
+from ticketry.lab.found import REWINDING, Found, Seeds, check_retrain, retrain_after
 from ticketry.search._about import About
 from ticketry.search._budget import Budgeted, compared, compressed, own_steps
 from ticketry.search._densities import check_multiple, check_structured
+from ticketry.search._pattern import Patterned
 from ticketry.search._scope import check_score, prunable, pruned
+from ticketry.search._structure import Restructuring, check_structure_score, given
 from ticketry.step import Step
 
 if TYPE_CHECKING:
-    from ticketry.lab.lab import Lab
+    from ticketry.lab.lab import Lab, Result
+    from ticketry.lab.segment import Segment
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
@@ -38,7 +45,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Budgeted):
+class Settings(Patterned, Restructuring, Budgeted):
     """Settings of iterative magnitude pruning."""
 
     rewind: str = "0"
@@ -67,6 +74,8 @@ class Settings(Budgeted):
     """Do not prune the last layer."""
     spare_first_conv: bool = False
     """Do not prune the first convolution."""
+    embeddings: bool = False
+    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
     half_rate: tuple[str, ...] = ()
     """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
     keep_at_least: int = 0
@@ -92,7 +101,13 @@ class Settings(Budgeted):
         if self.structured:
             check_structured(self.distribution, self.half_rate)
         check_multiple(self.multiple, structured=self.structured)
-        level_densities(self)
+        self.check_structuring(structured=self.structured)
+        self.check_pattern(
+            structured=self.structured,
+            structure=self.structuring is not None,
+            half_rate=bool(self.half_rate),
+            densities=level_densities(self),
+        )
 
     @property
     def how_retrained(self) -> str:
@@ -132,9 +147,8 @@ def levels(settings: Settings) -> int:
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a ticket for each level."""
-    from ticketry.lab.retrain import retraining
-
     check_score(settings)  # a wrong word is told before the dense network is trained
+    check_structure_score(settings)
     retrain = settings.how_retrained
     full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     needed = full.total + levels(settings) * own_steps(retrain, full.at(settings.rewind), full.total)
@@ -144,23 +158,75 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     dense = lab.train(whole, keep=(step,), label="dense")
     rewound = lab.at(dense, step)
     yield compared(lab, task, recipe, seeds, Found(0, None, rewound, dense, retrain, dense))
-    scope, mask, trained = prunable(lab, task, settings), None, dense
-    for level, density in enumerate(level_densities(settings), start=1):
-        mask = pruned(lab, task, trained, scope, mask, density, settings, seeds)
-        segment = retraining(
-            lab,
-            task,
-            own,
-            retrain=retrain,
+    tickets = _Tickets(lab, task, own, settings, seeds, rewound, dense)
+    yield from tickets.structured() if settings.structuring else tickets.plain()
+
+
+class _Tickets:
+    """The levels of a replicate, behind its dense network."""
+
+    def __init__(
+        self, lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds, rewound: Result, dense: Result
+    ) -> None:
+        self._lab, self._task, self._recipe, self._settings, self._seeds = lab, task, recipe, settings, seeds
+        self._rewound, self._dense, self._retrain = rewound, dense, settings.how_retrained
+        self._scope = prunable(lab, task, settings)
+
+    def plain(self) -> Iterator[Found]:
+        """Each level's ticket has the mask that the next level goes on from."""
+        mask, trained = None, self._dense
+        for level, density in enumerate(level_densities(self._settings), start=1):
+            mask = self._pruned(trained, mask, density)
+            segment = self._segment(mask, trained, shrunk=self._settings.structured)
+            trained = self._lab.train(segment, label=f"level {level} ticket")
+            yield Found(level, mask, self._rewound, self._dense, self._retrain, trained, pattern=self._settings.pattern)
+
+    def structured(self) -> Iterator[Found]:
+        """Each level's ticket has a mask made of the one that the next level goes on from; both are trained."""
+        by, last, mask, chain = self._settings.structuring, levels(self._settings), None, [self._dense]
+        assert by is not None
+        for level, density in enumerate(level_densities(self._settings), start=1):
+            trained = chain[-1]
+            mask = self._pruned(trained, mask, density)
+            own, how = given(self._lab, self._task, trained, mask, by, self._seeds)
+            segments = [self._segment(own, trained, shrunk=by.whole_channels)]
+            if level < last:
+                segments.append(self._segment(mask, trained, shrunk=False))
+            labels = [f"level {level} {by.kind} ticket", f"level {level} without structure"]
+            found, *more = self._lab.train_many(segments, labels=labels[: len(segments)])
+            behind = self._rewound.segment.last
+            if self._retrain not in REWINDING:
+                behind = sum(each.segment.steps for each in chain)
+            yield Found(
+                level,
+                own,
+                self._rewound,
+                self._dense,
+                self._retrain,
+                found,
+                searched=tuple(chain),
+                behind=behind,
+                structured=how,
+            )
+            chain += more
+
+    def _pruned(self, trained: Result, within: str | None, density: float) -> str:
+        return pruned(self._lab, self._task, trained, self._scope, within, density, self._settings, self._seeds)
+
+    def _segment(self, mask: str, trained: Result, *, shrunk: bool) -> Segment:
+        from ticketry.lab.retrain import retraining
+
+        return retraining(
+            self._lab,
+            self._task,
+            self._recipe,
+            retrain=self._retrain,
             mask=mask,
-            rewound=rewound,
+            rewound=self._rewound,
             trained=trained,
-            order_seed=seeds.order,
-            shrunk=settings.structured,
+            order_seed=self._seeds.order,
+            shrunk=shrunk,
         )
-        ticket = lab.train(segment, label=f"level {level} ticket")
-        yield Found(level, mask, rewound, dense, retrain, ticket)
-        trained = ticket
 
 
 def _clean(density: float) -> float:

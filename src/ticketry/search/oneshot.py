@@ -10,6 +10,9 @@ With --structured --score l1 --distribution uniform whole filters go, as many of
 fine-tuned: EfficientConvNets (Li, Kadav, Durdanovic, Samet & Graf 2017). With --when 0 the network is cut before it is
 trained, in one cut by one score, and trained once: SNIP by --score snip (Lee, Ajanthan & Torr 2019), with --structured
 SNAP (Verdenius, Stol & Forre 2020). Early pruning (`early`) does the same in several cuts and finds the step.
+
+With --structure what is cut gets a structure before it is trained: whole channels, groups of rows, 2:4 (Chen et al.,
+ICML 2022, with other masks than those of iterative pruning).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ticketry.search._about import About
 from ticketry.search._budget import compared, compressed, own_steps
 from ticketry.search._once import pruned_once
 from ticketry.search._scope import check_score, prunable, pruned
+from ticketry.search._structure import Restructuring, check_structure_score, given
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.DensitySettings):
+class Settings(Restructuring, _densities.DensitySettings):
     """Settings of one-shot pruning."""
 
     when: str = "end"
@@ -57,6 +61,8 @@ class Settings(_densities.DensitySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_budget(trainings="many" if self.at_end else "one")
+        self.check_structuring(structured=self.structured)
+        self.check_pattern(structure=self.structuring is not None, densities=())
         retrain_after(self.rewind, self.retrain)
         if not self.at_end and (self.rewind, self.retrain) != ("0", "finetune"):
             raise UsageError(
@@ -77,6 +83,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     from ticketry.lab.retrain import retraining
 
     check_score(settings)  # a wrong word is told before the dense network is trained
+    check_structure_score(settings)
     retrain = retrain_after(settings.rewind, settings.retrain)
     full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     scope = prunable(lab, task, settings)
@@ -89,11 +96,13 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
     step = whole.at(settings.rewind)
     dense = lab.train(whole, keep=(step,), label="dense")
-    rewound = lab.at(dense, step)
+    rewound, by = lab.at(dense, step), settings.structuring
     yield compared(lab, task, recipe, seeds, Found(0, None, rewound, dense, retrain, dense))
 
     def member(level: int, density: float) -> Found:
-        mask = pruned(lab, task, dense, scope, None, density, settings, seeds)
+        mask, how = pruned(lab, task, dense, scope, None, density, settings, seeds), None
+        if by is not None:
+            mask, how = given(lab, task, dense, mask, by, seeds)
         segment = retraining(
             lab,
             task,
@@ -103,10 +112,21 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             rewound=rewound,
             trained=dense,
             order_seed=seeds.order,
-            shrunk=settings.structured,
+            shrunk=settings.structured or (by is not None and by.whole_channels),
         )
         result = lab.train(segment, label=f"density {density:g}")
         behind = step if retrain in REWINDING else whole.total
-        return Found(level, mask, rewound, dense, retrain, result, searched=(dense,), behind=behind)
+        return Found(
+            level,
+            mask,
+            rewound,
+            dense,
+            retrain,
+            result,
+            searched=(dense,),
+            behind=behind,
+            structured=how,
+            pattern=settings.pattern,
+        )
 
     yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])

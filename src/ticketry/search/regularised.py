@@ -14,6 +14,10 @@ the cut); a density where DeepHoyer has a threshold on weights (1e-4 or a share 
 methods are compared at; group_hoyer_square is the authors', of the rows and columns of each weight, while channels are
 removed as they are coupled. The penalty is on weights in scope, or on all norms. The dense network is trained without
 a penalty, to compare with. Controls begin with the weights that the penalty has left.
+
+With --pattern 4x1 (or 16x1, channel) the penalty is on the blocks of the pattern, of each weight: group_hoyer_square of
+their L2 norms, or group_lasso (the sum of the norms, each times the square root of the block's size; Yuan & Lin 2006).
+Whole blocks are then cut, by the mean magnitude of their weights, and the network keeps its shape.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.found import GRADUAL, Found, Seeds
 from ticketry.search import _densities
 from ticketry.search._about import About
 from ticketry.search._once import trained_on
+from ticketry.search._pattern import Patterned
 from ticketry.search._scope import check_norms, check_score, prunable, pruned
 from ticketry.step import Step
 
@@ -38,9 +44,10 @@ if TYPE_CHECKING:
     from ticketry.tasks.base import Task
     from ticketry.tasks.recipe import Recipe
 
-STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3}
+STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3, "group_lasso": 1e-4}
 """Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
-default of DeepHoyer's code."""
+default of DeepHoyer's code; ours."""
+_OF_BLOCKS = ("group_hoyer_square", "group_lasso")
 SCORES = {"l1_scales": "slimming", "hoyer_square": "magnitude", "group_hoyer_square": "l2"}
 
 
@@ -54,18 +61,19 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.WeightSettings):
+class Settings(Patterned, _densities.WeightSettings):
     """Settings of training with a penalty."""
 
     penalty: str = "hoyer_square"
-    """What is made small: l1_scales (of norms), hoyer_square (weights) or group_hoyer_square (filters, channels)."""
+    """What is made small: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
+    the blocks of a pattern) or group_lasso (the blocks of a pattern)."""
     strength: float | None = None
     """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
     until: str = "50%"
     """The step up to which the penalty holds, and at which it is cut."""
     score: str = ""
     """What is kept: the highest by this score; if left out that which the penalty acts on: slimming for l1_scales,
-    magnitude for hoyer_square, l2 for group_hoyer_square."""
+    magnitude for hoyer_square and with a pattern, l2 for group_hoyer_square without one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,11 +84,23 @@ class Settings(_densities.WeightSettings):
         Step.parse(self.until)
         if self.structured:
             _densities.check_structured(self.distribution, self.half_rate)
+        pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
+        if self.penalty not in (_OF_BLOCKS if pattern.blocks_of_rows else SCORES):
+            raise UsageError(
+                f"penalty {self.penalty} and pattern {pattern} do not go together: with a pattern, such as 4x1, the"
+                f" penalty is {' or '.join(_OF_BLOCKS)}, without one {', '.join(SCORES)}"
+            )
 
     @property
     def structured(self) -> bool:
         """Whether the penalty is on what whole channels have."""
-        return self.penalty != "hoyer_square"
+        return self.penalty in ("l1_scales", "group_hoyer_square") and self.pattern == UNSTRUCTURED
+
+    @property
+    def how_scored(self) -> str:
+        """The score that holds."""
+        by_penalty = SCORES[self.penalty] if self.pattern == UNSTRUCTURED else "magnitude"
+        return self.score or by_penalty
 
 
 levels = _densities.levels
@@ -88,7 +108,7 @@ levels = _densities.levels
 
 def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    settings = replace(settings, score=settings.score or SCORES[settings.penalty])
+    settings = replace(settings, score=settings.how_scored)
     check_score(settings)  # a wrong word is told before anything is trained
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = whole.at(settings.until)
@@ -131,4 +151,4 @@ def _penalty(lab: Lab, task: Task, scope: Scope, settings: Settings) -> Penalty:
     else:
         names = tuple(name for name, shape in scope.shapes.items() if len(shape) > 1)
     strength = STRENGTHS[settings.penalty] if settings.strength is None else settings.strength
-    return Penalty(kind=settings.penalty, strength=strength, names=names)
+    return Penalty(kind=settings.penalty, strength=strength, names=names, pattern=settings.pattern)

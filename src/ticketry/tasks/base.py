@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import TaskError
+from ticketry.tasks.course import Course
 from ticketry.tasks.recipe import Recipe
 
 
@@ -34,6 +35,11 @@ class Metric:
     unit: str = "%"
     """What follows the number in tables: %, or nothing."""
     higher_is_better: bool = True
+    scale: str = "linear"
+    """Of the axis in figures: linear, or log for what is compared by ratios."""
+    summary: str = "mean"
+    """Over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for what differs widely between
+    seeds."""
 
 
 class Reader(Protocol):
@@ -87,8 +93,9 @@ class Splits:
 class Task:
     """Base of all tasks. A subclass sets the attributes and overrides the methods.
 
-    `build`, `load`, `loss`, `measure` and `summary` are a must; `classification.Classification` has the last three.
-    A task holds settings only; data is loaded where it is used, once a process, by `load`. It must give the same
+    `build` is a must. A task whose examples are seen each on its own has `load`, `loss`, `measure` and `summary`
+    besides; `classification.Classification` has the last three. Any other kind has `course` instead, see
+    `tasks.course`. A task holds settings only; data is loaded where it is used, once a process. It must give the same
     data and, under the same seed of torch, the same model every time: results are stored under its `key`.
     """
 
@@ -105,6 +112,13 @@ class Task:
         """
         raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
 
+    def of_replicate(self, number: int) -> Mapping[str, str]:
+        """The options that make the task as a replicate of a search has it; none where all have the same.
+
+        For data of which there are several splits: each replicate may have its own, see `registry.of_replicate`.
+        """
+        return {}
+
     def build(self) -> nn.Module:
         """A new model, its weights drawn from torch's global random state (the lab seeds it)."""
         raise NotImplementedError
@@ -116,6 +130,28 @@ class Task:
         network is defined.
         """
         return None
+
+    def course(self, data: Path | None = None) -> Course | None:
+        """The task with its data at hand; None, as here, for one that is made of the examples of `load`.
+
+        `data` is the folder asked for on the command line.
+        """
+        return None
+
+    def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
+        """Training steps in an epoch, with so many examples in the training split; the last may be a smaller batch."""
+        return -(-examples // recipe.batch)
+
+    def unfit(self, key: Mapping[str, object]) -> str:
+        """Why networks trained on a task of this key cannot serve this one, although they may have its shapes.
+
+        Such as tokens that stand for other words; empty, as here, if nothing speaks against it.
+        """
+        return ""
+
+    def scored(self, size: int) -> int:
+        """Examples in a batch for a score that would look at `size`: fewer where so many are too large for memory."""
+        return size
 
     def load(self, data: Path | None = None) -> Splits:
         """The examples; `data` is the folder asked for on the command line."""

@@ -7,9 +7,10 @@ from typing import Any
 from ticketry.errors import UsageError
 from ticketry.tasks.cs_presets import CS_PRESETS
 from ticketry.tasks.imp_presets import IMP_PRESETS
+from ticketry.tasks.language.experiments import LANGUAGE_PRESETS
 from ticketry.tasks.network_name import did_you_mean
 
-EXPERIMENTS = IMP_PRESETS | CS_PRESETS
+EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
 
 
 def experiment(name: str) -> dict[str, Any]:

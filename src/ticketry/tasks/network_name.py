@@ -1,6 +1,7 @@
 """What a network is called: resnet-20, resnet-20@0.5 (half as wide), timm:resnet18 (another library's). Needs no torch.
 
 NAME               one of this package's networks, see `ticketry.tasks.models`
+mlp-50-50          a perceptron with hidden layers of these widths
 NAME@W             the same with W times its width: every hidden layer has max(1, round(W * width)) units or filters
 timm:NAME          a network of timm's, untrained
 torchvision:NAME   a classifier of torchvision's, untrained
@@ -75,7 +76,8 @@ def unknown(name: str, known: Iterable[str]) -> TaskError:
     base = name.partition("@")[0]
     return TaskError(
         f"there is no network {base!r}: {did_you_mean(base, names)}choose one of {', '.join(names)}; or with another "
-        "width, such as resnet-20@0.5; or another library's, such as timm:resnet18 or torchvision:resnet18"
+        "width, such as resnet-20@0.5; or a perceptron, such as mlp-50-50; or another library's, such as timm:resnet18"
+        " or torchvision:resnet18"
     )
 
 

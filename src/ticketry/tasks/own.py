@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ticketry.errors import TaskError, TicketryError
 from ticketry.tasks.base import Metric, Spec, Splits, Task
+from ticketry.tasks.course import Course
 from ticketry.tasks.recipe import Recipe
 
 _ATTRIBUTES = {"name": str, "metric": Metric, "recipe": Recipe}
 _METHODS = ("build", "load", "loss", "measure", "summary")
+_METHODS_OF_COURSES = ("build", "course")
 
 
 def load(spec: Spec) -> Task:
@@ -67,11 +69,27 @@ class OwnTask(Task):
             "key": self.inner.key() if _overrides(self.inner, "key") else None,
         }
 
+    def of_replicate(self, number: int) -> Mapping[str, str]:
+        return self.inner.of_replicate(number)
+
     def build(self) -> nn.Module:
         return self.inner.build()
 
     def narrower(self, parameters: int) -> str | None:
         return self.inner.narrower(parameters)
+
+    def course(self, data: Path | None = None) -> Course | None:
+        return self.inner.course(data)
+
+    def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
+        return self.inner.steps_per_epoch(examples, recipe)
+
+    def unfit(self, key: Mapping[str, object]) -> str:
+        theirs = key.get("key")
+        return self.inner.unfit(theirs) if isinstance(theirs, Mapping) else ""
+
+    def scored(self, size: int) -> int:
+        return self.inner.scored(size)
 
     def load(self, data: Path | None = None) -> Splits:
         return self.inner.load(data)
@@ -157,7 +175,7 @@ def _check(task: Task, name: str) -> None:
     for attribute, kind in _ATTRIBUTES.items():
         if not isinstance(getattr(task, attribute, None), kind):
             raise TaskError(f"{name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.base.Task")
-    for method in _METHODS:
+    for method in _METHODS_OF_COURSES if _overrides(task, "course") else _METHODS:
         if not _overrides(task, method):
             raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.base.Task")
 

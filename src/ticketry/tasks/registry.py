@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ticketry.errors import TaskError
+from ticketry.tasks.control.facts import CONTROL, GYM, GYM_LINE, GYM_NAME
+from ticketry.tasks.language import presets as texts
 from ticketry.tasks.presets import PRESETS
+from ticketry.tasks.regression.facts import TABLE, TABLE_LINE, TABLE_NAME, UCI
 
 if TYPE_CHECKING:
     from ticketry.tasks.base import Spec, Task
@@ -21,9 +25,13 @@ _FOLDER_LINE = (
 )
 
 
+TEXTS = tuple(texts.MODELS)
+"""Tasks of language, see `language.task`; text is written text:PATH."""
+
+
 def names() -> tuple[str, ...]:
     """The built-in tasks."""
-    return (*PRESETS, FOLDER)
+    return (*PRESETS, FOLDER, *TEXTS, *UCI, TABLE_NAME, *CONTROL, GYM_NAME)
 
 
 def describe(name: str) -> str:
@@ -34,14 +42,18 @@ def describe(name: str) -> str:
     """
     if name not in names():
         raise TaskError(_unknown(name))
-    return _FOLDER_LINE if name == FOLDER else str(PRESETS[name])
+    if name in TEXTS:
+        return texts.describe(name)
+    lines = {**PRESETS, FOLDER: _FOLDER_LINE, **UCI, TABLE_NAME: TABLE_LINE, **CONTROL, GYM_NAME: GYM_LINE}
+    return str(lines[name])
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
     """The task of that name: a built-in one, or module:object, see `own.load`.
 
     `model` chooses another network than the task's own. `options` go to a user's own task; a built-in one has
-    ``train``, for fewer training examples, and imagefolder those of `folder.make`.
+    ``train``, for fewer training examples, imagefolder those of `folder.make`, and tables those of
+    `regression.tables.make`.
 
     Raises:
         TaskError: for an unknown name, network or option, and whatever `own.load` raises.
@@ -59,8 +71,17 @@ def make(spec: Spec) -> Task:
     """
     # torch takes a second to import, and `names` and `describe` do without.
     from ticketry.tasks import folder, models, own
+    from ticketry.tasks.control import task as control
+    from ticketry.tasks.language import task as language
+    from ticketry.tasks.regression import tables
     from ticketry.tasks.vision import ImageClassification
 
+    if spec.name.partition(":")[0] in TEXTS:
+        return language.make(spec)
+    if spec.name in UCI or spec.name.startswith(TABLE):
+        return tables.make(spec)
+    if spec.name in CONTROL or spec.name.startswith(GYM):
+        return control.make(spec)
     if ":" in spec.name:
         return own.load(spec)
     if spec.name == FOLDER:
@@ -82,6 +103,20 @@ def make(spec: Spec) -> Task:
         train=_train(spec),
         spec=spec,
     )
+
+
+def of_replicate(task: Task, number: int) -> Task:
+    """The task as a replicate of a search has it: `task` itself, or with the options of `Task.of_replicate`.
+
+    Raises:
+        TaskError: if there is no such replicate, or a task whose replicates differ was made by no request.
+    """
+    options = task.of_replicate(number)
+    if not options:
+        return task
+    if task.spec is None:
+        raise TaskError(f"the task {task.name} differs between replicates: get it by its name, from ticketry.task")
+    return make(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))
 
 
 def _train(spec: Spec) -> int:

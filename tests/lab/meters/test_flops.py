@@ -103,6 +103,40 @@ def test_shared_frozen_and_unmasked_weights() -> None:
         counted(model, torch.randn(BATCH, 10), Mask({"other": torch.ones(3, dtype=torch.bool)}))
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(kind: type[nn.RNNBase], fused: bool) -> None:
+    """As one operation or as products: a product with each matrix at every step, twice as many backward."""
+    model, time = kind(6, 5, num_layers=2), 7
+    inputs = torch.randn(time, BATCH, 6, requires_grad=True)
+    matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
+    mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 4 == 0 for name, p in matrices.items()})
+    with torch.backends.mkldnn.flags(enabled=fused):
+        found = step_flops(model, lambda: model(inputs)[0].square().sum(), mask)
+        alone = step_flops(model, lambda: model(inputs)[0].square().sum(), Mask({"weight_hh_l1": mask["weight_hh_l1"]}))
+    # where they are products, the gradient of the first state, which nobody asks for, is not computed
+    first = 0 if fused and kind is nn.LSTM else 1
+    work = {n: 2 * BATCH * p.numel() * (3 * time - first * ("hh" in n)) for n, p in matrices.items()}
+    kept = {name: float(mask[name].double().mean()) for name in matrices}
+    assert found.dense == sum(work.values())
+    assert found.sparse == pytest.approx(sum(kept[name] * work[name] for name in work))
+    assert alone.sparse == pytest.approx(found.dense - (1 - kept["weight_hh_l1"]) * work["weight_hh_l1"])
+
+
+def test_weights_that_lie_in_one_piece_of_memory() -> None:
+    """As a GPU keeps those of a recurrent layer."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    flat = torch.randn(32)
+    for number, layer in enumerate(model):
+        layer.weight = nn.Parameter(flat[16 * number : 16 * number + 16].view(4, 4))
+    model[0].weight, model[1].weight = (nn.Parameter(flat[i : i + 16].view(4, 4)) for i in (0, 16))
+    assert model[0].weight.untyped_storage().data_ptr() == model[1].weight.untyped_storage().data_ptr()
+    mask = Mask({"1.weight": torch.zeros(4, 4, dtype=torch.bool)})
+    dense, sparse = counted(model, torch.randn(BATCH, 4), mask)
+    assert sparse == pytest.approx(dense - 3 * 2 * BATCH * 16)
+
+
 def test_a_transposed_convolution() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2))
     forward = [2 * BATCH * size for size in (25 * 2 * 4, 25 * 4 * 3 * 9)]

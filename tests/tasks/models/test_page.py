@@ -12,6 +12,7 @@ from ticketry.search import continuous
 from ticketry.search.iterative import Settings, level_densities
 from ticketry.tasks import models
 from ticketry.tasks.experiments import EXPERIMENTS, experiment
+from ticketry.tasks.language.experiments import LANGUAGE_PRESETS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -28,7 +29,7 @@ NETWORKS, PRESETS, GATED = table("name"), table("preset"), table("preset with ga
 
 def test_every_network_and_preset_is_there() -> None:
     assert sorted(NETWORKS) == sorted(models.names())
-    assert [*PRESETS, *GATED] == list(EXPERIMENTS)
+    assert [*PRESETS, *GATED, *LANGUAGE_PRESETS] == list(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -46,10 +46,10 @@ class FlopsByWeight:
 def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | None = None) -> StepFlops:
     """FLOPs of ``forward().backward()``.
 
-    Counted by `torch.utils.flop_counter`: matrix products, convolutions and attention; what is elementwise, the
-    optimiser's step and recurrent layers are not. Of the products with a weight that the mask touches, forward, for the
-    input's gradient and for the weight's own, the share counts that the mask keeps: Evci et al. (2020, RigL), appendix
-    H, there with twice the forward pass for every backward pass. Gradients are left in the parameters.
+    Counted by `torch.utils.flop_counter`: matrix products, convolutions and attention, and here those of recurrent
+    layers; what is elementwise and the optimiser's step are not. Of the products with a weight that the mask touches,
+    forward, for the input's gradient and for the weight's own, the share counts that the mask keeps: Evci et al. (2020,
+    RigL), appendix H, there with twice the forward pass for every backward pass. Gradients are left in the parameters.
 
     Args:
         model: whose parameters the mask is of.
@@ -68,14 +68,18 @@ def removed_shares(mask: Mask) -> dict[str, float]:
 
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
     """`step_flops` for any mask of these parameters: what is removed of one takes its share of the products with it."""
-    named = {_place(parameter): (name, parameter.requires_grad) for name, parameter in parameters.items()}
-    with (
-        _counter() as counter,
-        _Products(named, counter.flop_registry) as products,
-    ):
+    with _counter() as counter, _Products(_Named.of_all(parameters), counter.flop_registry) as products:
         loss = forward()
         products.forward = False
         loss.backward()  # type: ignore[no-untyped-call]
+    return FlopsByWeight(int(counter.get_total_flops()), products.flops)
+
+
+@torch.no_grad()
+def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], object]) -> FlopsByWeight:
+    """The same of a forward pass alone."""
+    with _counter() as counter, _Products(_Named.of_all(parameters), counter.flop_registry) as products:
+        forward()
     return FlopsByWeight(int(counter.get_total_flops()), products.flops)
 
 
@@ -87,7 +91,7 @@ def flops_of(work: Callable[[], object]) -> int:
 
 
 def _counter() -> FlopCounterMode:
-    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward, **_RECURRENT}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
@@ -101,12 +105,63 @@ def _convolution_backward(*shapes: Any, **_: Any) -> int:
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))
 
 
+def _recurrent(inputs: Any, *shapes: Any, **_: Any) -> int:
+    """FLOPs of a recurrent layer or several: at every step of the sequence a product with each of its matrices."""
+    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _matrices(shapes)))
+
+
+def _recurrent_backward(*shapes: Any, **_: Any) -> int:
+    """Of the inputs' gradients and the matrices' own."""
+    return 2 * _recurrent(*shapes)
+
+
+def _matrices(shapes: Sequence[Any]) -> Sequence[Any]:
+    """Shapes of the weights among a recurrent operation's arguments behind its input: a list, or the next four."""
+    weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
+    return [shape for shape in weights if len(shape) == 2]
+
+
+_RECURRENT = {
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _recurrent_backward,
+    torch.ops.aten._cudnn_rnn: _recurrent,
+    torch.ops.aten._cudnn_rnn_backward: _recurrent_backward,
+}
+"""Recurrent layers as one operation; elsewhere they come apart into products."""
+
+
+class _Named:
+    """Names of weights by the memory that a tensor looks at: itself, a view of it, or a copy that is made known."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
+
+    @classmethod
+    def of_all(cls, parameters: Mapping[str, nn.Parameter]) -> _Named:
+        named = cls()
+        for name, parameter in parameters.items():
+            named.add(parameter, name, parameter.requires_grad)
+        return named
+
+    def add(self, tensor: Tensor, name: str, trained: bool) -> None:
+        start = int(tensor.storage_offset())
+        self._ranges.setdefault(_place(tensor), []).append((start, start + tensor.numel(), name, trained))
+
+    def of(self, tensor: Tensor) -> tuple[str, bool] | None:
+        """Name, and whether it is trained. Recurrent layers keep several weights in one piece of memory."""
+        at = int(tensor.storage_offset())
+        for start, stop, name, trained in self._ranges.get(_place(tensor), []):
+            if start <= at < stop:
+                return name, trained
+        return None
+
+
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of products with weights; which product is with which weight is told by its memory."""
 
-    def __init__(self, named: dict[int, tuple[str, bool]], formulas: Any) -> None:
+    def __init__(self, named: _Named, formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._named, self._formulas = dict(named), formulas
+        self._named, self._formulas = named, formulas
         self._alive: list[Tensor] = []
         """Copies of weights: freed, another tensor could come to lie in their memory."""
         self.forward = True
@@ -115,20 +170,28 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        weights = [self._named[place] for place in map(_place, _tensors(args)) if place in self._named]
+        seen = [(tensor, found) for tensor in _tensors(args) if (found := self._named.of(tensor))]
+        weights = [found for _, found in seen]
         if weights and func in _COPIES:
-            self._named[_place(out)] = weights[0]
+            self._named.add(out, *weights[0])
             self._alive.append(out)
         packet = getattr(func, "_overloadpacket", None)
-        if weights and packet in self._formulas:
+        if packet in _RECURRENT:
+            rows = prod(args[0].shape[:-1]) * (1 if _RECURRENT[packet] is _recurrent else 2)
+            for tensor, (name, _) in seen:
+                if tensor.dim() == 2:
+                    self._add((name,), 2.0 * rows * tensor.numel())
+        elif weights and packet in self._formulas:
             flops = self._formulas[packet](*args, **kwargs, out_val=out)
             # The backward pass of a convolution has the weight among its arguments and is seen when it comes. Of a
             # matrix product the weight's gradient is one of two other tensors, of as many FLOPs.
             trained = any(trained for _, trained in weights)
             alone = self.forward and trained and torch.is_grad_enabled() and "conv" not in str(packet)
-            names = tuple(sorted({name for name, _ in weights}))
-            self.flops[names] = self.flops.get(names, 0.0) + flops * (2 if alone else 1)
+            self._add(tuple(sorted({name for name, _ in weights})), flops * (2 if alone else 1))
         return out
+
+    def _add(self, names: tuple[str, ...], flops: float) -> None:
+        self.flops[names] = self.flops.get(names, 0.0) + flops
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

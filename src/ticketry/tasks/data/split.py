@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 from ticketry.errors import TaskError
 from ticketry.tasks.base import Split
 
-_SEED = 0
 
-
-def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], ...]:
     """Disjoint sets of indices: the rest, then for each number of `per_class` that many examples of every class.
 
-    Example i gets the i-th raw 64-bit output of PCG64 seeded with 0. In each class the examples with the smallest
+    Example i gets the i-th raw 64-bit output of PCG64 seeded with `seed`. In each class the examples with the smallest
     numbers are taken, in that order, for the first set, then for the second. Raw outputs, because numpy promises
     never to change them, as it does not for its shuffles. Indices come in ascending order.
 
     Args:
         per_class: one number for all classes, or one for each in the order of their labels.
+        seed: another than 0 gives another choice, for data that are split several times.
     """
-    numbers = np.random.PCG64(_SEED).random_raw(len(labels))
+    numbers = np.random.PCG64(seed).random_raw(len(labels))
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     ranked = np.lexsort((numbers, classes))
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each of `ranked` in its class

@@ -2,7 +2,8 @@
 
 conv-4-16 and resnet-20-8 are narrow relatives for small experiments; their last number is the first layer's width.
 resnet-18 and resnet-50 are for images of CIFAR's size, resnet-18-imagenet and resnet-50-imagenet for those of
-ImageNet's (224x224).
+ImageNet's (224x224). mlp-WIDTH[-WIDTH …] is a perceptron of any widths, for images and for rows of numbers, which are
+taken as images of 1x1 pixels: see `mlp`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ticketry.errors import TaskError
 from ticketry.tasks.models import zoo
 from ticketry.tasks.models.conv import Conv
 from ticketry.tasks.models.lenet import LeNet5, LeNet300100
+from ticketry.tasks.models.mlp import MLP, hidden_widths
 from ticketry.tasks.models.resnet import Bottleneck, ResNet
 from ticketry.tasks.models.vgg import VGG
 from ticketry.tasks.models.wide_resnet import WideResNet
@@ -60,7 +62,7 @@ _NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """The papers' networks at their own width; `build` knows NAME@W, timm:NAME and torchvision:NAME as well."""
+    """The papers' networks at their own width; `build` knows NAME@W, mlp-WIDTH…, timm:NAME and torchvision:NAME too."""
     return tuple(_NETWORKS)
 
 
@@ -77,7 +79,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     parsed = NetworkName.parse(name)
     if parsed.library:
         return zoo.build(parsed, shape=shape, classes=classes)
-    return _NETWORKS[parsed.base].make(shape, classes, scale=parsed.scaled)
+    return _network(parsed, name).make(shape, classes, scale=parsed.scaled)
 
 
 def check(name: str, *, shape: tuple[int, int, int]) -> None:
@@ -86,14 +88,20 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
     if parsed.library:
         zoo.check(parsed, shape=shape)
         return
-    if parsed.base not in _NETWORKS:
-        raise unknown(name, _NETWORKS)
-    smallest = _NETWORKS[parsed.base].smallest
+    smallest = _network(parsed, name).smallest
     if min(shape[1:]) < smallest:
         raise TaskError(
             f"{name} takes images of at least {smallest}x{smallest} pixels, not {shape[1]}x{shape[2]}: "
             "choose another network or task"
         )
+
+
+def _network(parsed: NetworkName, name: str) -> _Network:
+    if widths := hidden_widths(parsed.base):
+        return _Network(partial(MLP, hidden=widths), 1)
+    if parsed.base not in _NETWORKS:
+        raise unknown(name, _NETWORKS)
+    return _NETWORKS[parsed.base]
 
 
 def identity(name: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ A dense network with as many weights as a ticket keeps is the plainest rival of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from math import ceil
 
@@ -49,17 +50,27 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
             f"{name}: the width of {parsed.library}'s networks cannot be chosen: name one of this package's"
         )
 
-    def fits(width: Fraction) -> bool:
-        return _count(NetworkName(parsed.base, width), shape, classes) <= parameters
+    return widest(parsed, lambda candidate: _count(candidate, shape, classes), parameters)
 
-    if fits(parsed.width):
-        return str(parsed)
+
+def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
+    """The widest form of a network that has at most so many parameters; see `narrower` for what it returns.
+
+    Args:
+        count: how many parameters the network of a name has, its own or with another width.
+    """
+
+    def fits(width: Fraction) -> bool:
+        return count(NetworkName(name.base, width)) <= parameters
+
+    if fits(name.width):
+        return str(name)
     # A network never has fewer parameters than a narrower one: bisection finds the last width that fits.
-    few, many = 0, ceil(parsed.width * GRID)
+    few, many = 0, ceil(name.width * GRID)
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (middle, many) if fits(Fraction(middle, GRID)) else (few, middle)
-    return str(NetworkName(parsed.base, Fraction(few, GRID))) if few else None
+    return str(NetworkName(name.base, Fraction(few, GRID))) if few else None
 
 
 def _count(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:

@@ -1,0 +1,164 @@
+"""Copies of an environment that are stepped together, whose state can be taken out and put back bit for bit.
+
+Few environments give their state away: Box2D, behind LunarLander, has no way to. All of them have one in common: what
+happens in an episode is decided by the seed that it began with and the actions since. So the state of a copy is the
+number of its episode, which its seed is made of, and the actions; put back, they are simply taken once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ticketry.core.seeds import mix
+from ticketry.errors import MissingExtraError, TaskError, TrainingError
+from ticketry.tasks.control.facts import EXTRA
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Numbers = NDArray[np.float32]
+LONGEST = 10_000
+"""Steps of an episode in an environment that sets no limit."""
+
+
+class Worlds:
+    """Copies of an environment. One whose episode ends begins the next at once."""
+
+    def __init__(self, name: str, copies: int, seed: int) -> None:
+        """All copies at the beginning of their first episodes.
+
+        Args:
+            name: of the environment in Gymnasium.
+            seed: of all episodes.
+
+        Raises:
+            MissingExtraError, TaskError: see `made`.
+        """
+        made_ones = [made(name) for _ in range(copies)]
+        self._worlds: list[Any] = [world.unwrapped for world in made_ones]
+        self.name, self.seed = name, seed
+        self.limit = limit_of(made_ones[0])
+        self._first = int(self._worlds[0].action_space.start)
+        self._episodes = [0] * copies
+        self._actions: list[list[int]] = [[] for _ in range(copies)]
+        self.seen = np.stack([self._begin(copy) for copy in range(copies)])
+        """float32 [copies, numbers]: what there is to see now."""
+
+    def step(self, actions: Sequence[int]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+        """One step of every copy.
+
+        Args:
+            actions: of each copy, from 0 on.
+
+        Returns:
+            Rewards [copies]; what is seen after the step [copies, numbers], where `seen` has the next episode's
+            beginning if this one ended; and whether it ended by itself, not by the limit of its length [copies].
+        """
+        rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
+        after = np.empty_like(self.seen)
+        for copy, action in enumerate(actions):
+            seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
+            taken = self._actions[copy]
+            taken.append(action)
+            after[copy], rewards[copy], ended[copy] = np.ravel(seen), reward, terminated
+            if terminated or truncated or len(taken) == self.limit:
+                self._episodes[copy] += 1
+                self._actions[copy] = []
+                self.seen[copy] = self._begin(copy)
+            else:
+                self.seen[copy] = after[copy]
+        return rewards, after, ended
+
+    def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Returns and lengths [copies] of an episode of each copy, from its beginning to its end.
+
+        Args:
+            choose: actions for what is seen [n, numbers] in those copies whose episodes go on.
+        """
+        returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
+        going = list(range(len(self.seen)))
+        while going:
+            for copy, action in zip(going.copy(), choose(self.seen[going]), strict=True):
+                seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
+                self.seen[copy] = np.ravel(seen)
+                returns[copy] += reward
+                lengths[copy] += 1
+                if terminated or truncated or lengths[copy] == self.limit:
+                    going.remove(copy)
+        return returns, lengths
+
+    def state(self) -> dict[str, Tensor]:
+        """Number of the episode of each copy, its actions so far, and what is seen now."""
+        longest = max(map(len, self._actions))
+        padded = [taken + [-1] * (longest - len(taken)) for taken in self._actions]
+        return {
+            "episodes": torch.tensor(self._episodes, dtype=torch.int64),
+            "actions": torch.tensor(padded, dtype=torch.int16).reshape(len(padded), longest),
+            "seen": torch.from_numpy(self.seen.copy()),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            TrainingError: if the environment does not do the same again.
+        """
+        self._episodes = state["episodes"].tolist()
+        self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
+        for copy, taken in enumerate(self._actions):
+            self.seen[copy] = self._begin(copy)
+            for action in taken:
+                self.seen[copy] = np.ravel(self._worlds[copy].step(action + self._first)[0])
+        if self.seen.tobytes() != state["seen"].contiguous().numpy().tobytes():
+            raise TrainingError(
+                f"the environment {self.name} does not do the same again after the same seed and actions, so that its"
+                " training cannot go on: it is not deterministic, or another version of it was trained on"
+            )
+
+    def _begin(self, copy: int) -> Numbers:
+        seen, _ = self._worlds[copy].reset(seed=mix(self.seed, "episode", copy, self._episodes[copy]))
+        return np.ravel(seen).astype(np.float32)
+
+
+def made(name: str) -> gymnasium.Env[Any, Any]:
+    """An environment of Gymnasium with numbers to see and a choice of actions.
+
+    Raises:
+        MissingExtraError: if Gymnasium, or what the environment needs besides, is not installed.
+        TaskError: if there is no such environment, or it has other things to see or to do.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise MissingExtraError("gymnasium", EXTRA, f"the environment {name}") from error
+    try:
+        world = gymnasium.make(name, disable_env_checker=True)
+    except gymnasium.error.DependencyNotInstalled as error:
+        missing = getattr(error.__cause__, "name", None) or "another package"
+        raise MissingExtraError(str(missing), EXTRA, f"the environment {name}") from error
+    except gymnasium.error.Error as error:
+        raise TaskError(f"the environment {name} cannot be made: {error}") from error
+    seen, actions = world.observation_space, world.action_space
+    if not isinstance(seen, gymnasium.spaces.Box) or not isinstance(actions, gymnasium.spaces.Discrete):
+        raise TaskError(
+            f"the environment {name} shows {type(seen).__name__} and takes {type(actions).__name__} actions: deep"
+            " Q-learning is for numbers to see (Box) and actions to choose from (Discrete)"
+        )
+    return world
+
+
+def limit_of(world: gymnasium.Env[Any, Any]) -> int:
+    """Steps after which an episode is broken off: the environment's own limit, or `LONGEST` if it has none."""
+    return (world.spec and world.spec.max_episode_steps) or LONGEST
+
+
+def sizes_of(name: str) -> tuple[int, int]:
+    """How many numbers there are to see, and how many actions; raises what `made` does."""
+    world = made(name)
+    return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)

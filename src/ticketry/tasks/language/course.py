@@ -1,0 +1,240 @@
+"""How language models are trained on a text and measured by it.
+
+A model that carries a state reads the text in rows, side by side, each a contiguous part of it; a step is the next
+piece of every row, and gradients end where the piece begins (truncated back-propagation through time). A model that
+carries nothing sees pieces in random order. Either way the text is turned by a random number of tokens at each epoch,
+the end followed by the beginning, so that rows and pieces begin elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from math import exp, log
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.seeds import generator
+from ticketry.errors import TaskError
+from ticketry.tasks.course import Arithmetic, Course, Session
+from ticketry.tasks.language.corpus import Corpus, Part
+from ticketry.tasks.models.language import LanguageModel
+from ticketry.tasks.models.language.base import State, cross_entropy
+from ticketry.tasks.recipe import Recipe
+
+_ROWS, _ROW = 10, 1000
+"""A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""
+_LARGEST = 700.0
+"""Of a loss, in nats: e to the power of more is no number that fits."""
+
+
+class Piece(NamedTuple):
+    """What a step sees."""
+
+    tokens: Tensor
+    """int64 [b, t]"""
+    targets: Tensor
+    """int64 [b, t]: the token after each."""
+    begins: bool
+    """Whether nothing of the text before it is known."""
+
+
+class Text(Course):
+    """A corpus, read in pieces of `time` tokens."""
+
+    def __init__(self, corpus: Corpus, time: int, *, carries: bool) -> None:
+        self.corpus, self.time, self._carries = corpus, time, carries
+
+    def sizes(self) -> dict[str, int]:
+        return {split: len(self._part(split).tokens) for split in ("train", "validation", "test")}
+
+    def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
+        """Raises `TaskError` for what a recipe may have and a text has not."""
+        if recipe.augment:
+            raise TaskError(f"a text has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
+        if recipe.label_smoothing:
+            raise TaskError("perplexity is of the text itself: leave label smoothing away (--recipe.label-smoothing 0)")
+        steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self._carries)
+        kind = _Rows if self._carries else _Pieces
+        return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
+
+    def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
+        """Mean loss of a token in nats, perplexity, and bits per character where characters are known.
+
+        Every token of the split but the first is predicted once. States are carried along each of at most 10 rows.
+        """
+        part = self._part(split)
+        count = len(part.tokens) - 1
+        rows = min(_ROWS, max(1, count // _ROW))
+        length = -(-count // rows)
+        known = (torch.arange(rows * length) < count).view(rows, length).to(arithmetic.device)
+        padded = part.tokens.new_zeros(rows * length + 1)
+        padded[: count + 1] = part.tokens
+        padded = padded.to(arithmetic.device)
+        tokens, targets = padded[:-1].view(rows, length), padded[1:].view(rows, length)
+        total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
+        assert isinstance(model, LanguageModel)
+        state = model.begin(rows)
+        for at in range(0, length, self.time):
+            piece = slice(at, at + self.time)
+            with arithmetic.autocast():
+                costs, state = model(tokens[:, piece].long(), state, targets[:, piece].long())
+            total += (costs.double() * known[:, piece]).sum()
+        loss = float(total) / count
+        found = {"loss": loss, "perplexity": exp(min(loss, _LARGEST))}
+        if part.characters:
+            found["bits_per_character"] = loss / log(2) * len(part.tokens) / part.characters
+        return found
+
+    def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
+        """Random pieces, each from an empty past; no more in a batch than there are in the text."""
+        tokens, draw = self.corpus.train.tokens, generator(seed, "pieces")
+        last = len(tokens) - self.time - 1
+        device, found = next(model.parameters()).device, []
+        for _ in range(count):
+            begin = torch.randint(0, max(last, 0) + 1, (min(size, max(len(tokens) // self.time, 1)),), generator=draw)
+            places = begin[:, None] + torch.arange(min(self.time, len(tokens) - 1))
+            found.append(Piece(tokens[places].long().to(device), tokens[places + 1].long().to(device), True))
+        return found
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(model(batch.tokens), batch.targets).mean()
+
+    def count(self, batch: Any) -> int:
+        return len(batch.tokens)
+
+    def inputs(self, count: int) -> Tensor:
+        """The first pieces of the training text, [count, time]."""
+        tokens = self.corpus.train.tokens
+        time = max(min(self.time, len(tokens) // count), 1)
+        return tokens[: count * time].view(-1, time).long()
+
+    def _part(self, split: str) -> Part:
+        part: Part = getattr(self.corpus, split)
+        return part
+
+
+class _Session(Session):
+    """A training on a text: pieces by (seed, step), and the state that is carried from piece to piece."""
+
+    def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
+        self._text = tokens.to(arithmetic.device)
+        self._batch, self._time, self._seed, self._arithmetic = batch, time, seed, arithmetic
+        self._carried: dict[str, State] = {}
+        self._epoch = -1
+
+    def batches(self, steps: range) -> Generator[Piece, None, None]:
+        per_epoch = self.per_epoch(len(self._text), self._batch, self._time)
+        for step in steps:
+            epoch, number = divmod(step, per_epoch)
+            if epoch != self._epoch:
+                self._turn(epoch)
+                self._epoch = epoch
+            yield self._piece(number)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        costs = self._read(model, batch, "", targets=batch.targets)
+        return costs.mean()
+
+    def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
+        scores = self._read(model, batch, of)
+        return scores.flatten(0, 1).float(), batch.targets.flatten()
+
+    def _read(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
+        """What the model makes of a piece; its state goes on."""
+        assert isinstance(model, LanguageModel)
+        fresh = piece.begins or of not in self._carried
+        state = model.begin(len(piece.tokens)) if fresh else self._carried[of]
+        with self._arithmetic.autocast():
+            made, after = model(piece.tokens, state, targets)
+        self._carried[of] = {name: value.detach().to(state[name].dtype) for name, value in after.items()}
+        found: Tensor = made
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The state of each network that reads the text, as ``network:entry``."""
+        return {
+            f"{of}:{name}": value.to("cpu", copy=True).contiguous()
+            for of, entries in self._carried.items()
+            for name, value in entries.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._carried = {}
+        for key, value in state.items():
+            of, _, name = key.partition(":")
+            self._carried.setdefault(of, {})[name] = value.to(self._arithmetic.device)
+
+    def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
+        assert isinstance(model, LanguageModel)
+        return {f"{of}:{name}": place for of in ("", "bare") for name, place in model.follows.items()}
+
+    @staticmethod
+    def per_epoch(tokens: int, batch: int, time: int) -> int:
+        """Steps that read the text once; 0 if it is too short for one."""
+        raise NotImplementedError
+
+    def _turn(self, epoch: int) -> None:
+        """Prepare the text for an epoch."""
+        raise NotImplementedError
+
+    def _piece(self, number: int) -> Piece:
+        """The step of this number in the epoch."""
+        raise NotImplementedError
+
+    def _turned(self, epoch: int, count: int) -> tuple[Tensor, Tensor]:
+        """`count` tokens of the turned text, and the token after each."""
+        by = int(torch.randint(0, len(self._text), (), generator=generator(self._seed, "turn", epoch)))
+        turned = torch.cat([self._text[by:], self._text[: by + 1]])
+        return turned[:count], turned[1 : count + 1]
+
+
+class _Rows(_Session):
+    """Of a model that carries a state: each row goes on where the piece before ended."""
+
+    @staticmethod
+    def per_epoch(tokens: int, batch: int, time: int) -> int:
+        return -(-(tokens // batch) // time)
+
+    def _turn(self, epoch: int) -> None:
+        length = len(self._text) // self._batch
+        tokens, targets = self._turned(epoch, length * self._batch)
+        self._tokens, self._targets = tokens.view(self._batch, length), targets.view(self._batch, length)
+
+    def _piece(self, number: int) -> Piece:
+        piece = slice(number * self._time, (number + 1) * self._time)
+        return Piece(self._tokens[:, piece].long(), self._targets[:, piece].long(), number == 0)
+
+
+class _Pieces(_Session):
+    """Of a model that carries nothing: pieces in an order drawn for each epoch."""
+
+    @staticmethod
+    def per_epoch(tokens: int, batch: int, time: int) -> int:
+        return -(-(tokens // time) // batch)
+
+    def _turn(self, epoch: int) -> None:
+        pieces = len(self._text) // self._time
+        tokens, targets = self._turned(epoch, pieces * self._time)
+        self._tokens, self._targets = tokens.view(pieces, self._time), targets.view(pieces, self._time)
+        self._order = torch.randperm(pieces, generator=generator(self._seed, "order", epoch)).to(self._text.device)
+
+    def _piece(self, number: int) -> Piece:
+        rows = self._order[number * self._batch : (number + 1) * self._batch]
+        return Piece(self._tokens[rows].long(), self._targets[rows].long(), True)
+
+
+def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
+    """Steps in which a text of so many tokens is read once.
+
+    Raises:
+        TaskError: if it is too short for one step.
+    """
+    steps = (_Rows if carries else _Pieces).per_epoch(tokens, batch, time)
+    if not steps:
+        raise TaskError(
+            f"a training text of {tokens} tokens is too short for batches of {batch}, in pieces of {time}: take more"
+            " text, --recipe.batch or --option time= smaller"
+        )
+    return steps

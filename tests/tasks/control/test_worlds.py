@@ -1,0 +1,153 @@
+"""Copies of environments: against Gymnasium itself, and put back bit for bit in the middle of episodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from ticketry.core.seeds import mix
+from ticketry.errors import MissingExtraError, TaskError, TrainingError
+from ticketry.tasks.control.worlds import LONGEST, Worlds, limit_of, made, sizes_of
+
+NAMES = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
+CHOICES = {"CartPole-v1": 2, "Acrobot-v1": 3, "LunarLander-v3": 4}
+
+
+def random_actions(name: str, steps: int, copies: int, seed: int = 0) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(0, CHOICES[name], (steps, copies)).tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_those_of_gymnasium(name: str) -> None:
+    """Its own time limit and all, by another way of stepping: one copy after the other."""
+    actions = random_actions(name, 550, 2)
+    worlds = Worlds(name, 2, seed=5)
+    found = [(*worlds.step(each), worlds.seen.copy()) for each in actions]
+    for copy in range(2):
+        world, episode = gymnasium.make(name), 0
+        seen, _ = world.reset(seed=mix(5, "episode", copy, 0))
+        for each, (rewards, after, ended, now) in zip(actions, found, strict=True):
+            seen, reward, terminated, truncated, _ = world.step(each[copy])
+            assert after[copy].tobytes() == np.float32(seen).tobytes()
+            assert (rewards[copy], ended[copy]) == (np.float32(reward), terminated)
+            if terminated or truncated:
+                episode += 1
+                seen, _ = world.reset(seed=mix(5, "episode", copy, episode))
+            assert now[copy].tobytes() == np.float32(seen).tobytes()
+        assert episode > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_put_back_goes_on_bit_for_bit(name: str) -> None:
+    """In the middle of episodes, into other copies with a past of their own."""
+    before, after = random_actions(name, 37, 3), random_actions(name, 150, 3, seed=1)
+    one, other = Worlds(name, 3, seed=2), Worlds(name, 3, seed=2)
+    for each in before:
+        one.step(each)
+    for each in random_actions(name, 61, 3, seed=9):
+        other.step(each)
+    state = one.state()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    other.load_state(state)
+    assert other.seen.tobytes() == one.seen.tobytes()
+    for each in after:
+        for mine, theirs in zip(one.step(each), other.step(each), strict=True):
+            assert mine.tobytes() == theirs.tobytes()
+    assert all(torch.equal(tensor, other.state()[key]) for key, tensor in one.state().items())
+
+
+def test_the_first_state_has_no_actions() -> None:
+    worlds = Worlds("CartPole-v1", 2, seed=0)
+    state = worlds.state()
+    assert state["actions"].shape == (2, 0)
+    worlds.step([0, 1])
+    worlds.load_state(state)
+    assert worlds.seen.tobytes() == state["seen"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_play_is_an_episode_of_each(name: str) -> None:
+    """By the rule "the action that the sign of the last number says", copy after copy with Gymnasium's own limit."""
+
+    def choose(seen: np.ndarray) -> list[int]:
+        return (seen[:, -1] > 0).astype(int).tolist()
+
+    returns, lengths = Worlds(name, 4, seed=3).play(choose)
+    for copy in range(4):
+        world = gymnasium.make(name)
+        seen, _ = world.reset(seed=mix(3, "episode", copy, 0))
+        total, count, over = 0.0, 0, False
+        while not over:
+            seen, reward, terminated, truncated, _ = world.step(choose(np.float32(seen)[None])[0])
+            total, count, over = total + float(reward), count + 1, terminated or truncated
+        assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Shows a matrix, has actions 5 and 6, and no limit; by option it is not deterministic."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2, 2))
+    action_space = gymnasium.spaces.Discrete(2, start=5)  # type: ignore[assignment]
+
+    def __init__(self, chance: bool = False) -> None:
+        self._chance = chance
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros((2, 2)), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        source = np.random.default_rng() if self._chance else self.np_random
+        return source.random((2, 2)), float(action), False, False, {}
+
+
+class Continuous(Odd):
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))  # type: ignore[assignment]
+
+
+@pytest.fixture
+def registered() -> Callable[..., str]:
+    def register(kind: type, **arguments: Any) -> str:
+        name = f"Test{kind.__name__}-v0"
+        gymnasium.register(name, kind, kwargs=arguments)
+        return name
+
+    yield register
+    for name in [name for name in gymnasium.registry if name.startswith("Test")]:
+        del gymnasium.registry[name]
+
+
+def test_other_environments_are_flattened_and_their_actions_counted_from_0(registered: Callable[..., str]) -> None:
+    name = registered(Odd)
+    assert sizes_of(name) == (4, 2)
+    assert limit_of(made(name)) == LONGEST
+    rewards, after, _ = Worlds(name, 1, seed=0).step([1])
+    assert (rewards.tolist(), after.shape) == ([6.0], (1, 4))
+
+
+def test_what_is_not_deterministic_cannot_go_on(registered: Callable[..., str]) -> None:
+    worlds = Worlds(registered(Odd, chance=True), 1, seed=0)
+    worlds.step([0])
+    with pytest.raises(TrainingError, match="does not do the same again after the same seed and actions"):
+        worlds.load_state(worlds.state())
+
+
+def test_what_cannot_be_made(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TaskError, match=r"NoSuch-v0 cannot be made: .*doesn't exist"):
+        made("NoSuch-v0")
+    with pytest.raises(TaskError, match="takes Box actions: deep Q-learning is for"):
+        made(registered(Continuous))
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install 'ticketry\[control\]'"):
+        made("LunarLander-v3")
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(MissingExtraError, match=r"CartPole-v1 needs gymnasium, .* 'ticketry\[control\]'"):
+        made("CartPole-v1")

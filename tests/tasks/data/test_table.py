@@ -1,0 +1,98 @@
+"""Tables as text: every form that is read, against NumPy; every error with its line and column."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ticketry.errors import DataError
+from ticketry.tasks.data.table import read_table
+
+VALUES = np.array([[1.0, -2.5, 3e4], [4.0, 5.0, 6.125]])
+
+
+def written(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b,c\n1,-2.5,3e4\n4,5,6.125\n",
+        "a;b;c\r\n1;-2.5;3e4\r\n4;5;6.125",
+        "a\tb\tc\n1\t-2.5\t3e4\n\n4\t5\t6.125\n\n",
+        "a b   c\n  1 -2.5 3e4\n4 5   6.125\n",
+        '"a", "b", "c"\n1, -2.5, 3e4\n "4", 5, 6.125\n',
+        "\ufeffa,b,c\n1,-2.5,30000\n4,5,6.125\n",
+    ],
+    ids=["commas", "semicolons", "tabs", "blanks", "quotes", "byte order mark"],
+)
+def test_all_forms_give_the_same_table(tmp_path: Path, text: str) -> None:
+    found = read_table(written(tmp_path, text))
+    assert found.columns == ("a", "b", "c")
+    assert np.array_equal(found.values, VALUES)
+
+
+def test_a_name_may_have_the_separator_in_quotes(tmp_path: Path) -> None:
+    assert read_table(written(tmp_path, '"a, b",c\n1,2\n')).columns == ("a, b", "c")
+
+
+def test_without_names_columns_are_numbered(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, "1,-2.5,3e4\n4,5,6.125\n"))
+    assert found.columns == ("1", "2", "3")
+    assert np.array_equal(found.values, VALUES)
+
+
+def test_packed_is_the_same_table(tmp_path: Path) -> None:
+    text = b"a,b\n1,2\n"
+    plain = read_table(written(tmp_path, text))
+    packed = read_table(written(tmp_path, gzip.compress(text), "t.csv.gz"))
+    assert packed.digest == plain.digest == hashlib.sha256(text).hexdigest()
+    assert np.array_equal(packed.values, plain.values)
+
+
+def test_dropped_columns_may_hold_anything(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, "id,x,note\nq1,2,\nq2,3,NA\n"), drop=("id", "note"))
+    assert found.columns == ("x",)
+    assert found.values.tolist() == [[2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "t.csv is empty"),
+        ("\n \n", "t.csv is empty"),
+        ("a,b\n", r"row of names \(a, b …\) and no rows of numbers"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 values, not 2"),
+        ("a,b\n1,2\n\n3,4,5\n", "line 4 has 3 values, not 2"),
+        ("a,b\n1,2\n3,\n", r"line 3, column 'b': the value is missing \(''\)"),
+        ("a,b\nNA,2\n", r"line 2, column 'a': the value is missing \('NA'\).*drop=a"),
+        ("a,b\n1,?\n", "line 2, column 'b': the value is missing"),
+        ("a,b\n1,nan\n", "line 2, column 'b': the value is missing"),
+        ("a,b\n1,red\n", "line 2, column 'b': 'red' is no number: write categories as numbers.*drop=b"),
+        ("a,b\n1,1e400\n", "line 2, column 'b': 1e400 is too large"),
+        ("a,b\n1,-inf\n", "line 2, column 'b': -inf is too large"),
+        ("a,b,a\n1,2,3\n", "several columns are called 'a'"),
+        ("a,,c\n1,2,3\n", "column 2 has no name"),
+        ('a,b\n1,"2\n', "line 2: unexpected end of data"),
+        (b"a,b\n\xff,2\n", r"is no text in UTF-8 \(byte 4 is 0xff\)"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_named(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_table(written(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.csv cannot be read: No such file"):
+        read_table(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"t\.csv\.gz cannot be unpacked"):
+        read_table(written(tmp_path, b"a,b\n1,2\n", "t.csv.gz"))
+    with pytest.raises(DataError, match="no column 'colour': did you mean color"):
+        read_table(written(tmp_path, "color,b\n1,2\n"), drop=("colour",))
