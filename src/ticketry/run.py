@@ -6,10 +6,11 @@ import concurrent.futures
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.judge import verdicts_of
 from ticketry.evidence.names import LONGER, check_controls
@@ -25,14 +26,19 @@ from ticketry.run_costs import kept_record, run_cost, with_costs
 from ticketry.run_points import OnPoint, Points
 from ticketry.runfile import run_file
 from ticketry.search import Method
+from ticketry.search._pattern import Patterned
+from ticketry.search._structure import Restructuring
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.registry import of_replicate
 
 FORMAT = 1
 OnFound = Callable[[int, Found], None]
 
 
-LATER = {"keep_at_least": 0, "structured": False, "multiple": 1, "when": "end", "budget": ""}
+LATER = {"keep_at_least": 0, "structured": False, "multiple": 1, "when": "end", "budget": "", "embeddings": False} | {
+    each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))
+}
 """Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
 another one for runs that are stored."""
 
@@ -51,6 +57,10 @@ class Run:
 
     def __post_init__(self) -> None:
         check_controls(self.controls)
+
+    def task_of(self, replicate: int) -> Task:
+        """The task as that replicate has it: of data with several splits each may have its own."""
+        return of_replicate(self.task, replicate)
 
     @property
     def name(self) -> str:
@@ -165,7 +175,7 @@ class _Controls:
         with self._lab.telling(f"replicate {replicate} "):
             control_of = trained_control(
                 self._lab,
-                run.task,
+                run.task_of(replicate),
                 found.result.segment.recipe,
                 control,
                 found,
@@ -173,8 +183,9 @@ class _Controls:
                 label=f"level {found.level} {control}",
             )
         more, trained = dict(counts), control_of.trainings
-        if (last := trained[-1].segment).shrunk:  # whole channels meet the ticket's density nearly, not exactly
-            assert last.mask is not None
+        last = trained[-1].segment
+        if last.shrunk or found.structured or found.pattern != UNSTRUCTURED:
+            assert last.mask is not None  # whole channels, groups, blocks meet the ticket's density nearly, not exactly
             mask = self._lab.store.get_mask(last.mask)
             more.update(density=mask.density, kept=mask.kept)
         ticket = self._points.phases_of(replicate, found)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.structure.shrink import shrink
 from ticketry.core.ticket import Ticket
+from ticketry.engine.bench.by_layer import timed_layers
 from ticketry.engine.bench.case import Case
 from ticketry.engine.bench.compare import Comparison, compare
 from ticketry.engine.bench.cores import choose
@@ -98,6 +99,8 @@ def source_of(
         if not isinstance(ticket.info.get("task"), dict):
             raise TicketError(f"{path} does not tell its task, from which its model is built: name it with --task")
         task = made_task(ticket.info["task"])
+    elif isinstance(ticket.info.get("task"), dict) and (why := task.unfit(ticket.info["task"].get("key", {}))):
+        raise TicketError(f"{path} does not fit the task {task.name}: {why}")
     model = ticket.apply(task.build(), weights).eval().requires_grad_(False)
     return Source(Path(path), ticket, task, model, task.example(_EXAMPLES, data), weights)
 
@@ -226,7 +229,7 @@ def execute_bench(
         "dense_bytes": sum(value.nbytes for value in source.model.parameters()),
         "comparisons": [one.describe() for one in found],
         "layers_batch": settings.batches[-1],
-        "layers": layers_of(fast, last),
+        "layers": timed_layers(fast, source.model, source.mask, last, settings.precision),
     }
     return _kept(record, source, store)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.mask import Mask
-from ticketry.core.picture import first_layer
+from ticketry.core.picture import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.ticket import Ticket
 from ticketry.lab.execute import environment
 from ticketry.lab.found import DYNAMIC, Found, budget
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.phases import Phases, phases_of
+from ticketry.lab.structuring import fits
 from ticketry.run_rounds import GateRounds
 from ticketry.tasks.base import Task
 
@@ -77,7 +78,13 @@ class Points:
                 self.searched[f"{replicate} {found.dense.segment.key}"] = found.dense
         if found.moment is not None:
             more["moment"] = asdict(found.moment)
-        more["ticket"] = str(self._save(replicate, found, mask, phases))
+        structure: dict[str, Any] = {}
+        if found.structured:
+            before = self._lab.store.get_mask(found.structured.of)
+            structure = self._structure(found, before)
+            pictures = {"pictures": structure_pictures(before, mask)} if replicate == 0 else {}
+            more["structure"] = structure | pictures
+        more["ticket"] = str(self._save(replicate, found, mask, phases, structure))
         # Of whole channels every input has the same share, or the inputs' own channels would be missing.
         single = not found.result.segment.shrunk
         if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
@@ -117,15 +124,28 @@ class Points:
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
-    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases) -> Path:
+    def _structure(self, found: Found, before: Mask) -> dict[str, Any]:
+        """How a mask was given its structure, and how well it fits the one `before`."""
+        how = found.structured
+        assert how is not None
+        assert found.mask is not None
+        return {
+            **how.by.describe(),
+            "name": str(how.by),
+            "density_before": before.density,
+            "layers": fits(self._lab, self._run.task, how, found.mask),
+        }
+
+    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: dict[str, Any]) -> Path:
         lab, run, segment = self._lab, self._run, found.result.segment
         assert segment.start.state is not None
-        metric, dense = run.task.metric, self._dense[replicate]
+        task, dense = run.task_of(replicate), self._dense[replicate]
+        metric = task.metric
         info = {
             "method": run.method.name,
             "settings": asdict(run.settings),
             "recipe": asdict(segment.recipe),
-            "task": {"name": run.task.name, "key": dict(run.task.key()), "spec": _spec(run.task)},
+            "task": {"name": task.name, "key": dict(task.key()), "spec": _spec(task)},
             "metric": asdict(metric),
             "value": found.result.metrics["test"][metric.name],
             "dense_value": dense.metrics["test"][metric.name],
@@ -140,6 +160,7 @@ class Points:
             "segment": segment.describe(),
             "trained_state": found.result.model,
             "environment": environment(),
+            **({"structure": structure} if structure else {}),
         }
         path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
         if not Ticket.is_saved(path, info):

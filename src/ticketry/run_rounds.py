@@ -31,7 +31,7 @@ class GateRounds:
 def _row(result: Result) -> dict[str, Any]:
     gates, told = result.segment.gates, result.record["gating"]
     assert gates is not None
-    total = sum(told["histogram"])
+    total = told.get("weights") or sum(told["histogram"])
     return {
         "used": False,
         "round": told["round"],

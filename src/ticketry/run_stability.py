@@ -95,7 +95,8 @@ def _keep_rewind_points(lab: Lab, run: Run, steps: Sequence[int]) -> None:
     def one(number: int) -> None:
         seeds = run.seeds.replicate(number)
         with lab.telling(f"replicate {number} "):
-            segment = lab.segment(run.task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
+            task = run.task_of(number)
+            segment = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
             lab.train(segment, keep=steps, label="dense")
 
     lab.gather([partial(one, number) for number in range(run.replicates)])
@@ -118,13 +119,13 @@ def _row(
     lab: Lab, run: Run, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> dict[str, Any]:
     """The distances and barriers of one network: what `settings` asks of it."""
-    seeds = run.seeds.replicate(replicate)
-    about = (lab, run.task, run.recipe, found, seeds)
+    seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
+    about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
         one, other = children(*about, control=control)
         distances = stability(*about, control=control) if found.mask else None
         barriers = [
-            barrier(lab, run.task, one, other, points=settings.points, split=split, recalibrate=settings.recalibrate)
+            barrier(lab, task, one, other, points=settings.points, split=split, recalibrate=settings.recalibrate)
             for split in (settings.splits if settings.points else ())
         ]
     return {
@@ -133,7 +134,7 @@ def _row(
         "level": found.level,
         "density": lab.store.get_mask(found.mask).density if found.mask else 1.0,
         "role": control or ("ticket" if found.mask else "dense"),
-        "value": float(one.metrics["test"][run.task.metric.name]),
+        "value": float(one.metrics["test"][task.metric.name]),
         **(_distances(distances, settings.layers) if distances else {"pruning": None, "data_order": None}),
         "barriers": [asdict(made) for made in barriers],
     }

@@ -131,6 +131,26 @@ def test_bench_in_json_and_in_the_store(
     assert record["weight_bytes"] > 0
 
 
+def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All its tickets; then its report has accuracy against time."""
+    run = ticket.parents[1]
+    words = ["bench", str(run), "--batch", "1", "--rounds", "2", "--against", "eager"]
+    code, out, err = call(capsys, *words, "--json", "-o", str(tmp_path / "benches.json"))
+    told = json.loads(out)
+    assert (code, err, told["run"]) == (0, "", run.name)
+    assert [Path(record["ticket"]).name for record in told["benches"]] == ["replicate-0-level-01"]
+    assert json.loads((tmp_path / "benches.json").read_text()) == told
+    for record in told["benches"]:
+        assert json.loads((store / "evidence" / f"{record['name']}.json").read_text()) == record
+        assert all("dense_seconds" in row for row in record["layers"])
+    assert "next     ticketry report" in call(capsys, *words)[1]
+    assert call(capsys, "report", run.name, "--store", str(store), "--output", str(tmp_path / "page.html"))[0] == 0
+    assert "against measured time" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    for wrong in (["--densities", "0.1"], ["--replicates", "0"]):
+        code, out, err = call(capsys, *words, *wrong)
+        assert (code, out) == (2, ""), wrong
+
+
 def test_bench_of_a_model_file(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.tk"
     assert call(capsys, "compile", str(ticket), "-o", str(file))[0] == 0

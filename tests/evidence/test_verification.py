@@ -29,6 +29,7 @@ from ticketry.lab.segment import Start
 from ticketry.run import Run, execute
 from ticketry.search import method
 from ticketry.tasks import registry
+from ticketry.tasks.base import Split, Splits
 from ticketry.tasks.recipe import Recipe
 
 REWIND = 10
@@ -133,7 +134,8 @@ def test_flops_of_convolutions_count_their_positions(lab: Lab) -> None:
     work = {name: shape.numel() * places[name] for name, shape in shapes.items()}
     lab.store.put_memo("sizes", "unused", {})
     with pytest.MonkeyPatch.context() as patch:
-        example = SimpleNamespace(test=SimpleNamespace(inputs=torch.zeros(1, 1, 28, 28, dtype=torch.uint8)))
+        split = Split(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+        example = Splits(split, split, split)
         patch.setattr(type(task), "load", lambda self, data=None: example)
         found = flops_share(lab, task, mask)
     assert found == pytest.approx(sum(work[n] * kept[n] for n in work) / sum(work.values()))

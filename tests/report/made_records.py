@@ -505,3 +505,99 @@ def _round(replicate: int, level: int, number: int, density: float, *, used: boo
         "histogram": [266200 - on, *([7] * 18), on],
         "key": f"{replicate * 1000 + level * 10 + number:064x}",
     }
+
+
+CONVS = {"conv.weight": (16, 3, 3, 3), "block.conv1.weight": (32, 16, 3, 3), "block.conv2.weight": (64, 32, 3, 3)}
+
+
+def structured_record(name: str, *, levels: int = 6, rows: int = 16, shift: float = 0.0) -> dict[str, Any]:
+    """A search whose masks were put into groups of rows afterwards: coverage falls from level to level."""
+    record = search_record(levels=levels, shapes=CONVS, controls=())
+    record |= {"run": f"iterative-cifar10-{name}", "settings": {**record["settings"], "structure": "regroup"}}
+    for point in record["points"]:
+        point["test"]["accuracy"] += shift * (1 - point["density"])
+        if point["role"] == "ticket":
+            point["ticket"] = f"runs/{record['run']}/tickets/replicate-{point['replicate']}-level-{point['level']:02d}"
+            point["structure"] = _structure(point, rows)
+    return record
+
+
+def plain_record(name: str, *, levels: int = 6) -> dict[str, Any]:
+    """The same search without structure."""
+    record = structured_record(name, levels=levels)
+    record["settings"] = {**record["settings"], "structure": "none"}
+    for point in record["points"]:
+        point.pop("structure", None)
+    return record
+
+
+def benches_of(record: dict[str, Any], factor: float, batches: tuple[int, ...] = (1, 64)) -> list[dict[str, Any]]:
+    """A bench record of each ticket of the first replicate, which takes `factor` of the dense time at density 1."""
+    rng, found = random.Random(5), []
+    for point in record["points"]:
+        if point["role"] == "ticket" and point["replicate"] == 0:
+            share = factor * point["density"] + 0.08
+            bench = bench_record(batches=batches)
+            bench |= {
+                "name": f"bench-{record['run']}-{point['level']}",
+                "run": record["run"],
+                "ticket": f"/somewhere/else/{point['ticket']}",
+                "density": point["density"],
+                "comparisons": [_timed(rng, batch, {"ticketry": share}) for batch in batches],
+            }
+            found.append(bench)
+    return found
+
+
+def _structure(point: dict[str, Any], rows: int) -> dict[str, Any]:
+    density, coverage = point["density"], point["density"] ** 0.3
+    layers = [_fit(name, shape[0], math.prod(shape[1:]), rows, density, coverage) for name, shape in CONVS.items()]
+    total = _fit("all layers", sum(shape[0] for shape in CONVS.values()), 450, rows, density, coverage)
+    told = {
+        "kind": "regroup",
+        "rows": rows,
+        "method": "similarity",
+        "name": f"regroup, {rows} rows",
+        "density_before": density,
+        "layers": [*layers, total],
+    }
+    return told | ({"pictures": [_layer_picture(density, rows)]} if point["replicate"] == 0 else {})
+
+
+def _fit(name: str, rows: int, columns: int, size: int, density: float, coverage: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "rows": rows,
+        "columns": columns,
+        "groups": -(-rows // size),
+        "rows_per_group": min(size, rows),
+        "density_before": density,
+        "density_after": density,
+        "magnitude": 10.0,
+        "coverage": coverage,
+        "fill": 1 - coverage,
+        "null_coverage": 0.97 * coverage,
+        "random_coverage": 0.9 * coverage,
+    }
+
+
+def _layer_picture(density: float, size: int) -> dict[str, Any]:
+    rng, height, width = random.Random(2), 64, 256
+    columns = [[rng.random() < density for _ in range(width)] for _ in range(height // size)]
+    bits = {
+        "before": [rng.random() < density for _ in range(height * width)],
+        "after": [columns[row // size][column] for row in range(height) for column in range(width)],
+    }
+    return {
+        "name": "block.conv2.weight",
+        "rows": height,
+        "columns": 288,
+        "every": 1,
+        "shape": [height, width],
+        "groups": [size] * (height // size),
+        **{when: base64.b64encode(_packed(each)).decode() for when, each in bits.items()},
+    }
+
+
+def _packed(bits: list[bool]) -> bytes:
+    return bytes(sum(bit << (7 - place) for place, bit in enumerate(bits[i : i + 8])) for i in range(0, len(bits), 8))

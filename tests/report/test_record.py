@@ -71,6 +71,7 @@ def test_unknown_keys_are_ignored(make_record):
         (["task"], ..., "task is missing, not an object"),
         (["task", "metric", "name"], 5, r"task\.metric\.name is a number, not text"),
         (["task", "metric", "higher_is_better"], "yes", "higher_is_better is text, not true or false"),
+        (["task", "metric", "summary"], "median", "summary is 'median', neither mean nor iqm"),
         (["task", "prunable"], 10**9, "prunable is more than all parameters"),
         (["points"], {}, "points is an object, not a list"),
         (["points", 1], [], r"points\[1\] is a list, not an object"),

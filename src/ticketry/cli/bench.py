@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ are installed; one that is named has to be there.
 
 examples:
   ticketry bench .ticketry/runs/RUN/tickets/replicate-0-level-09 --batch 1,8,64
+  ticketry bench .ticketry/runs/RUN --batch 1,64     (all tickets: its report then has accuracy against time)
   ticketry bench my-ticket --against openvino,onnxruntime --precision bf16 --threads 2
   ticketry bench model.tk --ticket my-ticket --cold
   ticketry bench my-ticket --densities 0.02,0.1,0.3,1 --pattern groups:32 --figure curve.svg"""
@@ -34,7 +36,9 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments(TicketOptions):
     what: Annotated[Path, tyro.conf.Positional]
-    """The folder of a ticket, or a model file that `ticketry compile` made of one."""
+    """The folder of a ticket, or a model file that `ticketry compile` made of one; or the folder of a run."""
+    replicates: int = 1
+    """Of a run: time the tickets of so many of its replicates, the first ones."""
     ticket: Path | None = None
     """Of a model file: the ticket that it was made of, whose model the dense engines run."""
     batch: tuple[int, ...] = (1, 8, 64)
@@ -73,6 +77,8 @@ class _Arguments(TicketOptions):
 def main(words: Sequence[str]) -> int:
     """Time a ticket."""
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry bench", description=_DESCRIPTION)
+    if (arguments.what / "tickets").is_dir():
+        return _run(arguments, shlex.join(["ticketry", "bench", *words]))
     record = measured(arguments, shlex.join(["ticketry", "bench", *words]))
     figures = _drawn(record, arguments.figure) if arguments.figure else []
     if arguments.output:
@@ -83,6 +89,39 @@ def main(words: Sequence[str]) -> int:
     show(record, layers=not arguments.brief)
     print("\n".join(f"{what:<8} {file}" for what, file in [*figures, *_kept(arguments)]))
     return 0
+
+
+def _run(arguments: _Arguments, command: str) -> int:
+    """All tickets of a run, the densest first."""
+    if arguments.densities or arguments.ticket:
+        raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
+    tickets = sorted((arguments.what / "tickets").iterdir(), key=_place_of)
+    tickets = [ticket for ticket in tickets if _place_of(ticket)[1] < arguments.replicates]
+    if not tickets:
+        raise UsageError(f"{arguments.what} has no tickets of its first {arguments.replicates} replicates")
+    store, records = arguments.what.resolve().parents[1], []
+    for ticket in tickets:
+        record = measured(dataclasses.replace(arguments, what=ticket, store=store), command)
+        records.append(record)
+        if not arguments.json:
+            show(record, layers=False)
+            print()
+    told = {"run": arguments.what.resolve().name, "benches": records}
+    if arguments.output:
+        _write(arguments.output, json.dumps(told, indent=1) + "\n")
+    if arguments.json:
+        print(json.dumps(told))
+    else:
+        print(f"next     ticketry report {told['run']} --store {store}")
+    return 0
+
+
+def _place_of(ticket: Path) -> tuple[int, int]:
+    """Level and replicate in the name of a run's ticket."""
+    found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
+    if found is None:
+        raise UsageError(f"{ticket} is no ticket that a run has saved")
+    return int(found[2]), int(found[1])
 
 
 def measured(arguments: _Arguments, command: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables of engines and of layers, for a terminal."""
+"""Tables of engines, of layers and of how well structure fits them, for a terminal."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
         ("rows", "right"),
         ("ms", "right"),
         ("share", "right"),
+        ("saved", "right"),
         ("why", "left"),
     ):
         table.add_column(name, justify=where, overflow="fold")  # type: ignore[arg-type]
@@ -79,10 +80,39 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
             layer["rows"],
             "" if layer["seconds"] is None else f"{1e3 * layer['seconds']:.3f}",
             "" if layer["share"] is None else f"{100 * layer['share']:.1f} %",
+            _saved_of(layer),
             layer["why"],
         )
         table.add_row(*(Text(str(cell)) for cell in cells), style="" if layer["where"] == "engine" else "yellow")
     return table
+
+
+def _saved_of(layer: Mapping[str, Any]) -> str:
+    """Against the same engine where nothing is pruned, where that was measured."""
+    dense = layer.get("dense_seconds")
+    return f"{100 * (1 - layer['seconds'] / dense):.0f} %" if dense and layer["seconds"] is not None else ""
+
+
+def fits_table(layers: Sequence[Mapping[str, Any]]) -> Group:
+    """How well a structured mask fits the one it was made of: a row a layer, the last one of all together."""
+    from rich.text import Text
+
+    table = _table()
+    table.add_column("layer", overflow="fold")
+    for name in ("rows × columns", "groups × rows", "before", "after", "coverage", "null", "random", "fill"):
+        table.add_column(name, justify="right")
+    for number, layer in enumerate(layers, start=1):
+        last = number == len(layers)
+        shares = ("density_before", "density_after", "coverage", "null_coverage", "random_coverage", "fill")
+        cells = [
+            "" if last else f"{layer['rows']} × {layer['columns']}",
+            "" if last else f"{layer['groups']} × {layer['rows_per_group']}",
+            *("" if layer[name] is None else f"{100 * layer[name]:.1f}" for name in shares),
+        ]
+        if last:
+            table.add_section()
+        table.add_row(Text(layer["name"].removesuffix(".weight")), *map(Text, cells))
+    return _titled("before, after: density; coverage of the kept magnitude, beside chance; fill: added. In %", table)
 
 
 def curve_table(curve: Mapping[str, Any]) -> Group:

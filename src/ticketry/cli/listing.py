@@ -110,8 +110,9 @@ def _methods(_: Path) -> list[dict[str, Any]]:
 
 def _models(_: Path) -> list[dict[str, Any]]:
     from ticketry.tasks import models
+    from ticketry.tasks.models import language
 
-    return [{"name": name} for name in models.names()]
+    return [{"name": name} for name in (*models.names(), *language.names())]
 
 
 def _scores(_: Path) -> list[dict[str, Any]]:

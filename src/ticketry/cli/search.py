@@ -39,6 +39,8 @@ class _Common(LabOptions):
     """Another network than the task's own, see `ticketry list models`."""
     option: tuple[str, ...] = ()
     """Options of the task, as name=value: train=10000 for fewer training examples, or those of your own task."""
+    target: str = ""
+    """Of a task table:FILE: the column that is predicted."""
     replicates: int = 3
     """How many times, each with other seeds."""
     seed: int = 0
@@ -137,7 +139,8 @@ def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str)
         return None, "verdict  no level looks like a winner on the validation split, so no ticket was verified"
     controls = tuple(name for name in run.controls if name not in LONGER)
     settings = VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
-    return verified(arguments, chosen["ticket"], settings, task=run.task, command=command), ""
+    task = run.task_of(chosen["replicate"])
+    return verified(arguments, chosen["ticket"], settings, task=task, command=command), ""
 
 
 def _timed(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> dict[str, Any] | None:
@@ -149,7 +152,7 @@ def _timed(arguments: Any, run: Run, record: Mapping[str, Any], command: str) ->
     chosen = sparsest_winner(record)
     if chosen is None:
         return None
-    source = source_of(chosen["ticket"], task=run.task, data=arguments.data)
+    source = source_of(chosen["ticket"], task=run.task_of(chosen["replicate"]), data=arguments.data)
     with saying("timing") as say:
         return execute_bench(source, BenchSettings(), store=arguments.store, say=say, command=command)
 
@@ -170,13 +173,18 @@ def run_of(chosen: Method, arguments: Any) -> Run:
 
     return Run(
         method=chosen,
-        task=_task(arguments.task, arguments.model, arguments.option),
+        task=_task(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
         settings=arguments.settings,
         recipe=arguments.recipe,
         replicates=arguments.replicates,
         seeds=arguments.seeds,
         controls=() if arguments.controls == ("none",) else arguments.controls,
     )
+
+
+def _options(given: Sequence[str], target: str) -> tuple[str, ...]:
+    """The options of a task, --target among them."""
+    return (*given, f"target={target}") if target else tuple(given)
 
 
 def _task(name: str, model: str, options: Sequence[str]) -> Task:
@@ -204,7 +212,7 @@ def _arguments(
     common = _common_defaults(tables)
     task = _value(words, "--task") or common.task
     model = _value(words, "--model") or common.model
-    options = (*common.option, *values_of(words, "--option"))
+    options = _options((*common.option, *values_of(words, "--option")), _value(words, "--target"))
     settings, recipe = _settings(chosen, tables), _recipe(task, model, options, tables)
     flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
     fields: list[Any] = [
@@ -227,6 +235,7 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         "preset",
         "json",
         "option",
+        "target",
         "verify",
         "bench",
         "energy",
@@ -299,6 +308,7 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
             "budget": record["settings"].get("budget", ""),
             "cost": point.get("cost"),
             "relative_cost": costs.get((point["replicate"], point["level"])),
+            **({"structure": _structure(point["structure"])} if "structure" in point else {}),
         }
         for point in record["points"]
         if point["role"] == "ticket"
@@ -306,6 +316,12 @@ def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str
     keys = ("run", "method", "task", "cost", "store", "environment")
     now = {name: getattr(ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return {"tickets": tickets, **{key: record[key] for key in keys}, "now": now, "report": str(report)}
+
+
+def _structure(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
+    whole = {name: told["layers"][-1][name] for name in ("coverage", "null_coverage", "random_coverage", "fill")}
+    return {**{name: told[name] for name in told if name not in ("layers", "pictures")}, **whole}
 
 
 def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:

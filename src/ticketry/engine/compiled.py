@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 """What runs, the values it reads, those it makes, and those nobody reads after it."""
 
+_OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
+_OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
+"""Runs a step of torch, given what it reads and the name of what it makes."""
+
 
 def compile(
     model: nn.Module,
@@ -143,21 +147,22 @@ class Compiled(nn.Module):
         inputs = self._call.bind(args, kwargs)
         if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
             return self._whole(inputs, self._threads())[0]
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return self._run(dict(zip(self.graph.inputs, inputs, strict=True)))
+        return self._run(dict(zip(self.graph.inputs, inputs, strict=True)))
 
     def _run(self, values: dict[str, Any]) -> Any:
-        """Step by step, each value held until its last reader is done."""
         threads = self._threads()
-        for run, reads, makes, done in self._steps:
-            inputs = [values[name] for name in reads]
-            if isinstance(run, Native):
-                values.update(zip(makes, run(inputs, threads), strict=True))
-            else:
-                values[makes[0]] = run(*inputs)
-            for name in done:
-                del values[name]
+        self._walk(values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors))
         return build(self.graph.outputs, values)
+
+    def _walk(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
+        """Step by step, what a step makes put into `values`, and each held until its last reader is done."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for run, reads, makes, done in self._steps:
+                tensors = [values[name] for name in reads]
+                made = native(run, tensors) if isinstance(run, Native) else [other(run, tensors, makes[0])]
+                values.update(zip(makes, made, strict=True))
+                for name in done:
+                    del values[name]
 
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
         """Time every way to run the regions on these inputs, and run batches of their size in the fastest one.
@@ -167,14 +172,12 @@ class Compiled(nn.Module):
         """
         values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind(args, kwargs), strict=True))
         threads = self._threads()
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for run, reads, makes, _ in self._steps:
-                tensors = [values[name] for name in reads]
-                if isinstance(run, Native):
-                    run.tune(tensors, threads)
-                    values.update(zip(makes, run(tensors, threads), strict=True))
-                else:
-                    values[makes[0]] = run(*tensors)
+
+        def tuned(native: Native, tensors: list[Tensor]) -> list[Tensor]:
+            native.tune(tensors, threads)
+            return native(tensors, threads)
+
+        self._walk(values, tuned, lambda step, tensors, _: step(*tensors))
         return self
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
@@ -191,15 +194,14 @@ class Compiled(nn.Module):
     def _timed(self, inputs: list[Tensor]) -> dict[str, float]:
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         seconds: dict[str, float] = {}
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for run, reads, makes, _ in self._steps:
-                tensors = [values[name] for name in reads]
-                if isinstance(run, Native):
-                    values.update(zip(makes, run.profile(tensors, seconds), strict=True))
-                else:
-                    begin = time.perf_counter()
-                    values[makes[0]] = run(*tensors)
-                    seconds[makes[0]] = time.perf_counter() - begin
+
+        def timed(step: Callable[..., Any], tensors: list[Tensor], name: str) -> Any:
+            begin = time.perf_counter()
+            made = step(*tensors)
+            seconds[name] = time.perf_counter() - begin
+            return made
+
+        self._walk(values, lambda native, tensors: native.profile(tensors, seconds), timed)
         return seconds
 
     def layers(self) -> list[Layer]:

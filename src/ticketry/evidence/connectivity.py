@@ -21,15 +21,14 @@ from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.names import check_line
 from ticketry.evidence.stability import children
-from ticketry.lab import feed
-from ticketry.lab.evaluate import evaluate, forward
+from ticketry.lab.evaluate import evaluate
 from ticketry.lab.found import Found, Seeds
 from ticketry.lab.lab import Lab, Result
 from ticketry.lab.loop import rebuilt
-from ticketry.lab.order import DataOrder
 from ticketry.lab.precision import Arithmetic
 from ticketry.lab.segment import NUMERICS, digest_of
-from ticketry.tasks.base import Metric, Split, Task
+from ticketry.tasks.base import Metric, Task
+from ticketry.tasks.course import Course
 from ticketry.tasks.recipe import Recipe
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -89,14 +88,14 @@ def barrier(
     key = digest_of(described)
     known = lab.store.memo("barriers", key)
     if known is None:
-        states, splits = (lab.state(one), lab.state(other)), task.load(lab.data)
+        states, course = (lab.state(one), lab.state(other)), lab.course(task)
         errors, recalibrated = [], 0
         with _ONE_AT_A_TIME, arithmetic.active():
             for index in range(points):
                 model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
                 if recalibrate:
-                    recalibrated = recalibrate_(task, model, splits.train, recalibrate, batch, arithmetic)
-                metrics = evaluate(task, model, getattr(splits, split), arithmetic)
+                    recalibrated = recalibrate_(course, model, one.segment.recipe, recalibrate, arithmetic)
+                metrics = evaluate(course, model, split, arithmetic)
                 errors.append(error_of(task.metric, metrics[task.metric.name]))
         known = {"errors": errors, "recalibrated": recalibrated}
         lab.store.put_memo("barriers", key, known)
@@ -153,7 +152,7 @@ def interpolated(one: Mapping[str, Tensor], other: Mapping[str, Tensor], index: 
 
 
 @torch.no_grad()
-def recalibrate_(task: Task, model: nn.Module, train: Split, batches: int, batch: int, arithmetic: Arithmetic) -> int:
+def recalibrate_(course: Course, model: nn.Module, recipe: Recipe, batches: int, arithmetic: Arithmetic) -> int:
     """Recompute the running statistics of all batch norms, in place; the number of batches used (0: no batch norm).
 
     Each statistic is the plain average over the batches, which are normalised by their own as in training; all other
@@ -168,9 +167,9 @@ def recalibrate_(task: Task, model: nn.Module, train: Split, batches: int, batch
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for the cumulative average
         norm.train()
-    order = DataOrder(mix("recalibrate"), len(train), batch)
-    for inputs, _ in feed.batches(train, order.batch, range(batches), arithmetic.device):
-        forward(task, model, inputs, arithmetic)
+    session = course.session(recipe.changed(augment=()), mix("recalibrate"), arithmetic)
+    for batch in session.batches(range(batches)):
+        session.loss(model, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -8,14 +8,19 @@ ask what the search's many trainings alone are worth, see `evidence.cyclic`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.seeds import generator, mix
+from ticketry.core.structure import shuffled_structure
 from ticketry.core.structure.redraw import random_channels, shuffled_channels
+from ticketry.core.structure.redraw_blocks import random_blocks, shuffled_blocks
+from ticketry.core.structure.redraw_rows import random_structure, shuffled_n_m
 from ticketry.evidence.cyclic import train_cycles
+from ticketry.evidence.form import WEIGHTS, Form
 from ticketry.evidence.names import LONGER, check_controls
 from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab, Result
@@ -24,26 +29,44 @@ from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
 
 
-def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, *, channels: bool) -> str:
+def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
     """Digest of the stored mask that a control holds in place of a ticket's stored mask. Remembered.
 
     Args:
-        channels: whether the ticket's mask is of whole channels, and its network trained without them; so are the
-            control's then. `shuffled` takes as many channels of each group, in random places; `random_prune` random
-            ones of all groups, to the ticket's density as closely as whole channels permit.
+        form: of the ticket's mask, and so of the control's: else it would lack the structure too. Of channels,
+            `shuffled` takes as many of each group, in random places, and `random_prune` random ones of all groups, to
+            the ticket's density as closely as whole channels permit; of rows, `shuffled` has as many groups of as many
+            rows and columns in each layer, drawn at random, and `random_prune` draws the columns from all layers
+            together; of N:M both have as many weights of every M inputs, other ones; of a pattern `shuffled` has as
+            many blocks of each layer, in random places, and `random_prune` random ones of all layers together.
     """
-    described = {"control": control, "of": ticket, "seed": seeds.mask}
-    if not channels:
+    described: dict[str, Any] = {"control": control, "of": ticket, "seed": seeds.mask}
+    if form == WEIGHTS:
         return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
 
     def made() -> Mask:
         mask = lab.store.get_mask(ticket)
-        draw = {"shuffled": shuffled_channels, "random_prune": random_channels}.get(control)
-        seed = mix(seeds.mask, control, mask.digest)
-        return draw(lab.model(task), lab.structure(task), mask, seed) if draw else mask
+        draws = {
+            "channels": {
+                "shuffled": lambda seed: shuffled_channels(lab.model(task), lab.structure(task), mask, seed),
+                "random_prune": lambda seed: random_channels(lab.model(task), lab.structure(task), mask, seed),
+            },
+            "rows": {
+                "shuffled": lambda seed: shuffled_structure(mask, seed, model=lab.model(task)),
+                "random_prune": lambda seed: random_structure(lab.model(task), mask, seed),
+            },
+            "n:m": dict.fromkeys(
+                ("shuffled", "random_prune"), lambda seed: shuffled_n_m(lab.model(task), mask, form.m, seed)
+            ),
+            "pattern": {
+                "shuffled": lambda seed: shuffled_blocks(lab.model(task), mask, form.pattern, seed),
+                "random_prune": lambda seed: random_blocks(lab.model(task), mask, form.pattern, seed),
+            },
+        }[form.kind]
+        return draws[control](mix(seeds.mask, control, mask.digest)) if control in draws else mask
 
     check_controls((control,))
-    return lab.remembered_mask({**described, "channels": True, "task": dict(task.key())}, made)
+    return lab.remembered_mask({**described, **form.key(), "task": dict(task.key())}, made)
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
@@ -80,7 +103,9 @@ def train_control(
     the level before are 0 wherever that level's mask was. So are those of gradual pruning at its last cut: there the
     control goes on from the dense network at that step. Where the ticket's mask moved while it trained (dynamic), the
     control's stays: it is trained from step 0, for as many steps as the ticket in all. Where the ticket is trained
-    without the channels that its mask removes, so is the control, with a mask of whole channels of its own.
+    without the channels that its mask removes, so is the control, with a mask of whole channels of its own; where the
+    rows of the ticket's mask are in groups, or its weights in blocks, so are those of the control's, see
+    `stored_control_mask`.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
     """
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
@@ -112,7 +137,8 @@ def trained_control(
     check_controls((control,))
     of = "shuffled" if control == "cyclic_random" else control
     shrunk = found.result.segment.shrunk
-    mask = ticket if control == "cyclic" else stored_control_mask(lab, task, of, ticket, seeds, channels=shrunk)
+    form = Form.of(found.structured.by.kind if found.structured else "", shrunk=shrunk, pattern=found.pattern)
+    mask = ticket if control == "cyclic" else stored_control_mask(lab, task, of, ticket, seeds, form)
     if control in LONGER:
         return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label))
     rewound, trained, begun = found.rewound, found.dense, None

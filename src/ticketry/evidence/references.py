@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
-
-import torch
 
 from ticketry.core.mask import Mask
+from ticketry.core.scope import named_parameters
 from ticketry.evidence.subject import Subject
 from ticketry.lab.found import Seeds
 from ticketry.lab.lab import Lab, Result
+from ticketry.lab.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.segment import digest_of
 from ticketry.step import Step
 from ticketry.tasks.base import Task
@@ -75,36 +74,22 @@ def stretched(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
 def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     """FLOPs of the masked network as a share of the dense one's, if a removed weight takes none. Remembered.
 
-    Counted by `torch.utils.flop_counter` on one test example: multiplications and additions of matrix products and
-    convolutions. A layer's are proportional to its kept weights; layers without a mask count in full. Biases and norms,
-    which masks of channels have too, take none.
+    Counted on one example, in a forward pass, see `lab.meters.flops`. Products with a weight are proportional to what
+    is kept of it; those with weights that have no mask count in full. Biases and norms take none.
     """
-    key = digest_of({"flops": 1, "task": dict(task.key())})
+    key = digest_of({"flops": 2, "task": dict(task.key())})
     known = lab.store.memo("flops", key)
     if known is None:
-        known = _counted(lab, task)
+        found = _counted(lab, task)
+        known = {"dense": found.dense, "products": [[list(names), flops] for names, flops in found.products.items()]}
         lab.store.put_memo("flops", key, known)
-    total = int(known["total"])
-    saved = sum(
-        known["layers"].get(layer.name.rpartition(".")[0], 0) * (1 - layer.kept / layer.total)
-        for layer in mask.table()
-        if len(mask.shapes[layer.name]) > 1
-    )
-    return (total - saved) / total if total else 1.0
+    by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
+    return by_weight.left(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
 
 
-def _counted(lab: Lab, task: Task) -> dict[str, Any]:
-    """FLOPs of the forward pass of one example, in all and by module."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+def _counted(lab: Lab, task: Task) -> FlopsByWeight:
+    """FLOPs of the forward pass of one example."""
     model = lab.model(task).eval()
-    inputs = task.prepare(task.load(lab.data).test.inputs[:1])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(inputs)
-    root = type(model).__name__
-    by_module = {
-        name.removeprefix(f"{root}."): sum(counts.values())
-        for name, counts in counter.get_flop_counts().items()
-        if name not in ("Global", root)
-    }
-    return {"total": counter.get_total_flops(), "layers": by_module}
+    inputs = lab.course(task).inputs(1)
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    return forward_flops(named_parameters(model), lambda: model(*arguments))

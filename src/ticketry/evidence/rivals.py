@@ -55,7 +55,7 @@ class Rivals:
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
         if role in ("shuffled", "random_prune"):
-            mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, channels=subject.shrunk)
+            mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
         elif role == "random_reinit":
             start = self._fresh(task, seeds, role)
         elif role == SMALL_DENSE:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.core.mask import Mask
+from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.scope import named_parameters
 from ticketry.core.seeds import mix
 from ticketry.core.ticket import Ticket
 from ticketry.errors import MaskError, TaskError, TicketError, UsageError
+from ticketry.evidence.form import WEIGHTS, Form
 from ticketry.lab.found import REWINDING, Seeds
 from ticketry.lab.lab import Lab
 from ticketry.tasks import registry
@@ -44,6 +46,8 @@ class Subject:
     """Of the dense network."""
     shrunk: bool = False
     """Whether its network is trained without the channels that its mask removes."""
+    form: Form = WEIGHTS
+    """Of its mask, and of the controls'."""
 
     @property
     def remaining(self) -> int:
@@ -92,6 +96,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
     except MaskError as error:
         raise TicketError(f"the ticket is not of the network {_model_of(task)}: {error}") from None
     segment = info["segment"]
+    shrunk = bool(segment.get("shrunk", False))
     return Subject(
         lab=lab,
         task=task,
@@ -105,7 +110,12 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
         seeds=Seeds(**info["seeds"]),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        shrunk=bool(segment.get("shrunk", False)),
+        shrunk=shrunk,
+        form=Form.of(
+            str(info.get("structure", {}).get("kind", "")),
+            shrunk=shrunk,
+            pattern=str(info.get("settings", {}).get("pattern", UNSTRUCTURED)),
+        ),
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Literal
 
+from ticketry.report.interquartile import bootstrap_interval, interquartile_mean
 from ticketry.report.record import DENSE, TICKET, Layer, Point, Run
 
 Split = Literal["test", "validation"]
@@ -22,15 +23,18 @@ class Summary:
     """Mean and sample standard deviation (ddof = 1) of n numbers."""
 
     mean: float
+    """Or the interquartile mean, see `bounds`."""
     sd: float | None
     """None where n is 1: one number has no spread."""
     n: int
+    bounds: tuple[float, float] | None = None
+    """Where `mean` is the interquartile mean of several numbers: its 95 % bootstrap interval."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The two-sided 95 % Student t interval of the mean; None where n is 1."""
-        if self.sd is None:
-            return None
+        """The two-sided 95 % interval: Student's of the mean, or `bounds`; None where n is 1."""
+        if self.sd is None or self.bounds is not None:
+            return self.bounds
         half = _t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
@@ -54,6 +58,8 @@ class Group:
     role: str
     points: Mapping[int, Point] = field(repr=False)
     """By replicate; never empty."""
+    summary: str = "mean"
+    """Of the metric, see `record.Metric`."""
 
     @property
     def density(self) -> float:
@@ -61,10 +67,11 @@ class Group:
         return statistics.fmean(point.density for point in self.points.values())
 
     def metric(self, split: Split = "test") -> Summary:
-        return summarise(point.metric(split) for point in self.points.values())
+        values = tuple(point.metric(split) for point in self.points.values())
+        return interquartile(values) if self.summary == "iqm" else summarise(values)
 
     def minus(self, other: Group, split: Split = "test") -> Summary | None:
-        """The difference, replicate by replicate, over those that both groups have; None if there are none."""
+        """The mean difference, replicate by replicate, over those that both groups have; None if there are none."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
@@ -79,7 +86,7 @@ class Results:
         members: dict[tuple[int, str], dict[int, Point]] = {}
         for point in sorted(run.points, key=lambda point: point.replicate):
             members.setdefault((point.level, point.role), {})[point.replicate] = point
-        self._groups = {key: Group(*key, points) for key, points in sorted(members.items())}
+        self._groups = {key: Group(*key, points, run.task.metric.summary) for key, points in sorted(members.items())}
 
     @property
     def replicates(self) -> int:
@@ -128,6 +135,13 @@ def summarise(values: Iterable[float]) -> Summary:
     numbers = list(values)
     spread = statistics.stdev(numbers) if len(numbers) > 1 else None
     return Summary(statistics.fmean(numbers), spread, len(numbers))
+
+
+@lru_cache(maxsize=4096)  # the same groups are asked for again and again
+def interquartile(values: tuple[float, ...]) -> Summary:
+    """Interquartile mean with its bootstrap interval, standard deviation and count of at least one number."""
+    bounds = bootstrap_interval(values, CONFIDENCE) if len(values) > 1 else None
+    return replace(summarise(values), mean=interquartile_mean(values), bounds=bounds)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ticketry.report import rows
+from ticketry.report import rows, structure_rows
 from ticketry.report.figures import (
     Maker,
     comparison_figures,
+    panels_of,
     run_figures,
     speed_figures,
     stability_figures,
     svg,
+    timed_figures,
     verify_figures,
 )
+from ticketry.report.figures.timed import compared_panels
 from ticketry.report.subject import Subject, subject_of
 
 
@@ -25,9 +28,9 @@ def export(
     """Write every figure as .svg and .png and the data as .csv into `folder`, which is made; return the files.
 
     CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
-    (of detectors), `costs` (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify`
-    (differences), `seeds`, `stability`, `barriers`, `engines` and `time-by-density`. The same records give the same
-    bytes.
+    (of detectors), `structure` (how well it fits), `times` (metric and measured time), `costs` (of whole trainings),
+    `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`, `stability`, `barriers`,
+    `engines` and `time-by-density`. The same records give the same bytes.
 
     Args:
         records: a run record, or a list of them.
@@ -62,6 +65,9 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
         middle = f"-{number}" if len(subject.by_task) > 1 else ""
         yield from ((f"comparison{middle}-{name}", make) for name, make in makers.items())
+    for number, indices in enumerate(subject.by_task.values(), start=1):
+        after = f"-{number}" if len(subject.by_task) > 1 else ""
+        yield from ((f"{name}{after}", make) for name, make in timed_figures(panels_of(subject, indices)).items())
     for number, results in enumerate(subject.runs, start=1):
         before = f"run-{number}-" if several else ""
         yield from ((f"{before}{name}", make) for name, make in run_figures(results).items())
@@ -73,12 +79,22 @@ def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
         yield from ((f"saved-{number}-{name}", make) for name, make in speed_figures(speed).items())
 
 
+def _times(subject: Subject) -> rows.Rows:
+    found = []
+    for indices in subject.by_task.values():
+        panels = panels_of(subject, indices)
+        found += structure_rows.time_rows(panels, compared_panels(panels, subject.speeds))
+    return found
+
+
 def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
     tables = {
         "points": rows.point_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
         "rounds": rows.round_rows(subject.runs),
         "looks": rows.look_rows(subject.runs),
+        "structure": structure_rows.fit_rows(subject.runs),
+        "times": _times(subject),
         "costs": rows.spent_rows(subject.runs),
         "methods": rows.method_rows(subject),
         "verdicts": rows.verdict_rows(subject.runs),

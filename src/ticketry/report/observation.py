@@ -116,7 +116,7 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
     share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
     parts = [
         f"At {percent(shown.density)} % of the prunable weights{share} the tickets reach "
-        f"a test {clean(results.run.task.metric.name)} of {style.counted(shown.metric())}",
+        f"a test {clean(results.run.task.metric.words)} of {style.counted(shown.metric())}",
         f"the dense network reaches {style.counted(dense.metric())}",
     ]
     controls = controls_at(results, shown.level)

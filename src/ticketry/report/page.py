@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from ticketry.report.figures import (
     comparison_figures,
     drawn,
+    panels_of,
     run_figures,
     speed_figures,
     stability_figures,
+    timed_figures,
     verify_figures,
 )
 from ticketry.report.figures.svg import COLOURS
@@ -34,10 +36,15 @@ from ticketry.report.sections.results import results_section
 from ticketry.report.sections.saved import heading, saved_section
 from ticketry.report.sections.setup import repeat_section, settings_section
 from ticketry.report.sections.stability import stability_section
+from ticketry.report.sections.structure import structure_section
+from ticketry.report.sections.timed import timed_section
 from ticketry.report.sections.verdicts import verdicts_section
 from ticketry.report.sections.verify import verify_section
 from ticketry.report.subject import Subject
 from ticketry.report.wording import percent, value
+
+_MOST_SAVED = 3
+"""Tickets that were timed, each with a section of its own."""
 
 Part = tuple[str, Html | None]
 """A section's name in the list of contents (empty for none), and the section where there is something to show."""
@@ -72,9 +79,11 @@ def _single(subject: Subject, place: Place) -> Iterable[Part]:
     pictures = drawn(run_figures(results))
     yield "Results", results_section(results, pictures, place)
     yield "Verdicts", verdicts_section(results, place)
+    yield "Time", _timed(subject, (0,), place)
     yield from _evidence(subject, place)
     yield "Layers", layers_section(results, pictures, place)
     yield "First layer", masks_section(results, pictures, place)
+    yield "Structure", structure_section(results, pictures, place)
     yield "Gates", gates_section(results, pictures, place)
     yield "When pruned", moment_section(results, pictures, place)
     yield "Cost", cost_section(results, pictures, place)
@@ -92,12 +101,18 @@ def _several(subject: Subject, place: Place) -> Iterable[Part]:
         name = f"{task.model} on {task.name}" if len(subject.by_task) > 1 else "Comparison"
         where = place.within(f"task-{number}")
         yield name, comparison_section(subject, task, indices, drawn(makers), where)
+        yield "Time", _timed(subject, indices, where)
         yield "By method", methods_section(subject, task, indices, where)
     yield from _evidence(subject, place)
     yield "All networks", networks_section(subject)
     details = [_run_details(subject, index, place.within(f"run-{index + 1}")) for index in range(len(subject.runs))]
     yield "Run by run", el("section", el("h2", "Run by run"), *details, id="run-by-run")
     yield "Notes", notes_section(subject.runs)
+
+
+def _timed(subject: Subject, indices: Sequence[int], place: Place) -> Html | None:
+    panels = panels_of(subject, indices)
+    return timed_section(panels, subject.speeds, drawn(timed_figures(panels)), place)
 
 
 def _evidence(subject: Subject, place: Place) -> Iterable[Part]:
@@ -108,9 +123,23 @@ def _evidence(subject: Subject, place: Place) -> Iterable[Part]:
     for number, study in enumerate(subject.studies, start=1):
         where = place.within(f"stability-{number}")
         yield "Stability", stability_section(study, drawn(stability_figures(study)), where)
-    for number, speed in enumerate(subject.speeds, start=1):
-        where = place.within(f"saved-{number}")
-        yield heading(speed), saved_section(speed, drawn(speed_figures(speed)), where)
+    yield from _saved(subject, place)
+
+
+def _saved(subject: Subject, place: Place) -> Iterable[Part]:
+    """Of a few tickets a section each; of many one, in which each is folded away."""
+    sections = [
+        saved_section(speed, drawn(speed_figures(speed)), place.within(f"saved-{number}"))
+        for number, speed in enumerate(subject.speeds, start=1)
+    ]
+    if len(sections) <= _MOST_SAVED:
+        yield from zip(map(heading, subject.speeds), sections, strict=True)
+        return
+    folded = [
+        el("details", el("summary", f"{percent(speed.density)} % of the weights: ", el("code", speed.ticket)), section)
+        for speed, section in zip(subject.speeds, sections, strict=True)
+    ]
+    yield "What it saves", el("section", el("h2", "What it saves, ticket by ticket"), *folded, id=place.id("saved"))
 
 
 def _run_details(subject: Subject, index: int, place: Place) -> Html:
@@ -132,6 +161,7 @@ def _run_details(subject: Subject, index: int, place: Place) -> Html:
         verdicts_section(results, place),
         layers_section(results, pictures, place),
         masks_section(results, pictures, place),
+        structure_section(results, pictures, place),
         gates_section(results, pictures, place),
         moment_section(results, pictures, place),
         cost_section(results, pictures, place),

@@ -14,6 +14,7 @@ from ticketry.report.moments import Moment, read_moment
 from ticketry.report.nodes import Node
 from ticketry.report.phases import Phases, read_phases
 from ticketry.report.rounds import GateRound, read_rounds
+from ticketry.report.structure_record import Structure, read_structure
 
 FORMAT = 1
 DENSE, TICKET = "dense", "ticket"
@@ -29,6 +30,15 @@ class Metric:
     name: str
     unit: str
     higher_is_better: bool
+    scale: str = "linear"
+    """Of its axis: linear or log."""
+    summary: str = "mean"
+    """Over replicates: mean, or iqm (interquartile mean)."""
+
+    @property
+    def words(self) -> str:
+        """Its name as it is read: bits per character."""
+        return self.name.replace("_", " ")
 
     @property
     def sign(self) -> int:
@@ -105,6 +115,10 @@ class Point:
     """What it cost; None if the record does not tell it by phase."""
     moment: Moment | None = None
     """When it was pruned; None where that is not told."""
+    structure: Structure | None = None
+    """That its mask was given after it was found."""
+    ticket: str = ""
+    """Its folder."""
 
     def metric(self, split: str) -> float:
         return self.test if split == "test" else self.validation
@@ -213,6 +227,9 @@ def read(record: Mapping[str, Any]) -> Run:
 def read_task(node: Node) -> Task:
     """The task of a record of any kind."""
     metric = node.node("metric")
+    summary = metric.text("summary", "mean")
+    if summary not in ("mean", "iqm"):
+        metric.fail("summary", f"is {summary!r:.60}, neither mean nor iqm")
     parameters = node.integer("parameters", least=0)
     prunable = node.integer("prunable", least=0)
     if prunable > parameters:
@@ -220,7 +237,13 @@ def read_task(node: Node) -> Task:
     return Task(
         name=node.text("name"),
         model=node.text("model"),
-        metric=Metric(metric.text("name"), metric.text("unit", ""), metric.boolean("higher_is_better")),
+        metric=Metric(
+            metric.text("name"),
+            metric.text("unit", ""),
+            metric.boolean("higher_is_better"),
+            metric.text("scale", "linear"),  # older records have none
+            summary,
+        ),
         parameters=parameters,
         prunable=prunable,
     )
@@ -307,6 +330,8 @@ def _point(node: Node, task: Task) -> Point:
         first_layer=_first_layer(node.node("first_layer")) if "first_layer" in node else None,
         phases=read_phases(node),
         moment=read_moment(node),
+        structure=read_structure(node),
+        ticket=node.text("ticket", ""),
     )
 
 

@@ -166,6 +166,7 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
                     "level": group.level,
                     "density": group.density,
                     "n": summary.n,
+                    "statistic": group.summary,
                     "mean": summary.mean,
                     "sd": summary.sd,
                     "low": low,

@@ -81,6 +81,13 @@ class SpeedLayer:
     """Of the whole call's time."""
     why: str
     """Why it is in torch."""
+    dense_seconds: float | None = None
+    """In the same engine where nothing is pruned; None where that was not measured."""
+
+    @property
+    def saved(self) -> float | None:
+        """Share of that time which is saved."""
+        return 1 - self.seconds / self.dense_seconds if self.seconds is not None and self.dense_seconds else None
 
 
 @dataclass(frozen=True)
@@ -211,6 +218,7 @@ def _layer(node: Node) -> SpeedLayer:
         seconds=node.number_or_none("seconds"),
         share=node.number_or_none("share"),
         why=node.text("why", ""),
+        dense_seconds=node.number_or_none("dense_seconds"),
     )
 
 

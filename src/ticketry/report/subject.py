@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,11 +33,23 @@ class Subject:
 
     @cached_property
     def by_task(self) -> Mapping[Task, tuple[int, ...]]:
-        """The numbers of the runs that can share axes, by task: same data, model and metric."""
+        """The numbers of the runs that can share axes, by task (that of the first): same data, model and metric."""
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
-            found.setdefault(results.run.task, []).append(index)
+            own = results.run.task
+            task = next((task for task in found if _share_axes(task, own)), own)
+            found.setdefault(task, []).append(index)
         return {task: tuple(indices) for task, indices in found.items()}
+
+
+_ALIKE = 0.02
+"""Difference of denominators up to which densities may stand on one axis: masks of channels are of norms and biases
+too, which others leave out."""
+
+
+def _share_axes(one: Task, other: Task) -> bool:
+    same = replace(one, prunable=0) == replace(other, prunable=0)
+    return same and abs(one.prunable - other.prunable) <= _ALIKE * max(one.prunable, other.prunable)
 
 
 def subject_of(

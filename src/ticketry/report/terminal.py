@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.report.aggregate import Group, Results
 from ticketry.report.observation import observe
 from ticketry.report.record import TICKET, read
-from ticketry.report.wording import NONE, Style, clean, metric_label, percent
+from ticketry.report.wording import NONE, Style, clean, metric_label, percent, summary_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,7 @@ def moment_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _title(results: Results) -> str:
     count = f", n = {_usual(results)}" if results.run.points else ""
-    return f"{metric_label(results.run.task.metric)} on the test set: mean ± standard deviation{count}"
+    return f"{metric_label(results.run.task.metric)} on the test set: {summary_label(results.run.task.metric)}{count}"
 
 
 def _usual(results: Results) -> int:

@@ -62,9 +62,17 @@ class Style:
         return text.replace("-", MINUS)
 
     def summary(self, summary: Summary, sign: bool = False) -> str:
-        """``96.23 ± 0.41``, or the mean alone where n is 1."""
-        mean = self.number(summary.mean, sign)
-        return mean if summary.sd is None else f"{mean} ± {self.number(summary.sd)}"
+        """``96.23 ± 0.41``, ``483 [451, 498]`` of an interquartile mean, or the mean alone where n is 1."""
+        return self.number(summary.mean, sign) + self.spread(summary)
+
+    def spread(self, summary: Summary) -> str:
+        """What follows a mean: `` ± 0.41``, `` [451, 498]``, or nothing."""
+        if summary.sd is None:
+            return ""
+        if summary.bounds is None:
+            return f" ± {self.number(summary.sd)}"
+        low, high = map(self.number, summary.bounds)
+        return f" [{low}, {high}]"
 
     def counted(self, summary: Summary) -> str:
         """``96.23 ± 0.41 % (n = 3)``."""
@@ -82,7 +90,14 @@ def role_name(role: str) -> str:
 
 def metric_label(metric: Metric) -> str:
     """``accuracy (%)``, or the name alone where there is no unit."""
-    return clean(f"{metric.name} ({metric.unit})" if metric.unit else metric.name)
+    return clean(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
+
+
+def summary_label(metric: Metric) -> str:
+    """What a number over replicates is, in words."""
+    if metric.summary == "iqm":
+        return "interquartile mean [95 % bootstrap interval]"
+    return "mean ± standard deviation"
 
 
 def percent(density: float, decimals: int | None = None) -> str:

@@ -23,12 +23,13 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
 
 
+@pytest.mark.parametrize("tune", [False, True])
 @pytest.mark.parametrize(("keys", "values"), [(8, 16), (8, 24), (MOST_KEYS + 8, 16)])
-def test_an_attention_that_pixels_have_no_kernel_for(keys: int, values: int) -> None:
+def test_an_attention_that_pixels_have_no_kernel_for(keys: int, values: int, tune: bool) -> None:
     torch.manual_seed(0)
     model = Attention(keys, values).eval()
     inputs = (torch.randn(2, 4, 16), torch.randn(2, keys, 16))
-    fast = tk.compile(model, None, inputs, threads=1)
+    fast = tk.compile(model, None, inputs, threads=1, tune=tune)
     with torch.no_grad():
         wanted = model.double()(*(x.double() for x in inputs))
     assert float((fast(*inputs).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.structure.trace import unwrapped
+from ticketry.core.structure.twin import unwrapped
 from ticketry.engine.capture.convert import convert
 from ticketry.engine.capture.exporting import Arguments, export
 from ticketry.engine.capture.functional import check_buffers, functional

@@ -21,6 +21,9 @@ from ticketry.report.figures.overlay import Series, overlay
 from ticketry.report.figures.saved import time_by_density, time_by_engine
 from ticketry.report.figures.spent import metric_by_spent
 from ticketry.report.figures.stability import barrier_curves, main_curve, quantities, stability_panels
+from ticketry.report.figures.structure import drawn_level, structure_pictures
+from ticketry.report.figures.timed import Panel, metric_by_time, timed_panels
+from ticketry.report.granularity import series_names
 from ticketry.report.record import read
 from ticketry.report.speed_record import Speed
 from ticketry.report.spent import spent_points
@@ -36,6 +39,7 @@ STEPS_TO_TICKET = "steps-to-ticket"
 MOMENT, METRIC_BY_SPENT = "moment", "metric-by-whole-cost"
 FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
+STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], "Figure"]
@@ -66,6 +70,8 @@ def run_figures(results: Results) -> dict[str, Maker]:
         makers[DENSITY_BY_LAYER] = lambda narrow: density_by_layer(profiles, narrow)
     if shown := pictures(results):
         makers[FIRST_LAYER] = lambda narrow: mask_pictures(shown, narrow)
+    if level := drawn_level(results):
+        makers[STRUCTURE] = lambda narrow: structure_pictures(level, narrow)
     if lines := chains(results):
         makers[DENSITY_OVER_TRAINING] = lambda narrow: density_over_training(lines, narrow)
         makers[GATE_HISTOGRAMS] = lambda narrow: gate_histograms(lines, narrow)
@@ -81,6 +87,20 @@ def run_figures(results: Results) -> dict[str, Maker]:
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
     """For each task of several runs, the figures that lay its runs over each other."""
     return [_comparison(_series(subject, indices)) for indices in subject.by_task.values()]
+
+
+def timed_figures(panels: Sequence[Panel]) -> dict[str, Maker]:
+    """The metric against measured time, where any ticket was timed."""
+    return {METRIC_BY_TIME: lambda narrow: metric_by_time(panels, narrow)} if panels else {}
+
+
+def panels_of(subject: Subject, indices: Sequence[int]) -> list[Panel]:
+    """The timed tickets of the runs of one task: a series a run, named by what its masks are made of."""
+    runs = [subject.runs[index] for index in indices]
+    series = [
+        Series(name, index, results) for name, index, results in zip(series_names(runs), indices, runs, strict=True)
+    ]
+    return timed_panels(series, subject.speeds)
 
 
 def _series(subject: Subject, indices: Sequence[int]) -> list[Series]:
@@ -133,8 +153,9 @@ def speed_figures(speed: Speed) -> dict[str, Maker]:
 def figure_svgs(record: Mapping[str, Any]) -> dict[str, str]:
     """Standalone SVG documents of a run by name, where there are data for them.
 
-    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``density-over-training``, ``gate-histograms``,
-    ``moment``, ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same bytes.
+    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``structure``, ``density-over-training``,
+    ``gate-histograms``, ``moment``, ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same
+    bytes.
 
     Raises:
         StoreError: if the record is malformed.

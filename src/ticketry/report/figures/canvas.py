@@ -145,11 +145,17 @@ def fitting(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
     return chosen if last == 0 or not apart(chosen[-1], last) else [*chosen, last]
 
 
-def name_points(axes: Axes, named: Sequence[tuple[float, float, str]], rules: Sequence[tuple[str, float]] = ()) -> None:
-    """Names beside as many points as have room: right, left, above, below or askew, touching no other, nor a rule.
+def name_points(
+    axes: Axes,
+    named: Sequence[tuple[float, float, str]],
+    rules: Sequence[tuple[str, float]] = (),
+    bars: Sequence[tuple[float, float, float, float]] = (),
+    colours: Sequence[str] = (),
+) -> None:
+    """Names beside as many points as have room: right, left, above, below or askew, touching no other, nor a line.
 
     `named` are (x, y in data coordinates, text), the more important first; `rules` ("x" or "y", where) are lines from
-    edge to edge.
+    edge to edge, `bars` (from x, y to x, y, rising) such as are upright or level. Names are grey, or have `colours`.
     """
     frame = axes.get_window_extent()
     taken = []
@@ -160,7 +166,10 @@ def name_points(axes: Axes, named: Sequence[tuple[float, float, str]], rules: Se
     for direction, where in rules:
         across, up = axes.transData.transform((where, where))
         taken.append((across, frame.y0, across, frame.y1) if direction == "x" else (frame.x0, up, frame.x1, up))
-    for (x, y), (_, _, text) in zip(spots, named, strict=True):
+    for left, low, right, high in bars:
+        taken.append((*axes.transData.transform((left, low)), *axes.transData.transform((right, high))))
+    looks = colours or [COLOURS["muted"]] * len(named)
+    for (x, y), (_, _, text), look in zip(spots, named, looks, strict=True):
         half = 0.5 * 6.2 * len(text)
         side = half + 9
         for across, up in (
@@ -177,7 +186,7 @@ def name_points(axes: Axes, named: Sequence[tuple[float, float, str]], rules: Se
             inside = frame.x0 <= box[0] and box[2] <= frame.x1 + 8 and frame.y0 <= box[1] and box[3] <= frame.y1 + 8
             if inside and not any(_overlap(box, other) for other in taken):
                 middle_x, middle_y = axes.transData.inverted().transform((x + across, y + up))
-                axes.text(middle_x, middle_y, text, ha="center", va="center", color=COLOURS["muted"], size=10, zorder=6)
+                axes.text(middle_x, middle_y, text, ha="center", va="center", color=look, size=10, zorder=6)
                 taken.append(box)
                 break
 

@@ -11,6 +11,7 @@ from ticketry.report.aggregate import Results
 from ticketry.report.figures import canvas
 from ticketry.report.figures.lines import lines_of
 from ticketry.report.figures.overlay import Series
+from ticketry.report.figures.scale import Scale
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import DENSE, TICKET, Point
 from ticketry.report.wording import metric_label, short_count
@@ -81,21 +82,20 @@ def cost_by_metric(series: Sequence[Series], narrow: bool = False) -> Figure:
     block = tall + 80
     figure = canvas.figure_of(width, top + block * (len(names) // columns) - 22)
     means = [point.metric for _, points in shown for point in points]
-    room = 0.08 * (max(means) - min(means)) or 0.01 * abs(means[0]) or 1.0
+    scale = Scale.of(shown[0][0].results.run.task.metric, means)
     if several:
         _legend(figure, [one for one, _ in shown], named)
     for number, name in enumerate(names):
         x, y = left + (number % columns) * (wide + gap), top + (number // columns) * block
         axes = canvas.place(figure, x, y, wide, tall)
-        axes.set_ylim(min(means) - room, max(means) + room)
+        scale.set(axes, scale.padded(min(means), max(means), 0.08), 6)
         axes.set_xscale("log")
         for one, points in shown:
             _draw(axes, one, points, name, several)
         _cost_axis(axes, [_cost(point, name) for _, points in shown for point in points])
-        axes.locator_params(axis="y", nbins=6)
         axes.grid(axis="y", color=COLOURS["rule"], lw=1)
         if number % columns == 0:
-            canvas.write(figure, 2, y - 10, f"test {metric_label(shown[0][0].results.run.task.metric)}")
+            canvas.write(figure, 2, y - 10, f"test {metric_label(shown[0][0].results.run.task.metric)}{scale.note}")
         what = f"{'training steps of the search' if name == 'steps' else 'seconds of training'} so far (log scale)"
         across, down = figure.get_size_inches() * canvas.INCH
         spot = ((x + wide) / across, 1 - (y + tall + 44) / down)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.report.aggregate import Group, Results, Summary
 from ticketry.report.figures import canvas
 from ticketry.report.figures.looks import look_of
+from ticketry.report.figures.scale import Scale
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import TICKET
 from ticketry.report.wording import metric_label, role_name
@@ -36,6 +37,7 @@ _WORTH_A_PANEL = 0.5
 """The share of the whole range below which the better networks get a panel of their own."""
 _MOST_SD = 1.5
 _RIGHT, _GAP, _FOOT, _ROW = 8, 38, 52, 19
+_ROOM = 0.04
 
 
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
@@ -52,11 +54,11 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     bottom = top + layout.panel
     figure = canvas.figure_of(layout.width, bottom + (_GAP + layout.strip if near else 0) + _FOOT)
     panels = [canvas.place(figure, layout.left, top, across, layout.panel)]
-    panels[0].set_ylim(*(near or whole))
+    scale = scale_of(results)
+    scale.set(panels[0], near or whole)
     if near:
         panels.append(canvas.place(figure, layout.left, bottom + _GAP, across, layout.strip))
-        panels[1].set_ylim(*whole)
-        panels[1].locator_params(axis="y", nbins=3)
+        scale.set(panels[1], whole, 3)
         panels[1].axhspan(*near, color=COLOURS["shade"], lw=0, zorder=0)
         canvas.write(figure, 2, bottom + _GAP - 10, "the whole range (shaded: the part shown above)")
     _draw_all(figure, panels, results, roles, layout.columns)
@@ -64,15 +66,22 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     for panel in panels:
         canvas.density_axis(panel, densities, labels=panel is panels[-1])
         panel.grid(axis="y", color=COLOURS["rule"], lw=1)
-    canvas.write(figure, 2, top - 10, f"test {metric_label(results.run.task.metric)}")
+    canvas.write(figure, 2, top - 10, f"test {metric_label(results.run.task.metric)}{scale.note}")
     canvas.write_at_foot(figure, layout.width - _RIGHT, "weights remaining, % of the prunable ones (log scale)")
     return figure
 
 
 def whole_range(results: Results) -> tuple[float, float]:
     """Limits of the y axis that show every mean with its band, as far as `low_high` goes."""
-    edges = [edge for role in results.roles for group in results.of_role(role) for edge in _edges(group)]
-    return _padded(min(edges), max(edges))
+    scale = scale_of(results)
+    edges = [edge for role in results.roles for group in results.of_role(role) for edge in _edges(group, scale)]
+    return scale.padded(min(edges), max(edges), _ROOM)
+
+
+def scale_of(*runs: Results) -> Scale:
+    """The scale of the metric's axis."""
+    means = [group.metric().mean for results in runs for role in results.roles for group in results.of_role(role)]
+    return Scale.of(runs[0].run.task.metric, means)
 
 
 def near_dense(results: Results) -> tuple[float, float] | None:
@@ -83,19 +92,23 @@ def near_dense(results: Results) -> tuple[float, float] | None:
     """
     if results.dense is None:
         return None
-    sign = results.run.task.metric.sign
+    sign, scale = results.run.task.metric.sign, scale_of(results)
     dense = results.dense.metric()
+    at = scale.place(dense.mean)
     others = [group for role in results.roles[1:] for group in results.of_role(role)]
-    shortfall = statistics.median(sign * (dense.mean - group.metric().mean) for group in others)
-    best = max(sign * edge for group in [results.dense, *others] for edge in _edges(group))
-    depth = max(2.5 * shortfall, 4 * (dense.sd or 0), best - sign * dense.mean)
-    low, high = _padded(*sorted((dense.mean - sign * depth, sign * best)))
-    lowest, highest = whole_range(results)
-    return (low, high) if 0 < high - low < _WORTH_A_PANEL * (highest - lowest) else None
+    shortfall = statistics.median(sign * (at - scale.place(group.metric().mean)) for group in others)
+    best = max(sign * scale.place(edge) for group in [results.dense, *others] for edge in _edges(group, scale))
+    depth = max(2.5 * shortfall, 4 * scale.spread(dense), best - sign * at)
+    one, other = scale.value(at - sign * depth), scale.value(sign * best)
+    low, high = scale.padded(min(one, other), max(one, other), _ROOM)
+    lowest, highest = (scale.place(limit) for limit in whole_range(results))
+    worth = _WORTH_A_PANEL * (highest - lowest)
+    return (low, high) if 0 < scale.place(high) - scale.place(low) < worth else None
 
 
-def _edges(group: Group) -> tuple[float, float]:
-    return low_high(group.metric())
+def _edges(group: Group, scale: Scale) -> tuple[float, float]:
+    low, high = low_high(group.metric())
+    return scale.shown(low, group.metric()), high
 
 
 def low_high(summary: Summary) -> tuple[float, float]:
@@ -105,14 +118,10 @@ def low_high(summary: Summary) -> tuple[float, float]:
     return max(low, summary.mean - most), min(high, summary.mean + most)
 
 
-def _band(group: Group) -> tuple[float, float]:
-    summary = group.metric()
-    return summary.interval or (summary.mean, summary.mean)
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
-    room = 0.04 * (high - low) or 0.01 * abs(high) or 1.0
-    return low - room, high + room
+def band(summary: Summary, scale: Scale) -> tuple[float, float]:
+    """The interval of a mean, as far as the axis can show it."""
+    low, high = summary.interval or (summary.mean, summary.mean)
+    return scale.shown(low, summary), high
 
 
 def _draw_all(figure: Figure, panels: list[Axes], results: Results, roles: list[str], columns: int) -> None:
@@ -120,7 +129,7 @@ def _draw_all(figure: Figure, panels: list[Axes], results: Results, roles: list[
     handles = {role: _draw(panels, results, role) for role in reversed(roles) if results.of_role(role)}
     entries = {role_name(role): handles[role] for role in roles if role in handles}
     if results.dense is not None:
-        entries["dense"] = _draw_dense(panels, results.dense)
+        entries["dense"] = _draw_dense(panels, results.dense, scale_of(results))
     canvas.legend(figure, list(entries.values()), list(entries), columns)
 
 
@@ -128,10 +137,10 @@ def _draw(panels: Iterable[Axes], results: Results, role: str) -> Any:
     """A line with markers and its band in each panel; what the legend shows of it."""
     groups = sorted(results.of_role(role), key=lambda group: -group.density)
     look = look_of(role, results.controls)
-    colour, front = look.colour, role == TICKET
+    colour, front, scale = look.colour, role == TICKET, scale_of(results)
     x = [100 * group.density for group in groups]
     for strip, panel in enumerate(panels):
-        low, high = zip(*map(_band, groups), strict=True)
+        low, high = zip(*(band(group.metric(), scale) for group in groups), strict=True)
         panel.fill_between(x, low, high, color=colour, alpha=0.16 if front else 0.09, lw=0, zorder=2 + front)
         handle = panel.plot(
             x,
@@ -150,12 +159,12 @@ def _draw(panels: Iterable[Axes], results: Results, role: str) -> Any:
     return shown
 
 
-def _draw_dense(panels: Iterable[Axes], dense: Group) -> Any:
+def _draw_dense(panels: Iterable[Axes], dense: Group, scale: Scale) -> Any:
     """The dense network's mean and spread, all along the axis; what the legend shows of it."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    low, high = _band(dense)
+    low, high = band(dense.metric(), scale)
     muted, paper = COLOURS["muted"], COLOURS["paper"]
     point: dict[str, Any] = {"color": muted, "marker": "o", "markersize": 5.5, "markeredgecolor": paper}
     for panel in panels:

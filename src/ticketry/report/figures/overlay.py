@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ticketry.report.aggregate import CONTROLS, Group, Results
 from ticketry.report.figures import canvas
-from ticketry.report.figures.metric import low_high
+from ticketry.report.figures.metric import band, low_high, scale_of
+from ticketry.report.figures.scale import Scale
 from ticketry.report.figures.svg import COLOURS, run_colour
 from ticketry.report.record import TICKET
 from ticketry.report.wording import metric_label, role_name
@@ -57,21 +58,21 @@ def overlay(series: Sequence[Series], narrow: bool = False) -> Figure:
     figure = canvas.figure_of(width, foot + 60)
     densities = sorted({group.density for one in shown for group in _groups(one, controls)}, reverse=True)
     main = canvas.place(figure, left, top, across, tall)
-    canvas.write(figure, 2, top - 10, f"tickets: test {metric_label(shown[0].results.run.task.metric)}")
-    _draw_role(main, shown, TICKET, large=True)
-    main.set_ylim(*_limits([one.results for one in shown], [TICKET]))
+    scale = scale_of(*(one.results for one in shown))
+    canvas.write(figure, 2, top - 10, f"tickets: test {metric_label(shown[0].results.run.task.metric)}{scale.note}")
+    _draw_role(main, shown, TICKET, scale, large=True)
+    scale.set(main, _limits([one.results for one in shown], [TICKET], scale))
     canvas.density_axis(main, densities, labels=True)
     main.grid(axis="y", color=COLOURS["rule"], lw=1)
     _name(figure, main, shown, 0 if direct else columns_of_names)
-    limits = _limits([one.results for one in shown], controls) if controls else None
+    limits = _limits([one.results for one in shown], controls, scale) if controls else None
     gap = 34
     wide = (width - left - (8 if narrow else 12) - gap * (columns - 1)) / columns
     for number, role in enumerate(controls):
         x, y = left + (number % columns) * (wide + gap), top + tall + 62 + (number // columns) * (small + 58)
         axes = canvas.place(figure, x, y, wide, small)
-        axes.set_ylim(*limits or (0, 1))
-        axes.locator_params(axis="y", nbins=4)
-        _draw_role(axes, shown, role, large=False)
+        scale.set(axes, limits or (0, 1), 4)
+        _draw_role(axes, shown, role, scale, large=False)
         canvas.density_axis(axes, densities)
         axes.grid(axis="y", color=COLOURS["rule"], lw=1)
         canvas.write(figure, x - (left if number % columns == 0 else 20) + 2, y - 9, role_name(role), colour="ink")
@@ -88,18 +89,17 @@ def _groups(one: Series, controls: Sequence[str]) -> list[Group]:
     return [group for role in (TICKET, *controls) for group in one.results.of_role(role)]
 
 
-def _limits(runs: Sequence[Results], roles: Sequence[str]) -> tuple[float, float]:
+def _limits(runs: Sequence[Results], roles: Sequence[str], scale: Scale) -> tuple[float, float]:
     """Every mean of the roles and of dense with its band as far as `low_high` goes, and some room."""
     groups = [group for results in runs for role in roles for group in results.of_role(role)]
     groups += [results.dense for results in runs if results.dense is not None]
     summaries = [group.metric() for group in groups]
-    low = min(low_high(summary)[0] for summary in summaries)
+    low = min(scale.shown(low_high(summary)[0], summary) for summary in summaries)
     high = max(low_high(summary)[1] for summary in summaries)
-    room = 0.05 * (high - low) or 0.01 * abs(high) or 1.0
-    return low - room, high + room
+    return scale.padded(low, high, 0.05)
 
 
-def _draw_role(axes: Axes, series: Sequence[Series], role: str, large: bool) -> None:
+def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale, large: bool) -> None:
     means = dict.fromkeys(one.results.dense.metric().mean for one in series if one.results.dense is not None)
     for mean in means:
         axes.axhline(mean, color=COLOURS["muted"], lw=1.2 if large and len(means) == 1 else 0.8, zorder=1)
@@ -107,9 +107,8 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, large: bool) -> 
         groups = sorted(one.results.of_role(role), key=lambda group: -group.density)
         x = [100 * group.density for group in groups]
         summaries = [group.metric() for group in groups]
-        bands = [summary.interval or (summary.mean, summary.mean) for summary in summaries]
+        low, high = zip(*(band(summary, scale) for summary in summaries), strict=True) if summaries else ((), ())
         alpha = 0.12 if large and len(series) < 4 else 0.07
-        low, high = [band[0] for band in bands], [band[1] for band in bands]
         axes.fill_between(x, low, high, color=one.colour, alpha=alpha, lw=0, zorder=2)
         axes.plot(
             x,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.report.aggregate import Results
 from ticketry.report.figures import canvas
 from ticketry.report.figures.overlay import Series
+from ticketry.report.figures.scale import Scale
 from ticketry.report.figures.svg import COLOURS
 from ticketry.report.record import TICKET
 from ticketry.report.spent import (
@@ -64,14 +65,16 @@ def metric_by_spent(series: Sequence[Series], narrow: bool = False) -> Figure:
     figure = canvas.figure_of(width, top + block * (len(MEASURES) // columns) - 22)
     if several:
         _legend(figure, [one for one, _ in shown], named)
-    limits = _limits([one.results for one, _ in shown])
-    metric = f"test {metric_label(shown[0][0].results.run.task.metric)}"
+    values = _values([one.results for one, _ in shown])
+    scale = Scale.of(shown[0][0].results.run.task.metric, values)
+    limits = scale.padded(min(values), max(values), 0.08)
+    metric = f"test {metric_label(shown[0][0].results.run.task.metric)}{scale.note}"
     for number, measure in enumerate(MEASURES):
         x, y = left + (number % columns) * (wide + gap), top + (number // columns) * block
         curves, title = _curves(shown, measure)
         axes = canvas.place(figure, x, y, wide, tall)
         if curves:
-            axes.set_ylim(*limits)
+            scale.set(axes, limits, 6)
             title += _panel(axes, curves, measure, several)
             if number % columns == 0:
                 canvas.write(figure, 2, y - 10, metric)
@@ -122,11 +125,9 @@ def _say(axes: Axes, words: str) -> None:
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=COLOURS["muted"])
 
 
-def _limits(runs: Sequence[Results]) -> tuple[float, float]:
+def _values(runs: Sequence[Results]) -> list[float]:
     groups = [group for results in runs for group in (*results.of_role(TICKET), results.dense) if group is not None]
-    values = [point.test for group in groups for point in group.points.values()]
-    room = 0.08 * (max(values) - min(values)) or 0.01 * abs(values[0]) or 1.0
-    return min(values) - room, max(values) + room
+    return [point.test for group in groups for point in group.points.values()]
 
 
 def _panel(axes: Axes, curves: Sequence[_Curve], measure: str, several: bool) -> str:
@@ -142,7 +143,6 @@ def _panel(axes: Axes, curves: Sequence[_Curve], measure: str, several: bool) ->
         _draw(axes, curve, curve.series.colour if several else COLOURS["ticket"], several, own)
     if not several:
         _name(axes, curves[0], measure)
-    axes.locator_params(axis="y", nbins=6)
     axes.grid(axis="y", color=COLOURS["rule"], lw=1)
     return " (log scale)" if axes.get_xscale() == "log" else ""
 

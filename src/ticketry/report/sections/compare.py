@@ -72,7 +72,7 @@ def comparison_section(
         figures.append(place.figure(drawings[STEPS_TO_TICKET], STEPS_TO_TICKET, caption, known_rows(runs)))
     if not figures:
         return None
-    title = f"Test {metric.name} of the runs, overlaid"
+    title = f"Test {metric.words} of the runs, overlaid"
     if len(subject.by_task) > 1:
         title = f"{task.model} on {task.name}"
     return el("section", el("h2", title), *figures, id=place.id("comparison"))

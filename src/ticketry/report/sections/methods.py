@@ -11,7 +11,7 @@ from ticketry.report.record import Task
 from ticketry.report.sections.parts import Place, scrolling, swatch
 from ticketry.report.spent import ENERGY, MEASURES, NOT_MEASURED, is_estimate, relative
 from ticketry.report.subject import Subject, labels_of
-from ticketry.report.wording import NONE, Style, metric_label, percent, ratio
+from ticketry.report.wording import NONE, Style, metric_label, percent, ratio, summary_label
 
 
 def methods_section(subject: Subject, task: Task, indices: tuple[int, ...], place: Place) -> Html | None:
@@ -22,9 +22,10 @@ def methods_section(subject: Subject, task: Task, indices: tuple[int, ...], plac
         return None
     labels = labels_of(runs)
     text = (
-        f"Test {metric_label(task.metric)}: mean ± standard deviation over n replicates; the difference to the dense "
-        "network of the same run is taken replicate by replicate. FLOPs, seconds, memory and energy are those of the "
-        "whole training (dense phase, search and sparse phase), as multiples of the dense network's in the same run. "
+        f"Test {metric_label(task.metric)}: {summary_label(task.metric)} over n replicates; the difference to the "
+        "dense network of the same run is taken replicate by replicate. FLOPs, seconds, memory and energy are those of "
+        "the whole training (dense phase, search and sparse phase), as multiples of the dense network's in the same "
+        "run. "
         f"Densities are shares of the {task.prunable:,} prunable weights; a run stands in a table if it reached a "
         f"density within {100 * TOLERANCE:g} % of the one asked for (that density is the 100 %)."
     )

@@ -45,20 +45,41 @@ def notes_section(runs: Sequence[Results]) -> Html:
             "A level is a round of pruning; level 0 is dense. A replicate is the whole run under a seed of its own, "
             "from the draw of the weights on.",
         ),
-        (
-            "±",
-            "The sample standard deviation over replicates (divided by n − 1): how much networks differ, not how well "
-            "the mean is known.",
-        ),
-        (
-            "bands",
-            "In figures over density: the two-sided 95 % Student t interval of the mean over replicates, "
-            "mean ± t × sd / √n. With two or three replicates t is large (12.7, 4.3), so bands are "
-            "wide and may leave the panel.",
-        ),
+        *_spreads(runs),
     ]
     items = [part for name, text in entries for part in (el("dt", name), el("dd", prose(text)))]
     return el("section", el("h2", "Notes"), el("dl", *items, class_="notes"), id="notes")
+
+
+def _spreads(runs: Sequence[Results]) -> list[tuple[str, str]]:
+    """What the numbers beside means, and the bands around them, are."""
+    kinds = {results.run.task.metric.summary for results in runs}
+    entries = []
+    if "mean" in kinds:
+        entries += [
+            (
+                "±",
+                "The sample standard deviation over replicates (divided by n − 1): how much networks differ, not how "
+                "well the mean is known.",
+            ),
+            (
+                "bands",
+                "In figures over density: the two-sided 95 % Student t interval of the mean over replicates, "
+                "mean ± t × sd / √n. With two or three replicates t is large (12.7, 4.3), so bands are "
+                "wide and may leave the panel.",
+            ),
+        ]
+    if "iqm" in kinds:
+        entries.append(
+            (
+                "interquartile mean [ , ]",
+                "The mean of the replicates' values without the lowest and the highest quarter, and the 95 % interval "
+                "of it by the percentile bootstrap over replicates (10,000 draws), which is the band in figures over "
+                "density: values that differ widely between seeds are summed up so. Differences to dense, and "
+                "verdicts, are of plain means.",
+            )
+        )
+    return entries
 
 
 def _retrain_text(mode: str) -> str:

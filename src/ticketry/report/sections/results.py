@@ -9,7 +9,7 @@ from ticketry.report.observation import observe
 from ticketry.report.record import TICKET, Task
 from ticketry.report.rows import summary_rows
 from ticketry.report.sections.parts import Place, scrolling
-from ticketry.report.wording import NONE, Style, metric_label, percent, role_name, sparsity
+from ticketry.report.wording import NONE, Style, metric_label, percent, role_name, sparsity, summary_label
 
 
 def results_section(results: Results, drawings: dict[str, Drawing], place: Place) -> Html:
@@ -21,12 +21,12 @@ def results_section(results: Results, drawings: dict[str, Drawing], place: Place
         picture = place.figure(drawings[METRIC_BY_DENSITY], METRIC_BY_DENSITY, caption, summary_rows([results]))
     return el(
         "section",
-        el("h2", f"Test {metric.name} against weights remaining"),
+        el("h2", f"Test {metric.words} against weights remaining"),
         picture,
         results_table(results, "test", place),
         el(
             "details",
-            el("summary", f"Validation {metric.name}, the split that a search may look at"),
+            el("summary", f"Validation {metric.words}, the split that a search may look at"),
             results_table(results, "validation", place),
         ),
         id=place.id("results"),
@@ -95,8 +95,8 @@ def _level_row(
 
 
 def _value(style: Style, summary: Summary, counted: bool = False, sign: bool = False) -> Html:
-    """Mean, standard deviation and, where it is not in the column's head, n."""
-    spread = None if summary.sd is None else el("span", f" ± {style.number(summary.sd)}", class_="spread")
+    """Mean, standard deviation (or interval) and, where it is not in the column's head, n."""
+    spread = el("span", text, class_="spread") if (text := style.spread(summary)) else None
     count = el("span", f" ({summary.n})", class_="spread") if counted else None
     return el("span", style.number(summary.mean, sign), spread, count, class_="value")
 
@@ -138,16 +138,18 @@ def bands(*runs: Results) -> str:
     groups = (group for results in runs for role in results.roles for group in results.of_role(role))
     counts = sorted({len(group.points) for group in groups})
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    if any(results.run.task.metric.summary == "iqm" for results in runs):
+        return f"interquartile mean over replicates ({n}); bands: its 95 % bootstrap interval"
     return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
 
 
 def _table_caption(results: Results, split: Split) -> str:
     task = results.run.task
     unit = f" in {task.metric.unit}" if task.metric.unit else ""
-    many = f"mean ± standard deviation over {results.replicates} replicates"
+    many = f"{summary_label(task.metric)} over {results.replicates} replicates"
     others = task.parameters - task.prunable
     sentences = [
-        f"{split.capitalize()} {task.metric.name}{unit}: {many if results.replicates > 1 else 'one replicate'}",
+        f"{split.capitalize()} {task.metric.words}{unit}: {many if results.replicates > 1 else 'one replicate'}",
         f"Weights remaining and sparsity are of the {task.prunable:,} prunable weights; the last column is of all "
         f"{task.parameters:,} parameters, {others:,} of which are never pruned",
         "Differences to dense are taken replicate by replicate",

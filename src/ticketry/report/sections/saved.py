@@ -7,7 +7,7 @@ from ticketry.report.markup import Html, el, join, prose
 from ticketry.report.rows import curve_rows, speed_rows
 from ticketry.report.sections.parts import Place, fact, head_row, made_by, scrolling
 from ticketry.report.speed_record import Saved, Speed, SpeedLayer, Timed
-from ticketry.report.wording import NONE, percent
+from ticketry.report.wording import MINUS, NONE, percent
 
 
 def saved_section(speed: Speed, drawings: dict[str, Drawing], place: Place) -> Html:
@@ -109,9 +109,11 @@ def _cell(timed: Timed, name: str) -> str:
 def _layers(speed: Speed, place: Place) -> Html | None:
     if not speed.layers:
         return None
-    header = head_row("layer", "kind", "kernel", "weights kept", "rows that share columns", "ms", "share", "")
+    header = head_row("layer", "kind", "kernel", "weights kept", "rows that share columns", "ms", "share", "saved", "")
     at = "" if speed.layers_batch is None else f" at batch {speed.layers_batch}"
-    caption = prose(f"What each layer runs in, and its time{at} on one thread.")
+    caption = prose(
+        f"What each layer runs in, and its time{at} on one thread; saved: against the same engine with nothing pruned."
+    )
     table = el("table", header, el("tbody", *map(_layer_row, speed.layers)), class_="results")
     return el(
         "details", el("summary", "Layer by layer"), join(scrolling(table, caption, place.id("table-speed-layers")))
@@ -128,6 +130,7 @@ def _layer_row(layer: SpeedLayer) -> Html:
         el("td", layer.rows),
         el("td", "" if layer.seconds is None else f"{1e3 * layer.seconds:.3f}"),
         el("td", "" if layer.share is None else f"{100 * layer.share:.1f} %"),
+        el("td", "" if layer.saved is None else f"{100 * layer.saved:.0f} %".replace("-", MINUS)),
         el("td", prose(layer.why), class_="note"),
     )
 

@@ -44,7 +44,7 @@ def _sentence(verify: Verify, style: Style) -> str:
     side = "better" if judged.difference >= 0 else "worse"
     unit = " points" if verify.task.metric.unit == "%" else ""
     return (
-        f"Over {judged.n} paired seeds the ticket's test {verify.task.metric.name} is "
+        f"Over {judged.n} paired seeds the ticket's test {verify.task.metric.words} is "
         f"{style.number(abs(judged.difference))}{unit} {side} than the dense network's{interval}."
     )
 

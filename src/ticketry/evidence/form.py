@@ -1,0 +1,47 @@
+"""What masks of controls have in common with the ticket's: single weights, channels, groups of rows, a pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structuring import Structuring
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a mask."""
+
+    kind: str = "weights"
+    """weights, channels, rows (groups of them keep the same columns), n:m or pattern."""
+    m: int = 0
+    """Of n:m."""
+    pattern: str = ""
+    """Of pattern: that in which the mask was chosen, see `core.pattern`."""
+
+    @classmethod
+    def of(cls, structure: str, *, shrunk: bool, pattern: str = UNSTRUCTURED) -> Form:
+        """Of a ticket's mask.
+
+        Args:
+            structure: the kind of `Structuring` that it was given, or an empty text.
+            pattern: that it was chosen in.
+            shrunk: whether its network is trained without the channels that the mask removes.
+        """
+        if shrunk:
+            return cls("channels")
+        if not structure:
+            return WEIGHTS if pattern == UNSTRUCTURED else cls("pattern", pattern=pattern)
+        n_of_m = Structuring(kind=structure).n_of_m
+        return cls("n:m", n_of_m[1]) if n_of_m else cls("rows")
+
+    def key(self) -> dict[str, Any]:
+        """What tells a control's mask from that of another form, as JSON values."""
+        if self.kind == "channels":
+            return {"channels": True}  # masks are remembered by this word since before there were other forms
+        more = {"m": self.m, "pattern": self.pattern}
+        return {"form": self.kind, **{name: value for name, value in more.items() if value}}
+
+
+WEIGHTS = Form()

@@ -1,0 +1,151 @@
+"""ticketry structure, as a user types it: the new ticket, its table, and that it can be trained and verified."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ticketry as tk
+from ticketry.cli import main
+from ticketry.core.structure import coverage, n_m, refill, regroup
+
+QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    try:
+        code = main(list(words))
+    except SystemExit as end:  # tyro's own way out for wrong usage and --help
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("structure") / "store"
+    command = [sys.executable, "-m", "ticketry", "search", "imp", *QUICK, "--controls", "none", "--store", str(folder)]
+    subprocess.run([*command, "--rewind", "3it"], capture_output=True, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ticket(store: Path) -> Path:
+    return next((store / "runs").glob("*/tickets/*-level-01"))
+
+
+def trained(path: Path) -> tuple[tk.Ticket, torch.nn.Module]:
+    found = tk.Ticket.load(path)
+    return found, found.apply(tk.task("digits").build(), "trained").eval()
+
+
+def test_groups_of_rows(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    code, out, err = call(capsys, "structure", str(ticket), "--to", "regroup", "--rows", "4", "-o", str(made))
+    assert (code, err) == (0, "")
+    old, model = trained(ticket)
+    new = tk.Ticket.load(made)
+    assert new.mask == regroup(model, old.mask, rows=4)
+    assert all(torch.equal(new.start[name], old.start[name]) for name in old.start)
+    assert new.trained is None
+    fits = coverage(model, old.mask, new.mask)
+    lines = out.splitlines()
+    assert lines[0] == f"ticket   {ticket}"
+    assert lines[2].startswith(f"made     {made}: regroup, 4 rows; {100 * new.density:.2f} % of")
+    for name, fit in fits.items():
+        row = next(line for line in lines if line.split()[:1] == [name.removesuffix(".weight")])
+        shares = [fit.density_before, fit.density_after, fit.coverage, fit.null_coverage, fit.random_coverage, fit.fill]
+        assert row.split()[-6:] == [f"{100 * share:.1f}" for share in shares if share is not None]
+    told = new.info["structure"]
+    assert (told["kind"], told["rows"], told["of"]) == ("regroup", 4, old.mask.digest)
+    assert not {"value", "metrics", "level", "trained_state"} & new.info.keys()
+
+
+def test_channels(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    words = ["structure", str(ticket), "--to", "refill+", "--plus", "0.5", "-o", str(made), "--json"]
+    code, out, _ = call(capsys, *words)
+    record = json.loads(out)
+    old, model = trained(ticket)
+    assert code == 0
+    assert tk.Ticket.load(made).mask == refill(model, old.mask, torch.randn(2, 1, 8, 8), plus=0.5)
+    assert (record["kind"], record["structure"]["plus"], record["path"]) == ("structure", 0.5, str(made))
+    assert [layer["name"] for layer in record["structure"]["layers"]] == [*old.mask, "all layers"]
+    assert all(layer["null_coverage"] is None for layer in record["structure"]["layers"]), "columns are gone too"
+    assert tk.Ticket.load(made).info["segment"]["shrunk"]
+
+
+def test_a_search_tells_what_it_did(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*QUICK, "--controls", "none", "--rewind", "3it", "--store", str(store), "--structure", "regroup", "--json"]
+    code, out, _ = call(capsys, "search", "imp", *words, "--rows", "4")
+    told = json.loads(out)
+    (ticket,) = told["tickets"]
+    assert (code, told["now"]["segments_trained"]) == (0, 1), "dense network and mask are those of the other search"
+    assert (ticket["structure"]["kind"], ticket["structure"]["rows"]) == ("regroup", 4)
+    whole = tk.Ticket.load(ticket["path"]).info["structure"]["layers"][-1]
+    assert ticket["structure"]["coverage"] == whole["coverage"] < 1
+    assert "layers" not in ticket["structure"]
+
+
+def test_other_words(
+    ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, model = trained(ticket)
+    assert call(capsys, "structure", str(ticket), "--to", "2:4")[0] == 0
+    assert tk.Ticket.load(f"{ticket.name}-2-of-4").mask == n_m(model, old.mask, 2, 4)
+    assert call(capsys, "structure", str(ticket), "--to", "channels", "--density", "0.3")[0] == 0
+    assert tk.Ticket.load(f"{ticket.name}-channels").density == pytest.approx(0.3, abs=0.01)
+    assert call(capsys, "structure", str(ticket), "--to", "refill", "--score", "activation_l2")[0] == 0
+    code, out, _ = call(
+        capsys, "structure", str(ticket), "--to", "regroup", "--weights", "start", "--no-null", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["structure"]["layers"][0]["null_coverage"] is None
+
+
+@pytest.mark.parametrize("kind", ["regroup", "refill"])
+def test_what_is_made_can_be_verified(
+    kind: str, ticket: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    assert call(capsys, "structure", str(ticket), "--to", kind, "-o", str(made))[0] == 0
+    more = ["--store", str(store), "--seeds", "1", "--no-noise", "--no-references", "--workers", "0", "--json"]
+    code, out, _ = call(capsys, "verify", str(made), "--controls", "shuffled", *more)
+    assert code == 0
+    record = json.loads(out)
+    assert record["density"] == tk.Ticket.load(made).density
+    assert {network["role"] for network in record["networks"]} == {"ticket", "dense", "shuffled"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--to", "blocks"], "not known"),
+        (["--to", "refill", "--rows", "4"], "rows is an option of regroup"),
+        (["--to", "refill", "--score", "importance"], "importance"),
+        (["--to", "regroup", "--density", "1.5"], "density"),
+        (["--to", "refill+", "--density", "0.5", "--plus", "0.1"], "give one of them"),
+    ],
+)
+def test_wrong_words(words: list[str], told: str, ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "structure", str(ticket), *words)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_a_layer_that_is_empty_is_told(tmp_path: Path, ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tk.Ticket.load(ticket)
+    mask = {name: torch.zeros_like(kept) if name == "fc2.weight" else kept for name, kept in old.mask.items()}
+    tk.Ticket(tk.Mask(mask), old.start, old.info, old.start).save(tmp_path / "empty")
+    for kind in ("regroup", "refill"):
+        code, _, err = call(capsys, "structure", str(tmp_path / "empty"), "--to", kind, "-o", str(tmp_path / "none"))
+        assert code == 1
+        assert "fc2" in err
+        assert not (tmp_path / "none").exists()

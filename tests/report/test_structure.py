@@ -1,0 +1,235 @@
+"""Structure and measured time in the report: what is read, computed, drawn and told."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+from made_records import benches_of, plain_record, structured_record
+from scipy import stats
+
+from ticketry.errors import StoreError
+from ticketry.report import export, figure_svgs, write_report
+from ticketry.report.aggregate import Results
+from ticketry.report.evidence_record import read_evidence
+from ticketry.report.figures import panels_of
+from ticketry.report.figures.structure import drawn_level
+from ticketry.report.granularity import granularity, series_names
+from ticketry.report.record import read
+from ticketry.report.speed_record import Speed
+from ticketry.report.subject import subject_of
+from ticketry.report.timed import Setup, at_equal_time, setups, timed_points
+
+SETUP = Setup(1, "fp32", 1, False)
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, Any]]:
+    return [plain_record("plain"), structured_record("r16", shift=-1.5), structured_record("r4", rows=4, shift=-0.4)]
+
+
+@pytest.fixture(scope="module")
+def evidence(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [bench for run, factor in zip(runs, (0.9, 0.6, 0.75), strict=True) for bench in benches_of(run, factor)]
+
+
+def speeds_of(evidence: list[dict[str, Any]]) -> list[Speed]:
+    found = [read_evidence(record) for record in evidence]
+    assert all(isinstance(one, Speed) for one in found)
+    return found  # type: ignore[return-value]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_structure_is_read(runs: list[dict[str, Any]]) -> None:
+    run = read(runs[1])
+    tickets = [point for point in run.points if point.role == "ticket"]
+    assert all(point.structure and point.structure.name == "regroup, 16 rows" for point in tickets)
+    assert all(point.structure is None for point in run.points if point.role == "dense")
+    first = next(point.structure for point in tickets if point.structure)
+    assert [fit.name for fit in first.layers][-1] == "all layers"
+    assert first.layers[0].null == pytest.approx(0.97 * first.layers[0].coverage)
+    (picture,) = first.pictures
+    assert (picture.shape, sum(picture.groups)) == ((64, 256), 64)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda made: made.update(density_before=1.5), "density_before is 1.5, which is no share"),
+        (lambda made: made["layers"][0].update(coverage="much"), r"coverage is text, not a number"),
+        (lambda made: made["pictures"][0].update(groups=[3, 4]), "groups do not add up"),
+        (lambda made: made["pictures"][0].update(before="AAAA"), "before is 3 bytes long"),
+        (lambda made: made["pictures"][0].update(after="?"), "after is not base64"),
+        (lambda made: made["pictures"][0].update(shape=[1 << 12, 1 << 12]), "shape is not that of a picture"),
+    ],
+)
+def test_damage_is_named(damage: Any, told: str) -> None:
+    record = structured_record("damaged")
+    damage(next(point["structure"] for point in record["points"] if "structure" in point))
+    with pytest.raises(StoreError, match=told):
+        read(record)
+
+
+def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
+    results = [Results(read(record)) for record in runs]
+    assert [granularity(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
+    assert series_names(results) == ("unstructured", "regroup, 16 rows", "regroup, 4 rows")
+    for settings, name in (({"structured": True}, "channels in the search"), ({"pattern": "16x1"}, "pattern 16x1")):
+        other = copy.deepcopy(runs[0])
+        other |= {"run": "other", "settings": {**other["settings"], **settings}}
+        assert granularity(Results(read(other))) == name
+    twice = copy.deepcopy(runs[1])
+    twice |= {"run": "twice", "settings": {**twice["settings"], "regroup_method": "random"}}
+    names = series_names([*results, Results(read(twice))])
+    assert names[0] == "unstructured"
+    assert names[2] == "regroup, 4 rows"
+    assert len(set(names)) == 4
+    assert names[1].startswith("regroup, 16 rows (")
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def test_tickets_find_their_times(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
+    results, speeds = Results(read(runs[1])), speeds_of(evidence)
+    assert setups([results], speeds) == [SETUP, Setup(64, "fp32", 1, False)]
+    points = timed_points(results, speeds, SETUP)
+    assert [point.group.level for point in points] == [1, 2, 3, 4, 5, 6], "the slowest first"
+    for point in points:
+        share = 0.6 * point.group.density + 0.08
+        assert point.time == pytest.approx(share)
+        assert (point.low, point.high) == pytest.approx((share - 0.02, share + 0.03))
+        assert (point.timed, point.engines) == (1, ("ticketry",))
+    assert timed_points(results, speeds, Setup(1, "bf16", 1, False)) == []
+    assert timed_points(results, speeds_of(benches_of(runs[0], 0.9)), SETUP) == [], "of another run"
+
+
+def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None:
+    """Of whole channels, a smaller network in a dense engine; of two benches, the faster one."""
+    slow, fast = benches_of(runs[1], 0.6), benches_of(runs[1], 0.4)
+    for bench in slow:
+        shrunk = {**bench["comparisons"][0]["saved"][0], "engine": "openvino, shrunk", "saved": 0.99}
+        bench["comparisons"][0]["saved"].append(shrunk)
+    results = Results(read(runs[1]))
+    assert {point.engines for point in timed_points(results, speeds_of(slow), SETUP)} == {("openvino, shrunk",)}
+    both = timed_points(results, speeds_of([*benches_of(runs[1], 0.6), *fast]), SETUP)
+    assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fast), SETUP)]
+
+
+def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
+    """Against numpy's interpolation, replicate by replicate, and every faster level."""
+    plain, grouped = (Results(read(record)) for record in runs[:2])
+    found = at_equal_time(grouped, plain, speeds_of(evidence), SETUP)
+    levels = [group.level for group in plain.of_role("ticket")]
+    times = [0.9 * 0.8**level + 0.08 for level in levels]
+    replicates = range(3)
+
+    def metric(results: Results, level: int, replicate: int) -> float:
+        group = results.group(level, "ticket") if level else results.dense
+        assert group is not None
+        return group.points[replicate].test
+
+    compared = 0
+    for level in levels:
+        time = 0.6 * 0.8**level + 0.08
+        if time < min(times):
+            assert level not in found
+            continue
+        knots = sorted([(1.0, 0), *zip(times, levels, strict=True)])
+        line = [
+            float(np.interp(time, [t for t, _ in knots], [metric(plain, at, r) for _, at in knots])) for r in replicates
+        ]
+        rivals = [line, *([metric(plain, at, r) for r in replicates] for t, at in knots if t <= time)]
+        best = max(rivals, key=fmean)
+        differences = [metric(grouped, level, r) - best[r] for r in replicates]
+        made = found[level].difference
+        assert made.mean == pytest.approx(fmean(differences))
+        assert made.sd == pytest.approx(stdev(differences))
+        half = stats.t.ppf(0.975, 2) * stdev(differences) / 3**0.5
+        assert made.interval == pytest.approx((made.mean - half, made.mean + half))
+        compared += 1
+    assert compared == len(found) == 4
+
+
+def test_less_may_be_better() -> None:
+    """Of a loss the sign turns: above 0 is better."""
+    plain, grouped = plain_record("plain"), structured_record("r16", shift=3.0)
+    for record in (plain, grouped):
+        record["task"]["metric"] = {"name": "loss", "unit": "", "higher_is_better": False}
+        for point in record["points"]:
+            point["validation"], point["test"] = ({"loss": point[each]["accuracy"]} for each in ("validation", "test"))
+    speeds = speeds_of(benches_of(plain, 0.6) + benches_of(grouped, 0.6))
+    found = at_equal_time(Results(read(grouped)), Results(read(plain)), speeds, SETUP)
+    assert all(one.difference.mean < 0 for one in found.values())
+
+
+# -- pages and files ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = write_report(runs[1], tmp_path / "one.html", evidence=benches_of(runs[1], 0.6)).read_text(encoding="utf-8")
+    for told in ("Structure", "regroup, 16 rows", "Accuracy against measured time", "coverage, %", "no structure, %"):
+        assert told in text
+    assert text.count("What it saves, ticket by ticket") == 1
+    assert "at equal time the" not in text, "there is nothing to compare with"
+    assert 'id="structure-wide' in text
+    few = write_report(runs[1], tmp_path / "few.html", evidence=benches_of(runs[1], 0.6)[:2]).read_text("utf-8")
+    assert "ticket by ticket" not in few
+    assert few.count("<h2>What it saves</h2>") == 2
+    plain = write_report(runs[0], tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "<h2>Structure</h2>" not in plain
+    assert "measured time" not in plain
+
+
+def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
+    text = write_report(runs, tmp_path / "several.html", evidence=evidence).read_text(encoding="utf-8")
+    assert text.count("at equal time the") == 2, "a sentence a batch"
+    subject = subject_of(runs, evidence)
+    (indices,) = subject.by_task.values()
+    panels = panels_of(subject, indices)
+    assert [panel.setup.batch for panel in panels] == [1, 64]
+    assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
+
+
+def test_channels_share_axes_with_weights(runs: list[dict[str, Any]]) -> None:
+    """Masks of channels are of norms too; but a network without its largest layer is another denominator."""
+    for more, together in ((0.015, True), (0.1, False)):
+        other = copy.deepcopy(runs[1])
+        other["task"]["parameters"] = round(1.2 * other["task"]["prunable"])
+        plain = {**runs[0], "task": {**runs[0]["task"], "parameters": other["task"]["parameters"]}}
+        other["task"]["prunable"] = round((1 + more) * other["task"]["prunable"])
+        assert (len(subject_of([plain, other]).by_task) == 1) is together
+
+
+def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
+    names = {path.name for path in export(runs, tmp_path, evidence)}
+    assert {"metric-by-time.svg", "metric-by-time.png", "run-2-structure.svg", "structure.csv", "times.csv"} <= names
+    lines = (tmp_path / "times.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 6 * 2
+    assert lines[0].startswith("run,masks,level,density,batch")
+    fits = (tmp_path / "structure.csv").read_text().splitlines()
+    assert len(fits) == 1 + 2 * 6 * 3 * 4
+
+
+def test_the_middle_level_is_drawn(runs: list[dict[str, Any]]) -> None:
+    shown = drawn_level(Results(read(runs[1])))
+    assert shown is not None
+    assert shown.group.level == 4
+    assert "structure" in figure_svgs(runs[1])
+    assert "structure" not in figure_svgs(runs[0])
+
+
+def test_layers_tell_what_they_save(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    (bench, *_) = benches_of(runs[1], 0.6)
+    for row in bench["layers"]:
+        row["dense_seconds"] = 4 * row["seconds"]
+    text = write_report(runs[1], tmp_path / "one.html", evidence=[bench]).read_text(encoding="utf-8")
+    assert "<td>75 %</td>" in text
+    older = benches_of(runs[1], 0.6)[:1]
+    assert "<td>75 %</td>" not in write_report(runs[1], tmp_path / "old.html", evidence=older).read_text("utf-8")
