@@ -22,6 +22,7 @@ from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.optimizer import make_optimizer
 from ticketry.lab.precision import choose_arithmetic
 from ticketry.lab.segment import Segment, Start
+from ticketry.lab.supervised import Supervised
 
 TARGET = 1.05
 ROUNDS, QUICK_ROUNDS = 21, 3
@@ -66,7 +67,8 @@ def lab_case(task: tk.Task, examples: tk.Split, recipe: tk.Recipe, epochs: int) 
         order_seed=0,
         arithmetic=choose_arithmetic(task.build(), device="cpu"),
     )
-    loop = Loop(examples, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
+    course = Supervised(task, tk.Splits(examples, examples, examples))
+    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
 
     def tick() -> None:
         time.monotonic()  # as the lab does after each step, for progress and checkpoints

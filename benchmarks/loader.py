@@ -37,6 +37,7 @@ import ticketry as tk
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.precision import choose_arithmetic
 from ticketry.lab.segment import Segment, Start
+from ticketry.lab.supervised import course_of
 
 STEPS, QUICK_STEPS = 6, 2
 ROUNDS, QUICK_ROUNDS = 5, 1
@@ -110,7 +111,7 @@ def our_loop(data: Path | None, steps: int, precision: str, rounds: int) -> Call
         order_seed=0,
         arithmetic=choose_arithmetic(task.build(), device="cpu", precision=precision),
     )
-    loop = Loop(examples, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
+    loop = Loop(course_of(task, data), segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
     return lambda: loop.train_until(loop.step + steps, lambda: None)
 
 

@@ -33,6 +33,7 @@ from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.optimizer import make_optimizer
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
 from ticketry.lab.segment import Segment, Start
+from ticketry.lab.supervised import Supervised
 
 DENSITY = 0.2
 ROUNDS, QUICK_ROUNDS = 31, 3
@@ -146,7 +147,8 @@ def lab_case(bench: Bench, mask: tk.Mask | None) -> Callable[[], float]:
         order_seed=0,
         arithmetic=bench.arithmetic,
     )
-    loop = Loop(bench.examples, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
+    course = Supervised(task, tk.Splits(bench.examples, bench.examples, bench.examples))
+    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
 
     def train(steps: int) -> None:
         stop = loop.step + steps

@@ -20,6 +20,7 @@ from common import HERE, machine_line, short_processor, table
 
 BENCHMARKS = (
     "masking",
+    "domains",
     "continuous",
     "early",
     "members",
@@ -33,6 +34,7 @@ BENCHMARKS = (
     "engine",
     "loader",
     "report",
+    "structure",
 )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,23 @@ QUICK = [
 """14 networks, a few seconds of training in all."""
 
 
+def language(text: Path) -> list[str]:
+    """Gradual pruning of a language model that carries hidden states: through checkpoints, cuts and stored states."""
+    return [
+        *("search", "gradual", "--task", f"text:{text}", "--model", "lstm-tied@0.1", "--option", "time=8"),
+        *("--density", "0.5,0.25", "--replicates", "2", "--controls", "shuffled", "--recipe.length", "400it"),
+        *("--recipe.batch", "4", "--recipe.optimizer", "adam", "--recipe.lr", "0.003", "--recipe.clip", "1"),
+        *("--checkpoint-seconds", "0.05", "--json"),
+    ]
+
+
 class Search:
     """A search in a process of its own."""
 
-    def __init__(self, store: Path, *words: str, workers: int = 2, limit: Any = None) -> None:
-        command = [sys.executable, "-m", "ticketry", *QUICK, "--store", str(store), "--workers", str(workers), *words]
+    def __init__(
+        self, store: Path, *words: str, workers: int = 2, limit: Any = None, quick: Sequence[str] = QUICK
+    ) -> None:
+        command = [sys.executable, "-m", "ticketry", *quick, "--store", str(store), "--workers", str(workers), *words]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from faults import Search, finished_results, metrics, ticket_files
+from a_text import written
+from faults import QUICK, Search, finished_results, language, metrics, ticket_files
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals and mounts are tested on Linux"),
@@ -39,12 +40,21 @@ def assert_same(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
+    killed_at_random(tmp_path, moments, "--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
+
+
+@pytest.mark.slow
+def test_kill_9_ten_times_in_a_language_run(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, 10, quick=language(written(tmp_path)))
+
+
+def killed_at_random(tmp_path: Path, moments: int, *long: str, quick: Sequence[str] = QUICK) -> None:
+    """Kill a search so often, go on each time, and compare with one that nobody killed."""
     store, chance = tmp_path / "store", random.Random(moments)
-    long = ("--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
     finished: dict[str, tuple[int, int]] = {}
     killed = 0
     for attempt in range(moments):
-        search = Search(store, *long)
+        search = Search(store, *long, quick=quick)
         # A moment of the search, not of Python's start: once its workers are there.
         while search.process.poll() is None and not search.workers():
             time.sleep(0.01)
@@ -62,10 +72,10 @@ def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
         now = finished_results(store)
         assert finished.items() <= now.items(), "a finished segment was trained, or written, again"
         finished = now
-    result = Search(store, *long).result()
+    result = Search(store, *long, quick=quick).result()
     assert finished.items() <= finished_results(store).items()
     assert killed >= 0.75 * moments
-    assert_same(result, Search(tmp_path / "undisturbed", *long).result())
+    assert_same(result, Search(tmp_path / "undisturbed", *long, quick=quick).result())
 
 
 def test_two_searches_on_one_store(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -39,7 +39,8 @@ ALLOWED = {
     "run_verify": LEAVES | ROOMS,
     "run_stability": LEAVES | ROOMS | {"run", "run_points", "run_verify"},
     "run_engine": LEAVES | ROOMS,
-    "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "run_engine", "runfile"},
+    "run_structure": LEAVES | ROOMS | {"run_engine"},
+    "cli": LEAVES | ROOMS | {"run", "run_verify", "run_stability", "run_engine", "run_structure", "runfile"},
     "__init__": LEAVES | ROOMS,
     "__main__": {"cli"},
 }

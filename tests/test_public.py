@@ -8,7 +8,8 @@ import sys
 import ticketry as tk
 
 PUBLIC = [
-    *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Split", "Splits", "Step", "Task", "Ticket"),
+    *("Course", "Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Session", "Split", "Splits", "Step"),
+    *("Task", "Ticket"),
     *("__version__", "allocate", "compile", "engine", "errors", "evidence", "gates", "gradual", "hold", "meters"),
     *("prune", "schedule", "scope", "score", "search", "shrink", "structure", "task"),
 ]

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from ticketry.lab.segment import Segment
     from ticketry.step import Step
     from ticketry.tasks.base import Metric, Split, Splits, Task
+    from ticketry.tasks.course import Course, Session
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.registry import get as task
 
 _PUBLIC = {
+    "Course": "ticketry.tasks.course:Course",
     "Hold": "ticketry.core.hold:Hold",
     "Lab": "ticketry.lab.lab:Lab",
     "Mask": "ticketry.core.mask:Mask",
@@ -39,6 +41,7 @@ _PUBLIC = {
     "Recipe": "ticketry.tasks.recipe:Recipe",
     "Scope": "ticketry.core.scope:Scope",
     "Segment": "ticketry.lab.segment:Segment",
+    "Session": "ticketry.tasks.course:Session",
     "Split": "ticketry.tasks.base:Split",
     "Splits": "ticketry.tasks.base:Splits",
     "Step": "ticketry.step:Step",
@@ -64,6 +67,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Course",
     "Hold",
     "Lab",
     "Mask",
@@ -71,6 +75,7 @@ __all__ = [
     "Recipe",
     "Scope",
     "Segment",
+    "Session",
     "Split",
     "Splits",
     "Step",

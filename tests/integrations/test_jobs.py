@@ -29,20 +29,22 @@ def gating(**settings: object) -> Gating:
     return Gating(**{**defaults, "seed": 3, **settings})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_penalty_is_that_of_the_loss(kind: str, within: bool) -> None:
+def test_the_penalty_is_that_of_the_loss(kind: str, within: bool, pattern: str) -> None:
     """Gradients of loss + penalty on one side; on the other the job's, which come after the loss's own."""
-    mask = tk.prune(network(), density=0.5) if within else None
+    mask = tk.prune(network(), density=0.5, pattern=pattern) if within else None
     inputs, coefficient = torch.randn(4, 5), 0.3
     plain = network()
-    gates = tk.gates.attach(plain, init=0.1, kind=kind, within=mask, seed=3)
+    gates = tk.gates.attach(plain, init=0.1, kind=kind, within=mask, pattern=pattern, seed=3)
     gates.anneal(0.25)
     gates.set_step(5)
     (plain(inputs).square().mean() + gates.penalty(coefficient)).backward()
 
     model = network()
-    job = gating(kind=kind, within=mask, penalty=coefficient, optimizer=partial(torch.optim.SGD, lr=1.0))
+    by = partial(torch.optim.SGD, lr=1.0)
+    job = gating(kind=kind, within=mask, penalty=coefficient, optimizer=by, pattern=pattern)
     job.begin(model, total=20)
     job.before_step(5)
     before = {name: s.detach().clone() for name, s in job.gates.named_parameters()}

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ticketry.core.gates import Gates, Kind, Moment, attach
+from ticketry.core.gates import Gates, Moment, attach
+from ticketry.core.gates.blocks import BlockGates
 from ticketry.core.gradual import Gradual, gradual
 from ticketry.core.hold import Hold, hold
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
 from ticketry.integrations._job import Job
 
@@ -120,16 +120,14 @@ class Gating(Job):
         *,
         optimizer: MakeOptimizer | None,
         penalty: float,
-        init: float,
-        kind: str | Kind,
-        scope: Scope | None,
         within: Mask | None,
-        seed: int,
+        **settings: Any,
     ) -> None:
+        """`settings`: of `core.gates.attach`, `within` besides."""
         super().__init__()
         self._make_optimizer = optimizer or _paper_optimizer
         self._penalty, self._within = penalty, within
-        self._settings: dict[str, Any] = {"init": init, "kind": kind, "scope": scope, "within": within, "seed": seed}
+        self._settings: dict[str, Any] = {"within": within, **settings}
         self._total = 0
         self._gates: Gates | None = None
         self._optimizer: Optimizer | None = None
@@ -210,6 +208,9 @@ class Gating(Job):
         gates = self.gates
         moment = Moment(gates.init, gates.beta)
         with torch.enable_grad():
+            if isinstance(gates, BlockGates):  # which keep no sums of a pass whose graph is gone
+                gates.penalty(self._penalty).backward()  # type: ignore[no-untyped-call]
+                return
             for name, logits in gates.named_parameters():
                 opened = gates.kind.open(logits, moment)
                 if self._within is not None:

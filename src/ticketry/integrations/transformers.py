@@ -118,20 +118,21 @@ class GradualCallback(_JobCallback):
         score: str | Score = "magnitude",
         distribution: str = "global",
         half_rate: tuple[str, ...] = (),
+        pattern: str = "unstructured",
         seed: int = 0,
         module: str = "",
         resume_from: str | Path | None = None,
     ) -> None:
         """
         Args:
-            density, sparsity, begin, end, frequency, scope, score, distribution, half_rate, seed: see
+            density, sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
                 `core.gradual.gradual`; the length of the training is the trainer's.
             module: dotted name of the part of the model that is pruned; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
         """
         settings = {"density": density, "sparsity": sparsity, "begin": begin, "end": end, "frequency": frequency}
-        choice = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate, "seed": seed}
-        super().__init__(Pruning(**settings, **choice), module, resume_from)
+        choice = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate}
+        super().__init__(Pruning(**settings, **choice, pattern=pattern, seed=seed), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
@@ -152,20 +153,30 @@ class GatesCallback(_JobCallback):
         optimizer: MakeOptimizer | None = None,
         scope: Scope | None = None,
         within: Mask | None = None,
+        pattern: str = "unstructured",
         seed: int = 0,
         module: str = "",
         resume_from: str | Path | None = None,
     ) -> None:
         """
         Args:
-            init, kind, scope, within, seed: see `core.gates.attach`.
-            penalty: lambda, times the sum of all gates.
+            init, kind, scope, within, pattern, seed: see `core.gates.attach`.
+            penalty: lambda, times the sum of all gates (each as often as it multiplies weights).
             optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
                 default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
             module: dotted name of the part of the model that gets gates; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
         """
-        job = Gating(optimizer=optimizer, penalty=penalty, init=init, kind=kind, scope=scope, within=within, seed=seed)
+        job = Gating(
+            optimizer=optimizer,
+            penalty=penalty,
+            within=within,
+            init=init,
+            kind=kind,
+            scope=scope,
+            pattern=pattern,
+            seed=seed,
+        )
         super().__init__(job, module, resume_from)
         self.job: Gating
 

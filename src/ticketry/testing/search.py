@@ -11,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ticketry.core.density import kept_elements
+from ticketry.core.scope import normal_name
 from ticketry.lab.found import REWINDING, Found, Seeds
 from ticketry.lab.lab import Lab
 from ticketry.lab.loop import Loop
@@ -22,6 +23,7 @@ from ticketry.search import Method
 from ticketry.search import method as method_called
 from ticketry.tasks import registry
 from ticketry.tasks.base import Splits, Task
+from ticketry.tasks.course import Course
 from ticketry.tasks.own import OwnTask
 from ticketry.tasks.recipe import Recipe
 from ticketry.testing.require import require
@@ -110,6 +112,23 @@ class _OtherTest(OwnTask):
         splits = self.inner.load(data)
         return replace(splits, test=replace(splits.test, targets=splits.test.targets.roll(1)))
 
+    def course(self, data: Path | None = None) -> Course | None:
+        found = self.inner.course(data)
+        return found and _OtherTestCourse(found)
+
+
+class _OtherTestCourse(Course):
+    """The same course with other metrics on the test split."""
+
+    def __init__(self, inner: Course) -> None:
+        for name in ("sizes", "session", "sample", "loss", "count", "inputs"):
+            setattr(self, name, getattr(inner, name))
+        self._inner = inner
+
+    def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
+        found = self._inner.evaluate(model, split, arithmetic)
+        return {name: value + 1.0 for name, value in found.items()} if split == "test" else found
+
 
 def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
     require(len(found) > 1, "a search finds at least one ticket")
@@ -134,9 +153,18 @@ def _check_start(lab: Lab, ticket: Found) -> None:
     start = lab.state(lab.train(segment.until(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
+    masked = _first_names(segment.task)  # a mask has a shared parameter once
     for name, tensor in start.items():
-        wanted = dense[name] * mask[name] if name in mask else dense[name]
+        kept = mask.get(masked[name])
+        wanted = dense[name] if kept is None else dense[name] * kept
         require(torch.equal(tensor, wanted), f"level {ticket.level} starts at level 0's {name!r} times the mask")
+
+
+def _first_names(task: Task) -> dict[str, str]:
+    """Each tensor of the task's network by name -> the first of the names that it has."""
+    first: dict[int, str] = {}
+    named = task.build().state_dict(keep_vars=True).items()
+    return {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
 
 
 def _check_end(lab: Lab, ticket: Found) -> None:
@@ -175,8 +203,8 @@ def _bits(found: Sequence[Found]) -> list[tuple[str | None, str]]:
 def _checked_at_every_step() -> Iterator[None]:
     original = Loop._one_step
 
-    def checked(loop: Loop, inputs: Tensor, targets: Tensor) -> None:
-        original(loop, inputs, targets)
+    def checked(loop: Loop, batch: Any) -> None:
+        original(loop, batch)
         loop.check()
 
     with mock.patch.object(Loop, "_one_step", checked):
