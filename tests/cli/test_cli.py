@@ -209,6 +209,7 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
         "l2": ("no", 0),
         "slimming": ("no", 0),
         "activation": ("yes", 0),
+        "activation_l2": ("yes", 0),
         "apoz": ("yes", 0),
         "snap": ("yes", 1),
         "crop_gates": ("yes", 2),
@@ -252,7 +253,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     engine = "store data workers device precision threads stack checkpoint-seconds json verify bench energy"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
-    method += " regroup-method regroup-collapse refill-score refill-coupled refill-match"
+    method += " regroup-method regroup-collapse refill-score refill-coupled refill-match pattern embeddings"
     recipe = "length batch optimizer lr momentum beta2 nesterov weight-decay schedule milestones gamma warmup"
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
     expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}

@@ -24,7 +24,7 @@ from ticketry.tasks.recipe import Recipe
 
 TOTAL = 50
 RECIPE = Recipe(
-    length=f"{TOTAL}it", batch=64, lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="multistep", milestones=("30it",)
+    length=f"{TOTAL}it", batch=64, lr=0.02, momentum=0.9, weight_decay=1e-3, schedule="multistep", milestones=("30it",)
 )
 
 

@@ -83,6 +83,7 @@ CHANGED_GATES = {
     "density": 0.1,
     "temperature": 0.5,
     "structured": True,
+    "pattern": "4x1",
 }
 CHANGED_RECIPE = {
     "length": "11ep",

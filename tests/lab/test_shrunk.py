@@ -89,9 +89,11 @@ def test_it_is_trained_as_with_the_mask(lab, pictures, mask, recipe):
     buffers = {name for name, _ in pictures.build().named_buffers()}
     mine, theirs = lab.state(small), lab.state(masked)
     assert mine.keys() == theirs.keys()
+    # A bias before a batch norm has no gradient but rounding, which Adam scales up to whole steps.
+    rounding = buffers | ({"inner.bias"} if recipe is ADAM else set())
     for name, tensor in mine.items():
         assert tensor.shape == theirs[name].shape
-        if name not in buffers:
+        if name not in rounding:
             assert torch.allclose(tensor, theirs[name], atol=1e-5), name
         if name in kept:
             assert not tensor[~kept[name]].any()

@@ -76,7 +76,7 @@ CASES = {
     "clipped": ("digits", SGD.changed(clip=0.5)),
     "smoothed, scheduled": ("digits", SGD.changed(label_smoothing=0.1, schedule="cosine", warmup="3it")),
     "lenet-5": (noise("lenet-5", 16), SGD.changed(lr=0.01)),
-    "batch norm": (noise("resnet-20-8", 8), SGD.changed(augment=("flip", "crop"), lr=0.01)),
+    "batch norm": (noise("resnet-20-8", 8), SGD.changed(augment=("flip", "crop"), lr=0.002)),
     "batch norm, Adam": (noise("resnet-20-8", 8), ADAM.changed(augment=("crop",))),
     "vgg": (noise("vgg-11@0.0625", 32), SGD.changed(lr=0.01)),
 }

@@ -278,5 +278,5 @@ def _is_drawing(text):
 
 
 def _is_table(text):
-    assert text.startswith("run,role,level,density,n,mean,sd,low,high\n")
+    assert text.startswith("run,role,level,density,n,statistic,mean,sd,low,high\n")
     assert len(text.splitlines()) == 2 + 9 * 4

@@ -18,7 +18,7 @@ from ticketry.engine.bench.rivals import names, rivals
 from ticketry.engine.inputs import at_batch, difference, outputs_of
 from ticketry.errors import EngineError, UsageError
 
-HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Net(nn.Module):

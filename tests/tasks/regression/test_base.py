@@ -13,6 +13,7 @@ from torch import nn
 from ticketry.errors import TaskError
 from ticketry.lab.evaluate import evaluate
 from ticketry.lab.precision import Arithmetic
+from ticketry.lab.supervised import course_of
 from ticketry.tasks.base import Splits
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.regression.base import Regression, standardised
@@ -40,7 +41,7 @@ class Plain(Regression):
 def test_metrics_are_those_of_scikit_learn_on_the_original_scale() -> None:
     torch.manual_seed(0)
     model, test = nn.Linear(3, 1), splits().test
-    found = evaluate(Plain(), model, test, Arithmetic())
+    found = evaluate(course_of(Plain()), model, "test", Arithmetic())
     scale, centre = TARGET[TRAIN].std(), TARGET[TRAIN].mean()
     predicted = model(test.inputs).detach().double().numpy()[:, 0] * scale + centre
     assert found["rmse"] == pytest.approx(mean_squared_error(TARGET[TEST], predicted) ** 0.5, rel=1e-5)

@@ -14,7 +14,8 @@ from ticketry.engine.bench import cores
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 32 * 2**20
 """Bytes of the last cache, where the system does not tell."""
-_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+_FEATURES = ("avx2", "avx512f", *_BF16, "asimd", "sve")
 
 
 def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
@@ -30,6 +31,11 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
         "versions": {package: found for package in packages if (found := _version(package))},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor has instructions that multiply in bfloat16."""
+    return not _processor()[1].isdisjoint(_BF16)
 
 
 def last_cache() -> int:
