@@ -188,9 +188,10 @@ def test_what_cannot_be_trained_shrunk(wrong, said):
         replace(SEGMENT, **{"mask": "m" * 64, "shrunk": True, **wrong})
 
 
-def test_keys_of_gates_are_older_than_frozen_weights_and_channels():
+def test_keys_of_gates_are_older_than_frozen_weights_channels_and_patterns():
     described = replace(SEGMENT, gates=Gating(scope=("0.weight",))).describe()["gates"]
-    assert set(described) == set(CHANGED_GATES) - {"frozen", "objective", "density", "temperature", "structured"}
+    later = {"frozen", "objective", "density", "temperature", "structured", "pattern"}
+    assert set(described) == set(CHANGED_GATES) - later
 
 
 @pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64, gates="g" * 64)])
