@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from a_text import written
+
 QUICK = [
     *("search", "iterative", "--task", "digits", "--rate", "0.5", "--levels", "2", "--rewind", "10%"),
     *("--replicates", "2", "--controls", "shuffled", "random_reinit", "--recipe.length", "300it"),
@@ -21,13 +23,34 @@ QUICK = [
 """14 networks, a few seconds of training in all."""
 
 
-def language(text: Path) -> list[str]:
-    """Gradual pruning of a language model that carries hidden states: through checkpoints, cuts and stored states."""
+def language(folder: Path, *, updates: int, replicates: int) -> list[str]:
+    """Gradual pruning of a language model that carries hidden states: through checkpoints, cuts and stored states.
+
+    Its text is written to `folder`.
+    """
     return [
-        *("search", "gradual", "--task", f"text:{text}", "--model", "lstm-tied@0.1", "--option", "time=8"),
-        *("--density", "0.5,0.25", "--replicates", "2", "--controls", "shuffled", "--recipe.length", "400it"),
+        *("search", "gradual", "--task", f"text:{written(folder)}", "--model", "lstm-tied@0.1", "--option", "time=8"),
         *("--recipe.batch", "4", "--recipe.optimizer", "adam", "--recipe.lr", "0.003", "--recipe.clip", "1"),
-        *("--checkpoint-seconds", "0.05", "--json"),
+        *_cut_gradually(updates, replicates),
+    ]
+
+
+def control(folder: Path, *, updates: int, replicates: int) -> list[str]:
+    """The same of deep Q-learning: memory, target network, environments and exploration go through all of it.
+
+    Nothing is written to `folder`.
+    """
+    return [
+        *("search", "gradual", "--task", "cartpole", "--model", "mlp-24-24", "--recipe.batch", "16"),
+        *("--option", "copies=4", "warmup=200", "memory=1000", "period=20"),
+        *_cut_gradually(updates, replicates),
+    ]
+
+
+def _cut_gradually(updates: int, replicates: int) -> list[str]:
+    return [
+        *("--density", "0.5,0.25", "--replicates", str(replicates), "--controls", "shuffled"),
+        *("--recipe.length", f"{updates}it", "--checkpoint-seconds", "0.05", "--json"),
     ]
 
 

@@ -12,14 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
-from a_text import written
-from faults import QUICK, Search, finished_results, language, metrics, ticket_files
+from faults import QUICK, Search, control, finished_results, language, metrics, ticket_files
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals and mounts are tested on Linux"),
@@ -43,9 +43,32 @@ def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
     killed_at_random(tmp_path, moments, "--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
 
 
+CARRYING = [language, control]
+
+
+@pytest.mark.parametrize("kind", CARRYING)
+def test_kill_9_where_more_than_weights_is_carried(tmp_path: Path, kind: Callable[..., list[str]]) -> None:
+    """Once, in the middle of a training, with what it has carried so far."""
+    if kind is control:
+        pytest.importorskip("gymnasium")
+    quick, store = kind(tmp_path, updates=120, replicates=1), tmp_path / "store"
+    search = Search(store, quick=quick, workers=0)
+    assert search.wait_for("partial/*.safetensors"), "it ended before it could be killed"
+    search.kill_all()
+    assert search.finish()[0] == -signal.SIGKILL
+    (partial,) = store.glob("partial/*.safetensors")
+    with safe_open(partial, "pt") as tensors:
+        assert any("session/" in name for name in tensors.keys())  # noqa: SIM118
+    result = Search(store, quick=quick, workers=0).result()
+    assert_same(result, Search(tmp_path / "undisturbed", quick=quick, workers=0).result())
+
+
 @pytest.mark.slow
-def test_kill_9_ten_times_in_a_language_run(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, 10, quick=language(written(tmp_path)))
+@pytest.mark.parametrize("kind", CARRYING)
+def test_kill_9_ten_times_where_more_than_weights_is_carried(tmp_path: Path, kind: Callable[..., list[str]]) -> None:
+    if kind is control:
+        pytest.importorskip("gymnasium")
+    killed_at_random(tmp_path, 10, quick=kind(tmp_path, updates=600, replicates=2))
 
 
 def killed_at_random(tmp_path: Path, moments: int, *long: str, quick: Sequence[str] = QUICK) -> None:
