@@ -60,6 +60,33 @@ def test_contract(tmp_path: Path, method: str) -> None:
     assert all(set(one.result.metrics["test"]) == {"return", "length"} for one in found)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("early", {**TWO, "when": "0", "score": "random", "distribution": "uniform"}),
+        ("early", {**TWO, "when": "0", "score": "snip", "iterations": 1}),
+        ("early", {**TWO, "every": "25%"}),
+        ("iterative", {"levels": 2, "rewind": "3it"}),
+        ("continuous", {"rounds": 2, "gate_lr": 10.0, "rewind": "10%"}),
+        ("gradual", {**TWO, "frequency": "5it"}),
+    ],
+    ids=["random", "SNIP", "EarlyCroP", "IMP", "CS", "GMP"],
+)
+def test_methods_of_the_paper_find_tickets(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
+    """As sparse as they say, trained on with what they lack at 0, and measured by their returns."""
+    task = pole()
+    recipe = task.recipe.changed(length=LENGTH, batch=16)
+    search = getattr(tk.search, method)
+    with tk.Lab(tmp_path) as lab:
+        ((_, *tickets),) = search(lab, task, search.Settings(**settings), recipe=recipe)
+        assert len(tickets) == 2
+        for ticket in tickets:
+            mask, state = lab.store.get_mask(ticket.mask), lab.state(ticket.result)
+            assert 0 < mask.density < 1
+            assert all(not state[name][~kept].any() for name, kept in mask.items())
+            assert 1 <= ticket.result.metrics["test"]["return"] <= 500
+
+
 def test_scores_that_look_at_data_see_transitions(tmp_path: Path) -> None:
     task = pole()
     recipe = task.recipe.changed(length="6it", batch=16)

@@ -141,6 +141,14 @@ def test_returns_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -
         course().evaluate(Balancing(), "test", Arithmetic())
 
 
+def test_a_network_that_diverged_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticketry.tasks.control.course.EPISODES", 2)
+    model = Balancing()
+    model.one.data.fill_(torch.nan)
+    with torch.no_grad(), pytest.raises(TrainingError, match="expects in CartPole-v1 are not finite: its training div"):
+        course().evaluate(model, "test", Arithmetic())
+
+
 def test_what_scores_see() -> None:
     """Transitions, half of them by the network's own choice, and the values that it wants of them itself."""
     model, given = Balancing(), course(gamma=0.9)

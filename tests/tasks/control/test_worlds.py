@@ -107,6 +107,21 @@ class Odd(gymnasium.Env[Any, Any]):
         return source.random((2, 2)), float(action), False, False, {}
 
 
+class Diverging(Odd):
+    """Its reward, or what it shows, is no number from the third step on."""
+
+    def __init__(self, what: str = "reward") -> None:
+        super().__init__()
+        self._what, self._steps = what, 0
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, reward, *rest = super().step(action)
+        self._steps += 1
+        if self._steps > 2:
+            seen, reward = (seen, float("nan")) if self._what == "reward" else (seen * np.inf, reward)
+        return seen, reward, *rest  # type: ignore[return-value]
+
+
 class Continuous(Odd):
     action_space = gymnasium.spaces.Box(-1, 1, (1,))  # type: ignore[assignment]
 
@@ -136,6 +151,32 @@ def test_what_is_not_deterministic_cannot_go_on(registered: Callable[..., str]) 
     worlds.step([0])
     with pytest.raises(TrainingError, match="does not do the same again after the same seed and actions"):
         worlds.load_state(worlds.state())
+
+
+@pytest.mark.parametrize(("what", "message"), [("reward", "a reward in"), ("seen", "what is seen in")])
+def test_what_diverges_is_told(registered: Callable[..., str], what: str, message: str) -> None:
+    worlds = Worlds(registered(Diverging, what=what), 2, seed=0)
+    worlds.step([0, 0])
+    worlds.step([1, 0])
+    with pytest.raises(TrainingError, match=f"{message} the environment TestDiverging-v0 is not a finite number"):
+        worlds.step([0, 1])
+
+
+class Halved(gymnasium.RewardWrapper):  # type: ignore[type-arg]
+    def reward(self, reward: Any) -> float:
+        return float(reward) / 2
+
+
+def test_wrappers_that_belong_to_an_environment_stay() -> None:
+    spec = gymnasium.envs.registration.WrapperSpec("Halved", f"{__name__}:Halved", {})
+    gymnasium.register("TestHalved-v0", Odd, max_episode_steps=3, additional_wrappers=(spec,))
+    try:
+        worlds = Worlds("TestHalved-v0", 1, seed=0)
+        rewards = [worlds.step([1])[0].item() for _ in range(4)]
+        assert (worlds.limit, rewards) == (3, [3.0] * 4)
+        assert worlds.state()["episodes"].tolist() == [1]
+    finally:
+        del gymnasium.registry["TestHalved-v0"]
 
 
 def test_what_cannot_be_made(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,12 +66,17 @@ class Control(Course):
         Each split has episodes of its own, whose seeds are fixed.
 
         Raises:
-            TrainingError: if a return is not a finite number.
+            TrainingError: if a return, or what the network expects, is not a finite number.
         """
 
         def best(seen: Numbers) -> list[int]:
             with arithmetic.autocast():
                 values = model(torch.from_numpy(seen).to(arithmetic.device))
+            if not bool(torch.isfinite(values).all()):  # argmax would take one of them for the best
+                raise TrainingError(
+                    f"the returns that the network expects in {self.environment} are not finite: its training"
+                    " diverged; lower the learning rate or clip gradients (--recipe.lr, --recipe.clip)"
+                )
             actions: list[int] = values.argmax(1).tolist()
             return actions
 

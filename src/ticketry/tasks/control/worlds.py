@@ -8,6 +8,7 @@ number of its episode, which its seed is made of, and the actions; put back, the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Worlds:
             MissingExtraError, TaskError: see `made`.
         """
         made_ones = [made(name) for _ in range(copies)]
-        self._worlds: list[Any] = [world.unwrapped for world in made_ones]
+        self._worlds: list[Any] = [_bare(world) for world in made_ones]
         self.name, self.seed = name, seed
         self.limit = limit_of(made_ones[0])
         self._first = int(self._worlds[0].action_space.start)
@@ -59,6 +60,9 @@ class Worlds:
         Returns:
             Rewards [copies]; what is seen after the step [copies, numbers], where `seen` has the next episode's
             beginning if this one ended; and whether it ended by itself, not by the limit of its length [copies].
+
+        Raises:
+            TrainingError: if a reward or what is seen is not a finite number.
         """
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
         after = np.empty_like(self.seen)
@@ -73,6 +77,13 @@ class Worlds:
                 self.seen[copy] = self._begin(copy)
             else:
                 self.seen[copy] = after[copy]
+        # One sum each, which is not finite if any of its terms is not.
+        if not (isfinite(np.add.reduce(rewards)) and isfinite(np.add.reduce(after, axis=None))):
+            what = "a reward" if np.isfinite(after).all() else "what is seen"
+            raise TrainingError(
+                f"{what} in the environment {self.name} is not a finite number: it diverged, and nothing can be learnt"
+                " from it"
+            )
         return rewards, after, ended
 
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -150,6 +161,18 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
             f"the environment {name} shows {type(seen).__name__} and takes {type(actions).__name__} actions: deep"
             " Q-learning is for numbers to see (Box) and actions to choose from (Discrete)"
         )
+    return world
+
+
+def _bare(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Without what Gymnasium itself puts around every environment, which takes longer than a step of a pole.
+
+    What an environment was registered with besides (`additional_wrappers`) stays.
+    """
+    from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+    while type(world) in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+        world = world.env
     return world
 
 
