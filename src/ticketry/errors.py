@@ -35,6 +35,15 @@ class StructureError(TicketryError):
     """A model whose channels cannot be followed or removed exactly, or a plan that is another model's or damaged."""
 
 
+class ControlFlowError(StructureError):
+    """A module that looks at its activations to decide what to run, so that its channels cannot be followed."""
+
+    def __init__(self, message: str, module: str) -> None:
+        super().__init__(message)
+        self.module = module
+        """Its name; empty if it is the model itself."""
+
+
 class HoldError(TicketryError):
     """A pruned weight that did not stay at zero."""
 

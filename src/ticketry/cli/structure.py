@@ -58,6 +58,8 @@ class _Arguments(TicketOptions):
     """Of refill, refill+ and channels: what ranks channels, see `ticketry list scores`; of refill also remaining."""
     coupled: str = "agree"
     """Of refill and refill+: channels that go together across layers agree, or only inner ones go."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that stay as they are (fc3, layer1.*); of refill and channels, with all channels."""
     seed: int = 0
     """Of what is drawn at random."""
     null: bool = True
@@ -69,7 +71,7 @@ class _Arguments(TicketOptions):
 def main(words: Sequence[str]) -> int:
     """Structure a ticket."""
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry structure", description=_DESCRIPTION)
-    options = ("rows", "density", "plus", "method", "collapse", "score", "coupled")
+    options = ("rows", "density", "plus", "method", "collapse", "score", "coupled", "spare")
     by = Structuring(kind=arguments.to, **{name: getattr(arguments, name) for name in options})
     from ticketry.run_structure import execute_structure
 

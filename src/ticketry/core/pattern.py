@@ -25,6 +25,12 @@ POSSIBLE = (
 )
 
 
+def n_of_m(text: str) -> tuple[int, int] | None:
+    """N and M of a word such as ``2:4``, 1 <= N < M; None of another word."""
+    told = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)
+    return (int(told[1]), int(told[2])) if told and int(told[1]) < int(told[2]) else None
+
+
 @dataclass(frozen=True)
 class Pattern:
     """A pattern of masks. A weight is seen as rows, one for each output, times columns, one for each (input, tap).
@@ -68,8 +74,8 @@ class Pattern:
             if text == "1x1":
                 raise UsageError("pattern 1x1 is of single weights: write unstructured")
             return cls(text, rows=int(block[1]))
-        if (ratio := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", text)) and int(ratio[1]) < int(ratio[2]):
-            return cls(text, n=int(ratio[1]), m=int(ratio[2]))
+        if ratio := n_of_m(text):
+            return cls(text, n=ratio[0], m=ratio[1])
         raise UsageError(f"pattern {text!r} is not known: {POSSIBLE}")
 
     def __str__(self) -> str:
@@ -100,7 +106,7 @@ class Pattern:
         return self
 
     def check_density(self, density: float | None = None, sparsity: float | None = None) -> float:
-        """The density asked for by either word, see `core.density`; of N:M it may be left away, and is n / m then.
+        """The density asked for by either word, see `core.density`; of N:M it may be left out, and is n / m then.
 
         Raises:
             UsageError: for one that is none, or above what the pattern can keep.

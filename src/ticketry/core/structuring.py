@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.density import check_density
+from ticketry.core.pattern import n_of_m
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,13 +66,15 @@ class Structuring:
     """Of regroup, where a layer's weights do not pay for one column of each group: raise, or keep what they pay for."""
     density: float | None = None
     """To meet; None for that of the unstructured mask (of refill+: for what `plus` or `match` gives)."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that stay as the mask has them; of refill and channels, that keep all channels."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and self.n_of_m is None:
             raise UsageError(f"structure {self.kind!r} is not known: {', '.join(KINDS)} (or another N:M, 1 <= N < M)")
         for option, kinds in _OF.items():
             if self.kind not in kinds and getattr(self, option) != getattr(type(self), option):
-                raise UsageError(f"{option} is an option of {' and '.join(kinds)}, not of {self.kind}: leave it away")
+                raise UsageError(f"{option} is an option of {' and '.join(kinds)}, not of {self.kind}: leave it out")
         if not 0 <= self.plus <= 1:
             raise UsageError(f"plus is a share of the dropped channels, 0 < plus <= 1, not {self.plus:g}")
         if self.rows < 1:
@@ -91,9 +93,7 @@ class Structuring:
     @property
     def n_of_m(self) -> tuple[int, int] | None:
         """N and M of N:M; None of another kind."""
-        told = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", self.kind)
-        found = (int(told[1]), int(told[2])) if told else None
-        return found if found and found[0] < found[1] else None
+        return n_of_m(self.kind)
 
     @property
     def whole_channels(self) -> bool:
@@ -133,7 +133,8 @@ class Structuring:
     def describe(self) -> dict[str, Any]:
         """Kind and the options that have a meaning for it, as JSON values."""
         told = {option: getattr(self, option) for option, kinds in _OF.items() if self.kind in kinds}
-        return {"kind": self.kind, **told, **({"plus": self.share} if "plus" in told else {})}
+        told |= {"plus": self.share} if "plus" in told else {}
+        return {"kind": self.kind, **told, **({"spare": list(self.spare)} if self.spare else {})}
 
     def __str__(self) -> str:
         """In words: ``regroup, 16 rows``."""
@@ -172,20 +173,21 @@ class Structuring:
             density = mask.density if self.density is None else self.density
             total = sum(parameter.numel() for parameter in named_parameters(model).values())
             scope = Scope(mask.shapes, total)
-            return made_by.channels(model, example_inputs, density, score=self.score, scope=scope, **seen)
+            options = {"score": self.score, "scope": scope, "spare": self.spare}
+            return made_by.channels(model, example_inputs, density, **options, **seen)
         if self.whole_channels:
             met = mask.density if self.match else self.density
-            options = {"coupled": self.coupled, "density": met, "structure": structure}
+            options = {"coupled": self.coupled, "density": met, "structure": structure, "spare": self.spare}
             return made_by.refill(model, mask, example_inputs, self.score, self.share, **options, **seen)
         if self.kind == "regroup":
-            options = {"method": self.method, "collapse": self.collapse}
+            options = {"method": self.method, "collapse": self.collapse, "spare": self.spare}
             return made_by.regroup(model, mask, self.density, self.rows, **options, seed=seed)
         n, m = self.n_of_m or (0, 0)
-        return made_by.n_m(model, mask, n, m)
+        return made_by.n_m(model, mask, n, m, spare=self.spare)
 
 
 def structuring_of(kind: str, **options: Any) -> Structuring | None:
-    """The structure that settings ask for; None for ``none``, whose options must be left away.
+    """The structure that settings ask for; None for ``none``, whose options must be left out.
 
     Raises:
         UsageError: see `Structuring`.

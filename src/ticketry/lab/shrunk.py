@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
-from ticketry.core.structure import ShrinkPlan, rebuild, shrink_plan
+from ticketry.core.structure import ShrinkPlan, rebuild
 from ticketry.core.structure.group import Structure
-from ticketry.core.structure.trial import tried_structure
+from ticketry.core.structure.shrink import plan_of
+from ticketry.core.structure.trial import structure_around
 from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
 from ticketry.lab.segment import NUMERICS, Segment, digest_of
 from ticketry.lab.store import Store
@@ -131,12 +132,15 @@ def remembered_plan(store: Store, task: Task, mask: str, course: Course) -> Shri
     known = store.memo("plans", key)
     if known is None:
         model = rebuilt(task, initial_state(task, 0))
-        plan = shrink_plan(model, store.get_mask(mask), course.inputs(FOLLOWED))
+        plan = plan_of(model, store.get_mask(mask), course.inputs(FOLLOWED), task_structure(task, course))
         known = {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
         store.put_memo("plans", key, known)
     return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
 
 
 def task_structure(task: Task, course: Course) -> Structure:
-    """The coupled channels of a task's network, which is followed on two examples: takes seconds. Pure function."""
-    return tried_structure(rebuilt(task, initial_state(task, 0)), course.inputs(FOLLOWED))
+    """The coupled channels of a task's network, which is followed on two examples: takes seconds. Pure function.
+
+    Modules that look at their activations to decide what to run are not looked into: their channels stay.
+    """
+    return structure_around(rebuilt(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",))[0]

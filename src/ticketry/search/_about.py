@@ -9,7 +9,7 @@ NOT_SAID = "not said"
 
 @dataclass(frozen=True)
 class About:
-    """Facts of a method: where it is from, when it prunes, what it costs. A method that has none may leave it away."""
+    """Facts of a method: where it is from, when it prunes, what it costs. A method that has none may leave it out."""
 
     paper: str = NOT_SAID
     """A short citation."""

@@ -36,7 +36,7 @@ class Budgeted:
     def check_budget(self, *, trainings: str) -> None:
         """Raises `UsageError` for an unknown word, or for one that does not suit a method of ``one`` or ``many``."""
         if self.budget and self.budget not in BUDGETS:
-            raise UsageError(f"budget {self.budget!r} is not known: {', '.join(BUDGETS)}, or leave it away")
+            raise UsageError(f"budget {self.budget!r} is not known: {', '.join(BUDGETS)}, or leave it out")
         if self.budget == "flops" and trainings != "one":
             raise UsageError(
                 "budget flops trains a network for longer once it is sparse, which this method of several trainings has"

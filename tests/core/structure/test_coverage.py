@@ -10,6 +10,7 @@ from torch import nn
 
 import ticketry as tk
 from group_wise import Bank, drawn, linear, planted, share_inside
+from ticketry.core.layout import Layout
 from ticketry.core.structure.matrices import MatrixView
 from ticketry.core.structure.null import shuffled_columns
 from ticketry.errors import MaskError, UsageError
@@ -173,7 +174,7 @@ def test_what_is_refused() -> None:
 
 def test_shuffled_columns_keep_their_entries_and_lose_their_rows() -> None:
     matrix = drawn(60, 500)
-    view = MatrixView((60, 500), parts=2)
+    view = MatrixView((60, 500), Layout(groups=2))
     shuffled = shuffled_columns(matrix, view, "a", 0)
     for run in (slice(0, 30), slice(30, 60)):
         assert torch.equal(shuffled[run].sort(0).values, matrix[run].sort(0).values)

@@ -83,6 +83,41 @@ def test_a_spared_module_keeps_all_that_enters_or_leaves_it(pattern: str) -> Non
     assert ways == {True, False}
 
 
+@pytest.mark.parametrize("pattern", ["gate", "ga*"])
+def test_refill_spares_such_a_module_with_its_layers(pattern: str) -> None:
+    torch.manual_seed(0)
+    model, x = Gated(LOOKS["any"]), example(3, 4)
+    unstructured = tk.prune(model, 0.5)
+    with pytest.raises(StructureError, match=r"in gate\).*spare=\('gate',\)"):
+        tk.structure.refill(model, unstructured, x, spare="second")
+    mask = tk.structure.refill(model, unstructured, x, spare=pattern)
+    assert mask["first.weight"].all()
+    assert mask["gate.inner.weight"].all()
+    assert not mask["second.weight"].all()
+    small = tk.shrink(model, mask, x, spare=(pattern,))
+    assert torch.allclose(small(x), mask.apply_(copy.deepcopy(model))(x), rtol=1e-5)
+
+
+def test_refill_follows_a_spared_layer_that_decides_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = Gated(LOOKS["any"]), example(3, 4)
+    other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), model.gate.inner, nn.ReLU(), nn.Linear(8, 2))
+    mask = tk.structure.refill(other, tk.prune(other, 0.4), x, spare="2")
+    assert not mask["0.bias"].all(), "what enters it may go"
+    assert mask["2.weight"].any(1).all(), "what leaves it stays"
+
+
+def test_a_spared_module_without_parameters() -> None:
+    class Router(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    model, x = nn.Sequential(nn.Linear(4, 8), Router(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), example(3, 4)
+    mask = tk.structure.refill(model, tk.prune(model, 0.5), x, spare="1")
+    assert mask["0.weight"].all()
+    assert not mask["2.weight"].all()
+
+
 def test_a_decision_of_the_model_itself() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -93,8 +128,11 @@ def test_a_decision_of_the_model_itself() -> None:
             hidden = self.a(x)
             return self.b(hidden if hidden.sum() > 0 else -hidden)
 
-    with pytest.raises(StructureError, match=r"in Model\).*move that decision into a module of its own"):
-        tk.structure.channels(Model(), example(3, 4), 0.5)
+    model, x, message = Model(), example(3, 4), r"in Model\).*move that decision into a module of its own"
+    with pytest.raises(StructureError, match=message):
+        tk.structure.channels(model, x, 0.5)
+    with pytest.raises(StructureError, match=message):
+        tk.structure.refill(model, tk.prune(model, 0.5), x, spare="*")
 
 
 def test_names_to_spare_are_of_modules() -> None:

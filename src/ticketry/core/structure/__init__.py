@@ -1,4 +1,5 @@
-"""Structure that hardware can use: whole coupled channels, a physically smaller model without them, groups of rows."""
+"""Structure that hardware can use: whole coupled channels, a physically smaller model without them, groups of rows,
+N:M."""
 
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.pattern import Pattern

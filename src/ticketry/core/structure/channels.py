@@ -17,7 +17,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score
 from ticketry.core.score._measure import pruned_to, seeded
 from ticketry.core.structure.group import ChannelGroup, Structure
-from ticketry.core.structure.ranking import ORDERS, Count, Step, in_blocks, remove
+from ticketry.core.structure.ranking import ORDERS, Count, Step, check_counts, in_blocks, remove
 from ticketry.core.structure.roles import Roles, roles
 from ticketry.core.structure.saliency import channel_scores, check_channel_score
 from ticketry.core.structure.select import (
@@ -199,10 +199,7 @@ def cut_channels(
 def _check_order(distribution: str, keep_at_least: int, multiple: int) -> None:
     if distribution not in ORDERS:
         raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {distribution!r}")
-    if keep_at_least < 1:
-        raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
-    if multiple < 1:
-        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
+    check_counts(keep_at_least, multiple)
 
 
 class Choice:

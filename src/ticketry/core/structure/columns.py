@@ -14,8 +14,8 @@ WORTHS = ("kept", "all", "squares", "count")
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """What the groups of a layer could keep."""
+class GroupWorth:
+    """What each column is worth to each group of a layer, and what it costs."""
 
     worth: Tensor
     """[groups, columns] of a column, summed over the group's rows."""
@@ -43,12 +43,12 @@ def worth_of(size: Tensor, kept: Tensor, by: str) -> Tensor:
     return torch.where(kept, size.square() if by == "squares" else size, 0.0)
 
 
-def blocks(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> Blocks:
+def group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
     """Worth [rows, columns] summed over groups of rows."""
-    return Blocks(_summed(worth, groups), _summed(second, groups), torch.tensor([len(rows) for rows in groups]))
+    return GroupWorth(_summed(worth, groups), _summed(second, groups), torch.tensor([len(rows) for rows in groups]))
 
 
-def choose(layers: Sequence[Blocks], budget: int, *, every_group: bool = True) -> list[Tensor]:
+def choose(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
     """For each layer, boolean [groups, columns]: the columns kept, by one threshold over all layers given.
 
     The threshold is on the worth a weight (the mean over the group's rows); ties break by `second`, then by position.
@@ -78,7 +78,7 @@ def _summed(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
     return torch.zeros(len(groups), worth.shape[1], dtype=worth.dtype).index_add_(0, of, worth[rows])
 
 
-def _best(layer: Blocks, every_group: bool) -> Tensor:
+def _best(layer: GroupWorth, every_group: bool) -> Tensor:
     """One column of each group, or of the layer."""
     best = torch.zeros(layer.worth.shape, dtype=torch.bool)
     if every_group:

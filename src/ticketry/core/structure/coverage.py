@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import generator
-from ticketry.core.structure.columns import blocks, choose
+from ticketry.core.structure.columns import choose, group_worth
 from ticketry.core.structure.groups import Indices, row_groups
 from ticketry.core.structure.matrices import MatrixView, magnitudes, matrix_views
 from ticketry.core.structure.null import shuffled_columns, with_shuffled_columns
@@ -197,7 +197,7 @@ class _Layer:
         return self._covered(self._worth, grouped)
 
     def _covered(self, worth: Tensor, grouped: list[Indices]) -> float:
-        made = blocks(worth, worth, grouped)
+        made = group_worth(worth, worth, grouped)
         (columns,) = choose([made], int(self._new.sum()))
         total = float(worth.sum())
         return float(made.worth[columns].sum()) / total if total else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -203,9 +203,3 @@ def _group(alike: _Alike, reason: str, buffers: set[str], parts: Roles, *, resid
     name = (makers or parameters)[0].name
     name = name.rpartition(".")[0] or name
     return ChannelGroup(name if makers else f"{name} (inputs)", members, len(alike.roots), reason, residual)
-
-
-def each_index(members: tuple[Member, ...]) -> Iterator[tuple[Member, Ids]]:
-    """Members with their indices as an array [channels, indices]."""
-    for member in members:
-        yield member, member.array

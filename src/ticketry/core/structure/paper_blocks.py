@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class PaperBlocks:
 
     def _blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
         """(rows, how many of them keep each column) of each block."""
-        left, blocks = torch.arange(len(self.kept)).numpy(), []
+        left, blocks = np.arange(len(self.kept)), []
         while len(left):
             without = []
             for part in self._partition(tuple(left.tolist())):
@@ -59,8 +60,8 @@ class PaperBlocks:
                 if len(rows) >= self.b1 and int((counts >= threshold).sum()) >= self.b2:
                     blocks.append((rows, counts))
                 else:
-                    without.append(torch.as_tensor(rows))
-            rest = torch.cat(without).sort().values.numpy() if without else left[:0]
+                    without.append(rows)
+            rest = np.sort(np.concatenate(without)) if without else left[:0]
             if len(rest) == len(left):
                 break
             left = rest

@@ -10,10 +10,17 @@ from torch import Tensor
 
 from ticketry.core.structure.group import ChannelGroup
 from ticketry.core.structure.select import Flags
-from ticketry.errors import LayerCollapseError
+from ticketry.errors import LayerCollapseError, UsageError
 
 Step = tuple[int, int]
 """(position in the list of groups, channel)"""
+
+
+def check_counts(keep_at_least: int, multiple: int) -> None:
+    """Raises `UsageError` unless both are numbers of channels."""
+    for what, count in (("keep_at_least", keep_at_least), ("multiple", multiple)):
+        if count < 1:
+            raise UsageError(f"{what} is 1 or more channels, not {count}")
 
 
 class Count:

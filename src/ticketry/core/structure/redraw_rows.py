@@ -83,15 +83,13 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
     made = {}
     for name, view in views.items():
         kept = view.matrix(mask[name].cpu())
-        inputs = view.shape[0] // view.parts if view.outputs_second else view.shape[1]
-        taps = view.columns // inputs
-        cube = kept.reshape(view.rows, inputs, taps)
+        cube = kept.reshape(view.rows, view.inputs, view.columns // view.inputs)
         keys = torch.rand(cube.shape, generator=generator(seed, "n:m", name))
-        filled = (0, 0, 0, -inputs % m)
+        filled = (0, 0, 0, -view.inputs % m)
         # What fills up the last inputs has the largest keys: it stays at the end, and is cut off.
         blocks, drawn = (
             torch.unflatten(pad(one, filled, value=value), 1, (-1, m)) for one, value in ((cube.int(), 0), (keys, 2.0))
         )
-        new = blocks.gather(2, drawn.argsort(dim=2)).flatten(1, 2)[:, :inputs].bool()
+        new = blocks.gather(2, drawn.argsort(dim=2)).flatten(1, 2)[:, : view.inputs].bool()
         made[name] = view.weight(new.reshape(kept.shape)).to(mask[name].device)
     return Mask({name: made.get(name, kept) for name, kept in mask.items()})

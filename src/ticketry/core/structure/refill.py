@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -21,14 +22,14 @@ from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_
 from ticketry.core.score import Loss, Score
 from ticketry.core.structure.channels import Choice
 from ticketry.core.structure.group import ChannelGroup, Structure
+from ticketry.core.structure.ranking import check_counts
 from ticketry.core.structure.refill_scores import check_refill_score, kept_counts, makers, refill_scores
 from ticketry.core.structure.roles import Roles, roles
 from ticketry.core.structure.select import Flags, tensors_of
-from ticketry.core.structure.trial import tried_structure
+from ticketry.core.structure.trial import structure_around
 from ticketry.core.structure.twin import Inputs
-from ticketry.errors import LayerCollapseError, StructureError, UsageError
-
-COUPLED = ("agree", "inner")
+from ticketry.core.structuring import COUPLINGS
+from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
 
 
 def refill(
@@ -82,7 +83,9 @@ def refill(
         first: whether channels that the first convolution makes may go; by default if the mask names it (in the paper
             that of ResNets is not in the mask). True: though the mask does not name it; all its weights count as kept.
         output: the same of the last linear or convolution layer, where its channels are not the model's outputs.
-        spare: names or patterns, as in `ticketry.scope`, of layers that keep all their channels.
+        spare: names or patterns, as in `ticketry.scope`, of layers that keep all their channels. Of a module that
+            looks at its activations to decide what to run, and so cannot be followed, all channels that enter it stay
+            as well.
         keep_at_least: channels that each layer keeps.
         multiple: the number of channels is rounded to the nearest multiple (at least one): see `channels`.
         batches, loss, seed: what the score needs, if it needs any: see `channels`.
@@ -100,9 +103,10 @@ def refill(
     check_refill_score(score)
     _check(plus, density, coupled, keep_at_least, multiple)
     named = _first_names(model, mask)
-    known = tried_structure(model, example_inputs) if structure is None else structure
+    spare = (spare,) if isinstance(spare, str) else tuple(spare)
+    known, unseen = structure_around(model, example_inputs, spare) if structure is None else (structure, ())
     _check_structure(known, {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()})
-    stays = _staying(model, known, roles(model), coupled, first, output, spare)
+    stays = _staying(model, known, roles(model), coupled, first, output, _spared(model, spare, unseen))
     choice = Choice(model, known.staying(stays), _scope(model, named, first, output))
     budgets = [_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
@@ -120,12 +124,9 @@ def _check(plus: float, density: float | None, coupled: str, keep_at_least: int,
         raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
     if density is not None and check_density(density) and plus:
         raise UsageError("plus= says how many channels are filled back, and so does density=: give one of them")
-    if coupled not in COUPLED:
-        raise UsageError(f"coupled is {' or '.join(COUPLED)}, not {coupled!r}")
-    if keep_at_least < 1:
-        raise UsageError(f"keep_at_least is 1 or more channels, not {keep_at_least}")
-    if multiple < 1:
-        raise UsageError(f"multiple is 1 or more channels, not {multiple}")
+    if coupled not in COUPLINGS:
+        raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
+    check_counts(keep_at_least, multiple)
 
 
 def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -165,12 +166,11 @@ def _staying(
     coupled: str,
     first: bool | None,
     output: bool | None,
-    spare: Iterable[str],
+    spared: set[str],
 ) -> dict[int, str]:
     """Positions of the groups that the caller wants whole, and why."""
     ends = end_layers(model)
-    spared = parameters_of(model, spare, "spare")
-    spared |= (ends[0] if first is False else set()) | (ends[1] if output is False else set())
+    spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
     for position, group in enumerate(structure.groups):
         made = {
@@ -182,6 +182,18 @@ def _staying(
             found[position] = "it is a residual stream, which coupled='inner' leaves whole"
         elif made & spared:
             found[position] = "it is spared"
+    return found
+
+
+def _spared(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
+    """The parameters that patterns name; one that names a module not looked into need not name any."""
+    found: set[str] = set()
+    for pattern in spare:
+        try:
+            found |= parameters_of(model, (pattern,), "spare")
+        except ScopeError:
+            if not any(fnmatchcase(name, pattern) for name in unseen):
+                raise
     return found
 
 

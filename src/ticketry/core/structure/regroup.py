@@ -14,15 +14,15 @@ from ticketry.core.allocate import shared_out
 from ticketry.core.density import check_density, kept_elements
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import generator, mix
-from ticketry.core.structure.columns import WORTHS, blocks, choose, worth_of
+from ticketry.core.structure.columns import WORTHS, choose, group_worth, worth_of
 from ticketry.core.structure.groups import Indices
 from ticketry.core.structure.hypergraph import partitioned_rows
 from ticketry.core.structure.matrices import MatrixView, magnitudes, matrix_views
 from ticketry.core.structure.paper_blocks import PaperBlocks, sizes_of
 from ticketry.core.structure.similarity import similar_rows
+from ticketry.core.structuring import REGROUP_METHODS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
-METHODS = ("similarity", "hypergraph", "paper", "random")
 BUDGETS = ("layer", "global")
 
 
@@ -173,7 +173,8 @@ def with_columns(
 ) -> dict[str, Tensor]:
     """Boolean [rows, columns] of each layer: its groups with the columns that their budgets pay for."""
     made = {
-        name: blocks(worth_of(layer.size, layer.kept, by), layer.size, grouped[name]) for name, layer in layers.items()
+        name: group_worth(worth_of(layer.size, layer.kept, by), layer.size, grouped[name])
+        for name, layer in layers.items()
     }
     together = [list(layers)] if budget == "global" else [[name] for name in layers]
     new = {}
@@ -212,7 +213,11 @@ def _paper(layer: Layer, budget: int, rows: int, b1: int, b2: int) -> Tensor:
 
 def _checked(method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]) -> str:
     """What chooses columns."""
-    for what, word, known in (("method", method, METHODS), ("budget", budget, BUDGETS), ("by", by, (*WORTHS, None))):
+    for what, word, known in (
+        ("method", method, REGROUP_METHODS),
+        ("budget", budget, BUDGETS),
+        ("by", by, (*WORTHS, None)),
+    ):
         if word not in known:
             raise UsageError(f"{what} {word!r} is not known: {', '.join(str(one) for one in known if one)}")
     if collapse not in ("raise", "keep"):

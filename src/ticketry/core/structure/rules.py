@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from ticketry.core.structure.axes import Axes
 from ticketry.core.structure.labels import Ids
 from ticketry.core.structure.trace import Trace
-from ticketry.errors import StructureError
+from ticketry.errors import ControlFlowError
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,15 @@ LOOKS = ("_local_scalar_dense", "equal")
 """Operations that hand values to the user's code: `if x.sum() > 0`, `x.item()`, `torch.equal`."""
 
 
-def _decides(t: Trace, call: Call) -> StructureError:
+def _decides(t: Trace, call: Call) -> ControlFlowError:
     model = type(t.model).__name__
     advice = f"spare=({t.where!r},) spares it: all channels that enter or leave it stay"
     if not t.where:
         advice = "move that decision into a module of its own, whose name `spare=` then takes"
-    return StructureError(
+    return ControlFlowError(
         f"{model} looks at its activations to decide what to do ({call.func} in {t.where or model}): what it would do"
-        f" with other inputs cannot be followed; {advice}"
+        f" with other inputs cannot be followed; {advice}",
+        t.where,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.core.scope import named_parameters, normal_name
-from ticketry.core.structure.group import ChannelGroup, Structure, each_index
+from ticketry.core.structure.group import ChannelGroup, Structure
 from ticketry.core.structure.plan import Kept, ShrinkPlan, module_name, read_number
 from ticketry.core.structure.twin import unwrapped
 
@@ -34,10 +34,9 @@ def kept_indices(
     """(name, dimension) -> for each index whether it stays, of dimensions that lose any."""
     kept: dict[tuple[str, int], Flags] = {}
     for position, flags in removed.items():
-        for member, indices in each_index(structure.groups[position].members):
-            if flags.any():
-                key = member.name, member.dim
-                kept.setdefault(key, np.ones(shapes[member.name][member.dim], dtype=bool))[indices[flags]] = False
+        for member in structure.groups[position].members if flags.any() else ():
+            stays = kept.setdefault((member.name, member.dim), np.ones(shapes[member.name][member.dim], dtype=bool))
+            stays[member.array[flags]] = False
     return kept
 
 
@@ -133,9 +132,9 @@ def dead_channels(group: ChannelGroup, dead: Mapping[tuple[str, int], Flags]) ->
     `dead` has, for the parameters that the mask is of, the indices of each dimension that keep nothing.
     """
     gone = np.ones(group.size, dtype=bool)
-    for member, indices in each_index(group.parameters):
+    for member in group.parameters:
         flags = dead.get((member.name, member.dim))
-        gone &= False if flags is None else flags[indices].all(axis=1)
+        gone &= False if flags is None else flags[member.array].all(axis=1)
     return gone
 
 

@@ -33,7 +33,7 @@ from ticketry.core.structure.twin import (
     twin_of,
     unwrapped,
 )
-from ticketry.errors import StructureError, UsageError
+from ticketry.errors import ControlFlowError, StructureError, UsageError
 
 TOLERANCE = 1e-6
 """Of the largest output, in float64. Far above what float64 leaves, far below what a wrong channel does; some models
@@ -77,6 +77,33 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[st
         last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settled()
         best = last if last.free > best.free else best
     return best
+
+
+def structure_around(
+    model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
+) -> tuple[Structure, tuple[str, ...]]:
+    """`tried_structure` where layers are spared for other reasons too: only what cannot be followed is not looked into.
+
+    Args:
+        spare: names or patterns of modules, or of modules around them, that may look at their activations to decide
+            what to run: those that do are not looked into. It may name other things besides.
+
+    Returns:
+        The structure, and the modules that were not looked into.
+
+    Raises:
+        StructureError: see `tried_structure`.
+    """
+    unseen: list[str] = []
+    while True:
+        try:
+            return tried_structure(model, example_inputs, unseen), tuple(unseen)
+        except ControlFlowError as error:
+            parts = module_name(error.module).split(".")
+            around = [".".join(parts[: count + 1]) for count in range(len(parts))]
+            if not error.module or not any(fnmatchcase(name, pattern) for name in around for pattern in spare):
+                raise
+            unseen.append(around[-1])
 
 
 def _matching(model: nn.Module, spare: Iterable[str]) -> frozenset[str]:
