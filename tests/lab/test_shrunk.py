@@ -11,6 +11,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.structure import channels, rebuild, shrink_plan
+from ticketry.core.structure.shrink import plan_of
 from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab import execute as execute_module
 from ticketry.lab import shrunk as shrunk_module
@@ -178,7 +179,7 @@ def test_a_state_kept_on_the_way_is_measured_in_the_same_way(lab, pictures, mask
 
 def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     counted = []
-    monkeypatch.setattr(shrunk_module, "shrink_plan", lambda *given: counted.append(given) or shrink_plan(*given))
+    monkeypatch.setattr(shrunk_module, "plan_of", lambda *given: counted.append(given) or plan_of(*given))
     segment = begun(lab, pictures, SGD, mask)
     for seed in (4, 5):
         lab.train(replace(segment, order_seed=seed))
@@ -189,6 +190,32 @@ def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     collect(lab.store, grace_seconds=0)
     lab.train(replace(segment, order_seed=6))
     assert len(counted) == 1
+
+
+def test_a_module_that_decides_by_its_activations_is_left_alone(lab, pictures):
+    class Signed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    class Deciding(type(pictures)):
+        name = "deciding"
+
+        def build(self) -> nn.Module:
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), Signed(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    task = Deciding()
+    reasons = {group.name: group.reason for group in lab.structure(task).groups}
+    assert "2 is spared" in reasons["1"]
+    assert not reasons["3"]
+    chosen = channels(task.build(), torch.randn(2, 1, 4, 4), 0.8, spare=("2",))
+    mask = lab.store.put_mask(chosen)
+    assert not chosen["3.weight"].all()
+    small, masked = (
+        lab.train(lab.segment(task, start=3, mask=mask, order_seed=4, shrunk=shrunk)) for shrunk in (True, False)
+    )
+    for name, tensor in lab.state(small).items():
+        assert torch.allclose(tensor, lab.state(masked)[name], atol=1e-5), name
 
 
 def test_a_mask_of_single_weights_is_refused(lab, pictures):

@@ -244,6 +244,19 @@ class Twice(nn.Module):
         return self.out(torch.softmax(self.fc(x.flatten(1)), 0))
 
 
+class Chain(nn.Module):
+    """Two convolutions, a norm, two linear layers: four pixels of each channel of `b` are inputs of `c`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.b, self.c, self.d = nn.Conv2d(4, 6, 3), nn.Linear(24, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.n(self.a(x)))))
+        return self.d(torch.tanh(self.c(x.flatten(1))))
+
+
 def images(count: int = 4) -> Tensor:
     return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 

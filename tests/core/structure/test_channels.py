@@ -19,20 +19,7 @@ from ticketry.errors import LayerCollapseError, MaskError, ScoreError, Structure
 from ticketry.tasks.models import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_networks import Mlp, build, settled
-
-
-class Chain(nn.Module):
-    """Two convolutions, a norm, two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.n = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-        self.b, self.c, self.d = nn.Conv2d(4, 6, 3), nn.Linear(24, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.b(F.relu(self.n(self.a(x)))))
-        return self.d(torch.tanh(self.c(x.flatten(1))))
+from small_networks import Chain, Mlp, build, settled
 
 
 def chain() -> tuple[Chain, Tensor]:

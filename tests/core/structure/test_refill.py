@@ -18,44 +18,22 @@ from torch.nn import functional as F
 import ticketry as tk
 from ticketry.core.structure.channels import Choice
 from ticketry.core.structure.refill_scores import refill_scores
-from ticketry.core.structuring import Structuring
-from ticketry.errors import LayerCollapseError, MaskError, ScopeError, StructureError, UsageError
 from ticketry.tasks.models import networks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_networks import Mlp, build, settled
-
-refill = tk.structure.refill
-
-
-class Chain(nn.Module):
-    """Two convolutions, a norm, two linear layers: four pixels of each channel of `b` are inputs of `c`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.n = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-        self.b, self.c, self.d = nn.Conv2d(4, 6, 3), nn.Linear(24, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.b(F.relu(self.n(self.a(x)))))
-        return self.d(torch.tanh(self.c(x.flatten(1))))
-
-
-class Residual(nn.Module):
-    """A stream that three convolutions add to, and one channel of its own for each block inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.one, self.two = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 8, 3, padding=1)
-        self.three, self.four = nn.Conv2d(8, 7, 1), nn.Conv2d(7, 8, 1)
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = x + self.two(F.relu(self.one(x)))
-        x = F.relu(x + self.four(F.relu(self.three(x))))
-        return self.fc(x.mean((2, 3)))
+from refilled import (
+    CHAIN,
+    RESIDUAL,
+    RESIDUAL_INPUTS,
+    RESIDUAL_STRUCTURE,
+    chain,
+    kept_channels,
+    paid,
+    random_mask,
+    refill,
+    residual,
+)
+from small_networks import Chain, build, settled
 
 
 class Inception(nn.Module):
@@ -79,31 +57,6 @@ class Inception(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def made(kind: type[nn.Module], *shape: int) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(3)
-    return settled(kind().double()), torch.randn(*shape, dtype=torch.float64)
-
-
-CHAIN, CHAIN_INPUTS = made(Chain, 5, 1, 6, 6)
-CHAIN_STRUCTURE = tk.structure.tried_structure(CHAIN, CHAIN_INPUTS)
-RESIDUAL, RESIDUAL_INPUTS = made(Residual, 3, 3, 6, 6)
-RESIDUAL_STRUCTURE = tk.structure.tried_structure(RESIDUAL, RESIDUAL_INPUTS)
-
-
-def random_mask(model: nn.Module, density: float, seed: int = 0) -> tk.Mask:
-    draw = torch.Generator().manual_seed(seed)
-    shapes = tk.scope(model).shapes
-    return tk.Mask({name: torch.rand(shape, generator=draw) < density for name, shape in shapes.items()})
-
-
-def chain(mask: tk.Mask, *arguments: Any, **options: Any) -> tk.Mask:
-    return refill(CHAIN, mask, CHAIN_INPUTS, *arguments, structure=CHAIN_STRUCTURE, **options)
-
-
-def residual(mask: tk.Mask, *arguments: Any, **options: Any) -> tk.Mask:
-    return refill(RESIDUAL, mask, RESIDUAL_INPUTS, *arguments, structure=RESIDUAL_STRUCTURE, **options)
-
-
 # -- the slow references -----------------------------------------------------------------------------------------------
 
 
@@ -117,26 +70,8 @@ def row_score(weight: Tensor, kept: Tensor, row: int, score: str) -> float:
     return math.sqrt(math.fsum(w * w for w in numbers))
 
 
-def paid(layers: list[tuple[Tensor, Tensor]], plus: float = 0.0) -> int:
-    """Channels that the kept weights of layers with the same outputs fill."""
-    channels = len(layers[0][1])
-    kept = sum(int(mask.sum()) for _, mask in layers)
-    total = sum(mask.numel() for _, mask in layers)
-    k0 = max(int(kept * channels / total + 1e-9), 1)
-    return int(k0 + (channels - k0) * plus + 1e-9)
-
-
 def best(scores: list[float], count: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda c: (-round(scores[c], 12), c))[:count]
-
-
-def kept_channels(mask: tk.Mask, name: str) -> list[int]:
-    """The rows that are there; of a residual network, those with any weight."""
-    return [row for row, weights in enumerate(mask[name]) if bool(weights.any())]
-
-
-def kept_in(mask: tk.Mask, name: str) -> int:
-    return int(mask[name].sum())
 
 
 # -- how many, and which -----------------------------------------------------------------------------------------------
@@ -374,129 +309,3 @@ def test_residual_streams_are_what_additions_join() -> None:
         assert not any(group.residual for group in tk.structure.channel_groups(*build(name)))
     model, inputs = build("twice")
     assert any(group.residual for group in tk.structure.channel_groups(model, inputs))
-
-
-# -- the ends of the network, layers out of the mask -------------------------------------------------------------------
-
-
-def without(mask: tk.Mask, *names: str) -> tk.Mask:
-    return tk.Mask({name: kept for name, kept in mask.items() if name not in names})
-
-
-def test_the_first_convolution_goes_as_the_mask_says() -> None:
-    mask = random_mask(CHAIN, 0.4)
-    named, unnamed = chain(mask), chain(without(mask, "a.weight"))
-    assert len(kept_channels(named, "a.weight")) < 4
-    assert "a.weight" not in unnamed
-    assert "n.weight" not in unnamed
-    assert unnamed["b.weight"][kept_channels(unnamed, "b.weight")].all()
-    assert kept_channels(unnamed, "b.weight") == kept_channels(named, "b.weight")
-    spared = chain(mask, first=False)
-    assert spared["a.weight"].all()
-    assert kept_in(spared, "b.weight") == kept_in(unnamed, "b.weight")
-    # asked for though the mask does not have it: all its weights count as kept
-    asked = residual(without(random_mask(RESIDUAL, 0.3), "stem.weight"), first=True)
-    layers = [(RESIDUAL.get_submodule(n).weight, random_mask(RESIDUAL, 0.3)[f"{n}.weight"]) for n in ("two", "four")]
-    layers.append((RESIDUAL.stem.weight, torch.ones_like(RESIDUAL.stem.weight, dtype=torch.bool)))
-    assert len(kept_channels(asked, "stem.weight")) == paid(layers)
-
-
-def test_a_stream_stays_whole_with_a_layer_out_of_the_mask() -> None:
-    found = residual(without(random_mask(RESIDUAL, 0.3), "stem.weight"))
-    assert len(kept_channels(found, "two.weight")) == 8
-    assert "stem.weight" not in found
-    assert len(kept_channels(found, "one.weight")) < 5
-
-
-def test_the_classifier_loses_inputs_only() -> None:
-    mask = random_mask(CHAIN, 0.4)
-    named, unnamed = chain(mask), chain(without(mask, "d.weight"))
-    assert named == unnamed  # its columns go with the channels of the layer before
-    assert kept_in(named, "d.weight") == 3 * len(kept_channels(named, "c.weight"))
-    assert chain(mask, output=False) == named
-    model, inputs = settled(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()), torch.randn(3, 4)
-    with pytest.raises(StructureError, match=r"no channels that can be removed.*it is spared"):
-        refill(model, random_mask(model, 0.5), inputs, spare="0")
-
-
-def test_spared_layers_keep_their_channels() -> None:
-    mask = random_mask(CHAIN, 0.3)
-    found = chain(mask, spare=("b", "c"))
-    assert len(kept_channels(found, "b.weight")) == 6
-    assert found["c.weight"].all()
-    assert len(kept_channels(found, "a.weight")) < 4
-    with pytest.raises(ScopeError, match="spare='x' matches no parameter"):
-        chain(mask, spare="x")
-
-
-# -- bad input ---------------------------------------------------------------------------------------------------------
-
-
-def test_masks_that_do_not_fit() -> None:
-    with pytest.raises(MaskError, match=r"the mask does not fit.*no parameter 'z'"):
-        chain(tk.Mask({"z": torch.ones(2)}))
-    with pytest.raises(MaskError, match=r"the mask does not fit.*'a.weight' has the shape"):
-        chain(tk.Mask({"a.weight": torch.ones(3, 1, 3, 3)}))
-
-
-def test_a_group_that_would_vanish() -> None:
-    mask = {name: kept.clone() for name, kept in random_mask(CHAIN, 0.5).items()}
-    mask["b.weight"][:] = False
-    with pytest.raises(LayerCollapseError, match=r"keeps nothing of 'b\.weight'.*spare='b'"):
-        chain(tk.Mask(mask))
-    assert chain(tk.Mask(mask), spare="b")["b.weight"][:, 0].any()
-    mask["b.weight"][3, 1, 1, 1] = True  # less than one channel: one is filled, the one that has it
-    assert kept_channels(chain(tk.Mask(mask)), "b.weight") == [3]
-    stream = {name: kept.clone() for name, kept in random_mask(RESIDUAL, 0.5).items()}
-    stream["two.weight"][:] = False  # the other layers of the stream have some
-    assert kept_channels(residual(tk.Mask(stream)), "two.weight")
-
-
-def test_layers_without_channels_to_remove() -> None:
-    with pytest.raises(StructureError, match=r"no channels that can be removed; .*d: it is an output of the model"):
-        chain(tk.Mask({"d.weight": torch.ones(3, 5)}))
-    with pytest.raises(StructureError, match="residual stream, which coupled='inner' leaves whole"):
-        residual(tk.Mask({"stem.weight": torch.ones(8, 3, 3, 3)}), coupled="inner")
-
-
-def test_weights_that_are_no_numbers() -> None:
-    model = Chain().double()
-    with torch.no_grad():
-        model.b.weight[0] = math.nan
-    with pytest.raises(MaskError, match="scores of the channels of b are not all numbers"):
-        refill(model, tk.Mask.ones(tk.scope(model)), CHAIN_INPUTS, structure=CHAIN_STRUCTURE)
-
-
-def test_a_structure_of_another_model() -> None:
-    model = Mlp().double()
-    with pytest.raises(StructureError, match="another model's"):
-        refill(model, tk.Mask.ones(tk.scope(model)), torch.randn(3, 5), structure=CHAIN_STRUCTURE)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"score": "l3"}, "score 'l3' is not known.*remaining"),
-        ({"score": "random:remaining"}, "'random' is no control"),
-        ({"plus": 1.5}, "plus is the share"),
-        ({"plus": math.nan}, "plus is the share"),
-        ({"plus": 0.5, "density": 0.5}, "give one of them"),
-        ({"density": 0.0}, "a density is a share kept"),
-        ({"coupled": "union"}, "coupled is agree or inner"),
-        ({"keep_at_least": 0}, "keep_at_least"),
-        ({"multiple": 0}, "multiple"),
-        ({"score": "taylor"}, "batches"),
-    ],
-)
-def test_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        chain(random_mask(CHAIN, 0.5), **options)
-
-
-def test_a_structure_after_a_search_takes_the_same_scores() -> None:
-    for score in ("remaining", "activation_l2", "shuffled:l1", "snip"):
-        Structuring(kind="refill", score=score).check_score()
-    with pytest.raises(UsageError, match="'l3' is not known"):
-        Structuring(kind="refill", score="l3").check_score()
-    with pytest.raises(UsageError, match="'remaining' is not known"):
-        Structuring(kind="channels", score="remaining").check_score()
