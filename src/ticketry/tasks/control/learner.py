@@ -118,12 +118,11 @@ class Learner(Session):
         explore = 1.0 + (learning.explore - 1.0) * fallen
         shape = (learning.moves, learning.copies)
         explored, at_random = torch.rand(shape) < explore, torch.randint(self._choices, shape)
-        for any_one, random in zip(explored, at_random, strict=True):
-            actions = random
-            if not any_one.all():
-                values = self._values(model, torch.from_numpy(worlds.seen).to(self._device))
-                actions = torch.where(any_one, random, values.argmax(1).cpu())
-            step_into(self._memory, worlds, actions.tolist())
+        for by_chance, actions in zip(explored.tolist(), at_random.tolist(), strict=True):
+            if not all(by_chance):
+                best = self._values(model, torch.from_numpy(worlds.seen).to(self._device)).argmax(1).tolist()
+                actions = [a if chance else b for chance, a, b in zip(by_chance, actions, best, strict=True)]
+            step_into(self._memory, worlds, actions)
 
     def _wanted(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
         """The values [b] that the network is to have: the reward, and what the target network expects from there."""

@@ -65,21 +65,21 @@ class Worlds:
             TrainingError: if a reward or what is seen is not a finite number.
         """
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
-        after = np.empty_like(self.seen)
+        after, finite = np.empty_like(self.seen), True
         for copy, action in enumerate(actions):
             seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
             taken = self._actions[copy]
             taken.append(action)
             after[copy], rewards[copy], ended[copy] = np.ravel(seen), reward, terminated
+            finite = finite and isfinite(reward)
             if terminated or truncated or len(taken) == self.limit:
                 self._episodes[copy] += 1
                 self._actions[copy] = []
                 self.seen[copy] = self._begin(copy)
             else:
                 self.seen[copy] = after[copy]
-        # One sum each, which is not finite if any of its terms is not.
-        if not (isfinite(np.add.reduce(rewards)) and isfinite(np.add.reduce(after, axis=None))):
-            what = "a reward" if np.isfinite(after).all() else "what is seen"
+        if not (finite and isfinite(np.add.reduce(after, axis=None))):  # a sum is finite only if its terms are
+            what = "what is seen" if finite else "a reward"
             raise TrainingError(
                 f"{what} in the environment {self.name} is not a finite number: it diverged, and nothing can be learnt"
                 " from it"
