@@ -299,13 +299,19 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float(apart.max() / torch.clamp(finite, min=1e-12)) if bool(apart.isfinite().all()) else float("inf")
 
 
+def _least(parameter: Tensor, spread: float) -> float:
+    """The noise that small weights need for outputs as large as inputs; 0 for others."""
+    usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
+    return usual if spread < 0.5 * usual else 0.0
+
+
 _MOST_NUMBERS = 65521
 """Random numbers for one tensor, then the same again: a prime, so that no two channels get the same ones."""
 
 
 def _scrambled(twin: nn.Module) -> nn.Module:
     """A copy with weights away from where zeros and ones would hide a mistake: new biases, norms, last layers of a
-    residual."""
+    residual. Nor are they so small that attention is nearly even, of whichever heads it is: as drawn anew for BERT."""
     draw = torch.Generator().manual_seed(0)
 
     def noisy(tensor: Tensor, amount: float) -> Tensor:
@@ -320,7 +326,8 @@ def _scrambled(twin: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-            weights[id(parameter)] = noisy(parameter.detach(), 0.5 * spread if spread > 0 else 0.1)
+            amount = max(0.5 * spread if spread > 0 else 0.1, _least(parameter, spread))
+            weights[id(parameter)] = noisy(parameter.detach(), amount)
     model = sharing(twin, weights)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
