@@ -272,3 +272,26 @@ def test_the_example(tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPat
     ticket = tk.Ticket.load("from-transformers")
     assert ticket.mask.kept == round(0.1 * ticket.mask.total)
     assert same(ticket.apply(network(), "trained"), names["model"])
+
+
+def test_the_example_of_rewinding(tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ticket's training starts from the pre-trained weights times its mask, in the last round too."""
+    monkeypatch.chdir(tmp_path)
+    starts, begun = [], transformers.Trainer.train
+
+    def train(trainer: Any) -> Any:
+        starts.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+        return begun(trainer)
+
+    monkeypatch.setattr(transformers.Trainer, "train", train)
+    names = {"model": network(), "arguments": arguments(tmp_path / "out", save_strategy="no"), "data": sentences()}
+    exec(example("Rewind to pre-trained weights"), names)  # the point of this test
+    ticket, pretrained = tk.Ticket.load("fine-tuned"), network().state_dict()
+    assert ticket.mask.kept == round(0.3 * ticket.mask.total)
+    assert all(torch.equal(ticket.start[name], value) for name, value in pretrained.items())
+    assert len(starts) == 4
+    for name, value in pretrained.items():
+        assert torch.equal(starts[0][name], value)
+        kept = ticket.mask.get(name)
+        assert torch.equal(starts[-1][name], value if kept is None else value * kept)
+    assert same(ticket.apply(network(), "trained"), names["model"])

@@ -27,6 +27,7 @@ from ticketry.lab.lab import Lab, Result
 from ticketry.lab.retrain import retraining
 from ticketry.tasks.base import Task
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.registry import untrained
 
 
 def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
@@ -146,7 +147,7 @@ def trained_control(
         step = rewound.segment.last
         source = rewound if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
         fresh = lab.segment(
-            task,
+            untrained(task),
             start=mix(seeds.initialisation, "random_reinit"),
             last=source.segment.last,
             order_seed=seeds.order,

@@ -92,9 +92,10 @@ class Rivals:
         """A fresh initialisation, densely trained up to the rewind step."""
         lab, subject = self.subject.lab, self.subject
         seed = mix(seeds.initialisation, "random_reinit")
-        if subject.step == 0:
+        begun = registry.untrained(task)
+        if subject.step == 0 and begun is task:
             return Start(seed=seed)
-        segment = lab.segment(task, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)
+        segment = lab.segment(begun, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)
         return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
 
     def _narrower(self) -> Task | None:

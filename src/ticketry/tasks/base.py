@@ -119,8 +119,16 @@ class Task:
         """
         return {}
 
+    def untrained(self) -> Mapping[str, str]:
+        """The options that make the task whose `build` draws all weights; none where it does so anyway.
+
+        For a task that begins with weights which were trained before: `random_reinit`, the control of a ticket's first
+        weights, is to begin without them, see `registry.untrained`.
+        """
+        return {}
+
     def build(self) -> nn.Module:
-        """A new model, its weights drawn from torch's global random state (the lab seeds it)."""
+        """A new model, its weights drawn from torch's global random state (the lab seeds it), or trained before."""
         raise NotImplementedError
 
     def narrower(self, parameters: int) -> str | None:

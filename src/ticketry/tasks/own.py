@@ -72,6 +72,9 @@ class OwnTask(Task):
     def of_replicate(self, number: int) -> Mapping[str, str]:
         return self.inner.of_replicate(number)
 
+    def untrained(self) -> Mapping[str, str]:
+        return self.inner.untrained()
+
     def build(self) -> nn.Module:
         return self.inner.build()
 

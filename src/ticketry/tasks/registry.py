@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.errors import TaskError
 from ticketry.tasks.control.facts import CONTROL, GYM, GYM_LINE, GYM_NAME
+from ticketry.tasks.finetune.facts import HF, HF_LINE, HF_NAME
 from ticketry.tasks.language import presets as texts
 from ticketry.tasks.presets import PRESETS
 from ticketry.tasks.regression.facts import TABLE, TABLE_LINE, TABLE_NAME, UCI
@@ -31,7 +32,7 @@ TEXTS = tuple(texts.MODELS)
 
 def names() -> tuple[str, ...]:
     """The built-in tasks."""
-    return (*PRESETS, FOLDER, *TEXTS, *UCI, TABLE_NAME, *CONTROL, GYM_NAME)
+    return (*PRESETS, FOLDER, *TEXTS, *UCI, TABLE_NAME, *CONTROL, GYM_NAME, HF_NAME)
 
 
 def describe(name: str) -> str:
@@ -44,8 +45,8 @@ def describe(name: str) -> str:
         raise TaskError(_unknown(name))
     if name in TEXTS:
         return texts.describe(name)
-    lines = {**PRESETS, FOLDER: _FOLDER_LINE, **UCI, TABLE_NAME: TABLE_LINE, **CONTROL, GYM_NAME: GYM_LINE}
-    return str(lines[name])
+    named = {FOLDER: _FOLDER_LINE, TABLE_NAME: TABLE_LINE, GYM_NAME: GYM_LINE, HF_NAME: HF_LINE}
+    return str({**PRESETS, **UCI, **CONTROL, **named}[name])
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
@@ -72,6 +73,7 @@ def make(spec: Spec) -> Task:
     # torch takes a second to import, and `names` and `describe` do without.
     from ticketry.tasks import folder, models, own
     from ticketry.tasks.control import task as control
+    from ticketry.tasks.finetune import task as finetune
     from ticketry.tasks.language import task as language
     from ticketry.tasks.regression import tables
     from ticketry.tasks.vision import ImageClassification
@@ -82,6 +84,8 @@ def make(spec: Spec) -> Task:
         return tables.make(spec)
     if spec.name in CONTROL or spec.name.startswith(GYM):
         return control.make(spec)
+    if spec.name.startswith(HF):
+        return finetune.make(spec)
     if ":" in spec.name:
         return own.load(spec)
     if spec.name == FOLDER:
@@ -111,11 +115,23 @@ def of_replicate(task: Task, number: int) -> Task:
     Raises:
         TaskError: if there is no such replicate, or a task whose replicates differ was made by no request.
     """
-    options = task.of_replicate(number)
+    return _with(task, task.of_replicate(number), "differs between replicates")
+
+
+def untrained(task: Task) -> Task:
+    """The task whose networks begin with random weights: `task` itself, or with the options of `Task.untrained`.
+
+    Raises:
+        TaskError: if a task that begins with trained ones was made by no request.
+    """
+    return _with(task, task.untrained(), "begins with trained weights")
+
+
+def _with(task: Task, options: Mapping[str, str], why: str) -> Task:
     if not options:
         return task
     if task.spec is None:
-        raise TaskError(f"the task {task.name} differs between replicates: get it by its name, from ticketry.task")
+        raise TaskError(f"the task {task.name} {why}: get it by its name, from ticketry.task")
     return make(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))
 
 
