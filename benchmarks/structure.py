@@ -209,8 +209,8 @@ def coverages(subject: tuple[nn.Module, tk.Mask], quick: bool) -> list[Row]:
             (fit,) = tk.structure.coverage(layer, kept, made, null=method == "similarity").values()
             found[name] = fit
         print(name, *(f"{method} {found[name].coverage:.4f}" for method, found in fits.items()), flush=True)
-    large = [name for name in names if quick or mask[name].numel() > LARGE]
-    ahead = {name: fits["similarity"][name].coverage - fits["paper"][name].coverage for name in large}
+    judged = [name for name in names if quick or mask[name].numel() > LARGE]
+    ahead = {name: fits["similarity"][name].coverage - fits["paper"][name].coverage for name in judged}
     whole = {method: tk.structure.together(found) for method, found in fits.items()}
     details = {
         "layers": {method: [fit.as_json() for fit in found.values()] for method, found in fits.items()},
@@ -220,11 +220,12 @@ def coverages(subject: tuple[nn.Module, tk.Mask], quick: bool) -> list[Row]:
     null, random = whole["similarity"].null_coverage, whole["similarity"].random_coverage
     assert null is not None
     assert random is not None
+    size = "up to" if quick else "above"
     return [
         Row(
-            f"layers above 64 x 576 that cover more than with the paper's heuristic, of {len(large)}",
+            f"layers {size} 64 x 576 that cover more than with the paper's heuristic, of {len(judged)}",
             sum(gain > 0 for gain in ahead.values()),
-            at_least=len(large),
+            at_least=len(judged),
             how=f"{how}; by {100 * min(ahead.values()):.1f} … {100 * max(ahead.values()):.1f} points",
             details=details,
         ),

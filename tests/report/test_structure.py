@@ -18,6 +18,7 @@ from ticketry.report.aggregate import Results
 from ticketry.report.evidence_record import read_evidence
 from ticketry.report.figures import panels_of
 from ticketry.report.figures.structure import drawn_level
+from ticketry.report.figures.timed import metric_by_time
 from ticketry.report.granularity import granularity, series_names
 from ticketry.report.record import read
 from ticketry.report.speed_record import Speed
@@ -178,6 +179,7 @@ def test_the_page_of_a_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
         assert told in text
     assert text.count("What it saves, ticket by ticket") == 1
     assert "at equal time the" not in text, "there is nothing to compare with"
+    assert "At equal time" not in text
     assert 'id="structure-wide' in text
     few = write_report(runs[1], tmp_path / "few.html", evidence=benches_of(runs[1], 0.6)[:2]).read_text("utf-8")
     assert "ticket by ticket" not in few
@@ -195,6 +197,16 @@ def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str
     panels = panels_of(subject, indices)
     assert [panel.setup.batch for panel in panels] == [1, 64]
     assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
+
+
+def test_one_point_has_one_label(runs: list[dict[str, Any]]) -> None:
+    """Of a curve the ends are named; of a ticket that was timed alone they are the same."""
+    bench = benches_of(runs[1], 0.6)[2]
+    subject = subject_of(runs[1:2], [bench])
+    (indices,) = subject.by_task.values()
+    panels = panels_of(subject, indices)
+    texts = [text.get_text() for axes in metric_by_time(panels).axes for text in axes.texts]
+    assert len([text for text in texts if text.endswith(" %")]) == len(panels)
 
 
 def test_channels_share_axes_with_weights(runs: list[dict[str, Any]]) -> None:

@@ -117,7 +117,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for one, points in panel.curves:
         _draw_curve(axes, one, points)
     drawn = [(one, point) for one, points in panel.curves for point in points]
-    ends = [(one, point) for one, points in panel.curves for point in (points[0], points[-1])]
+    ends = [(one, point) for one, points in panel.curves for point in (*points[:1], *points[1:][-1:])]
     canvas.name_points(
         axes,
         [(point.time, point.metric.mean, f"{canvas.tick_label(point.group.density)} %") for _, point in ends],

@@ -39,10 +39,7 @@ def structures(group: Group) -> list[Structure]:
 
 
 def _sentence(name: str, found: Sequence[tuple[Group, list[Structure]]]) -> str:
-    text = (
-        f"Each level's mask was found without structure, and is the next level's start; its ticket has that mask after"
-        f" {name}."
-    )
+    text = f"Masks were found without structure, level after level; each ticket's is made of its level's ({name})."
     group, made = found[-1]
     whole = [one.layers[-1] for one in made if one.layers]
     covered = _mean("coverage", whole) if whole else None

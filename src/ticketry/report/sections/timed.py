@@ -67,34 +67,42 @@ def _sentence(panel: Panel, compared: Compared) -> str:
 
 
 def _table(panel: Panel, compared: Compared, place: Place) -> Html:
+    found = [compared.get((panel.setup, one.results.run.name), {}) for one, _ in panel.curves]
+    judged = any(found)
     rows = [
-        _row(one, point, compared.get((panel.setup, one.results.run.name), {}).get(point.group.level))
-        for one, points in panel.curves
+        _row(one, point, levels.get(point.group.level), judged)
+        for (one, points), levels in zip(panel.curves, found, strict=True)
         for point in points
     ]
     metric = panel.curves[0][0].results.run.task.metric
-    header = head_row(
-        "masks", "weights, %", "time, × dense", "interval", f"test {metric.name}", "at equal time", "interval", "engine"
-    )
-    caption = prose(
-        f"Batch {panel.setup.batch}, {panel.setup.how}. At equal time: better (+) or worse than the best unstructured"
-        " tickets that take no longer, on the straight line between two of their levels, replicate by replicate."
-    )
+    against = ("at equal time", "interval") if judged else ()
+    header = head_row("masks", "weights, %", "time, × dense", "interval", f"test {metric.name}", *against, "engine")
+    text = f"Batch {panel.setup.batch}, {panel.setup.how}."
+    if judged:
+        text += (
+            " At equal time: better (+) or worse than the best unstructured tickets that take no longer, on the"
+            " straight line between two of their levels, replicate by replicate."
+        )
+    caption = prose(text)
     name = place.id(f"table-timed-{panel.setup.batch}-{panel.setup.precision}-{panel.setup.threads}-{panel.setup.cold}")
     table = scrolling(el("table", header, el("tbody", *rows), class_="results"), caption, name)
     return el("details", el("summary", f"Batch {panel.setup.batch} in numbers"), table)
 
 
-def _row(one: Series, point: TimedPoint, against: AtEqualTime | None) -> Html:
+def _row(one: Series, point: TimedPoint, against: AtEqualTime | None, judged: bool) -> Html:
+    """`judged` is whether the table tells differences at equal time."""
     style = Style.of(one.results)
     ends = against.difference.interval if against else None
+    beside = (
+        style.number(against.difference.mean, True) if against else NONE,
+        f"{style.number(ends[0], True)} to {style.number(ends[1], True)}" if ends else NONE,
+    )
     cells = (
         percent(point.group.density),
         f"{point.time:.3f}",
         f"{point.low:.3f} to {point.high:.3f}",
         style.summary(point.metric),
-        style.number(against.difference.mean, True) if against else NONE,
-        f"{style.number(ends[0], True)} to {style.number(ends[1], True)}" if ends else NONE,
+        *(beside if judged else ()),
         ", ".join(point.engines),
     )
     return el("tr", el("th", one.label, scope="row"), *(el("td", cell) for cell in cells))
