@@ -199,6 +199,18 @@ def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str
     assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
 
 
+def test_what_was_not_measured_has_no_column(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    record = copy.deepcopy(runs[1])
+    for point in record["points"]:
+        for layer in point.get("structure", {}).get("layers", ()):
+            layer["null_coverage"] = layer["random_coverage"] = None
+    text = write_report(record, tmp_path / "channels.html").read_text(encoding="utf-8")
+    assert "coverage, %" in text
+    assert "no structure, %" not in text
+    assert "random, %" not in text
+    assert "shuffled among the rows; " not in text
+
+
 def test_one_point_has_one_label(runs: list[dict[str, Any]]) -> None:
     """Of a curve the ends are named; of a ticket that was timed alone they are the same."""
     bench = benches_of(runs[1], 0.6)[2]

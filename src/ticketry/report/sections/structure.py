@@ -71,25 +71,39 @@ def _figure(results: Results, drawings: dict[str, Drawing], place: Place) -> Htm
 
 def _levels(found: Sequence[tuple[Group, list[Structure]]], place: Place) -> Html | None:
     rows = []
+    told = _told(found)
     for group, made in found:
         if not all(one.layers for one in made):
             continue
         whole = [one.layers[-1] for one in made]
-        shares = [_percent(_mean(share, whole)) for share in _SHARES]
+        shares = [_percent(_mean(share, whole)) for share in told]
         cells = (percent(_before(made)), percent(group.density), *shares, str(len(made)))
         rows.append(el("tr", el("th", str(group.level), scope="row"), *(el("td", cell) for cell in cells)))
     if not rows:
         return None
-    header = head_row("level", "before, %", "after, %", *_SHARES.values(), "replicates")
-    caption = prose(
-        "Share of the weights before and after; coverage: of the magnitude kept before, what is in the structured mask;"
-        " no structure: the same where the entries of each column are shuffled among the rows; random: with rows in"
-        " random groups; fill: share of the structured mask that was not kept before. Means over replicates."
-    )
+    header = head_row("level", "before, %", "after, %", *map(_headed, told), "replicates")
+    meanings = "; ".join(f"{_SHARES[share]}: {_MEANINGS[share]}" for share in told)
+    caption = prose(f"Share of the weights before and after; {meanings}. Means over replicates.")
     return scrolling(el("table", header, el("tbody", *rows), class_="results"), caption, place.id("table-structure"))
 
 
-_SHARES = {"coverage": "coverage, %", "null": "no structure, %", "random": "random, %", "fill": "fill, %"}
+_SHARES = {"coverage": "coverage", "null": "no structure", "random": "random", "fill": "fill"}
+_MEANINGS = {
+    "coverage": "of the magnitude kept before, what is in the structured mask",
+    "null": "the same where the entries of each column are shuffled among the rows",
+    "random": "with rows in random groups",
+    "fill": "share of the structured mask that was not kept before",
+}
+
+
+def _told(found: Sequence[tuple[Group, list[Structure]]]) -> list[str]:
+    """The shares that any level tells: of whole channels there is no coverage by chance."""
+    fits = [fit for _, made in found for one in made for fit in one.layers]
+    return [share for share in _SHARES if any(getattr(fit, share) is not None for fit in fits)]
+
+
+def _headed(share: str) -> str:
+    return f"{_SHARES[share]}, %"
 
 
 def _mean(share: str, fits: Sequence[Fit]) -> float | None:
@@ -104,9 +118,11 @@ def _percent(share: float | None) -> str:
 
 def _layers(found: Sequence[tuple[Group, list[Structure]]], place: Place) -> Html | None:
     """One replicate's layers at each level, folded away."""
+    told = _told(found)
+    header = head_row("layer", "rows × columns", "groups × rows", "before, %", "after, %", *map(_headed, told))
     tables = [
         scrolling(
-            el("table", _HEADER, el("tbody", *map(_layer_row, made[0].layers[:-1])), class_="results"),
+            el("table", header, el("tbody", *(_layer_row(fit, told) for fit in made[0].layers[:-1])), class_="results"),
             prose(f"Level {group.level}, {percent(made[0].before)} % of the weights before; one replicate."),
             place.id(f"table-structure-{group.level}"),
         )
@@ -116,10 +132,7 @@ def _layers(found: Sequence[tuple[Group, list[Structure]]], place: Place) -> Htm
     return el("details", el("summary", "Layer by layer, at each level"), join(*tables)) if tables else None
 
 
-_HEADER = head_row("layer", "rows × columns", "groups × rows", "before, %", "after, %", *_SHARES.values())
-
-
-def _layer_row(fit: Fit) -> Html:
-    shares = (fit.before, fit.after, fit.coverage, fit.null, fit.random, fit.fill)
+def _layer_row(fit: Fit, told: Sequence[str]) -> Html:
+    shares = (fit.before, fit.after, *(getattr(fit, share) for share in told))
     cells = (f"{fit.rows} × {fit.columns}", f"{fit.groups} × {fit.rows_per_group}", *map(_percent, shares))
     return el("tr", el("th", fit.name, scope="row"), *(el("td", cell) for cell in cells))

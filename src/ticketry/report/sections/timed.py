@@ -58,11 +58,16 @@ def _sentence(panel: Panel, compared: Compared) -> str:
     ends = best.difference.interval
     sure = "" if ends is None else f" (95 % interval {style.number(ends[0], True)} to {style.number(ends[1], True)})"
     verb = "most that any structured level has over" if best.difference.mean > 0 else "least that any falls behind"
+    of_how_many = (
+        "the only level that can be compared"
+        if len(found) == 1
+        else f"the best of the {len(found)} levels that can be compared, so an upper estimate"
+    )
     where = f"{one.label} at {percent(best.point.group.density)} % of the weights"
     return (
         f"Batch {panel.setup.batch}: at equal time the {verb} unstructured tickets is"
         f" {style.number(best.difference.mean, True)}{sure}: {where}, in {100 * best.point.time:.0f} % of the dense"
-        f" time; the best of the {len(found)} levels that can be compared, so an upper estimate."
+        f" time; {of_how_many}."
     )
 
 
