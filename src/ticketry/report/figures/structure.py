@@ -48,14 +48,20 @@ def structure_pictures(shown: Drawn, narrow: bool = False) -> Figure:
     width = 360 if narrow else 860
     wide = (width - 8 - _EDGE) if narrow else (width - 8 - 2 * _EDGE - _GAP) / 2
     heights = [_height(picture, wide) for picture in pictures]
-    blocks = [(2 if narrow else 1) * (height + 30) + 22 for height in heights]
+    titles = [_title(picture, narrow) for picture in pictures]
+    blocks = [
+        (2 if narrow else 1) * (height + 30) + 6 + 16 * len(lines)
+        for height, lines in zip(heights, titles, strict=True)
+    ]
     figure = canvas.figure_of(width, sum(blocks) + 4)
     top = 16.0
-    for picture, height, block in zip(pictures, heights, blocks, strict=True):
-        canvas.write(figure, 2, top, _title(picture), colour="ink")
+    for picture, lines, height, block in zip(pictures, titles, heights, blocks, strict=True):
+        for number, line in enumerate(lines):
+            canvas.write(figure, 2, top + 16 * number, line, colour="ink")
+        below = top + 16 * len(lines) + 10
         for number, (when, bits) in enumerate((("before", picture.before), ("after", picture.after))):
             x = 4 + _EDGE + (0 if narrow else number * (wide + _EDGE + _GAP))
-            y = top + 26 + (number * (height + 30) if narrow else 0)
+            y = below + (number * (height + 30) if narrow else 0)
             pixels = _pixels(bits, picture.shape)
             canvas.write(figure, x, y - 6, f"{when}: {percent(float(pixels.mean()))} % of the weights shown")
             axes = canvas.place(figure, x, y, wide, height)
@@ -70,14 +76,18 @@ def _height(picture: LayerPicture, wide: float) -> float:
     return min(max(wide * rows / columns, 60.0), 260.0)
 
 
-def _title(picture: LayerPicture) -> str:
+def _title(picture: LayerPicture, narrow: bool) -> list[str]:
+    """One line, or two where there is no room."""
     width = picture.shape[1]
     parts = [f"{picture.name}: {picture.rows} rows, {picture.columns} columns"]
     if picture.every > 1:
         parts.append(f"one row in {picture.every}")
     if width < picture.columns:
         parts.append(f"the first {width} columns")
-    return parts[0] if len(parts) == 1 else f"{parts[0]}; shown: {', '.join(parts[1:])}"
+    if len(parts) == 1:
+        return parts
+    shown = f"shown: {', '.join(parts[1:])}"
+    return [parts[0], shown] if narrow else [f"{parts[0]}; {shown}"]
 
 
 def _pixels(bits: bytes, shape: tuple[int, int]) -> numpy.ndarray:
