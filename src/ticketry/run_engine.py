@@ -95,11 +95,12 @@ def source_of(
     ticket = Ticket.load(path, trained=weights == "trained")
     if weights == "trained" and ticket.trained is None:
         raise TicketError(f"{path} has not been trained: give --weights start for the weights its training starts from")
+    told = ticket.info.get("task")
     if task is None:
-        if not isinstance(ticket.info.get("task"), dict):
+        if not isinstance(told, dict):
             raise TicketError(f"{path} does not tell its task, from which its model is built: name it with --task")
-        task = made_task(ticket.info["task"])
-    elif isinstance(ticket.info.get("task"), dict) and (why := task.unfit(ticket.info["task"].get("key", {}))):
+        task = made_task(told)
+    if isinstance(told, dict) and (why := task.unfit(told.get("key", {}))):  # a file may have changed since, too
         raise TicketError(f"{path} does not fit the task {task.name}: {why}")
     model = ticket.apply(task.build(), weights).eval().requires_grad_(False)
     return Source(Path(path), ticket, task, model, task.example(_EXAMPLES, data), weights)

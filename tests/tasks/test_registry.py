@@ -279,7 +279,7 @@ def test_options_that_do_not_fit(write: Written) -> None:
 def test_own_task_hands_every_method_on() -> None:
     methods = {name for name, value in vars(Task).items() if callable(value) and not name.startswith("_")}
     data = {"load", "course", "prepare", "example", "augment", "steps_per_epoch", "scored"}
-    others = {"key", "build", "narrower", "loss", "measure", "summary", "of_replicate", "unfit"}
+    others = {"key", "build", "narrower", "loss", "measure", "summary", "of_replicate", "unfit", "untrained"}
     assert methods == data | others
     assert methods <= set(vars(OwnTask))
 

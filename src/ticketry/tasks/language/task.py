@@ -103,7 +103,8 @@ class Language(Task):
 
     def unfit(self, key: Mapping[str, object]) -> str:
         """Where numbers stand for other tokens."""
-        own, theirs = (each.get("vocabulary") or f"the words of {each.get('name')}" for each in (self.key(), key))
+        own: object = self.own.vocabulary.describe() if self.own else _words_of(self.name)  # no text need be there
+        theirs = key.get("vocabulary") or _words_of(key.get("name"))
         return "" if own == theirs else f"its vocabulary is {_told(theirs)}, and that of {self.name} {_told(own)}"
 
     def scored(self, size: int) -> int:
@@ -117,6 +118,10 @@ class Language(Task):
     def _corpus(self, data: Path | None) -> Corpus:
         found = _own_corpus(self.own) if self.own else corpora.published(self.name, data)
         return corpora.fewer(found, self.train) if self.train else found
+
+
+def _words_of(text: object) -> str:
+    return f"the words of {text}"
 
 
 def _told(vocabulary: object) -> str:

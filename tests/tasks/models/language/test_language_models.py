@@ -176,17 +176,39 @@ def test_shrunk_models_are_equal_to_masked_ones(name: str, density: float) -> No
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
-def test_hidden_units_go_with_all_four_gates() -> None:
-    model, (tokens, _) = small("lstm"), text(2)
-    scope = tk.scope(model, spare=["decoder"])
-    mask = tk.structure.channels(model, tokens, 0.5, score="l1", scope=scope)
-    gone = ~mask["layers.0.weight_hh_l0"].any(0)
-    assert 0 < int(gone.sum()) < len(gone)
-    for name in ("layers.0.weight_ih_l0", "layers.0.weight_hh_l0"):
-        assert not mask[name][gone.repeat(4)].any()
-    for bias in ("layers.0.bias_ih_l0", "layers.0.bias_hh_l0"):
-        assert torch.equal(~mask[bias], gone.repeat(4))
-    assert torch.equal(~mask["layers.1.weight_ih_l0"].any(0), gone)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_shrunk_models_are_those_of_masked_ones(name: str) -> None:
+    """Of every parameter that is left, for the loss that trains it: so training is equal, not outputs alone."""
+    model, (tokens, targets) = small(name), text(2)
+    mask = tk.structure.channels(model, tokens, 0.5, score="l1")
+    less, other = tk.shrink(model, mask, tokens), masked(name, model, mask)
+    for each in (less, other):
+        costs, _ = each(tokens, each.begin(2), targets)
+        costs.mean().backward()
+    left = dict(less.named_parameters())
+    for key, parameter in other.named_parameters():
+        gradient = parameter.grad[mask[key]] if key in mask else parameter.grad.flatten()
+        torch.testing.assert_close(left[key].grad.flatten(), gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_hidden_units_go_with_all_four_gates(name: str) -> None:
+    """And with what reads them: the layer behind; of the last one decoder, query and sentinel."""
+    model, (tokens, _) = small(name), text(2)
+    scope = tk.scope(model, spare=[] if name == "lstm-tied" else ["decoder"])
+    mask = tk.structure.channels(model, tokens, 0.5, score="random", scope=scope, distribution="uniform")
+    readers = {0: ["layers.1.weight_ih_l0"], 1: ["encoder.weight" if name == "lstm-tied" else "decoder.weight"]}
+    readers[1] += ["query.weight"] if name == "pointer-lstm" else []
+    for layer, reading in readers.items():
+        own = f"layers.{layer}"
+        gone = ~mask[f"{own}.weight_hh_l0"].any(0)
+        assert 0 < int(gone.sum()) < len(gone)
+        for matrix in (f"{own}.weight_ih_l0", f"{own}.weight_hh_l0"):
+            assert torch.equal(~mask[matrix].any(1), gone.repeat(4))
+        for bias in (f"{own}.bias_ih_l0", f"{own}.bias_hh_l0"):
+            assert torch.equal(~mask[bias], gone.repeat(4))
+        for matrix in reading:
+            assert torch.equal(~mask[matrix].any(0), gone)
 
 
 def test_whole_heads_and_feed_forward_units_go() -> None:
@@ -200,6 +222,12 @@ def test_whole_heads_and_feed_forward_units_go() -> None:
         assert new.attention.out.in_features % width == 0
         assert new.down.in_features == new.up.out_features <= old.up.out_features
     assert any(len(new.attention.query.weight) < 4 * width for new in less.blocks)
+    for number in range(len(less.blocks)):  # the same heads of all three, and of what reads them
+        kept = [mask[f"blocks.{number}.attention.{part}.weight"].any(1) for part in ("query", "key", "value")]
+        heads = kept[0].view(-1, width)
+        assert torch.equal(heads.any(1), heads.all(1))
+        assert all(torch.equal(part, kept[0]) for part in kept)
+        assert torch.equal(mask[f"blocks.{number}.attention.out.weight"].any(0), kept[0])
 
 
 @pytest.mark.parametrize("name", CARRYING)
