@@ -62,7 +62,7 @@ def test_the_key_tells_everything() -> None:
 )
 def test_options_that_cannot_be(options: dict[str, str], message: str) -> None:
     with pytest.raises(TaskError, match=message):
-        registry.get("cartpole", options=options)
+        registry.get("acrobot", options=options)
 
 
 def test_networks_for_images_are_refused() -> None:
@@ -100,7 +100,7 @@ class Balancing(torch.nn.Module):
 
 
 def course(**changes: Any) -> Control:
-    found = registry.get("cartpole", options={name: str(value) for name, value in changes.items()}).course()
+    found = registry.get("gym:CartPole-v1", options={name: str(value) for name, value in changes.items()}).course()
     assert isinstance(found, Control)
     return found
 
