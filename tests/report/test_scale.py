@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_records import with_verdicts
 
 from ticketry.report import figure_svgs
 from ticketry.report.aggregate import Results, Summary
@@ -15,6 +16,8 @@ from ticketry.report.figures import METRIC_BY_DENSITY
 from ticketry.report.figures.metric import near_dense, whole_range
 from ticketry.report.figures.scale import Scale, ticks
 from ticketry.report.record import Metric, read
+from ticketry.report.sections.parts import Place
+from ticketry.report.sections.verdicts import verdicts_section
 
 PERPLEXITY = Metric("perplexity", "", False, "log")
 
@@ -91,3 +94,13 @@ def test_older_records_have_linear_axes(make_record) -> None:
     assert read(record).task.metric.scale == "linear"
     texts = figure_svgs(record)[METRIC_BY_DENSITY]
     assert "test perplexity</" in texts or "test perplexity<" in texts
+
+
+def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
+    """Above 0 is in the tickets' favour: of perplexities it is the ticket's that is taken away."""
+    for record, heads in (
+        (with_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
+        (with_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
+    ):
+        found = str(verdicts_section(Results(read(record)), Place()))
+        assert all(f">{head}<" in found for head in heads)

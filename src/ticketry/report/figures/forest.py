@@ -74,7 +74,8 @@ def forest(verify: Verify, narrow: bool = False) -> Figure:
         Row(row.role, "ticket, other seeds (A/A)" if row.role == NOISE else role_name(row.role), _numbers(style, row))
         for row in rows
     ]
-    canvas_rows = _rows(labels, narrow, "ticket minus …", f"difference in test {metric_label(verify.task.metric)}")
+    taken = "ticket minus …" if verify.task.metric.higher_is_better else "… minus ticket"
+    canvas_rows = _rows(labels, narrow, taken, f"difference in test {metric_label(verify.task.metric)}")
     axes = canvas_rows.axes
     ends = [end for row in rows for end in (row.mean, row.low, row.high) if end is not None]
     low, high = min([*ends, 0.0, -judged.margin]), max([*ends, 0.0])

@@ -20,14 +20,20 @@ def verdicts_section(results: Results, place: Place) -> Html | None:
         return el("section", el("h2", "Verdicts"), el("p", prose(text), class_="remark"), id=place.id("verdicts"))
     style, first = Style.of(results), run.verdicts[0].judgement
     controls = [one.role for one in first.comparisons if one.role != "dense"]
+    # Differences are positive where tickets are better: of what is better when less, it is they that are taken away.
+    less = not results.run.task.metric.higher_is_better
+
+    def minus(name: str) -> str:
+        return f"{name} minus tickets" if less else f"minus {name}"
+
     header = head_row(
         "level",
         "weights remaining, %",
         el("span", "verdict", class_="verdict"),
-        "tickets minus dense",
+        minus("dense") if less else "tickets minus dense",
         f"{percent(first.confidence, 0)} % interval",
-        *(f"minus {role_name(role)}" for role in controls),
-        *(f"minus {role_name(each.role)} (shown only)" for each in first.beside),
+        *(minus(role_name(role)) for role in controls),
+        *(f"{minus(role_name(each.role))} (shown only)" for each in first.beside),
         "n",
         "p",
         "p, Holm",
@@ -68,7 +74,7 @@ def _caption(results: Results, first: Judgement) -> str:
     others = "the dense network and controls" if len(first.comparisons) > 1 else "the dense network"
     return (
         f"Each level's tickets against {others}, paired by replicate; a difference above 0 is in the tickets' favour. "
-        f"Claim: {first.claim}; margin {first.margin:g}{unit}; confidence {percent(first.confidence, 0)} %. The "
+        f"Claim: {first.claim}; margin {first.margin:.4g}{unit}; confidence {percent(first.confidence, 0)} %. The "
         f"verdict rests on p after Holm's correction for the {len(results.run.verdicts)} levels. A verdict is about "
         "the method at that density: what its next ticket will do."
         + (
