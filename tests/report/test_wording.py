@@ -21,6 +21,7 @@ from ticketry.report.wording import Style, clean, duration, percent, role_name, 
         (0.8**12, "6.9", "93.1"),
         (0.0092, "0.92", "99.08"),
         (0.00018, "0.018", "99.982"),
+        (0.0, "0.0", "100.0"),
     ],
 )
 def test_density_and_sparsity(density, remaining, removed):

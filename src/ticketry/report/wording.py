@@ -112,8 +112,8 @@ def sparsity(density: float) -> str:
 
 
 def density_decimals(density: float) -> int:
-    """One decimal from 1 % up; below, as many as show two digits."""
-    return 1 if density >= 0.01 else 1 - math.floor(math.log10(100 * density))
+    """One decimal from 1 % up and of nothing at all; below, as many as show two digits."""
+    return 1 if density >= 0.01 or density == 0 else 1 - math.floor(math.log10(100 * density))
 
 
 def times(ratio: float) -> str:
