@@ -125,7 +125,7 @@ def settled(model: nn.Module) -> nn.Module:
         tensor.data.uniform_(low, high, generator=draw)
 
     for module in model.modules():
-        for rate in ("p", "drop_prob", "dropout", "attention_dropout", "attn_dropout_prob"):
+        for rate in ("p", "drop_prob", "drop_rate", "dropout", "attention_dropout", "attn_dropout_prob"):
             if type(getattr(module, rate, None)) is float:
                 setattr(module, rate, 0.0)
         for local, parameter in module.named_parameters(recurse=False):
