@@ -7,21 +7,18 @@ and handed on. Model, batch, optimiser and arithmetic are the same; both go over
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
+from lab_loop import lab_samples
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.optimizer import make_optimizer
 from ticketry.lab.precision import Arithmetic
-from ticketry.lab.segment import Segment, Start
 from ticketry.tasks.course import Course
 from ticketry.tasks.language.task import Language
 
@@ -55,8 +52,8 @@ def language(setting: Setting, data: Path | None, *, quick: bool) -> list[Row]:
     course, steps = task.course(data), 1 if quick else setting.steps
     mask = tk.prune(rebuilt(task, initial_state(task, 0)), density=DENSITY, score="random")
     cases = {
-        "dense": lab_case(task, course, None, steps),
-        "masked": lab_case(task, course, mask, steps),
+        "dense": lab_samples(task, course, None, steps, Arithmetic()),
+        "masked": lab_samples(task, course, mask, steps, Arithmetic()),
         "bare": Bare(task, course, steps).sample,
     }
     rounds = QUICK_ROUNDS if quick else ROUNDS
@@ -72,47 +69,6 @@ def language(setting: Setting, data: Path | None, *, quick: bool) -> list[Row]:
         row(f"our step / the same model in a bare loop: {name}", "dense", DENSE_TARGET),
         row(f"our masked step / the same model in a bare loop, dense: {name}", "masked", MASKED_TARGET),
     ]
-
-
-# -- the lab's loop ----------------------------------------------------------------------------------------------------
-
-
-class _Enough(Exception):
-    """Raised from the loop's tick: it leaves `train_until` between two steps, before the check at a segment's end."""
-
-
-def lab_case(task: tk.Task, course: Course, mask: tk.Mask | None, steps: int) -> Callable[[], float]:
-    """Samples of the lab's loop, over a segment of the task's own recipe."""
-    per_epoch = task.steps_per_epoch(course.sizes()["train"], task.recipe)
-    segment = Segment(
-        task=task,
-        recipe=task.recipe,
-        start=Start(seed=0),
-        mask=None,  # the loop is given the mask itself
-        first=0,
-        last=100 * per_epoch,
-        total=100 * per_epoch,
-        per_epoch=per_epoch,
-        order_seed=0,
-        arithmetic=Arithmetic(),
-    )
-    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
-
-    def train(count: int) -> None:
-        stop = loop.step + count
-
-        def tick() -> None:
-            if loop.step == stop:
-                raise _Enough
-
-        with contextlib.suppress(_Enough):
-            loop.train_until(segment.last, tick)
-
-    def sample() -> float:
-        train(1)
-        return timed(lambda: train(steps))
-
-    return sample
 
 
 # -- a loop of one's own -----------------------------------------------------------------------------------------------

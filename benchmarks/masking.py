@@ -17,7 +17,6 @@ of hooks, the last check) nothing is counted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,14 @@ from itertools import cycle
 
 import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
+from lab_loop import lab_samples
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import ticketry as tk
-from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
+from ticketry.lab.loop import initial_state, rebuilt
 from ticketry.lab.optimizer import make_optimizer
 from ticketry.lab.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.segment import Segment, Start
 from ticketry.lab.supervised import Supervised
 
 DENSITY = 0.2
@@ -127,44 +126,10 @@ def compare(bench: Bench, rounds: int, target: float) -> list[Row]:
 # -- the lab's loop ----------------------------------------------------------------------------------------------------
 
 
-class _Enough(Exception):
-    """Raised from the loop's tick: it leaves `train_until` between two steps, before the check at a segment's end."""
-
-
 def lab_case(bench: Bench, mask: tk.Mask | None) -> Callable[[], float]:
-    """Samples of the lab's loop, over a segment of the task's own recipe that is longer than the benchmark."""
-    task, recipe = bench.task, bench.task.recipe
-    per_epoch = -(-len(bench.examples) // recipe.batch)
-    segment = Segment(
-        task=task,
-        recipe=recipe,
-        start=Start(seed=0),
-        mask=None,  # the loop is given the mask itself
-        first=0,
-        last=100 * per_epoch,
-        total=100 * per_epoch,
-        per_epoch=per_epoch,
-        order_seed=0,
-        arithmetic=bench.arithmetic,
-    )
-    course = Supervised(task, tk.Splits(bench.examples, bench.examples, bench.examples))
-    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
-
-    def train(steps: int) -> None:
-        stop = loop.step + steps
-
-        def tick() -> None:
-            if loop.step == stop:
-                raise _Enough
-
-        with contextlib.suppress(_Enough):
-            loop.train_until(segment.last, tick)
-
-    def sample() -> float:
-        train(1)
-        return timed(lambda: train(bench.steps))
-
-    return sample
+    """Samples of the lab's loop."""
+    course = Supervised(bench.task, tk.Splits(bench.examples, bench.examples, bench.examples))
+    return lab_samples(bench.task, course, mask, bench.steps, bench.arithmetic)
 
 
 # -- a loop of one's own -----------------------------------------------------------------------------------------------

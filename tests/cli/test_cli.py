@@ -12,20 +12,12 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from ticketry.cli import VERBS, main
+from cli.calling import call
+from ticketry.cli import VERBS
 from ticketry.lab.store import Store
 from ticketry.runfile import read_run_file
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(words))
-    except SystemExit as end:  # tyro's own way out for wrong usage and --help
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

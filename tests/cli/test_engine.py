@@ -14,21 +14,12 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.cli import main
+from cli.calling import call
 from ticketry.engine.cpu.target import target
 from ticketry.tasks.models import build
 
 QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
 FAST = ["--batch", "1,16", "--rounds", "2", "--against", "eager,onnxruntime"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(words))
-    except SystemExit as end:  # tyro's own way out for wrong usage and --help
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-from ticketry.cli import main
+from cli.calling import call
 
 SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--workers", "0"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(words))
-    except SystemExit as end:  # tyro's own way out for wrong usage and --help
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

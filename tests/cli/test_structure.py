@@ -11,19 +11,10 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.cli import main
+from cli.calling import call
 from ticketry.core.structure import coverage, n_m, refill, regroup
 
 QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    try:
-        code = main(list(words))
-    except SystemExit as end:  # tyro's own way out for wrong usage and --help
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

@@ -9,25 +9,10 @@ import numpy as np
 import pytest
 
 import ticketry as tk
+from search.every_method import LENGTH, METHODS
 from ticketry.errors import TaskError, UsageError
 from ticketry.tasks import registry
 from ticketry.testing import check_search
-
-LENGTH = "16it"
-TWO: dict[str, Any] = {"density": (0.5, 0.2)}
-METHODS: dict[str, dict[str, Any]] = {
-    "acdc": {**TWO, "warmup": "3it", "phase": "4it", "end": "12it"},
-    "concrete": {**TWO, "objective": "loss", "mask_length": LENGTH},
-    "continuous": {"rounds": 2, "gate_lr": 10.0, "rewind": "10%"},
-    "dynamic": {**TWO, "frequency": "5it"},
-    "early": TWO,
-    "gradual": {**TWO, "frequency": "5it"},
-    "iterative": {"levels": 2, "rewind": "3it"},
-    "l0": TWO,
-    "oneshot": TWO,
-    "regularised": TWO,
-    "stochastic": {"rounds": 2, "gate_lr": 10.0},
-}
 
 QUICK = ("early", "iterative", "stochastic")
 

@@ -1,0 +1,17 @@
+"""The command line, called in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from ticketry.cli import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """The exit code, standard output and standard error."""
+    try:
+        code = main(list(words))
+    except SystemExit as end:  # tyro's own way out for wrong usage and --help
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
