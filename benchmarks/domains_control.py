@@ -14,24 +14,22 @@ of its own, without an action, which costs it nothing here.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import random
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import Row, alternating, finished, main, one_thread, parser, ratio_row, ticketry_command, user_environment
+from peers import as_script, unpacked
 
 FASTER, SOLVED, SEEDS, KILLS = 1.2, 475.0, 10, 10
 _FREQUENCY, _WARMUP, _EXPLORE = 10, 1_000, 0.05
@@ -68,7 +66,7 @@ def steps_rows(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
     count = 2_000 if arguments.quick else 10_000
     with tempfile.TemporaryDirectory() as folder:
-        script = _unpacked(arguments.cleanrl, Path(folder))
+        script = unpacked(arguments.cleanrl, _FILES, Path(folder))
         cases = {
             "one": lambda: _ours(count, 1),
             "several": lambda: _ours(count, _FREQUENCY),
@@ -134,36 +132,16 @@ def _theirs(script: Path, count: int) -> float:
     """Process seconds of so many environment steps behind the first update, by CleanRL's own script."""
     common = ["--env-id", "CartPole-v1", "--no-cuda", "--start-e", str(_EXPLORE), "--end-e", str(_EXPLORE)]
     common += ["--learning-starts", str(_WARMUP), "--train-frequency", str(_FREQUENCY)]
+    writer: Any = types.ModuleType("torch.utils.tensorboard")
+    writer.SummaryWriter = _NoWriter
     marks = []
     for total in (_WARMUP + 1, _WARMUP + 1 + count):
-        with _as_script(script, [*common, "--total-timesteps", str(total)]):
+        words = [*common, "--total-timesteps", str(total)]
+        with as_script(script, words, script.parents[1], {writer.__name__: writer}):
             began = time.process_time()
             runpy.run_path(str(script), run_name="__main__")
             marks.append(time.process_time() - began)
     return marks[1] - marks[0]
-
-
-@contextlib.contextmanager
-def _as_script(script: Path, words: list[str]) -> Iterator[None]:
-    """What a script finds when it is run by itself, but for its output."""
-    writer: Any = types.ModuleType("torch.utils.tensorboard")
-    writer.SummaryWriter = _NoWriter
-    before = dict(sys.modules), list(sys.path), list(sys.argv), Path.cwd(), random.getstate()
-    sys.modules["torch.utils.tensorboard"] = writer
-    sys.path.insert(0, str(script.parents[1]))
-    sys.argv = [str(script), *words]
-    os.chdir(script.parents[1])
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        modules, sys.path[:], sys.argv[:], folder, state = before
-        os.chdir(folder)
-        random.setstate(state)
-        if "torch.utils.tensorboard" in modules:
-            sys.modules["torch.utils.tensorboard"] = modules["torch.utils.tensorboard"]
-        else:
-            del sys.modules["torch.utils.tensorboard"]
 
 
 class _NoWriter:
@@ -180,19 +158,6 @@ class _NoWriter:
 
     def close(self) -> None:
         pass
-
-
-def _unpacked(clone: Path, folder: Path) -> Path:
-    """CleanRL's script and what it imports, out of a clone with or without a work tree."""
-    for name in _FILES:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (clone / name).is_file():
-            shutil.copy(clone / name, target)
-        else:
-            content = subprocess.run(["git", "-C", str(clone), "show", f"HEAD:{name}"], capture_output=True, check=True)
-            target.write_bytes(content.stdout)
-    return folder / _FILES[0]
 
 
 # -- poles that are balanced -------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from common import HERE, machine_line, short_processor, table
 BENCHMARKS = (
     "masking",
     "domains",
+    "domains_language",
+    "domains_control",
     "continuous",
     "early",
     "members",
