@@ -42,6 +42,7 @@ class LabOptions:
 
 def opened(options: LabOptions, task: Task | None, on_event: OnEvent) -> Lab:
     """The lab that the options ask for; a task that cannot be made again by name is trained in this process."""
+    from ticketry.lab.allocator import keep_freed_memory
     from ticketry.lab.lab import Lab, default_workers
 
     if options.device != "cuda":
@@ -55,6 +56,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent) -> Lab:
         raise UsageError(
             "--stack needs a worker process: leave --workers 0 away, and name a task of your own as module:object"
         )
+    if not workers:
+        keep_freed_memory()
     return Lab(
         options.store,
         data=options.data,

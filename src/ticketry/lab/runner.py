@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError
+from ticketry.lab.allocator import keep_freed_memory
 from ticketry.lab.execute import Watch, Work, execute
 from ticketry.lab.parent import end_with_parent
 from ticketry.lab.segment import Segment
@@ -237,6 +238,7 @@ def _begin(events: Any, stop: Any, path: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     sys.path[:] = path
     _worker.update(send=events.put, stopped=stop.is_set)
+    keep_freed_memory()
     end_with_parent()
 
 
