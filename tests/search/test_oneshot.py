@@ -63,11 +63,29 @@ def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
-    assert Settings(rewind="end").retrain == "finetune"
+    assert Settings(rewind="end").how_retrained(tk.Recipe()) == "finetune"
     with pytest.raises(UsageError, match="finetune, restart or none"):
         Settings(rewind="end", retrain="rewind_lr")
     with pytest.raises(UsageError, match="not known"):
         Settings(retrain="again")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
+def test_a_schedule_that_ends_at_zero_is_gone_through_again(tmp_path: Path, schedule: str) -> None:
+    """At its last learning rate nothing would change: tickets would be the cut network as it is."""
+    recipe = tk.task("digits").recipe.changed(length="12it", schedule=schedule)
+    with tk.Lab(tmp_path) as lab:
+        task, seeds = tk.task("digits"), tk.search.Seeds.of(0)
+        ticket = tk.search.oneshot(lab, task, Settings(density=(0.5,)), recipe=recipe, seeds=seeds)[0][1]
+        assert (ticket.retrain, ticket.result.segment.first, ticket.result.segment.last) == ("rewind_lr", 0, 12)
+        for search, settings in (
+            (tk.search.oneshot, Settings(density=(0.5,), retrain="finetune")),
+            (tk.search.oneshot, Settings(density=(0.5,), rewind="end")),
+            (tk.search.iterative, tk.search.iterative.Settings(densities=(0.5,), rewind="end")),
+            (tk.search.continuous, tk.search.continuous.Settings(rounds=1, rewind="end")),
+        ):
+            with pytest.raises(UsageError, match=f"{schedule} ends at a learning rate of 0"):
+                search(lab, task, settings, recipe=recipe, seeds=seeds)
 
 
 def test_layer_collapse_is_told(tmp_path: Path) -> None:

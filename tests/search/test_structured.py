@@ -159,7 +159,8 @@ def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> N
 def test_filters_are_cut_layer_by_layer_and_fine_tuned(tmp_path: Path) -> None:
     """EfficientConvNets: the smallest filters of each layer go, the same share of each."""
     with tk.Lab(tmp_path) as lab:
-        dense, ticket = found_by(lab, tk.search.oneshot, **FILTERS)
+        steps = SGD.changed(schedule="multistep", milestones=("50%",))
+        dense, ticket = found_by(lab, tk.search.oneshot, recipe=steps, **FILTERS)
         (mask,) = masks_of(lab, [ticket])
         state = lab.state(dense.result)
     hidden = [name for name in mask if name.endswith("bias")]

@@ -9,6 +9,7 @@ from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import Structuring
 from ticketry.errors import UsageError
 from ticketry.step import Step
+from ticketry.tasks.recipe import TO_ZERO
 
 if TYPE_CHECKING:  # torch comes late: the command line's help needs no more than the settings
     from ticketry.lab.lab import Result
@@ -42,6 +43,15 @@ def retrain_after(rewind: str, retrain: str) -> str:
     if at_end and retrain in ("continue", "rewind_lr"):
         raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune, restart or none")
     return check_retrain(retrain or ("finetune" if at_end else "continue"))
+
+
+def check_rates(retrain: str, schedule: str) -> None:
+    """Raises `UsageError` for fine-tuning at the last learning rate of a schedule that ends at 0."""
+    if retrain == "finetune" and schedule in TO_ZERO:
+        raise UsageError(
+            f"the schedule {schedule} ends at a learning rate of 0, at which fine-tuning changes nothing: use --retrain"
+            " rewind_lr or restart, or --recipe.schedule multistep or constant"
+        )
 
 
 @dataclass(frozen=True)

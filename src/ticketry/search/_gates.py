@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.core.density import check_density
 from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
-from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
+from ticketry.lab.found import REWINDING, Found, Seeds, check_rates, retrain_after
 from ticketry.search._budget import Budgeted, compressed, own_steps
 from ticketry.search._pattern import Patterned
 from ticketry.search._scope import prunable
@@ -177,6 +177,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: GateSettings, seeds: 
     from ticketry.search._s0 import steered
 
     retrain = retrain_after(settings.rewind, settings.retrain)
+    check_rates(retrain, recipe.schedule)
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     step = whole.at(settings.rewind)
     needed = settings.rounds * whole.total + own_steps(retrain, step, whole.total)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.core.density import check_at_least, check_density, check_distribution
 from ticketry.errors import UsageError
-from ticketry.lab.found import REWINDING, Found, Seeds, check_retrain, retrain_after
+from ticketry.lab.found import REWINDING, Found, Seeds, check_rates, check_retrain, retrain_after
 from ticketry.search._about import About
 from ticketry.search._budget import Budgeted, compared, compressed, own_steps
 from ticketry.search._densities import check_multiple, check_structured
@@ -150,6 +150,7 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     check_score(settings)  # a wrong word is told before the dense network is trained
     check_structure_score(settings)
     retrain = settings.how_retrained
+    check_rates(retrain, recipe.schedule)
     full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     needed = full.total + levels(settings) * own_steps(retrain, full.at(settings.rewind), full.total)
     own, settings = compressed(lab, task, recipe, settings, needed, ("rewind",))

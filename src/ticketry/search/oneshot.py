@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
-from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
+from ticketry.lab.found import REWINDING, Found, Seeds, check_rates, retrain_after
 from ticketry.search import _densities
 from ticketry.search._about import About
 from ticketry.search._budget import compared, compressed, own_steps
@@ -31,6 +31,7 @@ from ticketry.search._once import pruned_once
 from ticketry.search._scope import check_score, prunable, pruned
 from ticketry.search._structure import Restructuring, check_structure_score, given
 from ticketry.step import Step
+from ticketry.tasks.recipe import TO_ZERO
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -54,9 +55,10 @@ class Settings(Restructuring, _densities.DensitySettings):
     with the optimiser's state, to the end of the same schedule, and rewind and retrain have no meaning."""
     rewind: str = "0"
     """The step k: training after the cut has the length of steps k … T of the schedule (end: the whole length)."""
-    retrain: str = "finetune"
+    retrain: str = ""
     """How what is left is trained: finetune (final weights, last learning rate), rewind_lr (final weights, learning
-    rates of steps k..T), continue (the weights of step k, steps k..T) or restart (those, the whole schedule again)."""
+    rates of steps k..T), continue (the weights of step k, steps k..T) or restart (those, the whole schedule again). By
+    default finetune, or rewind_lr where the schedule ends at a rate of 0, at which nothing would change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +66,7 @@ class Settings(Restructuring, _densities.DensitySettings):
         self.check_structuring(structured=self.structured)
         self.check_pattern(structure=self.structuring is not None, densities=())
         retrain_after(self.rewind, self.retrain)
-        if not self.at_end and (self.rewind, self.retrain) != ("0", "finetune"):
+        if not self.at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
                 f"cut at step {self.when}, training goes on as it was: leave rewind and retrain away, or cut at the end"
             )
@@ -73,6 +75,11 @@ class Settings(Restructuring, _densities.DensitySettings):
     def at_end(self) -> bool:
         """Whether the dense network is trained to its end before it is cut."""
         return Step.parse(self.when) == Step.parse("end")
+
+    def how_retrained(self, recipe: Recipe) -> str:
+        """The word of `lab.retrain` that holds."""
+        falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
+        return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
 
 
 levels = _densities.levels
@@ -84,7 +91,9 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     check_score(settings)  # a wrong word is told before the dense network is trained
     check_structure_score(settings)
-    retrain = retrain_after(settings.rewind, settings.retrain)
+    retrain = settings.how_retrained(recipe)
+    if settings.at_end:
+        check_rates(retrain, recipe.schedule)
     full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     scope = prunable(lab, task, settings)
     if not settings.at_end:

@@ -11,6 +11,8 @@ from ticketry.step import Step
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "multistep", "cosine", "onecycle", "linear")
+TO_ZERO = ("cosine", "onecycle", "linear")
+"""Schedules whose learning rate is 0, or next to it, in the end."""
 AUGMENTATIONS = ("flip", "crop", "resized_crop")
 
 
