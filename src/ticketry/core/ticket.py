@@ -13,6 +13,7 @@ from ticketry.core import ticket_files as files
 from ticketry.core.mask import Mask
 from ticketry.core.pack import from_bytes, to_bytes
 from ticketry.core.plain import plain
+from ticketry.core.state import load_state
 from ticketry.core.ticket_state import (
     masked,
     require_alike,
@@ -99,7 +100,7 @@ class Ticket:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
         filled = state_for(model, state)
         try:
-            model.load_state_dict(filled)
+            load_state(model, filled)
         except RuntimeError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
         return self.mask.apply_(model)

@@ -16,6 +16,7 @@ from ticketry.core.hold import Hold
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.seeds import mix
+from ticketry.core.state import load_state
 from ticketry.errors import TrainingError
 from ticketry.lab.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.meters.memory import height
@@ -305,8 +306,7 @@ def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the task with the given weights and buffers."""
     with torch.random.fork_rng():
         model = task.build()
-    own = model.state_dict()
-    model.load_state_dict({name: state[normal_name(name)] for name in own})
+    load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model
 
 

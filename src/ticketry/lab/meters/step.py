@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask
 from ticketry.core.score import Loss
+from ticketry.core.state import load_state
 from ticketry.errors import UsageError
 from ticketry.lab.meters.flops import step_flops
 from ticketry.lab.meters.memory import allocated_at_peak, resident_at_peak
@@ -119,7 +120,7 @@ def _restored(model: nn.Module, optimizer: Optimizer, device: torch.device) -> I
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        model.load_state_dict(state)
+        load_state(model, state)
         optimizer.load_state_dict(before)
         for parameter, gradient in gradients:
             parameter.grad = gradient
