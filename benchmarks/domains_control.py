@@ -31,7 +31,9 @@ from typing import Any
 from common import Row, alternating, finished, main, one_thread, parser, ratio_row, ticketry_command, user_environment
 from peers import as_script, unpacked
 
-FASTER, SOLVED, SEEDS, KILLS = 1.2, 475.0, 10, 10
+FASTER, SOLVED, KILLS = 1.2, 475.0, 10
+SEEDS = range(10, 20)
+"""Of CartPole: 0 to 9 were looked at before its settings were changed for the last time."""
 _FREQUENCY, _WARMUP, _EXPLORE = 10, 1_000, 0.05
 _FILES = ("cleanrl/dqn.py", "cleanrl_utils/__init__.py", "cleanrl_utils/buffers.py")
 
@@ -169,16 +171,22 @@ def cartpole_rows(arguments: argparse.Namespace) -> list[Row]:
 
     task = tk.task("cartpole")
     recipe = task.recipe.changed(length="200it") if arguments.quick else task.recipe
-    seeds = range(2 if arguments.quick else SEEDS)
+    seeds = SEEDS[:2] if arguments.quick else SEEDS
     with tempfile.TemporaryDirectory() as folder, tk.Lab(folder, workers=arguments.workers) as lab:
         found = lab.train_many([lab.segment(task, start=seed, order_seed=seed, recipe=recipe) for seed in seeds])
     returns = [one.metrics["test"]["return"] for one in found]
     seconds = sorted(one.train_seconds for one in found)
     solved = sum(value >= SOLVED for value in returns)
     how = f"mean return of 100 episodes at the end of {recipe.length}; {arguments.workers} workers"
-    details = {"returns": returns, "seconds": seconds}
+    details = {"returns": returns, "seconds": [one.train_seconds for one in found]}
     return [
-        Row(f"CartPole solved (>= {SOLVED:g}), of {len(seeds)} seeds", solved, at_least=9, how=how, details=details),
+        Row(
+            f"CartPole solved (>= {SOLVED:g}), of the seeds {seeds[0]} to {seeds[-1]}",
+            solved,
+            at_least=9,
+            how=how,
+            details=details,
+        ),
         Row("CartPole: seconds of a training", seconds[len(seconds) // 2], "s", seconds[0], seconds[-1], how=how),
     ]
 

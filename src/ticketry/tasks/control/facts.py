@@ -110,15 +110,31 @@ class Facts:
 
 _RECIPE = Recipe(length="20000it", batch=128, optimizer="adam", lr=1e-3, schedule="linear", clip=10.0)
 
-# A cart that drifts out of sight after hundreds of steps is what is hard here. Many copies and a short memory show what
-# the network does now; the squared loss gives the rare ends of episodes their weight, without which a target network
-# that follows this fast diverges.
-_POLE = Learning(copies=64, memory=10_240, warmup=1_024, explore=0.01, explore_for=0.6, period=10, loss="squared")
+# A cart that drifts out of sight after hundreds of steps is what is hard here. A discount of 200 steps makes ends so
+# far away tell; many copies and a short memory show what the network does now; the squared loss gives the rare ends
+# their weight, without which a target network that follows this fast diverges. A network that balances ends no episode
+# any more, and forgets what an end is: every fifth action stays random, so that the memory goes on to have some.
+_POLE = Learning(
+    copies=64,
+    memory=10_240,
+    warmup=1_024,
+    gamma=0.995,
+    explore=0.2,
+    explore_for=0.4,
+    period=10,
+    double=True,
+    loss="squared",
+)
 _POLE_RECIPE = _RECIPE.changed(length="6000it", batch=64, lr=4e-3, clip=0.0)
+
+# With the Huber loss, or a higher rate, some trainings end where no swing reaches the height: all episodes then last
+# their 500 steps.
+_SWING = Learning(memory=20_000, explore_for=0.3, period=50, double=True, loss="squared")
+_SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
 
 CONTROL = {
     "cartpole": Facts("A pole is balanced on a cart", "CartPole-v1", "mlp-120-84", _POLE_RECIPE, _POLE),
-    "acrobot": Facts("A double pendulum swings itself up", "Acrobot-v1", "mlp-120-84", _RECIPE),
+    "acrobot": Facts("A double pendulum swings itself up", "Acrobot-v1", "mlp-120-84", _SWING_RECIPE, _SWING),
     "lunarlander": Facts("A spacecraft lands", "LunarLander-v3", "mlp-120-84", _RECIPE),
 }
 
