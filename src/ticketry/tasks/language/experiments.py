@@ -40,7 +40,7 @@ LANGUAGE_PRESETS = {
         "Pointer sentinel LSTM on Penn Treebank",
         "ptb",
         "pointer-lstm@0.5",
-        POINTER.changed(length="8ep", lr=3e-3),
+        LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
         200_000,
     ),
     "wikitext-2-gpt-short": _short(
