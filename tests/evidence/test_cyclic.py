@@ -26,7 +26,7 @@ from ticketry.run import Run, execute
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 K, T = 6, 40
 TASK = tk.task("digits")
-RECIPE = TASK.recipe.changed(length=f"{T}it", schedule="cosine")
+RECIPE = TASK.recipe.changed(length=f"{T}it", schedule="multistep", milestones=("50%",))
 
 
 def found_by(lab: Lab, method: str = "iterative", **settings: Any) -> list[Found]:

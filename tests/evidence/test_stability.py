@@ -139,7 +139,7 @@ class Searched:
 
 def searched_with(lab: Lab, **settings) -> Searched:
     task = registry.get("digits")
-    recipe = task.recipe.changed(length="40it", schedule="cosine")
+    recipe = task.recipe.changed(length="40it", schedule="multistep", milestones=("50%",))
     chosen = search.iterative.Settings(**{"rewind": "6it", "densities": (0.2,), **settings})
     (found,) = search.iterative(lab, task, chosen, recipe=recipe, seeds=SEEDS)
     return Searched(lab, task, recipe, *found)
