@@ -91,15 +91,14 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
 
     check_score(settings)  # a wrong word is told before the dense network is trained
     check_structure_score(settings)
-    retrain = settings.how_retrained(recipe)
-    if settings.at_end:
-        check_rates(retrain, recipe.schedule)
     full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
     scope = prunable(lab, task, settings)
     if not settings.at_end:
         steps = dict.fromkeys(settings.targets, full.at(settings.when))
         yield from pruned_once(lab, full, scope, steps, settings, seeds)
         return
+    retrain = settings.how_retrained(recipe)
+    check_rates(retrain, recipe.schedule)
     needed = full.total + own_steps(retrain, full.at(settings.rewind), full.total)
     own, settings = compressed(lab, task, recipe, settings, needed, ("rewind",))
     whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
