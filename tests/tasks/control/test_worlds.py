@@ -89,6 +89,65 @@ def test_play_is_an_episode_of_each(name: str) -> None:
         assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
 
 
+def repeated(world: gymnasium.Env[Any, Any], action: int, repeat: int) -> tuple[Any, float, bool, bool, int]:
+    """An action as often as asked for, by Gymnasium's own limit."""
+    total, steps, terminated, truncated = 0.0, 0, False, False
+    seen: Any = None
+    while steps < repeat and not (terminated or truncated):
+        seen, reward, terminated, truncated, _ = world.step(action)
+        total, steps = total + float(reward), steps + 1
+    return seen, total, terminated, truncated, steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_repeated_action_is_many_steps_of_gymnasium(name: str) -> None:
+    """Also where the episode, or its limit of 500 steps, ends in between: 7 does not divide it."""
+    actions = random_actions(name, 150, 2)
+    worlds = Worlds(name, 2, seed=5, repeat=7)
+    found = [(*worlds.step(each), worlds.seen.copy()) for each in actions]
+    for copy in range(2):
+        world, episode = gymnasium.make(name), 0
+        seen, _ = world.reset(seed=mix(5, "episode", copy, 0))
+        for each, (rewards, after, ended, now) in zip(actions, found, strict=True):
+            seen, reward, terminated, truncated, _ = repeated(world, each[copy], 7)
+            assert after[copy].tobytes() == np.float32(seen).tobytes()
+            assert (rewards[copy], ended[copy]) == (np.float32(reward), terminated)
+            if terminated or truncated:
+                episode += 1
+                seen, _ = world.reset(seed=mix(5, "episode", copy, episode))
+            assert now[copy].tobytes() == np.float32(seen).tobytes()
+        assert episode > 0
+
+
+def test_a_state_with_repeated_actions_goes_on_bit_for_bit() -> None:
+    actions = random_actions("LunarLander-v3", 60, 3)
+    one, other = (Worlds("LunarLander-v3", 3, seed=2, repeat=4) for _ in range(2))
+    for each in actions[:13]:
+        one.step(each)
+    other.load_state(one.state())
+    for each in actions[13:]:
+        for mine, theirs in zip(one.step(each), other.step(each), strict=True):
+            assert mine.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_play_repeats_actions(name: str) -> None:
+    """Lengths are steps of the environment: Acrobot's limit of 500 is met though 7 does not divide it."""
+
+    def choose(seen: np.ndarray) -> list[int]:
+        return [1] * len(seen)
+
+    returns, lengths = Worlds(name, 3, seed=3, repeat=7).play(choose)
+    for copy in range(3):
+        world = gymnasium.make(name)
+        world.reset(seed=mix(3, "episode", copy, 0))
+        total, count, over = 0.0, 0, False
+        while not over:
+            _, reward, terminated, truncated, steps = repeated(world, 1, 7)
+            total, count, over = total + reward, count + steps, terminated or truncated
+        assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
+
+
 class Odd(gymnasium.Env[Any, Any]):
     """Shows a matrix, has actions 5 and 6, and no limit; by option it is not deterministic."""
 

@@ -80,7 +80,8 @@ class Control(Course):
             actions: list[int] = values.argmax(1).tolist()
             return actions
 
-        returns, lengths = Worlds(self.environment, EPISODES, mix("evaluate", split)).play(best)
+        worlds = Worlds(self.environment, EPISODES, mix("evaluate", split), self.learning.repeat)
+        returns, lengths = worlds.play(best)
         if not isfinite(found := float(returns.mean())):
             raise TrainingError(f"the mean return in {self.environment} is {found}: its rewards are no finite numbers")
         return {"return": found, "length": float(lengths.mean())}
@@ -94,7 +95,7 @@ class Control(Course):
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
         drawn = generator(seed)
-        worlds = Worlds(self.environment, _COPIES, seed)
+        worlds = Worlds(self.environment, _COPIES, seed, self.learning.repeat)
         rounds = -(-count * size // _COPIES)
         memory = Memory(rounds * _COPIES, numbers)
         for _ in range(rounds):

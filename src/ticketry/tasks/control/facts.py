@@ -17,7 +17,9 @@ class Learning:
     copies: int = 8
     """Copies of the environment that are stepped together."""
     moves: int = 1
-    """Steps of each copy before an update."""
+    """Actions of each copy before an update."""
+    repeat: int = 1
+    """Steps of the environment for which an action is taken, also when the network is measured (frame skip)."""
     memory: int = 10_000
     """Transitions that are remembered; the oldest go first. A multiple of copies."""
     warmup: int = 1_000
@@ -70,6 +72,7 @@ class Learning:
 _BOUNDS = (
     ("copies", 1, 1024),
     ("moves", 1, 10_000),
+    ("repeat", 1, 1_000),
     ("memory", 1, 10_000_000),
     ("warmup", 1, 10_000_000),
     ("gamma", 0.0, 1.0),
@@ -132,10 +135,23 @@ _POLE_RECIPE = _RECIPE.changed(length="6000it", batch=64, lr=4e-3, clip=0.0)
 _SWING = Learning(memory=20_000, explore_for=0.3, period=50, double=True, loss="squared")
 _SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
 
+# Decisions every 20 ms are too close to one another for their values to differ by more than noise, and what is learnt is
+# to hover: an action is taken for four steps.
+_LAND = Learning(
+    repeat=4,
+    memory=50_000,
+    warmup=2_000,
+    gamma=0.98,
+    explore_for=0.3,
+    double=True,
+    loss="squared",
+)
+_LAND_RECIPE = _RECIPE.changed(clip=0.0)
+
 CONTROL = {
     "cartpole": Facts("A pole is balanced on a cart", "CartPole-v1", "mlp-120-84", _POLE_RECIPE, _POLE),
     "acrobot": Facts("A double pendulum swings itself up", "Acrobot-v1", "mlp-120-84", _SWING_RECIPE, _SWING),
-    "lunarlander": Facts("A spacecraft lands", "LunarLander-v3", "mlp-120-84", _RECIPE),
+    "lunarlander": Facts("A spacecraft lands", "LunarLander-v3", "mlp-120-84", _LAND_RECIPE, _LAND),
 }
 
 GYM = "gym:"

@@ -103,7 +103,7 @@ class Learner(Session):
 
     def _make(self) -> None:
         learning = self._learning
-        self._worlds = Worlds(self._environment, learning.copies, self._seed)
+        self._worlds = Worlds(self._environment, learning.copies, self._seed, learning.repeat)
         self._memory = Memory(learning.memory, self._numbers)
         self._begun = True
 

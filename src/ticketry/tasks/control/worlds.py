@@ -31,19 +31,20 @@ LONGEST = 10_000
 class Worlds:
     """Copies of an environment. One whose episode ends begins the next at once."""
 
-    def __init__(self, name: str, copies: int, seed: int) -> None:
+    def __init__(self, name: str, copies: int, seed: int, repeat: int = 1) -> None:
         """All copies at the beginning of their first episodes.
 
         Args:
             name: of the environment in Gymnasium.
             seed: of all episodes.
+            repeat: steps of the environment for which an action is taken; its rewards are summed.
 
         Raises:
             MissingExtraError, TaskError: see `made`.
         """
         made_ones = [made(name) for _ in range(copies)]
         self._worlds: list[Any] = [_bare(world) for world in made_ones]
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.repeat = name, seed, repeat
         self.limit = limit_of(made_ones[0])
         self._first = int(self._worlds[0].action_space.start)
         self._episodes = [0] * copies
@@ -52,13 +53,13 @@ class Worlds:
         """float32 [copies, numbers]: what there is to see now."""
 
     def step(self, actions: Sequence[int]) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
-        """One step of every copy.
+        """One action of every copy.
 
         Args:
             actions: of each copy, from 0 on.
 
         Returns:
-            Rewards [copies]; what is seen after the step [copies, numbers], where `seen` has the next episode's
+            Rewards [copies]; what is seen after it [copies, numbers], where `seen` has the next episode's
             beginning if this one ended; and whether it ended by itself, not by the limit of its length [copies].
 
         Raises:
@@ -67,12 +68,12 @@ class Worlds:
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
         after, finite = np.empty_like(self.seen), True
         for copy, action in enumerate(actions):
-            seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
             taken = self._actions[copy]
+            seen, reward, terminated, over, _ = self._take(copy, action, len(taken) * self.repeat)
             taken.append(action)
             after[copy], rewards[copy], ended[copy] = np.ravel(seen), reward, terminated
             finite = finite and isfinite(reward)
-            if terminated or truncated or len(taken) == self.limit:
+            if over:
                 self._episodes[copy] += 1
                 self._actions[copy] = []
                 self.seen[copy] = self._begin(copy)
@@ -87,7 +88,7 @@ class Worlds:
         return rewards, after, ended
 
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Returns and lengths [copies] of an episode of each copy, from its beginning to its end.
+        """Returns and lengths (steps of the environment) [copies] of an episode of each copy, from beginning to end.
 
         Args:
             choose: actions for what is seen [n, numbers] in those copies whose episodes go on.
@@ -96,11 +97,11 @@ class Worlds:
         going = list(range(len(self.seen)))
         while going:
             for copy, action in zip(going.copy(), choose(self.seen[going]), strict=True):
-                seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
+                seen, reward, _, over, steps = self._take(copy, action, int(lengths[copy]))
                 self.seen[copy] = np.ravel(seen)
                 returns[copy] += reward
-                lengths[copy] += 1
-                if terminated or truncated or lengths[copy] == self.limit:
+                lengths[copy] += steps
+                if over:
                     going.remove(copy)
         return returns, lengths
 
@@ -124,13 +125,31 @@ class Worlds:
         self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
         for copy, taken in enumerate(self._actions):
             self.seen[copy] = self._begin(copy)
-            for action in taken:
-                self.seen[copy] = np.ravel(self._worlds[copy].step(action + self._first)[0])
+            for count, action in enumerate(taken):
+                self.seen[copy] = np.ravel(self._take(copy, action, count * self.repeat)[0])
         if self.seen.tobytes() != state["seen"].contiguous().numpy().tobytes():
             raise TrainingError(
                 f"the environment {self.name} does not do the same again after the same seed and actions, so that its"
                 " training cannot go on: it is not deterministic, or another version of it was trained on"
             )
+
+    def _take(self, copy: int, action: int, before: int) -> tuple[Any, float, bool, bool, int]:
+        """An action, from 0 on, of one copy, as often as it is repeated while the episode goes on.
+
+        Args:
+            before: steps of the episode until now.
+
+        Returns:
+            What is seen then, the sum of the rewards, whether the episode ended by itself, whether it is over (also by
+            its limit), and how many steps were taken.
+        """
+        world, total, steps = self._worlds[copy], 0.0, 0
+        while True:
+            seen, reward, terminated, truncated, _ = world.step(action + self._first)
+            total, steps = total + reward, steps + 1
+            over = terminated or truncated or before + steps == self.limit
+            if over or steps == self.repeat:
+                return seen, total, terminated, over, steps
 
     def _begin(self, copy: int) -> Numbers:
         seen, _ = self._worlds[copy].reset(seed=mix(self.seed, "episode", copy, self._episodes[copy]))
