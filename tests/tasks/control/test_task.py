@@ -133,7 +133,7 @@ def test_splits_have_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     for split in ("train", "validation", "test", "test"):
         course().evaluate(Balancing(), split, Arithmetic())
     assert len(set(seen)) == 3
-    assert {copies for copies, _ in seen} == {EPISODES}
+    assert {copies for copies, *_ in seen} == {EPISODES}
 
 
 def test_returns_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
