@@ -248,6 +248,9 @@ def test_what_cannot_be_made(registered: Callable[..., str], monkeypatch: pytest
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install 'ticketry\[control\]'"):
         made("LunarLander-v3")
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(TaskError, match=r'Ant-v5 cannot be made: .*pip install "gymnasium\[mujoco\]"'):
+        made("Ant-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(MissingExtraError, match=r"CartPole-v1 needs gymnasium, .* 'ticketry\[control\]'"):
         made("CartPole-v1")

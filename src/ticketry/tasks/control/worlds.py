@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import gymnasium
 
 Numbers = NDArray[np.float32]
+_IN_EXTRA = ("box2d", "pygame")
+"""What the extra installs besides Gymnasium; for other packages Gymnasium itself says how they are installed."""
 LONGEST = 10_000
 """Steps of an episode in an environment that sets no limit."""
 
@@ -160,8 +162,8 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
     """An environment of Gymnasium with numbers to see and a choice of actions.
 
     Raises:
-        MissingExtraError: if Gymnasium, or what the environment needs besides, is not installed.
-        TaskError: if there is no such environment, or it has other things to see or to do.
+        MissingExtraError: if Gymnasium is not installed, or what the extra installs besides.
+        TaskError: if there is no such environment, it needs another package, or it has other things to see or to do.
     """
     try:
         import gymnasium
@@ -170,8 +172,10 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
     try:
         world = gymnasium.make(name, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
-        missing = getattr(error.__cause__, "name", None) or "another package"
-        raise MissingExtraError(str(missing), EXTRA, f"the environment {name}") from error
+        missing = str(getattr(error.__cause__, "name", None))
+        if missing.lower() in _IN_EXTRA:
+            raise MissingExtraError(missing, EXTRA, f"the environment {name}") from error
+        raise TaskError(f"the environment {name} cannot be made: {error}") from error
     except gymnasium.error.Error as error:
         raise TaskError(f"the environment {name} cannot be made: {error}") from error
     seen, actions = world.observation_space, world.action_space
