@@ -23,17 +23,28 @@ def random_actions(name: str, steps: int, copies: int, seed: int = 0) -> list[li
     return np.random.default_rng(seed).integers(0, CHOICES[name], (steps, copies)).tolist()
 
 
+def repeated(world: gymnasium.Env[Any, Any], action: int, repeat: int) -> tuple[Any, float, bool, bool, int]:
+    """An action as often as asked for, by Gymnasium's own limit."""
+    total, steps, terminated, truncated = 0.0, 0, False, False
+    seen: Any = None
+    while steps < repeat and not (terminated or truncated):
+        seen, reward, terminated, truncated, _ = world.step(action)
+        total, steps = total + float(reward), steps + 1
+    return seen, total, terminated, truncated, steps
+
+
+@pytest.mark.parametrize("repeat", [1, 7])
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_are_those_of_gymnasium(name: str) -> None:
-    """Its own time limit and all, by another way of stepping: one copy after the other."""
-    actions = random_actions(name, 550, 2)
-    worlds = Worlds(name, 2, seed=5)
+def test_steps_are_those_of_gymnasium(name: str, repeat: int) -> None:
+    """Its own time limit and all, by another way of stepping: one copy after the other. 7 does not divide the limit."""
+    actions = random_actions(name, 550 // repeat + 50, 2)
+    worlds = Worlds(name, 2, seed=5, repeat=repeat)
     found = [(*worlds.step(each), worlds.seen.copy()) for each in actions]
     for copy in range(2):
         world, episode = gymnasium.make(name), 0
         seen, _ = world.reset(seed=mix(5, "episode", copy, 0))
         for each, (rewards, after, ended, now) in zip(actions, found, strict=True):
-            seen, reward, terminated, truncated, _ = world.step(each[copy])
+            seen, reward, terminated, truncated, _ = repeated(world, each[copy], repeat)
             assert after[copy].tobytes() == np.float32(seen).tobytes()
             assert (rewards[copy], ended[copy]) == (np.float32(reward), terminated)
             if terminated or truncated:
@@ -87,36 +98,6 @@ def test_play_is_an_episode_of_each(name: str) -> None:
             seen, reward, terminated, truncated, _ = world.step(choose(np.float32(seen)[None])[0])
             total, count, over = total + float(reward), count + 1, terminated or truncated
         assert (returns[copy], lengths[copy]) == (pytest.approx(total), count)
-
-
-def repeated(world: gymnasium.Env[Any, Any], action: int, repeat: int) -> tuple[Any, float, bool, bool, int]:
-    """An action as often as asked for, by Gymnasium's own limit."""
-    total, steps, terminated, truncated = 0.0, 0, False, False
-    seen: Any = None
-    while steps < repeat and not (terminated or truncated):
-        seen, reward, terminated, truncated, _ = world.step(action)
-        total, steps = total + float(reward), steps + 1
-    return seen, total, terminated, truncated, steps
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_repeated_action_is_many_steps_of_gymnasium(name: str) -> None:
-    """Also where the episode, or its limit of 500 steps, ends in between: 7 does not divide it."""
-    actions = random_actions(name, 150, 2)
-    worlds = Worlds(name, 2, seed=5, repeat=7)
-    found = [(*worlds.step(each), worlds.seen.copy()) for each in actions]
-    for copy in range(2):
-        world, episode = gymnasium.make(name), 0
-        seen, _ = world.reset(seed=mix(5, "episode", copy, 0))
-        for each, (rewards, after, ended, now) in zip(actions, found, strict=True):
-            seen, reward, terminated, truncated, _ = repeated(world, each[copy], 7)
-            assert after[copy].tobytes() == np.float32(seen).tobytes()
-            assert (rewards[copy], ended[copy]) == (np.float32(reward), terminated)
-            if terminated or truncated:
-                episode += 1
-                seen, _ = world.reset(seed=mix(5, "episode", copy, episode))
-            assert now[copy].tobytes() == np.float32(seen).tobytes()
-        assert episode > 0
 
 
 def test_a_state_with_repeated_actions_goes_on_bit_for_bit() -> None:
