@@ -47,7 +47,11 @@ class Worlds:
         made_ones = [made(name) for _ in range(copies)]
         self._worlds: list[Any] = [_bare(world) for world in made_ones]
         self.name, self.seed, self.repeat = name, seed, repeat
-        self.limit = limit_of(made_ones[0])
+        steps = limit_of(made_ones[0])
+        self.limit = -(-steps // repeat)
+        """Actions of an episode at most."""
+        if repeat > 1:
+            self._worlds = [_Repeated(world, repeat, steps) for world in self._worlds]
         self._first = int(self._worlds[0].action_space.start)
         self._episodes = [0] * copies
         self._actions: list[list[int]] = [[] for _ in range(copies)]
@@ -70,12 +74,12 @@ class Worlds:
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
         after, finite = np.empty_like(self.seen), True
         for copy, action in enumerate(actions):
+            seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
             taken = self._actions[copy]
-            seen, reward, terminated, over, _ = self._take(copy, action, len(taken) * self.repeat)
             taken.append(action)
             after[copy], rewards[copy], ended[copy] = np.ravel(seen), reward, terminated
             finite = finite and isfinite(reward)
-            if over:
+            if terminated or truncated or len(taken) == self.limit:
                 self._episodes[copy] += 1
                 self._actions[copy] = []
                 self.seen[copy] = self._begin(copy)
@@ -99,13 +103,13 @@ class Worlds:
         going = list(range(len(self.seen)))
         while going:
             for copy, action in zip(going.copy(), choose(self.seen[going]), strict=True):
-                seen, reward, _, over, steps = self._take(copy, action, int(lengths[copy]))
+                seen, reward, terminated, truncated, _ = self._worlds[copy].step(action + self._first)
                 self.seen[copy] = np.ravel(seen)
                 returns[copy] += reward
-                lengths[copy] += steps
-                if over:
+                lengths[copy] += 1
+                if terminated or truncated or lengths[copy] == self.limit:
                     going.remove(copy)
-        return returns, lengths
+        return returns, np.array([world.steps for world in self._worlds]) if self.repeat > 1 else lengths
 
     def state(self) -> dict[str, Tensor]:
         """Number of the episode of each copy, its actions so far, and what is seen now."""
@@ -127,35 +131,41 @@ class Worlds:
         self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
         for copy, taken in enumerate(self._actions):
             self.seen[copy] = self._begin(copy)
-            for count, action in enumerate(taken):
-                self.seen[copy] = np.ravel(self._take(copy, action, count * self.repeat)[0])
+            for action in taken:
+                self.seen[copy] = np.ravel(self._worlds[copy].step(action + self._first)[0])
         if self.seen.tobytes() != state["seen"].contiguous().numpy().tobytes():
             raise TrainingError(
                 f"the environment {self.name} does not do the same again after the same seed and actions, so that its"
                 " training cannot go on: it is not deterministic, or another version of it was trained on"
             )
 
-    def _take(self, copy: int, action: int, before: int) -> tuple[Any, float, bool, bool, int]:
-        """An action, from 0 on, of one copy, as often as it is repeated while the episode goes on.
-
-        Args:
-            before: steps of the episode until now.
-
-        Returns:
-            What is seen then, the sum of the rewards, whether the episode ended by itself, whether it is over (also by
-            its limit), and how many steps were taken.
-        """
-        world, total, steps = self._worlds[copy], 0.0, 0
-        while True:
-            seen, reward, terminated, truncated, _ = world.step(action + self._first)
-            total, steps = total + reward, steps + 1
-            over = terminated or truncated or before + steps == self.limit
-            if over or steps == self.repeat:
-                return seen, total, terminated, over, steps
-
     def _begin(self, copy: int) -> Numbers:
         seen, _ = self._worlds[copy].reset(seed=mix(self.seed, "episode", copy, self._episodes[copy]))
         return np.ravel(seen).astype(np.float32)
+
+
+class _Repeated:
+    """An environment in which every action is taken for several steps, and their rewards are summed (frame skip)."""
+
+    def __init__(self, world: Any, repeat: int, limit: int) -> None:
+        self._world, self._repeat, self._limit = world, repeat, limit
+        self.action_space = world.action_space
+        self.steps = 0
+        """Of the environment, in this episode."""
+
+    def reset(self, *, seed: int) -> Any:
+        self.steps = 0
+        return self._world.reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, None]:
+        """As of the environment; it stops where the episode ends, or at its limit."""
+        total, terminated, truncated = 0.0, False, False
+        for _ in range(min(self._repeat, self._limit - self.steps)):
+            seen, reward, terminated, truncated, _ = self._world.step(action)
+            total, self.steps = total + reward, self.steps + 1
+            if terminated or truncated:
+                break
+        return seen, total, terminated, truncated, None
 
 
 def made(name: str) -> gymnasium.Env[Any, Any]:
