@@ -45,13 +45,12 @@ class Worlds:
             MissingExtraError, TaskError: see `made`.
         """
         made_ones = [made(name) for _ in range(copies)]
-        self._worlds: list[Any] = [_bare(world) for world in made_ones]
         self.name, self.seed, self.repeat = name, seed, repeat
         steps = limit_of(made_ones[0])
         self.limit = -(-steps // repeat)
         """Actions of an episode at most."""
-        if repeat > 1:
-            self._worlds = [_Repeated(world, repeat, steps) for world in self._worlds]
+        bare = [_bare(world) for world in made_ones]
+        self._worlds: list[Any] = bare if repeat == 1 else [_Repeated(world, repeat, steps) for world in bare]
         self._first = int(self._worlds[0].action_space.start)
         self._episodes = [0] * copies
         self._actions: list[list[int]] = [[] for _ in range(copies)]
@@ -181,12 +180,10 @@ def made(name: str) -> gymnasium.Env[Any, Any]:
         raise MissingExtraError("gymnasium", EXTRA, f"the environment {name}") from error
     try:
         world = gymnasium.make(name, disable_env_checker=True)
-    except gymnasium.error.DependencyNotInstalled as error:
+    except gymnasium.error.Error as error:
         missing = str(getattr(error.__cause__, "name", None))
         if missing.lower() in _IN_EXTRA:
             raise MissingExtraError(missing, EXTRA, f"the environment {name}") from error
-        raise TaskError(f"the environment {name} cannot be made: {error}") from error
-    except gymnasium.error.Error as error:
         raise TaskError(f"the environment {name} cannot be made: {error}") from error
     seen, actions = world.observation_space, world.action_space
     if not isinstance(seen, gymnasium.spaces.Box) or not isinstance(actions, gymnasium.spaces.Discrete):
