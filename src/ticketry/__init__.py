@@ -13,69 +13,72 @@ from ticketry.version import __version__
 
 if TYPE_CHECKING:
     from ticketry import engine, errors, evidence, search
-    from ticketry.core import gates, schedule, score, structure
+    from ticketry.core import gates, score, structure
     from ticketry.core.allocate import allocate
-    from ticketry.core.gradual import gradual
-    from ticketry.core.hold import Hold, hold
     from ticketry.core.mask import Mask
     from ticketry.core.prune import prune
     from ticketry.core.scope import Scope, scope
-    from ticketry.core.structure.shrink import shrink
-    from ticketry.core.ticket import Ticket
+    from ticketry.core.sparse_training import schedule
+    from ticketry.core.sparse_training.gradual import gradual
+    from ticketry.core.sparse_training.hold import Hold, hold
+    from ticketry.core.structure.shrinking.shrink import shrink
+    from ticketry.core.ticket.ticket import Ticket
     from ticketry.engine.compiled import compile
-    from ticketry.lab import meters
+    from ticketry.experiments.bench import bench
+    from ticketry.experiments.run import run
+    from ticketry.experiments.stability import stability
+    from ticketry.experiments.structure import restructure
+    from ticketry.experiments.verify import verify
+    from ticketry.lab.costs import meters
     from ticketry.lab.lab import Lab
-    from ticketry.lab.segment import Segment
     from ticketry.step import Step
-    from ticketry.tasks.base import Metric, Split, Splits, Task
-    from ticketry.tasks.course import Course, Session
+    from ticketry.tasks.catalogue import get as task
     from ticketry.tasks.recipe import Recipe
-    from ticketry.tasks.registry import get as task
+    from ticketry.tasks.task import Metric, Split, Splits, Task
 
 _PUBLIC = {
-    "Course": "ticketry.tasks.course:Course",
-    "Hold": "ticketry.core.hold:Hold",
+    "Hold": "ticketry.core.sparse_training.hold:Hold",
     "Lab": "ticketry.lab.lab:Lab",
     "Mask": "ticketry.core.mask:Mask",
-    "Metric": "ticketry.tasks.base:Metric",
+    "Metric": "ticketry.tasks.task:Metric",
     "Recipe": "ticketry.tasks.recipe:Recipe",
     "Scope": "ticketry.core.scope:Scope",
-    "Segment": "ticketry.lab.segment:Segment",
-    "Session": "ticketry.tasks.course:Session",
-    "Split": "ticketry.tasks.base:Split",
-    "Splits": "ticketry.tasks.base:Splits",
+    "Split": "ticketry.tasks.task:Split",
+    "Splits": "ticketry.tasks.task:Splits",
     "Step": "ticketry.step:Step",
-    "Task": "ticketry.tasks.base:Task",
-    "Ticket": "ticketry.core.ticket:Ticket",
+    "Task": "ticketry.tasks.task:Task",
+    "Ticket": "ticketry.core.ticket.ticket:Ticket",
     "allocate": "ticketry.core.allocate:allocate",
+    "bench": "ticketry.experiments.bench:bench",
     "compile": "ticketry.engine.compiled:compile",
     "engine": "ticketry.engine",
     "errors": "ticketry.errors",
     "evidence": "ticketry.evidence",
     "gates": "ticketry.core.gates",
-    "gradual": "ticketry.core.gradual:gradual",
-    "hold": "ticketry.core.hold:hold",
-    "meters": "ticketry.lab.meters",
+    "gradual": "ticketry.core.sparse_training.gradual:gradual",
+    "hold": "ticketry.core.sparse_training.hold:hold",
+    "meters": "ticketry.lab.costs.meters",
     "prune": "ticketry.core.prune:prune",
-    "schedule": "ticketry.core.schedule",
+    "restructure": "ticketry.experiments.structure:restructure",
+    "run": "ticketry.experiments.run:run",
+    "schedule": "ticketry.core.sparse_training.schedule",
     "scope": "ticketry.core.scope:scope",
     "score": "ticketry.core.score",
     "search": "ticketry.search",
-    "shrink": "ticketry.core.structure.shrink:shrink",
+    "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
+    "stability": "ticketry.experiments.stability:stability",
     "structure": "ticketry.core.structure",
-    "task": "ticketry.tasks.registry:get",
+    "task": "ticketry.tasks.catalogue:get",
+    "verify": "ticketry.experiments.verify:verify",
 }
 
 __all__ = [
-    "Course",
     "Hold",
     "Lab",
     "Mask",
     "Metric",
     "Recipe",
     "Scope",
-    "Segment",
-    "Session",
     "Split",
     "Splits",
     "Step",
@@ -83,6 +86,7 @@ __all__ = [
     "Ticket",
     "__version__",
     "allocate",
+    "bench",
     "compile",
     "engine",
     "errors",
@@ -92,13 +96,17 @@ __all__ = [
     "hold",
     "meters",
     "prune",
+    "restructure",
+    "run",
     "schedule",
     "scope",
     "score",
     "search",
     "shrink",
+    "stability",
     "structure",
     "task",
+    "verify",
 ]
 
 

@@ -52,6 +52,18 @@ class TicketError(TicketryError):
     """A ticket folder that is incomplete, damaged, too new or hostile."""
 
 
+class TrustError(TicketryError):
+    """A file that names code, or a place of this machine: what a file names is data, until a user says otherwise."""
+
+    exit_code = 2
+
+
+class OutsideError(TrustError):
+    """A name or a link in a file or folder that leads out of its place."""
+
+    exit_code = 1
+
+
 class StoreError(TicketryError):
     """The store cannot be read or written: no space, no permission, a format of another version."""
 
@@ -66,6 +78,10 @@ class DataError(TicketryError):
 
 class TaskError(TicketryError):
     """A task or model that is unknown, or a user's own that does not keep the task's contract."""
+
+
+class PluginError(TicketryError):
+    """What an installed package offers, and cannot be used: not imported, not of its kind, or another's name."""
 
 
 class TrainingError(TicketryError):

@@ -1,29 +1,33 @@
-"""The command line: one sub-command per verb, each a file here with `SUMMARY` and `main(arguments) -> exit code`.
+"""The command line: one file a command, with `main(arguments) -> exit code`.
 
-torch is imported only once a verb needs it, so that help answers at once.
+torch is imported only once a command needs it, so that help answers at once.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.version import __version__
 
-# verb -> (module, what it does)
-VERBS = {
+# command -> (module, what it does)
+COMMANDS = {
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
-    "verify": ("verify", "does a ticket win? trained anew from fresh seeds, against dense and controls"),
+    "verify": ("verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
     "structure": ("structure", "a ticket of whole channels, groups of rows or 2:4, made of one without structure"),
     "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
     "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
-    "list": ("listing", "tasks, methods, models, scores, runs or tickets"),
+    "list": ("listing", "tasks, methods, models, scores, controls …, runs or tickets"),
     "store": ("store", "check a store for damage, or free space in it"),
 }
 
@@ -43,21 +47,55 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line and return its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 if nobody reads the output any more (`| head`).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that lacks a letter
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # while it can be told whether anybody reads it
+        return code
     except InterruptedTrainingError:
         return _interrupted()
     except TicketryError as error:
-        print(f"ticketry: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        return 1
+        return 141  # as if it had been ended by SIGPIPE, like other commands
+    except SystemExit as end:
+        # rich ends the process with code 1 where nobody reads it any more; tyro with 0 after --help and 2 otherwise
+        return 141 if _reader_is_gone() else _code(end)
+    except OSError as error:
+        return _failed(_told(error), 1)
+    except MemoryError:
+        return _failed("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
+
+
+def _failed(text: str, code: int) -> int:
+    """Tell an error; what a file says in it can neither move the cursor nor break a line that is none."""
+    clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    print(f"ticketry: {clean}", file=sys.stderr)
+    return code
+
+
+def _code(end: SystemExit) -> int:
+    if isinstance(end.code, str):
+        return _failed(end.code, 1)
+    return end.code or 0
+
+
+def _told(error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{what}too many files are open at once: allow more (ulimit -n), or use fewer workers"
+    return f"{what}{error.strerror or error}"
 
 
 def _dispatch(words: list[str]) -> int:
@@ -67,23 +105,23 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"ticketry {__version__}")
         return 0
-    if words[0] not in VERBS:
-        print(f"ticketry: {words[0]!r} is no verb: {', '.join(VERBS)} (see ticketry --help)", file=sys.stderr)
+    if words[0] not in COMMANDS:
+        print(f"ticketry: {words[0]!r} is no command: {', '.join(COMMANDS)} (see ticketry --help)", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"{__name__}.{VERBS[words[0]][0]}")
+    module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")
     code: int = module.main(words[1:])
     return code
 
 
 def _help() -> str:
-    lines = [f"  {verb:<9} {summary}" for verb, (_, summary) in VERBS.items()]
+    lines = [f"  {command:<9} {summary}" for command, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: ticketry VERB ...",
+            "usage: ticketry COMMAND ...",
             "",
             "Find sparse, trainable sub-networks (lottery tickets) in PyTorch models, and show that they win.",
             "",
-            "verbs (each has --help):",
+            "commands (each has --help):",
             *lines,
             "",
             _EXAMPLES,
@@ -97,10 +135,22 @@ def _reader_is_gone() -> bool:
     """Whether nobody reads standard output any more (`| head`); then nothing more is written to it."""
     try:
         sys.stdout.flush()
+        gone = _hung_up(sys.stdout)
     except BrokenPipeError:
+        gone = True
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
+
+
+def _hung_up(stream: TextIO) -> bool:
+    """Whether the other end of a pipe is closed. What was flushed in vain is forgotten, so flushing again tells not."""
+    try:
+        watched = select.poll()
+        watched.register(stream.fileno(), 0)
+    except (AttributeError, OSError, ValueError):  # no poll, no pipe
+        return False
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def _interrupted() -> int:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], words: Sequence[str], *, prog: str, description: str) -> T:
-    """The arguments `words` as an instance of the dataclass `kind`; wrong usage ends the process with code 2.
+def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: str) -> T:
+    """The arguments `words` as an instance of `kind`: a dataclass, or several as sub-commands.
 
-    Lists may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the flag several times.
+    Wrong usage ends the process with code 2. Lists may be written with commas (``--densities 0.5,0.2``), with spaces,
+    or by giving the flag several times.
     """
-    separated = _gathered(words, set(_list_flags(kind)))
-    return tyro.cli(kind, args=separated, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    separated = _gathered(words, set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set())
+    return tyro.cli(
+        kind,
+        args=separated,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=_in_plain_words(),
+    )
 
 
 def values_of(words: Sequence[str], flag: str) -> list[str]:
@@ -67,3 +78,62 @@ def _is_flag(word: str) -> bool:
 def _parts(word: str) -> list[str]:
     """A list with commas, taken apart; name=value only where another name begins, for a value may have commas."""
     return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
+
+
+# -- help that needs no Python to be read ------------------------------------------------------------------------------
+
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+"""What stands for a value."""
+_NOTHING = ("None", "", "''", "False")
+"""Defaults that say no more than that the option was not given."""
+
+
+def _in_plain_words() -> ConstructorRegistry:
+    """Dataclasses as tyro reads them, their fields told without None, empty texts, and truth values."""
+    registry = ConstructorRegistry()
+    asked: list[Any] = []
+
+    @registry.struct_rule
+    def in_plain_words(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not dataclasses.is_dataclass(info.type) or info in asked:
+            return None
+        asked.append(info)  # of which tyro's own rule is asked next
+        try:
+            found: Any = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asked.pop()
+        if isinstance(found, StructConstructorSpec):
+            return dataclasses.replace(found, fields=tuple(map(_told, found.fields)))
+        return None
+
+    return registry
+
+
+def _told(field: StructFieldSpec) -> StructFieldSpec:
+    """A field with its placeholder, its help on one line for tyro to fold, and a default that says something."""
+
+    def helptext() -> str | None:
+        found = field.helptext() if callable(field.helptext) else field.helptext
+        return found and " ".join(found.split())
+
+    options = tyro.conf.arg(metavar=_placeholder(field.type), help_behavior_hint=_hint)
+    kind: Any = Annotated[field.type, options]
+    return dataclasses.replace(field, type=kind, helptext=helptext)
+
+
+def _hint(default: str) -> str:
+    if default == "True":
+        return "(done unless this is given)"
+    return "" if default in _NOTHING else f"(default: {default})"
+
+
+def _placeholder(kind: Any) -> str | None:
+    """What stands for a value: ``PATH`` of ``Path | None``, ``INT ...`` of several; None for tyro's own word."""
+    origin, inner = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not types.NoneType]
+    if origin is Annotated or (origin in (typing.Union, types.UnionType) and len(inner) == 1):
+        return _placeholder(inner[0])
+    if origin is typing.Literal:
+        return "{" + ",".join(str(word) for word in inner if word) + "}"
+    if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
+        return f"{_placeholder(inner[0]) or 'VALUE'} ..."
+    return _PLACEHOLDERS.get(kind)

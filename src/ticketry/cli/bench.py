@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.engine_tables import console, curve_table, engines_table, layers_table, saved_table
-from ticketry.cli.ticket_options import TicketOptions, read_source, saying, size
+from ticketry.cli.options import Printing, saying, size
 from ticketry.errors import UsageError
+from ticketry.experiments.options import BenchOptions, ModelOptions
+from ticketry.records.schema import as_json
+
+if TYPE_CHECKING:
+    from ticketry.records.speed import BenchRecord, CurveRecord
 
 _DESCRIPTION = """\
-Time a ticket against dense engines: in one process, in turns, on the same cores, after comparing all outputs with eager
-torch. What is saved is told against the fastest dense engine, as the median of the ratios of each round. A channel-wise
+Time a ticket beside dense engines: in one process, in turns, on the same cores, after comparing all outputs with eager
+torch. The time saved is against the fastest dense engine, as the median of the ratios of each round. A channel-wise
 ticket's smaller model is timed in the dense engines too.
 
 engines: eager, channels_last, compile (torch.compile with freezing), onnxruntime, openvino. Without --against all that
-are installed; one that is named has to be there.
+are installed are timed; one that is named has to be installed.
 
 examples:
   ticketry bench .ticketry/runs/RUN/tickets/replicate-0-level-09 --batch 1,8,64
@@ -34,36 +38,13 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(TicketOptions):
+class _Arguments(Printing, ModelOptions, BenchOptions):
     what: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket, or a model file that `ticketry compile` made of one; or the folder of a run."""
     replicates: int = 1
     """Of a run: time the tickets of so many of its replicates, the first ones."""
     ticket: Path | None = None
     """Of a model file: the ticket that it was made of, whose model the dense engines run."""
-    batch: tuple[int, ...] = (1, 8, 64)
-    """Examples in a call."""
-    against: tuple[str, ...] = ()
-    """Dense engines; by default all that are installed."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32 or bf16, of all engines."""
-    threads: int = 1
-    """Of each engine, each kept on a core of its own."""
-    rounds: int = 15
-    """How often every engine is timed, in turns."""
-    cold: bool = False
-    """Empty the caches before every call; otherwise calls follow each other."""
-    clock: Literal["wall", "cpu"] = "wall"
-    """wall, or cpu: time that the threads of this process have computed, for a machine that others use too."""
-    cores: tuple[int, ...] = ()
-    """Which ones, as many as threads; by default the idlest."""
-    tune: bool = False
-    """Time several plans of the engine at each batch first, and keep the fastest, instead of trusting estimates."""
-    densities: tuple[float, ...] = ()
-    """Time the ticket's network under synthetic masks of these densities instead of the ticket's own mask."""
-    pattern: str = "unstructured"
-    """Of synthetic masks: unstructured, groups:ROWS (neighbours share their columns), groups:ROWS:any (rows that
-    lie anywhere), groups:ROWS:pairs (neighbouring inputs are kept together), channels."""
     figure: Path | None = None
     """With --densities: an SVG file of time against density."""
     brief: bool = False
@@ -79,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry bench", description=_DESCRIPTION)
     if (arguments.what / "tickets").is_dir():
         return _run(arguments, shlex.join(["ticketry", "bench", *words]))
-    record = measured(arguments, shlex.join(["ticketry", "bench", *words]))
+    record = as_json(measured(arguments, shlex.join(["ticketry", "bench", *words])))
     figures = _drawn(record, arguments.figure) if arguments.figure else []
     if arguments.output:
         _write(arguments.output, json.dumps(record, indent=1) + "\n")
@@ -95,13 +76,11 @@ def _run(arguments: _Arguments, command: str) -> int:
     """All tickets of a run, the densest first."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
-    tickets = sorted((arguments.what / "tickets").iterdir(), key=_place_of)
-    tickets = [ticket for ticket in tickets if _place_of(ticket)[1] < arguments.replicates]
-    if not tickets:
-        raise UsageError(f"{arguments.what} has no tickets of its first {arguments.replicates} replicates")
+    from ticketry.experiments.bench import tickets_of
+
     store, records = arguments.what.resolve().parents[1], []
-    for ticket in tickets:
-        record = measured(dataclasses.replace(arguments, what=ticket, store=store), command)
+    for ticket in tickets_of(arguments.what, arguments.replicates):
+        record = as_json(measured(dataclasses.replace(arguments, what=ticket, store=store), command))
         records.append(record)
         if not arguments.json:
             show(record, layers=False)
@@ -116,52 +95,22 @@ def _run(arguments: _Arguments, command: str) -> int:
     return 0
 
 
-def _place_of(ticket: Path) -> tuple[int, int]:
-    """Level and replicate in the name of a run's ticket."""
-    found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
-    if found is None:
-        raise UsageError(f"{ticket} is no ticket that a run has saved")
-    return int(found[2]), int(found[1])
-
-
-def measured(arguments: _Arguments, command: str) -> dict[str, Any]:
+def measured(arguments: _Arguments, command: str) -> BenchRecord | CurveRecord:
     """The record of what was asked for."""
     if arguments.figure and not arguments.densities:
         raise UsageError("--figure draws time against density: give --densities too")
-    file = arguments.what if arguments.what.is_file() else None
-    if file and arguments.ticket is None:
-        raise UsageError(f"the dense engines need the model that {file} was made of: name its ticket with --ticket")
-    if file and arguments.densities:
-        raise UsageError("--densities makes masks of its own: name a ticket, not a model file")
-    if not file and arguments.ticket is not None:
-        raise UsageError(f"--ticket belongs to a model file, and {arguments.what} is none")
-    from ticketry.engine.bench.timing import Timing
-    from ticketry.run_engine import BenchSettings, execute_bench, execute_curve
+    from ticketry.experiments.bench import measure
 
-    settings = BenchSettings(
-        batches=arguments.batch,
-        against=arguments.against or None,
-        precision=arguments.precision,
-        threads=arguments.threads,
-        timing=Timing(rounds=arguments.rounds, cold=arguments.cold, clock=arguments.clock),
-        cores=arguments.cores or None,
-        tune=arguments.tune,
-    )
-    store = arguments.store if (arguments.store / "store.json").exists() else None
     with saying("timing") as say:
-        say("reading the ticket")
-        source = read_source(arguments, arguments.ticket or arguments.what)
-        if arguments.densities:
-            return execute_curve(
-                source,
-                settings,
-                pattern=arguments.pattern,
-                densities=arguments.densities,
-                store=store,
-                say=say,
-                command=command,
-            )
-        return execute_bench(source, settings, file=file, store=store, say=say, command=command)
+        return measure(
+            arguments.what,
+            arguments,
+            arguments,
+            ticket=arguments.ticket,
+            store=arguments.store,
+            say=say,
+            command=command,
+        )
 
 
 def show(record: Mapping[str, Any], *, layers: bool = True) -> None:

@@ -13,16 +13,16 @@ import tyro
 
 from ticketry.cli.arguments import parse
 from ticketry.cli.engine_tables import console, layers_table
-from ticketry.cli.ticket_options import TicketOptions, read_source, saying, size
-from ticketry.errors import UsageError
+from ticketry.cli.options import Printing, output_file, saying, size
+from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
-Compile a ticket: a model file with kernels' tables made for its mask, which loads without the model's source
+Compile a ticket: write a model file that is made for its mask and loads without the model's source
 
   fast = ticketry.engine.compiled.load("model.tk")
 
-It holds JSON and safetensors, no pickle, and its kernels are made for the processor on which it is loaded. Before it is
-kept, it is read back and compared with the ticket's model.
+The file holds JSON and safetensors, no pickle. Its kernels are made for the processor on which it is loaded. Before it
+is kept, it is read back and compared with the ticket's model.
 
 examples:
   ticketry compile .ticketry/runs/RUN/tickets/replicate-0-level-09 -o model.tk
@@ -30,7 +30,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(TicketOptions):
+class _Arguments(Printing, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -44,14 +44,13 @@ class _Arguments(TicketOptions):
 def main(words: Sequence[str]) -> int:
     """Compile a ticket."""
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry compile", description=_DESCRIPTION)
-    from ticketry.run_engine import execute_compile
+    from ticketry.experiments.model_files import execute_compile
+    from ticketry.experiments.ticket_model import source_by
 
-    output = arguments.output or Path(f"{arguments.ticket.resolve().name}.tk")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder: name the file to write")
+    output = output_file(arguments.output, arguments.ticket, "tk")
     with saying(f"compiling {arguments.ticket.name}"):
         record = execute_compile(
-            read_source(arguments, arguments.ticket),
+            source_by(arguments, arguments.ticket),
             output,
             precision=arguments.precision,
             command=shlex.join(["ticketry", "compile", *words]),

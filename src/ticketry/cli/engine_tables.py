@@ -25,10 +25,7 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
     """A row an engine, a column a batch: milliseconds of a call, and what is saved against the fastest dense one."""
     from rich.text import Text
 
-    table = _table()
-    table.add_column("engine", no_wrap=True)
-    for one in comparisons:
-        table.add_column(f"batch {one['batch']}", justify="right")
+    table = _batches_table(comparisons)
     names = list(dict.fromkeys(row["engine"] for one in comparisons for row in one["times"]))
     for name in names:
         cells = [_time_cell(one, name) for one in comparisons]
@@ -41,10 +38,7 @@ def saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
     """What each sparse engine saves, with its interval."""
     from rich.text import Text
 
-    table = _table()
-    table.add_column("engine", no_wrap=True)
-    for one in comparisons:
-        table.add_column(f"batch {one['batch']}", justify="right")
+    table = _batches_table(comparisons)
     for name in dict.fromkeys(saved["engine"] for one in comparisons for saved in one["saved"]):
         table.add_row(Text(name, style="green"), *(_saved_cell(one, name) for one in comparisons))
     against = [next((saved["against"] for saved in one["saved"]), "") for one in comparisons]
@@ -58,19 +52,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
     """What each layer runs in, how dense it is, and its time."""
     from rich.text import Text
 
-    table = _table()
-    for name, where in (
-        ("layer", "left"),
-        ("kind", "left"),
-        ("kernel", "left"),
-        ("density", "right"),
-        ("rows", "right"),
-        ("ms", "right"),
-        ("share", "right"),
-        ("saved", "right"),
-        ("why", "left"),
-    ):
-        table.add_column(name, justify=where, overflow="fold")  # type: ignore[arg-type]
+    table = _table("layer kind kernel", "density rows ms share saved", "why")
     for layer in layers:
         cells = (
             layer["name"],
@@ -97,10 +79,7 @@ def fits_table(layers: Sequence[Mapping[str, Any]]) -> Group:
     """How well a structured mask fits the one it was made of: a row a layer, the last one of all together."""
     from rich.text import Text
 
-    table = _table()
-    table.add_column("layer", overflow="fold")
-    for name in ("rows × columns", "groups × rows", "before", "after", "coverage", "null", "random", "fill"):
-        table.add_column(name, justify="right")
+    table = _table("layer", "rows_×_columns groups_×_rows before after coverage null random fill")
     for number, layer in enumerate(layers, start=1):
         last = number == len(layers)
         shares = ("density_before", "density_after", "coverage", "null_coverage", "random_coverage", "fill")
@@ -117,9 +96,7 @@ def fits_table(layers: Sequence[Mapping[str, Any]]) -> Group:
 
 def curve_table(curve: Mapping[str, Any]) -> Group:
     """A row a density: time, the ideal, and what is saved."""
-    table = _table()
-    for name in ("density", "ms", "ideal ms", "saved, %", "interval"):
-        table.add_column(name, justify="right")
+    table = _table("", "density ms ideal_ms saved,_% interval")
     for point in curve["points"]:
         table.add_row(
             f"{100 * point['density']:.1f} %",
@@ -156,11 +133,23 @@ def _saved_cell(one: Mapping[str, Any], name: str) -> Any:
     return Text(f"{100 * found['saved']:.1f} [{low:.1f}, {high:.1f}]", style=style)
 
 
-def _table() -> Table:
+def _table(words: str, numbers: str = "", more: str = "") -> Table:
+    """Columns of words, of numbers, and of words again, by their names; a ``_`` in a name is a space."""
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for names, right in ((words, False), (numbers, True), (more, False)):
+        for name in names.split():
+            table.add_column(name.replace("_", " "), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _batches_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """A column a batch, beside the engines' names."""
+    table = _table("engine", " ".join(f"batch_{one['batch']}" for one in comparisons))
+    table.columns[0].no_wrap = True
+    return table
 
 
 def _titled(title: str, table: Table) -> Group:

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.ticket_options import TicketOptions, read_source, saying, size
-from ticketry.errors import UsageError
+from ticketry.cli.options import Printing, output_file, saying, size
+from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
 Export a ticket for other runtimes. A channel-wise ticket becomes a physically smaller model; any other is written with
-zeros in place of the weights that it lacks. What was written is read back and compared with its source on random
+zeros in place of the removed weights. The file is read back and compared with its source on random
 inputs of several batch sizes: ONNX in ONNX Runtime, an archive in torch.
 
 examples:
@@ -25,7 +25,7 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Arguments(TicketOptions):
+class _Arguments(Printing, ModelOptions):
     ticket: Annotated[Path, tyro.conf.Positional]
     """The folder of a ticket."""
     format: Literal["onnx", "pt2"] = "onnx"
@@ -41,14 +41,13 @@ class _Arguments(TicketOptions):
 def main(words: Sequence[str]) -> int:
     """Export a ticket."""
     arguments: Any = parse(_Arguments, words or ["--help"], prog="ticketry export", description=_DESCRIPTION)
-    from ticketry.run_engine import execute_export
+    from ticketry.experiments.model_files import execute_export
+    from ticketry.experiments.ticket_model import source_by
 
-    output = arguments.output or Path(f"{arguments.ticket.resolve().name}.{arguments.format}")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder: name the file to write")
+    output = output_file(arguments.output, arguments.ticket, arguments.format)
     with saying(f"exporting {arguments.ticket.name}"):
         record = execute_export(
-            read_source(arguments, arguments.ticket),
+            source_by(arguments, arguments.ticket),
             output,
             format=arguments.format,
             shrink={"auto": None, "yes": True, "no": False}[arguments.shrink],

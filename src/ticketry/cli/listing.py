@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.errors import TicketryError, UsageError
+from ticketry.errors import StoreError
+from ticketry.registry import BUILT_IN, Registry
+
+if TYPE_CHECKING:
+    from ticketry.records.run import RunRecord
+
+_DESCRIPTION = """\
+What there is: tasks, search methods, networks that --model can name, scores that --score can name, kinds of gates,
+controls that --controls can name, runners, published experiments that --preset can name; and of a store its finished
+runs and their tickets. What is not built in is an installed package's: its name and version stand beside it.
+
+examples:
+  ticketry list tasks
+  ticketry list tickets --store .ticketry --json"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments:
+    what: Annotated[
+        Literal["tasks", "methods", "models", "scores", "gates", "controls", "runners", "presets", "runs", "tickets"],
+        tyro.conf.Positional,
+    ]
+    """Which list."""
     store: Path = Path(".ticketry")
     """The store's folder (for runs and tickets)."""
     json: bool = False
@@ -23,28 +45,26 @@ class _Arguments:
 
 def main(words: Sequence[str]) -> int:
     """Print one of the lists."""
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
-    if words[0] not in _LISTS:
-        raise UsageError(f"ticketry list shows {', '.join(_LISTS)}, not {words[0]!r}")
-    title, rows_of = _LISTS[words[0]]
-    arguments = parse(_Arguments, words[1:], prog=f"ticketry list {words[0]}", description=title)
-    rows = rows_of(arguments.store)
+    arguments: _Arguments = parse(_Arguments, words, prog="ticketry list", description=_DESCRIPTION)
+    rows = _LISTS[arguments.what](arguments.store)
     if arguments.json:
         print(json.dumps(rows))
     elif rows:
-        _PRINTED.get(words[0], _print_table)(rows)
+        _PRINTED.get(arguments.what, _print_table)(rows)
     else:
-        print(f"no {words[0]} in {arguments.store} yet")
+        print(f"no {arguments.what} in {arguments.store} yet")
     return 0
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    cells = [[str(value) for value in row.values()] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    from ticketry.report.wording import aligned
+
+    print("\n".join(aligned([[shown(value) for value in row.values()] for row in rows])))
+
+
+def shown(value: object) -> str:
+    """A value for a terminal: a name may come from a file, and must not move the cursor or break the line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _print_methods(rows: list[dict[str, Any]]) -> None:
@@ -52,7 +72,7 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         name = f"{row['name']} ({row['alias']})" if row["alias"] else row["name"]
         table.append((name, row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
-    _print_with_more(table, [f"{row['description']}. {row['paper']}" for row in rows])
+    _print_with_more(table, [f"{row['description']}. {row['paper']}{_whence(row)}" for row in rows])
     print(
         "\ncosts: of a ticket's search and training; the dense network to compare with is\n"
         "       one more, where the search does not need it anyway\n"
@@ -67,36 +87,46 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         order = {0: "none", 1: "first", 2: "second"}.get(row["order"], "not said")
         table.append((row["name"], row["data"], order, row["channels"], row["paper"]))
-    _print_with_more(table, [row["description"] for row in rows])
+    _print_with_more(table, [f"{row['description']}{_whence(row)}" for row in rows])
     print(
         "\nof channels: its form for whole channels (summed: over all weights of each);\n"
         "             only: with --structured, it is not one of single weights"
     )
 
 
+def _whence(row: Mapping[str, Any]) -> str:
+    """The package that it is from, if that is another."""
+    return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
+
+
 def _print_with_more(table: list[tuple[str, ...]], more: list[str]) -> None:
     """A table with a header, and below each row a line or more, no wider than 80 columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    print(lines[0])
-    for line, text in zip(lines[1:], more, strict=True):
+    from ticketry.report.wording import aligned
+
+    head, *lines = aligned(table)
+    print(head)
+    for line, text in zip(lines, more, strict=True):
         print(f"\n{line}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}")
 
 
 def _tasks(_: Path) -> list[dict[str, Any]]:
-    from ticketry.tasks import registry
+    from ticketry.tasks import catalogue
 
-    return [{"name": name, "description": registry.describe(name)} for name in registry.names()]
+    return [
+        {"name": name, "from": catalogue.where(name), "description": catalogue.describe(name)}
+        for name in catalogue.names()
+    ]
 
 
 def _methods(_: Path) -> list[dict[str, Any]]:
-    from ticketry.search import ALIASES, methods
+    from ticketry.search import METHODS, methods
 
-    aliases = {name: alias for alias, name in ALIASES.items()}
+    aliases = {name: alias for alias, name in METHODS.aliases.items()}
     return [
         {
             "name": name,
             "alias": aliases.get(name, ""),
+            "from": METHODS.where(name),
             "description": found.title,
             "prunes": found.about.prunes,
             "costs": found.about.costs,
@@ -109,21 +139,27 @@ def _methods(_: Path) -> list[dict[str, Any]]:
 
 
 def _models(_: Path) -> list[dict[str, Any]]:
-    from ticketry.tasks import models
-    from ticketry.tasks.models import language
+    from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
 
-    return [{"name": name} for name in (*models.names(), *language.names())]
+    return [
+        {"name": name, "from": registry.where(name)}
+        for registry in (NETWORKS, LANGUAGE_MODELS)
+        for name in registry.names()
+    ]
 
 
 def _scores(_: Path) -> list[dict[str, Any]]:
     from ticketry.core import score
-    from ticketry.core.structure.about import CHANNEL_ONLY
+    from ticketry.core.structure.channel_wise.scores import CHANNEL_ONLY
 
-    of_weights = {name: ((score.get(name).__doc__ or "").split("\n")[0], score.about(name)) for name in score.names()}
+    of_weights = {
+        name: ((found.__doc__ or "").split("\n")[0], score.about(name)) for name, found in score.SCORES.usable().items()
+    }
     of_channels = {name: (found.description, found.about) for name, found in CHANNEL_ONLY.items()}
     return [
         {
             "name": name,
+            "from": score.SCORES.where(name) if name in of_weights else BUILT_IN,
             "description": description,
             "data": about.data,
             "order": about.order,
@@ -134,8 +170,26 @@ def _scores(_: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _registered(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
+    """The list of a registry, whose module is imported when the list is asked for."""
+
+    def rows(_: Path) -> list[dict[str, Any]]:
+        registry: Registry[Any] = getattr(import_module(module), name)
+        return [
+            {"name": name, "from": registry.where(name), "description": _summary(found)}
+            for name, found in registry.usable().items()
+        ]
+
+    return rows
+
+
+def _summary(found: object) -> str:
+    """The first paragraph of its docstring."""
+    return " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split()).rstrip(".")
+
+
 def _presets(_: Path) -> list[dict[str, Any]]:
-    from ticketry.tasks.experiments import EXPERIMENTS
+    from ticketry.tasks.presets import EXPERIMENTS
 
     return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 
@@ -143,11 +197,11 @@ def _presets(_: Path) -> list[dict[str, Any]]:
 def _runs(store: Path) -> list[dict[str, Any]]:
     return [
         {
-            "run": record["run"],
-            "title": record["title"],
-            "task": record["task"]["name"],
-            "networks": len(record["points"]),
-            "date": record["environment"]["date"],
+            "run": record.name,
+            "title": record.title,
+            "task": record.task.name,
+            "networks": len(record.points),
+            "date": record.environment.get("date", ""),
         }
         for record in records(store)
     ]
@@ -156,42 +210,64 @@ def _runs(store: Path) -> list[dict[str, Any]]:
 def _tickets(store: Path) -> list[dict[str, Any]]:
     return [
         {
-            "path": point["ticket"],
-            "weights_remaining": f"{100 * point['density']:.2f} %",
-            **{name: round(value, 4) for name, value in point["test"].items()},
+            "path": point.ticket,
+            "weights_remaining": f"{100 * point.density:.2f} %",
+            **{name: round(value, 4) if isinstance(value, float) else value for name, value in point.test.items()},
         }
         for record in records(store)
-        for point in record["points"]
-        if point["role"] == "ticket"
+        for point in record.points
+        if point.role == "ticket"
     ]
 
 
-def records(store: Path) -> list[dict[str, Any]]:
-    """The records of all finished runs of a store, the oldest first."""
-    from ticketry.lab.files import read_json
-    from ticketry.lab.paths import Paths
-
-    found = [read_json(path) for path in Paths(store).runs.glob("*/run.json")]
-    whole = [record for record in found if record is not None]
-    if any(not {"run", "points", "environment"} <= record.keys() for record in whole):
-        raise TicketryError(f"a run.json in {store} is not the record of a run")
-    return sorted(whole, key=lambda record: str(record["environment"].get("date")))
+def records(store: Path) -> list[RunRecord]:
+    """The records of all finished runs of a store, the oldest first; raises as `read_record`."""
+    return [read_record(path) for path in run_files(store)]
 
 
-_LISTS: dict[str, tuple[str, Callable[[Path], list[dict[str, Any]]]]] = {
-    "tasks": ("The built-in tasks.", _tasks),
-    "methods": ("The search methods.", _methods),
-    "models": ("The networks that --model can name.", _models),
-    "scores": ("The saliencies that --score can name.", _scores),
-    "presets": ("Published experiments that --preset can name.", _presets),
-    "runs": ("The finished runs of a store.", _runs),
-    "tickets": ("The tickets of a store's runs.", _tickets),
+def run_files(store: Path) -> list[Path]:
+    """The ``run.json`` of each finished run of a store, the oldest first; its folder has the run's name.
+
+    Raises:
+        StoreError: if one is no JSON.
+    """
+    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.paths import Paths
+
+    dates = {}
+    for path in Paths(store).run_records():
+        if values := read_sealed(path):
+            told = values.get("environment")
+            dates[path] = str(told.get("date")) if isinstance(told, dict) else ""
+    return sorted(dates, key=dates.__getitem__)
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record in a ``run.json``.
+
+    Raises:
+        StoreError: if it is damaged, or is the record of another run than that of its folder.
+    """
+    from ticketry.lab.store.files import read_sealed
+    from ticketry.records.run import read_run
+
+    record = read_run(read_sealed(path), str(path))
+    if record.name != path.parent.name:
+        raise StoreError(f"{path} is the record of another run, {record.name!r:.80}: move it out of the store")
+    return record
+
+
+_LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "tasks": _tasks,
+    "methods": _methods,
+    "models": _models,
+    "scores": _scores,
+    "gates": _registered("ticketry.core.gates", "KINDS"),
+    "controls": _registered("ticketry.evidence", "CONTROLS"),
+    "runners": _registered("ticketry.lab.runners.runner", "RUNNERS"),
+    "presets": _presets,
+    "runs": _runs,
+    "tickets": _tickets,
 }
 
 _PRINTED = {"methods": _print_methods, "scores": _print_scores}
-
-
-def _help() -> str:
-    lines = [f"  {name:<8} {title}" for name, (title, _) in _LISTS.items()]
-    examples = ["examples:", "  ticketry list tasks", "  ticketry list tickets --store .ticketry --json"]
-    return "\n".join([f"usage: ticketry list {{{','.join(_LISTS)}}} [--store DIR] [--json]", "", *lines, "", *examples])

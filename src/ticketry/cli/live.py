@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ticketry.cli.progress import Progress, bars
-from ticketry.lab.runner import Event
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import preliminary_record
+from ticketry.lab.runners.runner import Event
+from ticketry.records.network import Point
 from ticketry.report import summary_table
-from ticketry.run import Run, preliminary_record
 
 
 class Live(Progress):
     """Shows a run. Give its `on_event` to the lab and its `on_point` to the run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: SearchRequest) -> None:
         super().__init__(run.method.title)
         self._run = run
-        self._points: list[dict[str, Any]] = []
+        self._points: list[Point] = []
         self._began = time.monotonic()
 
-    def on_point(self, point: dict[str, Any]) -> None:
+    def on_point(self, point: Point) -> None:
         """Take note of a trained network."""
         with self._lock:
             self._points.append(point)
@@ -37,14 +38,14 @@ class Live(Progress):
 
     # -- plain lines -------------------------------------------------------------------------------------------------
 
-    def _line(self, point: dict[str, Any]) -> str:
+    def _line(self, point: Point) -> str:
         metric = self._run.task.metric
         of = self._expected()
         count = f"{len(self._points)}/{of}" if of else str(len(self._points))
         return (
-            f"[{count}] replicate {point['replicate']} level {point['level']:>2} {point['role']:<13}"
-            f" weights remaining {100 * point['density']:6.2f} %  {metric.name} {point['test'][metric.name]:.4g}"
-            f"{metric.unit and ' ' + metric.unit}  ({point['seconds']:.1f} s{self._eta()})"
+            f"[{count}] replicate {point.replicate} level {point.level:>2} {point.role:<13}"
+            f" weights remaining {100 * point.density:6.2f} %  {metric.name} {point.metric(metric.name):.4g}"
+            f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._eta()})"
         )
 
     # -- live table --------------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ class Live(Progress):
             points, active = list(self._points), list(self._active.values())
             head = self._head()
         parts: list[RenderableType] = [head]
-        if any(point["role"] == "dense" for point in points):
+        if any(point.role == "dense" for point in points):
             parts.append(summary_table(preliminary_record(self._run, points)))
         if active:
             parts.append(bars(active))

@@ -1,4 +1,4 @@
-"""What a verb shows on standard error while it trains: bars on a terminal, a line a network elsewhere."""
+"""What a command shows on standard error while it trains: bars on a terminal, a line a network elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ticketry.lab.runner import Event
+from ticketry.lab.runners.runner import Event
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import records
+from ticketry.cli.listing import read_record, run_files
 from ticketry.cli.store import existing
 from ticketry.errors import StoreError, UsageError
+from ticketry.records.run import RunRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,63 +43,60 @@ def main(words: Sequence[str]) -> int:
         "verifications and studies of stability in the store that name one of them.\n\n"
         "examples: ticketry report; ticketry report iterative-digits-3f --export figures; ticketry report --all"
     )
-    arguments = parse(_Arguments, words, prog="ticketry report", description=description)
+    arguments: _Arguments = parse(_Arguments, words, prog="ticketry report", description=description)
     if arguments.all and arguments.runs:
         raise UsageError("name runs or give --all, not both")
-    known = records(existing(arguments.store))
-    chosen = sorted(known, key=_kin) if arguments.all and known else _chosen(known, arguments.runs)
+    known = run_files(existing(arguments.store))
+    chosen = [read_record(path) for path in (known if arguments.all and known else _chosen(known, arguments.runs))]
+    if arguments.all:
+        chosen.sort(key=_kin)
     written = _write(arguments, chosen)
     if arguments.json:
         print(json.dumps({"reports": [written]}))
     return 0
 
 
-def _chosen(known: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def _chosen(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The runs that are meant, each once, in the order of the names; the newest without any."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
-    chosen: dict[str, dict[str, Any]] = {}
-    for name in names:
-        record = _named(known, name)
-        chosen[str(record["run"])] = record
-    return list(chosen.values()) or [known[-1]]
+    return list(dict.fromkeys(_named(known, name) for name in names)) or [known[-1]]
 
 
-def _kin(record: dict[str, Any]) -> tuple[str, str, float]:
+def _kin(record: RunRecord) -> tuple[str, str, float]:
     """An order in which runs that differ little stand together: by task, method and rewind step."""
-    step = (record.get("steps") or {}).get("rewind")
-    return str(record["task"].get("name")), str(record.get("method")), step if isinstance(step, int) else 0
+    return record.task.name, record.method, record.steps.rewind or 0
 
 
-def _named(known: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The run of that name, or the only one whose name begins so."""
-    matching = [record for record in known if str(record["run"]).startswith(name)]
-    exact = [record for record in matching if record["run"] == name]
+def _named(known: Sequence[Path], name: str) -> Path:
+    """The record of the run of that name, or of the only one whose name begins so."""
+    matching = [path for path in known if path.parent.name.startswith(name)]
+    exact = [path for path in matching if path.parent.name == name]
     if not matching:
-        raise StoreError(f"no run is called {name!r}; there are {', '.join(str(r['run']) for r in known)}")
+        raise StoreError(f"no run is called {name!r}; there are {', '.join(path.parent.name for path in known)}")
     if len(exact or matching) > 1:
         raise UsageError(
-            f"{name!r} is the beginning of {len(matching)} runs: {', '.join(str(r['run']) for r in matching)}; "
+            f"{name!r} is the beginning of {len(matching)} runs: {', '.join(path.parent.name for path in matching)}; "
             "write as much as tells them apart, name each, or give --all"
         )
     return (exact or matching)[0]
 
 
-def _write(arguments: _Arguments, chosen: list[dict[str, Any]]) -> dict[str, Any]:
-    from ticketry.lab.paths import Paths
+def _write(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
+    from ticketry.lab.store.paths import Paths
     from ticketry.report import evidence_of, export, summary_lines, verdict_line, write_report
 
-    paths, names = Paths(arguments.store), [str(record["run"]) for record in chosen]
+    paths, names = Paths(arguments.store), [run.name for run in runs]
     folder = paths.run(names[0]) if len(names) == 1 else arguments.store
     evidence = evidence_of(arguments.store, names)
-    path = write_report(chosen, arguments.output or folder / "report.html", evidence=evidence)
-    exported = export(chosen, arguments.export, evidence=evidence) if arguments.export else []
-    drawn = chosen if arguments.figures else []
-    figures = [figure for record in drawn for figure in _figures(record, paths.run(record["run"]))]
+    path = write_report(runs, arguments.output or folder / "report.html", evidence=evidence)
+    exported = export(runs, arguments.export, evidence=evidence) if arguments.export else []
+    drawn = runs if arguments.figures else []
+    figures = [figure for run in drawn for figure in _figures(run, paths.run(run.name))]
     if not arguments.json:
-        for record in chosen:
-            print("\n".join([record["run"]] if len(chosen) > 1 else [*summary_lines(record), ""]))
-            print(f"{verdict_line(record)}\n")
+        for run in runs:
+            print("\n".join([run.name] if len(runs) > 1 else [*summary_lines(run), ""]))
+            print(f"{verdict_line(run)}\n")
         told = [("report", path), *(("figure", figure) for figure in figures), *(("export", file) for file in exported)]
         print("\n".join(f"{what}  {where}" for what, where in told))
     return {
@@ -111,13 +109,14 @@ def _write(arguments: _Arguments, chosen: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _figures(record: dict[str, Any], folder: Path) -> list[Path]:
+def _figures(run: RunRecord, folder: Path) -> list[Path]:
     """Write a run's figures into its folder."""
-    from ticketry.lab.files import write_atomically
+    from ticketry.files import inside
+    from ticketry.lab.store.files import write_atomically
     from ticketry.report import figure_svgs
 
     written = []
-    for name, svg in figure_svgs(record).items():
-        written.append(folder / f"{name}.svg")
+    for name, svg in figure_svgs(run).items():
+        written.append(inside(folder, f"{name}.svg"))
         write_atomically(written[-1], svg.encode())
     return written

@@ -13,26 +13,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse, values_of
-from ticketry.cli.lab_options import LabOptions, opened
-from ticketry.cli.verify import told, verified
-from ticketry.errors import UsageError
-from ticketry.runfile import read_run_file
+from ticketry.cli.bench import show
+from ticketry.cli.options import Printing, saying
+from ticketry.cli.verify import interim_teller, told
+from ticketry.errors import TrustError, UsageError
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import LabOptions
+from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, method, methods
-from ticketry.tasks.experiments import experiment
-from ticketry.tasks.presets import PRESETS
+from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
-    from ticketry.lab.found import Seeds
-    from ticketry.lab.ledger import Ledger
-    from ticketry.run import Run
-    from ticketry.tasks.base import Task
-
-SUMMARY = "find tickets by a published method"
+    from ticketry.experiments.request import SearchRequest
+    from ticketry.experiments.run import Run
+    from ticketry.lab.search_result import Seeds
+    from ticketry.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Common(LabOptions):
+class _Common(Printing, LabOptions):
     task: str = "digits"
     """What to train on: a name of `ticketry list tasks`, or your own as package.module:object."""
     model: str = ""
@@ -52,12 +54,15 @@ class _Common(LabOptions):
     mask_seed: int | None = None
     """Seed of whatever is random in masks, if it is to differ from seed."""
     controls: tuple[str, ...] = ("random_reinit", "shuffled", "random_prune")
-    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, or none. cyclic and
-    cyclic_random train one mask for as long as the whole search, and are no part of the verdict."""
+    """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
+    `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
+    no part of the verdict."""
     preset: str = ""
-    """A published experiment (see `ticketry list presets`) to take all of this from; other words go before it."""
+    """A published experiment (see `ticketry list presets`) to take all of this from; other options override it."""
     config: Path | None = None
-    """A run file (TOML) to take all of this from; words on the command line go before it."""
+    """A run file (TOML) to take all of this from; options on the command line override it."""
+    trust: bool = False
+    """Use whatever the run file names: code of that name is imported and run, files and folders are opened."""
     verify: bool = False
     """Verify the sparsest ticket that looks like a winner, from fresh seeds (as `ticketry verify` does)."""
     bench: bool = False
@@ -68,7 +73,7 @@ class _Common(LabOptions):
 
     @property
     def seeds(self) -> Seeds:
-        from ticketry.lab.found import Seeds
+        from ticketry.lab.search_result import Seeds
 
         parts = (self.initialisation_seed, self.order_seed, self.mask_seed)
         return Seeds(*(self.seed if part is None else part for part in parts))
@@ -79,14 +84,14 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
-    chosen, arguments = read_arguments(words, verb="search")
+    chosen, arguments = read_arguments(words, command="search")
     return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
 
 
 def read_arguments(
-    words: Sequence[str], *, verb: str, default: str = "", extra: Sequence[Any] = (), description: str = ""
+    words: Sequence[str], *, command: str, default: str = "", extra: Sequence[Any] = (), description: str = ""
 ) -> tuple[Method, Any]:
-    """The method and all options of a verb that searches, from its words and its run file.
+    """The method and all options of a command that searches, from its words and its run file.
 
     Args:
         default: the method, if none is named.
@@ -96,89 +101,76 @@ def read_arguments(
     rest = list(words)
     tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
     named = bool(rest) and not rest[0].startswith("-")
+    if (config := _value(rest, "--config")) and "--trust" not in rest:
+        check_trust(tables, {*_said(rest), *(["method"] if named else [])}, of=config)
     name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
-        raise UsageError(f"name a search method: ticketry {verb} {'|'.join(methods())} …")
+        raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
     about = description or f"{chosen.title}.\n\n{chosen.description}"
-    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {verb} {chosen.name}", about)
+    return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.name}", about)
 
 
 def _search(chosen: Method, arguments: Any, command: str) -> int:
     from ticketry.cli.live import Live
-    from ticketry.report import write_report
-    from ticketry.run import execute
+    from ticketry.experiments.run import carry_out
 
-    run = run_of(chosen, arguments)
-    with Live(run) as live, opened(arguments, run.task, live.on_event) as lab:
-        record = execute(lab, run, command=command, on_point=live.on_point, energy=arguments.energy)
-    proof, why = _verified(arguments, run, record, command) if arguments.verify else (None, "")
-    speed = _timed(arguments, run, record, command) if arguments.bench else None
-    folder = lab.store.paths.run(run.name)
-    found = {name: one for name, one in (("verification", proof), ("bench", speed)) if one}
-    report = write_report(record, folder / "report.html", evidence=list(found.values()))
+    request = request_by(chosen, arguments)
+    with Live(request) as live:
+        run = carry_out(
+            request,
+            arguments,
+            command=command,
+            energy=arguments.energy,
+            on_point=live.on_point,
+            on_event=live.on_event,
+        )
+    if arguments.verify:
+        _verify(run)
+    if arguments.bench:
+        with saying("timing") as say:
+            run.bench(say=say)
+    report = run.report()
     if arguments.json:
-        print(json.dumps({**_result(record, report, lab.ledger), **found}))
-    else:
-        _tell(record, folder, report)
-        for line in told(proof) if proof else [why] if why else []:
-            print(line)
-        if arguments.bench:
-            _tell_speed(speed)
+        found = {"verification": run.verification, "bench": run.timing}
+        more = {name: as_json(one) for name, one in found.items() if one}
+        print(json.dumps({**run.as_json(), "report": str(report), **more}))
+        return 0
+    _tell(run, report)
+    if arguments.verify:
+        print("\n".join(told(run.verification) if run.verification else [NO_WINNER.format("verdict", "verified")]))
+    if arguments.bench and run.timing:
+        print()
+        show(as_json(run.timing), layers=False)
+    elif arguments.bench:
+        print(NO_WINNER.format("speed  ", "timed"))
     return 0
 
 
-def _verified(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> tuple[dict[str, Any] | None, str]:
-    """The record of the verification of the run's ticket, or why there is none."""
-    from ticketry.evidence.names import LONGER, SMALL_DENSE
-    from ticketry.evidence.settings import VerifySettings
-    from ticketry.run_verify import sparsest_winner
-
-    chosen = sparsest_winner(record)
-    if chosen is None:
-        return None, "verdict  no level looks like a winner on the validation split, so no ticket was verified"
-    controls = tuple(name for name in run.controls if name not in LONGER)
-    settings = VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
-    task = run.task_of(chosen["replicate"])
-    return verified(arguments, chosen["ticket"], settings, task=task, command=command), ""
+NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
 
 
-def _timed(arguments: Any, run: Run, record: Mapping[str, Any], command: str) -> dict[str, Any] | None:
-    """The record of the same ticket beside dense engines; None if no level looks like a winner."""
-    from ticketry.cli.ticket_options import saying
-    from ticketry.run_engine import BenchSettings, execute_bench, source_of
-    from ticketry.run_verify import sparsest_winner
+def _verify(run: Run) -> None:
+    from ticketry.cli.progress import Progress
 
-    chosen = sparsest_winner(record)
-    if chosen is None:
-        return None
-    source = source_of(chosen["ticket"], task=run.task_of(chosen["replicate"]), data=arguments.data)
-    with saying("timing") as say:
-        return execute_bench(source, BenchSettings(), store=arguments.store, say=say, command=command)
+    winner = run.winner()
+    if winner is not None:
+        with Progress(f"verifying {Path(winner.ticket).name}") as progress:
+            run.verify(on_event=progress.on_event, on_interim=interim_teller(progress))
 
 
-def _tell_speed(speed: Mapping[str, Any] | None) -> None:
-    from ticketry.cli.bench import show
+def request_by(chosen: Method, arguments: Any) -> SearchRequest:
+    """The search that the arguments describe."""
+    from ticketry.experiments.request import request_of
 
-    if speed is None:
-        print("speed    no level looks like a winner on the validation split, so no ticket was timed")
-    else:
-        print()
-        show(speed, layers=False)
-
-
-def run_of(chosen: Method, arguments: Any) -> Run:
-    """The run that the arguments describe."""
-    from ticketry.run import Run
-
-    return Run(
-        method=chosen,
-        task=_task(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
-        settings=arguments.settings,
-        recipe=arguments.recipe,
+    return request_of(
+        chosen,
+        _task(arguments.task, arguments.model, _options(arguments.option, arguments.target)),
+        arguments.settings,
         replicates=arguments.replicates,
+        controls=arguments.controls,
         seeds=arguments.seeds,
-        controls=() if arguments.controls == ("none",) else arguments.controls,
+        recipe=arguments.recipe,
     )
 
 
@@ -188,12 +180,17 @@ def _options(given: Sequence[str], target: str) -> tuple[str, ...]:
 
 
 def _task(name: str, model: str, options: Sequence[str]) -> Task:
-    from ticketry.tasks import registry
+    from ticketry.tasks import catalogue
 
     pairs = [option.partition("=") for option in options]
     if any(not separator for _, separator, _ in pairs):
         raise UsageError(f"an option of a task is written name=value, not {' '.join(options)}")
-    return registry.get(name, model=model or None, options={key: value for key, _, value in pairs})
+    return catalogue.get(name, model=model or None, options={key: value for key, _, value in pairs})
+
+
+def _said(words: Sequence[str]) -> set[str]:
+    """The options that are given, as names of a run file's entries."""
+    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
 # -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------
@@ -233,6 +230,7 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
     known = {field.name for field in dataclasses.fields(_Common)} - {
         "config",
         "preset",
+        "trust",
         "json",
         "option",
         "target",
@@ -241,6 +239,8 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         "energy",
     }
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
+    if isinstance(values.get("controls"), str):
+        values["controls"] = (values["controls"],)
     others = {"method", "options", "seeds", "settings", "recipe"}
     unknown = sorted(set(values) - known - others)
     if unknown:
@@ -260,14 +260,15 @@ def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: {', '.join(known)}")
-    return chosen.Settings(**values)
+    return settings_of(values, chosen.Settings, what="the run file's [settings]")[0]
 
 
 def _recipe(task: str, model: str, options: Sequence[str], tables: Mapping[str, Any]) -> Recipe:
     if "recipe" in tables:
         return recipe_from(tables["recipe"])
-    if task in PRESETS:
-        return PRESETS[task].recipe_of(model or PRESETS[task].model)
+    if task in DATA_SETS.built_in:  # without torch, for --help
+        data = DATA_SETS.get(task)
+        return data.recipe_of(model or data.model)
     return _task(task, model, options).recipe
 
 
@@ -284,52 +285,12 @@ def _value(words: Sequence[str], flag: str) -> str:
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def _result(record: Mapping[str, Any], report: Path, ledger: Ledger) -> dict[str, Any]:
-    """The JSON of a search; `cost` is what the run cost when it was made, `now` what this command did."""
-    from ticketry.report import relative_costs
-
-    metric = record["task"]["metric"]["name"]
-    dense = {point["replicate"]: point["test"][metric] for point in record["points"] if point["role"] == "dense"}
-    costs = {(one.pop("replicate"), one.pop("level")): one for one in relative_costs(record)}
-    tickets = [
-        {
-            "path": point["ticket"],
-            "density": point["density"],
-            "sparsity": 1 - point["density"],
-            "kept": point["kept"],
-            "level": point["level"],
-            "replicate": point["replicate"],
-            "metric": metric,
-            "value": point["test"][metric],
-            "dense_value": dense[point["replicate"]],
-            "validation_value": point["validation"][metric],
-            "steps": point["steps"],
-            "retrain": record["settings"]["retrain"],
-            "budget": record["settings"].get("budget", ""),
-            "cost": point.get("cost"),
-            "relative_cost": costs.get((point["replicate"], point["level"])),
-            **({"structure": _structure(point["structure"])} if "structure" in point else {}),
-        }
-        for point in record["points"]
-        if point["role"] == "ticket"
-    ]
-    keys = ("run", "method", "task", "cost", "store", "environment")
-    now = {name: getattr(ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
-    return {"tickets": tickets, **{key: record[key] for key in keys}, "now": now, "report": str(report)}
-
-
-def _structure(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
-    whole = {name: told["layers"][-1][name] for name in ("coverage", "null_coverage", "random_coverage", "fill")}
-    return {**{name: told[name] for name in told if name not in ("layers", "pictures")}, **whole}
-
-
-def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
+def _tell(run: Run, report: Path) -> None:
     from rich.console import Console
 
     from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line
 
-    console = Console()
+    console, record, folder = Console(), run.record, run.path
     if console.is_terminal:
         console.print(summary_table(record))
         console.print(verdict_line(record), markup=False, highlight=False)
@@ -337,18 +298,27 @@ def _tell(record: Mapping[str, Any], folder: Path, report: Path) -> None:
         print("\n".join([*summary_lines(record), "", verdict_line(record)]))
     if costs := cost_lines(record):
         print("\n".join(["", *costs]))
-    tickets = sorted(point["ticket"] for point in record["points"] if point["role"] == "ticket")
+    tickets = sorted(str(ticket.path) for ticket in run.tickets)
     lines = [
         "",
         *(f"pruned   {line}" for line in moment_lines(record)),
         f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
         f"report   {report}",
-        f"again    ticketry search --config {folder / 'run.toml'} --store {record['store']}",
+        f"again    ticketry search --config {folder / 'run.toml'} --store {record.store}{_trust(folder / 'run.toml')}",
         "next     ticketry list tickets, or in Python:",
         f"         tk.Ticket.load({tickets[-1]!r}).apply(model, 'trained')" if tickets else "",
     ]
     print("\n".join(lines))
     sys.stdout.flush()
+
+
+def _trust(file: Path) -> str:
+    """What has to be said beside a run file that names more than what is built in."""
+    try:
+        check_trust(read_run_file(file), (), of=str(file))
+    except TrustError:
+        return " --trust"
+    return ""
 
 
 def _help() -> str:

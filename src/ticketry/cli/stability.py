@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import tyro
 
-from ticketry.cli.lab_options import opened
-from ticketry.cli.search import read_arguments, run_of
-from ticketry.errors import UsageError
+from ticketry.cli.search import read_arguments, request_by
+from ticketry.records.evidence import StabilityRecord, StabilityRow
+from ticketry.records.schema import as_json
 
 _DESCRIPTION = """\
-How stable are tickets, and does it rise with the rewind step? A search is carried out for each rewind point. Then each
-ticket is compared with the dense network (stability to pruning) and with itself trained under another data order
-(stability to data order): L2 distance, angle, and the error barrier on the line between the two. So are other masks.
+How stable are tickets, and does stability rise with the rewind step? A search is carried out for each rewind point.
+Then each ticket, and other masks in its place, are compared with the dense network (stability to pruning) and with
+themselves trained under another data order (stability to data order): L2 distance, angle, and the error barrier.
 
 examples:
   ticketry stability --task digits --rewinds 0,3%,20% --densities 0.3,0.1
@@ -35,65 +35,61 @@ def main(words: Sequence[str]) -> int:
     flat: Any = tyro.conf.OmitArgPrefixes
     extra = [("stability", flat[StabilitySettings], dataclasses.field(default=StabilitySettings()))]
     chosen, arguments = read_arguments(
-        words or ["--help"], verb="stability", default="iterative", extra=extra, description=_DESCRIPTION
+        words or ["--help"], command="stability", default="iterative", extra=extra, description=_DESCRIPTION
     )
-    if "rewind" not in {field.name for field in dataclasses.fields(chosen.Settings)}:
-        raise UsageError(f"{chosen.name} has no rewind point, so there is nothing to follow: use another method")
     return _analyse(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
 
 
 def _analyse(chosen: Any, arguments: Any, command: str) -> int:
     from ticketry.cli.progress import Progress
-    from ticketry.report import write_report
-    from ticketry.run_stability import execute_stability
+    from ticketry.experiments.stability import analyse
 
-    run = run_of(chosen, arguments)
-    title = f"stability of {run.method.name} on {run.task.name}"
-    with Progress(title) as progress, opened(arguments, run.task, progress.on_event) as lab:
-        record, searches = execute_stability(lab, run, arguments.stability, command=command)
-    report = write_report(searches, lab.store.paths.evidences / f"{record['name']}.html", evidence=[record])
+    request = request_by(chosen, arguments)
+    with Progress(f"stability of {request.method.name} on {request.task.name}") as progress:
+        found = analyse(request, arguments.stability, arguments, command=command, on_event=progress.on_event)
+    report = found.report()
     if arguments.json:
-        print(json.dumps({**record, "report": str(report)}))
+        print(json.dumps({**as_json(found.record), "report": str(report)}))
     else:
-        print("\n".join([*told(record), "", f"report   {report}"]))
+        print("\n".join([*told(found.record), "", f"report   {report}"]))
     return 0
 
 
-def told(record: Mapping[str, Any]) -> list[str]:
+def told(record: StabilityRecord) -> list[str]:
     """An analysis as a table: means over replicates, a line for each role and rewind point of a density."""
     from ticketry.report.wording import role_name
 
     header = f"{'rewind':>14}  {'mask':<22} {'test':>7}  {'pruning':>15}  {'data order':>15}  barriers"
-    lines = [f"L2 distance and angle over the kept weights, means of {record['replicates']} replicate(s)"]
-    rows: dict[tuple[float, str], dict[int, list[Mapping[str, Any]]]] = {}
-    for row in record["rows"]:
-        rows.setdefault((round(row["density"], 6), row["role"]), {}).setdefault(row["step"], []).append(row)
-    names = {rewind["step"]: rewind["asked"] for rewind in record["rewinds"]}
+    lines = [f"L2 distance and angle over the kept weights, means of {record.replicates} replicate(s)"]
+    rows: dict[tuple[float, str], dict[int, list[StabilityRow]]] = {}
+    for row in record.rows:
+        rows.setdefault((round(row.density, 6), row.role), {}).setdefault(row.step, []).append(row)
+    names = {rewind.step: rewind.asked for rewind in record.rewinds}
     for density in sorted({density for density, _ in rows}, reverse=True):
         lines += ["", f"density {100 * density:.2f} %", header]
         for (at, role), by_step in rows.items():
             for step, found in sorted(by_step.items()) if at == density else ():
                 place = f"{names[step]} (step {step})"
                 lines.append(
-                    f"{place:>14}  {role_name(role):<22} {fmean(row['value'] for row in found):7.2f}"
+                    f"{place:>14}  {role_name(role):<22} {fmean(row.value or 0.0 for row in found):7.2f}"
                     f"  {_distance(found, 'pruning'):>15}  {_distance(found, 'data_order'):>15}  {_barriers(found)}"
                 )
-    cost = record["cost"]
-    asked, trained = cost["segments_asked"], cost["segments_trained"]
+    cost = record.cost
+    asked, trained = cost.segments_asked or 0, cost.segments_trained or 0
     return [*lines, "", f"cost     {trained} segments trained of {asked} asked for ({trained / max(asked, 1):.0%})"]
 
 
-def _distance(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    found = [row[name] for row in rows if row[name]]
+def _distance(rows: Sequence[StabilityRow], name: str) -> str:
+    found = [apart for row in rows if (apart := getattr(row, name)) is not None]
     if not found:
         return "–"
-    angles = [one["angle"] for one in found if one["angle"] is not None]
-    return f"{fmean(one['l2'] for one in found):.2f}" + (f" ({fmean(angles):.1f}°)" if angles else "")
+    angles = [one.angle for one in found if one.angle is not None]
+    return f"{fmean(one.l2 for one in found):.2f}" + (f" ({fmean(angles):.1f}°)" if angles else "")
 
 
-def _barriers(rows: Sequence[Mapping[str, Any]]) -> str:
+def _barriers(rows: Sequence[StabilityRow]) -> str:
     heights: dict[str, list[float]] = {}
     for row in rows:
-        for one in row["barriers"]:
-            heights.setdefault(f"{one['split']}{' recal.' if one['recalibrated'] else ''}", []).append(one["height"])
+        for one in row.barriers:
+            heights.setdefault(f"{one.split}{' recal.' if one.recalibrated else ''}", []).append(one.height)
     return ", ".join(f"{name} {fmean(values):.2f}" for name, values in heights.items())

@@ -6,9 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.errors import StoreError, UsageError
+from ticketry.errors import StoreError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class _Check:
     store: Path = Path(".ticketry")
     """The store's folder."""
     repair: bool = False
-    """Move damaged files, and the results that need them, into the folder `damaged`; the next run trains them again."""
+    """Move damaged files, and the results that need them, into the folder `damaged`; the next run makes them again."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -33,42 +36,42 @@ class _Collect:
     """Print the result as one JSON object."""
 
 
-_HELP = """\
-usage: ticketry store check [--repair] [--store DIR] [--json]
-       ticketry store gc [--dry-run] [--grace-seconds S] [--store DIR] [--json]
-
-check  reads every file and compares it with its digest; exit code 1 if something is damaged
-gc     deletes tensors that no result refers to, and leftovers of killed processes
+_DESCRIPTION = """\
+Look for damage in a store, or free space in it.
 
 examples:
   ticketry store check --repair
   ticketry store gc --dry-run"""
 
+_Command = (
+    Annotated[_Check, tyro.conf.subcommand("check", description="Read every file and compare it with its digest.")]
+    | Annotated[_Collect, tyro.conf.subcommand("gc", description="Delete what no result refers to.")]
+)
+
 
 def main(words: Sequence[str]) -> int:
     """Check or collect."""
-    if not words or words[0] in ("-h", "--help"):
-        print(_HELP)
-        return 0 if words else 2
-    if words[0] == "check":
-        return _check(parse(_Check, words[1:], prog="ticketry store check", description="Look for damage in a store."))
-    if words[0] == "gc":
-        return _collect(parse(_Collect, words[1:], prog="ticketry store gc", description="Free space in a store."))
-    raise UsageError(f"ticketry store does check or gc, not {words[0]!r}")
+    arguments: Any = parse(_Command, words, prog="ticketry store", description=_DESCRIPTION)
+    return _check(arguments) if isinstance(arguments, _Check) else _collect(arguments)
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, if there is a store in it; a verb that only looks should not make one."""
+    """The folder itself, if there is a store in it; a command that only looks should not make one."""
     if not (folder / "store.json").exists():
         raise StoreError(f"there is no store in {folder}: name another folder with --store, or run a search first")
     return folder
 
 
 def _check(arguments: _Check) -> int:
+    from ticketry.experiments.store_records import damaged
     from ticketry.lab.store import Store
-    from ticketry.lab.upkeep import check
+    from ticketry.lab.store.maintenance import check, mend_format
 
-    health = check(Store(existing(arguments.store)), repair=arguments.repair)
+    folder = existing(arguments.store)
+    mended = mend_format(folder) if arguments.repair else []
+    store = Store(folder)
+    health = check(store, repair=arguments.repair, more=list(damaged(store)))
+    health.damaged += mended
     if arguments.json:
         values = {
             name: [str(path) for path in value] if isinstance(value, list) else value
@@ -91,13 +94,13 @@ def _verdict(sound: bool, arguments: _Check) -> str:
     if sound:
         return "all sound"
     if arguments.repair:
-        return f"what is damaged was set aside in {arguments.store / 'damaged'}; the next run trains it again"
-    return "damaged; `ticketry store check --repair` sets it aside, and the next run trains it again"
+        return f"what is damaged was set aside in {arguments.store / 'damaged'}; the next run makes it again"
+    return "damaged; `ticketry store check --repair` sets it aside, and the next run makes it again"
 
 
 def _collect(arguments: _Collect) -> int:
     from ticketry.lab.store import Store
-    from ticketry.lab.upkeep import collect
+    from ticketry.lab.store.maintenance import collect
 
     store = Store(existing(arguments.store))
     files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ticketry.core.allocate_blocks import allocate_blocks
-from ticketry.core.density import check_at_least, check_distribution, kept_elements
-from ticketry.core.layout import Layout
+from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
-from ticketry.core.n_of_m import best_of_m
-from ticketry.core.pattern import Pattern
+from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
@@ -45,7 +43,7 @@ def allocate(
 
     Args:
         scores: parameter name -> score of each weight, in the parameter's shape; the higher, the more worth keeping.
-        density: share kept, of all elements of `scores`. With N:M at most N/M, which it is if left out.
+        density: fraction kept, of all elements of `scores`. With N:M at most N/M, which it is if left out.
         sparsity: share removed, instead of density.
         distribution: how the kept weights are spread over the layers. ``global``: one threshold over all layers;
             ``layerwise``: every layer keeps the same share of what it still has (of `within`); ``uniform``: every
@@ -72,8 +70,7 @@ def allocate(
     pattern = Pattern.parse(pattern)
     wanted = pattern.check_density(density, sparsity)
     check_distribution(distribution)
-    if collapse not in ("raise", "keep"):
-        raise UsageError(f"collapse is raise or keep, not {collapse!r}")
+    check_collapse(collapse)
     check_at_least(keep_at_least)
     _check(scores, within, half_rate)
     least = max(keep_at_least, 1 if collapse == "keep" else 0)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ticketry.core.blocks import Blocks
-from ticketry.core.layout import Layout
+from ticketry.core.layout import Blocks, Layout
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.errors import LayerCollapseError, MaskError

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.computed_weights import require_removed
+from ticketry.core.html_tables import html_table
 from ticketry.core.scope import Scope, matching_parameters, normal_name
+from ticketry.core.seeds import generator
 from ticketry.errors import MaskError, ScopeError
 
 
@@ -151,9 +156,7 @@ class Mask(Mapping[str, Tensor]):
     def digest(self) -> str:
         """SHA-256 (hex) of names, shapes and bits: equal masks have equal digests, on any device."""
         if self._digest is None:
-            from ticketry.core.pack import pack
-
-            bits, layout = pack(Mask(dict(sorted(self._tensors.items()))))  # == does not ask for the order either
+            bits, layout = pack(dict(sorted(self._tensors.items())))  # == does not ask for the order either
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()
         return self._digest
 
@@ -164,9 +167,12 @@ class Mask(Mapping[str, Tensor]):
         """Set the removed weights of `model` to exactly 0, in place, and return it.
 
         Raises:
-            MaskError: if the mask names a parameter that the model lacks or has in another shape.
+            MaskError: if the mask names a parameter that the model lacks or has in another shape, or one behind a
+                computed weight (weight_norm, a parametrisation) that would not become 0.
         """
-        for name, parameter in self.parameters(model).items():
+        parameters = self.parameters(model)
+        require_removed(model, parameters, self)
+        for name, parameter in parameters.items():
             parameter.masked_fill_(~self._tensors[name].to(parameter.device), 0)
         return model
 
@@ -179,6 +185,11 @@ class Mask(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Mask({len(self)} tensors, {self.kept:,} of {self.total:,} kept, density {self.density:.4g})"
+
+    def _repr_html_(self) -> str:
+        rows = [(row.name, "x".join(map(str, row.shape)), row.kept, row.total, row.density) for row in self.table()]
+        total = ("all layers", "", self.kept, self.total, self.density)
+        return html_table("Mask", ("layer", "shape", "kept", "of", "density"), [total, *rows])
 
     def __reduce__(self) -> tuple[type[Mask], tuple[dict[str, Tensor]]]:
         return Mask, (dict(self._tensors),)
@@ -198,13 +209,18 @@ def shuffled(mask: Mask, seed: int) -> Mask:
     Every tensor gets a permutation of its own, drawn from a generator seeded by (seed, position of the tensor), so
     that two layers of one shape differ.
     """
-    from ticketry.core.seeds import generator
-
     permuted = {}
     for index, (name, tensor) in enumerate(mask.items()):
         order = torch.randperm(tensor.numel(), generator=generator(seed, "shuffled", index))
         permuted[name] = tensor.cpu().flatten()[order].reshape(tensor.shape)
     return Mask(permuted)
+
+
+def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
+    """Boolean tensors as (bits, layout): uint8 [ceil(total / 8)], the first in the lowest bit; JSON name -> shape."""
+    flat = torch.cat([tensor.cpu().flatten() for tensor in tensors.values()])
+    bits = torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
+    return bits, json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}, separators=(",", ":"))
 
 
 def _boolean(name: str, tensor: Tensor) -> Tensor:

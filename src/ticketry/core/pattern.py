@@ -1,7 +1,8 @@
-"""What is kept or removed together: single weights, blocks of rows, whole rows, or n of every m inputs. Needs no torch.
+"""What is asked of a mask, as words and numbers: how much is kept, how it is spread, and what goes together.
 
-A word for a shape of mask that hardware can use, the same wherever masks are made: in `allocate` and `prune`, on gates,
-in penalties, and as ``--pattern`` of searches.
+Single weights go, blocks of rows, whole rows, or n of every m inputs: a pattern is a word for a shape of mask that
+hardware can use, the same wherever masks are made: in `allocate` and `prune`, on gates, in penalties, and as
+``--pattern`` of searches. Needs no torch.
 """
 
 from __future__ import annotations
@@ -9,14 +10,61 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, get_args
 
-from ticketry.core.density import check_density
+from ticketry.choices import check_choice
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:  # torch comes late: settings and the command line's help need the words alone
-    from ticketry.core.blocks import Blocks
-    from ticketry.core.layout import Layout
+    from ticketry.core.layout import Blocks, Layout
+
+Distribution = Literal["global", "layerwise", "uniform", "erk"]
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+
+def check_density(density: float | None = None, sparsity: float | None = None) -> float:
+    """The density asked for by either word; exactly one must be given, with 0 < density <= 1.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if (density is None) == (sparsity is None):
+        raise UsageError("give either density= (fraction kept) or sparsity= (fraction removed), and only one of them")
+    if density is None:
+        assert sparsity is not None
+        if not 0 <= sparsity < 1:
+            raise UsageError(f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {sparsity}")
+        return float(1 - Fraction(str(sparsity)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
+    if not 0 < density <= 1:
+        raise UsageError(f"a density is the fraction of weights kept, 0 < density <= 1, not {density}")
+    return density
+
+
+def kept_elements(density: float, total: int) -> int:
+    """Elements that `density` keeps of `total`: rounded half up, exact in the density's decimal digits."""
+    return int(Fraction(str(density)) * total + Fraction(1, 2))
+
+
+def check_at_least(count: int) -> int:
+    """The number of weights that every layer keeps; `UsageError` if it is below 0."""
+    if count < 0:
+        raise UsageError(f"keep_at_least is a number of weights, 0 or more, not {count}")
+    return count
+
+
+def check_collapse(collapse: str) -> str:
+    """The word itself, for what is done where a layer would keep nothing; `UsageError` if it is not known."""
+    if collapse not in ("raise", "keep"):
+        raise UsageError(f"collapse is raise or keep, not {collapse!r}")
+    return collapse
+
+
+def check_distribution(distribution: str) -> str:
+    """The word itself; `UsageError` if it is not known."""
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    return distribution
+
 
 UNSTRUCTURED = "unstructured"
 POSSIBLE = (
@@ -134,7 +182,7 @@ class Pattern:
         Raises:
             UsageError: of N:M, which has none.
         """
-        from ticketry.core.blocks import Blocks
-        from ticketry.core.layout import Layout
+        from ticketry.core.layout import Blocks, Layout
 
-        return Blocks(self.check_blocks("blocks"), shape, layout or Layout())
+        self.check_blocks("blocks")
+        return Blocks(self.text, self.rows, self.whole_rows, shape, layout or Layout())

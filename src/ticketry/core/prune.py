@@ -1,21 +1,93 @@
-"""Score, then allocate: a mask in one call."""
+"""Scores, then a mask: in one call, or iterated, a little at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
+from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
-from ticketry.core.iterate import densities, measures_at_mask, scores_in
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import Pattern
-from ticketry.core.scope import Scope
+from ticketry.core.pattern import Pattern, check_density
+from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.score import Loss, Score, get
-from ticketry.core.score._measure import seeded
+from ticketry.core.score import Loss, Score, ScoreInputs, get
+from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.errors import UsageError
+
+SCHEDULES = ("exponential", "halving")
+
+
+def densities(density: float, steps: int, schedule: str = "exponential", *, initial: float = 1.0) -> tuple[float, ...]:
+    """The density after each of `steps` cuts, from `initial` (not in the result) to `density` (its last).
+
+    Args:
+        schedule: ``exponential``: each cut keeps the same share, density^(k/steps) for k = 1 … steps (SynFlow: Tanaka
+            et al. 2020; Iter-SNIP and FORCE: de Jorge et al. 2021). ``halving``: the first cut goes to a sparsity of
+            0.5 (0.25 if the last is not above 0.5), then each halves the way to the last, k - (k - 0.5) * 0.5^i, where
+            k is the sparsity wanted and i = 0 … steps - 2; the last cut is to k itself (published code of EarlyCroP,
+            with 7 steps: Rachwan et al. 2022).
+
+        >>> densities(0.01, 4)
+        (0.316227766017, 0.1, 0.0316227766017, 0.01)
+        >>> densities(0.1, 4, "halving")
+        (0.5, 0.3, 0.2, 0.1)
+
+    Raises:
+        UsageError: for less than one step, an unknown schedule, or densities that are not 0 < density <= initial <= 1.
+    """
+    if steps < 1:
+        raise UsageError(f"a score is iterated at least once, not {steps} times")
+    check_choice("schedule", schedule, SCHEDULES)
+    if check_density(density) > check_density(initial):
+        raise UsageError(f"density {density:g} is above the {initial:g} that pruning begins with: masks only shrink")
+    share = density / initial
+    if schedule == "exponential":
+        shares = [share ** (step / steps) for step in range(1, steps)]
+    else:
+        first = 0.5 if share < 0.5 else 0.75
+        shares = [share + max(first - share, 0) * 0.5**index for index in range(steps - 1)]
+    return (*(float(f"{initial * each:.12g}") for each in shares), density)
+
+
+def iterated(
+    score: str | Score, steps: int = 100, schedule: str = "exponential", *, regrow: bool = False
+) -> Callable[..., Mask]:
+    """A score iterated, as a function of the model and the density: ``iterated(…)(model, density, …) -> Mask``.
+
+    It takes what `prune` takes besides, and is `prune` with these iterations:
+
+    ==================  ==============================================  ==========================
+    SynFlow             ``iterated("synflow", 100)``                    Tanaka et al. 2020
+    Iter-SNIP           ``iterated("snip", steps)``                     de Jorge et al. 2021
+    FORCE               ``iterated("snip", steps, regrow=True)``        de Jorge et al. 2021
+    CroPit, EarlyCroP   ``iterated("crop", 7, "halving")``              Rachwan et al. 2022
+    ==================  ==============================================  ==========================
+    """
+
+    return partial(prune, score=score, iterations=steps, schedule=schedule, regrow=regrow)
+
+
+def measures_at_mask(score: Score) -> bool:
+    """Whether a score takes the option `at`."""
+    return "at" in inspect.signature(score).parameters
+
+
+def scores_in(
+    score: Score, model: nn.Module, scope: Scope, mask: Mask | None, inputs: ScoreInputs
+) -> dict[str, Tensor]:
+    """A score of the network that a mask leaves of `model`: by the option `at`, or else with weights set to 0."""
+    given = vars(inputs)
+    if mask is None:
+        return score(model, scope, **given)
+    if measures_at_mask(score):
+        return score(model, scope, at=mask, **given)  # type: ignore[call-arg]
+    with pruned_to(mask, scope.parameters(model)):
+        return {name: values.clone() for name, values in score(model, scope, **given).items()}
 
 
 def prune(
@@ -71,8 +143,7 @@ def prune(
         >>> mask = prune(model, 0.02, score="snip", batches=batches, loss=loss, iterations=5)  # doctest: +SKIP
     """
     if scope is None:
-        everything = scope_of(model)
-        scope = everything if within is None else Scope(within.shapes, everything.parameters_total)
+        scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
     function = get(score)
     if regrow and not measures_at_mask(function):
         raise UsageError(
@@ -82,14 +153,14 @@ def prune(
     pattern = Pattern.parse(pattern)
     wanted = pattern.check_density(density, sparsity)
     initial = within.density if within is not None and iterations > 1 else 1.0
-    if iterations > 1 and batches is not None:
-        with seeded(seed, model):  # a loader that shuffles draws from the global generator
-            batches = list(batches)
+    inputs = ScoreInputs(batches, loss, seed)
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         # The first time, a score without `at` sees the model as the caller gave it.
         seen = None if mask is within and not measures_at_mask(function) else mask
-        scores = scores_in(function, model, scope, seen, batches=batches, loss=loss, seed=seed)
+        scores = scores_in(function, model, scope, seen, inputs)
         mask = allocate(
             scores,
             target,

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -87,7 +89,9 @@ def scope(
     """The parameters of `model` that a mask may touch.
 
     By default these are the weights of linear, convolution, recurrent and attention layers, without biases, norms and
-    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once.
+    embeddings. An embedding that shares its matrix with a linear layer (tied weights) is in scope, once. Of a weight
+    that is computed from parameters (weight_norm, spectral_norm, a parametrisation of one's own), the parameter is in
+    scope whose zeros are zeros of the weight; without such a one (orthogonal) the layer has to be spared.
 
     Args:
         spare: names or patterns (``fc*``, ``*.downsample.*``) left out; a module's name spares all its parameters.
@@ -98,7 +102,8 @@ def scope(
         types: further module classes whose weights (parameters of two or more dimensions) are in scope.
 
     Raises:
-        ScopeError: if a pattern matches nothing, or nothing is left in scope.
+        ScopeError: if a pattern matches nothing, nothing is left in scope, or a weight is computed in such a way that
+            no parameter's zeros are its zeros.
     """
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _owners(model)
@@ -108,17 +113,21 @@ def scope(
     if not output:
         spared.update(_weights_of_layer(model, owners, _OUTPUTS, last=True))
     included = set(_matches(owners, include, "include"))
-    shapes = {
-        name: tuple(owner.parameter.shape)
-        for name, owner in owners.items()
-        if name not in spared and (name in included or any(choices.take(*place) for place in owner.places))
-    }
+    taken = {name for name, owner in owners.items() if any(choices.take(*place) for place in owner.places)}
+    taken = (taken | included) - spared
+    taken -= _that_stand_for_none(model, owners, taken, included)
+    shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in taken}
     if not shapes:
         raise ScopeError(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
             " weight of a linear, convolution, recurrent or attention layer; name others with include= or types="
         )
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
+
+
+def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
+    """The scope of exactly these parameters of `model`, such as those of a mask."""
+    return Scope(shapes, sum(parameter.numel() for parameter in named_parameters(model).values()))
 
 
 def parameters_of(model: nn.Module, patterns: Iterable[str], argument: str) -> set[str]:
@@ -139,6 +148,17 @@ def normal_name(name: str) -> str:
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers of torch.compile and of data-parallel training."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -169,12 +189,21 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
     return {name: everything[name] for name in shapes}
 
 
+class _Place(NamedTuple):
+    """Where a module holds a parameter, or a weight that is computed from it."""
+
+    module: nn.Module
+    local: str
+    """What the module calls it."""
+    dimensions: int
+
+
 @dataclass(frozen=True)
 class _Owner:
-    """A parameter and every place where a module holds it: (module, the parameter's local name)."""
+    """A parameter and every place where a module holds it."""
 
     parameter: nn.Parameter
-    places: tuple[tuple[nn.Module, str], ...]
+    places: tuple[_Place, ...]
 
 
 @dataclass(frozen=True)
@@ -184,8 +213,8 @@ class _Choices:
     embeddings: bool
     weighted: tuple[type[nn.Module], ...]
 
-    def take(self, module: nn.Module, local: str) -> bool:
-        """Whether the parameter that `module` calls `local` is in scope by these choices."""
+    def take(self, module: nn.Module, local: str, dimensions: int) -> bool:
+        """Whether what `module` calls `local` is in scope by these choices."""
         if isinstance(module, NORMS):
             return self.norms
         if isinstance(module, EMBEDDINGS):
@@ -193,14 +222,19 @@ class _Choices:
         if not (isinstance(module, self.weighted) or type(module).__name__ == "Conv1D"):  # transformers' Conv1D
             return False
         is_bias = "bias" in local
-        return self.biases if is_bias else getattr(module, local).dim() >= 2
+        return self.biases if is_bias else dimensions >= 2
 
 
 def _owners(model: nn.Module) -> dict[str, _Owner]:
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    places: dict[int, list[_Place]] = {}
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.setdefault(id(parameter), []).append((module, local))
+            places.setdefault(id(parameter), []).append(_Place(module, local, parameter.dim()))
+    for computed in computed_weights(model):  # as if the layer held it itself, under the weight's own name
+        dimensions = max(original.dim() for original in computed.originals)
+        for original in computed.originals:
+            elsewhere = [one for one in places[id(original)] if one.module not in (computed.rule, computed.module)]
+            places[id(original)] = [*elsewhere, _Place(computed.module, computed.local, dimensions)]
     owners: dict[str, _Owner] = {}
     for name, parameter in model.named_parameters():
         short = normal_name(name)
@@ -208,6 +242,37 @@ def _owners(model: nn.Module) -> dict[str, _Owner]:
             raise ScopeError(f"two parameters of {type(model).__name__} are called {short!r} once wrappers are removed")
         owners[short] = _Owner(parameter, tuple(places[id(parameter)]))
     return owners
+
+
+def _that_stand_for_none(
+    model: nn.Module, owners: Mapping[str, _Owner], taken: set[str], included: set[str]
+) -> set[str]:
+    """Of the names taken, those whose zeros are no zeros of the weight computed from them, such as weight_norm's g.
+
+    Raises:
+        ScopeError: naming the layers of which none would be left.
+    """
+    names = {id(owner.parameter): name for name, owner in owners.items()}
+    layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
+    useless: set[str] = set()
+    refused: list[str] = []
+    for computed in computed_weights(model):
+        candidates = {names[id(one)]: place for place, one in enumerate(computed.originals)}
+        candidates = {name: place for name, place in candidates.items() if name in taken - included}
+        if not candidates or included & {names[id(one)] for one in computed.originals}:
+            useless |= candidates.keys()
+            continue
+        standing = next((name for name, place in candidates.items() if computed.lets_zeros_pass(place)), None)
+        useless |= candidates.keys() - {standing}
+        if standing is None:
+            refused.append(f"{computed.local!r} of {layers[id(computed.module)]!r} ({computed.kind})")
+    if refused:
+        raise ScopeError(
+            f"no weight can be removed from {', '.join(refused)}: it is computed from parameters whose zeros are not"
+            " its zeros; leave such layers out (spare=), or make the weight a parameter first"
+            " (torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    return useless
 
 
 def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: str) -> Iterator[str]:
@@ -235,4 +300,4 @@ def _weights_of_layer(
     if not layers:
         return []
     layer = layers[-1 if last else 0]
-    return [name for name, owner in owners.items() if any(module is layer for module, _ in owner.places)]
+    return [name for name, owner in owners.items() if any(place.module is layer for place in owner.places)]

@@ -1,22 +1,16 @@
-"""Which structure an unstructured mask is turned into, as a value. Needs no torch until it is applied."""
+"""Which structure an unstructured mask is turned into, and how well it fits, as values. Needs no torch.
+
+`structure.apply` makes the mask, `structure.coverage` measures the fit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ticketry.core.density import check_density
-from ticketry.core.pattern import n_of_m
+from ticketry.choices import check_choice
+from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ticketry.core.mask import Mask
-    from ticketry.core.score import Loss
-    from ticketry.core.structure.group import Structure
-    from ticketry.core.structure.twin import Inputs
 
 NONE = "none"
 CHANNEL_KINDS = ("refill", "refill+", "channels")
@@ -37,6 +31,8 @@ _OF = {
     "density": ("refill+", "regroup", "channels"),
 }
 """Which kinds an option has a meaning for."""
+_ROUNDING = 1e-9
+"""What rounding may add to a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +75,10 @@ class Structuring:
             raise UsageError(f"plus is a share of the dropped channels, 0 < plus <= 1, not {self.plus:g}")
         if self.rows < 1:
             raise UsageError(f"rows of a group must be at least 1, not {self.rows}")
-        if self.method not in REGROUP_METHODS:
-            raise UsageError(f"method {self.method!r} of regroup is not known: {', '.join(REGROUP_METHODS)}")
+        check_choice("method", self.method, REGROUP_METHODS)
         if self.coupled not in COUPLINGS:
             raise UsageError(f"coupled channels {' or '.join(COUPLINGS)}, not {self.coupled!r}")
-        if self.collapse not in ("raise", "keep"):
-            raise UsageError(f"collapse of regroup is raise or keep, not {self.collapse!r}")
+        check_collapse(self.collapse)
         if self.density is not None:
             check_density(self.density)
         if (self.plus > 0) + self.match + (self.kind == "refill+" and self.density is not None) > 1:
@@ -99,25 +93,6 @@ class Structuring:
     def whole_channels(self) -> bool:
         """Whether `shrink` can take out what its masks remove."""
         return self.kind in CHANNEL_KINDS
-
-    def check_score(self) -> None:
-        """Raises `UsageError` for a score of channels that is not known. Imports torch."""
-        from ticketry.core.structure.refill_scores import check_refill_score
-        from ticketry.core.structure.saliency import check_channel_score
-
-        if self.whole_channels:
-            (check_channel_score if self.kind == "channels" else check_refill_score)(self.score)
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether channels are ranked by what examples make of them. Imports torch."""
-        from ticketry.core.score import about, names
-        from ticketry.core.structure.about import CHANNEL_ONLY
-
-        plain = self.score.rpartition(":")[2]
-        plain = "activation" if plain == "activation_l1" else plain
-        known = CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain) if plain in names() else None
-        return self.whole_channels and known is not None and known.data != "no"
 
     @property
     def has_null(self) -> bool:
@@ -144,46 +119,47 @@ class Structuring:
         }
         return self.kind + more.get(self.kind, "")
 
-    def apply(
-        self,
-        model: nn.Module,
-        mask: Mask,
-        example_inputs: Inputs,
-        *,
-        batches: Iterable[object] | None = None,
-        loss: Loss | None = None,
-        seed: int = 0,
-        structure: Structure | None = None,
-    ) -> Mask:
-        """The structured mask made from an unstructured one, see `ticketry.structure`.
 
-        Args:
-            model: with the weights that the mask was chosen by.
-            mask: unstructured, of single weights.
-            example_inputs: a tensor, or a tuple of the model's arguments.
-            batches, loss: what the score needs, if it needs any.
-            structure: the model's coupled channels, if they are known: following them takes seconds.
-        """
-        from ticketry.core import structure as made_by
-        from ticketry.core.scope import Scope, named_parameters
+@dataclass(frozen=True)
+class LayerFit:
+    """How well a structured mask of one layer, or of all together, fits the unstructured one; shares lie in 0 … 1."""
 
-        options: dict[str, Any]
-        seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed}
-        if self.kind == "channels":
-            density = mask.density if self.density is None else self.density
-            total = sum(parameter.numel() for parameter in named_parameters(model).values())
-            scope = Scope(mask.shapes, total)
-            options = {"score": self.score, "scope": scope, "spare": self.spare}
-            return made_by.channels(model, example_inputs, density, **options, **seen)
-        if self.whole_channels:
-            met = mask.density if self.match else self.density
-            options = {"coupled": self.coupled, "density": met, "structure": structure, "spare": self.spare}
-            return made_by.refill(model, mask, example_inputs, self.score, self.share, **options, **seen)
-        if self.kind == "regroup":
-            options = {"method": self.method, "collapse": self.collapse, "spare": self.spare}
-            return made_by.regroup(model, mask, self.density, self.rows, **options, seed=seed)
-        n, m = self.n_of_m or (0, 0)
-        return made_by.n_m(model, mask, n, m, spare=self.spare)
+    name: str
+    rows: int
+    """Outputs of the layer."""
+    columns: int
+    """Weights that make one output: input channels x kernel height x kernel width."""
+    groups: int
+    """Groups of rows that keep the same columns; rows that keep nothing are in none."""
+    rows_per_group: int
+    """Rows of the group that a row is in: the median over rows that keep anything. 1 if rows share no columns."""
+    density_before: float
+    """Share of the layer that the unstructured mask keeps."""
+    density_after: float
+    """Share that the structured one keeps."""
+    coverage: float
+    """Share of `magnitude` inside the structured mask; 1 if that is 0."""
+    fill: float
+    """Share of the structured mask's weights that the unstructured one did not keep."""
+    magnitude: float
+    """Sum of |w| over the weights that the unstructured mask keeps."""
+    null_coverage: float | None = None
+    """Coverage that the same procedure reaches where rows have no structure in common; None if not measured."""
+    random_coverage: float | None = None
+    """Coverage with rows put into groups (and removed) at random and columns chosen for them; None if not measured."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns, self.groups, self.rows_per_group) < 0:
+            raise ValueError(f"rows, columns or groups of {self.name} are below 0")
+        for name in ("density_before", "density_after", "coverage", "fill", "null_coverage", "random_coverage"):
+            if (value := getattr(self, name)) is not None:
+                if not -_ROUNDING <= value <= 1 + _ROUNDING:
+                    raise ValueError(f"{name} is {value:g}, which is no share")
+                object.__setattr__(self, name, min(max(value, 0.0), 1.0))
+
+    def as_json(self) -> dict[str, str | int | float | None]:
+        """The fields by name."""
+        return asdict(self)
 
 
 def structuring_of(kind: str, **options: Any) -> Structuring | None:

@@ -1,7 +1,7 @@
 """The engine: a masked model captured as a small graph, planned, and run by sparse kernels made for its masks.
 
-Uses the core, and nothing of the lab: a model and a mask are enough. `compile` makes a module of a model; `load` one of
-a model file that `Compiled.save` has written.
+Uses the core, the records (for what it tells of layers and times), and nothing of the lab: a model and a mask are
+enough. `compile` makes a module of a model; `load` one of a model file that `Compiled.save` has written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry.engine.compiled import Compiled, compile, load
-    from ticketry.engine.layers import Layer
+    from ticketry.records.speed import Layer
 
 __all__ = ["Compiled", "Layer", "compile", "load"]
 

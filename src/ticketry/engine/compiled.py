@@ -6,34 +6,41 @@ is pickled, and saved, as a model file; autocast does not change it.
 
 from __future__ import annotations
 
+import copy
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.engine.call import Call, build
+from ticketry.engine.capture import capture
+from ticketry.engine.capture.torch_export import Arguments
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.workers import cores
-from ticketry.engine.graph import Graph, Node
-from ticketry.engine.layers import Layer, describe, table
-from ticketry.engine.ops import torch_step
-from ticketry.engine.plan.kept import digest_of
+from ticketry.engine.gpu import compiled as gpu
+from ticketry.engine.gpu.compiled import CompiledGpu
+from ticketry.engine.graph import Graph, Node, last_uses, model_file
+from ticketry.engine.graph.binding import Call, build
+from ticketry.engine.graph.reference import torch_step
+from ticketry.engine.layers import ForInference, describe, median_seconds, table
 from ticketry.engine.plan.partition import Region, partition
-from ticketry.engine.plan.region import ITEM, Native
+from ticketry.engine.plan.plan_cache import digest_of
+from ticketry.engine.plan.region_programs import ITEM, Native
 from ticketry.errors import EngineError
-
-if TYPE_CHECKING:
-    from ticketry.engine.gpu import CompiledGpu
+from ticketry.records.speed import Layer
 
 Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 """What runs, the values it reads, those it makes, and those nobody reads after it."""
+
+_ROUNDS = 5
+"""Calls that are timed beside eager torch."""
 
 _OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
 _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
@@ -74,25 +81,34 @@ def compile(
         MissingExtraError: llvmlite is not installed.
     """
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
-        from ticketry.engine.gpu.route import compile_as_it_is
-
-        return compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
-    from ticketry.engine.capture import capture
-
+        return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
     if tune:
-        args, kwargs = _arguments(example_inputs)
-        made.tune(*args, **kwargs)
+        call = Arguments.of(example_inputs)
+        made.tune(*call.args, **call.kwargs)
+        made.beside_eager = _beside_eager(made, model, call)
     return made
 
 
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as the arguments of a call."""
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+def _beside_eager(made: Compiled, model: nn.Module, call: Arguments) -> str:
+    """What calls take in turns with eager torch's, medians of rounds after one that does not count."""
+    eager = copy.deepcopy(model).eval()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        for turn in range(_ROUNDS + 1):
+            for one, samples in zip((made, eager), seconds, strict=True):
+                begin = time.perf_counter()
+                one(*call.args, **call.kwargs)
+                if turn:
+                    samples.append(time.perf_counter() - begin)
+    ours, theirs = (statistics.median(samples) for samples in seconds)
+    said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
+    return (
+        f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {made._threads()} threads,"
+        f" {1e3 * theirs:.3f} ms on {torch.get_num_threads()}"
+    )
 
 
 def load(
@@ -108,15 +124,16 @@ def load(
     Raises:
         EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
     """
-    from ticketry.engine import file
 
-    graph, meta, digest = file.load_with_digest(Path(path))
+    graph, meta, digest = model_file.load(Path(path))
     found = str(meta.get("precision", "fp32")) if precision is None else precision
     return Compiled(graph, threads=threads, target=target, precision=found, digest=digest)
 
 
-class Compiled(nn.Module):
+class Compiled(ForInference):
     """A graph with everything the engine can run compiled, and the rest in torch."""
+
+    stays = "in float32 on the CPU"
 
     def __init__(
         self,
@@ -138,18 +155,21 @@ class Compiled(nn.Module):
         self._library = Library(self.target)
         parts = partition(graph)
         self.reasons = parts.reasons
-        self._steps = [self._step(step) for step in parts.steps]
-        self._finish()
+        steps = [self._step(step) for step in parts.steps]
+        done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
+        self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
+        self._natives = [run for run, *_ in steps if isinstance(run, Native)]
+        self._whole = self._only_region()
         self._seconds: dict[str, float] = {}
-        super().train(False)
+        self.beside_eager = "Not timed beside eager torch, and so maybe slower: tk.compile(..., tune=True) times it"
+        """What was measured beside the model itself, for people to read."""
+        nn.Module.train(self, False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._call.bind(args, kwargs)
         if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
             return self._whole(inputs, self._threads())[0]
-        return self._run(dict(zip(self.graph.inputs, inputs, strict=True)))
-
-    def _run(self, values: dict[str, Any]) -> Any:
+        values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         threads = self._threads()
         self._walk(values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors))
         return build(self.graph.outputs, values)
@@ -182,13 +202,9 @@ class Compiled(nn.Module):
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""
-        found: dict[str, list[float]] = {}
         inputs = self._call.bind(args, kwargs)
         self(*args, **kwargs)
-        for _ in range(max(1, rounds)):
-            for name, spent in self._timed(list(inputs)).items():
-                found.setdefault(name, []).append(spent)
-        self._seconds = {name: sorted(several)[len(several) // 2] for name, several in found.items()}
+        self._seconds = median_seconds(lambda: self._timed(inputs), rounds)
         return self.layers()
 
     def _timed(self, inputs: list[Tensor]) -> dict[str, float]:
@@ -210,47 +226,33 @@ class Compiled(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a model file: it loads without the model's source. Returns its path."""
-        from ticketry.engine import file
 
-        return file.save(self.graph, Path(path), {"precision": self.precision})
+        return model_file.save(self.graph, Path(path), {"precision": self.precision})
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the tables of all kernels of the batches that were called so far: weights and where they belong."""
         return sum(program.table_bytes for native in self._natives for program in native.programs.values())
 
-    def train(self, mode: bool = True) -> Compiled:
-        """Refuses: a compiled model is for inference."""
-        if mode:
-            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
-        return self
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Compiled:
-        raise EngineError(
-            "a compiled model stays in float32 on the CPU: move or convert the model before it is compiled"
-        )
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return Compiled(self.graph, threads=self.threads, target=self._target_name, precision=self.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from ticketry.engine import file
-
-        return _unpickled, (file.dumps(self.graph), self.threads, self._target_name, self.precision)
+        return _unpickled, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
 
     def __repr__(self) -> str:
-        return table(self.layers(), self.target.name)
+        return f"{table(self.layers(), self.target.name)}\n{self.beside_eager}"
 
     def _threads(self) -> int:
         """Of a call: more than there are cores would only wait for each other."""
         threads = self.threads or torch.get_num_threads()
         return threads if threads == 1 else min(threads, cores())
 
-    def _step(self, step: Region | Node) -> Step:
+    def _step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
         if isinstance(step, Region):
             native = Native(self.graph, step, self._library, self._digest_of_graph, precision=self.precision)
-            return native, tuple(step.inputs), tuple(step.outputs), ()
-        return torch_step(self.graph, step), step.inputs, (step.output,), ()
+            return native, tuple(step.inputs), tuple(step.outputs)
+        return torch_step(self.graph, step), step.inputs, (step.output,)
 
     def _only_region(self) -> Native | None:
         """The region that is the whole network, from the call's inputs in order to its one output; None if none is."""
@@ -266,17 +268,6 @@ class Compiled(nn.Module):
             self._digest = digest_of(self.graph)
         return self._digest
 
-    def _finish(self) -> None:
-        """Which values nobody reads after each step."""
-        kept = set(self.graph.results)
-        last = {name: number for number, (_, reads, _, _) in enumerate(self._steps) for name in reads}
-        for number, (run, reads, makes, _) in enumerate(self._steps):
-            done = tuple(name for name in dict.fromkeys(reads) if last[name] == number and name not in kept)
-            done += tuple(name for name in makes if name not in last and name not in kept)
-            self._steps[number] = (run, reads, makes, done)
-        self._natives = [run for run, *_ in self._steps if isinstance(run, Native)]
-        self._whole = self._only_region()
-
 
 def _checked(precision: str, target: Target) -> str:
     """The precision, if there are kernels in it for the target."""
@@ -291,6 +282,4 @@ def _checked(precision: str, target: Target) -> str:
 
 
 def _unpickled(data: bytes, threads: int | None, target: str, precision: str = "fp32") -> Compiled:
-    from ticketry.engine import file
-
-    return Compiled(file.loads(data)[0], threads=threads, target=target, precision=precision)
+    return Compiled(model_file.loads(data)[0], threads=threads, target=target, precision=precision)

@@ -5,11 +5,14 @@ What is written is read back and run on random inputs of several batch sizes, be
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +20,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ticketry.core.mask import Mask
-from ticketry.core.structure.shrink import shrink as shrunk_model
-from ticketry.engine.inputs import Inputs, as_arguments, at_batch, batch_of, difference, outputs_of
-from ticketry.engine.onnx_file import first_line, quiet, write_onnx
+from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
+from ticketry.engine.capture.torch_export import dynamic_shapes
+from ticketry.engine.capture.torch_export import quiet as silent
+from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
 from ticketry.errors import EngineError, MaskError, MissingExtraError, UsageError
 from ticketry.version import __version__
 
@@ -124,10 +127,12 @@ def export(
         source, why = _shrunk(masked, mask.to("cpu"), inputs, shrink)
     elif shrink:
         raise UsageError("there is no mask that says what to shrink")
-    write, read = _FORMATS[format]
+    shapes = dynamic_shapes(inputs, batch_of(inputs)) if batch is None else None
+    write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
+    read = _read_onnx if format == "onnx" else _read_pt2
 
     def draft(file: Path) -> tuple[str, tuple[Checked, ...]]:
-        write(source, inputs, file, batch is None, {"ticketry": __version__, **(facts or {})})
+        write(source, inputs, file, dynamic_shapes=shapes, facts={"ticketry": __version__, **(facts or {})})
         runtime, run = read(file)
         return runtime, _checked(source, run, example_inputs, _BATCHES if batch is None else (batch,), runtime)
 
@@ -188,10 +193,6 @@ def _smaller(one: nn.Module, other: nn.Module) -> bool:
 Run = Callable[..., Sequence[Tensor]]
 
 
-def _write_onnx(model: nn.Module, inputs: tuple[Any, ...], file: Path, dynamic: bool, facts: dict[str, str]) -> None:
-    write_onnx(model, inputs, file, dynamic_shapes=_dynamic(inputs) if dynamic else None, facts=facts)
-
-
 def _read_onnx(file: Path) -> tuple[str, Run]:
     import onnxruntime as ort
 
@@ -207,15 +208,17 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
     return f"ONNX Runtime {ort.__version__}", run
 
 
-def _write_pt2(model: nn.Module, inputs: tuple[Any, ...], file: Path, dynamic: bool, facts: dict[str, str]) -> None:
+def _write_pt2(
+    model: nn.Module, inputs: tuple[Any, ...], file: Path, *, dynamic_shapes: Any, facts: dict[str, str]
+) -> None:
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(model, inputs, dynamic_shapes=_dynamic(inputs) if dynamic else None)
+            program = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         raise EngineError(
             f"{type(model).__name__} cannot be exported: {type(error).__name__}: {first_line(error)}"
-            + (f"; {_FIXED}" if dynamic else "")
+            + (f"; {_FIXED}" if dynamic_shapes is not None else "")
         ) from error
 
 
@@ -228,21 +231,6 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
             return outputs_of(loaded(*inputs))
 
     return f"torch {torch.__version__}", run
-
-
-_FORMATS = {"onnx": (_write_onnx, _read_onnx), "pt2": (_write_pt2, _read_pt2)}
-
-
-def _dynamic(inputs: tuple[Any, ...]) -> Any:
-    """For each argument: its first size is free where it is the batch."""
-    batch = torch.export.Dim("batch")
-    examples = batch_of(inputs)
-
-    def shape(leaf: Any) -> Any:
-        is_batched = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == examples
-        return {0: batch} if is_batched else None
-
-    return tree_map(shape, as_arguments(inputs))
 
 
 def _checked(
@@ -268,3 +256,56 @@ def _checked(
             )
         found.append(Checked(batch, error_found))
     return tuple(found)
+
+
+_ONE_FILE_BYTES = 1_900_000_000
+"""Protocol buffers end at 2 GB: larger weights go into a file beside."""
+
+
+def write_onnx(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    file: Path,
+    *,
+    dynamic_shapes: Any = None,
+    facts: dict[str, str] | None = None,
+) -> None:
+    """Write `model`, in evaluation mode, as ONNX: one file, with one beside it (.data) only from 2 GB on.
+
+    Args:
+        dynamic_shapes: as in torch.export; None for inputs of just these shapes.
+        facts: metadata of the file.
+
+    Raises:
+        MissingExtraError: without onnx or onnxscript.
+        EngineError: if the exporter cannot follow the model.
+    """
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "writing ONNX")
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model, inputs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False, optimize=True
+            )
+            assert program is not None
+            program.model.metadata_props.update(facts or {})
+            program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
+    except Exception as error:  # the exporter runs the model's own code, which may raise anything
+        raise EngineError(
+            f"{type(model).__name__} cannot be written as ONNX: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters print, log and warn of on their way; standard output stays the caller's."""
+    with contextlib.redirect_stdout(io.StringIO()), silent("torch.onnx", "onnxscript", level=logging.ERROR):
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, no longer than 300 letters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no message"

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from torch import nn
+from typing_extensions import Self
+
+from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.cpu.jit import title
 from ticketry.engine.graph import Graph, Node
-
-if TYPE_CHECKING:
-    from ticketry.engine.plan.region import Native
-
+from ticketry.engine.plan.region_programs import Native
+from ticketry.errors import EngineError
+from ticketry.records.speed import Layer, Place
 
 FP32 = "fp32: rows that differ gain nothing by bf16"
 """Why a layer computes in float32 all the same: its region runs over planes."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One operation of a compiled model."""
-
-    name: str
-    """The module whose weights it has, else the name of the value it makes."""
-    kind: str
-    """The operation."""
-    where: str
-    """"engine" or "torch"."""
-    kernel: str
-    """The kernels it runs in, empty before the first call."""
-    density: float | None
-    """Weights kept / all weights of the layer; None for what has no weights."""
-    kept: int | None
-    """Weights kept."""
-    rows: str
-    """Output rows that share their columns: "1" where all differ, "2-16" for a spread; empty without weights."""
-    seconds: float | None
-    """Of one call, once it was profiled."""
-    share: float | None
-    """Of the whole call's time."""
-    why: str
-    """Why it is in torch; "fp32: ..." for why it computes in float32 though the model is compiled for bf16."""
 
 
 def describe(
@@ -55,58 +31,70 @@ def describe(
                 kernels.setdefault(op.label, {})[title(op.kernel)] = None
                 if plan.precision != native.precision:
                     why[op.label] = FP32
-    total = sum(seconds.values())
-    rows = []
-    for name in ("load", "store"):
-        if name in kernels:
-            rows.append(_row(name, name, "engine", kernels[name], seconds.get(name), total))
+    rows = [
+        Layer(name, name, "engine", ", ".join(kernels[name]), None, None, "", *_spent(name, seconds), "")
+        for name in ("load", "store")
+        if name in kernels
+    ]
     for node in graph.nodes:
-        where = "torch" if node.output in reasons else "engine"
+        where: Place = "torch" if node.output in reasons else "engine"
         if where == "engine" and kernels and node.output not in kernels:
             continue  # another view of the same planes: nothing runs
-        weights = weights_of(graph, node)
-        rows.append(
-            _row(
-                weights[0] or node.output,
-                node.op,
-                where,
-                kernels.get(node.output, {}),
-                seconds.get(node.output),
-                total,
-                weights[1],
-                why.get(node.output, ""),
-            )
-        )
+        kernel = ", ".join(kernels.get(node.output, {}))
+        rows.append(layer_of(graph, node, where, kernel, seconds, why.get(node.output, "")))
     return rows
 
 
-def _row(
-    name: str,
-    kind: str,
-    where: str,
-    kernels: Iterable[str],
-    seconds: float | None,
-    total: float,
-    weights: tuple[float, int, str] | None = None,
-    why: str = "",
-) -> Layer:
-    density, kept, rows = weights or (None, None, "")
-    share = seconds / total if seconds is not None and total else None
-    return Layer(name, kind, where, ", ".join(kernels), density, kept, rows, seconds, share, why)
+def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
+    """The row of a node."""
+    name, facts = _weights_of(graph, node)
+    density, kept, rows = facts or (None, None, "")
+    spent, share = _spent(node.output, seconds)
+    return Layer(name or node.output, node.op, where, kernel, density, kept, rows, spent, share, why)
 
 
-def weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
+def _spent(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """Seconds of a layer, and their share of all."""
+    spent, total = seconds.get(name), sum(seconds.values())
+    return spent, spent / total if spent is not None and total else None
+
+
+def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
     """The layer's name, and density, weights kept, and rows a group of its weight."""
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
         return "", None
-    from ticketry.core.structure.groups import row_groups
 
     weight = graph.tensors[name]
     kept = int(weight.count_nonzero())
     sizes = sorted(len(group.rows) for group in row_groups(weight != 0) if group.width)
     spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
     return name.removesuffix(".weight"), (kept / max(1, weight.numel()), kept, spread)
+
+
+class ForInference(nn.Module):
+    """A compiled model: neither trained, nor moved, nor converted."""
+
+    stays: str
+    """The number format and device that it is in for good."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuses: a compiled model is for inference."""
+        if mode:
+            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        raise EngineError(f"a compiled model stays {self.stays}: move or convert the model before it is compiled")
+
+
+def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, float]:
+    """The median of each layer's seconds over some rounds, at least one."""
+    found: dict[str, list[float]] = {}
+    for _ in range(max(1, rounds)):
+        for name, spent in sample().items():
+            found.setdefault(name, []).append(spent)
+    return {name: sorted(several)[len(several) // 2] for name, several in found.items()}
 
 
 def table(layers: Sequence[Layer], target: str) -> str:

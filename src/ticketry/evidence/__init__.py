@@ -13,16 +13,20 @@ from ticketry.evidence.stability import distance, stability
 from ticketry.evidence.verdict import holm, verdict
 
 if TYPE_CHECKING:
+    from ticketry.evidence.comparison_names import CONTROLS
     from ticketry.evidence.connectivity import barrier, instability
+    from ticketry.evidence.control import Control
     from ticketry.evidence.controls import train_control
-    from ticketry.evidence.names import CONTROLS
-    from ticketry.evidence.paired import compare
+    from ticketry.evidence.paired_comparisons import compare
+    from ticketry.evidence.settings import VerifySettings
     from ticketry.evidence.verification import verify
 
 _PUBLIC = {
-    "CONTROLS": "ticketry.evidence.names",
+    "CONTROLS": "ticketry.evidence.comparison_names",
+    "Control": "ticketry.evidence.control",
+    "VerifySettings": "ticketry.evidence.settings",
     "barrier": "ticketry.evidence.connectivity",
-    "compare": "ticketry.evidence.paired",
+    "compare": "ticketry.evidence.paired_comparisons",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
     "verify": "ticketry.evidence.verification",
@@ -30,6 +34,8 @@ _PUBLIC = {
 
 __all__ = [
     "CONTROLS",
+    "Control",
+    "VerifySettings",
     "barrier",
     "compare",
     "distance",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isnan
 from typing import Any
 
@@ -19,17 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.names import check_line
+from ticketry.evidence.comparison_names import check_line
 from ticketry.evidence.stability import children
-from ticketry.lab.evaluate import evaluate
-from ticketry.lab.found import Found, Seeds
-from ticketry.lab.lab import Lab, Result
-from ticketry.lab.loop import rebuilt
-from ticketry.lab.precision import Arithmetic
-from ticketry.lab.segment import NUMERICS, digest_of
-from ticketry.tasks.base import Metric, Task
-from ticketry.tasks.course import Course
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Found, Seeds
+from ticketry.lab.store import NUMERICS, digest_of
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.segment import Result
+from ticketry.lab.training.state import rebuilt
+from ticketry.lab.training.supervised import evaluate
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Course, Metric, Task
 
 _ONE_AT_A_TIME = threading.Lock()
 """`Arithmetic.active` sets what holds for the whole process, and gives it back: two threads would mix theirs up."""
@@ -83,7 +83,7 @@ def barrier(
         "points": points,
         "split": split,
         "recalibrate": [recalibrate, batch] if recalibrate else 0,
-        "arithmetic": arithmetic.describe(),
+        "arithmetic": asdict(arithmetic),
     }
     key = digest_of(described)
     known = lab.store.memo("barriers", key)

@@ -1,98 +1,99 @@
-"""Controls: networks as sparse as the ticket, trained for as long, that lack one thing it has.
+"""Training controls: networks as sparse as the ticket, trained for as long, that lack one thing it has.
 
-A ticket is a claim about *these* connections with *these* early weights; each control takes one of the two away. They
-are those of the papers: Frankle & Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020). Two others
-ask what the search's many trainings alone are worth, see `evidence.cyclic`.
+What each lacks it says itself, see `evidence.control`. Those that are built in are those of the papers: Frankle &
+Carbin (2019, figure 4), Frankle et al. (2019, 2020), Su et al. (2020). Two others ask what the search's many trainings
+alone are worth, see `evidence.cyclic`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from ticketry.core.allocate import allocate
-from ticketry.core.mask import Mask, shuffled
-from ticketry.core.seeds import generator, mix
-from ticketry.core.structure import shuffled_structure
-from ticketry.core.structure.redraw import random_channels, shuffled_channels
-from ticketry.core.structure.redraw_blocks import random_blocks, shuffled_blocks
-from ticketry.core.structure.redraw_rows import random_structure, shuffled_n_m
+from ticketry.core.mask import Mask
+from ticketry.core.seeds import mix
+from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import CONTROLS, LONGER
+from ticketry.evidence.control import Drawing
 from ticketry.evidence.cyclic import train_cycles
-from ticketry.evidence.form import WEIGHTS, Form
-from ticketry.evidence.names import LONGER, check_controls
-from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
-from ticketry.lab.lab import Lab, Result
+from ticketry.evidence.mask_form import WEIGHTS, Form
+from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.tasks.base import Task
+from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
+from ticketry.lab.training.segment import Result, Start
+from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.registry import untrained
+from ticketry.tasks.task import Task
 
 
 def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: Form = WEIGHTS) -> str:
     """Digest of the stored mask that a control holds in place of a ticket's stored mask. Remembered.
 
     Args:
-        form: of the ticket's mask, and so of the control's: else it would lack the structure too. Of channels,
-            `shuffled` takes as many of each group, in random places, and `random_prune` random ones of all groups, to
-            the ticket's density as closely as whole channels permit; of rows, `shuffled` has as many groups of as many
-            rows and columns in each layer, drawn at random, and `random_prune` draws the columns from all layers
-            together; of N:M both have as many weights of every M inputs, other ones; of a pattern `shuffled` has as
-            many blocks of each layer, in random places, and `random_prune` random ones of all layers together.
+        form: of the ticket's mask, and so of the control's, see `Drawing.form`.
+
+    Raises:
+        UsageError: if the control is not known, draws no masks of that form, or draws one that does not fit.
     """
-    described: dict[str, Any] = {"control": control, "of": ticket, "seed": seeds.mask}
+    chosen = CONTROLS.get(control)
+    described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
+    if source := CONTROLS.source(control):
+        described["source"] = source
     if form == WEIGHTS:
-        return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
-
-    def made() -> Mask:
-        mask = lab.store.get_mask(ticket)
-        draws = {
-            "channels": {
-                "shuffled": lambda seed: shuffled_channels(lab.model(task), lab.structure(task), mask, seed),
-                "random_prune": lambda seed: random_channels(lab.model(task), lab.structure(task), mask, seed),
-            },
-            "rows": {
-                "shuffled": lambda seed: shuffled_structure(mask, seed, model=lab.model(task)),
-                "random_prune": lambda seed: random_structure(lab.model(task), mask, seed),
-            },
-            "n:m": dict.fromkeys(
-                ("shuffled", "random_prune"), lambda seed: shuffled_n_m(lab.model(task), mask, form.m, seed)
-            ),
-            "pattern": {
-                "shuffled": lambda seed: shuffled_blocks(lab.model(task), mask, form.pattern, seed),
-                "random_prune": lambda seed: random_blocks(lab.model(task), mask, form.pattern, seed),
-            },
-        }[form.kind]
-        return draws[control](mix(seeds.mask, control, mask.digest)) if control in draws else mask
-
-    check_controls((control,))
-    return lab.remembered_mask({**described, **form.key(), "task": dict(task.key())}, made)
+        return lab.remembered_mask(described, lambda: _drawn(control, lab.store.get_mask(ticket), seeds, Drawing(0)))
+    drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
+    return lab.remembered_mask(
+        {**described, **form.key(), "task": dict(task.key())},
+        lambda: _drawn(control, lab.store.get_mask(ticket), seeds, drawing),
+    )
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
     """The mask of single weights that a control holds in place of the ticket's. Pure function of its arguments.
 
     Raises:
-        UsageError: if the control is not known.
+        UsageError: if the control is not known, or draws a mask that does not fit.
     """
-    check_controls((control,))
-    control = "shuffled" if control == "cyclic_random" else control
-    seed = mix(seeds.mask, control, mask.digest)
-    if control == "shuffled":
-        return shuffled(mask, seed)
-    if control == "random_prune":
-        return random_mask(mask, seed)
+    return _drawn(control, mask, seeds, Drawing(0))
+
+
+def _drawn(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
+    """The mask of a control with the form of `drawing`."""
+    chosen = CONTROLS.get(control)
+    if not chosen.changes_mask:
+        return ticket
+    if drawing.form.kind not in chosen.forms:
+        raise UsageError(
+            f"the control {control} draws masks of {', '.join(chosen.forms)}, and this ticket's is of"
+            f" {drawing.form.kind}: leave it out"
+        )
+    seed = mix(seeds.mask, chosen.drawn_as or control, ticket.digest)
+    mask = chosen.mask(ticket, replace(drawing, seed=seed))
+    if mask.shapes != ticket.shapes or (drawing.form == WEIGHTS and mask.kept != ticket.kept):
+        raise UsageError(
+            f"the control {control} draws a mask of other parameters than the ticket's, or of another density:"
+            f" {mask.kept} of {mask.total} weights, not {ticket.kept} of {ticket.total}"
+        )
     return mask
 
 
-def random_mask(like: Mask, seed: int) -> Mask:
-    """A random mask with as many weights over the whole scope as `like`; no layer is left empty."""
-    scores = {
-        name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
-        for index, (name, shape) in enumerate(like.shapes.items())
-    }
-    return allocate(scores, like.density, collapse="keep")
+def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
+    """What a control that makes other weights of the ticket's begins with.
+
+    Args:
+        state: digest of the stored weights and buffers that the ticket's training begins with.
+        ticket: digest of its stored mask.
+
+    Raises:
+        UsageError: if the control changes names or shapes.
+    """
+    before = lab.store.get_tensors(state)
+    seed = mix(seeds.mask, control, ticket)
+    made = {**before, **CONTROLS.get(control).weights(dict(before), lab.store.get_mask(ticket), seed)}
+    for name, value in made.items():
+        if name not in before or value.shape != before[name].shape or value.dtype != before[name].dtype:
+            raise UsageError(f"the control {control} makes weights {name!r} that the network does not have so")
+    return Start(state=lab.store.put_tensors({name: value.contiguous() for name, value in made.items()}))
 
 
 def train_control(
@@ -120,6 +121,8 @@ class Trained:
     """Each from where the one before it ended."""
     fresh: Result | None = None
     """The dense training from another initialisation that its first weights come from."""
+    searched: bool = True
+    """See `Control.searched`."""
 
 
 def control_trainings(
@@ -135,15 +138,14 @@ def trained_control(
     """`train_control` with all its trainings."""
     assert found.mask is not None
     ticket = found.mask
-    check_controls((control,))
-    of = "shuffled" if control == "cyclic_random" else control
-    shrunk = found.result.segment.shrunk
+    chosen = CONTROLS.get(control)
+    shrunk = found.result.segment.whole_channels
     form = Form.of(found.structured.by.kind if found.structured else "", shrunk=shrunk, pattern=found.pattern)
-    mask = ticket if control == "cyclic" else stored_control_mask(lab, task, of, ticket, seeds, form)
+    mask = stored_control_mask(lab, task, control, ticket, seeds, form) if chosen.changes_mask else ticket
     if control in LONGER:
         return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label))
     rewound, trained, begun = found.rewound, found.dense, None
-    if control == "random_reinit":
+    if chosen.fresh:
         step = rewound.segment.last
         source = rewound if found.retrain in (*REWINDING, GRADUAL, DYNAMIC) else trained
         fresh = lab.segment(
@@ -167,4 +169,7 @@ def trained_control(
         shrunk=shrunk,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
     )
-    return Trained([lab.train(segment, label=label)], begun)
+    if chosen.remakes_weights:
+        assert segment.start.state is not None
+        segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
+    return Trained([lab.train(segment, label=label)], begun, chosen.searched)

@@ -9,8 +9,8 @@ layers' densities); both begin with the ticket's early weights.
 
 A cycle is the ticket's own training: the same steps of the schedule (steps k..T for a ticket that keeps final weights,
 which the control does not have). There are as many as the search and the ticket's training together would pay for, to
-the nearest: L + 1 for level L of iterative pruning, the dense network being one; R + 1 for round R of a search by
-gates. So the budget is not the ticket's but that of its search, and no verdict rests on these controls.
+the nearest: L + 1 for level L of iterative pruning, the dense network being one; R + 1 for round R of a search that
+trains in rounds. So the budget is not the ticket's but that of its search, and no verdict rests on these controls.
 
 The first cycle is the training of the ticket (of `shuffled`) itself, and taken from the store where it is there; each
 further one has a data order of its own. Chains of two levels share no cycle: their masks differ.
@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ticketry.core.seeds import mix
-from ticketry.lab.found import GRADUAL, REWINDING, Found, Seeds, spent
-from ticketry.lab.lab import Lab, Result
+from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.segment import Segment, Start
-from ticketry.tasks.base import Task
+from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, spent
+from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
 
 
 def train_cycles(
@@ -64,6 +64,6 @@ def _first(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds:
         rewound=found.rewound,
         trained=found.rewound,
         order_seed=seeds.order,
-        shrunk=found.result.segment.shrunk,
+        shrunk=found.result.segment.whole_channels,
         entered=found.result.segment.first if found.retrain == GRADUAL else None,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ticketry.choices import check_choices
 from ticketry.errors import UsageError
-from ticketry.evidence.names import LONGER, RIVALS, check_controls, check_line
-from ticketry.evidence.verdict import Claim
+from ticketry.evidence.comparison_names import CONTROLS, LONGER, RIVALS, check_controls, check_line
+from ticketry.evidence.judging.answers import Claim
+from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.step import Step
 
 
@@ -14,8 +16,9 @@ from ticketry.step import Step
 class VerifySettings:
     """Of a verification, see `evidence.verify`."""
 
-    controls: tuple[str, ...] = tuple(RIVALS)
-    """What the ticket should beat: random_reinit, shuffled, random_prune, small_dense, or none."""
+    controls: tuple[str, ...] = RIVALS
+    """What the ticket should beat: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list
+    controls`, or none."""
     claim: Claim | None = None
     """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins where
     there are controls."""
@@ -24,14 +27,30 @@ class VerifySettings:
     dense network's mean for a metric that is not in %."""
     confidence: float = 0.95
     """1 - the probability of a false verdict."""
-    looks: tuple[int, ...] = (3, 5, 7, 10)
-    """Numbers of seeds at which to judge; the last is the limit. Earlier looks are paid for."""
+    least_spread: float | None = None
+    """Standard deviation of seeds below which none is believed, in the metric's unit; by default the margin."""
+    interim: tuple[int, ...] = INTERIM
+    """Interim analyses: numbers of seeds at which to judge. The last is the limit; earlier ones are paid for."""
     seeds: int | None = None
-    """So many seeds, judged once, instead of looks."""
+    """So many seeds, judged once, without interim analyses."""
     noise: bool = True
     """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it."""
     references: bool = True
     """The dense network at the search's whole cost and at the ticket's FLOPs; --no-references saves them."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.seeds is None:
+            return
+        if self.interim != INTERIM:
+            raise UsageError("interim plans the numbers of seeds: give either interim or seeds")
+        if self.seeds < 1:
+            raise UsageError(f"{self.seeds} seeds: give at least 1")
+
+    @property
+    def plan(self) -> InterimAnalyses | None:
+        """The interim analyses; None where all seeds are judged once."""
+        return None if self.seeds is not None else InterimAnalyses(self.interim)
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -78,7 +97,7 @@ class StabilitySettings:
         if self.points:
             for split in self.splits:
                 check_line(self.points, split, self.recalibrate)
-        if "random_reinit" in self.masks:
-            raise UsageError("random_reinit has other weights, not another mask: name it among the controls")
+        if others := [name for name in self.roles if name and CONTROLS.get(name).changes_weights]:
+            raise UsageError(f"{others[0]} has other weights, not another mask: name it among the controls")
         if longer := [name for name in self.masks if name in LONGER]:
             raise UsageError(f"{longer[0]} is trained for longer, which is not stability: name it among the controls")

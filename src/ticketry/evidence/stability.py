@@ -15,17 +15,17 @@ from math import atan2, degrees, hypot
 from typing import TYPE_CHECKING
 
 from ticketry.errors import MaskError, UsageError
-from ticketry.evidence.names import LONGER
-from ticketry.lab.found import REWINDING, Found, Seeds
+from ticketry.evidence.comparison_names import CONTROLS, LONGER
+from ticketry.lab.search_result import REWINDING, Found, Seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ticketry.core.mask import Mask
-    from ticketry.lab.lab import Lab, Result
-    from ticketry.lab.segment import Segment
-    from ticketry.tasks.base import Task
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Result, Segment
     from ticketry.tasks.recipe import Recipe
+    from ticketry.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def stability(
     """
     if found.mask is None:
         raise UsageError("stability is of a sub-network: the dense network has no mask")
-    if control == "random_reinit":
+    if control is not None and CONTROLS.get(control).changes_weights:
         raise UsageError(
-            "random_reinit starts from other weights than the dense network, so that its stability to pruning has no"
+            f"{control} starts from other weights than the dense network, so that its stability to pruning has no"
             " meaning: use shuffled or random_prune"
         )
     if control in LONGER:
@@ -194,7 +194,7 @@ def children(
 
 def _from_rewound(found: Found) -> Segment:
     """The dense network's training from the rewind step on."""
-    from ticketry.lab.segment import Start
+    from ticketry.lab.training.segment import Start
 
     rewound, whole = found.rewound, found.result.segment
     if rewound.segment.last == whole.first:

@@ -1,105 +1,38 @@
-"""The verdict: does a ticket win, lose, or is it undecided?
+"""The verdict: is a ticket as good as the dense network, and is it better than every control?
 
-Two claims can be tested, over paired seeds (`evidence.paired`):
+Two questions over paired seeds (`evidence.paired_comparisons`), each answered "yes", "no" or "undecided":
 
-- ``"wins"``: worse than the dense network by less than the margin, and better than every control. This is the lottery
-  ticket hypothesis: *these* connections with *these* weights matter.
-- ``"matches"``: worse than the dense network by less than the margin, whatever the controls do. At a density of 0.8
-  controls match too, so that a true "wins" cannot be expected there.
+- *as good as dense*: worse than the dense network by less than the margin. "no" if it is shown to be worse by more;
+- *better than every control*: "no" if it is shown to be worse than one. This is the lottery ticket hypothesis: *these*
+  connections with *these* weights matter. At a density of 0.8 controls do as well, so that no "yes" can be expected.
 
-A claim is shown if each of its parts is, at the full alpha = 1 - confidence: to claim all, each part's error alone must
-be below alpha (intersection-union test: Berger, "Multiparameter hypothesis testing and acceptance sampling",
-Technometrics 24, 1982). A ticket *loses* if it is shown to be worse than the dense network by more than the margin or,
-under ``"wins"``, to be worse than some control. There, one error in any part is enough, hence Bonferroni's correction.
+A ticket *wins* if both are "yes", *matches* if it is as good as dense, and *loses* if it is not. Whoever claims
+``"matches"`` does not wait for the controls.
+
+Every test is at alpha = 1 - confidence. Better than *every* control needs each test's own error below alpha, and so
+does "wins" (intersection-union test: Berger, "Multiparameter hypothesis testing and acceptance sampling", Technometrics
+24, 1982). Worse than *some* control is shown wrongly if one test errs, hence Bonferroni's correction.
 
 Nothing here imports SciPy, NumPy or torch when it is imported, for `ticketry.evidence` binds `verdict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import get_args
 
+from ticketry.choices import check_choice
 from ticketry.errors import UsageError
-from ticketry.evidence.paired import (
-    MOST_SEEDS,
-    Comparison,
-    check_budgets,
-    check_settings,
-    compare,
-    seeds_needed,
-)
-
-Claim = Literal["wins", "matches"]
-Outcome = Literal["wins", "matches", "loses", "undecided"]
-
-ASSUMED_SPREAD = 0.8
-"""Standard deviation of paired differences, in margins, where no spread is known: 0.4 points at a margin of 0.5, as
-seen with LeNet-300-100 on Fashion-MNIST (docs/results)."""
-
-
-@dataclass(frozen=True)
-class Looks:
-    """At how many seeds a decision may be taken. Looking often without a plan finds wins that are not there.
-
-    Look k may err with probability alpha_k, and the alpha_k add up to alpha: the errors of all looks together stay
-    below it, however the looks depend on each other (union bound; conservative). They follow the spending function
-    alpha * (n / last)^3 of Kim & DeMets (Biometrika 74, 1987), which keeps two thirds of alpha for the last of the
-    default looks and still lets three seeds decide what is blatant. The closer the looks, the more the bound costs.
-    """
-
-    at: tuple[int, ...] = (3, 5, 7, 10)
-    """Numbers of seeds, rising; the last is the limit."""
-
-    def __post_init__(self) -> None:
-        rising = all(one < two for one, two in zip(self.at, self.at[1:], strict=False))
-        if not self.at or self.at[0] < 2 or not rising:
-            raise UsageError(f"looks at {self.at} seeds: give rising numbers from 2 on, such as (3, 5, 7, 10)")
-
-    @property
-    def last(self) -> int:
-        return self.at[-1]
-
-    def alphas(self, alpha: float) -> dict[int, float]:
-        """The level of each look, by its number of seeds; together alpha."""
-        spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
-        return {n: spent[look + 1] - spent[look] for look, n in enumerate(self.at)}
-
-    def after(self, n: int) -> int | None:
-        """The next look after n seeds; None if there is none."""
-        return next((at for at in self.at if at > n), None)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was shown, and by what."""
-
-    outcome: Outcome
-    """The claim if it is shown; "loses" if it is refuted; else "undecided"."""
-    claim: Claim
-    margin: float
-    confidence: float
-    n: int
-    """Seeds."""
-    dense: Comparison
-    controls: Mapping[str, Comparison]
-    p: float
-    """Of the claim: small if it is shown. Already corrected for the looks, so compare it with 1 - confidence."""
-    p_loses: float
-    """The same of its refutation."""
-    more_seeds: int | None
-    """About how many more would decide with a probability of 80 %, if the means and spreads stay what they are; 0 if it
-    is decided, None if more than `paired.MOST_SEEDS` would be needed in all."""
-    next_look: int | None
-    """At how many seeds to look again, where looks are planned."""
-    reasons: tuple[str, ...]
-    """Why, in words."""
-
-    @property
-    def shown(self) -> bool:
-        """Whether the claim is shown."""
-        return self.outcome == self.claim
+from ticketry.evidence.judging.answers import Claim, answer, outcome
+from ticketry.evidence.judging.guarded_tests import LEAST_SPREAD
+from ticketry.evidence.judging.interim_analyses import INTERIM as INTERIM
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses as InterimAnalyses
+from ticketry.evidence.judging.more_seeds import more_seeds
+from ticketry.evidence.judging.one_verdict import Verdict as Verdict
+from ticketry.evidence.judging.verdict_words import assumptions_of, reasons_of
+from ticketry.evidence.paired_comparisons import Comparison, check_budgets, check_settings, compare
+from ticketry.records.network import DENSE
 
 
 def verdict(
@@ -112,8 +45,10 @@ def verdict(
     confidence: float = 0.95,
     higher_is_better: bool = True,
     resolution: float | None = None,
-    looks: Looks | None = None,
+    least_spread: float | None = None,
+    interim: InterimAnalyses | None = None,
     steps: Mapping[str, Sequence[int]] | None = None,
+    parents: Sequence[Hashable] | None = None,
 ) -> Verdict:
     """Judge a ticket by the values it and the others reached on the test split, one value a seed, paired by position.
 
@@ -121,59 +56,27 @@ def verdict(
         ticket, dense, controls: values in the margin's unit: accuracies in %, not as fractions.
         claim: what is to be shown: "wins" needs at least one control, "matches" none.
         margin: see `compare`; also `higher_is_better` and `resolution`.
-        confidence: 1 - the probability of a false claim (one-sided), and 1 - that of a false "loses".
-        looks: the plan, if seeds are added until a decision is reached. `decide_after` then remembers earlier looks.
+        confidence: 1 - the probability of a false "yes", and 1 - that of a false "no", to either question.
+        least_spread: of seeds, in the margin's unit: none below it is believed (`guarded_tests`); by default the
+            margin. Give your own where the margin is far from the spread of your networks.
+        interim: the plan, if seeds are added until a decision is reached. `decide_after` then remembers
+            earlier analyses.
         steps: training steps of each seed by network, checked to be equal.
+        parents: for each seed, what it shares with others: a dense parent, an initialisation. Seeds with the same
+            parent count as one, their mean. By default seeds share nothing.
 
     Raises:
-        UsageError: unequal numbers of values or of steps, values that are not finite, fractions with a margin in
-            points, "wins" without controls, more seeds than the plan has, a setting out of its range.
+        UsageError: unequal numbers of values, of steps or of parents, values that are not finite, fractions with a
+            margin in points, "wins" without controls, more seeds than the plan has, a setting out of its range.
     """
-    controls = controls or {}
-    check_settings(margin, confidence, resolution)
-    _check_request(claim, controls, margin, [*ticket, *dense])
     check_budgets(steps or {})
-
-    def against(name: str, other: Sequence[float]) -> Comparison:
-        return compare(
-            ticket,
-            other,
-            margin=margin,
-            confidence=confidence,
-            higher_is_better=higher_is_better,
-            resolution=resolution,
-            name=name,
+    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim)
+    n = len(ticket)
+    if interim is not None and n > interim.last:
+        raise UsageError(
+            f"{n} seeds, but the plan ends at {interim.last}: judge the first {interim.last}, or plan anew"
         )
-
-    to_dense = against("dense", dense)
-    to_controls = {name: against(name, values) for name, values in controls.items()}
-    n, alpha = to_dense.n, 1 - confidence
-    if looks is not None and n > looks.last:
-        raise UsageError(f"{n} seeds, but the plan ends at {looks.last}: judge the first {looks.last}, or plan anew")
-    weight = 1.0 if looks is None else looks.alphas(1.0).get(n, 0.0)
-    rivals = to_controls if claim == "wins" else {}
-    p, p_loses = (min(1.0, value / weight) if weight else 1.0 for value in _p_values(to_dense, rivals))
-    outcome: Outcome = claim if p <= alpha else "loses" if p_loses <= alpha else "undecided"
-    level = alpha * (1.0 if looks is None else looks.alphas(1.0)[looks.last])
-    following = looks.after(n) if looks is not None and outcome == "undecided" else None
-    more = 0 if outcome != "undecided" else _more_seeds(to_dense, rivals, level)
-    if more and following is not None:
-        more = max(more, following - n)
-    made = Verdict(
-        outcome,
-        claim,
-        margin,
-        confidence,
-        n,
-        to_dense,
-        to_controls,
-        p,
-        p_loses,
-        more,
-        following,
-        (),
-    )
-    return replace(made, reasons=(*_reasons(made), *_what_next(made, looks)))
+    return _worded(_analysis(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
 def decide_after(
@@ -181,39 +84,36 @@ def decide_after(
     dense: Sequence[float],
     controls: Mapping[str, Sequence[float]] | None = None,
     *,
-    looks: Looks,
+    interim: InterimAnalyses,
     claim: Claim = "wins",
     margin: float = 0.5,
     confidence: float = 0.95,
     higher_is_better: bool = True,
     resolution: float | None = None,
+    least_spread: float | None = None,
+    parents: Sequence[Hashable] | None = None,
 ) -> Verdict:
-    """The verdict at the first planned look that decides, or at the number of seeds there are.
+    """The verdict at the first planned interim analysis that decides, or at the number of seeds there are.
 
-    Seeds are in the order in which they were trained. A decision once taken stands: seeds after it are left out.
+    Seeds are in the order in which they were trained. An answer once given stands, and when nothing is left to decide,
+    seeds after that are left out.
 
     Raises:
         UsageError: as `verdict`.
     """
-    n, controls = len(ticket), controls or {}
-    for name, values in {"dense": dense, **controls}.items():
-        if len(values) != n:
-            raise UsageError(f"{n} values of the ticket and {len(values)} of {name}: train both with the same seeds")
-    for count in (*(at for at in looks.at if at < n), n):
-        made = verdict(
-            ticket[:count],
-            dense[:count],
-            {name: values[:count] for name, values in controls.items()},
-            claim=claim,
-            margin=margin,
-            confidence=confidence,
-            higher_is_better=higher_is_better,
-            resolution=resolution,
-            looks=looks,
-        )
-        if made.outcome != "undecided":
+    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim)
+    n, others = len(ticket), {DENSE: dense, **(controls or {})}
+    made: Verdict | None = None
+    for count in (*(at for at in interim.at if at < n), n):
+        if count < n:  # or else unequal numbers of values would be told late
+            _check_pairs(n, others)
+        first = {name: values[:count] for name, values in others.items()}
+        now = _analysis(rules, ticket[:count], first, None if parents is None else parents[:count])
+        made = now if made is None else _answered(_standing(made, now), interim)
+        if made.decided:
             break
-    return made
+    assert made is not None
+    return _worded(made, interim)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -238,82 +138,175 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def holm_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The verdicts of one report, of several densities say, corrected for their number by `holm`.
 
-    A false claim anywhere in the report is then as unlikely as in a single verdict; so is a false "loses". What does
-    not hold any more becomes undecided.
+    A false "yes" to one of the questions anywhere in the report is then as unlikely as in a single verdict; so is a
+    false "no", and a false win. What does not hold any more becomes undecided.
     """
+    total = len(verdicts)
+    names = ("p", "p_as_good", "p_loses", "p_better", "p_not_better")
+    lists = [holm([getattr(one, name) for one in verdicts]) for name in names]
     corrected = []
-    shown, refuted = holm([one.p for one in verdicts]), holm([one.p_loses for one in verdicts])
-    for one, p, p_loses in zip(verdicts, shown, refuted, strict=True):
-        holds = min(p if one.shown else 1.0, p_loses if one.outcome == "loses" else 1.0) <= 1 - one.confidence
-        made = replace(one, p=p, p_loses=p_loses)
-        if one.outcome != "undecided" and not holds:
-            why = f"{one.outcome!r} does not hold among {len(verdicts)} verdicts (Holm): train more seeds"
-            rivals = one.controls if one.claim == "wins" else {}
-            more = _more_seeds(one.dense, rivals, (1 - one.confidence) / len(verdicts))
-            made = replace(made, outcome="undecided", more_seeds=more, reasons=(*one.reasons, why))
+    for one, (p, as_good, loses, better, not_better) in zip(verdicts, zip(*lists, strict=True), strict=True):
+        made = replace(one, p_as_good=as_good, p_loses=loses, p_better=better, p_not_better=not_better)
+        made = _worded(_answered(made, None, p, total), None, total)
+        if one.outcome != made.outcome:
+            why = f"{one.outcome!r} does not hold among {total} verdicts (Holm): train more seeds"
+            made = replace(made, reasons=(*made.reasons, why))
         corrected.append(made)
     return corrected
 
 
-def _check_request(claim: str, controls: Mapping[str, Sequence[float]], margin: float, values: list[float]) -> None:
-    if claim not in ("wins", "matches"):
-        raise UsageError(f"claim {claim!r} is not known: wins, matches")
-    if claim == "wins" and not controls:
+# -- one analysis ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """By which seeds are judged: see `verdict`."""
+
+    claim: Claim
+    margin: float
+    confidence: float
+    higher_is_better: bool
+    resolution: float | None
+    least_spread: float | None
+    interim: InterimAnalyses | None
+
+    def __post_init__(self) -> None:
+        check_choice("claim", self.claim, get_args(Claim))
+        check_settings(self.margin, self.confidence, self.resolution, self.least_spread)
+
+    def compared(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
+        return compare(
+            ticket,
+            other,
+            margin=self.margin,
+            confidence=self.confidence,
+            higher_is_better=self.higher_is_better,
+            resolution=self.resolution,
+            least_spread=LEAST_SPREAD * self.margin if self.least_spread is None else self.least_spread,
+            name=name,
+        )
+
+
+def _analysis(
+    rules: _Rules,
+    ticket: Sequence[float],
+    others: Mapping[str, Sequence[float]],
+    parents: Sequence[Hashable] | None,
+) -> Verdict:
+    """The answers of these seeds by themselves, without words. `others`: dense, and every control."""
+    n, claim, margin = len(ticket), rules.claim, rules.margin
+    if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")
-    if margin >= 0.1 and values and all(0 <= value <= 1 for value in values):
+    seen = [*ticket, *others[DENSE]]
+    if margin >= 0.1 and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
+    _check_pairs(n, others)
+    own = _by_parent(ticket, parents)
+    compared = {name: rules.compared(own, _by_parent(values, parents), name) for name, values in others.items()}
+    dense = compared.pop(DENSE)
+    weight = 1.0 if rules.interim is None else rules.interim.alphas(1.0).get(n, 0.0)
+    better = max((one.p_superior for one in compared.values()), default=1.0)
+    worse = min((one.p_worse for one in compared.values()), default=1.0) * len(compared)
+    p_values = (dense.p_noninferior, dense.p_inferior, better, worse if compared else 1.0)
+    as_good, loses, better, not_better = (min(1.0, p / weight) if weight else 1.0 for p in p_values)
+    made = Verdict(
+        outcome="undecided",
+        as_good_as_dense="undecided",
+        better_than_controls="undecided",
+        not_beaten=tuple(compared),
+        claim=claim,
+        margin=margin,
+        confidence=rules.confidence,
+        n=n,
+        groups=dense.n,
+        dense=dense,
+        controls=compared,
+        p=1.0,
+        p_as_good=as_good,
+        p_loses=loses,
+        p_better=better,
+        p_not_better=not_better,
+        more_seeds=None,
+        next_analysis=None,
+        reasons=(),
+        assumptions=(),
+    )
+    return _answered(made, rules.interim)
 
 
-def _p_values(dense: Comparison, rivals: Mapping[str, Comparison]) -> tuple[float, float]:
-    """Of the claim: the largest of its parts. Of its refutation: the smallest, times their number."""
-    shown = max(dense.p_noninferior, *(one.p_superior for one in rivals.values()), 0.0)
-    refuted = min(dense.p_inferior, *(one.p_worse for one in rivals.values()), 1.0)
-    return shown, min(1.0, refuted * (1 + len(rivals)))
+def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:
+    for name, values in others.items():
+        if len(values) != n:
+            raise UsageError(
+                f"{n} values of the ticket and {len(values)} of {name}: seeds are compared in pairs,"
+                " so train both with the same ones"
+            )
 
 
-def _more_seeds(dense: Comparison, rivals: Mapping[str, Comparison], alpha: float) -> int | None:
-    """Seeds that are likely to be still missing for either decision, by a test at `alpha` at the end."""
-    if dense.spread is None or any(one.spread is None for one in rivals.values()):
-        planned = seeds_needed(dense.margin, ASSUMED_SPREAD * dense.margin, alpha)
-        return None if planned is None else max(1, planned - dense.n)
-    edges = [(dense.mean + dense.margin, dense.spread), *((one.mean, one.spread or 0.0) for one in rivals.values())]
-    show = [seeds_needed(distance, spread, alpha) for distance, spread in edges]
-    refute = [seeds_needed(-distance, spread, alpha / len(edges)) for distance, spread in edges]
-    enough = [count for count in refute if count is not None]
-    if None not in show:
-        enough.append(max(count for count in show if count is not None))
-    return max(1, min(enough) - dense.n) if enough else None
+def _by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> Sequence[float]:
+    """The mean of each parent's seeds, parents in the order of their first seed."""
+    if parents is None:
+        return values
+    if len(parents) != len(values):
+        raise UsageError(f"{len(parents)} parents of {len(values)} seeds: give one for each seed")
+    of: dict[Hashable, list[float]] = {}
+    for parent, value in zip(parents, values, strict=True):
+        of.setdefault(parent, []).append(float(value))
+    return [sum(those) / len(those) for those in of.values()]
 
 
-def _reasons(made: Verdict) -> list[str]:
-    """One line a comparison."""
-    lines = []
-    for name, one in {"dense": made.dense, **made.controls}.items():
-        interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
-        p, wanted = (one.p_noninferior, f"within {one.margin:g} of") if name == "dense" else (one.p_superior, "above")
-        lines.append(f"ticket - {name}: {one.mean:+.2f}{interval} over {_seeds(one.n)}; {wanted} it with p = {p:.2g}")
-        lines += [one.note] if one.note else []
-    return lines
+def _standing(before: Verdict, made: Verdict) -> Verdict:
+    """The later analysis with the answers of the earlier: what was answered stands, else the smallest p-value."""
+    dense, controls = before.as_good_as_dense != "undecided", before.better_than_controls != "undecided"
+    return replace(
+        made,
+        p_as_good=before.p_as_good if dense else min(before.p_as_good, made.p_as_good),
+        p_loses=before.p_loses if dense else min(before.p_loses, made.p_loses),
+        p_better=before.p_better if controls else min(before.p_better, made.p_better),
+        p_not_better=before.p_not_better if controls else min(before.p_not_better, made.p_not_better),
+    )
 
 
-def _what_next(made: Verdict, looks: Looks | None) -> list[str]:
-    """What an undecided verdict asks for."""
-    if made.outcome != "undecided":
-        return []
-    lines = []
-    if looks is not None and made.n not in looks.at:
-        lines.append(f"no decision is planned at {_seeds(made.n)}")
-    if made.next_look is not None:
-        lines.append(f"look again at {made.next_look} seeds")
-    if made.more_seeds is None:
-        return [*lines, f"even {MOST_SEEDS} seeds would not be likely to decide at these means"]
-    guess = ""
-    if made.dense.spread is None or any(one.spread is None for one in made.controls.values()):
-        guess = f", for a true difference of 0 to dense and a spread of {ASSUMED_SPREAD * made.margin:g} (assumed)"
-    beyond = looks is not None and made.n + made.more_seeds > looks.last
-    limit = f", beyond the plan's {looks.last}: that takes a new plan and new seeds" if looks and beyond else ""
-    return [*lines, f"likely to decide: about {_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
+def _answered(
+    made: Verdict, interim: InterimAnalyses | None, p_of_all: float | None = None, verdicts: int = 1
+) -> Verdict:
+    """The verdict with the answers that its p-values give.
+
+    Args:
+        p_of_all: of the claim, corrected for several verdicts; by default that of its weakest part.
+    """
+    alpha, claim = 1 - made.confidence, made.claim
+    as_good = answer(made.p_as_good, made.p_loses, alpha)
+    better = answer(made.p_better, made.p_not_better, alpha) if made.controls else "undecided"
+    p = max(made.p_as_good, made.p_better) if claim == "wins" else made.p_as_good
+    if p_of_all is not None:
+        p = p_of_all
+        if claim == "wins" and as_good == better == "yes" and p > alpha:
+            # Each answer holds among its kind, but not both together: the weaker one is taken back.
+            as_good, better = ("undecided", better) if made.p_as_good > made.p_better else (as_good, "undecided")
+    weight = 1.0 if interim is None else interim.alphas(1.0).get(made.n, 0.0)
+    return replace(
+        made,
+        outcome=outcome(claim, as_good, better),
+        as_good_as_dense=as_good,
+        better_than_controls=better,
+        not_beaten=() if better == "yes" else _not_beaten(made.controls, alpha * weight / verdicts),
+        p=p,
+    )
 
 
-def _seeds(count: int, more: str = "") -> str:
-    return f"{count} {more}seed{'' if count == 1 else 's'}"
+def _not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, ...]:
+    """Those that the ticket is not shown to be better than, or else the one of which that is least sure."""
+    found = tuple(name for name, one in controls.items() if one.p_superior > level)
+    return found or tuple(sorted(controls, key=lambda name: controls[name].p_superior)[-1:])
+
+
+def _worded(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
+    """The verdict with what it asks for and with its words."""
+    following = interim.after(made.n) if interim is not None and not made.decided else None
+    last = 1.0 if interim is None else interim.alphas(1.0)[interim.last]
+    more = 0 if made.decided else more_seeds(made, (1 - made.confidence) * last / verdicts)
+    if more and following is not None:
+        more = max(more, following - made.n)
+    made = replace(made, more_seeds=more, next_analysis=following)
+    return replace(made, reasons=reasons_of(made, interim), assumptions=assumptions_of(made))

@@ -2,7 +2,7 @@
 
 The verdict is about *one* ticket, its mask and its start: seeds differ in the data order (and augmentation) of its
 training, and in whatever is random in a control. A ticket may be chosen by any rule, for its verdict comes from fresh
-seeds. Whether the *method* finds winners is asked by `evidence.judge`, over whole searches.
+seeds. Whether the *method* finds winners is asked by `evidence.level_verdicts`, over whole searches.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ticketry.core.ticket import Ticket
-from ticketry.errors import UsageError
-from ticketry.evidence.judge import default_margin, described, resolution
-from ticketry.evidence.names import RIVALS
-from ticketry.evidence.paired import Comparison, check_budgets, compare
-from ticketry.evidence.references import Reference, references, train_reference
-from ticketry.evidence.rivals import Rivals, Trained
-from ticketry.evidence.subject import Subject, subject
-from ticketry.evidence.verdict import Claim, Looks, Verdict, verdict
-from ticketry.lab.found import Seeds
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.evidence.comparisons import Rivals, Trained
+from ticketry.evidence.dense_references import Reference, references, train_reference
+from ticketry.evidence.level_verdicts import default_margin, judgement, resolution
+from ticketry.evidence.paired_comparisons import Comparison, check_budgets, compare
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.ticket_under_test import Subject, subject
+from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
-from ticketry.tasks.base import Task
+from ticketry.lab.search_result import Seeds
+from ticketry.records.evidence import LeftOut, Network, Noise
+from ticketry.records.evidence import Reference as ReferenceTold
+from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3
 """The references are shown, not tested: a few seeds tell where they stand."""
@@ -53,92 +54,62 @@ class Verification:
     """Controls that are not defined for this ticket, and why."""
     subject: Subject = field(repr=False)
 
-    def describe(self) -> dict[str, Any]:
-        """As JSON values: the part of a verify record that the lab knows."""
+    def told(self) -> dict[str, Any]:
+        """As fields of a `VerifyRecord`: those that evidence knows."""
         noise = self.noise
         return {
-            **described(self.verdict),
-            "networks": [
-                {
-                    "role": role,
-                    "values": list(values),
-                    "budget": self.budgets[role],
-                    "parameters": self.parameters[role],
-                    "model": self.models[role],
-                }
+            **judgement(self.verdict),
+            "networks": tuple(
+                Network(role, tuple(values), self.budgets[role], self.parameters[role], self.models[role])
                 for role, values in self.values.items()
-            ],
-            "noise": None
-            if noise is None
-            else {
-                "values": list(self.again),
-                "n": noise.n,
-                "mean": noise.mean,
-                "sd": noise.sd,
-                "low": noise.low,
-                "high": noise.high,
-            },
-            "references": [
-                {"role": one.role, "steps": one.steps, "values": list(values), "note": one.note}
-                for one, values in self.references
-            ],
-            "left_out": [{"role": role, "why": why} for role, why in self.left_out.items()],
+            ),
+            "noise": noise and Noise(noise.n, noise.mean, noise.sd, noise.low, noise.high, tuple(self.again)),
+            "references": tuple(
+                ReferenceTold(one.role, one.steps, tuple(values), one.note) for one, values in self.references
+            ),
+            "left_out": tuple(LeftOut(role, why) for role, why in self.left_out.items()),
         }
 
 
 def verify(
     lab: Lab,
     ticket: Ticket,
+    settings: VerifySettings | None = None,
     *,
     task: Task | None = None,
-    controls: Sequence[str] = tuple(RIVALS),
-    claim: Claim = "wins",
-    margin: float | None = None,
-    confidence: float = 0.95,
-    looks: Looks | None = None,
-    seeds: int | None = None,
-    noise: bool = True,
-    with_references: bool = True,
-    on_look: Callable[[Verdict], None] | None = None,
+    on_interim: Callable[[Verdict], None] | None = None,
 ) -> Verification:
     """Train a ticket and what it should beat with fresh seeds, until it is decided whether it wins.
 
-    Seeds are added up to each planned look; it stops at the first look that decides. Everything is taken from the
-    lab's store where it is there. Two halves are tested (`evidence.verdict`): no worse than the dense network by the
-    margin, and (claim "wins") better than every control.
+    Seeds are added up to each planned interim analysis; the first that decides ends it. Everything is taken from the
+    lab's store where it is there. Two questions are answered (`evidence.verdict`): is it as good as the dense network,
+    but for the margin, and (claim "wins") better than every control? The seeds of one ticket share its mask and its
+    start by design, for the verdict is about that ticket.
 
     Args:
-        ticket: saved by a search, see `evidence.subject`.
+        ticket: saved by a search, see `evidence.ticket_under_test`.
+        settings: the controls, the claim, its margin and confidence, the plan; the defaults of `VerifySettings` if left
+            out. ``small_dense`` is left out, and this is told, where the task defines none.
         task: only for a ticket whose task cannot be made by its name.
-        controls: names of `RIVALS`; ``small_dense`` is left out, and this is told, where the task defines none.
-        margin: in the metric's unit; by default half a point for a metric in %, else 1 % of the dense network's mean.
-        looks: the plan, by default at 3, 5, 7 and 10 seeds.
-        seeds: so many seeds, judged once, instead of a plan.
-        noise: whether to train the ticket with as many seeds again, for the noise floor.
-        with_references: whether to train the dense network at the search's cost and at the ticket's FLOPs.
-        on_look: called with the verdict of each look.
+        on_interim: called with the verdict of each interim analysis.
 
     Raises:
-        TicketError, UsageError: see `evidence.subject`; for settings out of range; for unequal budgets.
+        TicketError, UsageError: see `evidence.ticket_under_test`; for settings out of range; for unequal budgets.
         TrainingError: if a loss is no longer a number.
     """
-    if looks is not None and seeds is not None:
-        raise UsageError("looks plans the numbers of seeds: give either looks or seeds")
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"{seeds} seeds: give at least 1")
-    plan = None if seeds is not None else looks or Looks()
+    settings = settings or VerifySettings()
+    plan = settings.plan
     about = subject(lab, ticket, task)
-    rivals = Rivals(about, tuple(dict.fromkeys(controls)))
+    rivals = Rivals(about, tuple(dict.fromkeys(settings.rivals)))
     trained: dict[str, list[Trained]] = {role: [] for role in rivals.roles}
-    judge = partial(_judged, about, claim=claim, margin=margin, confidence=confidence, plan=plan)
-    for count in plan.at if plan else (seeds or 1,):
+    for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(about, rivals, trained, count)
-        made = judge(trained)
-        if on_look:
-            on_look(made)
-        if made.outcome != "undecided":
+        made = _judged(about, trained, settings)
+        if on_interim:
+            on_interim(made)
+        if made.decided:
             break
-    again = _again(about, rivals, made.n) if noise else []
+    again = _again(about, rivals, made.n) if settings.noise else []
     values = {role: _values(about, found) for role, found in trained.items()}
     return Verification(
         verdict=made,
@@ -148,7 +119,7 @@ def verify(
         models={role: rivals.model(role) for role in trained},
         again=again,
         noise=_compared(about, values["ticket"], again, made) if again else None,
-        references=_references(about, min(REFERENCE_SEEDS, made.n)) if with_references else [],
+        references=_references(about, min(REFERENCE_SEEDS, made.n)) if settings.references else [],
         left_out=rivals.left_out,
         subject=about,
     )
@@ -167,29 +138,22 @@ def _add_seeds(about: Subject, rivals: Rivals, trained: dict[str, list[Trained]]
         trained[role].append(result)
 
 
-def _judged(
-    about: Subject,
-    trained: Mapping[str, Sequence[Trained]],
-    *,
-    claim: Claim,
-    margin: float | None,
-    confidence: float,
-    plan: Looks | None,
-) -> Verdict:
+def _judged(about: Subject, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings) -> Verdict:
     values = {role: _values(about, found) for role, found in trained.items()}
     budgets = {role: [one.budget for one in found] for role, found in trained.items()}
     check_budgets(budgets)
     metric = about.task.metric
-    return verdict(
+    judged = verdict if settings.plan is None else partial(decide_after, interim=settings.plan)
+    return judged(
         values["ticket"],
         values["dense"],
         {role: found for role, found in values.items() if role not in ("ticket", "dense")},
-        claim=claim,
-        margin=margin or default_margin(metric.unit, values["dense"]),
-        confidence=confidence,
+        claim=settings.what_is_claimed,
+        margin=settings.margin or default_margin(metric.unit, values["dense"]),
+        confidence=settings.confidence,
         higher_is_better=metric.higher_is_better,
         resolution=resolution(metric.unit, about.lab.sizes(about.task)["test"]),
-        looks=plan,
+        least_spread=settings.least_spread,
     )
 
 

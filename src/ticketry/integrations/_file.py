@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from ticketry.core.mask_files import read_metadata
+from ticketry.core.sealed_files import sealed, unsealed
 from ticketry.errors import TicketryError
+from ticketry.files import content_of, write_atomically
 
 _ENTRY = "ticketry"
 _TENSOR = "tensor"
@@ -33,10 +35,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
         return value
 
     described = json.dumps(plain(state))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata={_ENTRY: described})
-    os.replace(part, path)
+    write_atomically(path, sealed(save(tensors, metadata={_ENTRY: described})))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -46,9 +45,8 @@ def read(path: Path) -> dict[str, Any]:
         TicketryError: if the file is not there or cannot be read.
     """
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            described = json.loads((file.metadata() or {})[_ENTRY])
+        data = unsealed(content_of(path))
+        tensors, described = load(data), json.loads(read_metadata(data)[_ENTRY])
     except FileNotFoundError:
         raise TicketryError(
             f"{path} is missing, and training goes on from a checkpoint: take one that was written with this callback,"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.ticket import Ticket
+from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import UsageError
 
 

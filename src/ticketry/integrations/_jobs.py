@@ -10,10 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ticketry.core.gates import Gates, Moment, attach
-from ticketry.core.gates.blocks import BlockGates
-from ticketry.core.gradual import Gradual, gradual
-from ticketry.core.hold import Hold, hold
+from ticketry.core.gates.attach import GateOptions
+from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.mask import Mask
+from ticketry.core.sparse_training.gradual import Gradual, Schedule, gradual
+from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.errors import MaskError, UsageError
 from ticketry.integrations._job import Job
 
@@ -60,13 +61,13 @@ class Holding(Job):
 
 
 class Pruning(Job):
-    """Prunes gradually, by the settings of `core.gradual.gradual`."""
+    """Prunes gradually, see `ticketry.gradual`."""
 
     name = "gradual"
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, density: float | None, options: Schedule) -> None:
         super().__init__()
-        self._settings = settings
+        self._density, self._options = density, options
         self._gradual: Gradual | None = None
         self._fresh = True
 
@@ -102,7 +103,7 @@ class Pruning(Job):
         return self._gradual.state_dict() if self._gradual else {}
 
     def _attach(self, model: nn.Module, total: int) -> None:
-        self._gradual, self._fresh = gradual(model, steps=total, **self._settings), True
+        self._gradual, self._fresh = gradual(model, self._density, steps=total, **self._options), True
 
     def _load(self, state: Mapping[str, Any]) -> None:
         _begun(self._gradual).load_state_dict(state)
@@ -115,19 +116,11 @@ class Gating(Job):
     name = "gates"
     one_process = True
 
-    def __init__(
-        self,
-        *,
-        optimizer: MakeOptimizer | None,
-        penalty: float,
-        within: Mask | None,
-        **settings: Any,
-    ) -> None:
-        """`settings`: of `core.gates.attach`, `within` besides."""
+    def __init__(self, penalty: float, optimizer: MakeOptimizer | None, options: GateOptions) -> None:
         super().__init__()
         self._make_optimizer = optimizer or _paper_optimizer
-        self._penalty, self._within = penalty, within
-        self._settings: dict[str, Any] = {"within": within, **settings}
+        self._penalty, self._within = penalty, options.get("within")
+        self._options = options
         self._total = 0
         self._gates: Gates | None = None
         self._optimizer: Optimizer | None = None
@@ -189,7 +182,7 @@ class Gating(Job):
 
     def _attach(self, model: nn.Module, total: int) -> None:
         self._total, self._fresh = total, True
-        self._gates = attach(model, **self._settings)
+        self._gates = attach(model, **self._options)
         self._optimizer = self._make_optimizer(self._gates.parameters())
 
     def _load(self, state: Mapping[str, Any]) -> None:

@@ -14,15 +14,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ticketry.core.gates import Gates, Kind
+from typing_extensions import Unpack
+
+from ticketry.core.gates import Gates
+from ticketry.core.gates.attach import GateOptions
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Scope
-from ticketry.core.score import Score
+from ticketry.core.sparse_training.gradual import Schedule
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
 from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
-from ticketry.step import Step
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -88,7 +89,7 @@ class _JobCallback(Owner, TrainerCallback):
 
 
 class HoldCallback(_JobCallback):
-    """Keeps the weights that a mask removes at exactly 0 while the model trains, see `core.hold.hold`.
+    """Keeps the weights that a mask removes at exactly 0 while the model trains, see `core.sparse_training.hold.hold`.
 
     The mask is checked when training ends: `HoldError` if a removed weight is not 0.
     """
@@ -104,35 +105,25 @@ class HoldCallback(_JobCallback):
 
 
 class GradualCallback(_JobCallback):
-    """Prunes the model gradually while it trains, see `core.gradual.gradual`; `mask` is what is kept at the time."""
+    """Prunes the model gradually while it trains, see `ticketry.gradual`; `mask` is what is kept at the time."""
 
     def __init__(
         self,
         density: float | None = None,
         *,
-        sparsity: float | None = None,
-        begin: str | Step = "25%",
-        end: str | Step = "75%",
-        frequency: str | Step = "2.5%",
-        scope: Scope | None = None,
-        score: str | Score = "magnitude",
-        distribution: str = "global",
-        half_rate: tuple[str, ...] = (),
-        pattern: str = "unstructured",
-        seed: int = 0,
         module: str = "",
         resume_from: str | Path | None = None,
+        **options: Unpack[Schedule],
     ) -> None:
         """
         Args:
-            density, sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
-                `core.gradual.gradual`; the length of the training is the trainer's.
+            density: fraction of weights kept at the end.
             module: dotted name of the part of the model that is pruned; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
+                `ticketry.gradual`; the length of the training is the trainer's.
         """
-        settings = {"density": density, "sparsity": sparsity, "begin": begin, "end": end, "frequency": frequency}
-        choice = {"scope": scope, "score": score, "distribution": distribution, "half_rate": half_rate}
-        super().__init__(Pruning(**settings, **choice, pattern=pattern, seed=seed), module, resume_from)
+        super().__init__(Pruning(density, options), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
@@ -147,37 +138,22 @@ class GatesCallback(_JobCallback):
     def __init__(
         self,
         *,
-        init: float = 0.0,
         penalty: float = 1e-8,
-        kind: str | Kind = "continuous",
         optimizer: MakeOptimizer | None = None,
-        scope: Scope | None = None,
-        within: Mask | None = None,
-        pattern: str = "unstructured",
-        seed: int = 0,
         module: str = "",
         resume_from: str | Path | None = None,
+        **options: Unpack[GateOptions],
     ) -> None:
         """
         Args:
-            init, kind, scope, within, pattern, seed: see `core.gates.attach`.
             penalty: lambda, times the sum of all gates (each as often as it multiplies weights).
             optimizer: makes the gates' own from a list of parameters, such as ``partial(torch.optim.SGD, lr=1.0)``; by
                 default SGD with learning rate 0.1 and momentum 0.9 (Savarese et al. 2020). It stays at its rate.
             module: dotted name of the part of the model that gets gates; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            options: init, kind, scope, within, pattern, seed: see `core.gates.attach`.
         """
-        job = Gating(
-            optimizer=optimizer,
-            penalty=penalty,
-            within=within,
-            init=init,
-            kind=kind,
-            scope=scope,
-            pattern=pattern,
-            seed=seed,
-        )
-        super().__init__(job, module, resume_from)
+        super().__init__(Gating(penalty, optimizer, options), module, resume_from)
         self.job: Gating
 
     @property

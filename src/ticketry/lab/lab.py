@@ -10,29 +10,27 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, UsageError
-from ticketry.lab.execute import Work, is_done
-from ticketry.lab.gating import Gating
-from ticketry.lab.known import Known
-from ticketry.lab.ledger import Ledger
-from ticketry.lab.partners import Partners
-from ticketry.lab.penalty import Penalty
-from ticketry.lab.result import Result as Result
-from ticketry.lab.runner import Event, InProcess, OnEvent, Order, Processes, Runner
-from ticketry.lab.segment import Segment, Start
+from ticketry.lab.answers import Answers
+from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
 from ticketry.lab.store import Store
-from ticketry.lab.ticking import Ticking
-from ticketry.tasks.base import Task
+from ticketry.lab.training.execute import Work, is_done
+from ticketry.lab.training.segment import Result as Result
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.variant import Variant
+from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.lab.training.variants.shrunk import Shrunk
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
 
 T = TypeVar("T")
 
 
-class Lab(Known):
+class Lab(Answers):
     """Trains segments and remembers them. Use it as a context manager, or call `close`.
 
     Args:
@@ -40,12 +38,12 @@ class Lab(Known):
         data: folder in which data sets are looked for first.
         workers: 0 trains in this process; n trains in n local processes, one segment each.
         device: cpu, cuda or auto.
-        precision: fp32, bf16 or auto (a fixed rule, see `lab.precision`).
+        precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
         threads: CPU threads of a segment; part of its key.
-        stack: train up to so many segments that agree in all but start, mask and order seed as one, see
-            `lab.stacked`; part of their keys, as yes or no. 0 trains each alone.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
+        runner: where segments are trained: a name of `lab.runners`, another package's, or module:object; by default
+            in-process, or processes where there are workers.
     """
 
     def __init__(
@@ -57,23 +55,23 @@ class Lab(Known):
         device: str = "auto",
         precision: str = "auto",
         threads: int = 1,
-        stack: int = 0,
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
+        runner: str = "",
     ) -> None:
-        if workers < 0 or stack < 0 or threads < 1 or checkpoint_seconds <= 0:
-            raise UsageError("workers and stack must be at least 0, threads at least 1 and checkpoint_seconds above 0")
+        if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
+            raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
         folder = Path(data).resolve() if data is not None else None
         choices = {"device": device, "precision": precision, "threads": threads}
-        super().__init__(Store(store), data=folder, choices=choices, stacked=stack > 0)
+        super().__init__(Store(store), data=folder, choices=choices)
         self.ledger = Ledger()
-        self.workers, self.stack = workers, stack
+        self.workers = workers
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
         self._listener = on_event
         self._labels: dict[str, str] = {}
         self._told = threading.local()
+        self._make_runner = RUNNERS.get(runner or ("processes" if workers else "in-process"))
         self._runner: Runner | None = None
-        self._partners: Partners | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
 
@@ -89,15 +87,25 @@ class Lab(Known):
         last: int | None = None,
         order_seed: int = 0,
         recipe: Recipe | None = None,
-        gates: Gating | None = None,
         shrunk: bool = False,
-        penalty: Penalty | None = None,
-        tick: Ticking | None = None,
+        variants: Sequence[Variant] = (),
     ) -> Segment:
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
 
-        Shrunk ones, and those with a penalty or a tick, are trained alone, also in a lab that stacks.
+        Args:
+            mask: held all the while, or its digest.
+            shrunk: whether the network is trained without the channels that the mask removes, instead: it is equal to
+                holding the mask within float error. Stored states have their full shapes all the same.
+            variants: what else acts on the network, see `lab.training.variant`.
+
+        Raises:
+            UsageError: for variants that cannot be trained together.
         """
+        if shrunk and mask is None:
+            raise UsageError("a network is trained shrunk by a mask of whole channels, and this segment has no mask")
+        if mask is not None:
+            digest = self.store.put_mask(mask) if isinstance(mask, Mask) else mask
+            variants = (*variants, Shrunk(mask=digest) if shrunk else HeldMask(mask=digest))
         recipe = recipe or task.recipe
         per_epoch = self.per_epoch(task, recipe)
         total = recipe.steps(per_epoch)
@@ -105,17 +113,13 @@ class Lab(Known):
             task=task,
             recipe=recipe,
             start=Start(seed=start) if isinstance(start, int) else start,
-            mask=self.store.put_mask(mask) if isinstance(mask, Mask) else mask,
+            variants=tuple(variants),
             first=first,
             last=total if last is None else last,
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.arithmetic(task, alone=shrunk or penalty is not None or tick is not None),
-            gates=gates,
-            shrunk=shrunk,
-            penalty=penalty,
-            tick=tick,
+            arithmetic=self.arithmetic(task),
         )
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -149,8 +153,6 @@ class Lab(Known):
         try:
             for segment, future in zip(segments, futures, strict=True):
                 if future is not None:
-                    if self._partners:
-                        self._partners.wait_for(future)
                     self._account(segment, (segment.key, tuple(keep), measure), future.result())
         except BaseException as error:
             if len(segments) > 1 or not isinstance(error, Exception):
@@ -169,13 +171,12 @@ class Lab(Known):
 
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
-        with self._gathering(len(pieces)) as counted:
 
-            def labelled(piece: Callable[[], T]) -> T:
-                with counted(), self.telling(prefix):
-                    return piece()
+        def labelled(piece: Callable[[], T]) -> T:
+            with self.telling(prefix):
+                return piece()
 
-            futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
+        futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
         self._raise_cause(futures)
         return [future.result() for future in futures]
 
@@ -204,21 +205,19 @@ class Lab(Known):
 
     def stop(self) -> None:
         """Ask all training to store its state and stop."""
-        if running := self._partners or self._runner:
-            running.stop()
+        if self._runner:
+            self._runner.stop()
 
     def close(self) -> None:
         """Release worker processes."""
         if self._runner:
             self._runner.close()
-            self._runner = self._partners = None
+            self._runner = None
 
     def __enter__(self) -> Lab:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.stop()
         self.close()
@@ -247,22 +246,15 @@ class Lab(Known):
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
                 runner = self._running()
-                asked = self._partners if self._partners and segment.arithmetic.stacked else runner
                 order = replace(self._order, measure=measure)
-                future = self._in_flight[key, keep, measure] = asked.submit(order, segment, keep)
+                future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
     def _running(self) -> Runner:
         with self._guard:
             if self._runner is None:
-                self._runner = Processes(self.workers, self._emit) if self.workers else InProcess(self._emit)
-                if self.stack:
-                    self._partners = Partners(self._runner, self.stack, self.workers)
+                self._runner = self._make_runner(self.workers, self._emit)
             return self._runner
-
-    def _gathering(self, pieces: int) -> contextlib.AbstractContextManager[Callable[[], Any]]:
-        self._running()
-        return self._partners.gathering(pieces) if self._partners else contextlib.nullcontext(contextlib.nullcontext)
 
     def _account(self, segment: Segment, asked: tuple[str, tuple[int, ...], bool], work: Work) -> None:
         with self._guard:
@@ -274,7 +266,7 @@ class Lab(Known):
         self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
 
     def _result(self, segment: Segment) -> Result:
-        record = self.store.result(segment.trajectory, segment.last)
+        record = self.store.trained(segment.trajectory, segment.last)
         if record is None:
             raise UsageError(f"step {segment.last} of this trajectory is not stored: name it in keep=")
         return Result(
@@ -283,7 +275,7 @@ class Lab(Known):
             training=record["training"],
             metrics=record["metrics"] or {},
             train_seconds=record["cost"]["train_seconds"],
-            gates=record.get("gates"),
+            variants=record["variants"],
             record=record,
         )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ticketry.core.mask import Mask
-from ticketry.lab.found import DYNAMIC, GRADUAL, REWINDING, check_retrain
-from ticketry.lab.lab import Lab, Result
-from ticketry.lab.segment import Segment, Start
-from ticketry.tasks.base import Task
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, check_retrain
+from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
 
 
 def retraining(

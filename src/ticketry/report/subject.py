@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from ticketry.errors import UsageError
-from ticketry.report.aggregate import Results
-from ticketry.report.evidence_record import StabilityStudy, Verify, read_evidence
-from ticketry.report.record import Task, read
-from ticketry.report.speed_record import Speed
-from ticketry.report.wording import NONE, clean
+from ticketry.records.evidence import KINDS, EvidenceValues, StabilityRecord, VerifyRecord, read_evidence
+from ticketry.records.run import RunValues, read_run
+from ticketry.records.speed import SpeedRecord
+from ticketry.records.verdict import Task
+from ticketry.report.tables.results import Results
+from ticketry.report.wording import NONE, clean, shortened
 
 _LONGEST = 28
 
@@ -23,9 +27,9 @@ class Subject:
     """One run or several, and the evidence that belongs to them."""
 
     runs: tuple[Results, ...]
-    verifications: tuple[Verify, ...] = ()
-    studies: tuple[StabilityStudy, ...] = ()
-    speeds: tuple[Speed, ...] = ()
+    verifications: tuple[VerifyRecord, ...] = ()
+    studies: tuple[StabilityRecord, ...] = ()
+    speeds: tuple[SpeedRecord, ...] = ()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -48,21 +52,19 @@ too, which others leave out."""
 
 
 def _share_axes(one: Task, other: Task) -> bool:
-    same = replace(one, prunable=0) == replace(other, prunable=0)
+    same = structs.replace(one, prunable=0) == structs.replace(other, prunable=0)
     return same and abs(one.prunable - other.prunable) <= _ALIKE * max(one.prunable, other.prunable)
 
 
-def subject_of(
-    records: Mapping[str, Any] | Sequence[Mapping[str, Any]], evidence: Iterable[Mapping[str, Any]] = ()
-) -> Subject:
+def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
     """Read one run record or several, and evidence records.
 
     Raises:
         UsageError: if there is no run record, or the same run twice.
         StoreError: if a record is malformed.
     """
-    several = [records] if isinstance(records, Mapping) else records
-    runs = tuple(Results(read(record)) for record in several)
+    several = records if isinstance(records, Sequence) else [records]
+    runs = tuple(Results(read_run(record)) for record in several)
     if not runs:
         raise UsageError("a report needs at least one run record")
     names = [results.run.name for results in runs]
@@ -72,19 +74,34 @@ def subject_of(
     read_all = [read_evidence(record) for record in evidence]
     return Subject(
         runs,
-        tuple(one for one in read_all if isinstance(one, Verify)),
-        tuple(one for one in read_all if isinstance(one, StabilityStudy)),
-        tuple(one for one in read_all if isinstance(one, Speed)),
+        tuple(one for one in read_all if isinstance(one, VerifyRecord)),
+        tuple(one for one in read_all if isinstance(one, StabilityRecord)),
+        tuple(one for one in read_all if isinstance(one, SpeedRecord)),
     )
+
+
+@dataclass(frozen=True)
+class Series:
+    """One run among others: its short name and its number, which sets its colour and marker on the whole page."""
+
+    label: str
+    index: int
+    results: Results
+
+
+def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
+    """The runs of one task: each with the colour it has on the whole page, named among these alone."""
+    labels = labels_of([subject.runs[index] for index in indices])
+    return [Series(label, index, subject.runs[index]) for label, index in zip(labels, indices, strict=True)]
 
 
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     """A short name of each run, no two alike: the fewest facts that tell all runs apart, else their names."""
     for facts in _facts(runs):
-        labels = [_short(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
+        labels = [shortened(", ".join(parts), 2 * _LONGEST) for parts in zip(*facts, strict=True)]
         if len(set(labels)) == len(runs):
             return tuple(labels)
-    short = [_short(results.run.name, _LONGEST) for results in runs]
+    short = [shortened(results.run.name, _LONGEST) for results in runs]
     return tuple(f"{name} ({i})" if short.count(name) > 1 else name for i, name in enumerate(short, start=1))
 
 
@@ -147,13 +164,32 @@ def _in_words(value: object) -> str:
 
 def rewind_of(results: Results) -> str:
     """The rewind point as it was asked for, or failing that its step; empty if the record tells neither."""
-    asked, step = results.run.settings.get("rewind"), results.run.steps.get("rewind")
+    asked, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(asked, str) and asked:
         return clean(asked)
-    return f"step {step:,}" if isinstance(step, int) else ""
+    return f"step {step:,}" if step is not None else ""
 
 
-def _short(name: str, most: int) -> str:
-    """The text on one line, without its middle where it is too long."""
-    name = clean(name).replace("\n", " ")
-    return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
+def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
+    """The records in `<store>/evidence` that name one of the runs, by file name.
+
+    Raises:
+        StoreError: if a file there cannot be read or is damaged.
+    """
+    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.paths import Paths
+
+    wanted, found = set(run_names), []
+    for path in Paths(store_root).evidence_records():
+        record = read_sealed(path)
+        if record is None:  # it went away just now
+            continue
+        if record.get("kind") in KINDS and wanted & _runs(record):
+            found.append(record)
+    return found
+
+
+def _runs(record: dict[str, Any]) -> set[str]:
+    several = record.get("runs")
+    named = [record.get("run"), *(several if isinstance(several, list) else [])]
+    return {name for name in named if isinstance(name, str) and name}

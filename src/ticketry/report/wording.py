@@ -6,12 +6,12 @@ import json
 import math
 import statistics
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.report.aggregate import Results, Split, Summary
-from ticketry.report.record import Metric
+from ticketry.records.verdict import Metric
+from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"
 _UNSHOWABLE = frozenset(("Cc", "Cf", "Cs", "Cn", "Zl", "Zp"))
@@ -74,6 +74,10 @@ class Style:
         low, high = map(self.number, summary.bounds)
         return f" [{low}, {high}]"
 
+    def interval(self, ends: tuple[float, float] | None) -> str:
+        """``+0.05 to +0.57``; a dash where there is none."""
+        return NONE if ends is None else f"{self.number(ends[0], sign=True)} to {self.number(ends[1], sign=True)}"
+
     def counted(self, summary: Summary) -> str:
         """``96.23 ± 0.41 % (n = 3)``."""
         return f"{self.summary(summary)}{self._suffix} (n = {summary.n})"
@@ -91,6 +95,27 @@ def role_name(role: str) -> str:
 def metric_label(metric: Metric) -> str:
     """``accuracy (%)``, or the name alone where there is no unit."""
     return clean(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
+
+
+def short_metric(metric: Metric) -> str:
+    """`metric_label` for the axes of figures, cut where it is longer than any that there is."""
+    return shortened(metric_label(metric), 40)
+
+
+def shortened(name: str, most: int) -> str:
+    """The text on one line, without its middle where it is too long."""
+    name = clean(name).replace("\n", " ")
+    return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
+
+
+def better(metric: Metric) -> str:
+    """Which way a metric is read."""
+    return "more is better" if metric.higher_is_better else "less is better"
+
+
+def points(metric: Metric) -> str:
+    """What follows a difference in the metric: points of per cent, or nothing."""
+    return " points" if metric.unit == "%" else ""
 
 
 def summary_label(metric: Metric) -> str:
@@ -171,9 +196,17 @@ def value(item: Any) -> str:
 
 def clean(text: str) -> str:
     """Text with everything replaced that could steer a terminal or break XML; line ends and tabs stay."""
+    if text.isprintable():
+        return text
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSHOWABLE and c not in "\n\t" else c for c in text
     )
+
+
+def aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
+    """Rows of a plain table as lines, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(justify, row, widths)).rstrip() for row in rows]
 
 
 def amount(number: float, measure: str) -> str:

@@ -1,41 +1,92 @@
 """Searches for tickets, one published method a file.
 
-A file here that has a docstring, `Settings` (a frozen dataclass) and `search(lab, task, recipe, settings, seeds)`,
-which yields a `Found` for each network of one replicate, is a method: the command line, the report, the controls and
-the contract tests (`ticketry.testing.check_search`) take it from there. Files beginning with an underscore are helpers.
+What has a docstring, `Settings` (a frozen dataclass) and ``search(lab, task, recipe, settings, seeds)``, which yields a
+`Found` for each network of one replicate, is a method, see `Method.of`: the command line, the report, the controls and
+the contract tests (`ticketry.testing.check_search`) take it from there. Those of other packages are found by entry
+points of the group ``ticketry.methods``, or as ``package.module:object``, see `ticketry.registry`.
 Nothing here imports torch when it is imported, so that ``ticketry --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds
-from ticketry.search._method import Method
+from ticketry.lab.search_result import Found, Seeds
+from ticketry.registry import Registry
+from ticketry.search.common.method import Method
 
-__all__ = ["Found", "Method", "Seeds", "method", "methods"]
+if TYPE_CHECKING:
+    from ticketry.search.acdc import Settings as _AcdcSettings
+    from ticketry.search.concrete import Settings as _ConcreteSettings
+    from ticketry.search.continuous import Settings as _ContinuousSettings
+    from ticketry.search.dynamic import Settings as _DynamicSettings
+    from ticketry.search.early import Settings as _EarlySettings
+    from ticketry.search.gate_decorators.search import Settings as _DecoratorsSettings
+    from ticketry.search.gradual import Settings as _GradualSettings
+    from ticketry.search.iterative import Settings as _IterativeSettings
+    from ticketry.search.l0 import Settings as _L0Settings
+    from ticketry.search.oneshot import Settings as _OneshotSettings
+    from ticketry.search.regularised import Settings as _RegularisedSettings
+    from ticketry.search.stochastic import Settings as _StochasticSettings
+
+__all__ = [
+    "METHODS",
+    "Found",
+    "Method",
+    "Seeds",
+    "acdc",
+    "concrete",
+    "continuous",
+    "decorators",
+    "dynamic",
+    "early",
+    "gradual",
+    "iterative",
+    "l0",
+    "method",
+    "methods",
+    "oneshot",
+    "regularised",
+    "stochastic",
+]
 
 ALIASES = {"imp": "iterative"}
+_IN_FOLDERS = {"decorators": "gate_decorators.search"}
 
-_METHODS = {
-    info.name: Method.of(importlib.import_module(f"{__name__}.{info.name}"))
-    for info in pkgutil.iter_modules(__path__)
-    if not info.name.startswith("_")
-}
-# `tk.search.iterative(lab, task)` is the search: bind each over its module.
-globals().update(_METHODS)
+METHODS: Registry[Method[Any]] = Registry(
+    "search method",
+    "ticketry.methods",
+    {
+        name: f"{__name__}.{_IN_FOLDERS.get(name, name)}"
+        for name in (
+            *("acdc", "concrete", "continuous", "decorators", "dynamic", "early", "gradual", "iterative", "l0"),
+            *("oneshot", "regularised", "stochastic"),
+        )
+    },
+    make=Method.of,
+    aliases=ALIASES,
+)
+
+# `tk.search.iterative(lab, task)` is the search: each stands in the place of its module.
+acdc: Method[_AcdcSettings] = METHODS.get("acdc")
+concrete: Method[_ConcreteSettings] = METHODS.get("concrete")
+continuous: Method[_ContinuousSettings] = METHODS.get("continuous")
+decorators: Method[_DecoratorsSettings] = METHODS.get("decorators")
+dynamic: Method[_DynamicSettings] = METHODS.get("dynamic")
+early: Method[_EarlySettings] = METHODS.get("early")
+gradual: Method[_GradualSettings] = METHODS.get("gradual")
+iterative: Method[_IterativeSettings] = METHODS.get("iterative")
+l0: Method[_L0Settings] = METHODS.get("l0")
+oneshot: Method[_OneshotSettings] = METHODS.get("oneshot")
+regularised: Method[_RegularisedSettings] = METHODS.get("regularised")
+stochastic: Method[_StochasticSettings] = METHODS.get("stochastic")
 
 
-def methods() -> dict[str, Method]:
-    """Every method by name."""
-    return dict(_METHODS)
+def methods() -> dict[str, Method[Any]]:
+    """Every method by name; of packages whose methods cannot be used a warning tells."""
+    return METHODS.usable()
 
 
-def method(name: str) -> Method:
-    """The method of this name or alias; `UsageError` if there is none."""
-    found = _METHODS.get(ALIASES.get(name, name))
-    if found is None:
-        raise UsageError(f"search method {name!r} is not known: {', '.join([*_METHODS, *ALIASES])}")
-    return found
+def method(name: str) -> Method[Any]:
+    """The method of this name or alias, or ``package.module:object``; `UsageError` if there is none."""
+    return METHODS.get(name)

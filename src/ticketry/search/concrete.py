@@ -23,27 +23,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ticketry.core.density import check_density, kept_elements
+from ticketry.core.pattern import kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.lab.found import REWINDING, Found, Seeds, retrain_after
-from ticketry.search._about import About
-from ticketry.search._budget import Budgeted, compressed, own_steps
-from ticketry.search._scope import prunable
+from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
+from ticketry.search.common import densities
+from ticketry.search.common.budget import compressed, own_steps
+from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.scope import prunable
+from ticketry.search.gating.settings import CutGates, Objective
 from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.gating import Gating
-    from ticketry.lab.lab import Lab, Result
-    from ticketry.lab.segment import Segment
-    from ticketry.tasks.base import Task
+    from ticketry.lab.training.segment import Segment
+    from ticketry.search.gating.gating import Gating
     from ticketry.tasks.recipe import Recipe
 
-_DENSITY = 0.1
 _DROP = "88%"
 """Of the mask training, after which its learning rate is a tenth."""
 
@@ -56,40 +54,24 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Budgeted):
+class Settings(CutGates, densities.Targets):
     """Settings of Concrete Ticket Search."""
 
     rewind: str = "6%"
     """Where tickets start, and whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the
     initialisation."""
-    density: tuple[float, ...] = ()
-    """Share kept by the ticket; several are searched side by side (0.1 0.02). 0.1 if neither this nor sparsity is
-    given."""
-    sparsity: tuple[float, ...] = ()
-    """Share removed, instead of density."""
     mask_length: str = "100%"
     """How long masks are trained: a step such as 20ep, 500it, or a share of the recipe's length."""
-    objective: str = "reverse_kl"
+    objective: Objective = "reverse_kl"
     """What masks are trained for: reverse_kl (outputs as the dense network's, CTS-KL), forward_kl, or loss (of the
     task)."""
     temperature: float = 2 / 3
     """Of the draws, above 0 and at most 1; the lower, the nearer gates are to 0 and 1."""
     gate_lr: float = 0.1
     """Learning rate of the gates, by Adam; a tenth of it in the last 12 % of mask training."""
-    collapse: str = "raise"
-    """What to do where no gate of a layer is among the best: raise (an error), or keep its best weight in place of the
-    worst one kept of the largest layer."""
-    retrain: str = ""
+    retrain: Retrain = ""
     """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default) or restart
     (the whole schedule again)."""
-    spare: tuple[str, ...] = ()
-    """Names or patterns of layers that have no gates (and do not count in the density), such as fc3 or conv1."""
-    spare_output: bool = False
-    """No gates on the last layer."""
-    spare_first_conv: bool = False
-    """No gates on the first convolution."""
-    embeddings: bool = False
-    """Prune embeddings too. One whose matrix is also the last layer's (tied weights) is pruned in any case, once."""
 
     def __post_init__(self) -> None:
         self.check_budget(trainings="many")
@@ -98,22 +80,10 @@ class Settings(Budgeted):
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
                 f" {' or '.join(REWINDING)}, not {self.how_retrained}"
             )
-        if self.collapse not in ("raise", "keep"):
-            raise UsageError(f"collapse is raise or keep, not {self.collapse!r}")
         if Step.parse(self.mask_length).value <= 0:
             raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
-        if len(set(self.densities)) < len(self.densities):
-            raise UsageError("density names each share once")
-        if self.densities[0] == 1:
+        if self.targets[0] == 1:
             raise UsageError("a ticket of density 1 is the dense network: ask for less")
-
-    @property
-    def densities(self) -> tuple[float, ...]:
-        """Those asked for, falling; `UsageError` for what is none."""
-        if self.density and self.sparsity:
-            raise UsageError("give either density (share kept) or sparsity (share removed)")
-        kept = [check_density(one) for one in self.density] + [check_density(sparsity=one) for one in self.sparsity]
-        return tuple(sorted(kept or [_DENSITY], reverse=True))
 
     @property
     def how_retrained(self) -> str:
@@ -121,42 +91,46 @@ class Settings(Budgeted):
         return retrain_after(self.rewind, self.retrain)
 
 
-def levels(settings: Settings) -> int:
-    """How many tickets a replicate will find."""
-    return len(settings.densities)
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, to compare with, then a ticket for each density, the densest first."""
-    from ticketry.lab.objective import check_task
+    from ticketry.search.gating.masks import allocated_mask
+    from ticketry.search.gating.objective import check_task
 
-    scope = prunable(lab, task, settings)
-    full = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
+    lab, scope = replicate.lab, prunable(replicate, settings)
+    full, retrain = replicate.whole, settings.how_retrained
     kept = full.at(settings.rewind)
-    needed = kept + mask_steps(settings, full) + own_steps(settings.how_retrained, kept, full.total)
-    own, settings = compressed(lab, task, recipe, settings, needed, ("rewind", "mask_length"))
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=own)
-    step = whole.at(settings.rewind)
-    plan = [(_gating(scope, settings, density, seeds), density) for density in settings.densities]
-    masks = _mask_recipe(own, settings, mask_steps(settings, whole))
+    needed = kept + mask_steps(settings, full) + own_steps(retrain, kept, full.total)
+    own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
+    whole = own.whole
+    plan = [(density, _gating(scope, settings, density, replicate.seeds.mask)) for density in settings.targets]
+    recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
+    masks = replace(own, recipe=recipe).reordered("concrete")
     if settings.objective != "loss":
-        check_task(lab, task)
-    dense = lab.train(full, keep=(kept,), label="dense")
-    early = lab.at(dense, kept) if own == recipe else lab.train(whole.until(step), label="dense", measure=False)
-    yield Found(0, None, early, dense, settings.how_retrained, dense)
+        check_task(lab, replicate.task)
+    dense = replicate.dense(kept, retrain=retrain)
+    if own.recipe != replicate.recipe:
+        early = lab.train(whole.until(whole.at(settings.rewind)), label="dense", measure=False)
+        dense = replace(dense, rewound=early)
+    yield dense
 
-    def one(level: int, gating: Gating, density: float) -> Found:
-        trained = _trained_gates(lab, task, masks, gating, early, seeds, f"density {density:g} mask")
-        return _ticket(lab, task, own, settings, seeds, level, density, early, trained, dense)
+    def member(level: int, piece: tuple[float, Gating]) -> Found:
+        density, gating = piece
+        early = dense.rewound
+        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"density {density:g} mask")
+        mask = allocated_mask(lab, trained, density, settings.collapse)
+        segment = own.retrained(mask, retrain=retrain, rewound=early, trained=early)
+        result = lab.train(segment, label=f"level {level} ticket")
+        searched = (early, trained) if early.segment.steps else (trained,)
+        return replace(dense, level=level, mask=mask, result=result, searched=searched)
 
-    pieces = [partial(one, level, gating, density) for level, (gating, density) in enumerate(plan, start=1)]
-    yield from lab.gather(pieces)
+    yield from replicate.side_by_side(member, plan)
 
 
-def _gating(scope: Scope, settings: Settings, density: float, seeds: Seeds) -> Gating:
+def _gating(scope: Scope, settings: Settings, density: float, seed: int) -> Gating:
     from ticketry.core.gates import BinaryConcrete
     from ticketry.core.seeds import mix
-    from ticketry.lab.gating import Gating
+    from ticketry.search.gating.gating import Gating
 
     kept = kept_elements(density, scope.total)
     if kept < len(scope):
@@ -171,7 +145,7 @@ def _gating(scope: Scope, settings: Settings, density: float, seeds: Seeds) -> G
         penalty=0.0,
         optimizer="adam",
         lr=settings.gate_lr,
-        seed=mix(seeds.mask, "concrete"),
+        seed=mix(seed, "concrete"),
         frozen=True,
         objective=settings.objective,
         density=density,
@@ -198,46 +172,3 @@ def _mask_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
         milestones=(_DROP,),
         label_smoothing=recipe.label_smoothing if settings.objective == "loss" else 0.0,
     )
-
-
-def _trained_gates(
-    lab: Lab, task: Task, recipe: Recipe, gating: Gating, early: Result, seeds: Seeds, label: str
-) -> Result:
-    from ticketry.core.seeds import mix
-    from ticketry.lab.segment import Start
-
-    segment = lab.segment(
-        task, start=Start(state=early.model), order_seed=mix(seeds.order, "concrete"), recipe=recipe, gates=gating
-    )
-    return lab.train(segment, label=label)
-
-
-def _ticket(
-    lab: Lab,
-    task: Task,
-    recipe: Recipe,
-    settings: Settings,
-    seeds: Seeds,
-    level: int,
-    density: float,
-    early: Result,
-    trained: Result,
-    dense: Result,
-) -> Found:
-    from ticketry.lab.harden import allocated_mask
-    from ticketry.lab.retrain import retraining
-
-    mask = allocated_mask(lab, trained, density, settings.collapse)
-    segment = retraining(
-        lab,
-        task,
-        recipe,
-        retrain=settings.how_retrained,
-        mask=mask,
-        rewound=early,
-        trained=early,
-        order_seed=seeds.order,
-    )
-    result = lab.train(segment, label=f"level {level} ticket")
-    searched = (early, trained) if early.segment.steps else (trained,)
-    return Found(level, mask, early, dense, settings.how_retrained, result, searched)

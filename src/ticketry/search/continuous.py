@@ -10,19 +10,12 @@ ticket has the bare mask. The dense network is trained to compare with, and is n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ticketry.lab.found import Found, Seeds
-from ticketry.search import _gates
-from ticketry.search._about import About
-
-if TYPE_CHECKING:
-    from ticketry.lab.lab import Lab
-    from ticketry.tasks.base import Task
-    from ticketry.tasks.recipe import Recipe
-
+from ticketry.search.common.method import About
+from ticketry.search.gating import settings as of_gates
+from ticketry.search.gating.search import search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020",
@@ -32,21 +25,20 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_gates.GateSettings):
+class Settings(of_gates.GateSettings):
     """Settings of Continuous Sparsification."""
 
     final_temperature: float = 200.0
     """beta_T, the inverse temperature at the end of each round; it is 1 at the start."""
-    temperature: str = "step"
+    temperature: of_gates.Anneal = "step"
     """beta grows with every step (the paper) or with every epoch (the official code)."""
+    kind: str = "continuous"
+    """Of gate, see `ticketry list gates`, or your own as package.module:Kind: trained in the same rounds, if it has
+    any rule for a further one."""
 
     def gating(self) -> dict[str, Any]:
-        return {**super().gating(), "final": self.final_temperature, "anneal": self.temperature}
+        own = {"final": self.final_temperature, "anneal": self.temperature, "kind": self.kind}
+        return {**super().gating(), **own}
 
 
-levels = _gates.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
-    """One replicate: the dense network, then for each s0, the densest first, a ticket a round."""
-    return _gates.search(lab, task, recipe, settings, seeds)
+search = search_by_gates

@@ -7,11 +7,11 @@ Lottery", 2020, arXiv 1911.11134, section 3) or any (SET; Mocanu et al. 2018, ar
 changes; by default they are those of ERK. Costs one training a density, sparse all the way; the dense network is
 trained to compare with.
 
-As in the paper's algorithm, the batch whose gradient is looked at trains nothing: with growth by gradient a move takes
-the place of a step, and is counted as one. Ours: what was just dropped is not grown back at the same move (in the
+As in the paper's algorithm, the batch whose gradient decides trains nothing: with growth by gradient a move takes the
+place of a step, and is counted as one. Ours: what was just dropped is not grown back at the same move (in the
 paper it may be: --regrow); the mask first moves after one interval, in the authors' code before the first step; ties
 by position, where the code adds noise; SET with RigL's schedule, as the paper compares it (its own moves a fixed share
-every epoch). Tickets are told with what they trained after the last move; controls hold one mask, on the weights of
+every epoch). Tickets are reported with what they trained after the last move; controls hold one mask, on the weights of
 step 0, for the whole schedule: the paper's static training.
 """
 
@@ -19,25 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from math import floor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from ticketry.core.sparse_training.schedule import moves_within
 from ticketry.errors import UsageError
-from ticketry.lab.found import DYNAMIC, GROWTHS, Found, Seeds
-from ticketry.search import _densities
-from ticketry.search._about import About
-from ticketry.search._budget import stretched_moves
-from ticketry.search._scope import prunable
+from ticketry.lab.search_result import DYNAMIC, Found, Growth
+from ticketry.search.common import densities
+from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.scope import prunable
 from ticketry.step import Step
 
 if TYPE_CHECKING:
-    from ticketry.lab.lab import Lab, Result
-    from ticketry.lab.segment import Segment
-    from ticketry.tasks.base import Task
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Segment
     from ticketry.tasks.recipe import Recipe
-
-_DISTRIBUTIONS = ("erk", "uniform")
 
 
 ABOUT = About(
@@ -48,10 +46,11 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.Densities):
+class Settings(densities.Densities):
     """Settings of dynamic sparse training."""
 
-    grow: str = "gradient"
+    points: ClassVar[tuple[str, ...]] = ("frequency", "end")
+    grow: Growth = "gradient"
     """Which weights are grown: gradient (those with the largest, RigL) or random (SET)."""
     alpha: float = 0.3
     """Share of each layer's weights that would be dropped at step 0; it falls along a cosine, to 0 at end."""
@@ -59,7 +58,7 @@ class Settings(_densities.Densities):
     """Steps between two moves of the mask. The state at each is kept in the store."""
     end: str = "75%"
     """From this step on the mask stays."""
-    distribution: str = "erk"
+    distribution: Literal["erk", "uniform"] = "erk"
     """erk or uniform: how the weights kept are spread over the layers, for good."""
     regrow: bool = False
     """Let weights that have just been dropped be grown again at the same move, as in the paper; those keep their
@@ -67,41 +66,33 @@ class Settings(_densities.Densities):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, word, words in (
-            ("grow", self.grow, GROWTHS),
-            ("distribution", self.distribution, _DISTRIBUTIONS),
-        ):
-            if word not in words:
-                raise UsageError(f"{name} is {' or '.join(words)}, not {word!r}")
         if not 0 < self.alpha < 1:
             raise UsageError(
                 f"alpha is the share of weights that are dropped at first, 0 < alpha < 1, not {self.alpha}"
             )
-        for point in (self.frequency, self.end):
-            Step.parse(point)
+
+    @property
+    def gradients(self) -> int:
+        """Steps that each move takes the place of: one, where its gradient decides."""
+        return int(self.grow == "gradient")
 
 
-levels = _densities.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, to compare with, then a sparse one for each density, the densest first."""
-    from ticketry.lab.growth import moved_mask
+    from ticketry.search.common.moved_mask import moved_mask
 
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    looks = int(settings.grow == "gradient")
-    moving: dict[str, Any] = {name: getattr(settings, name) for name in ("alpha", "end", "frequency", "budget")}
-    moves = stretched_moves(lab, whole, looks=looks, **moving | {"budget": ""})[1]
-    if looks and min(moves) < 2:
+    lab, whole, seeds = replicate.lab, replicate.whole, replicate.seeds
+    if settings.gradients and min(_moves(settings, whole, whole.total)) < 2:
         raise UsageError(
             f"frequency {settings.frequency} is one step, and with growth by gradient a move takes the place of a step:"
             " nothing would be trained between moves"
         )
-    scope = prunable(lab, task, settings)
+    scope = prunable(replicate, settings)
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     masks = [
         lab.prune(
-            task,
+            replicate.task,
             initial,
             scope,
             density=density,
@@ -114,14 +105,17 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
-    def member(level: int, density: float, mask: str) -> Found:
-        own, moves = stretched_moves(lab, replace(whole, mask=mask), looks=looks, **moving)
-        begun = lab.segment(task, start=seeds.initialisation, mask=mask, order_seed=seeds.order, recipe=own)
+    def member(level: int, piece: tuple[float, str]) -> Found:
+        density, mask = piece
+        own = replace(replicate, recipe=_stretched(lab, replicate.begun(mask), settings))
+        begun = own.begun(mask)
+        moves = _moves(settings, whole, begun.total)
         chain = [lab.train(begun.until(min(moves)), label=f"density {density:g} from step 0", measure=False)]
         for step, after in pairwise([*moves, begun.total]):
-            still = _onward(lab, chain[-1], mask, step)
+            before = chain[-1]
+            still = own.onward(before, step, optimizer=before, mask=mask)
             mask = moved_mask(lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow)
-            segment = _onward(lab, chain[-1], mask, step + looks).until(after)
+            segment = own.onward(before, step + settings.gradients, optimizer=before, mask=mask, last=after)
             label = f"density {density:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=after == begun.total))
         *searched, result = chain
@@ -134,23 +128,44 @@ def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seed
             result,
             tuple(searched),
             behind=result.segment.first,
-            gradients=looks * len(moves),
+            gradients=settings.gradients * len(moves),
         )
 
     pieces = zip(settings.targets, masks, strict=True)
-    yield from lab.gather([partial(member, level, *each) for level, each in enumerate(pieces, start=1)])
+    yield from replicate.side_by_side(member, pieces)
 
 
-def _onward(lab: Lab, before: Result, mask: str, first: int) -> Segment:
-    """Training that goes on, optimiser's state included, with another mask from step `first` to the end."""
-    from ticketry.lab.segment import Start
-
-    segment = before.segment
-    return lab.segment(
-        segment.task,
-        start=Start(state=before.model, optimizer=before.training),
-        mask=mask,
-        first=first,
-        order_seed=segment.order_seed,
-        recipe=segment.recipe,
+def _moves(settings: Settings, whole: Segment, length: int) -> dict[int, float]:
+    """Step -> share of each move, in a schedule of this length in place of the whole one's; steps between them stay."""
+    end = Step.parse(settings.end).scaled(Fraction(length, whole.total), per_epoch=whole.per_epoch)
+    return moves_within(
+        settings.alpha, end=str(end), frequency=settings.frequency, total=length, per_epoch=whole.per_epoch
     )
+
+
+def _stretched(lab: Lab, begun: Segment, settings: Settings) -> Recipe:
+    """The recipe; with the budget ``flops`` a longer one, moves and all, as of RigL 5x (Evci et al. 2020).
+
+    There are then as many steps as the FLOPs of one dense training are enough for.
+
+    Args:
+        begun: the training without moves: dense FLOPs, mask, recipe.
+    """
+    if settings.budget != "flops":
+        return begun.recipe
+    from ticketry.lab.costs.step_cost import look_flops, step_flops
+
+    dense, flops = step_flops(lab, begun)
+    if flops <= 0:
+        raise UsageError("budget flops: the FLOPs of this network cannot be counted: use budget steps")
+    total = begun.total
+
+    def affordable(length: int) -> bool:
+        gradients = settings.gradients * len(_moves(settings, begun, length))
+        return (length - gradients) * flops + gradients * look_flops(dense, flops) <= total * dense * (1 + 1e-12)
+
+    enough, too_long = total, floor(total * dense / flops) + 1
+    while too_long - enough > 1:
+        middle = (enough + too_long) // 2
+        enough, too_long = (middle, too_long) if affordable(middle) else (enough, middle)
+    return begun.recipe.scaled(enough, per_epoch=begun.per_epoch)

@@ -1,12 +1,12 @@
 """Early pruning: once, before or early in training, by what pruning does to the gradient flow.
 
-The dense network is trained until its weights have become slow, then pruned at once to the final density, and trained
-on with what is left, momentum included, to the end of the same schedule. Rachwan, Zügner, Charpentier, Geisler, Ayle &
+The dense network is trained until its weights change slowly, then pruned at once to the final density. What is left is
+trained to the end of the same schedule, momentum included. Rachwan, Zügner, Charpentier, Geisler, Ayle &
 Günnemann, "Winning the Lottery Ahead of Time: Efficient Early Network Pruning" (ICML 2022): EarlyCroP. With --when 0 it
 is pruning at initialisation: CroP (--iterations 1) and CroPit, or SNIP, GraSP, SynFlow by their scores. Costs one
 training a density; up to the cut that is the dense network's own, which is not trained again.
 
-With --structured whole channels go, and what is left is trained on as a physically smaller network, the optimiser's
+With --structured whole channels are removed, and training goes on in a physically smaller network, the optimiser's
 state cut with it: EarlyCroP-S; with --when 0 CroP-S, or SNAP by --score snip (Verdenius, Stol & Forre 2020). With
 --detector masks --score slimming these are Early-Bird tickets (You et al., ICLR 2020).
 """
@@ -15,26 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Moment, Seeds
-from ticketry.search import _densities
-from ticketry.search._about import About
-from ticketry.search._once import pruned_once
-from ticketry.search._scope import check_score, prunable
+from ticketry.lab.search_result import Found
+from ticketry.records.network import Moment
+from ticketry.search.common import densities as _densities
+from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.pruned_once import pruned_once
+from ticketry.search.common.scope import check_score, prunable
 from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.core.mask import Mask
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab, Result
-    from ticketry.lab.segment import Segment
-    from ticketry.tasks.base import Task
-    from ticketry.tasks.recipe import Recipe
+    from ticketry.lab.training.segment import Result
 
-DETECTORS = ("distance", "masks")
 SLOWEST = 0.1
 """The least threshold that follows from a density: below it, weights hardly ever become so slow."""
 
@@ -50,17 +47,18 @@ ABOUT = About(
 class Settings(_densities.DensitySettings):
     """Settings of early pruning."""
 
+    points: ClassVar[tuple[str, ...]] = ("every", "latest")
     score: str = "crop"
     """What is kept: the highest by this score."""
     when: str = "detect"
     """When to prune: detect, or a step such as 0, 500it, 2ep, 5%."""
-    detector: str = "distance"
-    """What tells that moment: distance (from the initialisation: its change has become small; EarlyCroP) or masks (by
+    detector: Literal["distance", "masks"] = "distance"
+    """What finds that moment: distance (from the initialisation: its change has become small; EarlyCroP) or masks (by
     magnitude at the density, structured by scales of norms: five in a row are alike; Early-Bird)."""
     every: str = "1ep"
-    """Steps between two looks of the detector. The state at each look is kept in the store."""
+    """Steps between two measurements of the detector. The state at each is kept in the store."""
     threshold: float = 0.0
-    """Of detector distance: the change between two looks at which weights are slow, as a share of the first change; 0
+    """Of detector distance: the change between two measurements at which weights are slow, as a share of the first; 0
     stands for the density (as in the published code), and for 0.1 where it is lower. Structured too: there the
     published code takes 0.1 off the density, so that it never finds a moment at 0.1 or less."""
     latest: str = "25%"
@@ -68,7 +66,7 @@ class Settings(_densities.DensitySettings):
     iterations: int = 0
     """Cuts on the way to the density, at one step, each by the scores of what is left; 0 stands for 7, and for 1 with
     structured, as in the published code."""
-    schedule: str = "halving"
+    schedule: Literal["halving", "exponential"] = "halving"
     """Densities of these cuts: halving (EarlyCroP) or exponential (SynFlow, Iter-SNIP)."""
     regrow: bool = False
     """Whether weights removed by an earlier cut may return (FORCE)."""
@@ -79,10 +77,8 @@ class Settings(_densities.DensitySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for point in (self.every, self.latest, *([] if self.when == "detect" else [self.when])):
-            Step.parse(point)
-        if self.detector not in DETECTORS:
-            raise UsageError(f"detector {self.detector!r} is not known: {', '.join(DETECTORS)}")
+        if self.when != "detect":
+            Step.parse(self.when)
         if self.threshold < 0:
             raise UsageError(f"threshold is a share of the first change, at least 0, not {self.threshold:g}")
         if self.iterations < 0 or self.batches < 1 or self.batch < 1:
@@ -99,38 +95,37 @@ class Settings(_densities.DensitySettings):
     def densities_on_the_way(self) -> tuple[float, ...]:
         if not Pattern.parse(self.pattern).m:
             return self.targets  # any density can be met: no need to wait for torch
-        from ticketry.core.iterate import densities
+        from ticketry.core.prune import densities
 
         return tuple(each for last in self.targets for each in densities(last, self.cuts, self.schedule))
 
 
-levels = _densities.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.lab.sample import Sample
+    from ticketry.lab.scoring_sample import Sample
 
     check_score(settings)  # a wrong word is told before anything is trained
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    scope = prunable(lab, task, settings)
+    whole = replicate.whole
+    scope = prunable(replicate, settings)
     moments: dict[float, Moment] = {}
     if settings.when == "detect":
-        looks = _Looks(lab, whole, scope, settings)
-        moments = {density: looks.moment(density) for density in settings.targets}
+        detector = _Detector(replicate, scope, settings)
+        moments = {density: detector.moment(density) for density in settings.targets}
     steps = {density: moments[density].step if moments else whole.at(settings.when) for density in settings.targets}
     cuts: dict[str, Any] = {"iterations": settings.cuts, "schedule": settings.schedule}
     if not settings.structured:
         cuts["regrow"] = settings.regrow
-    sample = Sample(settings.batches, settings.batch, seeds.mask)
-    yield from pruned_once(lab, whole, scope, steps, settings, seeds, moments=moments, sample=sample, **cuts)
+    sample = Sample(settings.batches, settings.batch, replicate.seeds.mask)
+    yield from pruned_once(replicate, scope, steps, settings, moments=moments, sample=sample, **cuts)
 
 
-class _Looks:
-    """The dense network at the steps at which the detector looks, trained no further than is needed."""
+class _Detector:
+    """The dense network at the steps at which the detector measures, trained no further than is needed."""
 
-    def __init__(self, lab: Lab, whole: Segment, scope: Scope, settings: Settings) -> None:
-        self._lab, self._whole, self._scope, self._settings = lab, whole, scope, settings
+    def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
+        self._lab, whole = replicate.lab, replicate.whole
+        self._whole, self._scope, self._settings = whole, scope, settings
         every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
         self._steps, self._latest = range(every, latest + 1, every), latest
 
@@ -139,42 +134,42 @@ class _Looks:
         return self._alike(density) if self._settings.detector == "masks" else self._settled(density)
 
     def _settled(self, density: float) -> Moment:
-        from ticketry.core.detect import settled
+        from ticketry.core.sparse_training.pruning_time import settled
 
         threshold = self._settings.threshold or max(density, SLOWEST)
         start, spent = self._at(0), 0.0
-        looks: list[tuple[int, float]] = []
+        measured: list[tuple[int, float]] = []
         for step in self._steps:
             distance, seconds = self._lab.distance(self._at(step), start, self._scope)
-            looks.append((step, distance))
+            measured.append((step, distance))
             spent += seconds
-            if settled([value for _, value in looks], threshold) is not None:
-                return Moment(step, True, "distance", threshold, tuple(looks), round(spent, 3))
-        return Moment(self._latest, False, "distance", threshold, tuple(looks), round(spent, 3))
+            if settled([value for _, value in measured], threshold) is not None:
+                return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
+        return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
 
     def _alike(self, density: float) -> Moment:
-        from ticketry.core.detect import ALIKE, KEPT_MASKS, alike, differing
+        from ticketry.core.sparse_training.pruning_time import ALIKE, KEPT_MASKS, alike, differing
 
         masks: list[Mask] = []
-        looks: list[tuple[int, float]] = []
+        measured: list[tuple[int, float]] = []
         spent = 0.0
         for step in self._steps:
             mask, seconds = self._mask(self._at(step), density)
             masks = [*masks[1 - KEPT_MASKS :], mask]
             spent += seconds
             if len(masks) > 1:
-                looks.append((step, differing(masks[-2], masks[-1])))
+                measured.append((step, differing(masks[-2], masks[-1])))
             if alike(masks) is not None:
-                return Moment(step, True, "masks", ALIKE, tuple(looks), round(spent, 3))
-        return Moment(self._latest, False, "masks", ALIKE, tuple(looks), round(spent, 3))
+                return Moment(step, True, "masks", ALIKE, tuple(measured), round(spent, 3))
+        return Moment(self._latest, False, "masks", ALIKE, tuple(measured), round(spent, 3))
 
     def _at(self, step: int) -> Result:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
     def _mask(self, state: Result, density: float) -> tuple[Mask, float]:
         """By magnitude; of channels, by the scales of norms: those scales that are kept. And the seconds that took."""
+        from ticketry.core.layout import roles
         from ticketry.core.mask import Mask
-        from ticketry.core.structure.roles import roles
 
         lab, task = self._lab, self._whole.task
         if not self._settings.structured:

@@ -22,25 +22,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from ticketry.core.density import check_at_least
+from ticketry.core.pattern import check_at_least
 from ticketry.errors import UsageError
-from ticketry.lab.found import GRADUAL, Found, Seeds
-from ticketry.search import _densities
-from ticketry.search._about import About
-from ticketry.search._once import trained_on
-from ticketry.search._scope import check_readers, prunable
-from ticketry.step import Step
+from ticketry.lab.search_result import Found
+from ticketry.search.common import densities
+from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.pruned_once import CutAt, trained_on
+from ticketry.search.common.scope import Channels, prunable
+from ticketry.search.gating.settings import CutGates
 
 if TYPE_CHECKING:
-    from ticketry.lab.gating import Gating
-    from ticketry.lab.lab import Lab, Result
-    from ticketry.tasks.base import Task
-    from ticketry.tasks.recipe import Recipe
-
-_COLLAPSE = ("raise", "keep")
+    from ticketry.core.scope import Scope
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Result
+    from ticketry.search.gating.gating import Gating
 
 
 ABOUT = About(
@@ -51,91 +48,75 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_densities.Densities):
+class Settings(CutAt, CutGates, Channels, densities.Densities):
     """Settings of L0 regularisation."""
 
     penalty: float = 0.1
     """lambda times the number of training examples: the coefficient in the loss is this over that number."""
-    until: str = "50%"
-    """The step up to which gates are trained, and at which it is cut."""
     init: float = 0.0
     """What every log alpha begins with; 0 is a gate that is open to one half."""
     gate_lr: float = 0.1
     """Learning rate of the gates, by Adam; it rises and falls with that of the weights."""
-    collapse: str = "raise"
-    """What to do where no gate of a layer is among the best: raise (an error), or keep its best weight in place of the
-    worst one kept of the largest layer."""
     structured: bool = False
     """One gate for each coupled channel: remove whole channels, and train on in a physically smaller network. The
     density is of all weights, biases and norm parameters that can go."""
     keep_at_least: int = 0
     """With structured: channels that each group keeps at least, at least 1."""
-    multiple: int = 1
-    """With structured: channels go in blocks, so that each group that loses any keeps a multiple of this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Step.parse(self.until)
-        if self.collapse not in _COLLAPSE:
-            raise UsageError(f"collapse is raise or keep, not {self.collapse!r}")
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
         check_at_least(self.keep_at_least)
-        _densities.check_multiple(self.multiple, structured=self.structured)
+        self.check_multiple()
         if self.keep_at_least and not self.structured:
             raise UsageError("keep_at_least is of whole channels here: add --structured, or take --collapse keep")
         if self.structured and self.collapse != "raise":
             raise UsageError("collapse is of single weights: with structured each group keeps keep_at_least channels")
 
 
-levels = _densities.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
-    from ticketry.lab.harden import hardened_weights
+    from ticketry.core.gates.channel_gates import readers_of
+    from ticketry.search.gating.masks import hardened_weights
 
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = whole.at(settings.until)
-    if not 0 < step < whole.total:
-        raise UsageError(
-            f"gates are trained until {settings.until}, step {step} of {whole.total}: there must be steps with them,"
-            " and steps after them to train what is left"
-        )
-    soft = replace(whole, gates=_gating(lab, task, settings, seeds)).until(step)
+    lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
+    step = settings.cut_step(whole, "gates are trained", "them")
+    soft = replace(whole, variants=(_gating(replicate, scope, settings),)).until(step)
     if settings.structured:
-        check_readers(lab, task, prunable(lab, task, settings))
-    dense = lab.train(whole, keep=(step,), label="dense")
-    yield Found(0, None, lab.at(dense, step), dense, GRADUAL, dense)
+        readers_of(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
+    dense = replicate.dense(step)
+    yield dense
     gated = lab.train(soft, label="with gates")
     state = replace(gated, model=hardened_weights(lab, gated))
 
     def member(level: int, density: float) -> Found:
         mask = _mask(lab, gated, density, settings)
-        return trained_on(lab, dense, state, mask, settings, level=level, density=density, searched=gated)
+        return trained_on(replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated)
 
-    yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
+    yield from replicate.side_by_side(member, settings.targets)
 
 
-def _gating(lab: Lab, task: Task, settings: Settings, seeds: Seeds) -> Gating:
+def _gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
     from ticketry.core.gates import HardConcrete
     from ticketry.core.seeds import mix
-    from ticketry.lab.gating import Gating
+    from ticketry.search.gating.gating import Gating
 
     return Gating(
-        scope=tuple(prunable(lab, task, settings)),
+        scope=tuple(scope),
         kind=HardConcrete.name,
         init=settings.init,
-        penalty=settings.penalty / lab.sizes(task)["train"],
+        penalty=settings.penalty / replicate.lab.sizes(replicate.task)["train"],
         optimizer="adam",
         lr=settings.gate_lr,
-        seed=mix(seeds.mask, "l0"),
+        seed=mix(replicate.seeds.mask, "l0"),
         structured=settings.structured,
     )
 
 
 def _mask(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
-    from ticketry.lab.harden import allocated_mask, cut_mask
+    from ticketry.search.gating.masks import allocated_mask, cut_mask
 
     if not settings.structured:
         return allocated_mask(lab, gated, density, settings.collapse)

@@ -24,25 +24,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ticketry.core.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import UsageError
-from ticketry.lab.found import GRADUAL, Found, Seeds
-from ticketry.search import _densities
-from ticketry.search._about import About
-from ticketry.search._once import trained_on
-from ticketry.search._pattern import Patterned
-from ticketry.search._scope import check_norms, check_score, prunable, pruned
-from ticketry.step import Step
+from ticketry.lab.search_result import Found
+from ticketry.search.common import densities
+from ticketry.search.common.method import About, Replicate, on_replicate
+from ticketry.search.common.pruned_once import CutAt, trained_on
+from ticketry.search.common.scope import Patterned, check_norms, check_score, prunable, pruned
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab
-    from ticketry.lab.penalty import Penalty
-    from ticketry.tasks.base import Task
-    from ticketry.tasks.recipe import Recipe
+    from ticketry.lab.training.variants.penalty import Penalty
 
 STRENGTHS = {"l1_scales": 1e-4, "hoyer_square": 1e-4, "group_hoyer_square": 1e-3, "group_lasso": 1e-4}
 """Of each penalty, unless another is given: network slimming's for VGG (1e-5 for its ResNets and DenseNets); ours; the
@@ -61,29 +55,22 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Patterned, _densities.WeightSettings):
+class Settings(Patterned, CutAt, densities.WeightSettings):
     """Settings of training with a penalty."""
 
-    penalty: str = "hoyer_square"
+    penalty: Literal["l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso"] = "hoyer_square"
     """What is made small: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or
     the blocks of a pattern) or group_lasso (the blocks of a pattern)."""
     strength: float | None = None
     """Coefficient of the penalty in the loss; 1e-4, of group_hoyer_square 1e-3, if left out."""
-    until: str = "50%"
-    """The step up to which the penalty holds, and at which it is cut."""
     score: str = ""
     """What is kept: the highest by this score; if left out that which the penalty acts on: slimming for l1_scales,
     magnitude for hoyer_square and with a pattern, l2 for group_hoyer_square without one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.penalty not in STRENGTHS:
-            raise UsageError(f"penalty {self.penalty!r} is not known: {', '.join(STRENGTHS)}")
         if self.strength is not None and not 0 < self.strength <= 1e6:
             raise UsageError(f"strength is the coefficient of the penalty, above 0, at most 1e6, not {self.strength}")
-        Step.parse(self.until)
-        if self.structured:
-            _densities.check_structured(self.distribution, self.half_rate)
         pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
         if self.penalty not in (_OF_BLOCKS if pattern.blocks_of_rows else SCORES):
             raise UsageError(
@@ -103,43 +90,36 @@ class Settings(Patterned, _densities.WeightSettings):
         return self.score or by_penalty
 
 
-levels = _densities.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
+@on_replicate
+def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, then a pruned one for each density, the densest first."""
+    from ticketry.core.score import split_control
+
     settings = replace(settings, score=settings.how_scored)
     check_score(settings)  # a wrong word is told before anything is trained
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    step = whole.at(settings.until)
-    if not 0 < step < whole.total:
-        raise UsageError(
-            f"the penalty holds until {settings.until}, step {step} of {whole.total}: there must be steps with it, and"
-            " steps after it to train what is left"
-        )
-    scope = prunable(lab, task, settings)
-    penalty = _penalty(lab, task, scope, settings)
-    if settings.score.rpartition(":")[2] == "slimming":
-        check_norms(lab, task, scope)
-    dense = lab.train(whole, keep=(step,), label="dense")
-    yield Found(0, None, lab.at(dense, step), dense, GRADUAL, dense)
-    shrinking = lab.segment(
-        task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe, penalty=penalty, last=step
-    )
+    lab, whole = replicate.lab, replicate.whole
+    step = settings.cut_step(whole, "the penalty holds", "it")
+    scope = prunable(replicate, settings)
+    penalty = _penalty(replicate, scope, settings)
+    if split_control(settings.score)[1] == "slimming":
+        check_norms(replicate, scope)
+    dense = replicate.dense(step)
+    yield dense
+    shrinking = replace(whole, variants=(penalty,)).until(step)
     state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
 
     def member(level: int, density: float) -> Found:
-        mask = pruned(lab, task, state, scope, None, density, settings, seeds)
-        return trained_on(lab, dense, state, mask, settings, level=level, density=density)
+        mask = pruned(replicate, state, scope, density, settings)
+        return trained_on(replicate, dense.result, state, mask, settings, level=level, density=density)
 
-    yield from lab.gather([partial(member, level, each) for level, each in enumerate(settings.targets, start=1)])
+    yield from replicate.side_by_side(member, settings.targets)
 
 
-def _penalty(lab: Lab, task: Task, scope: Scope, settings: Settings) -> Penalty:
-    from ticketry.core.structure.roles import roles
-    from ticketry.lab.penalty import Penalty
+def _penalty(replicate: Replicate, scope: Scope, settings: Settings) -> Penalty:
+    from ticketry.core.layout import roles
+    from ticketry.lab.training.variants.penalty import Penalty
 
-    model = lab.model(task)
+    model = replicate.lab.model(replicate.task)
     if settings.penalty == "l1_scales":
         scales = roles(model).scales
         names = tuple(name for name, _ in model.named_parameters() if name in scales)

@@ -9,19 +9,12 @@ with, and is no part of the search.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ticketry.lab.found import Found, Seeds
-from ticketry.search import _gates
-from ticketry.search._about import About
-
-if TYPE_CHECKING:
-    from ticketry.lab.lab import Lab
-    from ticketry.tasks.base import Task
-    from ticketry.tasks.recipe import Recipe
-
+from ticketry.search.common.method import About
+from ticketry.search.gating import settings as of_gates
+from ticketry.search.gating.search import search_by_gates
 
 ABOUT = About(
     paper="Savarese et al. 2020, their baseline",
@@ -31,16 +24,11 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_gates.GateSettings):
+class Settings(of_gates.GateSettings):
     """Settings of Iterative Stochastic Sparsification."""
 
     def gating(self) -> dict[str, Any]:
         return {**super().gating(), "kind": "stochastic"}
 
 
-levels = _gates.levels
-
-
-def search(lab: Lab, task: Task, recipe: Recipe, settings: Settings, seeds: Seeds) -> Iterator[Found]:
-    """One replicate: the dense network, then for each s0, the densest first, a ticket a round."""
-    return _gates.search(lab, task, recipe, settings, seeds)
+search = search_by_gates

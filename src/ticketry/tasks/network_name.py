@@ -5,6 +5,7 @@ mlp-50-50          a perceptron with hidden layers of these widths
 NAME@W             the same with W times its width: every hidden layer has max(1, round(W * width)) units or filters
 timm:NAME          a network of timm's, untrained
 torchvision:NAME   a classifier of torchvision's, untrained
+MODULE:OBJECT      one's own: a class or function of shape and classes (and of `scale`, if it has other widths)
 """
 
 from __future__ import annotations
@@ -12,10 +13,55 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fractions import Fraction
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from ticketry.errors import TaskError
+from ticketry.registry import Registry, did_you_mean, import_from_here
+
+if TYPE_CHECKING:
+    from ticketry.tasks.models.network import Network
+
+_FAMILIES = {
+    "lenet": ("lenet-300-100", "lenet-5"),
+    "conv": ("conv-2", "conv-4", "conv-4-16", "conv-6"),
+    "resnet": (
+        *("resnet-20", "resnet-20-8", "resnet-32", "resnet-56", "resnet-18", "resnet-50"),
+        *("resnet-18-imagenet", "resnet-50-imagenet", "wrn-16-8", "wrn-28-10", "wrn-40-2"),
+    ),
+    "vgg": ("vgg-11", "vgg-13", "vgg-16", "vgg-19"),
+}
+"""Module -> its networks."""
+
+
+def _network(name: str, found: object) -> Network:
+    from ticketry.tasks.models.network import Network
+
+    return Network.of(name, found)
+
+
+NETWORKS: Registry[Network] = Registry(
+    "network",
+    "ticketry.models",
+    {
+        name: f"ticketry.tasks.models.{family}:{name.upper().replace('-', '_')}"
+        for family, names in _FAMILIES.items()
+        for name in names
+    },
+    make=_network,
+    error=TaskError,
+)
+
+_LANGUAGE = {"lstm": "lstm:LSTM", "lstm-tied": "lstm:TiedLSTM", "pointer-lstm": "pointer:PointerLSTM", "gpt": "gpt:GPT"}
+LANGUAGE_MODELS: Registry[Any] = Registry(
+    "language model",
+    "ticketry.language_models",
+    {name: f"ticketry.tasks.models.language.{target}" for name, target in _LANGUAGE.items()},
+    needs=("carries", "follows", "begin"),
+    error=TaskError,
+)
+"""Classes: see `models.language.base.LanguageModel`."""
 
 LIBRARIES = ("timm", "torchvision")
 """Those whose networks can be named."""
@@ -43,19 +89,27 @@ class NetworkName:
         """Read a name in any of its forms; whether there is such a network is not looked at.
 
         Raises:
-            TaskError: for a library that is not one of `LIBRARIES`, or a width that is not in (0, 4].
+            TaskError: for a library that is neither one of `LIBRARIES` nor a module, or a width that is not in (0, 4].
         """
         library, colon, rest = text.partition(":")
-        if not colon:
+        if not colon or (library not in LIBRARIES and _is_module(library)):
             base, at, width = text.partition("@")
             return cls(base, _width(width, text)) if at else cls(base)
         if library not in LIBRARIES:
-            raise TaskError(f"there is no network {text!r}: before the colon stands {' or '.join(LIBRARIES)}")
+            raise TaskError(
+                f"there is no network {text!r}: before the colon stands {' or '.join(LIBRARIES)}, or a module that can"
+                " be imported"
+            )
         if "@" in rest:
             raise TaskError(
                 f"{text}: only this package's own networks have a width; leave @{rest.partition('@')[2]} away"
             )
         return cls(rest, library=library)
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is an installed package's, or one's own."""
+        return ":" in self.base or (self.base not in NETWORKS.built_in and self.base in NETWORKS)
 
     def scaled(self, width: int) -> int:
         """What is left of a hidden layer's units or filters: max(1, round(W * width)), halves to the even number."""
@@ -70,9 +124,9 @@ class NetworkName:
         return f"{self.base}@{decimals}"
 
 
-def unknown(name: str, known: Iterable[str]) -> TaskError:
-    """The error for a name that is none of this package's networks."""
-    names = list(known)
+def unknown(name: str, known: Iterable[str] | None = None) -> TaskError:
+    """The error for a name that is none of the networks, or of those `known`."""
+    names = list(NETWORKS.names() if known is None else known)
     base = name.partition("@")[0]
     return TaskError(
         f"there is no network {base!r}: {did_you_mean(base, names)}choose one of {', '.join(names)}; or with another "
@@ -81,10 +135,11 @@ def unknown(name: str, known: Iterable[str]) -> TaskError:
     )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the nearest names, and a space after it; nothing if none is near."""
-    near = get_close_matches(name.lower(), list(known), n=3, cutoff=0.75)
-    return f"did you mean {' or '.join(near)}? " if near else ""
+def _is_module(name: str) -> bool:
+    """Whether a module's name is one of a package, or a module, that is there; nothing is imported."""
+    import_from_here()
+    top = name.partition(".")[0]
+    return top.isidentifier() and find_spec(top) is not None
 
 
 def _width(text: str, name: str) -> Fraction:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
+from msgspec import ValidationError, convert
+
+from ticketry.choices import check_choices
 from ticketry.errors import UsageError
 from ticketry.step import Step
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("constant", "multistep", "cosine", "onecycle", "linear")
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "multistep", "cosine", "onecycle", "linear"]
+Augmentation = Literal["flip", "crop", "resized_crop"]
 TO_ZERO = ("cosine", "onecycle", "linear")
 """Schedules whose learning rate is 0, or next to it, in the end."""
-AUGMENTATIONS = ("flip", "crop", "resized_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class Recipe:
     """The whole training, as a step: 10ep, 4000it."""
     batch: int = 128
     """Examples a step; the last batch of an epoch may be smaller."""
-    optimizer: str = "sgd"
+    optimizer: Optimizer = "sgd"
     """sgd, adam or adamw."""
     lr: float = 0.1
     """Peak learning rate."""
@@ -36,7 +39,7 @@ class Recipe:
     """Nesterov's form of SGD's momentum."""
     weight_decay: float = 0.0
     """L2 penalty of SGD and Adam, decoupled decay of AdamW; on all parameters, as in the papers' code."""
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     """Learning rate over the steps: constant, multistep, cosine, onecycle or linear (to 0)."""
     milestones: tuple[str, ...] = ()
     """Steps at which multistep multiplies the learning rate by gamma: 80ep,120ep or 50%,75%."""
@@ -48,17 +51,14 @@ class Recipe:
     """Share of the target spread over all classes."""
     clip: float = 0.0
     """Upper bound of the gradient's L2 norm; 0 leaves it alone."""
-    augment: tuple[str, ...] = ()
+    augment: tuple[Augmentation, ...] = ()
     """flip (left-right) and crop (random crop after padding by 4), drawn anew for every batch; resized_crop (a random
     part of the image, resized), which is done while images are read from disk, before the others."""
 
     def __post_init__(self) -> None:
         for name in _FLOATS:  # 1 and 1.0 are one recipe, and have one key
             object.__setattr__(self, name, float(getattr(self, name)))
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        for name in self.augment:
-            _one_of("augment", name, AUGMENTATIONS)
+        check_choices(self, "recipe: ")
         for step in (self.length, self.warmup, *self.milestones):
             Step.parse(step)
         if Step.parse(self.length).unit == "%":
@@ -112,16 +112,18 @@ _BOUNDS = (
 )
 
 
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"recipe: {field} {value!r} is not known: {', '.join(known)}")
-
-
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """The recipe that JSON or TOML `values` describe (lists for tuples)."""
+    """The recipe that JSON or TOML `values` describe (lists for tuples).
+
+    Raises:
+        UsageError: for a setting that is not known, or of another type or range.
+    """
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {', '.join(sorted(known))}")
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Recipe(**plain)
+    try:
+        return convert(values, Recipe)
+    except ValidationError as error:
+        told, _, place = str(error).partition(" - at `$.")
+        raise UsageError(f"recipe: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None

@@ -8,16 +8,16 @@ One kind of gate a file: `Continuous` (Savarese et al. 2020), `Stochastic` (its 
 et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025). `Balance` steers them to a density.
 """
 
-from ticketry.core.gates.attach import KINDS, attach
-from ticketry.core.gates.balance import Balance
-from ticketry.core.gates.binary_concrete import BinaryConcrete
-from ticketry.core.gates.continuous import Continuous
-from ticketry.core.gates.handle import Gates
-from ticketry.core.gates.hard_concrete import HardConcrete
-from ticketry.core.gates.histogram import Histogram
-from ticketry.core.gates.kind import Kind, Moment
-from ticketry.core.gates.schedule import by_epoch, by_step, inverse_temperature
-from ticketry.core.gates.stochastic import Stochastic
+from ticketry.core.gates.attach import attach
+from ticketry.core.gates.gate_kind import Kind, Moment, by_epoch, by_step, inverse_temperature
+from ticketry.core.gates.gates import Gates
+from ticketry.core.gates.grad_balance import Balance
+from ticketry.core.gates.kinds import KINDS
+from ticketry.core.gates.kinds.binary_concrete import BinaryConcrete
+from ticketry.core.gates.kinds.continuous import Continuous
+from ticketry.core.gates.kinds.hard_concrete import HardConcrete
+from ticketry.core.gates.kinds.stochastic import Stochastic
+from ticketry.core.gates.logits import Histogram
 
 __all__ = [
     "KINDS",

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import nn
 
-from ticketry.core.gates.binary_concrete import BinaryConcrete
-from ticketry.core.gates.blocks import BlockGates
-from ticketry.core.gates.continuous import Continuous
-from ticketry.core.gates.handle import Gates
-from ticketry.core.gates.hard_concrete import HardConcrete
-from ticketry.core.gates.kind import Kind
-from ticketry.core.gates.stochastic import Stochastic
-from ticketry.core.gates.swap import gated_parameters
+from ticketry.core.gates.block_gates import BlockGates
+from ticketry.core.gates.gate_kind import Kind
+from ticketry.core.gates.gates import Gates
+from ticketry.core.gates.kinds import kind_of
+from ticketry.core.gates.parameter_swap import gated_parameters
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.errors import MaskError, ScopeError, UsageError
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Continuous, Stochastic, HardConcrete, BinaryConcrete)}
-"""name -> kind of gate"""
+
+class GateOptions(TypedDict, total=False):
+    """Arguments of `attach`, by default as there."""
+
+    init: float
+    kind: str | Kind
+    scope: Scope | None
+    within: Mask | None
+    pattern: str | Pattern
+    seed: int
+
 
 LARGEST_INIT = 50
 """Of either sign. The papers use -0.3 to 0.3; out here a fresh gate is 0 or 1 in float32 and does not train."""
@@ -82,15 +90,6 @@ def attach(
     if pattern.unstructured:
         return Gates(model, parameters, kind_of(kind), init, within, seed)
     return BlockGates(model, parameters, pattern, kind_of(kind), init, within, seed)
-
-
-def kind_of(kind: str | Kind) -> Kind:
-    """The kind of a name; `UsageError` for one that is not known."""
-    if isinstance(kind, Kind):
-        return kind
-    if kind not in KINDS:
-        raise UsageError(f"gates of kind {kind!r} are not known: {', '.join(KINDS)}")
-    return KINDS[kind]()
 
 
 def check_model(model: nn.Module, init: float) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.blocks import Blocks
-from ticketry.core.gates.kind import gated
+from ticketry.core.gates.gate_kind import gated
+from ticketry.core.layout import Blocks
 from ticketry.errors import TrainingError
 
 
@@ -79,7 +79,7 @@ class _BlockProduct(torch.autograd.Function):
 
 def _summed_products(grad: Tensor, weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
     """The sum of grad * weight over each block, of `Blocks.shape`."""
-    small = blocks.count < _FEW_BLOCKS or blocks.pattern.whole_rows
+    small = blocks.count < _FEW_BLOCKS or blocks.whole_rows
     if small or torch.is_grad_enabled():  # create_graph=True: to be differentiated again
         return blocks.pool(grad * weight)
     # Row by row of the blocks, which takes a third of the time of a sum along a dimension in the middle.

@@ -2,7 +2,8 @@
 
 A score is a function ``score(model, scope, *, batches=None, loss=None, seed=0) -> {name: tensor}``: for each parameter
 in scope a tensor of its shape, the higher the more worth keeping. To add one, write a file here with a function of the
-file's name.
+file's name; or a package with an entry point in the group ``ticketry.scores`` (see `ticketry.registry`); or give the
+function itself. `described` tells lists whose it is; `of_gradients` and `of_gradient_flow` make a score of a formula.
 
 Scores that need data take it from `batches`, which the caller gives (of the training data), and nowhere else; every
 batch counts the same. ``loss(model, batch)`` is its mean loss. The model is afterwards as it was, whatever happens.
@@ -19,48 +20,54 @@ at
 Before a name, ``inverted:`` and ``shuffled:`` make controls of it: `inverted`, `shuffled`.
 """
 
-from __future__ import annotations
+from ticketry.core.score._formula import DataScore, of_gradient_flow, of_gradients
+from ticketry.core.score._protocol import About, Loss, Score, ScoreInputs, described
+from ticketry.core.score._registry import (
+    CONTROLS,
+    SCORES,
+    about,
+    get,
+    inverted,
+    names,
+    shuffled,
+    source_of,
+    split_control,
+)
+from ticketry.core.score.crop import crop
+from ticketry.core.score.fisher import fisher
+from ticketry.core.score.grasp import grasp
+from ticketry.core.score.grasp200 import grasp200
+from ticketry.core.score.magnitude import magnitude
+from ticketry.core.score.random import random
+from ticketry.core.score.snip import snip
+from ticketry.core.score.synflow import synflow
+from ticketry.core.score.taylor import taylor
 
-import importlib
-import pkgutil
-
-from ticketry.core.score._controls import inverted, shuffled
-from ticketry.core.score._protocol import About, Loss, Score
-from ticketry.errors import UsageError
-
-__all__ = ["About", "Loss", "Score", "about", "get", "inverted", "names", "shuffled"]
-
-CONTROLS = {"inverted": inverted, "shuffled": shuffled}
-
-
-def names() -> tuple[str, ...]:
-    """The scores that come with the library."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
-
-
-def get(score: str | Score) -> Score:
-    """The score called so, or the function itself; `UsageError` if there is none of that name."""
-    if callable(score):
-        return score
-    control, colon, rest = score.partition(":")
-    if colon and control in CONTROLS:
-        return CONTROLS[control](rest)
-    if score not in names():
-        raise UsageError(
-            f"score {score!r} is not known: {', '.join(names())}; or a control of one, such as inverted:magnitude or"
-            " shuffled:magnitude"
-        )
-    found: Score = getattr(importlib.import_module(f"{__name__}.{score}"), score)
-    return found
-
-
-def about(name: str) -> About:
-    """The facts of a score that comes with the library; `UsageError` if there is none of that name."""
-    get(name)
-    found: About = getattr(importlib.import_module(f"{__name__}.{name.rpartition(':')[2]}"), "ABOUT", About())
-    return found
-
-
-# `tk.score.magnitude` is the function, not the file: bind each file's function over its module.
-for _name in names():
-    globals()[_name] = get(_name)
+__all__ = [
+    "CONTROLS",
+    "SCORES",
+    "About",
+    "DataScore",
+    "Loss",
+    "Score",
+    "ScoreInputs",
+    "about",
+    "crop",
+    "described",
+    "fisher",
+    "get",
+    "grasp",
+    "grasp200",
+    "inverted",
+    "magnitude",
+    "names",
+    "of_gradient_flow",
+    "of_gradients",
+    "random",
+    "shuffled",
+    "snip",
+    "source_of",
+    "split_control",
+    "synflow",
+    "taylor",
+]

@@ -1,18 +1,24 @@
-"""The state in which a network is measured, and everything as it was afterwards."""
+"""How a network is measured: in which state, and as it was afterwards; by gradients, and the Hessian times one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
+from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
+from ticketry.core.score._protocol import Loss, ScoreInputs
 from ticketry.core.seeds import mix
-from ticketry.errors import MaskError, UsageError
+from ticketry.errors import MaskError, ScoreError, UsageError
 
 NORMS = ("batch", "running")
 
@@ -32,8 +38,7 @@ def measuring(
         UsageError: for another word than batch or running.
         MaskError: if `at` is not a mask of the scope.
     """
-    if norms not in NORMS:
-        raise UsageError(f"norms {norms!r} is not known: {', '.join(NORMS)}")
+    check_choice("norms", norms, NORMS)
     if at is not None and at.shapes != dict(scope.shapes):
         raise MaskError("the mask to measure at is not of the parameters in scope")
     parameters = scope.parameters(model)
@@ -58,6 +63,14 @@ def seeded(seed: int, model: nn.Module) -> Iterator[None]:
         for index in devices:
             torch.cuda.default_generators[index].manual_seed(mix(seed, "scoring"))
         yield
+
+
+def kept_batches(inputs: ScoreInputs, model: nn.Module) -> ScoreInputs:
+    """The same with the batches in a list, to be gone through several times."""
+    if inputs.batches is None:
+        return inputs
+    with seeded(inputs.seed, model):  # a loader that shuffles draws from the global generator
+        return replace(inputs, batches=list(inputs.batches))
 
 
 @contextmanager
@@ -136,3 +149,187 @@ def _eager(model: nn.Module) -> Iterator[None]:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def given(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
+    """Both, or `UsageError` saying that the score needs them."""
+    if batches is None or loss is None:
+        missing = " and ".join(word for word, value in (("batches", batches), ("a loss", loss)) if value is None)
+        raise UsageError(
+            f"score {score!r} needs {missing}: give batches= (of training data) and loss=, a function"
+            " loss(model, batch) of the mean loss"
+        )
+    return batches, loss
+
+
+def no_batch() -> UsageError:
+    """The error of a score that was given batches, and none came."""
+    return UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
+
+
+def average(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Iterable[object],
+    loss: Loss,
+    of: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> dict[str, Tensor]:
+    """name -> mean over the batches of ``of(gradient of the batch's loss)``; every batch counts the same.
+
+    Raises:
+        UsageError: if there is no batch, or the loss is not a scalar tensor.
+        ScoreError: if a loss is not finite, or does not depend on any of the weights.
+    """
+    total: dict[str, Tensor] = {}
+    count = 0
+    for count, batch in enumerate(batches, start=1):
+        found = _gradients(_value(model, batch, loss, count), weights)
+        for name, weight in weights.items():
+            gradient = found[name]
+            value = of(torch.zeros_like(weight) if gradient is None else gradient)
+            total[name] = total[name].add_(value) if name in total else value.to(_wide(value.dtype), copy=True)
+    if not count:
+        raise no_batch()
+    return {name: value.div_(count) for name, value in total.items()}
+
+
+def hessian_gradient(
+    score: str,
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    batches: Iterable[object],
+    loss: Loss,
+    at: Mask | None = None,
+    *,
+    gradient: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """name -> Hg of the mean loss over the batches, H and g being of the given weights only (no bias, no norm).
+
+    g is averaged over all batches first; then the derivative of <g, gradient of a batch>, g held constant, is averaged
+    over the same batches, which are therefore kept in memory. With a mask `at`, only the gradient of kept weights
+    counts in the product: what is removed does not flow. `gradient` is g where it is known, or another direction.
+
+    Raises:
+        ScoreError: naming the operation, if one has no second derivative; see also `average`.
+    """
+    kept = list(batches)
+    try:
+        with _twice_differentiable():
+            fixed = average(model, weights, kept, loss) if gradient is None else gradient
+            if at is not None:
+                fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
+            return _average_product(model, weights, kept, loss, fixed)
+    except _OnceDifferentiableError as error:
+        raise ScoreError(f"score {score!r} needs second derivatives: {error}") from None
+
+
+def _average_product(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[object], loss: Loss, fixed: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    total = {name: torch.zeros_like(value) for name, value in fixed.items()}
+    for count, batch in enumerate(batches, start=1):
+        value = _value(model, batch, loss, count)
+        if count == 1:
+            _refuse_once_differentiable(value)
+        moving = _gradients(value, weights, create_graph=True)
+        product = sum((fixed[name] * each).sum() for name, each in moving.items() if each is not None)
+        if isinstance(product, Tensor) and product.requires_grad:  # else the gradient is constant, and H is 0
+            for name, each in _gradients(product, weights).items():
+                if each is not None:
+                    total[name].add_(each)
+    return {name: value.div_(len(batches)) for name, value in total.items()}
+
+
+def checked(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The scores, detached.
+
+    Raises:
+        ScoreError: if one is not finite, or all of them are exactly 0.
+    """
+    for name, values in scores.items():
+        if not bool(torch.isfinite(values).all()):
+            raise ScoreError(
+                f"score {score!r} of {name!r} is not finite: the gradients overflow; look at the scale of loss, weights"
+                " and inputs, or use float64"
+            )
+    if not any(bool(values.any()) for values in scores.values()):
+        raise ScoreError(
+            f"score {score!r} is 0 for every weight, so that none is better than another: its gradients vanish (units"
+            " that are dead or saturated, weights that are all 0, or a loss that they do not reach)"
+        )
+    return {name: values.detach() for name, values in scores.items()}
+
+
+def _value(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
+    value = loss(model, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")
+    if not bool(torch.isfinite(value)):
+        raise ScoreError(f"the loss of batch {count} is {float(value.detach()):g}: look at the weights and the inputs")
+    if not value.requires_grad:
+        raise ScoreError(
+            f"the loss of batch {count} does not depend on any parameter in scope: is it detached, or computed from"
+            " another model than the one it is given?"
+        )
+    return value.reshape(())
+
+
+def _gradients(
+    value: Tensor, weights: Mapping[str, nn.Parameter], create_graph: bool = False
+) -> dict[str, Tensor | None]:
+    # autograd.grad leaves nothing in .grad. None: the value does not depend on that weight.
+    with _naming_the_operation():
+        found = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
+    return dict(zip(weights, found, strict=True))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# -- operations without a second derivative ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Attention by its plain formula: the fused kernels have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _naming_the_operation() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not re.search(r"derivative for .* is not implemented|double backward|differentiate twice", text):
+            raise
+        found = re.search(r"derivative for '?(?:aten::)?([\w:]+?)'? is not implemented", text)
+        raise _OnceDifferentiableError(found[1] if found else text.split("\n")[0]) from None
+
+
+def _refuse_once_differentiable(value: Tensor) -> None:
+    """A function marked so may answer a second differentiation with silence, as though its derivative were constant."""
+    mark = once_differentiable(_refuse_once_differentiable).__code__
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function: Any = getattr(node, "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is mark:
+            raise _OnceDifferentiableError(function.__name__)
+        waiting += [below for below, _ in node.next_functions]
+
+
+class _OnceDifferentiableError(ScoreError):
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} has no second derivative; use a score that needs first derivatives only (snip, taylor,"
+            " fisher; of channels snap, taylor), or another implementation of that operation"
+        )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,8 +18,18 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True)
+class ScoreInputs:
+    """What scores are measured on, where they need it; `vars` of it are the arguments of a score."""
+
+    batches: Iterable[object] | None = None
+    """Of training data."""
+    loss: Loss | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class About:
-    """Facts of a score, for lists: the constant ``ABOUT`` of its file."""
+    """Facts of a score, for lists: see `described`."""
 
     paper: str = "not said"
     """A short citation."""
@@ -43,3 +53,20 @@ class Score(Protocol):
         loss: Loss | None = None,
         seed: int = 0,
     ) -> dict[str, Tensor]: ...
+
+
+F = TypeVar("F", bound=Callable[..., dict[str, Tensor]])
+
+
+def described(about: About) -> Callable[[F], F]:
+    """A decorator that tells of a score what lists show of it."""
+
+    def tell(score: F) -> F:
+        setattr(score, ABOUT, about)
+        return score
+
+    return tell
+
+
+ABOUT = "about"
+"""The attribute of a score that holds its facts."""

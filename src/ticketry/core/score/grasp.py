@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.score._gradients import checked, given, hessian_gradient
-from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import About, Loss
+from ticketry.core.score._measure import checked, given, hessian_gradient, measuring
+from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import UsageError
 
-ABOUT = About(paper="Wang et al. 2020", data="yes", order=2, channels="summed")
 
-
+@described(About(paper="Wang et al. 2020", data="yes", order=2, channels="summed"))
 def grasp(
     model: nn.Module,
     scope: Scope,

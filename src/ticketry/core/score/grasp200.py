@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.score._protocol import About, Loss
+from ticketry.core.score._protocol import About, Loss, described
 from ticketry.core.score.grasp import grasp
 
-ABOUT = About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed")
 
-
+@described(About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed"))
 def grasp200(
     model: nn.Module,
     scope: Scope,

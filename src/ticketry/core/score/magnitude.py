@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from ticketry.core.computed_weights import computed_weights
 from ticketry.core.scope import Scope
-from ticketry.core.score._protocol import About
-
-ABOUT = About(paper="Han et al. 2015", data="no", order=0, channels="l1, l2")
+from ticketry.core.score._protocol import About, described
 
 
+@described(About(paper="Han et al. 2015", data="no", order=0, channels="l1, l2"))
 def magnitude(
     model: nn.Module,
     scope: Scope,
@@ -20,5 +20,10 @@ def magnitude(
     loss: object = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """|w| of every weight in scope; needs no data and nothing random."""
-    return {name: parameter.detach().abs() for name, parameter in scope.parameters(model).items()}
+    """|w| of every weight in scope, of a computed one (weight_norm, …) as the layer uses it; needs no data."""
+    computed = {id(original): each for each in computed_weights(model) for original in each.originals}
+    scores = {}
+    for name, parameter in scope.parameters(model).items():
+        weight = computed[id(parameter)].value() if id(parameter) in computed else parameter.detach()
+        scores[name] = (weight if weight.shape == parameter.shape else parameter.detach()).abs()
+    return scores

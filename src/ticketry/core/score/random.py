@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
-from ticketry.core.score._protocol import About
+from ticketry.core.score._protocol import About, described
 from ticketry.core.seeds import generator
 
-ABOUT = About(paper="a control", data="no", order=0, channels="summed")
 
-
+@described(About(paper="a control", data="no", order=0, channels="summed"))
 def random(
     model: nn.Module,
     scope: Scope,

@@ -12,14 +12,12 @@ from torch.func import functional_call
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name
-from ticketry.core.score._gradients import checked
-from ticketry.core.score._measure import measuring
-from ticketry.core.score._protocol import About, Loss
+from ticketry.core.score._measure import checked, measuring, no_batch
+from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
 
-ABOUT = About(paper="Tanaka et al. 2020", data="shapes", order=1, channels="summed")
 
-
+@described(About(paper="Tanaka et al. 2020", data="shapes", order=1, channels="summed"))
 def synflow(
     model: nn.Module,
     scope: Scope,
@@ -79,7 +77,7 @@ def _inputs(model: nn.Module, batches: Iterable[object], loss: Loss | None) -> t
     """The arguments of the model's call for the first batch."""
     batch: Any = next(iter(batches), None)
     if batch is None:
-        raise UsageError("there is no batch in batches=: an iterator can be read only once; give a list or a loader")
+        raise no_batch()
     if loss is None:
         args = (batch,) if isinstance(batch, Tensor) else batch
         if not isinstance(args, (tuple, list)) or not all(isinstance(each, Tensor) for each in args):

@@ -6,93 +6,26 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
+from msgspec import structs
+from torch import Tensor, nn
 
-from ticketry.engine.bench import cores
-from ticketry.engine.bench.case import Case
-from ticketry.engine.bench.dense import Call, Contender, UnavailableError
-from ticketry.engine.bench.machine import last_cache, machine
+from ticketry.core.mask import Mask
+from ticketry.engine.bench.dense_engines import Call, Contender, UnavailableError
+from ticketry.engine.bench.machine import can_pin, choose_cores, kept_on, last_cache, machine
 from ticketry.engine.bench.timing import Samples, Timing, median_interval, quartiles, take
-from ticketry.engine.inputs import difference, outputs_of
+from ticketry.engine.bench.workload import Case
+from ticketry.engine.compiled import Compiled, compile
+from ticketry.engine.example_inputs import difference, outputs_of
 from ticketry.errors import EngineError
+from ticketry.records.speed import EngineTime, Saved, SpeedLayer, Timed
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """The largest relative error of an engine that is timed."""
-
-
-@dataclass(frozen=True)
-class EngineTime:
-    """A line of the table: one engine."""
-
-    engine: str
-    sparse: bool
-    seconds: float | None
-    """Median of a call; None where it was not timed."""
-    low: float | None
-    """First quartile."""
-    high: float | None
-    """Third quartile."""
-    wall: tuple[float, ...]
-    """Seconds of a call, of each round."""
-    cpu: tuple[float, ...]
-    """Likewise, summed over threads."""
-    calls: int
-    """In each sample."""
-    error: float | None
-    """Of the outputs, relative to eager torch in float32."""
-    prepare_seconds: float | None
-    """What it took to compile or load."""
-    why: str
-    """Why it was not timed; else empty."""
-    versions: dict[str, str]
-
-    @property
-    def timed(self) -> bool:
-        return self.seconds is not None
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a sparse engine saves against the fastest dense one: 1 - time / time in the same round."""
-
-    engine: str
-    against: str
-    saved: float
-    """Median over rounds of the share of time saved; negative where it is slower."""
-    low: float
-    high: float
-    confidence: float
-    """Of the interval."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All of one case."""
-
-    batch: int
-    precision: str
-    threads: int
-    cores: tuple[int, ...] | None
-    """The threads were kept there; None where the system cannot."""
-    rounds: int
-    cold: bool
-    clock: str
-    times: tuple[EngineTime, ...]
-    saved: tuple[Saved, ...]
-    machine: dict[str, Any]
-
-    @property
-    def fastest(self) -> EngineTime | None:
-        """The fastest dense engine."""
-        return _fastest(self.times)
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON values."""
-        fastest = self.fastest
-        return {**asdict(self), "fastest_dense": fastest.engine if fastest else None}
 
 
 @dataclass
@@ -114,7 +47,7 @@ def compare(
     required: Sequence[str] = (),
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Comparison:
+) -> Timed:
     """Time all contenders on one case, in turns, with the same threads on the same cores.
 
     A contender that cannot be had, fails, or whose outputs are wrong is not timed; its row says why.
@@ -130,33 +63,34 @@ def compare(
             can run the model.
     """
     timing = timing or Timing()
-    chosen = tuple(on_cores) if on_cores is not None else cores.choose(case.threads)
+    chosen = tuple(on_cores) if on_cores is not None else choose_cores(case.threads)
     _distinct(contenders)
     case = case.of(copy.deepcopy(case.model))
     with _threads(case.threads):
         # Not yet on their cores: OpenVINO counts, once in a process, those that it may use.
         expected = case.reference()
         entries = [_prepared(contender, case, expected, required, say) for contender in contenders]
-        ready = {entry.contender.name: _bound(entry.call, case) for entry in entries if entry.call is not None}
+        ready = {entry.contender.name: partial(entry.call, *case.inputs) for entry in entries if entry.call is not None}
         if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
             told = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
             raise EngineError(f"no dense engine can be timed ({told})")
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
-        with cores.kept_on(chosen):
+        with kept_on(chosen):
             samples = take(ready, timing, last_cache())
     times = tuple(_row(entry, samples.get(entry.contender.name), timing) for entry in entries)
     packages = {package for contender in contenders for package in _versions(contender)}
-    return Comparison(
+    return Timed(
         batch=case.batch,
         precision=case.precision,
         threads=case.threads,
-        cores=chosen if cores.can_pin() else None,
+        cores=chosen if can_pin() else None,
         rounds=timing.rounds,
         cold=timing.cold,
         clock=timing.clock,
         times=times,
         saved=_all_saved(times, timing),
         machine=machine(sorted(packages | {"torch", "ticketry"})),
+        fastest_dense=_fastest(times).engine,
     )
 
 
@@ -170,13 +104,12 @@ def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Save
 
 def _all_saved(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
     base = _fastest(times)
-    assert base is not None
     return tuple(saved_against(row, base, timing) for row in times if row.sparse and row.timed)
 
 
-def _fastest(times: Sequence[EngineTime]) -> EngineTime | None:
-    dense = [row for row in times if not row.sparse and row.seconds is not None]
-    return min(dense, key=lambda row: row.seconds or 0.0, default=None)
+def _fastest(times: Sequence[EngineTime]) -> EngineTime:
+    """The fastest dense engine, of which at least one was timed."""
+    return min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
 
 
 def _by(row: EngineTime, clock: str) -> tuple[float, ...]:
@@ -197,13 +130,11 @@ def _prepared(
         call = contender.prepare(case)
         entry.prepare_seconds = time.perf_counter() - began
         entry.error = difference(outputs_of(call(*case.inputs)), expected)
-    except UnavailableError as error:
-        if contender.name in required:
-            raise EngineError(f"{contender.name}: {error}") from None
-        entry.why = str(error)
-        return entry
     except EngineError as error:
-        if contender.name in required or contender.sparse:
+        lacking = isinstance(error, UnavailableError)
+        if lacking and contender.name in required:
+            raise EngineError(f"{contender.name}: {error}") from None
+        if not lacking and (contender.name in required or contender.sparse):
             raise
         entry.why = str(error)
         return entry
@@ -215,11 +146,6 @@ def _prepared(
     if contender.sparse:
         raise EngineError(f"{contender.name} is not timed, for {entry.why}")
     return entry
-
-
-def _bound(call: Call, case: Case) -> Callable[[], object]:
-    inputs = case.inputs
-    return lambda: call(*inputs)
 
 
 def _row(entry: _Entry, samples: Samples | None, timing: Timing) -> EngineTime:
@@ -261,3 +187,23 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def timed_layers(fast: Compiled, model: nn.Module, mask: Mask, inputs: Tensor, precision: str) -> list[SpeedLayer]:
+    """Each layer with its seconds, and with those in the same engine with nothing pruned.
+
+    Both are of one thread, medians of a few calls; they are not taken in turns, so small differences mean nothing.
+    A layer that the dense model does not have by that name has None.
+    """
+    whole = cast("Compiled", compile(unpruned(model, mask), None, inputs, threads=1, precision=precision))
+    dense = {layer.name: layer.seconds for layer in whole.profile(inputs)}
+    return [SpeedLayer(**structs.asdict(layer), dense_seconds=dense.get(layer.name)) for layer in fast.profile(inputs)]
+
+
+def unpruned(model: nn.Module, mask: Mask) -> nn.Module:
+    """A copy with numbers in the place of pruned weights, so that no layer is sparse: good for its time alone."""
+    filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for name, parameter in mask.parameters(filled).items():
+        noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)
+        parameter.data = torch.where(mask[name].to(parameter.device), parameter.data, noise.to(parameter))
+    return filled

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure import channels
-from ticketry.engine.inputs import Inputs
+from ticketry.engine.example_inputs import Inputs
 from ticketry.errors import UsageError
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ticketry.engine.capture.model import capture
+from ticketry.engine.capture.pipeline import capture
 
 __all__ = ["capture"]

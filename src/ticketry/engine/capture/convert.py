@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.inline import inline
-from ticketry.engine.graph import DTYPES, Graph, Json, Node, Value
+from ticketry.engine.capture.torch_export import inline
+from ticketry.engine.graph import DTYPES, UNFILED, Graph, Json, Node, Value, aten
+from ticketry.engine.graph.memory import plain
+from ticketry.engine.graph.native import dtype_name
 from ticketry.errors import CaptureError
 
 
@@ -31,20 +33,7 @@ Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
 """A shape in which the batch may be anywhere; None is a size that depends on it in another way."""
 
 _OPERATORS: Mapping[Any, str] = {
-    operator.add: "add",
-    operator.sub: "sub",
-    operator.mul: "mul",
-    operator.floordiv: "floordiv",
-    operator.truediv: "truediv",
-    operator.mod: "mod",
-    operator.neg: "neg",
-    operator.eq: "eq",
-    operator.ne: "ne",
-    operator.lt: "lt",
-    operator.le: "le",
-    operator.gt: "gt",
-    operator.ge: "ge",
-    operator.getitem: "getitem",
+    **{getattr(operator, name): name for name in aten.OPERATORS if hasattr(operator, name)},
     torch.sym_max: "max",
     torch.sym_min: "min",
     torch.sym_int: "int",
@@ -52,16 +41,7 @@ _OPERATORS: Mapping[Any, str] = {
     math.trunc: "int",
 }
 
-
 _NEEDS_STRIDES = (("aten", "view"), ("aten", "_unsafe_view"))
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A graph of torch nodes, and the sizes of all its values."""
-
-    graph: Graph
-    sizes: dict[str, Sizes]
 
 
 class _Leaf:
@@ -71,8 +51,10 @@ class _Leaf:
         self.tree = tree
 
 
-def convert(program: torch.export.ExportedProgram, model: nn.Module, notes: Iterable[str]) -> Converted:
-    """The program's operations, values, weights and signature.
+def convert(
+    program: torch.export.ExportedProgram, model: nn.Module, notes: Iterable[str]
+) -> tuple[Graph, dict[str, Sizes]]:
+    """The program's operations, values, weights and signature as a graph of torch nodes, and the sizes of all values.
 
     Raises:
         CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
@@ -91,7 +73,7 @@ def convert(program: torch.export.ExportedProgram, model: nn.Module, notes: Iter
         signature=_signature(program, model, reader.arguments),
         notes=tuple(notes),
     )
-    return Converted(graph, reader.sizes)
+    return graph, reader.sizes
 
 
 class _Reader:
@@ -137,7 +119,7 @@ class _Reader:
         tensor = state[target] if target in state else self.program.constants[target]
         if not isinstance(tensor, Tensor):
             raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
-        tensor = tensor.detach()
+        tensor = plain(tensor.detach(), f"the weight {target!r}")
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
         self.tensors[name] = tensor
@@ -146,8 +128,8 @@ class _Reader:
     def _value(self, name: str, made: Any) -> None:
         if isinstance(made, Tensor):
             self.sizes[name] = tuple(self._size(size) for size in made.shape)
-            dtype = str(made.dtype).removeprefix("torch.")
-            if dtype not in DTYPES:
+            dtype = dtype_name(made.dtype)
+            if dtype not in DTYPES | UNFILED:
                 raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
             self.values[name] = Value(name, shape_of(self.sizes[name]), dtype)
         else:
@@ -262,15 +244,10 @@ def _batch(program: torch.export.ExportedProgram) -> Any:
         value = one.meta.get("val")
         if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
             for size in value.shape[:1]:
-                expression = _expression(size)
-                if expression is not None and not expression.is_Integer:
-                    return expression
+                symbol: Any = getattr(size, "node", None)  # none of a plain number
+                if symbol is not None and not symbol.expr.is_Integer:
+                    return symbol.expr
     return None
-
-
-def _expression(size: Any) -> Any:
-    """The formula behind a size; None of a plain number."""
-    return None if isinstance(size, int) else size.node.expr
 
 
 def _argument(arg: Any, where: str) -> Json:
@@ -279,9 +256,9 @@ def _argument(arg: Any, where: str) -> Json:
     if arg is None or isinstance(arg, (bool, int, float, str)):
         return arg
     if isinstance(arg, torch.dtype):
-        return {"dtype": str(arg).removeprefix("torch.")}
+        return {"dtype": dtype_name(arg)}
     if isinstance(arg, torch.memory_format):
-        return {"memory_format": str(arg).removeprefix("torch.")}
+        return {"memory_format": dtype_name(arg)}
     if isinstance(arg, torch.device):
         return {"device": "own"}
     if isinstance(arg, torch.layout):

@@ -10,15 +10,37 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ticketry.engine import aten
 from ticketry.engine.capture.convert import Multiple, Sizes
-from ticketry.engine.graph import Graph, Json, Node, Value, node
-from ticketry.engine.infer import Facts, infer
+from ticketry.engine.graph import FLOATS, Graph, Json, Node, Value, aten, node
+from ticketry.engine.graph.native import Facts, infer, takes
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 
+Found: TypeAlias = "dict[str, Json]"
+"""The arguments of a torch node by their names."""
+
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
-"""What becomes of a node: other nodes, the last of which makes its output; a value that is the same; None: as it is."""
+"""What becomes of a node: other nodes, the last of which makes its output; a value that is the same; None, or where it
+raises `NoMatchError`: as it is."""
+
+Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
+"""The same of a torch node, with its arguments."""
+
+
+class NoMatchError(Exception):
+    """A node is not what a rule is for."""
+
+
+def number(arg: Json) -> float:
+    """An argument that is a finite number; `NoMatchError` for any other, such as ``{"float": "inf"}``."""
+    need(isinstance(arg, (int, float)))
+    return float(arg)
+
+
+def need(condition: object) -> None:
+    """`NoMatchError` unless the condition holds."""
+    if not condition:
+        raise NoMatchError
 
 
 @dataclass
@@ -52,11 +74,28 @@ class Editor:
             found = tuple(Multiple(1) if size is None else size for size in shape)
         return None if found is None or None in found else found
 
+    def same_size(self, one: str, other: str) -> bool:
+        """Whether two values are known to have the same sizes: a view that gives just what it was given."""
+        return self.size(one) is not None and self.size(one) == self.size(other)
+
     def floating(self, *names: str) -> bool:
         """Whether all are tensors of one floating point type and of known shapes."""
         kinds = {self.values[name].dtype for name in names}
         known = all(self.values[name].shape is not None for name in names)
-        return known and len(kinds) == 1 and next(iter(kinds)) in ("float64", "float32", "float16", "bfloat16")
+        return known and len(kinds) == 1 and kinds <= FLOATS
+
+    def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
+        """The values that arguments of a torch node name, each of so many axes (at least one where None).
+
+        Raises:
+            NoMatchError: they name none, or not all of them and the node's output are `floating`.
+        """
+        names = [value_of(arg) for arg in args]
+        found = [name for name in names if name is not None]
+        need(len(found) == len(names) and self.floating(*found, one.output))
+        shapes = [self.shape(name) or () for name in found]
+        need(all(len(shape) == axes if axes is not None else shape for shape in shapes))
+        return found
 
     def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
         """A new value of the data type of `like`."""
@@ -85,21 +124,27 @@ class Editor:
     ) -> Node:
         """A native node whose output is a new value, its shape inferred."""
         made = node(op, inputs, "", weights, **attrs)
-        shape, _ = infer(
-            op,
-            made.attrs,
-            [Facts(self.shape(name) or (), self.values[name].dtype) for name in inputs],
-            {role: _facts(self.tensors[name]) for role, name in made.weights.items()},
-        )
-        return replace(made, output=self.value(like, shape))
+        return replace(made, output=self.value(like, self.inferred(made)))
+
+    def inferred(self, one: Node) -> Shape:
+        """The shape of what a native node makes."""
+        inputs = [Facts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
+        weights = {role: Facts.of(self.tensors[name]) for role, name in one.weights.items()}
+        return infer(one.op, one.attrs, inputs, weights)[0]
+
+    def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
+        """The node that makes a value; `NoMatchError` if there is none of these operations, and with this activation.
+
+        Torch nodes go by their `base`.
+        """
+        maker = self.makers.get(name or "")
+        if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
+            raise NoMatchError
+        return maker
 
     def sole(self, name: str) -> Node | None:
         """The node that makes a value which only one reader reads, or None."""
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
-
-
-def _facts(tensor: Tensor) -> Facts:
-    return Facts(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
@@ -118,7 +163,12 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
     done: list[Node] = []
     for old in graph.nodes:
         current = rename(old, renamed)
-        made = rule(editor, current)
+        try:
+            made = rule(editor, current)
+        except NoMatchError:
+            made = None
+        if isinstance(made, list) and not all(takes(one.op, one.attrs) for one in made if one.native):
+            made = None  # a number that is none of float32, say
         if isinstance(made, str):
             renamed[old.output] = made
             continue
@@ -140,32 +190,19 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
     """A torch node with other arguments in the place of the values that are keys of `changed`."""
-    attrs = _exchange(one.attrs, changed)
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
-    _collect(attrs, inputs, weights)
+
+    def change(kind: str, content: str) -> Json:
+        made = changed.get(content, {kind: content}) if kind == "value" else {kind: content}
+        if (name := value_of(made)) is not None:
+            inputs[name] = None
+        elif (name := tensor_of(made)) is not None:
+            weights[name] = name
+        return made
+
+    attrs = aten.exchanged(one.attrs, change)
     return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
-
-
-def _exchange(attrs: Any, changed: Mapping[str, Json]) -> Any:
-    if isinstance(attrs, dict):
-        if set(attrs) == {"value"}:
-            return changed.get(attrs["value"], attrs)
-        return {key: _exchange(part, changed) for key, part in attrs.items()}
-    return [_exchange(part, changed) for part in attrs] if isinstance(attrs, list) else attrs
-
-
-def _collect(attrs: Any, inputs: dict[str, None], weights: dict[str, str]) -> None:
-    if isinstance(attrs, list):
-        for part in attrs:
-            _collect(part, inputs, weights)
-    elif isinstance(attrs, dict) and set(attrs) == {"value"} and isinstance(attrs["value"], str):
-        inputs[attrs["value"]] = None
-    elif isinstance(attrs, dict) and set(attrs) == {"tensor"} and isinstance(attrs["tensor"], str):
-        weights[attrs["tensor"]] = attrs["tensor"]
-    elif isinstance(attrs, dict):
-        for part in attrs.values():
-            _collect(part, inputs, weights)
 
 
 def _rename_tree(tree: Json, renamed: Mapping[str, str]) -> Json:
@@ -193,7 +230,7 @@ def without_unused(graph: Graph) -> Graph:
 # -- arguments of torch nodes ------------------------------------------------------------------------------------------
 
 
-def arguments(one: Node) -> dict[str, Json]:
+def arguments(one: Node) -> Found:
     """The arguments of a torch node by their names, defaults included; {} of arithmetic on numbers."""
     if one.op.startswith("operator."):
         return {}

@@ -1,177 +1,158 @@
-"""Convolutions, linear layers, norms, poolings, softmax and attention."""
+"""Layers: convolutions, linear ones, norms, poolings, attention, activations, sums, and what does nothing in use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ticketry.engine.capture.editor import Editor, Rule, arguments, base, tensor_of, value_of
+from ticketry.engine.capture.editor import (
+    Editor,
+    Found,
+    Lowering,
+    NoMatchError,
+    arguments,
+    base,
+    need,
+    number,
+    number_of,
+    tensor_of,
+    value_of,
+)
 from ticketry.engine.graph import Json, Node, node
+from ticketry.engine.graph.native import is_act
 
 
-def _pair(value: Json) -> list[int] | None:
+def _pair(value: Json) -> list[int]:
     """A setting of one or two axes for both."""
-    if isinstance(value, int):
-        return [value, value]
-    if isinstance(value, list) and len(value) in (1, 2) and all(type(size) is int for size in value):
-        return [value[0], value[-1]]
-    return None
+    sizes = value if isinstance(value, list) else [value]
+    need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
+    return [sizes[0], sizes[-1]]
 
 
-def _weights(editor: Editor, found: Mapping[str, Json]) -> dict[str, str] | None:
+def _weights(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
     """Weight and bias by role, where they are weights of the model and not computed."""
-    weight, bias = tensor_of(found["weight"]), tensor_of(found.get("bias"))
-    if weight is None or (bias is None and found.get("bias") is not None):
-        return None
-    kinds = {editor.tensors[name].dtype for name in (weight, bias) if name is not None}
-    if len(kinds) != 1:
-        return None
-    return {"weight": weight} | ({} if bias is None else {"bias": bias})
+    given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
+    named = {role: name for role, name in given.items() if name is not None}
+    need(named.keys() == given.keys() and "weight" in named)
+    need(len({editor.tensors[name].dtype for name in named.values()}) == 1)
+    return named
 
 
-def _conv2d(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x = value_of(found["input"])
-    weights = _weights(editor, found)
-    if x is None or weights is None or found.get("transposed") or not editor.floating(x, one.output):
-        return None
+def _conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,), weights = editor.floats(one, found["input"], axes=4), _weights(editor, found)
     weight = editor.tensors[weights["weight"]]
-    if weight.dim() != 4 or len(editor.shape(x) or ()) != 4:
-        return None
+    need(weight.dim() == 4 and not found.get("transposed"))
     stride, dilation = _pair(found["stride"]), _pair(found["dilation"])
     padding = _padding(found["padding"], weight.shape[2:], dilation)
-    if stride is None or dilation is None or padding is None:
-        return None
     setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
     return [node("conv2d", (x,), one.output, weights, **setting)]
 
 
-def _padding(padding: Json, kernel: torch.Size, dilation: list[int] | None) -> list[int] | None:
+def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int]:
     if padding == "valid":
         return [0, 0]
-    if padding == "same" and dilation is not None:
+    if padding == "same":
         both = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-        return [total // 2 for total in both] if not any(total % 2 for total in both) else None
+        need(not any(total % 2 for total in both))
+        return [total // 2 for total in both]
     return _pair(padding)
 
 
-def _conv1d(editor: Editor, one: Node) -> list[Node] | None:
+def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A convolution over one axis is one over pictures of height 1."""
-    found = arguments(one)
-    x, weights = value_of(found["input"]), _weights(editor, found)
-    if x is None or weights is None or not editor.floating(x, one.output):
-        return None
+    (x,), weights = editor.floats(one, found["input"], axes=3), _weights(editor, found)
     shape, made = editor.shape(x), editor.shape(one.output)
-    if shape is None or made is None or len(shape) != 3:
-        return None
+    assert shape is not None and made is not None  # noqa: PT018
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
-    ends = [_pair(found[role]) for role in ("stride", "dilation")]
-    padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), ends[1] and [1, ends[1][1]])
-    if ends[0] is None or ends[1] is None or padding is None:
-        return None
+    stride, dilation = _pair(found["stride"])[1], _pair(found["dilation"])[1]
+    padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
     weights = {**weights, "weight": editor.tensor(f"{weights['weight']}.2d", weight)}
+    setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": found["groups"]}
     picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
-    conv = editor.make(
-        "conv2d",
-        (picture.output,),
-        one.output,
-        weights,
-        stride=[1, ends[0][1]],
-        padding=[0, padding[1]],
-        dilation=[1, ends[1][1]],
-        groups=found["groups"],
-    )
+    conv = editor.make("conv2d", (picture.output,), one.output, weights, **setting)
     return [picture, conv, node("reshape", (conv.output,), one.output, shape=list(made))]
 
 
-def _linear(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x, weights = value_of(found["input"]), _weights(editor, found)
-    if x is None or weights is None or not editor.floating(x, one.output) or len(editor.shape(x) or ()) < 2:
-        return None
-    return [node("linear", (x,), one.output, weights)]
+def linear_input(found: Found) -> Json:
+    """The argument of a linear layer, or of a product with a weight [in, out], that is no weight."""
+    return found.get("input", found.get("mat1", found.get("self")))
 
 
-def _matmul(editor: Editor, one: Node) -> list[Node] | None:
-    """A product with a weight [in, out] is a linear layer."""
-    found = arguments(one)
-    x, weight = value_of(found.get("self", found.get("mat1"))), tensor_of(found.get("other", found.get("mat2")))
-    bias = tensor_of(found["self"]) if "mat1" in found else None
-    if "mat1" in found:  # addmm: bias + x weight
-        x = value_of(found["mat1"])
-        if bias is None or found["beta"] != 1 or found["alpha"] != 1 or editor.tensors[bias].dim() != 1:
-            return None
-    if x is None or weight is None or editor.tensors[weight].dim() != 2 or not editor.floating(x, one.output):
-        return None
-    if len(editor.shape(x) or ()) < 2:
-        return None
-    turned = editor.tensor(f"{weight}.T", editor.tensors[weight].t().contiguous())
-    return [node("linear", (x,), one.output, {"weight": turned} | ({} if bias is None else {"bias": bias}))]
+def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
+    """The weights of such an operation by role, as a linear layer has them.
+
+    Raises:
+        NoMatchError: they are none of the model's, or have other shapes than those of a linear layer.
+    """
+    if base(one) == "linear":
+        named = _weights(editor, found)
+    else:
+        named = {"weight": tensor_of(found.get("mat2", found.get("other"))) or ""}
+        if base(one) == "addmm":  # bias + x weight
+            named["bias"] = tensor_of(found["self"]) or ""
+            need(found["beta"] == found["alpha"] == 1)
+    need(all(name and editor.tensors[name].dim() == {"weight": 2, "bias": 1}[role] for role, name in named.items()))
+    if base(one) != "linear":
+        weight = named["weight"]
+        named["weight"] = editor.tensor(f"{weight}.T", editor.tensors[weight].t().contiguous())
+    return named
 
 
-def _batch_norm(editor: Editor, one: Node) -> list[Node] | str | None:
+def _linear(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,) = editor.floats(one, linear_input(found))
+    need(len(editor.shape(x) or ()) >= 2)
+    return [node("linear", (x,), one.output, linear_weights(editor, one, found))]
+
+
+def _batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     """In evaluation mode a batch norm is a scale and a shift of each channel."""
-    found = arguments(one)
-    x = value_of(found["input"])
-    roles = ("weight", "bias", "running_mean", "running_var")
-    named = [tensor_of(found[role]) for role in roles]
-    if x is None or found.get("training") or named[2] is None or named[3] is None:
-        return None
-    if not editor.floating(x, one.output) or len(editor.shape(x) or ()) < 2:
-        return None
+    named = [tensor_of(found[role]) for role in ("weight", "bias", "running_mean", "running_var")]
+    (x,) = editor.floats(one, found["input"])
+    need(not found.get("training") and len(editor.shape(x) or ()) >= 2)
     weight, bias, mean, var = (None if name is None else editor.tensors[name].double() for name in named)
-    assert mean is not None and var is not None  # noqa: PT018
-    scale = torch.rsqrt(var + float(found["eps"]))
+    if mean is None or var is None:
+        raise NoMatchError
+    scale = torch.rsqrt(var + number(found["eps"]))
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     dtype = getattr(torch, editor.values[x].dtype)
-    prefix = named[2].removesuffix("running_mean")
+    prefix = str(named[2]).removesuffix("running_mean")
     weights = {
         role: editor.tensor(f"{prefix}{role}", made.to(dtype)) for role, made in (("scale", scale), ("shift", shift))
     }
     return [node("affine", (x,), one.output, weights)]
 
 
-def _layer_norm(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x = value_of(found["input"])
-    if x is None or len(found["normalized_shape"]) != 1 or not editor.floating(x, one.output):
-        return None
-    given = [found["weight"], found["bias"]]
-    named = [tensor_of(arg) for arg in given]
-    if any(name is None and arg is not None for name, arg in zip(named, given, strict=True)):
-        return None
-    if len(editor.shape(x) or ()) < 2:
-        return None
+def _layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
+    named = {role: tensor_of(found[role]) for role in ("weight", "bias")}
+    need(len(size) == 1 and len(editor.shape(x) or ()) >= 2)
+    need(all((name is None) == (found[role] is None) for role, name in named.items()))
     dtype = getattr(torch, editor.values[x].dtype)
     weights = {}
-    if named[0] is not None or named[1] is not None:
-        width = found["normalized_shape"][0]
-        made = {"weight": torch.ones(width, dtype=dtype), "bias": torch.zeros(width, dtype=dtype)}
-        for role, name in zip(("weight", "bias"), named, strict=True):
-            weights[role] = name if name is not None else editor.tensor(f"{one.output}.{role}", made[role])
-    if any(editor.tensors[name].dtype != dtype for name in weights.values()):
-        return None
-    return [node("layer_norm", (x,), one.output, weights, eps=float(found["eps"]))]
+    if any(named.values()):
+        neutral = {"weight": torch.ones(size, dtype=dtype), "bias": torch.zeros(size, dtype=dtype)}
+        for role, name in named.items():
+            weights[role] = editor.tensor(f"{one.output}.{role}", neutral[role]) if name is None else name
+    need(all(editor.tensors[name].dtype == dtype for name in weights.values()))
+    return [node("layer_norm", (x,), one.output, weights, eps=number(found["eps"]))]
 
 
-def _pool(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x = value_of(found["self"])
-    if x is None or not editor.floating(x, one.output) or len(editor.shape(x) or ()) != 4:
-        return None
+def _pool(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,) = editor.floats(one, found["self"], axes=4)
     kernel, padding = _pair(found["kernel_size"]), _pair(found["padding"])
-    stride = _pair(found["stride"] or found["kernel_size"])
-    if kernel is None or stride is None or padding is None:
-        return None
-    window: dict[str, Json] = {"kernel": kernel, "stride": stride, "padding": padding, "ceil": found["ceil_mode"]}
+    window: dict[str, Json] = {
+        "kernel": kernel,
+        "stride": _pair(found["stride"] or found["kernel_size"]),
+        "padding": padding,
+        "ceil": found["ceil_mode"],
+    }
     if "dilation" in found:
-        dilation = _pair(found["dilation"])
-        return None if dilation is None else [node("max_pool2d", (x,), one.output, **window, dilation=dilation)]
-    if found["divisor_override"] is not None:
-        return None
+        return [node("max_pool2d", (x,), one.output, **window, dilation=_pair(found["dilation"]))]
+    need(found["divisor_override"] is None)
     made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
     covers = all(size >= int(side or 0) for size, side in zip(kernel, shape[2:], strict=True))
     if made[2:] == (1, 1) and covers and padding == [0, 0]:
@@ -179,43 +160,31 @@ def _pool(editor: Editor, one: Node) -> list[Node] | None:
     return [node("avg_pool2d", (x,), one.output, **window, count_include_pad=found["count_include_pad"])]
 
 
-def _adaptive(editor: Editor, one: Node) -> list[Node] | str | None:
-    x = value_of(arguments(one)["self"])
-    if x is None or not editor.floating(x, one.output):
-        return None
+def _adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    (x,) = editor.floats(one, found["self"], axes=4)
     before, after = editor.shape(x) or (), editor.shape(one.output) or ()
-    if len(before) != 4:
-        return None
     if before == after:
         return x
     if after[2:] == (1, 1):
         return [node("global_avg_pool", (x,), one.output, keepdim=True)]
     sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
-    if any(not new or old % new for old, new in sizes):
-        return None
+    need(all(new and not old % new for old, new in sizes))
     kernel = [old // new for old, new in sizes]
     return [node("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)]
 
 
-def _mean(editor: Editor, one: Node) -> list[Node] | None:
+def _mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A mean over height and width."""
-    found = arguments(one)
-    x = value_of(found["self"])
-    if x is None or not isinstance(found.get("dim"), list) or not editor.floating(x, one.output):
-        return None
-    rank = len(editor.shape(x) or ())
-    if rank != 4 or sorted(axis % rank for axis in found["dim"]) != [2, 3]:
-        return None
+    (x,) = editor.floats(one, found["self"], axes=4)
+    need(isinstance(found.get("dim"), list) and sorted(axis % 4 for axis in found["dim"]) == [2, 3])
     return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
 
 
-def _softmax(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x = value_of(found["self"])
-    if x is None or not editor.floating(x, one.output):
-        return None
-    axis = int(found["dim"]) % max(len(editor.shape(x) or ()), 1)
-    return [node("softmax", (x,), one.output, axis=axis)] if axis else None
+def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,) = editor.floats(one, found["self"])
+    axis = int(found["dim"]) % len(editor.shape(x) or ())
+    need(axis)
+    return [node("softmax", (x,), one.output, axis=axis)]
 
 
 def _hides_nothing(editor: Editor, mask: Json) -> bool:
@@ -231,51 +200,134 @@ def _hides_nothing(editor: Editor, mask: Json) -> bool:
     return bool(known.all()) if known.dtype == torch.bool else not bool(known.any())
 
 
-def _attention(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    names = [value_of(found[role]) for role in ("query", "key", "value")]
-    if None in names or found["dropout_p"] or found["enable_gqa"] or not _hides_nothing(editor, found["attn_mask"]):
-        return None
-    q, k, v = (str(name) for name in names)
-    shapes = [editor.shape(name) or () for name in (q, k, v)]
-    if not editor.floating(q, k, v, one.output) or any(len(shape) != 4 for shape in shapes):
-        return None
-    if not shapes[0][:2] == shapes[1][:2] == shapes[2][:2]:
-        return None
-    setting = {"scale": found["scale"], "causal": found["is_causal"]}
-    return [node("attention", (q, k, v), one.output, **setting)]
+def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
+    q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
+    need(not found["dropout_p"] and not found["enable_gqa"] and _hides_nothing(editor, found["attn_mask"]))
+    need(len({(editor.shape(name) or ())[:2] for name in (q, k, v)}) == 1)
+    return [node("attention", (q, k, v), one.output, scale=found["scale"], causal=found["is_causal"])]
 
 
-def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node] | None:
+# -- activations, sums, products, and operations that do nothing in evaluation mode ------------------------------------
+
+_PLAIN = ("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid")
+
+
+def act_of(name: str, found: Mapping[str, Any]) -> Json:
+    """The act that an ATen operation with these arguments is, or None."""
+    if name in _PLAIN:
+        return name
+    if name == "gelu":
+        return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
+    if name == "leaky_relu" and is_act(act := {"leaky_relu": found["negative_slope"]}):
+        return act
+    if name == "hardtanh":
+        return _clamp(found["min_val"], found["max_val"])
+    if name == "clamp":
+        return _clamp(found["min"], found["max"])
+    if name == "clamp_min":
+        return _clamp(found["min"], None)
+    if name == "threshold":
+        return "relu" if found["threshold"] == 0 and found["value"] == 0 else None
+    return None
+
+
+def _clamp(least: Json, most: Json) -> str | None:
+    if isinstance(least, (int, float)) and least == 0:
+        return "relu" if most is None else "relu6" if most == 6 else None
+    return None
+
+
+def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,), act = editor.floats(one, found["self"]), act_of(base(one), found)
+    need(act)
+    return [node("act", (x,), one.output, act=act)]
+
+
+def _pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
+    need(found.get("alpha", 1) == 1)
+    pair = editor.floats(one, found["self"], found["other"])
+    made = editor.shape(one.output)
+    if not made:
+        raise NoMatchError
+    if editor.shape(pair[0]) != made:
+        pair.reverse()
+    gate = (*made[:2], 1, 1) if len(made) == 4 else None
+    need(editor.shape(pair[0]) == made and editor.shape(pair[1]) in (made, gate))
+    return [node(base(one), tuple(pair), one.output)]
+
+
+def _same(editor: Editor, one: Node, found: Found) -> str:
+    """The argument itself, if the operation changes neither its shape nor its data type."""
+    x = value_of(found.get("self", found.get("input")))
+    if x is None or found.get("train") is True or found.get("training") is True:
+        raise NoMatchError
+    need(editor.values[x].dtype == editor.values[one.output].dtype and editor.same_size(x, one.output))
+    return x
+
+
+def _neutral(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """x * 1, x / 1, x + 0; else a sum or product."""
+    name = base(one)
+    number = number_of(found["other"], editor.tensors)
+    if number == (0 if name in ("add", "sub") else 1) and found.get("rounding_mode") is None:
+        return _same(editor, one, found)
+    need(name in ("add", "mul"))
+    if value_of(found["self"]) and value_of(found["other"]):
+        return _pairwise(editor, one, found)
+    return _by_channel(editor, one, found)
+
+
+def _by_channel(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A weight for each channel, that is added or a factor."""
+    name = base(one)
+    arg, other = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
+    (x,), weight = editor.floats(one, arg), tensor_of(other)
+    if weight is None or found.get("alpha", 1) != 1:
+        raise NoMatchError
+    shape, tensor = editor.shape(x) or (), editor.tensors[weight]
+    channels = shape[1:2] + (1,) * (len(shape) - 2)
+    need(len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(one.output))
+    need(str(tensor.dtype) == f"torch.{editor.values[x].dtype}")
+    vector = tensor.flatten()
+    factor = vector if name == "mul" else torch.ones_like(vector)
+    term = vector if name == "add" else torch.zeros_like(vector)
+    weights = {role: editor.tensor(f"{weight}.{role}", made) for role, made in (("scale", factor), ("shift", term))}
+    return [node("affine", (x,), one.output, weights)]
+
+
+_NOTHING_TO_DO = (
+    *("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "to", "_to_copy"),
+    *("type_as", "lift_fresh_copy", "positive", "expand_as"),
+)
+"""In evaluation mode, where shape and data type stay."""
+
+
+def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
     """The first entry of a list that an operation with several results made."""
     rule = _FIRST_OF.get(base(maker))
     if rule is None or one.attrs["args"][1] != 0:
-        return None
-    made = rule(editor, replace(maker, output=one.output))
-    return made if isinstance(made, list) else None
+        raise NoMatchError
+    return rule(editor, replace(maker, output=one.output), arguments(maker))
 
 
-_FIRST_OF: Mapping[str, Rule] = {
+_FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
     "max_pool2d_with_indices": _pool,
     "_native_batch_norm_legit_no_training": _batch_norm,
 }
 
-RULES: Mapping[str, Rule] = {
-    "conv2d": _conv2d,
-    "convolution": _conv2d,
+RULES: Mapping[str, Lowering] = {
+    **dict.fromkeys(("conv2d", "convolution"), _conv2d),
     "conv1d": _conv1d,
-    "linear": _linear,
-    "matmul": _matmul,
-    "mm": _matmul,
-    "addmm": _matmul,
+    **dict.fromkeys(("linear", "matmul", "mm", "addmm"), _linear),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    "max_pool2d": _pool,
-    "avg_pool2d": _pool,
-    "adaptive_avg_pool2d": _adaptive,
-    "_adaptive_avg_pool2d": _adaptive,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
+    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _adaptive),
     "mean": _mean,
-    "softmax": _softmax,
-    "_softmax": _softmax,
+    **dict.fromkeys(("softmax", "_softmax"), _softmax),
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys((*_PLAIN, "gelu", "leaky_relu", "hardtanh", "clamp", "clamp_min", "threshold"), _act),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _neutral),
+    **dict.fromkeys(_NOTHING_TO_DO, _same),
 }

@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import prod
 
-from ticketry.engine.capture.editor import Editor, Rule, Shape, arguments, base, value_of
+from ticketry.engine.capture.editor import (
+    Editor,
+    Found,
+    Lowering,
+    NoMatchError,
+    Shape,
+    arguments,
+    base,
+    need,
+    rewrite,
+    value_of,
+)
 from ticketry.engine.capture.lower_layers import getitem_of
-from ticketry.engine.graph import Json, Node, node
+from ticketry.engine.graph import Graph, Json, Node, node
 
 
-def same_value(editor: Editor, x: str, made: str) -> bool:
-    """Whether a view gives just what it was given."""
-    return editor.size(x) is not None and editor.size(x) == editor.size(made)
-
-
-def _input(editor: Editor, one: Node, role: str = "self") -> str | None:
+def _input(editor: Editor, one: Node, found: Found) -> str:
     """The first argument, if it and the output have known shapes with the same first size."""
-    x = value_of(arguments(one).get(role))
-    if x is None or not editor.floating(x, one.output):
-        return None
+    (x,) = editor.floats(one, found.get("self"))
     before, after = editor.shape(x), editor.shape(one.output)
-    return x if before and after and before[0] == after[0] else None
+    need(before and after and before[0] == after[0])
+    return x
+
+
+def _unchanged(editor: Editor, one: Node, found: Found) -> str | None:
+    """The first argument, if the output is known to have its sizes."""
+    x = value_of(found.get("self"))
+    return x if x is not None and editor.same_size(x, one.output) else None
 
 
 def reshaped(editor: Editor, x: str, output: str) -> Node:
@@ -32,18 +43,14 @@ def reshaped(editor: Editor, x: str, output: str) -> Node:
     return node("reshape", (x,), output, shape=list(after))
 
 
-def _reshape(editor: Editor, one: Node) -> list[Node] | str | None:
-    raw = value_of(arguments(one).get("self"))
-    if raw is not None and same_value(editor, raw, one.output):
+def _reshape(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    if (raw := _unchanged(editor, one, found)) is not None:
         return raw
-    x = _input(editor, one)
-    if x is None:
-        return None
+    x = _input(editor, one, found)
     before, after = editor.shape(x) or (), editor.shape(one.output) or ()
     if before == after:
         return x
-    if prod(map(_one, before)) != prod(map(_one, after)):
-        return None
+    need(prod(map(_one, before)) == prod(map(_one, after)))
     return [reshaped(editor, x, one.output)]
 
 
@@ -51,29 +58,18 @@ def _one(size: int | None) -> int:
     return 1 if size is None else size
 
 
-def _expand(editor: Editor, one: Node) -> str | None:
-    x = value_of(arguments(one)["self"])
-    return x if x is not None and same_value(editor, x, one.output) else None
-
-
-def _permute(editor: Editor, one: Node) -> list[Node] | str | None:
-    x = _input(editor, one)
-    if x is None:
-        return None
-    axes = order(one, len(editor.shape(x) or ()))
-    if axes is None or axes[0] != 0:
-        return None
-    if axes == sorted(axes):
-        return x
-    return [node("transpose", (x,), one.output, axes=axes)]
+def _permute(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x = _input(editor, one, found)
+    axes = order(base(one), found, len(editor.shape(x) or ()))
+    need(axes[0] == 0)
+    return x if axes == sorted(axes) else [node("transpose", (x,), one.output, axes=axes)]
 
 
 _TWO_AXES = ("dim0", "dim1", "axis0", "axis1")
 
 
-def order(one: Node, rank: int) -> list[int] | None:
-    """The order of axes that a transposing operation gives, or None where it is none of these."""
-    found, name = arguments(one), base(one)
+def order(name: str, found: Found, rank: int) -> list[int]:
+    """The order of axes that a transposing operation gives."""
     axes = list(range(rank))
     if name == "permute":
         return [int(axis) % rank for axis in found["dims"]]
@@ -84,14 +80,13 @@ def order(one: Node, rank: int) -> list[int] | None:
         a, b = (axis % rank for axis in pair)
         axes[a], axes[b] = axes[b], axes[a]
         return axes
-    if name in ("movedim", "moveaxis"):
-        source, target = (
-            [found[role]] if isinstance(found[role], int) else list(found[role]) for role in ("source", "destination")
-        )
-        moved = {int(to) % rank: int(axis) % rank for axis, to in zip(source, target, strict=True)}
-        rest = iter(axis for axis in axes if axis not in moved.values())
-        return [moved[place] if place in moved else next(rest) for place in axes]
-    return None
+    need(name in ("movedim", "moveaxis"))
+    source, target = (
+        [found[role]] if isinstance(found[role], int) else list(found[role]) for role in ("source", "destination")
+    )
+    moved = {int(to) % rank: int(axis) % rank for axis, to in zip(source, target, strict=True)}
+    rest = iter(axis for axis in axes if axis not in moved.values())
+    return [moved[place] if place in moved else next(rest) for place in axes]
 
 
 def _cut(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) -> list[Node] | str:
@@ -100,19 +95,14 @@ def _cut(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) 
     return [node("slice", (x,), output, axis=axis, start=start, stop=stop)]
 
 
-def _slice(editor: Editor, one: Node) -> list[Node] | str | None:
-    found = arguments(one)
-    raw = value_of(found["self"])
-    if raw is not None and same_value(editor, raw, one.output) and found.get("step", 1) == 1:
+def _slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    need(found.get("step", 1) == 1)
+    if (raw := _unchanged(editor, one, found)) is not None:
         return raw
-    x = _input(editor, one)
-    if x is None or found.get("step", 1) != 1:
-        return None
+    x = _input(editor, one, found)
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    axis = int(found["dim"]) % len(shape)
-    start = found["start"] or 0
-    if axis == 0 or not isinstance(start, int):
-        return None
+    axis, start = int(found["dim"]) % len(shape), found["start"] or 0
+    need(axis and isinstance(start, int))
     size = _one(shape[axis])
     start = min(start, size) if start >= 0 else max(start + size, 0)
     return _cut(editor, x, one.output, axis, start, start + _one(made[axis]))
@@ -127,107 +117,119 @@ def _select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[
     return [part, reshaped(editor, part.output, output)]
 
 
-def _select_int(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    x = _input(editor, one)
-    if x is None or not isinstance(found["index"], int):
-        return None
+def _select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
+    x = _input(editor, one, found)
     axis = int(found["dim"]) % len(editor.shape(x) or ())
-    return None if axis == 0 else _select(editor, x, one.output, axis, found["index"])
+    need(axis and isinstance(found["index"], int))
+    return _select(editor, x, one.output, axis, found["index"])
 
 
-def _getitem(editor: Editor, one: Node) -> list[Node] | str | None:
+def _getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
     """An entry of what chunk, split or unbind made."""
     maker = editor.makers.get(one.inputs[0]) if one.inputs else None
     index = one.attrs["args"][1]
     if maker is None or not isinstance(index, int):
-        return None
+        raise NoMatchError
     if base(maker) not in _PARTS:
         return getitem_of(editor, one, maker)
-    x = value_of(arguments(maker).get("self"))
-    if x is None or not editor.floating(x, one.output):
-        return None
-    return _PARTS[base(maker)](editor, one, maker, x, index)
-
-
-def _part(sizes: Callable[[dict[str, Json], int], list[int]]) -> Callable[..., list[Node] | str | None]:
-    def part(editor: Editor, one: Node, maker: Node, x: str, index: int) -> list[Node] | str | None:
-        found, shape = arguments(maker), editor.shape(x) or ()
-        axis = int(found["dim"]) % len(shape)
-        if axis == 0:
-            return None
-        widths = sizes(found, _one(shape[axis]))
-        start = sum(widths[: index % len(widths)])
-        return _cut(editor, x, one.output, axis, start, start + widths[index])
-
-    return part
+    found = arguments(maker)
+    (x,) = editor.floats(one, found.get("self"))
+    shape = editor.shape(x) or ()
+    axis = int(found["dim"]) % len(shape)
+    need(axis)
+    if base(maker) == "unbind":
+        return _select(editor, x, one.output, axis, index)
+    widths = _PARTS[base(maker)](found, _one(shape[axis]))
+    start = sum(widths[: index % len(widths)])
+    return _cut(editor, x, one.output, axis, start, start + widths[index])
 
 
 def _equal(size: int, width: int) -> list[int]:
     return [min(width, size - start) for start in range(0, size, width)]
 
 
-def _unbound(editor: Editor, one: Node, maker: Node, x: str, index: int) -> list[Node] | None:
-    axis = int(arguments(maker)["dim"]) % len(editor.shape(x) or ())
-    return None if axis == 0 else _select(editor, x, one.output, axis, index)
+def _split(found: dict[str, Json], size: int) -> list[int]:
+    return _equal(size, found["split_size"]) if isinstance(found["split_size"], int) else list(found["split_size"])
 
 
-_PARTS: Mapping[str, Callable[..., list[Node] | str | None]] = {
-    "chunk": _part(lambda found, size: _equal(size, -(-size // int(found["chunks"])))),
-    "split": _part(
-        lambda found, size: (
-            _equal(size, found["split_size"]) if isinstance(found.get("split_size"), int) else list(found["split_size"])
-        )
-    ),
-    "split_with_sizes": _part(lambda found, size: list(found["split_sizes"])),
-    "unbind": _unbound,
+_PARTS: Mapping[str, Callable[[dict[str, Json], int], list[int]]] = {
+    "chunk": lambda found, size: _equal(size, -(-size // int(found["chunks"]))),
+    "split": _split,
+    "split_with_sizes": lambda found, size: list(found["split_sizes"]),
+    "unbind": lambda found, size: [1] * size,
 }
+"""Operation that makes a list -> sizes of its entries along the axis that is cut, of its arguments and the size."""
 
 
-def _cat(editor: Editor, one: Node) -> list[Node] | None:
-    found = arguments(one)
-    parts = [value_of(part) for part in found["tensors"]]
-    shape = editor.shape(one.output)
-    names = [part for part in parts if part is not None]
-    if len(names) != len(parts) or not shape or not editor.floating(*names, one.output):
-        return None
+def _cat(editor: Editor, one: Node, found: Found) -> list[Node]:
+    names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output)
+    if not shape:
+        raise NoMatchError
     axis = int(found["dim"]) % len(shape)
-    fits = all(_fits(editor.shape(name), shape, axis) for name in names)
-    return [node("concat", tuple(names), one.output, axis=axis)] if axis and fits else None
+    need(axis and all(_fits(editor.shape(name), shape, axis) for name in names))
+    return [node("concat", tuple(names), one.output, axis=axis)]
 
 
 def _fits(part: Shape | None, shape: Shape, axis: int) -> bool:
     return part is not None and len(part) == len(shape) and part[:axis] == shape[:axis]
 
 
-def _shuffle(editor: Editor, one: Node) -> list[Node] | None:
-    x = _input(editor, one)
-    if x is None or len(editor.shape(x) or ()) != 4:
-        return None
-    return [node("channel_shuffle", (x,), one.output, groups=arguments(one)["groups"])]
+def _shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
+    x = _input(editor, one, found)
+    need(len(editor.shape(x) or ()) == 4)
+    return [node("channel_shuffle", (x,), one.output, groups=found["groups"])]
 
 
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        (
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten",
-            "unflatten",
-            "squeeze",
-            "unsqueeze",
-            "view_copy",
-            "view_as",
-            "reshape_as",
-        ),
-        _reshape,
-    ),
+_RESHAPES = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_copy view_as reshape_as"
+
+RULES: Mapping[str, Lowering] = {
+    **dict.fromkeys(_RESHAPES.split(), _reshape),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _permute),
-    "expand": _expand,
+    "expand": _unchanged,
     "slice": _slice,
     "select": _select_int,
     "getitem": _getitem,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "channel_shuffle": _shuffle,
 }
+
+
+# -- shapes between native nodes ---------------------------------------------------------------------------------------
+
+_VIEWS = ("reshape", "flatten")
+
+
+def tidy_shapes(graph: Graph) -> Graph:
+    """The graph with as few reshapes and transposes as say the same."""
+    return rewrite(rewrite(graph, _written_shuffle), _tidy)
+
+
+def _written_shuffle(editor: Editor, one: Node) -> list[Node]:
+    """[N, C, H, W] -> [N, g, C / g, H, W] -> [N, C / g, g, H, W] -> [N, C, H, W]"""
+    made = editor.shape(one.output) or ()
+    need(one.op == "reshape" and len(made) == 4)
+    turned = editor.made_by(one.inputs[0], "transpose")
+    need(list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
+    cut = editor.made_by(turned.inputs[0], "reshape")
+    parts = editor.shape(cut.output) or ()
+    need(editor.shape(cut.inputs[0]) == made and parts[3:] == made[2:])
+    return [node("channel_shuffle", cut.inputs, one.output, groups=parts[1])]
+
+
+def _tidy(editor: Editor, one: Node) -> list[Node] | str | None:
+    need(one.op in (*_VIEWS, "transpose"))
+    before = editor.makers.get(one.inputs[0])
+    if one.op == "transpose":
+        axes = list(one.attrs["axes"])
+        if before is not None and before.op == "transpose":
+            axes = [before.attrs["axes"][axis] for axis in axes]
+            if axes == sorted(axes):
+                return before.inputs[0]
+            return [node("transpose", before.inputs, one.output, axes=axes)]
+        return one.inputs[0] if axes == sorted(axes) else None
+    source = before.inputs[0] if before is not None and before.op in _VIEWS else one.inputs[0]
+    made = editor.shape(one.output) or ()
+    if editor.shape(source) == made:
+        return source
+    need(source != one.inputs[0])
+    return [reshaped(editor, source, one.output)]

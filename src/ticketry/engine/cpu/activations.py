@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import I32, Emitter, same
+from ticketry.engine.cpu.emitter import I32, Emitter, same
 from ticketry.errors import EngineError
 
 Activation = str | tuple[str, float] | None

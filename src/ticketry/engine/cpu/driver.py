@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.emitter import State
 from ticketry.engine.cpu.target import Target
 
 BARRIER_BYTES = 128
@@ -132,14 +132,8 @@ class Driver:
     """The function that calls the kernels (its signature is its own: see the module)."""
 
     def emit(self, name: str, target: Target) -> str:
+        declaration, pause = _PAUSES.get(target.triple.split("-")[0], ("", ""))
+        slots = {slot.name.lower(): int(slot) for slot in State}
         return _DRIVE.format(
-            name=name,
-            triple=target.triple,
-            parts=int(State.PARTS),
-            barrier=int(State.BARRIER),
-            first=int(State.FIRST),
-            images=int(State.IMAGES),
-            patience=_PATIENCE,
-            declaration=_PAUSES.get(target.triple.split("-")[0], ("", ""))[0],
-            pause=_PAUSES.get(target.triple.split("-")[0], ("", ""))[1],
+            name=name, triple=target.triple, patience=_PATIENCE, declaration=declaration, pause=pause, **slots
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
+import logging
 import os
-import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ticketry.engine.cpu.target import Target, binding
 from ticketry.errors import EngineError
+from ticketry.files import is_own_folder, private_content_of, write_atomically
+
+_log = logging.getLogger(__name__)
 
 
 class Kernel(Protocol):
@@ -54,6 +58,8 @@ class Library:
         self._machine: Any = None
         self._addresses: dict[str, int] = {}
         self._objects: list[Any] = []
+        self._read: dict[str, bytes] = {}
+        """Machine code by name, read from the cache and not in memory's executable part yet."""
         self._lock = threading.Lock()
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[int]:
@@ -84,58 +90,39 @@ class Library:
     def has(self, kernel: Kernel) -> bool:
         """Whether a kernel's machine code is here or in the cache."""
         name = self.name(kernel)
-        return name in self._addresses or (cache_folder() / f"{name}.o").exists()
+        if name in self._addresses or name in self._read:
+            return True
+        code = kept(cache_folder() / f"{name}.o")
+        if code is not None:
+            self._read[name] = code  # what is whole now is what will be run
+        return code is not None
 
     def _object(self, name: str, kernel: Kernel) -> bytes:
         path = cache_folder() / f"{name}.o"
-        try:
-            return _opened(path.read_bytes(), name)
-        except (OSError, ValueError):
-            pass
-        self.compiled += 1
-        code = self._compile(kernel, name)
-        _keep(path, _digest(name, code) + code)
-        return code
-
-    def _compile(self, kernel: Kernel, name: str) -> bytes:
-        if self._machine is None:
-            self._machine = _machine(self.target, jit=True)
-        code: bytes = self._machine.emit_object(_optimised(kernel, name, self.target, self._machine))
+        code = self._read.pop(name, None) or kept(path)
+        if code is None:
+            self.compiled += 1
+            if self._machine is None:
+                self._machine = machine_for(self.target, jit=True)
+            code = bytes(self._machine.emit_object(optimised(kernel, name, self.target, self._machine)))
+            keep(path, code)
         return code
 
     def _add(self, code: bytes) -> None:
         llvm = binding()
         if self._engine is None:
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(self.target, jit=True))
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine_for(self.target, jit=True))
         self._objects.append(code)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
 
 
-def assembly(kernel: Kernel, name: str, target: Target) -> str:
-    """A kernel as assembly, of any target that LLVM knows."""
-    machine = _machine(target)
-    text: str = machine.emit_assembly(_optimised(kernel, name, target, machine))
-    return text
+def machine_for(target: Target, **settings: Any) -> Any:
+    """LLVM's machine of a target, with settings of its own."""
+    found = binding().Target.from_triple(target.triple)
+    return found.create_target_machine(target.cpu, target.features, opt=3, **settings)
 
 
-def relocatable(kernel: Kernel, name: str, target: Target) -> bytes:
-    """A kernel as an object file that a linker takes, of any target that LLVM knows."""
-    machine = _machine(target)
-    code: bytes = machine.emit_object(_optimised(kernel, name, target, machine))
-    return code
-
-
-def _machine(target: Target, jit: bool = False) -> Any:
-    llvm = binding()
-    if not jit:
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-    found = llvm.Target.from_triple(target.triple)
-    more = {"jit": True} if jit else {"reloc": "pic"}
-    return found.create_target_machine(target.cpu, target.features, opt=3, **more)
-
-
-def _optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
+def optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
     """A kernel's IR as LLVM's middle end leaves it for a machine."""
     llvm = binding()
     module = llvm.parse_assembly(kernel.emit(name, target))
@@ -157,39 +144,52 @@ def _optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 @functools.cache
 def _sources() -> str:
     """A digest of the generators, so that objects made by others than these are not used."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+    return digest_of_files(Path(__file__).parent.rglob("*.py"))
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """A digest of what is in some files, in the order of their names."""
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=16).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$TICKETRY_CACHE``, else ``ticketry/kernels`` in the user's cache folder."""
+    """Where compiled kernels are kept: ``$TICKETRY_CACHE``, else ``ticketry/kernels`` in the user's cache folder.
+
+    What is there is run, so nobody else may have written it: in a folder of several users each has one of their own.
+    """
     given = os.environ.get("TICKETRY_CACHE")
-    if given:
-        return Path(given) / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ticketry" / "kernels"
+    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ticketry"
+    folder = base / "kernels"
+    return folder if is_own_folder(folder) else base / f"kernels-{getattr(os, 'geteuid', int)()}"
 
 
 def _digest(name: str, code: bytes) -> bytes:
     return hashlib.blake2b(code, digest_size=16, salt=name[-16:].encode()).digest()
 
 
-def _opened(data: bytes, name: str) -> bytes:
-    """The object of a cached file, whose first 16 bytes are its digest: a torn, damaged or renamed one is made anew."""
-    if _digest(name, data[16:]) != data[:16]:
-        raise ValueError("a damaged object")
-    return data[16:]
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it. A cache that cannot be written to is done without."""
-    temporary = None
+def kept(path: Path) -> bytes | None:
+    """What `keep` wrote to a file; None if there is none, or a torn, damaged or renamed one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        data = private_content_of(path)
+    except FileNotFoundError:
+        return None  # not made yet
+    except OSError as error:
+        _log.info("%s is made anew: %s", path, error)
+        return None
+    if _digest(path.stem, data[16:]) == data[:16]:
+        return data[16:]
+    _log.info("%s is made anew: it is damaged", path)
+    return None
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file, its digest before it, under a temporary name and rename it.
+
+    A cache that cannot be written to, or is another user's, is done without.
+    """
+    try:
+        if not is_own_folder(path.parent):
+            raise PermissionError(errno.EPERM, f"{path.parent} is another user's, or others may write in it")
+        write_atomically(path, _digest(path.stem, data) + data, private=True)
+    except OSError as error:
+        _log.info("%s is not kept: %s", path, error)

@@ -7,15 +7,16 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ticketry.engine.cpu.driver import BARRIER_BYTES, Driver
-from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.emitter import State
 from ticketry.engine.cpu.jit import Kernel, Library
+from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.workers import Workers
 from ticketry.errors import EngineError
 
@@ -31,6 +32,17 @@ class Op:
     args: tuple[int | np.ndarray[Any, Any], ...]
     label: str = ""
     """Which layer it belongs to."""
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The blocks that operations are made for."""
+
+    target: Target
+    images: int = 1
+    """Of a block, mostly."""
+    reserve: Callable[[int], int] | None = None
+    """For so many bytes that one operation uses for itself: where in the arena they begin (a multiple of 64)."""
 
 
 @dataclass
@@ -95,44 +107,36 @@ class Program:
         return sum(arg.nbytes for op in self.ops for arg in op.args if isinstance(arg, np.ndarray))
 
     def _link(self, addresses: Sequence[int]) -> None:
-        """Tables into one memory, then each operation's arguments, then the list of operations."""
+        """Tables into one memory, then each operation's arguments, then the list of operations.
+
+        The operations' tables become views of that memory, so that none is held twice.
+        """
         tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
         offsets = np.cumsum([0, *(_rounded(table.nbytes) for table in tables)])
         arguments = sum(len(op.args) + 1 for op in self.ops)
         self._memory = Memory(int(offsets[-1]) + 8 * (arguments + len(self.ops)))
-        for table, offset in zip(tables, offsets, strict=False):
-            raw = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
-            self._memory.bytes[int(offset) : int(offset) + raw.size] = raw
         words = self._memory.bytes[int(offsets[-1]) :].view(np.int64)
         self._entries, at, number = words[: len(self.ops)], len(self.ops), 0
         base = self._memory.address + int(offsets[-1])
+        ops: list[Op] = []
         for index, (op, kernel) in enumerate(zip(self.ops, addresses, strict=True)):
             self._entries[index] = base + 8 * at
             words[at] = kernel
+            args: list[int | np.ndarray[Any, Any]] = []
             for position, arg in enumerate(op.args, start=at + 1):
                 if isinstance(arg, np.ndarray):
                     words[position] = self._memory.address + int(offsets[number])
-                    number += 1
-                else:
-                    words[position] = int(arg)
-            at += len(op.args) + 1
-        self._first_entry = int(self._entries.ctypes.data)
-        self.ops = self._views(offsets)
-
-    def _views(self, offsets: np.ndarray[Any, Any]) -> list[Op]:
-        """The operations with their tables as views of the linked memory, so that none is held twice."""
-        ops, number = [], 0
-        for op in self.ops:
-            args: list[int | np.ndarray[Any, Any]] = []
-            for arg in op.args:
-                if isinstance(arg, np.ndarray):
                     raw = self._memory.bytes[int(offsets[number]) :][: arg.nbytes]
+                    raw[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
                     args.append(raw.view(arg.dtype).reshape(arg.shape))
                     number += 1
                 else:
+                    words[position] = int(arg)
                     args.append(arg)
+            at += len(op.args) + 1
             ops.append(replace(op, args=tuple(args)))
-        return ops
+        self._first_entry = int(self._entries.ctypes.data)
+        self.ops = ops
 
     def run(self, batch: int, external: Sequence[int], threads: int = 1, holding: object = None) -> None:
         """Run all operations on a batch.

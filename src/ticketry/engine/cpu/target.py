@@ -32,6 +32,14 @@ class Target:
     """Whether it multiplies and adds in one instruction. Where it does not, LLVM would call a function of libm."""
 
 
+_FOREIGN = {
+    "avx512": Target("avx512", _LINUX, "x86-64-v4", "", lanes=_X86["avx512"], registers=32),
+    "avx2": Target("avx2", _LINUX, "x86-64-v3", "", lanes=_X86["avx2"], registers=16),
+    "generic": Target("generic", _LINUX, "x86-64-v2", "", lanes=_X86["generic"], registers=16, fused=False),
+    "aarch64": Target("aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon", lanes=4, registers=32),
+}
+
+
 def target(name: str = "host") -> Target:
     """The target of a name: ``"host"``, or one whose kernels the host runs too.
 
@@ -44,8 +52,8 @@ def target(name: str = "host") -> Target:
     host = _host()
     if name in ("host", host.name):
         return host
-    if name not in (*_X86, "aarch64"):
-        raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_X86)}, aarch64")
+    if name not in _FOREIGN:
+        raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_FOREIGN)}")
     if name not in _X86 or _X86[name] > _X86.get(host.name, 0):
         raise EngineError(f"kernels for {name} do not run on this processor ({host.cpu}, {host.name})")
     return replace(foreign(name), triple=host.triple)
@@ -57,15 +65,9 @@ def foreign(name: str) -> Target:
     Raises:
         EngineError: no such name.
     """
-    if name == "aarch64":
-        return Target(name, "aarch64-unknown-linux-gnu", "generic", "+neon", lanes=4, registers=32)
-    if name == "avx512":
-        return Target(name, _LINUX, "x86-64-v4", "", lanes=16, registers=32)
-    if name == "avx2":
-        return Target(name, _LINUX, "x86-64-v3", "", lanes=8, registers=16)
-    if name == "generic":
-        return Target(name, _LINUX, "x86-64-v2", "", lanes=4, registers=16, fused=False)
-    raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_X86)}, aarch64")
+    if name not in _FOREIGN:
+        raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_FOREIGN)}")
+    return _FOREIGN[name]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.engine.call import Call, build
-from ticketry.engine.gpu.extra import require_triton
+from ticketry.engine.capture import capture
 from ticketry.engine.gpu.plan import LAYERS, Choice, facts_of, plan
-from ticketry.engine.graph import Graph
-from ticketry.engine.layers import Layer, table, weights_of
-from ticketry.errors import EngineError, UsageError
+from ticketry.engine.gpu.tuning import timed
+from ticketry.engine.graph import Graph, model_file
+from ticketry.engine.graph.binding import Call, build
+from ticketry.engine.layers import ForInference, layer_of, median_seconds, table
+from ticketry.errors import EngineError, MissingExtraError, UsageError
+from ticketry.records.speed import Layer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 
@@ -67,8 +70,6 @@ def compile_gpu(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
-    from ticketry.engine.capture import capture
-
     return CompiledGpu(capture(model, mask, example_inputs), where, precision=precision, record=graph, force=force)
 
 
@@ -100,7 +101,7 @@ def check_device(device: torch.device) -> torch.device:
     return device
 
 
-class CompiledGpu(nn.Module):
+class CompiledGpu(ForInference):
     """A graph on a device, with one plan for each shape of inputs."""
 
     def __init__(
@@ -112,14 +113,15 @@ class CompiledGpu(nn.Module):
         self.graph = graph
         self.device = device
         self.precision = precision
+        self.stays = f"in {precision} on {device}"
         self._settings = {"precision": precision, "record": record, "force": force}
         self._record = record and device.type == "cuda"
-        self._call = Call(graph)
+        self._call = Call(graph, device.type)
         self._facts = facts_of(graph)
         self._weights = Weights(graph, self._facts, PRECISIONS[precision], device)
         self._runs: OrderedDict[Key, _Run] = OrderedDict()
         self._lock = threading.Lock()
-        super().train(False)
+        nn.Module.train(self, False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
@@ -137,36 +139,18 @@ class CompiledGpu(nn.Module):
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """`layers` with the seconds of each, every operation waited for: the median of some rounds, no CUDA graph."""
         inputs = [self._moved(x) for x in self._call.bind(args, kwargs)]
-        found: dict[str, list[float]] = {}
         with self._lock, torch.no_grad(), plain(self.device):
-            run = self._run(inputs)
-            for _ in range(max(1, rounds)):
-                for name, spent in run.program.timed(inputs, _clock(self.device)).items():
-                    found.setdefault(name, []).append(spent)
-        return self._layers({name: sorted(several)[len(several) // 2] for name, several in found.items()})
+            run, clock = self._run(inputs), _clock(self.device)
+            return self._layers(median_seconds(lambda: run.program.timed(inputs, clock), rounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a model file, as `Compiled.save`: it holds the network and no plan, and loads for a CPU."""
-        from ticketry.engine import file
-
-        return file.save(self.graph, Path(path))
+        return model_file.save(self.graph, Path(path))
 
     @property
     def weight_bytes(self) -> int:
         """Bytes on the device of the weights of all layers that were called so far, with the tables of their places."""
         return self._weights.bytes
-
-    def train(self, mode: bool = True) -> CompiledGpu:
-        """Refuses: a compiled model is for inference."""
-        if mode:
-            raise EngineError("a compiled model is for inference: train the model that it was compiled from")
-        return self
-
-    def _apply(self, *args: Any, **kwargs: Any) -> CompiledGpu:
-        raise EngineError(
-            f"a compiled model stays in {self.precision} on {self.device}: move or convert the model before it is"
-            " compiled"
-        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
         return CompiledGpu(self.graph, self.device, **self._settings)  # type: ignore[arg-type]
@@ -202,22 +186,14 @@ class CompiledGpu(nn.Module):
 
     def _layers(self, seconds: dict[str, float]) -> list[Layer]:
         choices = next(reversed(self._runs.values())).program.choices if self._runs else {}
-        total = sum(seconds.values())
         rows = []
         for node in self.graph.nodes:
-            name, facts = weights_of(self.graph, node)
             choice = choices.get(node.output)
-            why = choice.why if choice is not None else ""
-            if node.op in LAYERS and choice is None:
-                why = "chosen at the first call"
+            why = choice.why if choice is not None else "chosen at the first call" if node.op in LAYERS else ""
             sparse = choice is not None and choice.kernel != "dense"
-            kernel = "" if choice is None or not sparse else choice.kernel
+            kernel = choice.kernel if choice is not None and sparse else ""
             kernel += f", tiles of {choice.tile} rows" if choice is not None and kernel == "group" else ""
-            density, kept, spread = facts or (None, None, "")
-            spent = seconds.get(node.output)
-            share = spent / total if spent is not None and total else None
-            where = "engine" if sparse else "torch"
-            rows.append(Layer(name or node.output, node.op, where, kernel, density, kept, spread, spent, share, why))
+            rows.append(layer_of(self.graph, node, "engine" if sparse else "torch", kernel, seconds, why))
         return rows
 
 
@@ -283,12 +259,51 @@ def _clock(device: torch.device) -> Callable[[Callable[[], Any]], tuple[Any, flo
         begin = time.perf_counter()
         return call(), time.perf_counter() - begin
 
-    def events(call: Callable[[], Any]) -> tuple[Any, float]:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        made = call()
-        end.record()
-        end.synchronize()
-        return made, float(begin.elapsed_time(end)) / 1e3
+    return timed if device.type == "cuda" else wall
 
-    return events if device.type == "cuda" else wall
+
+def require_triton() -> None:
+    """Raises:
+    MissingExtraError: Triton is not installed.
+    """
+    if find_spec("triton") is None:
+        raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
+
+
+def compile_as_it_is(
+    model: nn.Module,
+    mask: Mask | None,
+    example_inputs: Any,
+    *,
+    threads: int | None,
+    target: str,
+    precision: str = "fp32",
+) -> CompiledGpu:
+    """`compile_gpu` in the precision of the model's own weights; float32 is multiplied as TF32.
+
+    Raises:
+        EngineError: settings that are a CPU's, weights in float64, and as `compile_gpu` does.
+    """
+    if threads is not None or target != "host":
+        raise EngineError("threads and target are of a CPU: leave them out, or move the model to the CPU")
+    own = precision_of(model)
+    if precision not in ("fp32", own):
+        raise EngineError(
+            f"the model's weights are {own}: convert it, or call compile_gpu with precision={precision!r}"
+        )
+    return compile_gpu(model, mask, example_inputs, precision=own)
+
+
+def precision_of(model: nn.Module) -> str:
+    """The precision that keeps the weights of a model as they are."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    most = max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    if most not in names:
+        raise EngineError(
+            f"there are no sparse kernels for {most} on a GPU: convert the model, or call compile_gpu with a precision"
+        )
+    return names[most]

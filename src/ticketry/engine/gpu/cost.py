@@ -112,15 +112,18 @@ class Work:
 
 def dense_seconds(work: Work, rates: Rates) -> float:
     """In cuDNN or cuBLAS, and the passes over its output that torch adds for a residual and an activation."""
-    product = 2.0 * work.pixels * work.rows * work.columns / (rates.linear if work.linear else rates.conv)
-    bytes_ = rates.bytes * (work.inputs + work.outputs + work.rows * work.columns)
-    return rates.launch + max(product, bytes_ / rates.bandwidth) + _passes(work, rates)
+    return _whole_seconds(work, rates, rates.linear if work.linear else rates.conv, 1.0)
 
 
 def two_four_seconds(work: Work, rates: Rates) -> float:
     """As torch's semi-structured product."""
-    product = 2.0 * work.pixels * work.rows * work.columns / rates.two_four
-    bytes_ = rates.bytes * (work.inputs + work.outputs + 0.6 * work.rows * work.columns)
+    return _whole_seconds(work, rates, rates.two_four, 0.6)
+
+
+def _whole_seconds(work: Work, rates: Rates, rate: float, stored: float) -> float:
+    """A product at so many FLOP/s counted as of the dense weight, of which this share is read; then torch's passes."""
+    product = 2.0 * work.pixels * work.rows * work.columns / rate
+    bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
     return rates.launch + max(product, bytes_ / rates.bandwidth) + _passes(work, rates)
 
 

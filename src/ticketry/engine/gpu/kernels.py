@@ -20,7 +20,7 @@ def clamped(v):
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """The acts of `engine.infer` on float32; "" is the identity."""
+    """The acts of `engine.graph.native` on float32; "" is the identity."""
     if ACT == "relu":
         v = tl.where(v < 0, 0.0, v)
     elif ACT == "leaky_relu":

@@ -52,12 +52,3 @@ def is_inner(x: Tensor) -> bool:
         return False
     end = x.storage_offset() + prod(x.shape[1:]) * padded(x.shape[0])
     return end * x.element_size() <= x.untyped_storage().nbytes()
-
-
-def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    """Number of places of a window along an axis, as torch counts them."""
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
-    places = (room + (stride - 1 if ceil else 0)) // stride + 1
-    if ceil and (places - 1) * stride >= size + padding:
-        places -= 1  # the last window has to start inside of the input or its left padding
-    return places

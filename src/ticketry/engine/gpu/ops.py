@@ -13,15 +13,18 @@ for tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from ticketry.engine.gpu import kernels
-from ticketry.engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, padded, windows
+from ticketry.engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, padded
 from ticketry.engine.gpu.tables import has_taps
 from ticketry.engine.gpu.tuning import Config, choose
+from ticketry.engine.graph.native import windows
 from ticketry.errors import EngineError
 
 _WIDE = 1 << 31
@@ -61,7 +64,7 @@ def group_conv2d(
         x: [N, C, H, W] of float16, bfloat16 or float32 (multiplied as TF32), as `weight`, `bias` and `residual` are.
         weight, tiles, rows, places: of `tables.Tables`, made for this padding and dilation.
         outputs: output channels.
-        act: as in `engine.infer`, "" for none; "leaky_relu" has the slope `slope`.
+        act: as in `engine.graph.native`, "" for none; "leaky_relu" has the slope `slope`.
         inner: how the result lies. Outer ones are written number by number: still less than a copy more.
     """
     out = _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
@@ -70,23 +73,12 @@ def group_conv2d(
         return out
     taps = has_taps(kernel, padding)
     run = padded(x.shape[0])
-    tables = (weight, bias, residual, out, tiles, rows, places)
+    product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
     if inner and not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
-        _launch(x, *tables, x.shape[2] * x.shape[3] * run, (1, 1), (1, 1), (1, 1), act, slope)
+        product.launch(_Images(x.shape[2] * x.shape[3] * run))
     else:
-        _launch(
-            x,
-            *tables,
-            run,
-            x.shape[2:],
-            out.shape[2:],
-            stride,
-            act,
-            slope,
-            outer=not inner,
-            taps=taps,
-            border=max(padding) > 0,
-        )
+        images = _Images(run, x.shape[2:], out.shape[2:], stride)
+        product.launch(images, outer=not inner, taps=taps, border=max(padding) > 0)
     return out
 
 
@@ -102,23 +94,8 @@ def _empty(shape: Indices, like: Tensor, inner: bool) -> Tensor:
 
 
 @group_conv2d.register_fake
-def _group_conv2d_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    tiles: Tensor,
-    rows: Tensor,
-    places: Tensor,
-    outputs: int,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    act: str,
-    slope: float,
-    inner: bool,
-) -> Tensor:
+def _group_conv2d_fake(x: Tensor, *rest: Any) -> Tensor:
+    outputs, kernel, stride, padding, dilation, _, _, inner = rest[6:]
     return _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
 
 
@@ -143,25 +120,14 @@ def group_linear(
     out = _empty((x.shape[0], outputs), x, inner)
     x, residual = _ready(x, weight, bias, residual, out, inner)
     if out.numel():
-        tables = (weight, bias, residual, out, tiles, rows, places)
-        _launch(x, *tables, padded(x.shape[0]), (1, 1), (1, 1), (1, 1), act, slope, outer=not inner)
+        product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
+        product.launch(_Images(padded(x.shape[0])), outer=not inner)
     return out
 
 
 @group_linear.register_fake
-def _group_linear_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    tiles: Tensor,
-    rows: Tensor,
-    places: Tensor,
-    outputs: int,
-    act: str,
-    slope: float,
-    inner: bool,
-) -> Tensor:
+def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
+    outputs, _, _, inner = rest[6:]
     return _empty((x.shape[0], outputs), x, inner)
 
 
@@ -186,60 +152,67 @@ def _inner(x: Tensor) -> Tensor:
     return x if is_inner(x) else _turned(x, True)
 
 
-def _launch(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    tiles: Tensor,
-    rows: Tensor,
-    places: Tensor,
-    run: int,
-    size: Indices,
-    out_size: Indices,
-    stride: Indices,
-    act: str,
-    slope: float,
-    *,
-    outer: bool = False,
-    taps: bool = False,
-    border: bool = False,
-) -> None:
-    """Run the group kernel on padded images, with sizes (height, width) of x and out."""
-    count, tile = tiles.shape[0], rows.shape[1]
-    outputs = run * out_size[0] * out_size[1]
-    arguments = (
-        x, weight, weight if bias is None else bias, out if residual is None else residual, out,
-        tiles, rows, places, run // EIGHT, out.shape[0], out.shape[1], *size, *out_size, *stride, count,
-    )  # fmt: skip
-    constants = {
-        "TILE": tile,
-        "TAPS": taps,
-        "BORDER": border,
-        "OUTER": outer,
-        "WIDE": max(_end(x), _end(out)) >= _WIDE,
-        "ACT": act,
-        "SLOPE": slope,
-        "BIAS": bias is not None,
-        "RESIDUAL": residual is not None,
-        "PRECISION": "tf32",
-        # The interpreter multiplies bfloat16 as if its bits were integers.
-        "WIDEN": x.dtype == torch.bfloat16 and x.device.type == "cpu",
-    }
+@dataclass(frozen=True)
+class _Images:
+    """What the kernel sees of the images: as many as their padded run, with (height, width) before and after."""
 
-    def launch(config: Config) -> None:
-        kernels.group_product[(count * triton.cdiv(outputs, config.pixels),)](
-            *arguments,
-            **constants,
-            PIXELS=config.pixels,
-            COLUMNS=config.columns,
-            num_warps=config.warps,
-            num_stages=config.stages,
-        )
+    run: int
+    size: Indices = (1, 1)
+    out_size: Indices = (1, 1)
+    stride: Indices = (1, 1)
 
-    key = (x.dtype, tile, count, weight.numel(), run, *size, *stride, outer, taps, border)
-    launch(choose(key, tile, outputs, count, x, launch))
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """The operands of a group product, and where its result goes."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    out: Tensor
+    tiles: Tensor
+    rows: Tensor
+    places: Tensor
+    act: str
+    slope: float
+
+    def launch(self, images: _Images, *, outer: bool = False, taps: bool = False, border: bool = False) -> None:
+        """Run the group kernel."""
+        x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
+        outputs = images.run * images.out_size[0] * images.out_size[1]
+        bias, residual = (x if one is None else one for one in (self.bias, self.residual))
+        arguments = (
+            x, self.weight, bias, residual, out, self.tiles, self.rows, self.places, images.run // EIGHT,
+            out.shape[0], out.shape[1], *images.size, *images.out_size, *images.stride, count,
+        )  # fmt: skip
+        constants = {
+            "TILE": tile,
+            "TAPS": taps,
+            "BORDER": border,
+            "OUTER": outer,
+            "WIDE": max(_end(x), _end(out)) >= _WIDE,
+            "ACT": self.act,
+            "SLOPE": self.slope,
+            "BIAS": self.bias is not None,
+            "RESIDUAL": self.residual is not None,
+            "PRECISION": "tf32",
+            # The interpreter multiplies bfloat16 as if its bits were integers.
+            "WIDEN": x.dtype == torch.bfloat16 and x.device.type == "cpu",
+        }
+
+        def launch(config: Config) -> None:
+            kernels.group_product[(count * triton.cdiv(outputs, config.pixels),)](
+                *arguments,
+                **constants,
+                PIXELS=config.pixels,
+                COLUMNS=config.columns,
+                num_warps=config.warps,
+                num_stages=config.stages,
+            )
+
+        key = (x.dtype, tile, count, self.weight.numel(), images.run, *images.size, *images.stride, outer, taps, border)
+        launch(choose(key, tile, outputs, count, x, launch))
 
 
 def _end(x: Tensor) -> int:
@@ -269,13 +242,11 @@ def _turned(x: Tensor, inner: bool) -> Tensor:
     return out
 
 
-@turn.register_fake
-def _turn_fake(x: Tensor, inner: bool) -> Tensor:
-    return _turn_out(x, inner)
-
-
 def _turn_out(x: Tensor, inner: bool) -> Tensor:
-    return inner_empty(x.shape, x) if inner else outer_empty(x.shape, x)
+    return _empty(x.shape, x, inner)
+
+
+turn.register_fake(_turn_out)
 
 
 def _axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
@@ -309,7 +280,7 @@ def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
 
 
 @inner_layer_norm.register_fake
-def _inner_layer_norm_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _inner_layer_norm_fake(x: Tensor, *rest: Any) -> Tensor:
     return inner_empty(x.shape, x)
 
 
@@ -345,16 +316,8 @@ def inner_pool2d(
 
 
 @inner_pool2d.register_fake
-def _inner_pool2d_fake(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil: bool,
-    mode: str,
-) -> Tensor:
-    return _pool_out(x, kernel, stride, padding, dilation, ceil)
+def _inner_pool2d_fake(x: Tensor, *rest: Any) -> Tensor:
+    return _pool_out(x, *rest[:-1])
 
 
 def _pool_out(x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import Tensor
 
-from ticketry.core.structure.groups import row_groups
+from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.gpu import cost
 from ticketry.engine.gpu.cost import Rates, Work
 from ticketry.engine.gpu.tables import unfit
-from ticketry.engine.gpu.two_four import can_run, is_two_four
 from ticketry.engine.graph import Graph, Node
 
 LAYERS = ("conv2d", "linear")
@@ -81,19 +81,18 @@ def plan(
     """
     rates = rates or cost.RATES[dtype]
     works: dict[str, Work] = {}
-    for node in graph.nodes:
-        work = _work(graph, node, batch, facts[node.output].groups) if node.op in LAYERS else None
-        if work is not None:
-            works[node.output] = work
     found: dict[str, Choice] = {}
     for node in graph.nodes:
-        if node.op in LAYERS:
-            fact = facts[node.output]
-            if fact.unfit is not None:
-                found[node.output] = Choice("dense", fact.unfit)
-                continue
-            two_four = fact.two_four and can_run(device, dtype)
-            found[node.output] = _alone(works.get(node.output), two_four, rates, force)
+        if node.op not in LAYERS:
+            continue
+        fact = facts[node.output]
+        work = _work(graph, node, batch, fact.groups)
+        if work is not None:
+            works[node.output] = work
+        if fact.unfit is not None:
+            found[node.output] = Choice("dense", fact.unfit)
+        else:
+            found[node.output] = _alone(work, fact.two_four and can_run(device, dtype), rates, force)
     if force:
         return found
     dense = {name: _switched(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
@@ -258,3 +257,21 @@ def follows(graph: Graph, node: Node) -> bool:
     if all(len(shape or ()) == 4 for shape in shapes):
         return bool(node.attrs.get("axis", 1) == 1)
     return node.op in ("act", "add", "mul") and len(set(shapes)) == 1 and len(shapes[0] or ()) in (2, 3)
+
+
+_ROWS, _COLUMNS = 32, 64
+"""torch's semi-structured tensors of 16-bit types have multiples of these."""
+
+
+def is_two_four(weight: Tensor) -> bool:
+    """Whether each four neighbouring columns of a linear layer's weight [O, I] keep two at most."""
+    if weight.dim() != 2 or weight.shape[0] % _ROWS or weight.shape[1] % _COLUMNS:
+        return False
+    return bool(((weight != 0).reshape(len(weight), -1, 4).sum(2) <= 2).all())
+
+
+def can_run(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device has such products for this type."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ticketry.engine.gpu import ops
 from ticketry.engine.gpu.layout import inner_strides, padded
 from ticketry.engine.gpu.plan import LAYERS, Choice, Facts, follows, wanted_inner
 from ticketry.engine.gpu.tables import Tables, pack
-from ticketry.engine.graph import Graph, Node, Value
-from ticketry.engine.ops import Cast, activation, checked, prepare
+from ticketry.engine.graph import Graph, Node, last_uses
+from ticketry.engine.graph.native import dtype_name
+from ticketry.engine.graph.reference import Cast, activation, checked, prepare
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Weights:
         self.facts = facts
         self.dtype = dtype
         self.device = device
-        self.cast = Cast(graph, str(dtype).removeprefix("torch."))
+        self.cast = Cast(graph, dtype_name(dtype))
         self._tables: dict[tuple[str, int], Tables] = {}
         self._dense: dict[tuple[str, str], Tensor] = {}
 
@@ -122,13 +122,10 @@ class Program:
 
     def __post_init__(self) -> None:
         self._wanted = wanted_inner(self.graph, self.choices)
-        last = {name: number for number, node in enumerate(self.graph.nodes) for name in node.inputs}
-        kept = set(self.graph.results)
-        for number, node in enumerate(self.graph.nodes):
-            done = [name for name in dict.fromkeys(node.inputs) if last[name] == number and name not in kept]
-            if node.output not in last and node.output not in kept:
-                done.append(node.output)
-            self._steps.append((self._step(node), node.inputs, node.output, tuple(done)))
+        nodes = self.graph.nodes
+        done = last_uses([(node.inputs, (node.output,)) for node in nodes], self.graph.results)
+        for node, free in zip(nodes, done, strict=True):
+            self._steps.append((self._step(node), node.inputs, node.output, free))
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         """Result -> what the graph returns by that name, of inputs in its order, in the types of the graph."""
@@ -166,18 +163,17 @@ class Program:
             return _group(node, choice, self.weights, inner=node.output in self._wanted)
         if node.op == "layer_norm" and node.output in self._wanted:
             return _layer_norm(node, self.weights)
-        outer = _two_four(node, self.weights) if choice is not None and choice.kernel == "2:4" else self._outer(node)
+        outer = self._outer(node, two_four=choice is not None and choice.kernel == "2:4")
         if node.op not in LAYERS and follows(self.graph, node):
             return _either(node, outer, _inner(node, self.weights))
         return lambda *reads: Held.of(outer(*[one.get_outer() for one in reads]))
 
-    def _outer(self, node: Node) -> Callable[..., Any]:
+    def _outer(self, node: Node, two_four: bool) -> Callable[..., Any]:
         cast, weights = self.weights.cast, self.weights.of(node)
+        if two_four:
+            weights[node.weights["weight"]] = self.weights.two_four(node)
         function = prepare(cast.node(node), weights, device=self.weights.device)
-        return function if node.native else checked(function, self._cast_value(node), node)
-
-    def _cast_value(self, node: Node) -> Value:
-        return self.weights.cast.value(self.graph.values[node.output])
+        return function if node.native else checked(function, cast.value(self.graph.values[node.output]), node)
 
 
 # -- sparse layers -----------------------------------------------------------------------------------------------------
@@ -229,18 +225,6 @@ def _as_shaped(made: Held, x: Held) -> Held:
     if len(x.shape) != 4:
         return made
     return Held.of(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
-
-
-def _two_four(node: Node, weights: Weights) -> Callable[..., Tensor]:
-    weight, bias = weights.two_four(node), weights.of(node).get(node.weights.get("bias", ""))
-    act = activation(node.attrs["act"], fresh=True)
-
-    def linear(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        made = F.linear(x, weight, bias)
-        made = made if residual is None else made.add_(residual)
-        return made if act is None else act(made)
-
-    return linear
 
 
 def named_act(act: str | dict[str, float] | None) -> tuple[str, float]:

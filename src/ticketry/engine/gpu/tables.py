@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ticketry.core.structure.groups import Indices, row_groups
+from ticketry.core.structure.group_wise.matrices import Indices, row_groups
 from ticketry.errors import EngineError
 
 Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"

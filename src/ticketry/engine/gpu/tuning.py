@@ -6,10 +6,12 @@ process. On a CPU the first candidate is taken.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,11 +30,15 @@ class Config:
     """Steps of the gather that are in shared memory at once."""
 
 
+T = TypeVar("T")
+
 ROUNDS = 7
 """Timed runs of each candidate, in turns."""
 
 _FILL = 132 * 2
 """Programs below which smaller tiles are tried: two for each multiprocessor of an H100."""
+
+_log = logging.getLogger(__name__)
 
 _found: dict[Hashable, Config] = {}
 _lock = threading.Lock()
@@ -77,6 +83,7 @@ def fastest(
         try:
             run(config)  # compiled, and found to fit
         except Exception as error:  # out of shared memory or registers on a smaller GPU
+            _log.info("%s is left out: %s", config, error)
             errors.append(error)
         else:
             times[config] = []
@@ -88,14 +95,22 @@ def fastest(
     return min(times, key=lambda config: median(times[config]))
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What a call makes, and its seconds on the current GPU, by events before and after it."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
-    for _ in range(4):
-        call()
+    made = call()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) / 4e3
+    return made, float(begin.elapsed_time(end)) / 1e3
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    def four() -> None:
+        for _ in range(4):
+            call()
+
+    return timed(four)[1] / 4
 
 
 def _narrow(config: Config, outputs: int) -> Config:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from ticketry.engine.cpu.program import Op
-from ticketry.engine.plan.forms import Form
-from ticketry.engine.plan.operations import Operations
+from ticketry.engine.cpu.program import BlockSpec, Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.window import Array, Convolution, Window
+from ticketry.engine.plan.arenas import PixelsArena, PlanesArena
 from ticketry.engine.plan.sketch import Sketch, Task
+from ticketry.engine.plan.value_axes import Form
 
-Array = np.ndarray[Any, Any]
-
-
-class Arena(Protocol):
-    """A layout's memory: where the values of a region lie."""
-
-    @property
-    def bytes(self) -> int:
-        """Working memory of a thread."""
-        ...
-
-    def value(self, form: Form) -> Any:
-        """A value as the layout's operations take it; `UnsupportedError` if it cannot lie so."""
-        ...
-
-    def order(self, form: Form) -> Array | None:
-        """The value's channels in the order in which they lie, None if that is their own."""
-        ...
+Arena = PixelsArena | PlanesArena
+"""A layout's memory, and in `layout` its operations: those of `cpu.planes` and of `cpu.pixels` have the same names."""
 
 
 class Emission:
@@ -39,7 +23,7 @@ class Emission:
     Args:
         sketch: the region.
         arena: where its values lie.
-        operations: the layout's.
+        target: what the operations are made for, and how many images a block has.
         inputs: how many external tensors come in; those that go out follow them.
         last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
 
@@ -48,42 +32,34 @@ class Emission:
     """
 
     def __init__(
-        self, sketch: Sketch, arena: Arena, operations: Operations, inputs: int, last: Collection[int] = ()
+        self, sketch: Sketch, arena: Arena, target: Target, images: int, inputs: int, last: Collection[int] = ()
     ) -> None:
-        self.sketch, self.arena, self.operations = sketch, arena, operations
+        self.sketch, self.arena, self.layout = sketch, arena, arena.layout
         self.inputs, self.last = inputs, last
+        self.spec = BlockSpec(target, images, self._reserve)
         self.ops: list[Op] = []
         self.scratch = 0
-        operations.reserve = self.reserve
         for task in sketch.tasks:
-            label = task.kind if task.node is None else task.label
-            ops = _EMIT[task.kind](self, task, [arena.value(form) for form in task.inputs])
-            self.ops += [replace(op, label=label) for op in ops]
+            arena.check(task)
+            ops = _operations(self, task, [arena.value(form) for form in task.inputs])
+            self.ops += [replace(op, label=task.label) for op in ops]
 
     @property
     def bytes(self) -> int:
         """Working memory of a thread."""
         return self.arena.bytes + 64 + self.scratch
 
-    def reserve(self, size: int) -> int:
+    def _reserve(self, size: int) -> int:
         """Memory behind all values, which every operation may use for itself."""
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
 
     def output(self, task: Task) -> Any:
-        assert task.output is not None
         return self.arena.value(task.output)
 
-    def weight(self, task: Task, role: str) -> Array | None:
-        """A weight of the task's node, None if it has none in that role."""
-        assert task.node is not None
-        name = task.node.weights.get(role)
-        return None if name is None else self.sketch.graph.tensors[name].detach().cpu().float().numpy()
-
-    def ordered(self, task: Task, role: str, form: Form) -> Array | None:
-        """A weight with one entry a channel of a value, in the order in which those lie."""
-        weight, order = self.weight(task, role), self.arena.order(form)
-        return weight if weight is None or order is None else weight[order]
+    def ordered(self, task: Task, *roles: str) -> list[Array | None]:
+        """Weights with one entry a channel of the output, in the order in which those lie; None without one."""
+        return [_ordered(self.sketch, task, role, self.arena) for role in roles]
 
 
 Strides = tuple[int, int, int, int]
@@ -113,96 +89,63 @@ def memory(form: Form) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     return tuple(sizes[axis] for axis in order), (0, *(order.index(axis) + 1 for axis in range(len(sizes))))
 
 
-def _load(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    assert task.output is not None
-    y, spread = emission.output(task), strides(task.output, task.number in emission.last)
-    return emission.operations.load(task.number, spread, y)
+def _ordered(sketch: Sketch, task: Task, role: str, arena: Arena) -> Array | None:
+    if role not in task.node.weights:
+        return None
+    weight: Array = sketch.weight(task.node, role).detach().cpu().float().numpy()
+    order = arena.order(task.output)
+    return weight if order is None else weight[order]
 
 
-def _store(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    number, spread = emission.inputs + task.number, strides(task.inputs[0])
-    return emission.operations.store(number, spread, inputs[0])
+def convolution(sketch: Sketch, task: Task, arena: Arena) -> Convolution:
+    """A layer whose weights are in the order in which its channels lie.
 
-
-def _copy(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    return emission.operations.apply(None, inputs[0], emission.output(task))
-
-
-def geometry_of_product(sketch: Sketch, task: Task, arena: Arena) -> tuple[Array, dict[str, Any]]:
-    """A convolution's weight in the order in which its channels lie, and how it slides.
-
-    A linear layer is one of a single pixel, or of the whole plane behind a flattening.
+    A linear layer is a convolution of a single pixel, or of the whole plane behind a flattening.
     """
-    assert task.node is not None
-    assert task.output is not None
-    node = task.node
-    weight: Array = sketch.weight(node).detach().cpu().float().numpy()
-    where: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    node, x = task.node, task.inputs[0]
+    weight = _ordered(sketch, task, "weight", arena)
+    assert weight is not None
+    slides = {}
     if node.op == "conv2d":
-        where = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
-        where["groups"] = node.attrs["groups"]
+        slides = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
     else:
-        kernel = task.inputs[0].pixels if task.inputs[0].labels == "f" else (1, 1)
-        weight = weight.reshape(weight.shape[0], -1, *kernel)
-    rows, columns = arena.order(task.output), arena.order(task.inputs[0])
-    weight = weight if rows is None else weight[rows]
-    return (weight if columns is None or where["groups"] > 1 else weight[:, columns]), where
+        weight = weight.reshape(weight.shape[0], -1, *(x.pixels if x.labels == "f" else (1, 1)))
+    columns, groups = arena.order(x), node.attrs.get("groups", 1)
+    weight = weight if columns is None or groups > 1 else weight[:, columns]
+    bias = _ordered(sketch, task, "bias", arena)
+    return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
 
 
-def _product(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    assert task.node is not None
-    assert task.output is not None
-    x, *residual = inputs
-    weight, where = geometry_of_product(emission.sketch, task, emission.arena)
-    return emission.operations.conv(
-        x,
-        emission.output(task),
-        weight,
-        emission.ordered(task, "bias", task.output),
-        **where,
-        act=task.node.attrs["act"],
-        residual=residual[0] if residual else None,
-    )
-
-
-def _other(emission: Emission, task: Task, inputs: list[Any]) -> list[Op]:
-    """All that has no weights of its own, or one a channel."""
-    assert task.node is not None
-    assert task.output is not None
-    layout, node, y = emission.operations, task.node, emission.output(task)
-    attrs, x = node.attrs, inputs[0]
-    window = [tuple(attrs[name]) for name in ("kernel", "stride", "padding") if name in attrs]
-    if node.op in ("add", "mul"):
-        ops = layout.elementwise(node.op, x, inputs[1], y, attrs["act"])
-    elif node.op == "act":
-        ops = layout.apply(attrs["act"], x, y)
-    elif node.op == "affine":
-        scale, shift = (emission.ordered(task, role, task.output) for role in ("scale", "shift"))
-        ops = layout.affine(x, y, scale, shift, attrs["act"])
-    elif node.op == "layer_norm":
-        scale, shift = (emission.ordered(task, role, task.output) for role in ("weight", "bias"))
-        ops = layout.layer_norm(x, y, scale, shift, float(attrs["eps"]))
-    elif node.op == "softmax":
-        ops = layout.softmax(x, y)
-    elif node.op == "max_pool2d":
-        ops = layout.max_pool(x, y, *window, tuple(attrs["dilation"]))
-    elif node.op == "avg_pool2d":
-        ops = layout.avg_pool(x, y, *window, attrs["count_include_pad"])
-    elif node.op == "global_avg_pool":
-        ops = layout.global_mean(x, y)
-    else:
-        heads, size = task.inputs[0].planes.shape[:2]
-        factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
-        ops = layout.attention(*inputs, y, heads, factor, attrs["causal"])
-    return ops
-
-
-_EMIT: Mapping[str, Callable[[Emission, Task, list[Any]], list[Op]]] = {
-    "load": _load,
-    "store": _store,
-    "copy": _copy,
-    "conv2d": _product,
-    "linear": _product,
-    **dict.fromkeys(("add", "mul", "act", "affine", "layer_norm", "softmax"), _other),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool", "attention"), _other),
-}
+def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
+    """What the layout's kernels do for a task, given where its inputs lie: a list of `Op`."""
+    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
+    if kind == "load":
+        return layout.load(task.number, strides(task.output, task.number in emission.last), y)
+    if kind == "store":
+        return layout.store(emission.inputs + task.number, strides(task.output), y)
+    x, *others = inputs
+    if kind == "copy":
+        return layout.copy(x, y)
+    if kind in ("conv2d", "linear"):
+        layer = convolution(emission.sketch, task, emission.arena)
+        return layout.conv(x, y, layer, others[0] if others else None, emission.spec)
+    if kind in ("add", "mul"):
+        return layout.elementwise(kind, x, others[0], y, attrs["act"])
+    if kind == "act":
+        return layout.apply(attrs["act"], x, y)
+    if kind == "affine":
+        return layout.affine(x, y, *emission.ordered(task, "scale", "shift"), attrs["act"])
+    if kind == "layer_norm":
+        return layout.layer_norm(x, y, *emission.ordered(task, "weight", "bias"), attrs["eps"])
+    if kind == "softmax":
+        return layout.softmax(x, y)
+    if kind == "global_avg_pool":
+        return layout.global_mean(x, y)
+    if kind in ("max_pool2d", "avg_pool2d"):
+        window = Window(*(tuple(attrs.get(name, (1, 1))) for name in ("kernel", "stride", "padding", "dilation")))
+        if kind == "max_pool2d":
+            return layout.max_pool(x, y, window)
+        return layout.avg_pool(x, y, window, attrs["count_include_pad"])
+    heads, size = task.inputs[0].planes.shape[:2]
+    scale = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
+    return layout.attention(*inputs, y, heads, scale, attrs["causal"], emission.spec)

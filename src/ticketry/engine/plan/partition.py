@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ticketry.engine.graph import Graph, Node
-from ticketry.engine.plan.forms import UnsupportedError
 from ticketry.engine.plan.sketch import Sketch
+from ticketry.engine.plan.value_axes import UnsupportedError
 
 _WORTH = {"conv2d", "linear"}
 """A region without any of these would move values into the engine's layout and back for next to nothing."""

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from torch import Tensor
 
-from ticketry.core.structure.groups import row_groups
+from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.graph import Graph, Node
-from ticketry.engine.plan import forms
-from ticketry.engine.plan.forms import Form, UnsupportedError
+from ticketry.engine.plan import value_axes as forms
 from ticketry.engine.plan.storage import Storages
+from ticketry.engine.plan.value_axes import Form, UnsupportedError
+
+Like = tuple[str, Sequence[int], tuple[int, int]]
 
 _SMALL_WINDOW = 7
 """Columns of the widest windows that kernels of pooling go over with vectors of positions."""
@@ -28,8 +31,9 @@ class Task:
     kind: str
     label: str
     inputs: tuple[Form, ...]
-    output: Form | None
-    node: Node | None = None
+    output: Form
+    """Of a store the value itself."""
+    node: Node
     number: int = 0
     """Of a load or store: which of the region's inputs or outputs."""
 
@@ -52,7 +56,7 @@ class Sketch:
         blank = forms.loaded(shape, 0)
         form = forms.loaded(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
         self.storages.pin(form)
-        self.tasks.append(Task("load", name, (), form, number=number))
+        self.tasks.append(Task("load", "load", (), form, Node("load", (), name), number))
         self.forms[name] = form
         return form
 
@@ -61,7 +65,7 @@ class Sketch:
         form = self.forms[name]
         self.storages.read(form, len(self.tasks))
         self.storages.pin(form)
-        self.tasks.append(Task("store", name, (form,), None, number=number))
+        self.tasks.append(Task("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def add(self, node: Node) -> Form:
         """The node's value, and whatever has to be done for it.
@@ -88,16 +92,14 @@ class Sketch:
 
     def products(self) -> list[tuple[Task, Node]]:
         """The convolutions and linear layers."""
-        return [(task, task.node) for task in self.tasks if task.node is not None and task.kind in ("conv2d", "linear")]
+        return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
-    def make(self, node: Node, inputs: Sequence[Form], like: tuple[str, Sequence[int], tuple[int, int]]) -> Form:
-        """A task with an output of its own: labels, channel axes and pixels."""
+    def make(self, node: Node, inputs: Sequence[Form], like: Like, kind: str = "") -> Form:
+        """A task with an output of its own: labels, channel axes and pixels. Its kind is the node's unless given."""
         labels, channels, pixels = like
-        count = 1
-        for size in channels:
-            count *= size
-        output = forms.fresh(labels, channels, pixels, self.storages.add(count, pixels, len(self.tasks)))
-        self.tasks.append(Task(node.op, node.output, tuple(inputs), output, node))
+        storage = self.storages.add(prod(channels), pixels, len(self.tasks))
+        output = forms.fresh(labels, channels, pixels, storage)
+        self.tasks.append(Task(kind or node.op, node.output, tuple(inputs), output, node))
         return output
 
     def run(self, node: Node, form: Form) -> Form:
@@ -106,11 +108,8 @@ class Sketch:
             return form
         self.reads(form)
         self.storages.pin(form)
-        channels = form.planes.shape[:-1]
-        storage = self.storages.add(form.channels, form.pixels, len(self.tasks))
-        output = forms.fresh(form.labels, channels, form.pixels, storage)
+        output = self.make(node, [form], (form.labels, form.planes.shape[:-1], form.pixels), "copy")
         self.storages.pin(output)
-        self.tasks.append(Task("copy", node.output, (form,), output, node))
         return output
 
     def reads(self, form: Form, halo: int = 0) -> None:
@@ -134,12 +133,16 @@ def _image(form: Form) -> None:
 def _conv2d(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     x, *residual = inputs
     _image(x)
-    shape = sketch.graph.values[node.output].shape
-    assert shape is not None
-    pixels = (int(shape[2] or 0), int(shape[3] or 0))
-    kernel = sketch.weight(node).shape[2:]
-    halo = max(_reach(node, axis, kernel, x.pixels, pixels) for axis in range(2))
-    return _product(sketch, node, x, residual, ("cpp", shape[1:2], pixels), halo, node.attrs["stride"] == [1, 1])
+    rows, *_, height, width = sketch.weight(node).shape
+    pixels = _pixels_of(sketch, node)
+    halo = max(_reach(node, axis, (height, width), x.pixels, pixels) for axis in range(2))
+    return _product(sketch, node, x, residual, ("cpp", [rows], pixels), halo, node.attrs["stride"] == [1, 1])
+
+
+def _pixels_of(sketch: Sketch, node: Node) -> tuple[int, int]:
+    """Height and width of what a node makes; of [N, C] one pixel."""
+    shape = sketch.graph.values[node.output].shape or ()
+    return (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
 
 
 def _reach(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
@@ -152,12 +155,10 @@ def _reach(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Se
 
 def _linear(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     x, *residual = inputs
-    size = [sketch.weight(node).shape[0]]
-    if x.labels == "f":
-        return _product(sketch, node, x, residual, ("c", size, (1, 1)), 0, True)
-    if x.labels[-1] != "c" or x.labels.count("c") != 1:
+    if x.labels != "f" and not _is_channels(x, -1):
         raise UnsupportedError("features that are spread over several axes")
-    return _product(sketch, node, x, residual, (x.labels, size, x.pixels), 0, True)
+    labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
+    return _product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), 0, True)
 
 
 def _product(
@@ -165,19 +166,19 @@ def _product(
     node: Node,
     x: Form,
     residual: list[Form],
-    like: tuple[str, Sequence[int | None], tuple[int, int]],
+    like: Like,
     halo: int,
     same_rows: bool,
 ) -> Form:
     """A convolution or linear layer, with a residual if there is one."""
-    labels, channels, pixels = like
+    labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
             raise UnsupportedError("a residual that lies otherwise")
     sketch.reads(x, halo)
     for other in residual:
         sketch.reads(other)
-    y = sketch.make(node, [x, *residual], (labels, [int(size or 0) for size in channels], pixels))
+    y = sketch.make(node, [x, *residual], like)
     if same_rows:
         sketch.storages.same_rows(x, y)
     for other in residual:
@@ -215,35 +216,30 @@ def _same(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     return y
 
 
-def _affine(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
-    if inputs[0].labels[0] != "c" or inputs[0].labels.count("c") != 1:
-        raise UnsupportedError("channels that are not the first axis")
-    return _same(sketch, node, inputs)
+def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
+    """An operation on each value, for which an axis has to be the only one of channels."""
+
+    def rule(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+        if not _is_channels(inputs[0], axis(node)):
+            raise UnsupportedError(otherwise)
+        return _same(sketch, node, inputs)
+
+    return rule
 
 
-def _layer_norm(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
-    if inputs[0].labels[-1] != "c" or inputs[0].labels.count("c") != 1:
-        raise UnsupportedError("a norm over positions")
-    return _same(sketch, node, inputs)
-
-
-def _softmax(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
-    labels = inputs[0].labels
-    if labels.count("c") != 1 or labels[node.attrs["axis"] - 1] != "c":
-        raise UnsupportedError("a softmax over positions")
-    return _same(sketch, node, inputs)
+def _is_channels(form: Form, axis: int) -> bool:
+    """Whether an axis behind the batch is the only one of channels."""
+    return form.labels[axis] == "c" and form.labels.count("c") == 1
 
 
 def _pool(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     (x,) = inputs
     _image(x)
-    shape = sketch.graph.values[node.output].shape
-    assert shape is not None
-    pixels = (int(shape[2] or 0), int(shape[3] or 0)) if len(shape) == 4 else (1, 1)
+    pixels = _pixels_of(sketch, node)
     # Pooling of few images is faster where windows end in the halo.
     kernel = node.attrs.get("kernel", (0, 0))
     sketch.reads(x, _reach(node, 1, kernel, x.pixels, pixels) if 0 < kernel[1] <= _SMALL_WINDOW else 0)
-    y = sketch.make(node, [x], ("cpp" if len(shape) == 4 else "c", [x.channels], pixels))
+    y = sketch.make(node, [x], ("cpp" if node.attrs.get("keepdim", True) else "c", [x.channels], pixels))
     sketch.storages.one_order(x, y)
     return y
 
@@ -288,12 +284,10 @@ _RULES: Mapping[str, Rule] = {
     "add": _pairwise,
     "mul": _pairwise,
     "act": _same,
-    "affine": _affine,
-    "layer_norm": _layer_norm,
-    "softmax": _softmax,
-    "max_pool2d": _pool,
-    "avg_pool2d": _pool,
-    "global_avg_pool": _pool,
+    "affine": _over_channels(lambda node: 0, "channels that are not the first axis"),
+    "layer_norm": _over_channels(lambda node: -1, "a norm over positions"),
+    "softmax": _over_channels(lambda node: int(node.attrs["axis"]) - 1, "a softmax over positions"),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), _pool),
     "attention": _attention,
     "concat": _concat,
     "slice": _view(lambda node, x: forms.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])),

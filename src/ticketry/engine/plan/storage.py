@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from ticketry.engine.plan.forms import Form
+from ticketry.engine.plan.value_axes import Form
 
 
 @dataclass
@@ -92,6 +93,32 @@ class Storages:
         """The halo of a storage: the most that any reader of any storage of its geometry needs."""
         key = self.halos.find(number)
         return max(storage.halo for other, storage in enumerate(self.all) if self.halos.find(other) == key)
+
+
+G = TypeVar("G")
+
+
+class Places(Generic[G]):
+    """Slots of values in memory of their geometry: those that live at the same time have different ones."""
+
+    def __init__(self) -> None:
+        self._taken: dict[G, list[tuple[int, int, int, int]]] = {}
+        """Of each geometry: slots from … to, born, dies."""
+
+    def slot(self, geometry: G, size: int, born: int, dies: int) -> int:
+        """The first of ``size`` slots side by side that no other value of the geometry uses while this one lives."""
+        others = self._taken.setdefault(geometry, [])
+        slot = first_gap(sorted((low, high) for low, high, b, d in others if d >= born and b <= dies), size)
+        others.append((slot, slot + size, born, dies))
+        return slot
+
+    def laid_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
+        """Where the slots of each geometry begin, and where the last of them end."""
+        starts, end = {}, 0
+        for geometry, taken in self._taken.items():
+            starts[geometry] = end
+            end += max(high for _, high, _, _ in taken) * bytes_of(geometry)
+        return starts, end
 
 
 def first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:

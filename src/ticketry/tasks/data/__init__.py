@@ -1,35 +1,25 @@
 """Data sets by name: found on disk or downloaded, checked, split by a fixed rule and kept in memory.
 
-From the published files (`mnist`, `cifar`, `tiny_imagenet`, `digits`) to splits (`split`) to one memory-mapped file
-(`prepared`). Folders of images that are read when they are asked for are in `listing` and `pictures`.
+From the published files (`mnist`, `cifar`, `tiny_imagenet`) to splits (`splits`) to one memory-mapped file
+(`prepared`). Folders of images that are read when they are asked for are in `image_files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
-from ticketry.errors import TaskError
-from ticketry.tasks.base import Splits
-from ticketry.tasks.data import cifar, digits, mnist, tiny_imagenet
+from ticketry.registry import BUILT_IN, source_digest
+from ticketry.registry import load as load_object
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.prepared import prepared
-from ticketry.tasks.data.split import fewer
+from ticketry.tasks.data.splits import fewer
+from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.task import Splits
 
 VERSION = 1
 """Of what `load` returns. A change of a reader or of the split rule that moves an example or a pixel raises it."""
-
-_READERS: dict[str, Callable[[tuple[Place, ...]], Splits]] = {
-    "digits": digits.read,
-    "mnist": partial(mnist.read, mnist.MNIST),
-    "fashion-mnist": partial(mnist.read, mnist.FASHION_MNIST),
-    "cifar10": partial(cifar.read, cifar.CIFAR10),
-    "cifar100": partial(cifar.read, cifar.CIFAR100),
-    "tiny-imagenet": partial(tiny_imagenet.read, tiny_imagenet.WHOLE),
-    "tiny-imagenet-20": partial(tiny_imagenet.read, tiny_imagenet.TWENTY),
-}
 
 
 def load(name: str, data: Path | None = None, *, train: int = 0) -> Splits:
@@ -40,18 +30,25 @@ def load(name: str, data: Path | None = None, *, train: int = 0) -> Splits:
     into the cache folder otherwise. The tensors may be memory-mapped and are shared: do not write to them.
 
     Args:
-        train: only so many of the training examples, as many of each class (see `split.fewer`); 0 is all.
+        train: only so many of the training examples, as many of each class (see `splits.fewer`); 0 is all.
 
     Raises:
         TaskError: for an unknown name, or a number of training examples that cannot be had.
         DataError: if it is absent and cannot be downloaded, or not what its published digest says.
     """
-    if name not in _READERS:
-        raise TaskError(f"there is no data set {name!r}: choose one of {', '.join(_READERS)}")
+    DATA_SETS.target(name)
     return _load(name, places(data), train)
+
+
+def source(name: str) -> str:
+    """The digest of what reads a data set of an installed package; empty for any other."""
+    if name not in DATA_SETS.names() or DATA_SETS.where(name) == BUILT_IN:
+        return ""
+    return source_digest(DATA_SETS.get(name).read)
 
 
 @lru_cache(maxsize=4)
 def _load(name: str, where: tuple[Place, ...], train: int) -> Splits:
-    splits = prepared(f"{name}-{VERSION}", folder=where[-1].folder, make=lambda: _READERS[name](where))
+    tag = "-".join([name, str(VERSION), *([source(name)[:16]] if source(name) else [])])
+    splits = prepared(tag, folder=where[-1].folder, make=lambda: load_object(DATA_SETS.get(name).read)(where))
     return replace(splits, train=fewer(splits.train, train)) if train else splits

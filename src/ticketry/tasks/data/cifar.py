@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ticketry.errors import DataError
-from ticketry.tasks.base import Splits
-from ticketry.tasks.data.download import Origin
-from ticketry.tasks.data.files import check, unpacked
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain
-from ticketry.tasks.data.split import hold_out, pick
+from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Origin, Place, check, members, obtain, unpacked
+from ticketry.tasks.data.splits import held_out
+from ticketry.tasks.task import Splits
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,16 @@ class Published:
         layouts = (Layout(self.folder, tuple(self.batches), ("", ".xz")), Layout("", (self.archive,)))
         origin = Origin(f"https://www.cs.toronto.edu/~kriz/{self.archive}", self.archive, self.archive_md5)
         return Collection(self.title, layouts, (origin,))
+
+    def read(self, where: tuple[Place, ...]) -> Splits:
+        """The splits: the published test set, and the training set less a tenth of each class for validation."""
+        files = obtain(self.collection(), where)
+        from_archive = files[0].name == self.archive
+        contents = _from_archive(self, files[0]) if from_archive else _from_files(self, files)
+        batches = [unpickle(content, self.labels) for content in contents]
+        images = np.concatenate([images for images, _ in batches[:-1]])
+        labels = np.concatenate([labels for _, labels in batches[:-1]])
+        return held_out(images, labels, self.validation_per_class, batches[-1])
 
 
 CIFAR10 = Published(
@@ -75,37 +81,15 @@ CIFAR100 = Published(
 """With its 100 fine classes; the 20 coarse ones are left alone."""
 
 
-def read(published: Published, where: tuple[Place, ...]) -> Splits:
-    """The splits: the published test set, and the training set less a tenth of each class for validation."""
-    files = obtain(published.collection(), where)
-    from_archive = files[0].name == published.archive
-    contents = _from_archive(published, files[0]) if from_archive else _from_files(published, files)
-    batches = [unpickle(content, published.labels) for content in contents]
-    images = np.concatenate([images for images, _ in batches[:-1]])
-    labels = np.concatenate([labels for _, labels in batches[:-1]])
-    train, validation = hold_out(labels, published.validation_per_class)
-    test_images, test_labels = batches[-1]
-    return Splits(
-        train=pick(images, labels, train),
-        validation=pick(images, labels, validation),
-        test=pick(test_images, test_labels, np.arange(len(test_labels))),
-    )
-
-
 def _from_files(published: Published, files: tuple[Path, ...]) -> Iterator[bytes]:
     for path, md5 in zip(files, published.batches.values(), strict=True):
         yield unpacked(path, md5)
 
 
 def _from_archive(published: Published, path: Path) -> Iterator[bytes]:
-    contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                if name in published.batches and (file := archive.extractfile(member)) is not None:
-                    contents[name] = file.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        contents = {file.name: read() for file, read in members(path) if file.name in published.batches}
+    except DAMAGED as error:
         raise DataError(
             f"{path} cannot be unpacked ({error}): md5 {published.archive_md5} expected. Delete it and get it again"
         ) from error

@@ -1,13 +1,69 @@
-"""Where the files of a data set are looked for, and what happens when they are nowhere."""
+"""Files of data sets: where they are looked for, downloaded if they are nowhere, and read with their digest checked.
+
+What is downloaded is there whole and with its published digest, or not at all.
+"""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import lzma
 import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.download import Origin, fetch
+from ticketry.version import __version__
+
+_TIMEOUT = 30.0
+"""Seconds without an answer."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file as its authors publish it."""
+
+    url: str
+    path: str
+    """Where it is kept, below a data folder."""
+    md5: str
+    """Of the file as it is sent."""
+
+
+def fetch(origin: Origin, folder: Path) -> None:
+    """Download one file to `folder / origin.path`.
+
+    Raises:
+        DataError: if $TICKETRY_OFFLINE is set, the network or the disk refuses, or the digest is another.
+    """
+    if os.environ.get("TICKETRY_OFFLINE"):
+        raise DataError(f"not tried, because $TICKETRY_OFFLINE is set ({origin.url})")
+    import pooch  # with requests it takes longer than all of a command that finds its data
+    from requests.exceptions import ChunkedEncodingError
+
+    pooch.get_logger().setLevel("WARNING")
+    target = folder / origin.path
+    agent = {"User-Agent": f"ticketry/{__version__}"}
+    try:
+        pooch.retrieve(
+            origin.url,
+            f"md5:{origin.md5}",
+            fname=target.name,
+            path=target.parent,
+            downloader=pooch.HTTPDownloader(headers=agent, timeout=_TIMEOUT),
+        )
+    except (ValueError, ChunkedEncodingError) as error:  # another digest, or less than was announced
+        got = re.search(r"but got (\w+)", str(error))
+        found = got[1] if got else "a part of it"
+        raise DataError(f"{origin.url} is not the published file: md5 {origin.md5} expected, {found} found") from error
+    except OSError as error:  # those of requests are too
+        raise DataError(f"{origin.url} could not be brought to {target}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -111,3 +167,81 @@ def _absence(collection: Collection, where: tuple[Place, ...], download: str) ->
     lines.append(f"Download: {download}")
     lines.append("Put the files into a folder and name it by --data or $TICKETRY_DATA.")
     return "\n".join(lines)
+
+
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+"""What reading a packed file or an archive raises that is damaged."""
+
+
+def unpack(path: Path, content: bytes) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz or .xz; raises one of `DAMAGED`."""
+    kinds = {".gz": gzip.decompress, ".xz": lzma.decompress}
+    return kinds[path.suffix](content) if path.suffix in kinds else content
+
+
+def unpacked(path: Path, md5: str) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz or .xz, whose digest is `md5`.
+
+    Raises:
+        DataError: if the file cannot be read or unpacked, or has another content.
+    """
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    try:
+        content = unpack(path, packed)
+    except DAMAGED as error:
+        found = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+        raise DataError(
+            f"{path} cannot be unpacked ({error}): md5 {md5} expected once unpacked, {found} found as it is. "
+            "Delete it and get it again"
+        ) from error
+    check(content, md5, str(path))
+    return content
+
+
+def members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
+    """The place of each file in an archive (.zip or .tar.gz), and what reads it; raises one of `DAMAGED`."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                yield PurePosixPath(name), partial(archive.read, name)
+    else:
+        with tarfile.open(path, "r:gz") as tape:
+            for member in tape:
+                if (file := tape.extractfile(member)) is not None:
+                    yield PurePosixPath(member.name), file.read
+
+
+def text_of(path: Path) -> bytes:
+    """The content of a text, unpacked if its name ends in .gz or .xz: valid UTF-8.
+
+    Raises:
+        DataError: if it cannot be read, is empty or no text.
+    """
+    try:
+        content = unpack(path, path.read_bytes())
+    except DAMAGED as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not content:
+        raise DataError(f"{path} is empty: there is nothing to learn from")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text: byte {error.start} is not UTF-8. Convert it (iconv -t utf-8), or leave it out"
+        ) from None
+    if (place := content.find(b"\0")) >= 0:
+        raise DataError(f"{path} is no text: byte {place} is 0. Leave it out, or the bytes that are 0")
+    return content
+
+
+def check(content: bytes, md5: str, what: str) -> None:
+    """Raise DataError if the digest of `content` is not `md5`."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{what} is not the published file: md5 {md5} expected, {found} found (unpacked, {len(content):,} bytes). "
+            "Delete it and get it again"
+        )

@@ -1,17 +1,44 @@
-"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28x28, 10 classes."""
+"""Digits and clothes: MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017) and scikit-learn's digits.
+
+The first two have 60,000 + 10,000 grey images of 28x28 in 10 classes, in files of the idx format: two zero bytes, a
+type, the number of dimensions, their sizes, the values. scikit-learn's digits (the test set of UCI's optical
+recognition of digits) are 1,797 of 8x8: small enough to train in a second, and installed with the library, so that
+nothing is downloaded.
+"""
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ticketry.tasks.base import Splits
-from ticketry.tasks.data import idx
-from ticketry.tasks.data.download import Origin
-from ticketry.tasks.data.files import unpacked
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain
-from ticketry.tasks.data.split import hold_out, pick
+from ticketry.errors import DataError, MissingExtraError
+from ticketry.tasks.data.locate import Collection, Layout, Origin, Place, obtain, unpacked
+from ticketry.tasks.data.splits import held_out, hold_out, pick
+from ticketry.tasks.task import Splits
+
+_UINT8 = 0x08
+
+
+def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8]:
+    """The array of bytes that `content` holds; a read-only view of it.
+
+    Raises:
+        DataError: if it is not idx, holds something other than bytes, has another number of dimensions than wanted,
+            or fewer or more values than its header says; `what` names it.
+    """
+    header = 4 + 4 * dimensions
+    magic = bytes((0, 0, _UINT8, dimensions))
+    if content[:4] != magic or len(content) < header:
+        raise DataError(f"{what} does not start as an idx file of {dimensions}-dimensional bytes: {content[:4]!r}")
+    sizes = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != math.prod(sizes):
+        raise DataError(f"{what} should hold {sizes} bytes after its header, but holds {len(content) - header}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+
 
 VALIDATION_PER_CLASS = 500
 
@@ -42,6 +69,15 @@ class Published:
             for file, md5 in zip(_FILES, self.packed, strict=True)
         )
         return Collection(self.title, (layout,), tuple(origins))
+
+    def read(self, where: tuple[Place, ...]) -> Splits:
+        """The splits: the published test set, and the training set less 500 of each class for validation."""
+        arrays = []
+        for path, md5 in zip(obtain(self.collection(), where), self.plain, strict=True):
+            dimensions = 3 if "images" in path.name else 1
+            arrays.append(parse_idx(unpacked(path, md5), dimensions=dimensions, what=str(path)))
+        images, labels, test_images, test_labels = arrays
+        return held_out(images[:, None], labels, VALIDATION_PER_CLASS, (test_images[:, None], test_labels))
 
 
 MNIST = Published(
@@ -81,16 +117,21 @@ FASHION_MNIST = Published(
 )
 
 
-def read(published: Published, where: tuple[Place, ...]) -> Splits:
-    """The splits: the published test set, and the training set less 500 of each class for validation."""
-    arrays = []
-    for path, md5 in zip(obtain(published.collection(), where), published.plain, strict=True):
-        dimensions = 3 if "images" in path.name else 1
-        arrays.append(idx.parse(unpacked(path, md5), dimensions=dimensions, what=str(path)))
-    images, labels, test_images, test_labels = arrays
-    train, validation = hold_out(labels, VALIDATION_PER_CLASS)
-    return Splits(
-        train=pick(images[:, None], labels, train),
-        validation=pick(images[:, None], labels, validation),
-        test=pick(test_images[:, None], test_labels, np.arange(len(test_labels))),
-    )
+DIGITS_VALIDATION, DIGITS_TEST = 20, 40
+"""Of each class."""
+
+
+def read_digits(_: tuple[Place, ...]) -> Splits:
+    """The splits: no test set is published, so 40 of each class are taken for it, and 20 for validation.
+
+    Raises:
+        MissingExtraError: if scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "digits", "the task digits") from error
+    values, labels = load_digits(return_X_y=True)
+    images = values.astype(np.uint8).reshape(-1, 1, 8, 8)
+    train, test, validation = hold_out(labels, DIGITS_TEST, DIGITS_VALIDATION)
+    return Splits(*(pick(images, labels, rows) for rows in (train, validation, test)))

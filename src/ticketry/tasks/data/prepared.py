@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ticketry.tasks.base import Split, Splits
-from ticketry.tasks.data.files import replacing
+from ticketry.files import replacing
+from ticketry.tasks.task import Split, Splits
 
 
 def prepared(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
@@ -50,16 +50,13 @@ def _load(path: Path) -> Splits | None:
 
 
 def _to_tensors(splits: Splits) -> dict[str, Tensor]:
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    inputs = {f"{name}.inputs": part.inputs for name, part in parts.items()}
-    return inputs | {f"{name}.targets": part.targets for name, part in parts.items()}
+    found = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
+    return found | {f"{name}.targets": part.targets for name, part in vars(splits).items()}
 
 
 def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
-    train, validation, test = (
-        Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in ("train", "validation", "test")
-    )
-    return Splits(train=train, validation=validation, test=test)
+    parts = ("train", "validation", "test")
+    return Splits(*(Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in parts))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

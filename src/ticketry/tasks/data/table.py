@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ticketry.errors import DataError
-from ticketry.tasks.network_name import did_you_mean
+from ticketry.registry import did_you_mean
+from ticketry.tasks.data.locate import DAMAGED, unpack
 
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))
 _SEPARATORS = (",", ";", "\t")
@@ -43,7 +42,7 @@ class _Line:
 
 
 def read_table(path: Path, drop: Sequence[str] = ()) -> Table:
-    """Read a file; packed if its name ends in .gz.
+    """Read a file; packed if its name ends in .gz or .xz.
 
     The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 …
 
@@ -98,11 +97,9 @@ def _content(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"the table {path} cannot be read: {error.strerror}") from None
-    if path.suffix != ".gz":
-        return content
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+        return unpack(path, content)
+    except DAMAGED as error:
         raise DataError(f"{path} cannot be unpacked: {error}") from None
 
 

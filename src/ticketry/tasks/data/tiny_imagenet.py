@@ -7,24 +7,18 @@ or out of the archive, and give the same examples in the same order: by class, t
 
 from __future__ import annotations
 
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ticketry.errors import DataError
-from ticketry.tasks.base import Splits
-from ticketry.tasks.data.download import Origin
-from ticketry.tasks.data.files import check
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain
-from ticketry.tasks.data.pictures import decoded, pixels
-from ticketry.tasks.data.split import hold_out, pick
+from ticketry.tasks.data.image_files import decoded, pixels
+from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Origin, Place, check, members, obtain
+from ticketry.tasks.data.splits import held_out
+from ticketry.tasks.task import Splits
 
 VALIDATION_PER_CLASS = 50
 SIZE = 64
@@ -47,6 +41,25 @@ class Published:
 
     def collection(self) -> Collection:
         return Collection(self.title, (Layout(self.folder, ("wnids.txt",)), Layout("", (self.archive,))), self.origins)
+
+    def read(self, where: tuple[Place, ...]) -> Splits:
+        """The splits: the published validation set is the test set, 50 of each class of the training set validate.
+
+        Classes are numbered in the order of their names (WordNet ids).
+
+        Raises:
+            DataError: if it is absent, damaged or incomplete.
+        """
+        source = obtain(self.collection(), where)[0]
+        if source.name == self.archive:
+            check(source.read_bytes(), self.archive_md5, str(source))
+            train, test = _sorted(_from_archive(source))
+        else:
+            source = source.parent
+            train, test = _sorted(_from_folder(source))
+        images, labels = _arrays(train, self.classes, self.train_per_class, f"{source}, train")
+        tested = _arrays(test, self.classes, self.test_per_class, f"{source}, val")
+        return held_out(images, labels, VALIDATION_PER_CLASS, tested)
 
 
 _ZIP, _ZIP_MD5 = "tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"
@@ -73,32 +86,6 @@ _Image = tuple[str, str, bytes]
 """Class, name, content of the file; in this order they are sorted."""
 
 
-def read(published: Published, where: tuple[Place, ...]) -> Splits:
-    """The splits: the published validation set as the test set, the training set less 50 of each class for validation.
-
-    Classes are numbered in the order of their names (WordNet ids).
-
-    Raises:
-        DataError: if it is absent, damaged or incomplete.
-    """
-    source = obtain(published.collection(), where)[0]
-    if source.name == published.archive:
-        check(source.read_bytes(), published.archive_md5, str(source))
-        unpack = _from_zip if source.suffix == ".zip" else _from_tar
-        train, test = _sorted(unpack(source))
-    else:
-        source = source.parent
-        train, test = _sorted(_from_folder(source))
-    images, labels = _arrays(train, published.classes, published.train_per_class, f"{source}, train")
-    test_images, test_labels = _arrays(test, published.classes, published.test_per_class, f"{source}, val")
-    kept, validation = hold_out(labels, VALIDATION_PER_CLASS)
-    return Splits(
-        train=pick(images, labels, kept),
-        validation=pick(images, labels, validation),
-        test=pick(test_images, test_labels, np.arange(len(test_labels))),
-    )
-
-
 _File = tuple[PurePosixPath, Callable[[], bytes]]
 """Its place below the data set's folder, and what returns its content."""
 
@@ -109,17 +96,9 @@ def _from_folder(folder: Path) -> Iterator[_File]:
             yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes
 
 
-def _from_tar(path: Path) -> Iterator[_File]:
-    with tarfile.open(path, "r:gz") as archive:
-        for member in archive:
-            if (file := archive.extractfile(member)) is not None:
-                yield PurePosixPath(*PurePosixPath(member.name).parts[1:]), file.read
-
-
-def _from_zip(path: Path) -> Iterator[_File]:
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            yield PurePosixPath(*PurePosixPath(name).parts[1:]), partial(archive.read, name)
+def _from_archive(path: Path) -> Iterator[_File]:
+    for place, read in members(path):
+        yield PurePosixPath(*place.parts[1:]), read
 
 
 def _sorted(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
@@ -139,7 +118,7 @@ def _sorted(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
                     classes = {image: wnid for image, wnid, *_ in lines}
                 case _:
                     pass
-    except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, ValueError) as error:
         raise DataError(f"Tiny ImageNet cannot be read: {error}. Delete it and get it again") from error
     test = [(classes.get(name, folder), name, content) for folder, name, content in test]
     return sorted(train), sorted(test)

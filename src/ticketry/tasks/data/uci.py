@@ -7,10 +7,7 @@ index_target.txt (columns), index_train_K.txt and index_test_K.txt (rows; 90 % a
 
 from __future__ import annotations
 
-import gzip
 import io
-import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.files import check
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain
+from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Place, check, members, obtain
 
 SPLITS = 20
 
@@ -125,16 +121,10 @@ def _from_folder(folder: Path) -> _File:
 
 def _from_archive(path: Path, folder: str) -> _File:
     """The files of one table; the archive is read once, and its own digest looked at where it cannot be read."""
+    wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:
-        packed = path.read_bytes()
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed))) as archive:
-            wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
-            found = {
-                wanted[member.name]: file.read()
-                for member in archive
-                if member.name in wanted and (file := archive.extractfile(member)) is not None
-            }
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        found = {wanted[str(file)]: read() for file, read in members(path) if str(file) in wanted}
+    except DAMAGED as error:
         raise DataError(
             f"{path} cannot be read ({error}): md5 {_ARCHIVE_MD5} expected. Delete it and get it again"
         ) from error

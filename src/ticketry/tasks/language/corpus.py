@@ -1,20 +1,200 @@
-"""A text in tokens: three splits and a vocabulary."""
+"""A text in tokens: files, of one's own or published, in three splits, and the vocabulary that makes tokens of them."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ticketry.errors import TaskError
-from ticketry.tasks.data.files import unpacked
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places
-from ticketry.tasks.language.presets import PUBLISHED
-from ticketry.tasks.language.text import Content
-from ticketry.tasks.language.vocabulary import Vocabulary, Words
+from ticketry.errors import DataError, MissingExtraError, TaskError
+from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, text_of, unpacked
+from ticketry.tasks.language.facts import PUBLISHED
+
+PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""Split -> what a file of it may be called, before its suffixes."""
+SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".md", ".text", "")
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a text, valid UTF-8, by split."""
+
+    train: bytes
+    validation: bytes
+    test: bytes
+
+
+def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
+    """The text of a file, or of a folder.
+
+    A folder that has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz) is taken as it is. Of
+    any other all files *.txt, *.md, *.text (and .gz, .xz of them) are read in the order of their paths, one after the
+    other. Then, as of a single file, the last shares are the validation and the test split.
+
+    Raises:
+        DataError: if there is nothing to read, it cannot be read, or it is no text.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
+    if path.is_dir() and (parts := _parts(path)):
+        return Content(**{split: text_of(file) for split, file in parts.items()})
+    files = _files(path) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path} holds no text files (*.txt, *.md, *.text, also as .gz or .xz)")
+    return _cut(b"".join(map(text_of, files)), validation, test, path)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The files of the three splits, if all are there."""
+    found = {}
+    for split, names in PARTS.items():
+        choices = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+        existing = next((choice for choice in choices if choice.is_file()), None)
+        if existing is None:
+            return {}
+        found[split] = existing
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    kinds = tuple(suffix for suffix in (*SUFFIXES, ".md.gz", ".text.gz", ".md.xz", ".text.xz") if suffix)
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name.endswith(kinds)]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _cut(content: bytes, validation: Fraction, test: Fraction, path: Path) -> Content:
+    """The three splits, each of whole characters."""
+    first, second = (int(len(content) * share) for share in (1 - validation - test, 1 - test))
+    while first < len(content) and content[first] & 0xC0 == 0x80:  # inside a character
+        first += 1
+    while second < len(content) and content[second] & 0xC0 == 0x80:
+        second += 1
+    parts = content[:first], content[first:second], content[second:]
+    if not all(parts):
+        raise DataError(
+            f"{path} has {len(content)} bytes, too few for {float(validation):g} of them to validate and"
+            f" {float(test):g} to test on: take more text, or give --option validation= and test="
+        )
+    return Content(*parts)
+
+
+END_OF_LINE = "<eos>"
+
+
+class Vocabulary(Protocol):
+    """What turns a text into tokens."""
+
+    @property
+    def size(self) -> int:
+        """How many different tokens there are."""
+
+    def encode(self, content: bytes, where: str) -> Tensor:
+        """The numbers of the text's tokens, [n], in the smallest type that holds them.
+
+        Raises:
+            DataError: naming `where`, for what it has no token for.
+        """
+
+    def describe(self) -> dict[str, object]:
+        """What tells it from another, for keys."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Every byte is a token: any text has one, and all texts have the same vocabulary."""
+
+    size: int = 256
+
+    def encode(self, content: bytes, where: str) -> Tensor:
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "bytes", "size": self.size}
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words between blanks, and the end of each line, by the order in which they first come up in a training text."""
+
+    numbers: dict[str, int]
+
+    @classmethod
+    def of(cls, content: bytes) -> Words:
+        numbers: dict[str, int] = {}
+        for word in _words(content):
+            numbers.setdefault(word, len(numbers))
+        return cls(numbers)
+
+    @property
+    def size(self) -> int:
+        return len(self.numbers)
+
+    def encode(self, content: bytes, where: str) -> Tensor:
+        try:
+            found = np.fromiter((self.numbers[word] for word in _words(content)), np.int32)
+        except KeyError as error:
+            raise DataError(f"{where} has the word {error.args[0]!r}, which the training text does not have") from None
+        return torch.from_numpy(found)
+
+    def describe(self) -> dict[str, object]:
+        joined = "\n".join(self.numbers).encode()
+        return {"kind": "words", "size": self.size, "digest": hashlib.sha256(joined).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A file of the library tokenizers, such as tokenizer.json of a model of Hugging Face's."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return int(self._made.get_vocab_size())
+
+    def encode(self, content: bytes, where: str) -> Tensor:
+        numbers = self._made.encode(content.decode("utf-8"), add_special_tokens=False).ids
+        if not numbers:
+            raise DataError(f"the tokenizer {self.path} makes no tokens of {where}")
+        return torch.tensor(numbers, dtype=torch.int32)
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "tokenizer", "size": self.size, "digest": hashlib.sha256(_read(self.path)).hexdigest()}
+
+    @property
+    def _made(self) -> Any:
+        return _tokenizer(self.path)
+
+
+def _words(content: bytes) -> list[str]:
+    lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    return [word for line in lines for word in (*line.split(), END_OF_LINE)]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer as Library
+    except ImportError:
+        raise MissingExtraError("tokenizers", "text", f"the vocabulary {path}") from None
+    try:
+        return Library.from_str(_read(path).decode("utf-8"))
+    except Exception as error:  # the library raises plain exceptions
+        raise DataError(f"{path} is no file of the library tokenizers: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the vocabulary {path} cannot be read: {error.strerror}; name a file tokenizer.json") from None
+
 
 VERSION = 1
 """Of what is made of the published files. A change that moves a token raises it."""

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ticketry.core.seeds import generator
 from ticketry.errors import TaskError
-from ticketry.tasks.course import Arithmetic, Course, Session
 from ticketry.tasks.language.corpus import Corpus, Part
 from ticketry.tasks.models.language import LanguageModel
 from ticketry.tasks.models.language.base import State, cross_entropy
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Arithmetic, Course, Session
 
 _ROWS, _ROW = 10, 1000
 """A split is evaluated in so many rows side by side, or in fewer of so many tokens at least."""

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import TaskError
-from ticketry.tasks.base import Metric, Spec, Task
-from ticketry.tasks.course import Course
 from ticketry.tasks.language import corpus as corpora
-from ticketry.tasks.language import presets
-from ticketry.tasks.language.corpus import Corpus
+from ticketry.tasks.language import facts
+from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Tokenizer, Vocabulary, read
 from ticketry.tasks.language.course import Text, steps_per_epoch
-from ticketry.tasks.language.text import Content, read
-from ticketry.tasks.language.vocabulary import Bytes, Tokenizer, Vocabulary
 from ticketry.tasks.models import language as models
+from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Course, Metric, Spec, Task
 
 PERPLEXITY = Metric("perplexity", unit="", higher_is_better=False, scale="log")
 BITS = Metric("bits_per_character", unit="", higher_is_better=False)
@@ -78,7 +76,7 @@ class Language(Task):
             "name": self.name,
             "data_version": corpora.VERSION,
             **(_own_key(self.own) if self.own else {}),
-            "model": str(models.check(self.model)),
+            **models.identity(self.model),
             "time": self.time,
             "dropout": self.dropout,
         }
@@ -92,7 +90,7 @@ class Language(Task):
     @property
     def vocabulary(self) -> int:
         """How many different tokens there are."""
-        return self.own.vocabulary.size if self.own else presets.PUBLISHED[self.name].words
+        return self.own.vocabulary.size if self.own else facts.PUBLISHED[self.name].words
 
     def course(self, data: Path | None = None) -> Course:
         return Text(self._corpus(data), self.time, carries=models.carries(self.model))
@@ -153,61 +151,40 @@ def make(spec: Spec) -> Language:
         TaskError: for an unknown option, a value that cannot be, or an unknown network.
     """
     kind, _, path = spec.name.partition(":")
-    options = dict(spec.options)
-    known = (*_EVERYWHERE, *(_OF_TEXTS if kind == presets.TEXT else ()))
-    if unknown := sorted(set(options) - set(known)):
-        raise TaskError(f"the task {spec.name} has no option {unknown[0]}: it has {', '.join(known)}")
-    model = spec.model or presets.MODELS[kind]
+    options = Options(spec, (*_EVERYWHERE, *(_OF_TEXTS if kind == facts.TEXT else ())))
+    model = spec.model or facts.MODELS[kind]
     models.check(model)
     return Language(
         name=kind,
-        own=_own(spec.name, path, options) if kind == presets.TEXT else None,
+        own=_own(spec.name, path, options) if kind == facts.TEXT else None,
         model=model,
-        recipe=presets.recipe_of(kind, model),
-        time=_whole(spec.name, options, "time", presets.time_of(kind, model), least=1),
-        dropout=_number(spec.name, options, "dropout", presets.dropout_of(model)),
-        train=_whole(spec.name, options, "train", 0, least=0),
+        recipe=facts.recipe_of(kind, model),
+        time=options.whole("time", facts.time_of(kind, model), least=1, what="number of tokens"),
+        dropout=_dropout(options, facts.dropout_of(model)),
+        train=options.whole("train", 0, what="number of tokens"),
         spec=spec,
     )
 
 
-def _own(name: str, path: str, options: Mapping[str, str]) -> Own:
+def _own(name: str, path: str, options: Options) -> Own:
     if not path:
         raise TaskError("the task text needs to know the text: --task text:PATH, a file or a folder of text files")
-    shares = {word: _share(name, options, word) for word in ("validation", "test")}
+    shares = {word: options.share(word, "0.05", what="share of the text") for word in ("validation", "test")}
     if sum(shares.values()) >= 1:
         raise TaskError(f"{name}: validation and test are shares of the text that leave some of it to train on")
-    vocabulary = options.get("vocabulary", "bytes")
+    vocabulary = options.text("vocabulary", "bytes")
     return Own(
         path=Path(path).expanduser().absolute(),
-        tokenizer=None if vocabulary == "bytes" else Path(vocabulary).expanduser().absolute(),
+        tokenizer=None if vocabulary == "bytes" else options.path("vocabulary"),
         **shares,
     )
 
 
-def _share(name: str, options: Mapping[str, str], option: str) -> Fraction:
+def _dropout(options: Options, default: float) -> float:
     try:
-        share = Fraction(options.get(option, "0.05"))
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(0)
-    if not 0 < share < 1:
-        raise TaskError(f"the option {option} of {name} is a share of the text, such as 0.05, not {options[option]!r}")
-    return share
-
-
-def _whole(name: str, options: Mapping[str, str], option: str, default: int, *, least: int) -> int:
-    text = options.get(option, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise TaskError(f"the option {option} of {name} is a number of tokens, at least {least}, not {text!r}")
-    return int(text)
-
-
-def _number(name: str, options: Mapping[str, str], option: str, default: float) -> float:
-    text = options.get(option, str(default))
-    try:
-        value = float(text)
+        value = float(options.text("dropout", str(default)))
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise TaskError(f"the option {option} of {name} is a share, from 0 to less than 1, not {text!r}")
+        raise options.wrong("dropout", "a share, from 0 to less than 1")
     return value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from ticketry.tasks.models import initialise
+from ticketry.tasks.models.network import Network, glorot_normal
 
 
 class Conv(nn.Module):
@@ -39,8 +40,15 @@ class Conv(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, classes),
         )
-        initialise.glorot_normal(self)
+        glorot_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.classifier(self.features(x))
         return out
+
+
+CONV_2 = Network(partial(Conv, widths=(64,)), smallest=2)
+CONV_4 = Network(partial(Conv, widths=(64, 128)), smallest=4)
+CONV_4_16 = Network(partial(Conv, widths=(16, 32)), smallest=4)
+"""A narrow relative for small experiments; its last number is the first layer's width."""
+CONV_6 = Network(partial(Conv, widths=(64, 128, 256)), smallest=8)

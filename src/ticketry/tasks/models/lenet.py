@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ticketry.tasks.models import initialise
+from ticketry.tasks.models.network import Network, caffe_xavier, glorot_normal
 
 
 class LeNet300100(nn.Module):
@@ -23,7 +23,7 @@ class LeNet300100(nn.Module):
         self.fc1 = nn.Linear(channels * height * width, first)
         self.fc2 = nn.Linear(first, second)
         self.fc3 = nn.Linear(second, classes)
-        initialise.glorot_normal(self)
+        glorot_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc1(x.flatten(1)))
@@ -48,7 +48,7 @@ class LeNet5(nn.Module):
         self.conv2 = nn.Conv2d(first, second, kernel_size=5)
         self.fc1 = nn.Linear(second * _halved_twice(height) * _halved_twice(width), hidden)
         self.fc2 = nn.Linear(hidden, classes)
-        initialise.caffe_xavier(self)
+        caffe_xavier(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.conv1(x), 2)
@@ -61,3 +61,7 @@ class LeNet5(nn.Module):
 def _halved_twice(side: int) -> int:
     """What is left of a side after two rounds of an unpadded 5x5 convolution and 2x2 pooling."""
     return ((side - 4) // 2 - 4) // 2
+
+
+LENET_300_100 = Network(LeNet300100)
+LENET_5 = Network(LeNet5, smallest=16)

@@ -1,69 +1,34 @@
-"""The papers' networks, by name.
+"""Networks by name: how they are made, and how many parameters they have.
 
-conv-4-16 and resnet-20-8 are narrow relatives for small experiments; their last number is the first layer's width.
-resnet-18 and resnet-50 are for images of CIFAR's size, resnet-18-imagenet and resnet-50-imagenet for those of
-ImageNet's (224x224). mlp-WIDTH[-WIDTH …] is a perceptron of any widths, for images and for rows of numbers, which are
-taken as images of 1x1 pixels: see `mlp`.
+mlp-WIDTH[-WIDTH …] is a perceptron of any widths, for images and for rows of numbers, which are taken as images of 1x1
+pixels: see `mlp`. A dense network with as many weights as a ticket keeps is the plainest rival of a ticket: see
+`narrower`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from math import ceil
 
+import torch
 from torch import nn
 
-from ticketry.errors import TaskError
-from ticketry.tasks.models import zoo
-from ticketry.tasks.models.conv import Conv
-from ticketry.tasks.models.lenet import LeNet5, LeNet300100
+from ticketry.errors import TaskError, TicketryError
+from ticketry.registry import source_digest
+from ticketry.tasks.models import other_libraries
 from ticketry.tasks.models.mlp import MLP, hidden_widths
-from ticketry.tasks.models.resnet import Bottleneck, ResNet
-from ticketry.tasks.models.vgg import VGG
-from ticketry.tasks.models.wide_resnet import WideResNet
-from ticketry.tasks.network_name import NetworkName, unknown
-
-
-@dataclass(frozen=True)
-class _Network:
-    make: Callable[..., nn.Module]
-    """Of shape, classes and, by name, `scale`: what becomes of a hidden width."""
-    smallest: int
-    """Height and width, in pixels, below which its poolings and strides leave less than one."""
-
-
-_RESNET18 = partial(ResNet, repeats=(2, 2, 2, 2), width=64)
-_RESNET50 = partial(ResNet, repeats=(3, 4, 6, 3), width=64, block=Bottleneck)
-
-_NETWORKS = {
-    "lenet-300-100": _Network(LeNet300100, 1),
-    "lenet-5": _Network(LeNet5, 16),
-    "conv-2": _Network(partial(Conv, widths=(64,)), 2),
-    "conv-4": _Network(partial(Conv, widths=(64, 128)), 4),
-    "conv-4-16": _Network(partial(Conv, widths=(16, 32)), 4),
-    "conv-6": _Network(partial(Conv, widths=(64, 128, 256)), 8),
-    "resnet-20": _Network(partial(ResNet, repeats=(3, 3, 3), width=16), 4),
-    "resnet-20-8": _Network(partial(ResNet, repeats=(3, 3, 3), width=8), 4),
-    "resnet-32": _Network(partial(ResNet, repeats=(5, 5, 5), width=16), 4),
-    "resnet-56": _Network(partial(ResNet, repeats=(9, 9, 9), width=16), 4),
-    "resnet-18": _Network(_RESNET18, 8),
-    "resnet-50": _Network(_RESNET50, 8),
-    "resnet-18-imagenet": _Network(partial(_RESNET18, imagenet=True), 32),
-    "resnet-50-imagenet": _Network(partial(_RESNET50, imagenet=True), 32),
-    "wrn-16-8": _Network(partial(WideResNet, depth=16, factor=8), 4),
-    "wrn-28-10": _Network(partial(WideResNet, depth=28, factor=10), 4),
-    "wrn-40-2": _Network(partial(WideResNet, depth=40, factor=2), 4),
-    "vgg-11": _Network(partial(VGG, depth=11), 16),
-    "vgg-13": _Network(partial(VGG, depth=13), 16),
-    "vgg-16": _Network(partial(VGG, depth=16), 16),
-    "vgg-19": _Network(partial(VGG, depth=19), 16),
-}
+from ticketry.tasks.models.network import Network
+from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown
 
 
 def names() -> tuple[str, ...]:
-    """The papers' networks at their own width; `build` knows NAME@W, mlp-WIDTH…, timm:NAME and torchvision:NAME too."""
-    return tuple(_NETWORKS)
+    """The papers' networks at their own width, and those of installed packages.
+
+    `build` knows NAME@W, mlp-WIDTH…, timm:NAME, torchvision:NAME and package.module:object too.
+    """
+    return NETWORKS.names()
 
 
 def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -78,15 +43,26 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     check(name, shape=shape)
     parsed = NetworkName.parse(name)
     if parsed.library:
-        return zoo.build(parsed, shape=shape, classes=classes)
-    return _network(parsed, name).make(shape, classes, scale=parsed.scaled)
+        return other_libraries.build(parsed, shape=shape, classes=classes)
+    network = _network(parsed, name)
+    if not parsed.is_outside:
+        return network.make(shape, classes, scale=parsed.scaled)
+    try:
+        return network.make(shape=shape, classes=classes, **({"scale": parsed.scaled} if network.scales else {}))
+    except TicketryError:
+        raise
+    except Exception as error:  # another's network may fail in any way
+        raise TaskError(
+            f"the network {name} cannot be made for inputs of {shape} and {classes} classes: {type(error).__name__}:"
+            f" {error}"
+        ) from error
 
 
 def check(name: str, *, shape: tuple[int, int, int]) -> None:
     """Raise what `build` would raise, without building anything; another library's network is tried on no data."""
     parsed = NetworkName.parse(name)
     if parsed.library:
-        zoo.check(parsed, shape=shape)
+        other_libraries.check(parsed, shape=shape)
         return
     smallest = _network(parsed, name).smallest
     if min(shape[1:]) < smallest:
@@ -96,17 +72,21 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _network(parsed: NetworkName, name: str) -> _Network:
+def _network(parsed: NetworkName, name: str) -> Network:
     if widths := hidden_widths(parsed.base):
-        return _Network(partial(MLP, hidden=widths), 1)
-    if parsed.base not in _NETWORKS:
-        raise unknown(name, _NETWORKS)
-    return _NETWORKS[parsed.base]
+        return Network(partial(MLP, hidden=widths))
+    if parsed.base not in NETWORKS.built_in and not parsed.is_outside:
+        raise unknown(name)
+    network = NETWORKS.get(parsed.base)
+    if parsed.width != 1 and not network.scales:
+        raise TaskError(f"{name}: {parsed.base} does not take `scale`, so that it has no other width: leave @ away")
+    return network
 
 
 def identity(name: str) -> dict[str, str]:
     """What a task's key says of its network: `model`, its name in the one form that counts; for another library's
-    also `library`, such as "timm 1.0.31", whose version decides what the name means.
+    also `library`, such as "timm 1.0.31", whose version decides what the name means; for a package's and one's own
+    also `source`, the digest of its source.
 
     Raises:
         TaskError: for a name of no known form, or a library that cannot be imported.
@@ -114,4 +94,80 @@ def identity(name: str) -> dict[str, str]:
     """
     parsed = NetworkName.parse(name)
     model = {"model": str(parsed)}
-    return {**model, "library": zoo.version(parsed)} if parsed.library else model
+    if parsed.is_outside:
+        return {**model, "source": source_digest(NETWORKS.target(parsed.base), _network(parsed, name).make)}
+    return {**model, "library": other_libraries.version(parsed)} if parsed.library else model
+
+
+GRID = 64
+"""Widths are tried in steps of 1/64: for a layer of 64 filters or fewer every possible width is among them."""
+
+
+def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
+    """The number of parameters of the network, which is not allocated and draws no random numbers.
+
+    Raises:
+        TaskError, MissingExtraError: as `models.build`.
+    """
+    return _count(NetworkName.parse(name), shape, classes)
+
+
+def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
+    """The widest form of the network, no wider than it is, that has at most so many parameters.
+
+    Args:
+        name: one of the papers' networks, at any width.
+        shape: of its inputs: channels, height, width.
+        classes: of its output.
+        parameters: the most that it may have.
+
+    Returns:
+        `name` itself if it is small enough; or NAME@W with a W that is a multiple of 1/64; or None if even the
+        narrowest of these is too large.
+
+    Raises:
+        TaskError: as `models.build`; and for another library's network, whose width cannot be chosen.
+    """
+    parsed = NetworkName.parse(name)
+    if parsed.library:
+        raise TaskError(
+            f"{name}: the width of {parsed.library}'s networks cannot be chosen: name one of this package's"
+        )
+
+    return widest(parsed, lambda candidate: _count(candidate, shape, classes), parameters)
+
+
+def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
+    """As `narrower`; None too for a network whose width cannot be chosen."""
+    parsed = NetworkName.parse(name)
+    if parsed.library or not _network(parsed, name).scales:
+        return None
+    return narrower(name, shape=shape, classes=classes, parameters=parameters)
+
+
+def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
+    """The widest form of a network that has at most so many parameters; see `narrower` for what it returns.
+
+    Args:
+        count: how many parameters the network of a name has, its own or with another width.
+    """
+
+    def fits(width: Fraction) -> bool:
+        return count(NetworkName(name.base, width)) <= parameters
+
+    if fits(name.width):
+        return str(name)
+    # A network never has fewer parameters than a narrower one: bisection finds the last width that fits.
+    few, many = 0, ceil(name.width * GRID)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if fits(Fraction(middle, GRID)) else (few, middle)
+    return str(NetworkName(name.base, Fraction(few, GRID))) if few else None
+
+
+def _count(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:
+    if name.library:
+        return other_libraries.parameters(name, shape=shape, classes=classes)
+    with torch.device("meta"):
+        model = build(str(name), shape=shape, classes=classes)
+    return sum(parameter.numel() for parameter in model.parameters())

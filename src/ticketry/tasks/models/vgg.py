@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ticketry.tasks.models import initialise
+from ticketry.tasks.models.network import Network, kaiming_normal
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -40,9 +41,12 @@ class VGG(nn.Module):
                 channels = filters
         self.features = nn.Sequential(*layers)
         self.fc = nn.Linear(channels, classes)
-        initialise.kaiming_normal(self)
+        kaiming_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(self.features(x), 1).flatten(1)
         out: Tensor = self.fc(x)
         return out
+
+
+VGG_11, VGG_13, VGG_16, VGG_19 = (Network(partial(VGG, depth=depth), smallest=16) for depth in _CONVOLUTIONS)

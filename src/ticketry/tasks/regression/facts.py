@@ -45,9 +45,3 @@ UCI = {
 
 TABLE = "table:"
 """What the name of a table of one's own begins with; its file follows."""
-
-TABLE_NAME = f"{TABLE}FILE"
-TABLE_LINE = (
-    "Your own table: a column (--target COLUMN) from the others of a CSV file, which is split at random, anew for each "
-    f"replicate (--option split=0 for one split); {MODEL} by default"
-)

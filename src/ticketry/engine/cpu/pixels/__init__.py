@@ -1,34 +1,32 @@
 """Kernels over pixels: a value is one pixel after the other, channels innermost, so that vectors run over channels.
 
-Rows of weights that share their columns, in groups of whole vectors, run at the processor's peak at any batch.
+Rows of weights that share their columns, in groups of whole vectors, run at the processor's peak at any batch. The
+names here are those of `cpu.planes`, so that a region is emitted in the same way for either layout.
 """
 
+from ticketry.engine.cpu.pixels.attention import attention
 from ticketry.engine.cpu.pixels.conv import conv, cost
-from ticketry.engine.cpu.pixels.elementwise import add, affine, apply, copy, mul
+from ticketry.engine.cpu.pixels.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
 from ticketry.engine.cpu.pixels.move import load, store
 from ticketry.engine.cpu.pixels.norm import layer_norm, softmax
-from ticketry.engine.cpu.pixels.pool import adaptive_avg_pool, avg_pool, global_mean, max_pool
-from ticketry.engine.cpu.pixels.widened import attention, attention_bytes
+from ticketry.engine.cpu.pixels.pool import avg_pool, global_mean, max_pool
 
 __all__ = [
     "Geometry",
     "Pixels",
-    "adaptive_avg_pool",
-    "add",
     "affine",
     "apply",
     "attention",
-    "attention_bytes",
     "avg_pool",
     "conv",
     "copy",
     "cost",
+    "elementwise",
     "global_mean",
     "layer_norm",
     "load",
     "max_pool",
-    "mul",
     "softmax",
     "store",
 ]

@@ -7,22 +7,21 @@ queries of a head at a time, whose scores stay in the first cache.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
-from ticketry.engine.cpu.emit import I64, PTR, Emitter, State
+from ticketry.engine.cpu.emitter import Emitter, State, Written
 from ticketry.engine.cpu.pixels import lanes as lane
-from ticketry.engine.cpu.pixels import walk
-from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
-from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.pixels import loops
+from ticketry.engine.cpu.pixels.elementwise import copy
+from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry, Pixels
+from ticketry.engine.cpu.program import BlockSpec, Op
 from ticketry.engine.cpu.target import Target
 from ticketry.errors import EngineError
-
-Array = np.ndarray[Any, Any]
 
 _TILE = {32: (4, 6), 16: (2, 6)}
 """Vector registers of a processor -> vectors and queries of a tile of sums."""
@@ -32,76 +31,54 @@ MOST_KEYS = 4096
 
 
 class Arg(enum.IntEnum):
-    """Arguments of both kernels: bytes of the arena (`walk.begin`, and the turned keys'), and the table of biases."""
+    """Arguments of both kernels: bytes of the arena (`loops.begin`, and the turned keys')."""
 
     Q = 0
     K = 1
     V = 2
     Y = 3
     TURNED = 4
-    BIAS = 5
-
-
-def attention_bytes(k: Pixels, images: int, target: Target) -> int:
-    """Bytes of the arena that `attention` needs beside its values."""
-    return images * k.channels * _padded(_tokens(k), target) * FLOAT
 
 
 def attention(
-    q: Pixels,
-    k: Pixels,
-    v: Pixels,
-    y: Pixels,
-    heads: int,
-    scratch: int,
-    *,
-    target: Target,
-    scale: float | None = None,
-    causal: bool = False,
-    bias: Array | None = None,
-    label: str = "",
+    q: Pixels, k: Pixels, v: Pixels, y: Pixels, heads: int, scale: float, causal: bool, spec: BlockSpec
 ) -> list[Op]:
-    """``y = softmax(scale * q k' + bias) v``, head by head.
+    """``y = softmax(scale * q k') v``, head by head.
+
+    Kernels compute in float32: values in bfloat16 are copied before and after.
 
     Args:
         q, k, v: values without halo; a head is a run of channels. k and v have the same tokens.
         y: none of the others' memory.
-        scratch: where in the arena `attention_bytes` are free.
-        scale: of the scores; 1 / sqrt(channels of a head) unless given.
         causal: whether a token sees none behind itself.
-        bias: float32 [heads or 1, queries, keys].
 
     Raises:
-        EngineError: values that do not fit, or more than `MOST_KEYS` keys.
+        EngineError: values that do not fit, more than `MOST_KEYS` keys, or no scratch memory.
     """
     queries, keys, channels = _tokens(q), _tokens(k), q.channels
     if not q.like(y) or not k.like(v) or k.channels != channels or channels % heads:
         raise EngineError(f"attention of {heads} heads: queries, keys, values and result do not fit")
     if keys > MOST_KEYS:
         raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
-    size = channels // heads
-    padded = _padded(keys, target)
-    begins = (*(walk.begin(value) for value in (q, k, v, y)), scratch)
-    turn = TurnKeys(keys, channels, k.geometry.pixel, k.geometry.image, padded)
+    if spec.reserve is None:
+        raise EngineError("attention needs scratch memory")
+    padded = _padded(keys, spec.target)
+    turned = spec.images * channels * padded * FLOAT
+    if q.geometry.item != FLOAT:
+        copies = [Geometry.of(value.geometry.height, value.geometry.width, value.channels) for value in (q, k, v, y)]
+        ends = list(itertools.accumulate(geometry.bytes(spec.images) for geometry in copies))
+        begin = spec.reserve(ends[-1] + turned)
+        wide = [Pixels(geometry, begin + at) for geometry, at in zip(copies, [0, *ends], strict=False)]
+        inputs = [op for value, there in zip((q, k, v), wide, strict=False) for op in copy(value, there)]
+        behind = replace(spec, reserve=lambda size: begin + ends[-1])
+        q, k, v, result = wide
+        return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind), *copy(result, y)]
+    begins = (*(loops.begin(value) for value in (q, k, v, y)), spec.reserve(turned))
+    steps = [(value.geometry.pixel, value.geometry.image) for value in (q, k, v, y)]
     attend = Attention(
-        queries,
-        keys,
-        heads,
-        size,
-        (q.geometry.pixel, q.geometry.image),
-        (v.geometry.pixel, v.geometry.image),
-        (y.geometry.pixel, y.geometry.image),
-        padded,
-        size**-0.5 if scale is None else float(scale),
-        causal,
-        0 if bias is None else len(bias),
+        queries, keys, heads, channels // heads, steps[0], steps[2], steps[3], padded, float(scale), causal
     )
-    table = np.zeros(0, np.float32)
-    if bias is not None:
-        if bias.shape not in ((heads, queries, keys), (1, queries, keys)):
-            raise EngineError(f"a bias of shape {bias.shape} for {heads} heads, {queries} queries, {keys} keys")
-        table = np.pad(bias, ((0, 0), (0, 0), (0, padded - keys))).astype(np.float32)
-    return [Op(turn, begins, label), Op(attend, (*begins, table), label)]
+    return [Op(TurnKeys(keys, channels, *steps[1], padded), begins), Op(attend, begins)]
 
 
 def _tokens(value: Pixels) -> int:
@@ -117,7 +94,7 @@ def _padded(keys: int, target: Target) -> int:
 
 
 @dataclass(frozen=True)
-class TurnKeys:
+class TurnKeys(Written):
     """From [keys, channels] to [channels, padded keys], with zeros behind the last key."""
 
     keys: int
@@ -126,9 +103,8 @@ class TurnKeys:
     image: int
     padded: int
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
-        b, lanes = e.b, target.lanes
+    def write(self, e: Emitter) -> None:
+        b, lanes = e.b, e.target.lanes
         blocks = self.padded // lanes
         low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(blocks)))
         source, result = e.arena(e.arg(Arg.K)), e.arena(e.arg(Arg.TURNED))
@@ -145,20 +121,19 @@ class TurnKeys:
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
 
-            walk.vectors(e, self.channels, 1, square)
-        return e.text()
+            loops.vectors(e, self.channels, 1, square)
 
     def _key(self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int) -> ir.Value:
         """Channels of a key, zeros of one behind the last: read from the last, so that nothing else is."""
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
         back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.pixel)))
-        vector = walk.get(e, e.at(keys, e.b.sub(e.i64(number * self.pixel), back)), byte, count)
+        vector = loops.get(e, e.at(keys, e.b.sub(e.i64(number * self.pixel), back)), byte, count)
         return e.select(inside, vector, e.splat(0.0))
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Written):
     """Some queries of one head at a time."""
 
     queries: int
@@ -173,19 +148,12 @@ class Attention:
     padded: int
     scale: float
     causal: bool
-    biases: int
-    """Heads that the bias has: all, one for all, or none."""
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         b = e.b
-        vectors, most = _TILE[target.registers]
-        tile = min(most, self.queries)
+        tile = min(_TILE[e.target.registers][1], self.queries)
         tiles = -(-self.queries // tile)
-        with b.goto_entry_block():
-            # By way of an integer: llvmlite takes a fresh pointer for one to an array.
-            scores = b.alloca(ir.ArrayType(e.vector, tile * self.padded // target.lanes))
-            stage = b.inttoptr(b.ptrtoint(scores, I64), PTR)
+        stage = e.scratch(tile * self.padded // e.target.lanes)
         low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.heads * tiles)))
         with e.loop(low, high) as turn:
             unit = b.udiv(turn.index, e.i64(tiles))
@@ -194,32 +162,23 @@ class Attention:
             query = b.mul(b.sub(turn.index, b.mul(unit, e.i64(tiles))), e.i64(tile))
             # The last tile is moved back over the one before.
             query = e.select(b.icmp_signed(">", query, e.i64(self.queries - tile)), e.i64(self.queries - tile), query)
-            _Tile(self, e, vectors, tile, stage, image, head, query).write()
-        return e.text()
+            _Tile(self, e, tile, stage, (image, head, query)).write()
 
 
 class _Tile:
     """Writes what is done for some queries of one head."""
 
-    def __init__(
-        self,
-        kernel: Attention,
-        e: Emitter,
-        vectors: int,
-        tile: int,
-        stage: ir.Value,
-        image: ir.Value,
-        head: ir.Value,
-        query: ir.Value,
-    ) -> None:
-        self.kernel, self.e, self.vectors, self.tile, self.stage = kernel, e, vectors, tile, stage
-        self.image, self.head, self.query = image, head, query
+    def __init__(self, kernel: Attention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]) -> None:
+        """`place`: image, head and the first of so many queries."""
+        self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
+        self.image, self.head, self.query = place
+        self.vectors = _TILE[e.target.registers][0]
         self.row = FLOAT * kernel.padded
         """Bytes from one query's scores to the next's."""
         self.seen = e.i64(kernel.keys)
         """Keys that the last of the queries sees."""
         if kernel.causal:
-            last = e.b.add(query, e.i64(tile))
+            last = e.b.add(self.query, e.i64(tile))
             self.seen = e.select(e.b.icmp_signed("<", last, self.seen), last, self.seen)
 
     def write(self) -> None:
@@ -259,19 +218,9 @@ class _Tile:
                 sums = channel.carried[number * self.vectors :]
                 channel.next += [e.fma(value, factor, so_far) for value, so_far in zip(values, sums, strict=False)]
         place = e.at(self.stage, byte)
-        biases = self._biases(byte) if kernel.biases else None
         for index, value in enumerate(channel.results):
             at = index // self.vectors * self.row + index % self.vectors * size
-            value = b.fmul(value, e.splat(kernel.scale))
-            if biases is not None:
-                value = b.fadd(value, e.load(biases, at))
-            e.store(value, place, at)
-
-    def _biases(self, byte: ir.Value) -> ir.Value:
-        e, b = self.e, self.e.b
-        head = self.head if self.kernel.biases > 1 else e.i64(0)
-        row = b.add(b.mul(head, e.i64(self.kernel.queries)), self.query)
-        return e.at(e.table(Arg.BIAS), b.add(b.mul(row, e.i64(self.row)), byte))
+            e.store(b.fmul(value, e.splat(kernel.scale)), place, at)
 
     def _powers(self, number: int) -> ir.Value:
         """Turn a query's scores into exponentials, zeros where it sees no key; their sum."""
@@ -314,4 +263,4 @@ class _Tile:
         for index, value in enumerate(key.results):
             number, v = divmod(index, len(counts))
             scaled = b.fmul(value, factors[number])
-            walk.put(e, scaled, e.at(result, number * kernel.y[0]), walk.next_vector(e, byte, v), counts[v])
+            loops.put(e, scaled, e.at(result, number * kernel.y[0]), loops.next_vector(e, byte, v), counts[v])

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.pixels import lanes as lane
-from ticketry.engine.cpu.pixels import walk
+from ticketry.engine.cpu.pixels import loops
 from ticketry.engine.cpu.pixels.geometry import Pixels
-from ticketry.engine.cpu.pixels.walk import Strides
+from ticketry.engine.cpu.pixels.loops import Strides
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
-from ticketry.errors import EngineError
-
-Array = np.ndarray[Any, Any]
+from ticketry.engine.cpu.window import Array
 
 _X, _Y, _SCALE, _SHIFT = range(4)
 """Arguments of the kernels: begins of the values, then float32 [channels, whole vectors] of a layer norm."""
@@ -29,39 +25,27 @@ _AT_ONCE = 4
 
 
 def layer_norm(
-    x: Pixels,
-    y: Pixels,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float = 1e-5,
-    target: Target,
-    label: str = "",
+    x: Pixels, y: Pixels, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
 ) -> list[Op]:
     """``y = (x - mean) / sqrt(variance + eps) * weight + bias``, both over the channels of a pixel; y may be x."""
-    _same(x, y)
+    loops.same_shape(x, y)
     weight = np.ones(x.channels) if weight is None else weight
     bias = np.zeros(x.channels) if bias is None else bias
-    tables = (walk.whole_vectors(weight, x.channels, target), walk.whole_vectors(bias, x.channels, target))
+    tables = (loops.whole_vectors(weight, x.channels), loops.whole_vectors(bias, x.channels))
     shape = (x.geometry.height, x.geometry.width, x.channels)
     kernel = LayerNorm(*shape, Strides.of(x), Strides.of(y), float(eps))
-    return [Op(kernel, (walk.begin(x), walk.begin(y), *tables), label)]
+    return [Op(kernel, (loops.begin(x), loops.begin(y), *tables))]
 
 
-def softmax(x: Pixels, y: Pixels, *, target: Target, label: str = "") -> list[Op]:
+def softmax(x: Pixels, y: Pixels) -> list[Op]:
     """``y = exp(x) / sum(exp(x))`` over the channels of a pixel; y may be x."""
-    _same(x, y)
+    loops.same_shape(x, y)
     kernel = Softmax(x.geometry.height, x.geometry.width, x.channels, Strides.of(x), Strides.of(y))
-    return [Op(kernel, (walk.begin(x), walk.begin(y)), label)]
-
-
-def _same(x: Pixels, y: Pixels) -> None:
-    if not x.like(y):
-        raise EngineError("what is normalised has the shape of the result")
+    return [Op(kernel, (loops.begin(x), loops.begin(y)))]
 
 
 @dataclass(frozen=True)
-class _OverChannels:
+class _OverChannels(Written):
     """A kernel that does one pixel after the other."""
 
     height: int
@@ -70,15 +54,9 @@ class _OverChannels:
     x: Strides
     y: Strides
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
-        values = [(_X, self.x), (_Y, self.y)]
-        with (
-            walk.rows(e, self.height, values) as (_, _, starts),
-            walk.columns(e, self.width, starts, values) as (_, pixel),
-        ):
+    def write(self, e: Emitter) -> None:
+        with loops.pixels(e, self.height, self.width, [(_X, self.x), (_Y, self.y)]) as (_, _, pixel):
             self._pixel(e, *pixel)
-        return e.text()
 
     def _pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
         raise NotImplementedError
@@ -98,7 +76,7 @@ class _OverChannels:
         with e.loop(0, whole, size, carried=sums) as turn:
             byte = e.b.mul(turn.index, e.i64(4))
             turn.next = [
-                body(walk.next_vector(e, byte, number), lanes, value) for number, value in enumerate(turn.carried)
+                body(loops.next_vector(e, byte, number), lanes, value) for number, value in enumerate(turn.carried)
             ]
         sums = list(turn.results)
         for number, at in enumerate(range(whole, self.channels, lanes)):
@@ -117,12 +95,12 @@ class LayerNorm(_OverChannels):
         count = e.f32(1 / self.channels)
 
         def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return b.fadd(so_far, walk.get(e, x, byte, lanes, self.x.item))
+            return b.fadd(so_far, loops.get(e, x, byte, lanes, self.x.item))
 
         mean = e.splat(b.fmul(lane.total(e, self._reduce(e, 0.0, add, b.fadd)), count))
 
         def add_square(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            apart = _only(e, b.fsub(walk.get(e, x, byte, lanes, self.x.item), mean), lanes, 0.0)
+            apart = _only(e, b.fsub(loops.get(e, x, byte, lanes, self.x.item), mean), lanes, 0.0)
             return e.fma(apart, apart, so_far)
 
         variance = b.fmul(lane.total(e, self._reduce(e, 0.0, add_square, b.fadd)), count)
@@ -131,12 +109,12 @@ class LayerNorm(_OverChannels):
 
         def write(byte: ir.Value, counts: list[int]) -> None:
             for number, lanes in enumerate(counts):
-                at = walk.next_vector(e, byte, number)
-                value = b.fmul(b.fsub(walk.get(e, x, at, lanes, self.x.item), mean), factor)
+                at = loops.next_vector(e, byte, number)
+                value = b.fmul(b.fsub(loops.get(e, x, at, lanes, self.x.item), mean), factor)
                 value = e.fma(value, e.load(e.table(_SCALE), at), e.load(e.table(_SHIFT), at))
-                walk.put(e, value, y, at, lanes, self.y.item)
+                loops.put(e, value, y, at, lanes, self.y.item)
 
-        walk.vectors(e, self.channels, _AT_ONCE, write)
+        loops.vectors(e, self.channels, _AT_ONCE, write)
 
 
 @dataclass(frozen=True)
@@ -150,23 +128,23 @@ class Softmax(_OverChannels):
             return e.intrinsic("llvm.maxnum", a, c)
 
         def most(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            return larger(so_far, _only(e, walk.get(e, x, byte, lanes, self.x.item), lanes, float("-inf")))
+            return larger(so_far, _only(e, loops.get(e, x, byte, lanes, self.x.item), lanes, float("-inf")))
 
         largest = e.splat(lane.largest(e, self._reduce(e, float("-inf"), most, larger)))
 
         def add(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
-            power = exp(e, b.fsub(walk.get(e, x, byte, lanes, self.x.item), largest))
-            walk.put(e, power, y, byte, lanes, self.y.item)
+            power = exp(e, b.fsub(loops.get(e, x, byte, lanes, self.x.item), largest))
+            loops.put(e, power, y, byte, lanes, self.y.item)
             return b.fadd(so_far, _only(e, power, lanes, 0.0))
 
         factor = e.splat(b.fdiv(e.f32(1.0), lane.total(e, self._reduce(e, 0.0, add, b.fadd))))
 
         def scale(byte: ir.Value, counts: list[int]) -> None:
             for number, lanes in enumerate(counts):
-                at = walk.next_vector(e, byte, number)
-                walk.put(e, b.fmul(walk.get(e, y, at, lanes, self.y.item), factor), y, at, lanes, self.y.item)
+                at = loops.next_vector(e, byte, number)
+                loops.put(e, b.fmul(loops.get(e, y, at, lanes, self.y.item), factor), y, at, lanes, self.y.item)
 
-        walk.vectors(e, self.channels, _AT_ONCE, scale)
+        loops.vectors(e, self.channels, _AT_ONCE, scale)
 
 
 def _only(e: Emitter, vector: ir.Value, lanes: int, other: float) -> ir.Value:

@@ -14,18 +14,19 @@ import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
-from ticketry.engine.cpu.emit import I32, PTR, Emitter
+from ticketry.engine.cpu.emitter import I32, PTR, Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
-from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.program import BlockSpec, Op
 from ticketry.errors import EngineError
 
 _MOST_KEYS = 12
 """A block of keys has at most as many."""
 
 
-def attention(q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: float, causal: bool = False) -> list[Op]:
+def attention(
+    q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: float, causal: bool, spec: BlockSpec
+) -> list[Op]:
     """``softmax(scale * q @ k.T) @ v`` for each image and head.
 
     Args:
@@ -47,7 +48,7 @@ def attention(q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: flo
     kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal)
     args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
     number = np.array([scale], np.float32)
-    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number), "attention")]
+    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number))]
 
 
 def _tokens(g: Geometry) -> tuple[int, int]:
@@ -58,7 +59,7 @@ def _tokens(g: Geometry) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Written):
     """Attention over planes."""
 
     images: int
@@ -68,16 +69,15 @@ class Attention:
     """How many there are, at most `_MOST_KEYS`."""
     causal: bool
 
-    def emit(self, name: str, target: Target) -> str:
-        return _Writer(self, name, target).text()
+    def write(self, e: Emitter) -> None:
+        _Writer(self, e).write()
 
 
 class _Writer:
     """Writes the kernel: a tile of ``across`` vectors of queries against blocks of ``block`` keys."""
 
-    def __init__(self, kernel: Attention, name: str, target: Target) -> None:
-        self.kernel = kernel
-        self.e = e = Emitter(name, target)
+    def __init__(self, kernel: Attention, e: Emitter) -> None:
+        self.kernel, self.e, target = kernel, e, e.target
         # Keys of several images are read for few queries each: more vectors of queries make up for it.
         many = target.registers >= 32
         self.across = 2 if kernel.images <= (2 if many else target.lanes) else 4 if many else 3
@@ -103,16 +103,13 @@ class _Writer:
     def _size(self) -> int:
         return FLOAT * self.e.target.lanes
 
-    def text(self) -> str:
+    def write(self) -> None:
         e, b = self.e, self.e.b
         size = e.i64(self.across * self.pixels)
         tiles = b.mul(e.i64(self.parts), b.udiv(b.add(self.queries, b.sub(size, e.i64(1))), size))
-        low, high = e.share(b.mul(self.heads, tiles))
-        with e.loop(low, high) as turn:
-            head, tile = b.udiv(turn.index, tiles), b.urem(turn.index, tiles)
+        with e.turns(self.heads, tiles) as (head, tile):
             part, tile = b.urem(tile, e.i64(self.parts)), b.udiv(tile, e.i64(self.parts))
             self._tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
-        return e.text()
 
     def _tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
         """All keys for the queries from ``first`` on."""

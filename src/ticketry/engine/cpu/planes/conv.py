@@ -1,69 +1,50 @@
-"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their
-tables."""
+"""Convolutions over planes (and linear layers, as 1x1 ones): a layer and its weights -> operations with their tables.
+
+The tables of `row_sums`, which rows are summed over which columns, are packed without a loop over weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ticketry.engine.cpu.activations import Activation, activation
-from ticketry.engine.cpu.planes import choice, tables
+from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
 from ticketry.engine.cpu.planes.lanes import mask_type
-from ticketry.engine.cpu.planes.sums import Sums
-from ticketry.engine.cpu.planes.tables import Matrix
-from ticketry.engine.cpu.planes.window import Pair, Window
-from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.planes.row_sums import FIRST, FLAG_BITS, LAST, Sums
+from ticketry.engine.cpu.program import BlockSpec, Op
 from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.window import Array, Convolution, Window
 
-Array = np.ndarray[Any, Any]
 
-
-def conv(
-    x: Planes,
-    y: Planes,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-    act: str | Mapping[str, float] | tuple[str, float] | None = None,
-    residual: Planes | None = None,
-    target: Target,
-    label: str = "",
-    scratch: int | Callable[[int], int] | None = None,
-) -> list[Op]:
-    """Operations for ``y = act(conv(x) + bias + residual)``.
+def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
+    """Operations for ``y = act(conv(x) + bias + residual)``. Pruned weights cost nothing.
 
     Args:
-        weight: O x I/groups x height x width, float32; zeros are pruned and cost nothing.
         residual: has y's channels; may be y itself.
-        target: whose kernels.
-        scratch: where in the arena `scratch_bytes` may be used (a multiple of 64), or a function that gives so many
-            bytes and says where they begin; without it x is read as it is, also where it would be faster not to.
+        spec: without scratch memory x is read as it is, also where it would be faster not to.
 
     Raises:
-        ValueError: shapes do not fit; or x cannot be read as it is, and there is no scratch.
+        ValueError: shapes do not fit; or x cannot be read as it is, and there is no scratch memory.
     """
-    window = Window.of(weight.shape[2:], stride, padding, dilation)
-    _fits(x, y, weight, residual, window, groups)
-    weight = np.ascontiguousarray(weight, dtype=np.float32).reshape(*weight.shape[:2], -1)
-    weight = _inside(weight, x.geometry, y.geometry, window)
+    window, groups = layer.window, layer.groups
+    _fits(x, y, layer, residual)
+    weight = _inside(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside = None if residual is None else residual.geometry
-    way = choice.best(x.geometry, y.geometry, beside, weight, window, groups, target, unfold=scratch is not None)
+    unfold = spec.reserve is not None
+    way = kernel_choice.best(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if way.folds is None:
-        shifts = [window.shift(tap, x.geometry) for tap in window.taps]
+        shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
     else:
-        assert scratch is not None
-        scratch = scratch(way.folds.bytes) if callable(scratch) else scratch
-        ops += way.folds.ops(x, scratch, label) if way.folds.copies else []
+        assert spec.reserve is not None
+        scratch = spec.reserve(way.folds.bytes)
+        ops += way.folds.ops(x, scratch) if way.folds.copies else []
         columns, value = way.folds.columns(scratch), way.folds.value(scratch)
     matrix = Matrix(
         weight.reshape(len(weight), -1),
@@ -71,53 +52,34 @@ def conv(
         len(window.taps),
         y.offsets,
         None if residual is None else residual.offsets,
-        np.zeros(len(weight), dtype=np.float32) if bias is None else np.ascontiguousarray(bias, dtype=np.float32),
+        np.ascontiguousarray(layer.biases),
     )
-    layer = _Layer(matrix, value, activation(act), target, label)
-    return [*ops, *(layer.op(kind) for kind in way.kinds)]
+    made = _Layer(matrix, value, activation(layer.act), spec.target)
+    return [*ops, *(made.op(kind) for kind in way.kinds)]
 
 
-def scratch_bytes(
-    x: Geometry,
-    y: Geometry,
-    weight: Array,
-    *,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-    target: Target,
-) -> int:
+def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
     """Bytes of scratch memory that `conv` needs; 0 where it reads x as it is."""
-    way = _way(x, y, weight, Window.of(weight.shape[2:], stride, padding, dilation), groups, target)
+    way = _way(x, y, layer, spec.target)
     return 0 if way.folds is None else way.folds.bytes
 
 
-def cost(
-    x: Geometry,
-    y: Geometry,
-    weight: Array,
-    *,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-    target: Target,
-) -> float:
+def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     """An estimate of the time that `conv` takes for a block of images on one thread, in nanoseconds.
 
-    For choosing between ways to do the same work: see `choice`.
+    For choosing between ways to do the same work: see `kernel_choice`.
     """
-    return _way(x, y, weight, Window.of(weight.shape[2:], stride, padding, dilation), groups, target).nanoseconds
+    return _way(x, y, layer, spec.target).nanoseconds
 
 
-def _way(x: Geometry, y: Geometry, weight: Array, window: Window, groups: int, target: Target) -> choice.Way:
-    weight = _inside(weight.reshape(*weight.shape[:2], -1), x, y, window)
-    return choice.best(x, y, None, weight, window, groups, target)
+def _way(x: Planes, y: Planes, layer: Convolution, target: Target) -> kernel_choice.Way:
+    weight = _inside(layer.weight, x.geometry, y.geometry, layer.window)
+    return kernel_choice.best(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
 
 def _inside(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
-    """Weights (O x I x taps) without the taps that only ever see the halo."""
+    """Weights as O x I x taps, without the taps that only ever see the halo."""
+    weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.meets(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
 
@@ -130,9 +92,8 @@ class _Layer:
     x: Planes
     act: Activation
     target: Target
-    label: str
 
-    def op(self, kind: choice.Kind) -> Op:
+    def op(self, kind: kernel_choice.Kind) -> Op:
         """The operation for the rows of a kind."""
         made = self._tables(kind)
         spec = Sums(
@@ -148,27 +109,229 @@ class _Layer:
         )
         args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
         for t in kind.tiles:
-            tables.check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
+            check(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
             masks = np.zeros(1) if t.masks is None else t.masks
             args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
-        return Op(spec, tuple(args), self.label)
+        return Op(spec, tuple(args))
 
-    def _tables(self, kind: choice.Kind) -> tables.Tables:
+    def _tables(self, kind: kernel_choice.Kind) -> Tables:
         if kind.rows > 1:
-            return tables.shared(self.matrix, kind.groups, chunks=kind.chunks)
+            return shared(self.matrix, kind.groups, chunks=kind.chunks)
         rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
-        return tables.single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
+        return single(self.matrix, rows, block=kind.block, chunks=kind.chunks)
 
 
-def _fits(x: Planes, y: Planes, weight: Array, residual: Planes | None, window: Window, groups: int) -> None:
-    outputs, inputs = weight.shape[:2]
+def _fits(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
+    window, groups, (outputs, inputs) = layer.window, layer.groups, layer.weight.shape[:2]
     if x.channels != inputs * groups or y.channels != outputs or outputs % groups:
-        raise ValueError(f"weights {weight.shape} in {groups} groups for {x.channels} -> {y.channels} channels")
+        raise ValueError(f"weights {layer.weight.shape} in {groups} groups for {x.channels} -> {y.channels} channels")
     if residual is not None and residual.channels != outputs:
         raise ValueError(f"a residual of {residual.channels} channels for {outputs}")
     if x.geometry.images != y.geometry.images:
         raise ValueError(f"{x.geometry.images} images, then {y.geometry.images}")
-    sizes = zip((x.geometry.height, x.geometry.width), (y.geometry.height, y.geometry.width), strict=True)
-    for axis, (size, extent) in enumerate(sizes):
-        if window.output(size, axis) != extent:
-            raise ValueError(f"{window} over {size} gives {window.output(size, axis)} rows or columns, not {extent}")
+    for axis, extent in zip(window.axes(x.geometry), (y.geometry.height, y.geometry.width), strict=True):
+        if axis.outputs != extent:
+            raise ValueError(f"{window} over {axis.extent} gives {axis.outputs} rows or columns, not {extent}")
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A layer as rows over columns."""
+
+    weight: Array
+    """O x K float32; K runs over a conv group's inputs, then taps."""
+    columns: Array
+    """Groups x K int64: the byte where each column begins: plane plus shift, relative to a tile's place."""
+    taps: int
+    y: Array
+    """O int64: where the planes of y begin."""
+    residual: Array | None
+    bias: Array
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a conv group."""
+        return int(self.weight.shape[1]) // self.taps
+
+    @property
+    def group_rows(self) -> int:
+        return len(self.weight) // len(self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What a kernel of `sums` is given, and what it must know of it."""
+
+    segments: Array
+    columns: Array
+    weights: Array
+    chunks: Array
+    unit: int
+    wide: bool
+    blocked: bool
+    reach: tuple[int, int]
+    """The least and the greatest byte at which a column begins."""
+
+
+def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
+    """Each row for itself.
+
+    Args:
+        rows: ascending.
+        block: inputs that a segment ranges over.
+        chunks: parts of the rows that threads may work on apart.
+    """
+    blocks = max(1, -(-matrix.inputs // block))
+    kept = matrix.weight[rows] != 0
+    edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * matrix.taps
+    counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
+    flags = _flags(counts)
+    groups = rows // matrix.group_rows
+    out = _Rows(matrix)
+    for part in _parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
+        out.chunk()
+        for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
+            used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
+            row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
+            out.segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
+    return out.tables(blocks > 1)
+
+
+class _Rows:
+    """Tables of single rows as they grow."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self._parts: list[tuple[Array, ...]] = []
+        """Rows, head words and bases of segments; their columns, and weights."""
+        self._starts: list[tuple[int, int]] = []
+        self._reach: list[int] = []
+
+    def chunk(self) -> None:
+        self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
+
+    def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
+        """Segments of some rows; ``row`` (an index into them) and ``column`` of each weight."""
+        m = self._matrix
+        index = rows[row]
+        begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
+        if len(begins):
+            self._reach += [int(begins.min()), int(begins.max())]
+        base = _bases(begins, counts)
+        head = counts << FLAG_BITS | flags
+        self._parts.append((rows, head, base, begins - base[row], m.weight[index, column]))
+
+    def tables(self, blocked: bool) -> Tables:
+        rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        segments = _segments(self._matrix, [heads, bases], rows.reshape(-1, 1))
+        bounds = [*self._starts, (len(rows), 0)]
+        chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
+        reach = min(self._reach, default=0), max(self._reach, default=0)
+        return _tables(segments, columns, weights, chunks, blocked, reach)
+
+
+def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> Tables:
+    """Rows that keep the same columns.
+
+    Args:
+        groups: of each, sets of rows that are summed together, all of one length.
+    """
+    sets = [rows for group in groups for rows in group]
+    kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
+    absolute = [
+        matrix.columns[group[0][0] // matrix.group_rows, columns] for group, columns in zip(groups, kept, strict=True)
+    ]
+    counts = np.array([len(columns) for columns in kept])
+    bases = np.array([begins.min() for begins in absolute])
+    first = np.cumsum(counts) - counts
+    of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
+    head = counts[of] << FLAG_BITS | FIRST | LAST
+    segments = _segments(matrix, [head, bases[of], first[of]], np.stack(sets))
+    done = np.cumsum(counts[of]) - counts[of]
+    starts = [(part.start, part.stop - part.start, done[part.start]) for part in _parts(counts[of], chunks)]
+    columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
+    reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
+    return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
+
+
+def check(tables: Tables, x: Planes, places: Array, reach: tuple[int, int]) -> None:
+    """That no tile reads outside the planes.
+
+    Args:
+        places: of the tiles.
+        reach: the least byte a tile reads, counted from where a column begins in it, and the first it does not.
+
+    Raises:
+        ValueError: it would.
+    """
+    if not tables.weights.size:
+        return
+    low = tables.reach[0] + int(places[:, 0].min()) + reach[0]
+    high = tables.reach[1] + int(places[:, 0].max()) + reach[1]
+    first, end = int(x.offsets.min()), int(x.offsets.max()) + x.geometry.bytes
+    if low < first or high > end:
+        raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
+
+
+def _bases(begins: Array, counts: Array) -> Array:
+    """The least begin of each segment; 0 for one without columns."""
+    bases = np.zeros(len(counts), dtype=np.int64)
+    some = counts > 0
+    if some.any():
+        bases[some] = np.minimum.reduceat(begins, (np.cumsum(counts) - counts)[some])
+    return bases
+
+
+def _segments(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
+    """``rows``: segments x rows of each."""
+    each = rows.shape[1]
+    words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
+    for number, word in enumerate(head):
+        words[:, number] = word
+    at = len(head)
+    words[:, at : at + each] = matrix.y[rows]
+    if matrix.residual is not None:
+        words[:, at + each : at + 2 * each] = matrix.residual[rows]
+    words[:, -each:] = matrix.bias[rows].view(np.int32)
+    return words
+
+
+def _flags(counts: Array) -> Array:
+    """Rows x blocks: which block begins, and which ends each row: its first and last with weights, or block 0."""
+    some = counts > 0
+    flags = np.zeros(counts.shape, dtype=np.int64)
+    index = np.arange(len(counts))
+    flags[index, some.argmax(axis=1)] |= FIRST
+    last = np.where(some.any(axis=1), counts.shape[1] - 1 - some[:, ::-1].argmax(axis=1), 0)
+    flags[index, last] |= LAST
+    return flags
+
+
+def _parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
+    """Consecutive parts of about equal work, none of them empty; none with rows of two groups, if groups are given."""
+    done = np.cumsum(work + 1)
+    cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
+    if groups is not None:
+        cuts = np.concatenate([cuts, 1 + np.flatnonzero(np.diff(groups))])
+    bounds = np.unique(np.concatenate([[0], cuts, [len(work)]]))
+    for low, high in itertools.pairwise(bounds):
+        yield slice(int(low), int(high))
+
+
+def _tables(
+    segments: Array,
+    columns: Array,
+    weights: Array,
+    chunks: Sequence[tuple[int, int, int]],
+    blocked: bool,
+    reach: tuple[int, int],
+) -> Tables:
+    """``columns`` in bytes from their segments' bases; of each chunk the first segment, their number, first weights."""
+    made = np.array(chunks, dtype=np.int64)
+    made[:, 0] *= segments.shape[1] * 4
+    common = int(np.gcd.reduce(columns)) if len(columns) else 0
+    unit = max(1, common & -common)
+    units = columns // unit
+    wide = bool(len(columns)) and int(units.max()) >= 1 << 16
+    return Tables(segments, units.astype(np.int32 if wide else np.uint16), weights, made, unit, wide, blocked, reach)

@@ -14,11 +14,11 @@ import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import Activation, activate, activation
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.window import Array
 from ticketry.errors import EngineError
 
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid")
@@ -35,13 +35,12 @@ def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> 
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
     g = a.geometry
     spread = (b.geometry.height, b.geometry.width) == (1, 1) and g.height * g.width > 1
-    return [_op(Elementwise(kind, activation(act), g.images, spread), [a, b], y, [], kind)]
+    return [_op(Elementwise(kind, activation(act), g.images, spread), [a, b], y, [])]
 
 
 def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
     """``y = act(x)``; ``y`` may be ``x``."""
-    act = activation(act)
-    return [_op(Elementwise("copy", act), [x], y, [], act if isinstance(act, str) else act[0] if act else "copy")]
+    return [_op(Elementwise("copy", activation(act)), [x], y, [])]
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
@@ -49,13 +48,13 @@ def copy(x: Planes, y: Planes) -> list[Op]:
     return apply(None, x, y)
 
 
-def affine(x: Planes, y: Planes, scale: np.ndarray[Any, Any], shift: np.ndarray[Any, Any], act: Any = None) -> list[Op]:
+def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) -> list[Op]:
     """``y = act(scale * x + shift)`` with one scale and shift a channel; ``y`` may be ``x``."""
     factors = np.stack([scale, shift], 1).astype(np.float32)
-    return [_op(Elementwise("affine", activation(act)), [x], y, [factors], "affine")]
+    return [_op(Elementwise("affine", activation(act)), [x], y, [factors])]
 
 
-def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Sequence[Any], label: str) -> Op:
+def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Sequence[Any]) -> Op:
     geometries = [value.geometry for value in (*sources, y)]
     walked = [geometries[0], geometries[-1]] if kernel.spread else geometries
     zeros = kernel.act not in _NOT_ZERO_AT_ZERO and kernel.kind != "affine" and not kernel.spread
@@ -65,11 +64,11 @@ def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Seque
         places = (places[0], (one.position(0, 0) * one.step, 0), places[1])
     offsets = [value.offsets for value in (*sources, y)]
     flat = [number for place in places for number in place]
-    return Op(kernel, (y.channels, count, floats, *flat, *offsets, *tables), label)
+    return Op(kernel, (y.channels, count, floats, *flat, *offsets, *tables))
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Written):
     """``y = act(...)`` over runs of floats in the planes of each channel."""
 
     kind: str
@@ -80,8 +79,7 @@ class Elementwise:
     spread: bool = False
     """Whether the second source has one position."""
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         b = e.b
         values = 3 if self.kind in ("add", "mul") else 2
         channels, count, floats = (e.arg(i) for i in range(3))
@@ -97,7 +95,6 @@ class Elementwise:
             with e.loop(0, count) as run:
                 rows = [e.at(plane, b.mul(run.index, row)) for plane, (_, row) in zip(planes, places, strict=True)]
                 self._run(e, floats, rows, combine)
-        return e.text()
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
         """What is done with one vector of each source."""

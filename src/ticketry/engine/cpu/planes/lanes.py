@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import F32, I1, I8, I16, I32, PTR, Emitter
+from ticketry.engine.cpu.emitter import F32, I1, I8, I16, I32, Emitter
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
 from ticketry.engine.cpu.target import Target
 
@@ -74,10 +74,8 @@ def load(
     """A vector, of which lanes that are not in the mask are zero, or as ``otherwise``: their memory is not touched."""
     if mask is None:
         return e.load(pointer, byte)
-    kind = e.vector
-    function = _intrinsic(e, "load", ir.FunctionType(kind, [PTR, I32, mask.type, kind]))
-    otherwise = otherwise or ir.Constant(kind, None)
-    return e.b.call(function, [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise])
+    given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
+    return e.call(f"llvm.masked.load.v{e.target.lanes}f32.p0", e.vector, given)
 
 
 def store(
@@ -87,13 +85,8 @@ def store(
     if mask is None:
         e.store(value, pointer, byte)
         return
-    function = _intrinsic(e, "store", ir.FunctionType(ir.VoidType(), [value.type, PTR, I32, mask.type]))
-    e.b.call(function, [value, e.at(pointer, byte), ir.Constant(I32, FLOAT), mask])
-
-
-def _intrinsic(e: Emitter, what: str, kind: ir.FunctionType) -> ir.Function:
-    full = f"llvm.masked.{what}.v{e.target.lanes}f32.p0"
-    return e.module.globals.get(full) or ir.Function(e.module, kind, full)
+    given = [value, e.at(pointer, byte), ir.Constant(I32, FLOAT), mask]
+    e.call(f"llvm.masked.store.v{e.target.lanes}f32.p0", ir.VoidType(), given)
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
@@ -142,19 +135,18 @@ def folded(e: Emitter, value: ir.Value, images: int) -> ir.Value:
     return value
 
 
-def every(e: Emitter, vectors: Sequence[ir.Value], images: int) -> ir.Value:
-    """Of the positions in so many neighbouring vectors, the first of every so many: one vector."""
-    lanes, stride = e.target.lanes, len(vectors)
-    wanted = [lane // images * stride * images + lane % images for lane in range(lanes)]
+def every(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
+    """Of the positions in so many neighbouring vectors, one of every so many: one vector."""
+    width = e.target.lanes
+    position, lane = np.divmod(np.arange(width), images)
+    wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]
     found = vectors[0]
-    for part in range(stride):
-        # lanes that this vector has go to their places; those of the vectors before are there already
-        picked = [
-            lanes + want - part * lanes if 0 <= want - part * lanes < lanes else place if part else 0
-            for place, want in enumerate(wanted)
-        ]
-        if stride > 1:
-            found = shuffle(e, found, vectors[part], picked)
+    for part in range(1, len(vectors)):
+        # Lanes that come from vectors before this one are in their places already.
+        taken = [place % width + width if place // width == part else k for k, place in enumerate(wanted)]
+        if part == 1:
+            taken = [place if place < 2 * width else 0 for place in wanted]
+        found = shuffle(e, found, vectors[part], taken)
     return found
 
 

@@ -7,16 +7,15 @@ last channel, begins earlier instead: nothing outside the tensor is read or writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emit import F32, Emitter, State
+from ticketry.engine.cpu.emitter import F32, Emitter, State, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
 
 
 def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
@@ -54,7 +53,7 @@ def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
         kernel = Columns(g.images, pixels, depth, out)
     steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
     place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
-    return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets), "store" if out else "load")
+    return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets))
 
 
 class _Sides:
@@ -99,8 +98,35 @@ def _least(e: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
     return e.select(e.b.icmp_signed("<", a, b), a, b)
 
 
+def _exchange(
+    e: Emitter,
+    near: Sequence[tuple[ir.Value, int, ir.Value | None]],
+    far: Sequence[ir.Value],
+    mask: ir.Value | None,
+    turned: Callable[[Emitter, Sequence[ir.Value]], list[ir.Value]],
+    out: bool,
+) -> None:
+    """Move vectors, turned on the way, between planes and rows of the tensor.
+
+    Args:
+        near: for each vector in a plane a pointer, bytes further, and which of its lanes are meant.
+        far: where each row begins, of which the lanes in `mask` are meant.
+        out: whether they go to the tensor.
+    """
+    if not out:
+        vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
+        for value, (plane, byte, floats) in zip(vectors, near, strict=False):
+            lanes.store(e, value, plane, byte, floats)
+        return
+    vectors = [lanes.load(e, plane, byte, floats) for plane, byte, floats in near]
+    vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
+    # Those of images that are not there go to the last one that is, and its own over them.
+    for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
+        lanes.store(e, value, row, 0, mask)
+
+
 @dataclass(frozen=True)
-class Rows:
+class Rows(Written):
     """Moves rows of pixels that are neighbours in the tensor."""
 
     images: int
@@ -108,21 +134,17 @@ class Rows:
     """Pixels of a row, or `lanes.MOST`."""
     out: bool
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         s = _Sides(e)
         images = [s.image(n) for n in range(self.images)]
-        low, high = e.share(e.b.mul(s.channels, s.height))
-        with e.loop(low, high) as turn:
-            channel, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
+        with e.turns(s.channels, s.height) as (channel, y):
             outside, inside = s.outside(channel, y), s.inside(channel, y)
-            count, last = s.chunks(s.width, self.width, target.lanes)
+            count, last = s.chunks(s.width, self.width, e.target.lanes)
             with e.loop(0, count) as chunk:
-                x = _least(e, e.b.mul(chunk.index, e.i64(target.lanes)), last)
+                x = _least(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
                 pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
                 rows = [e.at(pixels, image) for image in images]
                 self._chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
-        return e.text()
 
     def _chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
         """One vector of each image's row."""
@@ -132,19 +154,9 @@ class Rows:
         for part in range(0, self.images, together):
             # where the vectors that hold these images begin in the plane, and which lanes of each are pixels
             places = [self._place(index, part, width) for index in range(together)]
-            places = [(byte, floats) for byte, floats in places if floats > 0]
-            some = rows[part : part + together]
-            if self.out:
-                vectors = [lanes.load(e, plane, byte, lanes.only(e, floats)) for byte, floats in places]
-                vectors += [ir.Constant(e.vector, None)] * (together - len(vectors))
-                found = list(zip(lanes.deinterleave(e, vectors), some, strict=True))
-                # Those of images that are not there go to the last one that is, and its own over them.
-                for value, row in reversed(found):
-                    lanes.store(e, value, row, 0, mask)
-            else:
-                vectors = lanes.interleave(e, [lanes.load(e, row, 0, mask) for row in some])
-                for value, (byte, floats) in zip(vectors, places, strict=False):
-                    lanes.store(e, value, plane, byte, lanes.only(e, floats))
+            near = [(plane, byte, lanes.only(e, floats)) for byte, floats in places if floats > 0]
+            ways = (lanes.interleave, lanes.deinterleave)
+            _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
         """Of one of the vectors of a chunk: at which byte it begins, and how many of its lanes belong to the row."""
@@ -154,7 +166,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Columns(Written):
     """Moves pixels whose channels are neighbours in the tensor."""
 
     images: int
@@ -164,18 +176,15 @@ class Columns:
     """Channels, or `lanes.MOST`."""
     out: bool
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         s = _Sides(e)
         images = [s.image(n) for n in range(self.images)]
-        tiles, last_tile = s.chunks(s.channels, self.channels, target.lanes)
-        pixels = max(1, target.lanes // self.images)
-        low, high = e.share(e.b.mul(tiles, s.height))
-        with e.loop(low, high) as turn:
-            tile, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
-            channel = _least(e, e.b.mul(tile, e.i64(target.lanes)), last_tile)
+        tiles, last_tile = s.chunks(s.channels, self.channels, e.target.lanes)
+        pixels = max(1, e.target.lanes // self.images)
+        with e.turns(tiles, s.height) as (tile, y):
+            channel = _least(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
             outside = s.outside(channel, y)
-            rows = range(min(self.channels, target.lanes))
+            rows = range(min(self.channels, e.target.lanes))
             inside = [s.inside(e.b.add(channel, e.i64(k)), y) for k in rows]
             count, last = s.chunks(s.width, self.width, pixels)
             with e.loop(0, count) as chunk:
@@ -183,7 +192,6 @@ class Columns:
                 pixel = e.at(outside, e.b.mul(x, s.by_column))
                 byte = e.b.mul(x, s.step)
                 self._square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
-        return e.text()
 
     def _square(
         self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
@@ -193,18 +201,9 @@ class Columns:
         mask = lanes.only(e, self.channels)
         floats = lanes.only(e, self.width * self.images)
         for part in range(0, self.images, width):
-            byte = FLOAT * part
             rows = list(self._rows(e, s, images[part : part + width], pixel))
-            if self.out:
-                vectors = [lanes.load(e, plane, byte, floats) for plane in planes]
-                vectors += [ir.Constant(e.vector, None)] * (width - len(vectors))
-                # Those of images that are not there go to the last one that is, and its own over them.
-                for value, row in reversed(list(zip(lanes.interleave(e, vectors), rows, strict=True))):
-                    lanes.store(e, value, row, 0, mask)
-            else:
-                vectors = lanes.interleave(e, [lanes.load(e, row, 0, mask) for row in rows])
-                for value, plane in zip(vectors, planes, strict=False):
-                    lanes.store(e, value, plane, byte, floats)
+            near = [(plane, FLOAT * part, floats) for plane in planes]
+            _exchange(e, near, rows, mask, lanes.interleave, self.out)
 
     def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
         """Where the channels of each lane's pixel and image lie in the tensor: the last pixel's where a row ends."""
@@ -215,17 +214,14 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Elements:
+class Elements(Written):
     """Moves one element after the other: any strides, and values too small for vectors."""
 
     out: bool
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         s = _Sides(e)
-        low, high = e.share(e.b.mul(s.channels, s.height))
-        with e.loop(low, high) as turn:
-            channel, y = e.b.udiv(turn.index, s.height), e.b.urem(turn.index, s.height)
+        with e.turns(s.channels, s.height) as (channel, y):
             outside, inside = s.outside(channel, y), s.inside(channel, y)
             with e.loop(0, s.width) as column:
                 pixel, plane = (
@@ -238,4 +234,3 @@ class Elements:
                     near = e.at(plane, e.b.mul(image.index, e.i64(FLOAT)))
                     source, goal = (near, far) if self.out else (far, near)
                     e.b.store(e.b.load(source, typ=F32, align=FLOAT), goal, align=FLOAT)
-        return e.text()

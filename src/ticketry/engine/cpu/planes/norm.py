@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
-from ticketry.engine.cpu.target import Target
-
-Array = np.ndarray[Any, Any]
+from ticketry.engine.cpu.window import Array
 
 _BYTES = 256
 """Of a channel that are worked on at a time."""
@@ -32,18 +29,18 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
     factors[:, 0] = 1 if weight is None else weight
     factors[:, 1] = 0 if bias is None else bias
     numbers = np.array([1 / x.channels, eps], np.float32)
-    return [_op(LayerNorm(), x, y, [numbers, factors], "layer norm")]
+    return [_op(LayerNorm(), x, y, [numbers, factors])]
 
 
 def softmax(x: Planes, y: Planes) -> list[Op]:
     """``exp(x) / sum(exp(x))`` over the channels of each position; ``y`` may be ``x``."""
-    return [_op(Softmax(), x, y, [], "softmax")]
+    return [_op(Softmax(), x, y, [])]
 
 
-def _op(kernel: LayerNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array], label: str) -> Op:
+def _op(kernel: LayerNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
     count, floats, places = lanes.runs([x.geometry, y.geometry])
     flat = [number for place in places for number in place]
-    return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables), label)
+    return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables))
 
 
 class _Stack:
@@ -78,18 +75,16 @@ class _Stack:
         return self.e.at(self.e.arena(plane), self._y if y else self._x)
 
 
-def _over_positions(name: str, target: Target, body: Callable[[_Stack], None]) -> str:
-    """The kernel that does ``body`` at every position, several vectors at a time."""
-    e = Emitter(name, target)
-    b = e.b
+def _over_positions(e: Emitter, body: Callable[[_Stack], None]) -> None:
+    """Write ``body`` for every position, several vectors at a time."""
+    b, width = e.b, e.target.lanes
     channels, count, floats = (e.arg(i) for i in range(3))
     x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))
-    vectors = _BYTES // FLOAT // target.lanes
-    size = e.i64(vectors * target.lanes)
+    vectors = _BYTES // FLOAT // width
+    size = e.i64(vectors * width)
     chunks = b.udiv(b.add(floats, b.sub(size, e.i64(1))), size)
-    low, high = e.share(b.mul(count, chunks))
-    with e.loop(low, high) as turn:
-        run, first = b.udiv(turn.index, chunks), b.mul(b.urem(turn.index, chunks), size)
+    with e.turns(count, chunks) as (run, chunk):
+        first = b.mul(chunk, size)
         byte = b.mul(first, e.i64(FLOAT))
         x, y = (b.add(b.add(start, b.mul(run, row)), byte) for start, row in ((x, x_row), (y, y_row)))
         rest = b.sub(floats, first)
@@ -97,21 +92,20 @@ def _over_positions(name: str, target: Target, body: Callable[[_Stack], None]) -
             with whole:
                 body(_Stack(e, channels, x, y, [None] * vectors))
             with part:
-                some = [lanes.within(e, b.sub(rest, e.i64(k * target.lanes))) for k in range(vectors)]
+                some = [lanes.within(e, b.sub(rest, e.i64(k * width))) for k in range(vectors)]
                 body(_Stack(e, channels, x, y, some))
-    return e.text()
 
 
 @dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Written):
     """Mean and variance in passes of their own, the second of which also finds by how much the mean was missed.
 
     No digits are lost where the mean is far from 0 (Chan, Golub and LeVeque, "Algorithms for computing the sample
     variance", 1983).
     """
 
-    def emit(self, name: str, target: Target) -> str:
-        return _over_positions(name, target, self._normalise)
+    def write(self, e: Emitter) -> None:
+        _over_positions(e, self._normalise)
 
     def _normalise(self, s: _Stack) -> None:
         e, b = s.e, s.e.b
@@ -149,11 +143,11 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(Written):
     """Of the values less the largest one."""
 
-    def emit(self, name: str, target: Target) -> str:
-        return _over_positions(name, target, self._normalise)
+    def write(self, e: Emitter) -> None:
+        _over_positions(e, self._normalise)
 
     def _normalise(self, s: _Stack) -> None:
         e, b = s.e, s.e.b

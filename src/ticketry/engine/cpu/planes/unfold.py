@@ -8,20 +8,16 @@ the other).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, SLACK, Geometry, Planes
-from ticketry.engine.cpu.planes.window import Pair, Window
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-
-Array = np.ndarray[Any, Any]
+from ticketry.engine.cpu.window import Array, Pair, Window
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ class Unfolding:
                 columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
         return columns
 
-    def ops(self, x: Planes, offset: int, label: str) -> list[Op]:
+    def ops(self, x: Planes, offset: int) -> list[Op]:
         """What makes the copies."""
         ops, sources = [], {0: x}
         if self.phases:
@@ -123,10 +119,10 @@ class Unfolding:
                 offsets = np.zeros(x.channels, dtype=np.int64)
                 offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
                 sources[phase] = Planes(self.phase, offsets)
-            ops.append(self._split(x, first, stride, label))
-        return [*ops, self._copy(sources, offset, label)]
+            ops.append(self._split(x, first, stride))
+        return [*ops, self._copy(sources, offset)]
 
-    def _split(self, x: Planes, first: int, apart: int, label: str) -> Op:
+    def _split(self, x: Planes, first: int, apart: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
         each = -(-self.phase.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
@@ -135,9 +131,9 @@ class Unfolding:
         places = np.stack([x.offsets[self.channels] + begin, first + self.phase.bytes * np.arange(count)], axis=1)
         kernel = Split(stride, tuple(self.phases), x.geometry.images)
         numbers = (x.geometry.height, x.geometry.row * x.geometry.step, self.phase.row * self.phase.step, apart, each)
-        return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))), label)
+        return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))))
 
-    def _copy(self, sources: dict[int, Planes], offset: int, label: str) -> Op:
+    def _copy(self, sources: dict[int, Planes], offset: int) -> Op:
         places, all_pieces, all_bits, done = [], [], [], 0
         starts = iter(self.value(offset).offsets)
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
@@ -153,7 +149,7 @@ class Unfolding:
             done += len(pieces)
         table = np.array(places, dtype=np.int64).reshape(-1, 4)
         pieces, bits = np.concatenate(all_pieces).astype(np.int32), np.concatenate(all_bits)
-        return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))), label)
+        return Op(Gather(most), (table, len(table), pieces, bits.astype(lanes.mask_type(self.target))))
 
     def _pieces(self, copy: Copy, source: Geometry) -> tuple[Array, Array]:
         """For each vector of a copy what it is put together from: bytes of the source, and lanes."""
@@ -220,7 +216,7 @@ def _family(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> t
 
 
 @dataclass(frozen=True)
-class Gather:
+class Gather(Written):
     """Vectors put together from pieces: consecutive lanes of anywhere in a plane each; what no piece covers is zero.
 
     Arguments: places (from, to, its first vector and the one behind its last; each int64), their number, for each
@@ -229,11 +225,10 @@ class Gather:
 
     pieces: int
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         b, arena = e.b, e.arena()
         places, pieces, bits = e.table(0), e.table(2), e.table(3)
-        size = lanes.mask_type(target).itemsize
+        size = lanes.mask_type(e.target).itemsize
         low, high = e.share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(32)))
@@ -247,12 +242,11 @@ class Gather:
                     begin = e.at(source, e.load_i32(at, 4 * piece))
                     value = lanes.load(e, begin, 0, lanes.from_bits(e, mask, size * piece), value)
                 e.store(value, to, loop.carried[0])
-                loop.next = [b.add(loop.carried[0], e.i64(target.lanes * FLOAT))]
-        return e.text()
+                loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Written):
     """Every so-manieth pixel of each row, once for each of some phases.
 
     Arguments: places (from, to of the first phase; int64), their number, rows, bytes from one row to the next and in
@@ -264,12 +258,11 @@ class Split:
     phases: tuple[int, ...]
     images: int
 
-    def emit(self, name: str, target: Target) -> str:
-        e = Emitter(name, target)
+    def write(self, e: Emitter) -> None:
         b, arena = e.b, e.arena()
         places, masks = e.table(0), e.table(7)
         rows, from_row, to_row, apart, each = (e.arg(index) for index in range(2, 7))
-        size, width = lanes.mask_type(target).itemsize, target.lanes * FLOAT
+        size, width = lanes.mask_type(e.target).itemsize, e.target.lanes * FLOAT
         low, high = e.share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(16)))
@@ -284,18 +277,4 @@ class Split:
                 ]
                 end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
                 for number, phase in enumerate(self.phases):
-                    e.store(self._phase(e, read, phase), e.at(end, b.mul(apart, e.i64(number))))
-        return e.text()
-
-    def _phase(self, e: Emitter, read: Sequence[Any], phase: int) -> Any:
-        width = e.target.lanes
-        unit, lane = np.divmod(np.arange(width), self.images)
-        wanted = (unit * self.stride + phase) * self.images + lane
-        value = read[0]
-        for part in range(1, self.stride):
-            # Lanes that come from vectors before this one are in their places already.
-            taken = [int(w % width) + width if w // width == part else k for k, w in enumerate(wanted)]
-            if part == 1:
-                taken = [int(w) if w < 2 * width else 0 for w in wanted]
-            value = lanes.shuffle(e, value, read[part], taken)
-        return value
+                    e.store(lanes.every(e, read, self.images, phase), e.at(end, b.mul(apart, e.i64(number))))

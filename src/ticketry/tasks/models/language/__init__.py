@@ -5,42 +5,22 @@ One file a family; all are called alike, see `base.LanguageModel`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 
 from ticketry.errors import TaskError
+from ticketry.registry import source_digest
 from ticketry.tasks.models.language.base import LanguageModel
-from ticketry.tasks.models.language.gpt import GPT
-from ticketry.tasks.models.language.lstm import LSTM
-from ticketry.tasks.models.language.pointer import PointerLSTM
-from ticketry.tasks.models.size import widest
-from ticketry.tasks.network_name import NetworkName, unknown
+from ticketry.tasks.models.networks import widest
+from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown
 
-__all__ = ["LanguageModel", "build", "carries", "check", "names", "narrower"]
-
-
-@dataclass(frozen=True)
-class _Network:
-    make: Callable[..., LanguageModel]
-    """Of the vocabulary's size and, by name, context, dropout and `scale`: what becomes of a hidden width."""
-    carries: bool
-    """Whether it carries a state along the text."""
-
-
-_NETWORKS = {
-    "lstm": _Network(LSTM, True),
-    "lstm-tied": _Network(partial(LSTM, tied=True), True),
-    "pointer-lstm": _Network(PointerLSTM, True),
-    "gpt": _Network(GPT, False),
-}
+__all__ = ["LanguageModel", "build", "carries", "check", "identity", "names", "narrower"]
 
 
 def names() -> tuple[str, ...]:
-    """The language models at their own width; `build` knows NAME@W as well."""
-    return tuple(_NETWORKS)
+    """The language models at their own width, and those of packages; `build` knows NAME@W and module:object as well."""
+    return LANGUAGE_MODELS.names()
 
 
 def build(name: str, *, vocabulary: int, context: int, dropout: float) -> LanguageModel:
@@ -55,27 +35,39 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
         TaskError: for an unknown network, or a width that is not in (0, 4].
     """
     parsed = check(name)
-    network = _NETWORKS[parsed.base]
-    return network.make(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
+    made: LanguageModel = _class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
+    return made
 
 
 def check(name: str) -> NetworkName:
     """The name, taken apart; raises what `build` would raise."""
     parsed = NetworkName.parse(name)
     if parsed.library:
-        raise TaskError(f"{name}: {parsed.library} has no language models: choose one of {', '.join(_NETWORKS)}")
-    if parsed.base not in _NETWORKS:
-        raise unknown(name, _NETWORKS)
+        raise TaskError(f"{name}: {parsed.library} has no language models: choose one of {', '.join(names())}")
+    if parsed.base not in LANGUAGE_MODELS and ":" not in parsed.base:
+        raise unknown(name, names())
     return parsed
 
 
 def carries(name: str) -> bool:
     """Whether the model of this name carries a state along the text."""
-    return _NETWORKS[check(name).base].carries
+    return bool(_class(check(name)).carries)
+
+
+def identity(name: str) -> dict[str, str]:
+    """What a task's key says of its model: its name in the one form that counts; from outside its source too."""
+    parsed = check(name)
+    target = LANGUAGE_MODELS.target(parsed.base)
+    source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": source_digest(target)}
+    return {"model": str(parsed), **source}
+
+
+def _class(name: NetworkName) -> Any:
+    return LANGUAGE_MODELS.get(name.base)
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """The widest form of the model, no wider than it is, with at most so many parameters, see `size.narrower`."""
+    """The widest form of the model, no wider than it is, with at most so many parameters, see `networks.narrower`."""
 
     def count(candidate: NetworkName) -> int:
         with torch.device("meta"):

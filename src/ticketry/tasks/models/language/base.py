@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ class LanguageModel(nn.Module):
     scores: -log p(target) in evaluation mode, in training mode with whatever else its paper adds.
     """
 
+    carries: ClassVar[bool] = True
+    """Whether it carries a state along the text."""
     follows: Mapping[str, tuple[int, str, int]] = {}
-    """See `tasks.course.Session.follows`."""
+    """See `tasks.task.Session.follows`."""
 
     def begin(self, batch: int) -> State:
         """The state of an empty past."""

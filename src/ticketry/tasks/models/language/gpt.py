@@ -24,6 +24,8 @@ class GPT(LanguageModel):
     carries nothing along the text.
     """
 
+    carries = False
+
     def __init__(
         self,
         vocabulary: int,

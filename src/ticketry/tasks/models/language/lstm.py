@@ -76,3 +76,10 @@ class LSTM(LanguageModel):
     def scores(self, features: Any) -> Tensor:
         scores: Tensor = self.decoder(self.dropout(features))
         return scores
+
+
+class TiedLSTM(LSTM):
+    """With the embedding's weight for the last layer."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, tied=True, **named)

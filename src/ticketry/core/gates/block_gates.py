@@ -1,0 +1,129 @@
+"""Gates on blocks of weights: one for each block of rows at a column, or for each whole row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.allocate import allocate
+from ticketry.core.gates.gate_kind import Kind
+from ticketry.core.gates.gates import Act, Gates
+from ticketry.core.gates.logits import logits_like
+from ticketry.core.gates.product import block_product, summed
+from ticketry.core.layout import layouts
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import Pattern
+
+
+class BlockGates(Gates):
+    """Gates on blocks. Made by `attach` with a pattern.
+
+    As `Gates`, but for one s for each block: tensors of `Blocks.shape`, by the weight's name. Whatever counts, counts
+    weights: `kept`, densities, masks and the penalty, which charges a gate for each weight that it multiplies.
+    Histograms and ties are of gates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        pattern: Pattern,
+        kind: Kind,
+        init: float,
+        within: Mask | None,
+        seed: int,
+    ) -> None:
+        self.pattern = pattern
+        self._layouts = layouts(model, parameters)
+        self._blocks = [
+            pattern.check_blocks("gates").blocks(tuple(parameter.shape), self._layouts[name])
+            for name, parameter in parameters.items()
+        ]
+        kept = None
+        if within is not None:
+            flags = zip(parameters, self._blocks, strict=True)
+            kept = Mask({name: blocks.whole(within[name], name) for name, blocks in flags})
+        super().__init__(model, parameters, kind, init, kept, seed)
+        self._sizes = [
+            torch.empty_like(s, requires_grad=False).copy_(blocks.sizes)
+            for s, blocks in zip(self._logits, self._blocks, strict=True)
+        ]
+
+    @property
+    def weights(self) -> int:
+        return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
+
+    def penalty(self, coefficient: float) -> Tensor:
+        """coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
+
+        A block's gate counts as often as it multiplies weights. So the penalty is what it is for gates on single
+        weights, of drawn gates the expected number of weights kept (Louizos, Welling & Kingma 2018, arXiv 1712.01312,
+        section 2: groups that share a gate), and beside the gradient of the loss in s, which is a sum over the block's
+        weights too, it has the same share whatever the pattern.
+        """
+        opened = zip(self._open(), self._sizes, strict=True)
+        return summed([(value * sizes).sum() for value, sizes in opened], coefficient)
+
+    def kept(self) -> dict[str, int]:
+        at = self.kind.threshold
+        found = {}
+        for number, (name, logits) in enumerate(self.named_parameters()):
+            on, kept = logits.detach() > at, self._kept[number]
+            found[name] = int(self._sizes[number][on if kept is None else on & (kept != 0)].double().sum())
+        return found
+
+    def density(self) -> float:
+        return sum(self.kept().values()) / self.weights
+
+    @torch.no_grad()
+    def soft_density(self) -> float:
+        opened = zip(self._open(), self._sizes, strict=True)
+        return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
+
+    def harden(self, *, collapse: str = "raise") -> Mask:
+        """The mask of the gates, of whole blocks: see `Gates.harden`. To ``keep`` is to keep the best block."""
+        return Mask(self._spread(super().harden(collapse=collapse)))
+
+    def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
+        """The mask of the blocks with the largest s, as near to a density as whole blocks permit: see `Gates`."""
+        return allocate(self.by_weight(), density, collapse=collapse, pattern=self.pattern, layouts=self._layouts)
+
+    def by_weight(self) -> dict[str, Tensor]:
+        return self._spread(super().by_weight())
+
+    def __repr__(self) -> str:
+        gates = super().__repr__().removeprefix("Gates(")
+        return f"BlockGates({self.pattern}, {gates.replace(' weights,', ' blocks,')}"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _made_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        made = {}
+        for (name, parameter), blocks in zip(parameters.items(), self._blocks, strict=True):
+            like = parameter.detach().new_empty(blocks.shape)
+            for dimensions, kept in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+                if parameter.dim() == like.dim() == dimensions and parameter.is_contiguous(memory_format=kept):
+                    like = like.contiguous(memory_format=kept)  # then products run along memory in both
+            made[name] = logits_like(nn.Parameter(like, requires_grad=False), self.init)
+        return made
+
+    def _fixed(self, numbers: Sequence[int], weights: Sequence[Tensor], act: Act) -> list[Tensor]:
+        return self._gated(numbers, weights, [act(self._logits[number], self._moment) for number in numbers])
+
+    def _trained(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
+        gates = [self.kind.gate(self._logits[number], self._moment, self._uniform(number)) for number in numbers]
+        return self._gated(numbers, weights, gates)
+
+    def _gated(self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]) -> list[Tensor]:
+        products = []
+        for number, weight, gate in zip(numbers, weights, gates, strict=True):
+            kept = self._kept[number]
+            products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
+        return products
+
+    def _spread(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """For each weight a tensor of its shape, from one with an entry a block."""
+        pairs = zip(of_blocks.items(), self._blocks, strict=True)
+        return {name: blocks.spread(values) for (name, values), blocks in pairs}

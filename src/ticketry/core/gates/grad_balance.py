@@ -1,0 +1,68 @@
+"""Steers gates to a density by balancing two gradients, with no penalty coefficient to tune."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ticketry.core.gates.gates import Gates
+from ticketry.errors import UsageError
+
+HEADROOM = 1.1
+"""What the official code aims at, as a multiple of the density asked for: the mask then takes the best of them."""
+SMOOTHING = 0.01
+"""Share of the newest ratio in the moving average, as in the official code."""
+
+
+class Balance:
+    """Adds to the gates' gradients, as long as too many weights are expected to be kept, one that closes gates.
+
+    GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). With g the gradient of the loss in
+    all s, and e that of the expected number of weights kept E (`Gates.penalty(1.0)`), the gates get g + lambda e, where
+    lambda is a moving average of |g| / |e| (L2 norms over all gates) at steps where E is above ``headroom * density *
+    weights``, and of 0 where it is not. So the pull to close is as strong as the loss's own, whatever the loss's scale.
+    Use an optimiser with a step size of its own, such as Adam, and begin with gates of the density asked for.
+
+        >>> balance = Balance(g, 0.05)  # doctest: +SKIP
+        >>> loss.backward(); balance.add_gradients(); gate_optimizer.step()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, gates: Gates, density: float, *, headroom: float = HEADROOM, smoothing: float = SMOOTHING
+    ) -> None:
+        """`density`: of all weights that have gates, above 0 and below 1.
+
+        Raises:
+            UsageError: for settings out of range.
+        """
+        if not 0 < density < 1:
+            raise UsageError(f"gates are balanced at a density above 0 and below 1, not {density!r}")
+        if not (headroom > 0 and 0 < smoothing <= 1):
+            raise UsageError(
+                f"headroom is a number above 0 and smoothing one above 0 and at most 1, not {headroom!r}, {smoothing!r}"
+            )
+        self._gates, self._smoothing = gates, smoothing
+        self._wanted = headroom * density * gates.weights
+        self.multiplier: Tensor | None = None
+        """lambda, a float64 scalar; None before the first step. It is all there is to store and put back."""
+
+    def add_gradients(self) -> None:
+        """Call it between `backward` and the step of the gates' optimiser."""
+        logits = self._gates.parameters()
+        expected = self._gates.penalty(1.0)
+        closing = torch.autograd.grad(expected, logits)
+        with torch.no_grad():
+            opening = [s.grad if s.grad is not None else torch.zeros_like(s) for s in logits]
+            ratio = _norm(opening) / (_norm(closing) + torch.finfo(torch.float64).tiny)
+            target = torch.where(expected.detach() < self._wanted, torch.zeros_like(ratio), ratio)
+            before = target if self.multiplier is None else self.multiplier.to(target.device)
+            self.multiplier = torch.lerp(before, target, self._smoothing)
+            for s, own, added in zip(logits, opening, closing, strict=True):
+                s.grad = torch.addcmul(own, added, self.multiplier.to(added))
+
+
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Of all of them together, float64: squares of small gradients are below what float32 holds."""
+    parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64).to(tensors[0].device) for tensor in tensors]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return total

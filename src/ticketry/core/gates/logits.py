@@ -1,0 +1,130 @@
+"""The tensors s (logits) of gates: made, checked, and turned into a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.gates.gate_kind import Moment
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import check_collapse
+from ticketry.core.seeds import generator
+from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the gates of the last forward pass add up to, and when that was."""
+
+    totals: list[Tensor]
+    moment: Moment
+    versions: tuple[int, ...]
+
+
+def logits_like(parameter: nn.Parameter, init: float) -> nn.Parameter:
+    """float32 at least: a bfloat16 s would not move by small steps, and a sigmoid of it would jump."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
+
+
+def kept_like(logits: Tensor, kept: Tensor) -> Tensor:
+    """The mask as 0 and 1 in the type, layout and place of s."""
+    return torch.empty_like(logits, requires_grad=False).copy_(kept)
+
+
+def uniform_like(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
+    """Draws from (0, 1) for the gates of parameter `number` at a step: the same on any device and in any layout."""
+    draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
+    return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """See that gates with the state `own` can go on from `state`.
+
+    Raises:
+        MaskError: if it is of gates of another kind or of other weights.
+    """
+    if missing := own.keys() - state.keys():
+        raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
+    if state["kind"] != own["kind"]:
+        raise MaskError(f"the state is of {state['kind']} gates, and these are {own['kind']}")
+    if _shapes(state) != _shapes(own):
+        raise MaskError("the state is of gates on other weights: attach them to the same model and scope")
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(logits.shape) for name, logits in state["gates"].items()}
+
+
+def check_numbers(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: int) -> None:
+    """See that no s has become NaN.
+
+    Raises:
+        TrainingError: if one has.
+    """
+    for name, each in logits:
+        if bool(torch.isnan(each.detach()).any()):
+            raise TrainingError(
+                f"gates of {name!r} are not numbers any more (NaN; progress {progress:g}, round {rounds}):"
+                " choose a lower learning rate, or go back to the last checkpoint"
+            )
+
+
+def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor]) -> None:
+    """See that gates are where the weights are that they multiply.
+
+    Raises:
+        UsageError: naming a weight that is not.
+    """
+    for (name, each), weight in zip(logits, weights, strict=True):
+        if weight.device != each.device:
+            raise UsageError(
+                f"{name!r} is on {weight.device} and its gates are on {each.device}: attach gates after the model is"
+                " where it trains"
+            )
+
+
+def hardened_mask(
+    logits: Mapping[str, Tensor], kept: Sequence[Tensor | None], threshold: float, collapse: str, where: str
+) -> Mask:
+    """The mask of the gates whose s is above the threshold, within `kept`. See `Gates.harden`.
+
+    Args:
+        logits: parameter name -> s.
+        kept: for each of them 0 and 1 in its shape, or None where all of it is kept.
+        where: how far the search is, for the error's message.
+    """
+    check_collapse(collapse)
+    on = {}
+    for (name, s), mask in zip(logits.items(), kept, strict=True):
+        within = torch.ones_like(s, dtype=torch.bool) if mask is None else mask
+        on[name] = ((s.detach() > threshold) & (within != 0)).cpu().contiguous()
+        if collapse == "keep" and bool(within.any()) and not bool(on[name].any()):
+            best = s.detach().masked_fill(within == 0, -torch.inf).flatten().argmax()
+            on[name].view(-1)[best] = True
+    empty = [name for name, mask in on.items() if mask.numel() and not bool(mask.any())]
+    if empty:
+        raise LayerCollapseError(
+            f"no gate of {', '.join(map(repr, empty))} is on (layer collapse) at {where}: choose a larger init (s0), a"
+            " smaller penalty, spare the layer, or keep one weight of it (collapse='keep')"
+        )
+    return Mask(on)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Gates counted by how far they are open, from 0 (off) to 1."""
+
+    edges: tuple[float, ...]
+    """n + 1 ascending numbers from 0 to 1; a bin has its lower edge, and the last its upper one too."""
+    counts: Mapping[str, tuple[int, ...]]
+    """parameter name -> gates in each of the n bins"""
+
+    @property
+    def total(self) -> tuple[int, ...]:
+        """Gates of all parameters in each bin."""
+        return tuple(map(sum, zip(*self.counts.values(), strict=True)))

@@ -1,0 +1,124 @@
+"""Scores by name: those of this folder, those of installed packages, and controls of any of them."""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import Scope
+from ticketry.core.score._protocol import ABOUT, About, Score
+from ticketry.core.seeds import generator
+from ticketry.errors import UsageError
+from ticketry.registry import Registry
+
+_FILES = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+
+
+def _function(name: str, found: Any) -> Score:
+    if not callable(found):
+        raise UsageError(f"it is a {type(found).__name__}, and a score is a function")
+    return cast(Score, found)
+
+
+SCORES: Registry[Score] = Registry(
+    "score",
+    "ticketry.scores",
+    {name: f"ticketry.core.score.{name}:{name}" for name in sorted(_FILES) if not name.startswith("_")},
+    make=_function,
+    unknown=(
+        "score {name!r} is not known: {names}; or a control of one, such as inverted:magnitude or shuffled:magnitude"
+    ),
+)
+"""A file of this folder is a score, its function of the file's name."""
+
+
+def names() -> tuple[str, ...]:
+    """The scores that come with the library, then those of installed packages."""
+    return SCORES.names()
+
+
+def get(score: str | Score) -> Score:
+    """The score called so, or the function itself; `UsageError` if there is none of that name."""
+    if callable(score):
+        return score
+    control, plain = split_control(score)
+    if control:
+        return CONTROLS[control](plain)
+    try:
+        return SCORES.get(plain)
+    except UsageError:
+        if plain.partition(":")[2] in SCORES:  # a control is meant, and not an object of one's own
+            raise SCORES.unknown(score) from None
+        raise
+
+
+def split_control(score: str) -> tuple[str, str]:
+    """(control, what it is of): ("inverted", "snip"); of a score itself, ("", "package.module:function")."""
+    control, _, plain = score.partition(":")
+    return (control, plain) if control in CONTROLS else ("", score)
+
+
+def source_of(score: str) -> str:
+    """A digest of the source of a score that is not the library's own, for keys of what it makes; "" of one that is."""
+    control, plain = split_control(score)
+    if control:
+        return source_of(plain)
+    return SCORES.source(plain) if plain in SCORES or ":" in plain else ""  # scores of channels alone are our own
+
+
+def about(name: str) -> About:
+    """The facts of a score, or of what a control is of; `UsageError` if there is none of that name."""
+    found: About = getattr(get(name), ABOUT, About())
+    return found
+
+
+# -- controls ----------------------------------------------------------------------------------------------------------
+
+
+def inverted(score: str | Score) -> Score:
+    """The score with its sign turned: the weights that it would remove first are kept. As a name: ``inverted:snip``.
+
+    A score that carries information makes a worse network so than a random choice does.
+    """
+    function = get(score)
+
+    @functools.wraps(function)
+    def control(model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
+        found = function(model, scope, **options)
+        return {name: -(value if value.is_floating_point() else value.double()) for name, value in found.items()}
+
+    return _named(control, "inverted", function)
+
+
+def shuffled(score: str | Score) -> Score:
+    """The score's values in random places of the same layer. As a name: ``shuffled:snip``.
+
+    In one shot each layer keeps exactly as many weights as by the score itself, under any distribution: what it shows
+    is how much of the score lies in the layers' densities alone. A pure function of (seed, position of the tensor).
+    """
+    function = get(score)
+
+    @functools.wraps(function)
+    def control(model: nn.Module, scope: Scope, *, seed: int = 0, **options: Any) -> dict[str, Tensor]:
+        found = function(model, scope, seed=seed, **options)
+        shuffled: dict[str, Tensor] = {}
+        for index, (name, value) in enumerate(found.items()):
+            order = torch.randperm(value.numel(), generator=generator(seed, "shuffled score", index))
+            shuffled[name] = value.flatten()[order.to(value.device)].reshape(value.shape)
+        return shuffled
+
+    return _named(control, "shuffled", function)
+
+
+def _named(control: Any, kind: str, score: Score) -> Score:
+    control.__name__ = f"{kind}:{getattr(score, '__name__', type(score).__name__)}"
+    return cast(Score, control)
+
+
+CONTROLS = {"inverted": inverted, "shuffled": shuffled}
+"""What should be clearly worse than a score: the word before its name -> what makes it of the score."""

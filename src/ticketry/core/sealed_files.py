@@ -1,0 +1,51 @@
+"""A digest of all of a safetensors file, within the file: whatever bit of it is flipped is noticed when it is read.
+
+It is the first entry of the file's metadata: the SHA-256 of the file without that entry, so that no byte is left out.
+The entry itself is found as it is written, or the file is damaged. Other loaders see one more text in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from ticketry.core.mask_files import read_metadata
+
+_HEAD = b'{"__metadata__":{'
+_KEY = "sha256-all"  # its entry has 80 bytes: what follows keeps its place in eights
+_BEGIN = f'"{_KEY}":"'.encode()
+_END = b'",'
+_DIGITS = 64
+_ENTRY = len(_BEGIN) + _DIGITS + len(_END)
+
+
+def sealed(data: bytes) -> bytes:
+    """The bytes of a safetensors file that has metadata, with a digest of them all."""
+    length, rest = int.from_bytes(data[:8], "little"), data[8:]
+    if not rest.startswith(_HEAD):
+        raise ValueError("only a file with metadata can be sealed")
+    entry = _BEGIN + hashlib.sha256(data).hexdigest().encode() + _END
+    return (length + _ENTRY).to_bytes(8, "little") + _HEAD + entry + rest[len(_HEAD) :]
+
+
+def unsealed(data: bytes, *, required: bool = True) -> bytes:
+    """The bytes that were sealed.
+
+    Args:
+        required: whether a file without a digest is refused; else it is returned as it is.
+
+    Raises:
+        ValueError: if they are not the ones that were sealed.
+    """
+    start = 8 + len(_HEAD)
+    if not data[8:].startswith(_HEAD + _BEGIN):
+        if required or len(read_metadata(data)) != 1:  # one entry is all that our files have beside it
+            raise ValueError("it has no digest of its contents, or a damaged one: make it anew")
+        return data
+    at = start + len(_BEGIN)
+    length = int.from_bytes(data[:8], "little") - _ENTRY
+    if length < 0 or data[at + _DIGITS : start + _ENTRY] != _END:
+        raise ValueError("the digest of its contents is damaged: fetch it or make it anew")
+    inner = length.to_bytes(8, "little") + _HEAD + data[start + _ENTRY :]
+    if hashlib.sha256(inner).hexdigest().encode() != data[at : at + _DIGITS]:
+        raise ValueError("it is damaged: its contents do not match its digest; fetch it or make it anew")
+    return inner

@@ -1,0 +1,191 @@
+"""Gradual pruning in any training loop: a mask that shrinks along a schedule, and is held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypedDict
+
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import Unpack
+
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import Pattern, check_density, check_distribution
+from ticketry.core.prune import prune
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import Score, get
+from ticketry.core.sparse_training.hold import Hold, hold
+from ticketry.core.sparse_training.schedule import cuts_within
+from ticketry.errors import MaskError, UsageError
+from ticketry.step import Step
+
+
+class Choice(TypedDict, total=False):
+    """How gradual pruning chooses weights: arguments of `prune`, by default as there."""
+
+    scope: Scope | None
+    score: str | Score
+    """One that needs no data."""
+    distribution: str
+    half_rate: tuple[str, ...]
+    pattern: str | Pattern
+    """Not N:M, which has no masks of the densities on the way."""
+    seed: int
+
+
+class Schedule(Choice, total=False):
+    """When it prunes besides, see `gradual`."""
+
+    sparsity: float | None
+    begin: str | Step
+    end: str | Step
+    frequency: str | Step
+
+
+class Gradual:
+    """Prunes a model while it trains. Made by `gradual`."""
+
+    def __init__(self, model: nn.Module, cuts: Mapping[int, float], **choice: Unpack[Choice]) -> None:
+        self.cuts = dict(cuts)
+        """Steps done -> density, see `schedule.cuts`."""
+        self.done = 0
+        """Steps of the optimiser so far."""
+        self._model = model
+        scope = choice.get("scope") or scope_of(model)
+        check_distribution(choice.get("distribution", "global"))
+        self._choice: Choice = {
+            **choice,
+            "scope": scope,
+            "score": get(choice.get("score", "magnitude")),
+            "pattern": _of_any_density(choice.get("pattern", "unstructured")),
+        }
+        self._mask = Mask.ones(scope)
+        self._hold: Hold | None = None
+
+    @property
+    def mask(self) -> Mask:
+        """What is kept now; before the first cut that is everything in scope."""
+        return self._mask
+
+    def step(self) -> bool:
+        """Tell that the optimiser has made a step; prune if a cut is due, and say whether it was.
+
+        From a cut on, removed weights are held at exactly 0; the optimiser's state for them is cleared before its next
+        step (`hold`).
+
+        Raises:
+            LayerCollapseError: if a layer would be left without weights.
+        """
+        self.done += 1
+        if self.done not in self.cuts:
+            return False
+        self._keep(prune(self._model, self.cuts[self.done], within=self._mask, **self._choice))
+        return True
+
+    def check(self, optimizer: Optimizer | None = None) -> None:
+        """Make sure that removed weights are exactly 0; `HoldError` if not. See `Hold.check`."""
+        if self._hold:
+            self._hold.check(optimizer)
+
+    def release(self) -> None:
+        """Stop holding. The weights stay as they are."""
+        if self._hold:
+            self._hold.release()
+            self._hold = None
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint beside model and optimiser: ``done`` and the ``mask`` by name, on the CPU."""
+        return {"done": self.done, "mask": {name: kept.cpu() for name, kept in self._mask.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, on a model that has the weights of the same checkpoint.
+
+        Raises:
+            MaskError: if it is the state of something else.
+        """
+        if not {"done", "mask"} <= state.keys():
+            raise MaskError("this is no state of gradual pruning: it has done and mask")
+        mask = Mask(state["mask"])
+        if mask.shapes != self._mask.shapes:
+            raise MaskError("the state is of pruning another model or scope")
+        self.done = int(state["done"])
+        if mask.kept == mask.total:
+            self.release()
+            self._mask = mask
+        else:
+            self._keep(mask)
+
+    # -- a block ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Gradual:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held = self._hold
+        self.release()
+        if held and kind is None:
+            held.check()
+
+    def __repr__(self) -> str:
+        return f"Gradual(step {self.done}, density {self._mask.density:.4g}, to be {list(self.cuts.values())[-1]:g})"
+
+    def _keep(self, mask: Mask) -> None:
+        self.release()
+        self._mask = mask
+        self._hold = hold(self._model, mask)
+
+
+def gradual(
+    model: nn.Module,
+    density: float | None = None,
+    *,
+    steps: int,
+    sparsity: float | None = None,
+    begin: str | Step = "25%",
+    end: str | Step = "75%",
+    frequency: str | Step = "2.5%",
+    **choice: Unpack[Choice],
+) -> Gradual:
+    """Prune `model` gradually, along the cubic schedule, while it trains in a loop of your own.
+
+    Call `Gradual.step` after each step of the optimiser; any optimiser does, and several do. Zhu & Gupta, "To prune,
+    or not to prune" (2017, arXiv 1710.01878), section 3.
+
+    Args:
+        model: any module; it keeps its class, names and state dict.
+        density: share of the scope kept at the end. `sparsity`: share removed, instead.
+        steps: of the optimiser, in the whole training.
+        begin: where the density begins to fall from 1: ``500it`` or ``25%``.
+        end: where it is reached; the rest of the training is at this density.
+        frequency: steps between two cuts, at least one.
+        choice: scope, score, distribution, half_rate, pattern, seed: see `prune`; no score that needs data.
+
+    Raises:
+        UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which
+            has no mask of the densities on the way.
+
+        >>> with gradual(model, density=0.1, steps=10_000) as pruning:  # doctest: +SKIP
+        ...     for batch in batches:
+        ...         train_one_step(model, batch)
+        ...         pruning.step()
+        >>> pruning.mask  # doctest: +SKIP
+    """
+    cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
+    return Gradual(model, cuts, **choice)
+
+
+def _of_any_density(pattern: str | Pattern) -> Pattern:
+    """The pattern of a word; `UsageError` if its masks are not of every density."""
+    found = Pattern.parse(pattern)
+    if found.m:
+        raise UsageError(
+            f"gradual pruning goes through every density from 1 on, and no mask of pattern {found} is so dense: take"
+            " prune, or another pattern"
+        )
+    return found

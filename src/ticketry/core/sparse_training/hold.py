@@ -1,0 +1,294 @@
+"""Keeps pruned weights at exactly zero, in any training loop."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_pre_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ticketry.core.computed_weights import computed_weights
+from ticketry.core.mask import Mask
+from ticketry.core.sparse_training._held import HeldParameter, Places, mask_history, states_of
+from ticketry.errors import HoldError
+
+# Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
+# momentum and weight decay, the Adam family, … . For any other, the weights are masked again after each step.
+_ELEMENTWISE: tuple[type[Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+)
+
+
+_SUMS = 64
+"""Sums that are looked at together, see `_FiniteSteps`."""
+
+
+class Hold:
+    """Holds a mask over a model while it trains: removed weights stay exactly 0. See `hold`."""
+
+    def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
+        """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
+        self._mask, self._hooks = mask, hooks
+        mask.apply_(model)
+        self._places = Places(model, mask)
+        self._held = {
+            name: HeldParameter(parameter, mask[self._places.masked_by[name]], hooks)
+            for name, parameter in self._places.look().items()
+        }
+        self._known: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
+        self._watch = _FiniteSteps(self._held)
+        self._before_forward: torch.utils.hooks.RemovableHandle | None = None
+        self.mask_gradients()  # those of a backward pass before the mask came
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        if hooks:
+            self._handles = [
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+                register_module_parameter_registration_hook(self._registered),
+                register_module_module_registration_hook(self._registered),
+            ]
+
+    # -- for a loop of one's own -----------------------------------------------------------------------------------
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The mask as it is held in memory: 0 and 1 in the type of the weights."""
+        return [held.kept for held in self._held.values()]
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Set the gradients of removed weights to 0, before clipping and stepping."""
+        pairs = [(held.parameter.grad, held) for held in self._held.values()]
+        dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
+        if dense:
+            torch._foreach_mul_([gradient for gradient, _ in dense], [held.kept_like(g) for g, held in dense])
+        for gradient, held in pairs:
+            if gradient is not None and gradient.is_sparse:
+                held.parameter.grad = gradient * held.kept_like(gradient)
+
+    @torch.no_grad()
+    def mask_state(self, optimizer: Optimizer) -> None:
+        """Set the optimiser's state (momentum, moments) of removed weights to 0.
+
+        L-BFGS keeps pairs of steps and gradients, whose products it uses: with those of another network it starts anew.
+        """
+        mask_history(optimizer, self._held)
+        for held in self._held.values():
+            for tensor in states_of(optimizer, held.parameter):
+                tensor.mul_(held.kept_like(tensor))
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Set removed weights to 0."""
+        parameters: list[Tensor] = [held.parameter for held in self._held.values()]
+        torch._foreach_mul_(parameters, [held.kept_like(held.parameter) for held in self._held.values()])
+
+    # -- the promise -----------------------------------------------------------------------------------------------
+
+    def check(self, optimizer: Optimizer | None = None) -> None:
+        """Make sure that removed weights, and the optimiser's state for them, are exactly 0, in the model as it is.
+
+        Raises:
+            HoldError: naming the parameter, how many of its weights are not 0, and the largest; or that the model has
+                no such parameter any more.
+        """
+        for name, parameter in self._places.parameters().items():
+            removed = self._removed(name, parameter)
+            self._require_zero(f"weights of {name!r}", parameter.detach(), removed)
+            for tensor in states_of(optimizer, parameter) if optimizer else ():
+                self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
+        self._check_computed()
+
+    def release(self) -> None:
+        """Stop holding. The weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._disarm()
+        for held in self._held.values():
+            held.let_go()
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+        if kind is None:
+            self.check()
+
+    # -- optimisers ------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if not self._places.as_seen(self._held):
+            self._follow()
+        # State from before the mask came would move removed weights. A load of another state makes a new dictionary.
+        if self._known.get(optimizer) is not optimizer.state and self._concerns(optimizer):
+            self._known[optimizer] = optimizer.state
+            self.mask_state(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if optimizer not in self._known and not self._concerns(optimizer):
+            return
+        if type(optimizer) not in _ELEMENTWISE:
+            self.mask_weights()
+        self._watch.after_step(optimizer)
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        mine = {id(held.parameter) for held in self._held.values()}
+        return any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"])
+
+    # -- names, not objects ----------------------------------------------------------------------------------------
+
+    def _registered(self, module: nn.Module, name: str, value: object) -> None:
+        """Something takes a place in a module: before anything is computed with it, it is looked at who holds what."""
+        if self._before_forward is None and self._places.is_on_the_way(module, name):
+            self._before_forward = register_module_forward_pre_hook(self._at_forward)
+
+    def _at_forward(self, module: nn.Module, args: object) -> None:
+        self._disarm()
+        with suppress(HoldError):  # modules may be on their way to another place: the next step tells
+            self._follow()
+
+    def _disarm(self) -> None:
+        if self._before_forward is not None:
+            self._before_forward.remove()
+            self._before_forward = None
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Hold the objects that now have the names, as those before them were held from the beginning on."""
+        now = self._places.look()
+        for name in [name for name, held in self._held.items() if not held.is_still(now.get(name))]:
+            self._held.pop(name).let_go()
+        for name in now.keys() - self._held.keys():
+            held = self._held[name] = HeldParameter(now[name], self._mask[self._places.masked_by[name]], self._hooks)
+            held.mask()
+        self._known.clear()
+        self._watch.see(self._held)
+
+    # -- the check -------------------------------------------------------------------------------------------------
+
+    def _removed(self, name: str, parameter: nn.Parameter) -> Tensor:
+        held = self._held.get(name)
+        if held is not None and held.parameter is parameter:
+            return held.kept_like(parameter) == 0
+        return ~self._mask[self._places.masked_by[name]].to(parameter.device)
+
+    def _check_computed(self) -> None:
+        names = {id(parameter): name for name, parameter in self._places.parameters().items()}
+        for computed in computed_weights(self._places.model):
+            for original in computed.originals:
+                if id(original) in names:
+                    name = names[id(original)]
+                    weight = computed.value()
+                    self._require_zero(f"weights computed from {name!r}", weight, self._removed(name, original))
+
+    def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:
+        stray = torch.where(removed, tensor, 0)
+        if stray.any():
+            raise HoldError(
+                f"{int(stray.count_nonzero())} of {int(removed.sum())} pruned {what} are not 0 (up to"
+                f" {float(stray.abs().max()):.3g}): {self._reason(bool(stray.isfinite().all()))}"
+            )
+
+    def _reason(self, finite: bool) -> str:
+        outside = "something outside the optimiser's step wrote them, such as a load of weights or an average of models"
+        if finite or (self._hooks and not self._watch.steps):
+            return outside
+        first = self._watch.first_not_finite()
+        if first is None:
+            return f"the loss or its gradient was not finite, or {outside}"
+        return (
+            f"the loss or its gradient was not finite at step {first} of the optimiser, counted from where the mask was"
+            " held: lower the learning rate, clip gradients or look at that batch"
+        )
+
+
+class _FiniteSteps:
+    """Counts the steps after which the smallest held parameter was finite.
+
+    What is not finite stays so: the first step that was not is the one after those. A loss that is not finite reaches
+    every weight, so one parameter tells it. Its sums are looked at together, and without waiting for a GPU.
+    """
+
+    def __init__(self, held: dict[str, HeldParameter]) -> None:
+        self.steps = 0
+        self._clock: weakref.ref[Optimizer] | None = None
+        self._finite = torch.zeros((), dtype=torch.long)
+        self._sums: list[Tensor] = []
+        self.see(held)
+
+    def see(self, held: dict[str, HeldParameter]) -> None:
+        """Take the parameters that are held from now on."""
+        self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        # The steps of one optimiser count: another may step inside it (SAM), or beside it.
+        if self._clock is None or self._clock() is None:
+            self._clock = weakref.ref(optimizer)
+        if self._clock() is not optimizer:
+            return
+        self.steps += 1
+        total = self._probe.detach().sum()
+        if self._sums and (len(self._sums) == _SUMS or total.device != self._sums[0].device):
+            self._count()
+        self._sums.append(total)
+
+    def first_not_finite(self) -> int | None:
+        """The number of the step, from 1 on; None if all were finite."""
+        self._count()
+        finite = int(self._finite)
+        return finite + 1 if finite < self.steps else None
+
+    def _count(self) -> None:
+        if self._sums:
+            finite = torch.stack(self._sums).isfinite().sum()
+            self._finite = finite + self._finite.to(finite.device)
+            self._sums = []
+
+
+def hold(model: nn.Module, mask: Mask) -> Hold:
+    """Keep the weights that `mask` removes at exactly 0 while `model` trains, in any loop.
+
+    Removed weights are set to 0 once; from then on their gradients are set to 0 as they are accumulated, so that
+    clipping and gradient norms see the masked gradient, and SGD (momentum, weight decay) and the Adam family leave
+    them at 0. Momentum from before is cleared, L-BFGS's history too. For optimisers that mix weights (Muon, L-BFGS,
+    one's own) the weights are masked after each step as well. Leaving the block checks that it held, in the model as it
+    is then.
+
+    What is held are names: a parameter that takes the place of another (a load with ``assign=True``, a layer that is
+    rebuilt) is masked and held as well, from the next forward pass on, or from the next step of an optimiser where
+    torch tells nobody of it. docs/own-loop.md has a table of optimisers and wrappers.
+
+    Args:
+        model: any module; it keeps its class, names and state dict.
+        mask: of parameters of this model.
+
+    Raises:
+        MaskError: if the mask does not fit the model.
+        HoldError: on leaving the block, if a removed weight is not 0: after a loss that is not finite it names the
+            step. At a step of an optimiser, if the model has lost a parameter of the mask.
+
+        >>> with hold(model, mask):  # doctest: +SKIP
+        ...     train(model)
+    """
+    return Hold(model, mask)

@@ -1,0 +1,154 @@
+"""Penalties that make weights, blocks, filters or norm scales small while a network trains, so that they can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from ticketry.choices import check_choice
+from ticketry.core.layout import Blocks
+from ticketry.errors import UsageError
+
+PENALTIES = ("l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso")
+OF_BLOCKS = ("group_hoyer_square", "group_lasso")
+"""Those that can be on the blocks of a pattern."""
+
+
+def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
+    """The word itself.
+
+    Args:
+        blocks: whether it is to be on the blocks of a pattern; None says nothing.
+
+    Raises:
+        UsageError: if it is not known, or cannot be on blocks, or on nothing else.
+    """
+    check_choice("penalty", kind, PENALTIES)
+    if blocks and kind not in OF_BLOCKS:
+        raise UsageError(f"penalty {kind} is not of blocks: with a pattern choose {' or '.join(OF_BLOCKS)}")
+    if blocks is False and kind == "group_lasso":
+        raise UsageError("penalty group_lasso is of the blocks of a pattern: say which, such as 4x1, 16x1 or channel")
+    return kind
+
+
+def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | None = None) -> Tensor:
+    """What a penalty adds to the loss, for a strength of 1: a scalar, differentiable in the weights.
+
+    - ``l1_scales``: the sum of |w|. Of the scales of norms: network slimming (Liu et al. 2017, arXiv 1708.06519,
+      equation 1), and the penalty of Gate Decorators on their gates (You et al. 2019, arXiv 1909.08174).
+    - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors: between 1 and the number of elements,
+      whatever their scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
+    - ``group_hoyer_square``: the same of the L2 norms of rows (filters, units; dimension 0) plus that of columns (input
+      channels; dimension 1) of each tensor (section 3.2 and the authors' code). Coupled tensors are not put together.
+      With `blocks`: of the L2 norms of the blocks.
+    - ``group_lasso``, of `blocks`: the sum of sqrt(size) * L2 norm over blocks (Yuan & Lin 2006; on filters and
+      channels of networks Wen et al. 2016, arXiv 1608.03665, there without the size).
+
+    A tensor that is all 0 adds nothing.
+
+    Args:
+        blocks: of each of the weights, see `core.pattern`.
+
+    Raises:
+        UsageError: for an unknown kind, one that needs blocks or cannot have any, or a tensor without two dimensions
+            where rows and columns are asked for.
+    """
+    check_penalty(kind, blocks=blocks is not None)
+    values = []
+    for weight, own in zip(weights, repeat(None) if blocks is None else blocks, strict=False):
+        if kind == "l1_scales":
+            values.append(weight.abs().sum())
+            continue
+        if kind == "group_lasso":
+            assert own is not None
+            values.append((_block_norms(weight, own) * _roots(own, weight)).sum())
+            continue
+        squares = weight.square().sum()
+        if own is not None:
+            sums = [_block_norms(weight, own).sum()]
+        else:
+            sums = [weight.abs().sum()] if kind == "hoyer_square" else [norms.sum() for norms in _group_norms(weight)]
+        values.append(sum((one.square() for one in sums), torch.zeros_like(squares)) / _not_zero(squares))
+    return torch.stack(values).sum() if values else torch.zeros(())
+
+
+@torch.no_grad()
+def add_gradients_(
+    kind: str, strength: float, parameters: Iterable[Tensor], blocks: Iterable[Blocks] | None = None
+) -> None:
+    """Add strength times the gradient of `penalty` to `parameter.grad` of each; where there is none, it is made.
+
+    In closed form, which takes less time and memory than autograd, and in place. A weight, or a group, that is exactly
+    0 gets no gradient: what a mask holds at 0 stays there.
+
+    Raises:
+        UsageError: as `penalty`.
+    """
+    check_penalty(kind, blocks=blocks is not None)
+    for parameter, own in zip(parameters, repeat(None) if blocks is None else blocks, strict=False):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if kind == "l1_scales":
+            parameter.grad.add_(parameter.sign(), alpha=strength)
+            continue
+        if own is not None:
+            _add_of_blocks_(kind, strength, parameter, own)
+            continue
+        squares = _not_zero(parameter.square().sum())
+        if kind == "hoyer_square":
+            total = parameter.abs().sum() / squares
+            parameter.grad.addcmul_(parameter.sign(), total, value=2 * strength)
+            parameter.grad.addcmul_(parameter, total.square(), value=-2 * strength)
+            continue
+        rows, columns = _group_norms(parameter)
+        one, other = rows.sum(), columns.sum()
+        shape = [1] * (parameter.dim() - 2)
+        factor = (
+            (one / rows).masked_fill_(rows == 0, 0).view(-1, 1, *shape)
+            + (other / columns).masked_fill_(columns == 0, 0).view(1, -1, *shape)
+            - (one.square() + other.square()) / squares
+        )
+        parameter.grad.addcmul_(parameter, factor.mul_(2 / squares), value=strength)
+
+
+def _add_of_blocks_(kind: str, strength: float, parameter: Tensor, blocks: Blocks) -> None:
+    assert parameter.grad is not None
+    norms = _block_norms(parameter, blocks)
+    if kind == "group_lasso":
+        factor = (_roots(blocks, parameter) / norms).masked_fill_(norms == 0, 0)
+    else:
+        total, squares = norms.sum(), _not_zero(parameter.square().sum())
+        factor = ((total / norms).masked_fill_(norms == 0, 0) - total.square() / squares).mul_(2 / squares)
+    views = zip(blocks.views(parameter.grad), blocks.views(parameter), blocks.own_views(factor), strict=True)
+    for gradient, weight, own in views:
+        gradient.addcmul_(weight, own, value=strength)
+
+
+def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
+    """L2 norms, of `Blocks.shape`; of a block that is 0 the gradient is 0."""
+    squares = blocks.pool(weight.square())
+    zero = squares == 0
+    return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def _roots(blocks: Blocks, like: Tensor) -> Tensor:
+    """The square root of each block's size."""
+    return blocks.sizes.to(like).sqrt()
+
+
+def _group_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """L2 norms of rows and of columns."""
+    if weight.dim() < 2:
+        raise UsageError(
+            f"the penalty of groups is of weights with rows and columns, not of shape {tuple(weight.shape)}: leave"
+            " biases and norms out"
+        )
+    inner = list(range(2, weight.dim()))
+    return torch.linalg.vector_norm(weight, dim=[1, *inner]), torch.linalg.vector_norm(weight, dim=[0, *inner])
+
+
+def _not_zero(squares: Tensor) -> Tensor:
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny)

@@ -1,0 +1,154 @@
+"""When masks change while a network trains: how far they shrink, or how much of them moves. Needs no torch."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from ticketry.core.pattern import check_density
+from ticketry.errors import UsageError
+from ticketry.step import Step
+
+
+def cubic(progress: float, density: float, initial: float = 1.0) -> float:
+    """The density at a share `progress` of the way from `initial` to `density`.
+
+    density + (initial - density) * (1 - progress)^3: equation 1 of Zhu & Gupta, "To prune, or not to prune" (2017,
+    arXiv 1710.01878), whose sparsities are 1 - density. Many weights go early, where many are redundant, few late.
+
+    Args:
+        progress: from 0 (nothing is removed yet) to 1 (the end).
+        density: fraction of weights kept at the end.
+        initial: fraction of weights kept at the beginning.
+
+    Raises:
+        UsageError: for a progress outside 0 … 1, a density outside (0, 1], or one that would have to rise.
+    """
+    if not 0 <= progress <= 1:
+        raise UsageError(f"progress is a share of the way, from 0 to 1, not {progress}")
+    if check_density(density) > check_density(initial):
+        raise UsageError(
+            f"density {density:g} is above the {initial:g} that pruning begins with, and masks only shrink"
+        )
+    return density + (initial - density) * (1 - progress) ** 3
+
+
+def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float = 1.0) -> dict[int, float]:
+    """When gradual pruning cuts, and to what: steps done -> density, in order; the last is `end` -> `density`.
+
+    Cuts are made every `frequency` steps after `begin` (where the schedule still says `initial`) up to `end`, with one
+    at `end` itself, also where the last stretch is shorter. Zhu & Gupta (2017) found 100 to 1000 steps equally good.
+
+        >>> cuts(0.2, begin=0, end=40, frequency=20)
+        {20: 0.3, 40: 0.2}
+
+    Raises:
+        UsageError: unless 0 <= begin < end and frequency >= 1; see `cubic` for densities.
+    """
+    if not 0 <= begin < end:
+        raise UsageError(f"gradual pruning goes from a step to a later one, not from {begin} to {end}")
+    if frequency < 1:
+        raise UsageError(f"frequency is the number of steps between two cuts, at least 1, not {frequency}")
+    steps = [*range(begin + frequency, end, frequency), end]
+    return {step: _plain(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {end: density}
+
+
+def cuts_within(
+    density: float,
+    *,
+    begin: str | Step,
+    end: str | Step,
+    frequency: str | Step,
+    total: int,
+    per_epoch: int | None = None,
+) -> dict[int, float]:
+    """`cuts` in a training of `total` steps, with points written ``500it``, ``2ep`` or ``3%``.
+
+    A frequency that comes to less than one step is one step.
+
+    Raises:
+        UsageError: if nothing would be left to train at the final density, or epochs are named and `per_epoch` is not
+            known; see `cuts`.
+    """
+    first, last, every = (_iterations(point, total, per_epoch) for point in (begin, end, frequency))
+    if last >= total:
+        raise UsageError(
+            f"pruning ends at {Step.parse(end)}, step {last} of {total}, which leaves nothing to train at the final"
+            " density: let it end earlier"
+        )
+    return cuts(density, begin=first, end=last, frequency=max(1, every))
+
+
+def cosine(progress: float, share: float) -> float:
+    """The share of a layer's weights that move at `progress` (0 … 1) of the way: share / 2 * (1 + cos(pi * progress)).
+
+    Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, the update schedule; `share` is their alpha.
+    """
+    return share / 2 * (1 + cos(pi * progress))
+
+
+def moves_within(
+    share: float, *, end: str | Step, frequency: str | Step, total: int, per_epoch: int | None = None
+) -> dict[int, float]:
+    """When a mask moves, in a training of `total` steps: steps done -> share of each layer's weights that moves.
+
+    Every `frequency` steps, at least one, as long as `end` is not reached; the shares fall along `cosine`.
+
+        >>> moves_within(0.3, end="75%", frequency="100it", total=400)
+        {100: 0.225, 200: 0.075}
+
+    Raises:
+        UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"the share of weights that move lies between 0 and 1, not {share}")
+    last, every = (_iterations(point, total, per_epoch) for point in (end, frequency))
+    steps = range(max(1, every), min(last, total), max(1, every))
+    if not steps:
+        raise UsageError(
+            f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it stays from"
+            f" {Step.parse(end)}, step {last} of {total}, on: let it move more often, or for longer"
+        )
+    return {step: _plain(cosine(step / last, share)) for step in steps}
+
+
+def phases_within(
+    *, warmup: str | Step, phase: str | Step, end: str | Step, total: int, per_epoch: int | None = None
+) -> list[tuple[int, bool]]:
+    """The phases of alternating compressed and decompressed training: (first step, whether it is compressed), in order.
+
+    After a dense `warmup`, compressed and decompressed phases of the length `phase` take turns; the last compressed one
+    begins at `end`, and the decompressed one before it takes what no full pair is left for. Peste et al., "AC/DC"
+    (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
+
+        >>> phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
+        [(0, False), (10, True), (15, False), (28, True)]
+
+    Raises:
+        UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
+            something is left to train after it.
+    """
+    first, length, last = (_iterations(point, total, per_epoch) for point in (warmup, phase, end))
+    if length < 1 or first + 2 * length > last or last >= total:
+        raise UsageError(
+            f"between the warm-up ({Step.parse(warmup)}, {first} steps) and the last phase (from {Step.parse(end)},"
+            f" step {last} of {total}) there must be a compressed and a decompressed phase of {Step.parse(phase)}"
+            f" ({length} steps), and steps after it"
+        )
+    found = [(0, False)] if first else []
+    for step in range(first, last - 2 * length + 1, 2 * length):
+        found += [(step, True), (step + length, False)]
+    return [*found, (last, True)]
+
+
+def _plain(density: float) -> float:
+    """Without the last bits, in which machines may differ: 0.3 for 0.30000000000000004."""
+    return float(f"{density:.12g}")
+
+
+def _iterations(point: str | Step, total: int, per_epoch: int | None) -> int:
+    step = Step.parse(point)
+    if step.unit == "ep" and per_epoch is None:
+        raise UsageError(
+            f"{step} is counted in epochs, whose length is not known here: write steps (it) or a share (%)"
+        )
+    return step.iterations(per_epoch=per_epoch or 1, total=total)

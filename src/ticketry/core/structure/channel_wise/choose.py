@@ -1,0 +1,230 @@
+"""Scores of channels, then whole channels up to a density: a structured mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.layout import Roles, roles
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import check_density
+from ticketry.core.prune import densities
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import Loss, Score, ScoreInputs
+from ticketry.core.score._measure import kept_batches, pruned_to
+from ticketry.core.structure.channel_wise.ranking import ChannelOrder, Count, Step, remove
+from ticketry.core.structure.channel_wise.scores import channel_scores, check_channel_score
+from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
+from ticketry.core.structure.dependencies.model_copies import Inputs
+from ticketry.core.structure.shrinking.removal_trial import tried_structure
+from ticketry.core.structure.shrinking.selection import (
+    Flags,
+    channel_mask,
+    dead_channels,
+    dead_indices,
+    shapes_of,
+)
+from ticketry.errors import MaskError, StructureError
+
+
+def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> tuple[ChannelGroup, ...]:
+    """All groups of coupled channels of `model`, those that can be removed and those that stay, with the reason.
+
+    A copy runs on the example inputs while every index of every parameter is followed through each operation:
+    additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then some channels
+    of each group are removed on trial: a group whose removal breaks the model, or makes its outputs other than the
+    masked model's, stays.
+
+    Args:
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; two examples or more.
+        spare: names or patterns (``blocks.3``, ``*.router``) of modules that are not looked into: all channels that
+            enter or leave them stay. For modules that decide by their activations what to run.
+
+    Raises:
+        UsageError: if a name to spare is that of no module.
+        StructureError: if the model does not run on them, or a module looks at its activations to decide what to run:
+            says which.
+
+        >>> groups = channel_groups(model, example_inputs)  # doctest: +SKIP
+    """
+    return tried_structure(model, example_inputs, spare).groups
+
+
+def channels(
+    model: nn.Module,
+    example_inputs: Inputs | Callable[[], Structure],
+    density: float | None = None,
+    *,
+    sparsity: float | None = None,
+    score: str | Score = "l1",
+    reduce: str = "mean",
+    distribution: str = "global",
+    scope: Scope | None = None,
+    within: Mask | None = None,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    batches: Iterable[object] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    spare: Iterable[str] = (),
+) -> Mask:
+    """A mask of whole coupled channels, which `shrink` can take out.
+
+    The mask is of the weights in scope and of all other parameters that channels share (biases, norm scales and
+    shifts). Of a removed channel all of them go, and the weights of every layer behind it that reads it, so that it is
+    exactly 0 everywhere. Its density is the fraction kept of all these tensors, and is met as closely as whole
+    channels, the worst first, permit.
+
+    Args:
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; or, where the model's
+            structure is known, a function that gives it (finding it takes most of the time).
+        density: fraction kept, 0 < density <= 1.
+        sparsity: share removed, instead of density.
+        score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
+            norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate
+            c = 1 on the channel; Verdenius et al. 2020), ``crop_gates`` (change of gradient flow by such a gate;
+            Rachwan et al. 2022), ``activation``, ``activation_l2`` (mean |value|, root mean square of what the layers
+            behind read), ``apoz`` (share of those values that are not 0; Hu et al. 2016), or any score of weights, by
+            name or as a function, of which each channel gets the sum. ``inverted:`` or ``shuffled:`` before a name turn
+            the scores of channels around, or put those of a group in random places of it: controls.
+        reduce: ``mean`` over a channel's weights, or their ``sum``. What is removed is worth the sum but frees as many
+            weights as it has: the mean is the worth of each. Gates and activations have no use for it.
+        distribution: ``global``: one ranking of all channels; ``uniform``: each group keeps the same share of its own.
+        scope: the weights to choose among, by default `ticketry.scope(model)`. Channels that a layer out of scope
+            makes all stay.
+        within: such a mask to go on from: what it removes stays removed (and counts), scores are of the network that it
+            leaves. Where it already has the density, or less, nothing more goes.
+        keep_at_least: channels that each group keeps whatever the scores.
+        multiple: channels go in blocks, so that each group that loses any keeps a multiple of this number. Processors
+            compute in blocks too: with 16 a step in bf16 is nearly as much faster as its FLOPs are fewer.
+        iterations: cuts on the way, each by the scores of the network that the one before leaves, on the same batches.
+        schedule: densities on the way, exponential or halving: see `iterate.densities`.
+        batches, loss, seed: what the score needs, if it needs any. Gradients are taken as in `ticketry.score`: in
+            evaluation mode, but with norms that use the batch's statistics.
+        spare: modules that are not looked into, see `channel_groups`.
+
+    Raises:
+        UsageError: for a density outside (0, 1], an unknown score or option.
+        MaskError: if `within` is no such mask.
+        ScoreError: if the scores are not finite or all 0, or an operation lacks the derivatives that they need.
+        StructureError: if the model cannot be followed or has no channels that can be removed.
+        LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group.
+
+        >>> mask = channels(model, example_inputs, density=0.5)  # doctest: +SKIP
+    """
+    wanted = check_density(density, sparsity)
+    order = ChannelOrder(distribution, keep_at_least, multiple)
+    check_channel_score(score)
+    known = example_inputs() if callable(example_inputs) else tried_structure(model, example_inputs, spare)
+    choice = Choice(model, known, scope_of(model) if scope is None else scope)
+    if within is not None:
+        choice.check_within(within)
+    initial = 1.0 if within is None else max(within.density, wanted)
+    inputs = ScoreInputs(batches, loss, seed)
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
+    mask = within
+    for target in densities(wanted, iterations, schedule, initial=initial):
+        mask = choice.cut(choice.scores(mask, inputs, score=score, reduce=reduce), mask, target, order)
+    assert mask is not None
+    return mask
+
+
+def cut_channels(
+    model: nn.Module,
+    structure: Structure,
+    scores: Sequence[Tensor],
+    density: float,
+    *,
+    scope: Scope | None = None,
+    keep_at_least: int = 1,
+    multiple: int = 1,
+) -> Mask:
+    """`channels` by scores that are there, one tensor [channels] for each of the groups that may go (`candidates`)."""
+    order = ChannelOrder("global", keep_at_least, multiple)
+    choice = Choice(model, structure, scope_of(model) if scope is None else scope)
+    if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:
+        raise MaskError(f"scores are of {[len(values) for values in scores]} channels, and the groups have {wanted}")
+    choice.check_numbers(scores)
+    return choice.cut(list(scores), None, check_density(density), order)
+
+
+class Choice:
+    """The channels of a model that a scope lets go."""
+
+    def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
+        self.model, self.structure, self.scope, self.roles = model, structure, scope, roles(model)
+        self.positions = candidates(structure, scope, self.roles)
+        self.groups = [structure.groups[position] for position in self.positions]
+        self.shapes = shapes_of(model)
+        self.held = held_names(self.groups, self.shapes, scope)
+
+    def scores(self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str) -> list[Tensor]:
+        """Of each group's channels, in the network that a mask leaves."""
+        with pruned_to(mask, mask.parameters(self.model) if mask is not None else {}):
+            found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
+        self.check_numbers(found)
+        return found
+
+    def check_numbers(self, scores: Sequence[Tensor]) -> None:
+        """Raises `MaskError` where scores are none."""
+        for group, values in zip(self.groups, scores, strict=True):
+            if bool(torch.isnan(values).any()):
+                raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
+
+    def cut(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
+        """What is left of `within` at a density."""
+        count = Count(self.groups, {name: self.shapes[name] for name in self.held})
+        if within is not None:
+            for g, channel in self.gone(within):
+                count.remove(g, channel)
+        return self.mask(remove(count, order.blocks(count, scores), density, order.keep_at_least))
+
+    def gone(self, mask: Mask) -> list[Step]:
+        """The channels that a mask removes."""
+        dead = dead_indices(mask)
+        return [(g, int(c)) for g, group in enumerate(self.groups) for c in np.flatnonzero(dead_channels(group, dead))]
+
+    def mask(self, removed: list[Flags]) -> Mask:
+        return channel_mask(self.held, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True)))
+
+    def check_within(self, mask: Mask) -> None:
+        """Raises `MaskError` unless a mask is one of whole channels of these groups."""
+        flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
+        if set(mask) == set(self.held):
+            for g, channel in self.gone(mask):
+                flags[g][channel] = True
+        if set(mask) != set(self.held) or self.mask(flags) != Mask({name: mask[name] for name in self.held}):
+            raise MaskError(
+                "the mask to go on from is not of whole channels of this model in this scope: make it with"
+                " structure.channels and the same scope"
+            )
+
+
+def held_names(groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope) -> list[str]:
+    """The tensors that a mask of these channels is of: those in scope, and what the channels share besides."""
+    shared = {member.name for group in groups for member in group.parameters}
+    return [name for name in shapes if name in scope or name in shared]
+
+
+def candidates(structure: Structure, scope: Scope, parts: Roles) -> list[int]:
+    """Positions of the groups that may lose channels: prunable, and made by weights in scope.
+
+    Raises:
+        StructureError: if there are none, with the reasons.
+    """
+    found = []
+    for position, group in enumerate(structure.groups):
+        makers = group.within(parts.outputs)
+        if group.prunable and makers and all(member.name in scope for member in makers):
+            found.append(position)
+    if not found:
+        reasons = [f"{group.name}: {group.reason or 'it is out of scope'}" for group in structure.groups][:6]
+        raise StructureError(f"there are no channels that can be removed; {'; '.join(reasons) or 'no layer has any'}")
+    return found

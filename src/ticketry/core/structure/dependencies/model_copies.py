@@ -1,0 +1,173 @@
+"""Copies of a model to look into: in which type of float, sharing which weights, run on which inputs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ticketry.errors import StructureError
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""Example inputs: the only argument, all of them, or by name."""
+
+Arguments = tuple[Any, ...] | dict[str, Any]
+
+
+def natural_dtype(model: nn.Module) -> torch.dtype:
+    """The type in which a model is followed: its own, or float32 where that is narrower.
+
+    Models hold constants of their own type that no conversion reaches, and convolutions in float64 are slow. Recurrent
+    layers are followed in float64: in float32 processors have fused ones, whose weights lie in other orders.
+    """
+    double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return torch.float64 if double or recurrent else torch.float32
+
+
+def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of the model on the CPU, its floats of this type, without gradients.
+
+    Raises:
+        StructureError: if the model holds something that cannot be copied.
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
+
+    plain = [tensor for tensor in _tensors(model) if type(tensor) in (nn.Parameter, Tensor)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
+        try:
+            twin = copied(model, {id(tensor): convert(tensor) for tensor in plain}).to("cpu", dtype)
+        except Exception as error:  # a user's model may hold anything
+            raise StructureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
+    return twin.requires_grad_(False)
+
+
+def copied(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A deep copy in which some parameters and buffers (by `id`) are others: `tensors`, which are not copied."""
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        new = tensors.get(id(tensor))
+        if new is not None and isinstance(tensor, nn.Parameter) and not isinstance(new, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        if new is not None:
+            memo[id(tensor)] = new
+    return _copied(model, memo)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy`, several times as fast for modules that leave their copying to it and hold plain values."""
+    if id(module) in memo or not _plainly_copied(type(module)):
+        found: nn.Module = copy.deepcopy(module, memo)
+        return found
+    twin = memo[id(module)] = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        if type(value) in _PLAIN:
+            twin.__dict__[name] = value
+        elif name == "_modules":
+            children = {local: child if child is None else _copied(child, memo) for local, child in value.items()}
+            twin.__dict__[name] = type(value)(children)
+        elif type(value) in (dict, OrderedDict) and not value:
+            twin.__dict__[name] = type(value)()
+        else:
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def _plainly_copied(kind: type[nn.Module]) -> bool:
+    """Whether a copy is one of `__dict__`. What torch's layers do besides is for files of old versions."""
+    same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
+    return same and kind.__setstate__.__module__.startswith("torch.nn.modules.") and not hasattr(kind, "__slots__")
+
+
+_COPYING = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__new__")
+
+
+def sharing(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """`copied` with all other parameters shared with `model`."""
+    return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def arguments_of(inputs: Inputs, dtype: torch.dtype) -> Arguments:
+    """Example inputs as a tuple or dictionary of arguments: copies on the CPU, floats of a type."""
+
+    def convert(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True)
+
+    converted: Arguments = tree_map(convert, inputs if isinstance(inputs, (tuple, dict)) else (inputs,))
+    return converted
+
+
+def fresh(arguments: Arguments) -> Arguments:
+    """The same arguments in tensors of their own, which a model may write to."""
+    copies: Arguments = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, arguments)
+    return copies
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """No gradients, no fused transformer layers, and torch's random state as before."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
+    """All tensors in the model's outputs; `StructureError` if it does not run."""
+    try:
+        outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
+    except StructureError:
+        raise
+    except Exception as error:  # a user's model may fail in any way
+        raise StructureError(
+            f"{type(model).__name__} does not run on the example inputs in"
+            f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first_line(error)}"
+            f"{in_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two examples or more"
+        ) from error
+    return [value for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)]
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def in_module(model: nn.Module, error: BaseException) -> str:
+    name = failing_module(model, error)
+    return f" (in {name})" if name else ""
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Name of the innermost module of `model` in whose code an exception was raised; empty for the model itself."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found, frame = "", error.__traceback__
+    while frame is not None:
+        found = names.get(id(frame.tb_frame.f_locals.get("self")), found)
+        frame = frame.tb_next
+    return found

@@ -1,0 +1,270 @@
+"""Rules for what layers do: products, convolutions, norms, pooling, attention, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ticketry.core.structure.dependencies.axes import Axes, Ids
+from ticketry.core.structure.dependencies.trace import NO_CHANNEL, Call, Rule, Trace, merge, outputs_of, set_axes
+
+# -- products ---------------------------------------------------------------------------------------------------------
+
+
+def contract(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
+    """A sum over a common dimension: a removed channel adds nothing if it is 0 on either side."""
+    ids = t.join(one.labels[axis], other.labels[other_axis])
+    if not (one.zero[axis] or other.zero[other_axis]):
+        t.freeze(ids, "it is summed over, and a removed channel of it is not 0 there")
+
+
+def product(t: Trace, call: Call) -> Any:
+    """mm, bmm, mv, dot, and with something added: addmm, baddbmm, addmv."""
+    added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
+    assert left is not None
+    assert right is not None
+    one, other = t.book.get(left), t.book.get(right)
+    contract(t, one, -1, other, max(-2, -right.dim()))
+    batch = [merge(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    for d, ids in enumerate(batch):
+        found.labels[d], found.zero[d] = ids, one.zero[d] or other.zero[d]
+    rest = [(one.labels[-2], one.zero[-2])] if left.dim() > 1 else []
+    rest += [(other.labels[-1], other.zero[-1])] if right.dim() > 1 else []
+    for d, (ids, zero) in enumerate(rest, start=len(batch)):
+        found.labels[d], found.zero[d] = ids, zero
+    if added is not None:
+        _add(t, found, result, added)
+    t.book.set(result, found)
+    return result
+
+
+def _add(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
+    axes = t.book.get(added)
+    for d in range(-result.dim(), 0):
+        covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
+        if covers:
+            found.labels[d] = t.join(found.labels[d], axes.labels[d])
+        found.zero[d] = found.zero[d] and covers and axes.zero[d]
+
+
+def convolution(t: Trace, call: Call) -> Any:
+    inputs, weight, bias = (call.argument(name) for name in ("input", "weight", "bias"))
+    transposed, groups = bool(call.argument("transposed")), int(call.argument("groups"))
+    x, w = t.book.get(inputs), t.book.get(weight)
+    t.freeze_axes(x, [0, *range(2, inputs.dim())], "a convolution runs over it")
+    t.freeze_axes(w, range(2, weight.dim()), NO_CHANNEL)
+    into, out_of = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        contract(t, x, 1, w, into)
+        out, zero = w.labels[out_of], w.zero[out_of]
+    else:
+        out, zero = _grouped(t, x, w, weight, groups, transposed)
+        if not zero:
+            t.freeze(out, "the weight of a grouped convolution is computed")
+    if bias is not None:
+        b = t.book.get(bias)
+        out, zero = t.join(out, b.labels[0]), zero and b.zero[0]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    found.labels[1], found.zero[1] = out, zero
+    t.book.set(result, found)
+    return result
+
+
+def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed: bool) -> tuple[Ids | None, bool]:
+    """Either whole groups go (depthwise and many narrow groups), or the same channels of every group.
+
+    Which of the two, the number of units that it leaves decides. The first changes the module's `groups`. Returns the
+    labels of the outputs, and whether those of a removed channel are 0.
+    """
+    inputs = weight.shape[0] // groups if transposed else weight.shape[1]
+    outputs = weight.shape[1] if transposed else weight.shape[0] // groups
+    whole = groups >= inputs
+    ids = x.labels[1]
+    if ids is None or w.labels[0] is None or (transposed and not whole):
+        why = "a grouped convolution takes it, all of which stays"
+        t.freeze(ids, why)
+        t.freeze(w.labels[0], why)
+        t.freeze(w.labels[1], why)
+        return None, False
+    stays = t.reason("its group of the convolution stays")
+    taken = ids.reshape(groups, inputs)
+    if whole:
+        t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
+        t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
+        t.freeze(w.labels[1], "groups of a convolution go as a whole")
+        if isinstance(t.module, _ConvNd):
+            t.count("groups", taken[:, 0])
+        else:
+            t.note_number(taken[:, 0])
+        return np.repeat(taken[:, 0], outputs), x.zero[1] or (w.zero[0] and w.zero[1])
+    assert w.labels[1] is not None
+    t.labels.unite(np.tile(w.labels[1], groups), ids, stays)
+    if not (x.zero[1] or w.zero[1]):
+        t.freeze(ids, "the weight of a grouped convolution is computed")
+    made = w.labels[0].reshape(groups, outputs)
+    t.labels.unite(np.tile(made[0], groups), w.labels[0], stays)
+    return w.labels[0], w.zero[0]
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+
+def batch_norm(t: Trace, call: Call) -> Any:
+    """Each channel (dimension 1) by itself, over all other dimensions."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
+    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    if ids is not None and isinstance(t.module, nn.modules.batchnorm._NormBase):
+        t.count("num_features", ids[: t.module.num_features])  # instance norms repeat their channels for each example
+    result = call.run()
+    outputs = outputs_of(result)
+    found = Axes.plain(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _scaled(t, call)
+    t.book.set(outputs[0], found)
+    for statistic in outputs[1:]:
+        per_channel = statistic.dim() == 1 and statistic.shape[0] == tensor.shape[1]
+        t.book.set(statistic, Axes([ids], [False]) if per_channel else Axes.plain(statistic.dim()))
+    return result
+
+
+def _scaled(t: Trace, call: Call) -> bool:
+    """Whether a removed channel leaves the norm as 0: its scale and shift are."""
+    pair = call.argument("weight"), call.argument("bias")
+    return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
+
+
+def group_norm(t: Trace, call: Call) -> Any:
+    """Statistics are of a whole group of channels: whole groups stay or go, and the module's `num_groups` follows."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    vectors = [t.book.get(vector) for vector in call.tensors[1:]]
+    ids = merge(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    if ids is not None:
+        groups = ids.reshape(int(call.argument("group")), -1)
+        t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.reason("its group of the norm stays"))
+        if isinstance(t.module, nn.GroupNorm):
+            t.count("num_groups", groups[:, 0])
+            t.count("num_channels", ids)
+        elif not t.note_number(groups[:, 0]):
+            t.freeze(ids, "the number of groups of a group norm stays")
+    result = call.run()
+    found = Axes.plain(tensor.dim())
+    found.labels[1], found.zero[1] = ids, _scaled(t, call)
+    set_axes(t, outputs_of(result), found)
+    return result
+
+
+def layer_norm(t: Trace, call: Call) -> Any:
+    """Statistics are of all features, a removed one's zero among them: they stay."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    count = len(call.argument("normalized_shape"))
+    why = "a layer norm takes its mean and variance over it"
+    t.freeze_axes(axes, range(tensor.dim() - count, tensor.dim()), why)
+    for vector in call.tensors[1:]:
+        t.freeze_axes(t.book.get(vector), range(vector.dim()), why)
+    result = call.run()
+    found = axes.take([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
+    found.zero = [False] * tensor.dim()
+    set_axes(t, outputs_of(result), found)
+    return result
+
+
+# -- pooling and resizing ---------------------------------------------------------------------------------------------
+
+
+def spatial(t: Trace, call: Call) -> Any:
+    """Pooling, resizing and padding by reflection: every channel by itself, over the last dimensions."""
+    tensor = call.tensors[0]
+    axes = t.book.get(tensor)
+    result = call.run()
+    count = int("".join(c for c in call.name if c.isdigit())[:1] or 2)  # max_pool2d, upsample_linear1d, …
+    t.freeze_axes(axes, range(max(tensor.dim() - count, 0), tensor.dim()), "pooling or resizing runs over it")
+    order = [d if d < tensor.dim() - count else -1 for d in range(tensor.dim())]
+    for index, output in enumerate(outputs_of(result)):
+        found = axes.take(order)
+        found.zero = [zero and index == 0 for zero in found.zero]
+        t.book.set(output, found)
+    return result
+
+
+# -- attention and embeddings -----------------------------------------------------------------------------------------
+
+
+def attention(t: Trace, call: Call) -> Any:
+    """Query, key and value [batch, heads, length, width]: the scores are scaled by the width of query and key, which
+    stays unless the scale is given."""
+    q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
+    if call.argument("scale") is None:
+        for axes in (q, k):
+            t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+    contract(t, q, -1, k, -1)
+    for axes in (q, k, v):
+        t.freeze(axes.labels[-2], "attention runs over it")
+    heads = merge(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
+    mask = call.argument("attn_mask")
+    if isinstance(mask, Tensor):
+        axes = t.book.get(mask)
+        t.freeze_axes(axes, [d for d in range(-mask.dim(), 0) if d != -3], "it is a mask of attention")
+        if mask.dim() > 2 and mask.shape[-3] > 1:
+            heads = t.join(heads, axes.labels[-3])
+    result = call.run()
+    outputs = outputs_of(result)
+    found = Axes.plain(outputs[0].dim())
+    if outputs[0].dim() > 2:
+        found.labels[-3], found.zero[-3] = heads, v.zero[-3]
+    found.labels[-1], found.zero[-1] = v.labels[-1], v.zero[-1]
+    set_axes(t, outputs, found)
+    return result
+
+
+def embedding(t: Trace, call: Call) -> Any:
+    weight = call.argument("weight")
+    axes = t.book.get(weight)
+    t.freeze(axes.labels[0], "entries of an embedding are looked up")
+    result = call.run()
+    found = Axes.plain(result.dim())
+    found.labels[-1], found.zero[-1] = axes.labels[1], axes.zero[1]
+    t.book.set(result, found)
+    return result
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv"), product),
+    **dict.fromkeys(("convolution", "_convolution"), convolution),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit"), batch_norm),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "_batch_norm_with_update"), batch_norm),
+    **dict.fromkeys(("_batch_norm_no_update", "cudnn_batch_norm"), batch_norm),
+    **dict.fromkeys(
+        (
+            *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "_adaptive_avg") for n in (1, 2, 3)),
+            *(f"{kind}_pool{n}d_with_indices" for kind in ("max",) for n in (2, 3)),
+            *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")),
+            *(f"upsample_{kind}" for kind in ("bicubic2d", "trilinear3d")),
+            *(f"_upsample_{kind}" for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d")),
+            *(f"_upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa")),
+            *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+        ),
+        spatial,
+    ),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_attention_math",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        attention,
+    ),
+    "native_group_norm": group_norm,
+    "native_layer_norm": layer_norm,
+    "embedding": embedding,
+}

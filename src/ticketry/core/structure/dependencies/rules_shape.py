@@ -1,0 +1,287 @@
+"""Rules for operations that move elements: views, permutations, joining, padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ticketry.core.structure.dependencies.axes import FIXED, Axes, Ids
+from ticketry.core.structure.dependencies.trace import Call, Rule, Trace, merge, unary, unite_pieces, unknown
+
+# -- the same elements in another shape -------------------------------------------------------------------------------
+
+
+@unary
+def view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Dimensions are merged and cut. Runs of dimensions with the same number of elements belong together."""
+    found = Axes.plain(result.dim())
+    for before, after in _runs(shape, tuple(result.shape)):
+        _view_run(t, shape, axes, before, result, found, after)
+    for ids in (*axes.labels, *found.labels):
+        t.note_number(ids)
+    return found
+
+
+def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions (those of size 1 left out) that have equal products."""
+    one = [d for d, size in enumerate(before) if size != 1]
+    other = [d for d, size in enumerate(after) if size != 1]
+    runs: list[tuple[list[int], list[int]]] = []
+    while one and other:
+        left, right = [one.pop(0)], [other.pop(0)]
+        sizes = [before[left[0]], after[right[0]]]
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                left.append(one.pop(0))
+                sizes[0] *= before[left[-1]]
+            else:
+                right.append(other.pop(0))
+                sizes[1] *= after[right[-1]]
+        runs.append((left, right))
+    return runs
+
+
+def _view_run(
+    t: Trace, shape: tuple[int, ...], axes: Axes, before: list[int], result: Tensor, found: Axes, after: list[int]
+) -> None:
+    labelled = [d for d in before if axes.labels[d] is not None]
+    labelled.sort(key=lambda d: t.labels.loose(_known(axes, d)))
+    for extra in labelled[1:]:
+        t.freeze(axes.labels[extra], "it is merged with another channel's dimension")
+    if not labelled:
+        return
+    source = labelled[0]
+    ids, zero = _known(axes, source), axes.zero[source]
+    grid = np.moveaxis(
+        np.broadcast_to(ids, (*(shape[d] for d in before if d != source), len(ids))), -1, before.index(source)
+    )
+    grid = t.labels.find(grid.reshape([result.shape[d] for d in after]))
+    position = _owner(grid)
+    if position is None:
+        # Cut into several dimensions, such as groups or heads: one of them can be narrower, and all that lies along the
+        # others must lose the same.
+        site = t.where, shape, tuple(result.shape)
+        if not t.labels.frozen(grid.reshape(-1)).all():
+            t.cuts[site] = grid.reshape(-1), len(after)
+        position = len(after) - 1 - min(t.choices.get(site, 0), len(after) - 1)
+        rows = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
+        unite_pieces(t, rows)
+    found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]
+    found.zero[after[position]] = zero
+
+
+def _known(axes: Axes, dimension: int) -> Ids:
+    ids = axes.labels[dimension]
+    assert ids is not None
+    return ids
+
+
+def _owner(grid: Ids) -> int | None:
+    """The one dimension along which labels differ."""
+    for position in range(grid.ndim):
+        moved = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
+        if (moved == moved[0]).all():
+            return position
+    return None
+
+
+@unary
+def permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    count = len(shape)
+    order = list(range(count))
+    if call.name == "permute":
+        order = [int(d) % count for d in call.argument("dims")]
+    elif call.name == "t":
+        order = order[::-1]
+    elif count:
+        one, other = int(call.argument("dim0")) % count, int(call.argument("dim1")) % count
+        order[one], order[other] = other, one
+    return axes.take(order)
+
+
+@unary
+def squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Dimensions of size 1 go."""
+    dim, count = call.argument("dim"), len(shape)
+    listed = list(range(count)) if dim is None else [d % count for d in ([dim] if isinstance(dim, int) else dim)]
+    return axes.take([d for d in range(count) if not (d in listed and shape[d] == 1)])
+
+
+@unary
+def unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    order = list(range(result.dim() - 1))
+    order.insert(int(call.argument("dim")) % result.dim(), -1)
+    return axes.take(order)
+
+
+@unary
+def expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """What is repeated along a dimension can be so as often as any channels are: `norm.expand_as(x)`."""
+    added = result.dim() - len(shape)
+    found = axes.take([-1] * added + list(range(len(shape))))
+    for d, size in enumerate(result.shape):
+        if size > 1 and (d < added or shape[d - added] == 1):
+            found.labels[d], found.zero[d] = t.labels.new(size), False
+        t.note_number(found.labels[d])
+    return found
+
+
+@unary
+def repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Whole copies one after the other."""
+    found = axes.take([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
+    for dimension, times in enumerate(call.argument("repeats")):
+        ids = found.labels[dimension]
+        found.labels[dimension] = None if ids is None else np.tile(ids, times)
+    return found
+
+
+@unary
+def flip(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    for dimension in call.argument("dims"):
+        ids = axes.labels[dimension]
+        axes.labels[dimension] = None if ids is None else ids[::-1].copy()
+    return axes
+
+
+# -- several tensors, one after the other -----------------------------------------------------------------------------
+
+
+def cat(t: Trace, call: Call) -> Any:
+    parts = [(tensor, t.book.get(tensor)) for tensor in call.args[0] if tensor.numel()]
+    result = call.run()
+    dimension = int(call.argument("dim")) % result.dim()
+    found = Axes.plain(result.dim())
+    for d in range(result.dim()):
+        found.zero[d] = all(axes.zero[d] for _, axes in parts)
+        if d != dimension:
+            found.labels[d] = merge(t, [axes.labels[d] for _, axes in parts])
+    pieces = [axes.labels[dimension] for _, axes in parts]
+    if any(ids is not None for ids in pieces):
+        filled = [_or_fixed(ids, tensor.shape[dimension]) for ids, (tensor, _) in zip(pieces, parts, strict=True)]
+        found.labels[dimension] = np.concatenate(filled)
+        labelled = [axes.zero[dimension] for _, axes in parts if axes.labels[dimension] is not None]
+        found.zero[dimension] = all(labelled)
+    t.book.set(result, found)
+    return result
+
+
+def _or_fixed(ids: Ids | None, size: int) -> Ids:
+    return np.full(size, FIXED, dtype=np.int64) if ids is None else ids
+
+
+def stack(t: Trace, call: Call) -> Any:
+    parts = [t.book.get(tensor) for tensor in call.args[0]]
+    result = call.run()
+    found = Axes.plain(result.dim() - 1)
+    for d in range(result.dim() - 1):
+        found.labels[d] = merge(t, [axes.labels[d] for axes in parts])
+        found.zero[d] = all(axes.zero[d] for axes in parts)
+    order = list(range(result.dim() - 1))
+    order.insert(int(call.argument("dim")) % result.dim(), -1)
+    t.book.set(result, found.take(order))
+    return result
+
+
+# -- padding and shuffling ---------------------------------------------------------------------------------------------
+
+
+@unary
+def pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Padding with a number. In a channel's dimension the added ones stay."""
+    widths = list(call.argument("pad"))
+    for index in range(len(widths) // 2):
+        dimension = len(shape) - 1 - index
+        ids = axes.labels[dimension]
+        if min(widths[2 * index : 2 * index + 2]) < 0:
+            t.freeze(ids, "it is cropped")
+            axes.labels[dimension] = None
+        elif ids is not None:
+            fixed = [_or_fixed(None, width) for width in widths[2 * index : 2 * index + 2]]
+            axes.labels[dimension] = np.concatenate([fixed[0], ids, fixed[1]])
+    if call.argument("value"):
+        axes.zero = [False] * len(shape)
+    return axes
+
+
+def pixel_shuffle(t: Trace, call: Call) -> Any:
+    """factor^2 channels become one (or, `pixel_unshuffle`, one becomes as many); dimension -3."""
+    tensor = call.tensors[0]
+    ids = t.book.get(tensor).labels[-3]
+    if ids is None:
+        return unknown(t, call)
+    zero = t.book.get(tensor).zero[-3]
+    result = call.run()
+    found = Axes.plain(result.dim())
+    if call.name == "pixel_shuffle":
+        square = tensor.shape[-3] // result.shape[-3]
+        blocks = ids.reshape(-1, square)
+        t.labels.unite(np.repeat(blocks[:, 0], square), ids, t.reason("its block of channels stays"))
+        found.labels[-3] = blocks[:, 0] if result.shape[-3] > 1 else None
+        if result.shape[-3] == 1:
+            t.freeze(ids, "all its channels become one")
+    else:
+        found.labels[-3] = np.repeat(ids, result.shape[-3] // tensor.shape[-3])
+    found.zero[-3] = zero
+    t.freeze_axes(t.book.get(tensor), [-1, -2, *range(tensor.dim() - 3)], "pixels of it are shuffled")
+    t.book.set(result, found)
+    return result
+
+
+@unary
+def channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """Dimension 1 is cut into groups, of which the first channels come first, then the second ones."""
+    ids, groups = axes.labels[1], int(call.argument("groups"))
+    if ids is not None:
+        rows = ids.reshape(groups, -1)
+        unite_pieces(t, rows)
+        t.note_number(ids)
+        axes.labels[1] = rows.T.reshape(-1)
+    return axes
+
+
+@unary
+def columns(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """`im2col`: of [batch, channels, height, width] the windows [batch, channels x pixels of a window, places]."""
+    t.freeze_axes(axes, [-1, -2, *range(len(shape) - 3)], "windows of it are taken")
+    found = Axes.plain(result.dim())
+    ids = axes.labels[-3]
+    if ids is not None:
+        found.labels[-2], found.zero[-2] = np.repeat(ids, result.shape[-2] // len(ids)), axes.zero[-3]
+    return found
+
+
+@unary
+def uncolumns(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    """`col2im`, the inverse: windows are added up."""
+    t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
+    found = Axes.plain(result.dim())
+    ids = axes.labels[-2]
+    if ids is not None:
+        blocks = ids.reshape(result.shape[-3], -1)
+        t.labels.unite(np.repeat(blocks[:, 0], blocks.shape[1]), ids, t.reason("its window stays"))
+        found.labels[-3], found.zero[-3] = blocks[:, 0], axes.zero[-2]
+        if len(blocks) == 1:
+            t.freeze(ids, "all its channels become one")
+            found.labels[-3] = None
+    return found
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
+    **dict.fromkeys(("permute", "t", "transpose"), permute),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    "expand": expand,
+    "repeat": repeat,
+    "flip": flip,
+    "cat": cat,
+    "stack": stack,
+    "constant_pad_nd": pad,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    "im2col": columns,
+    "col2im": uncolumns,
+}

@@ -1,0 +1,1 @@
+"""Masks of row groups: rows of a layer that keep the same columns, made from an unstructured mask."""

@@ -1,0 +1,208 @@
+"""What a structured mask keeps of the unstructured one it was made from, and what it would keep without structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.seeds import generator
+from ticketry.core.structure.group_wise.columns import choose, group_worth
+from ticketry.core.structure.group_wise.matrices import Indices, MatrixView, magnitudes, matrix_views, row_groups
+from ticketry.core.structure.group_wise.similarity import similar_rows
+from ticketry.core.structuring import LayerFit
+from ticketry.errors import MaskError, UsageError
+
+Procedure = Callable[[nn.Module, Mask], Mask]
+
+
+def coverage(
+    model: nn.Module, mask: Mask, structured: Mask, *, null: bool | Procedure = True, seed: int = 0
+) -> dict[str, LayerFit]:
+    """For each matrix and filter bank of a mask: how much of what it keeps a structured mask keeps too.
+
+    What coverage is worth shows beside two others. `null_coverage` is that of a mask without structure by construction:
+    the entries of each column are shuffled among the layer's rows (mask and weights alike), so that columns hold what
+    they did and rows have nothing in common; then rows are chosen and grouped by similarity, and columns chosen,
+    with the structured mask's own sizes of groups and number of weights. `random_coverage` is that of the mask itself
+    with rows put into groups of those sizes at random. Both are None where rows share no columns, such as in N:M masks.
+
+    Args:
+        model: whose weights tell magnitudes.
+        mask: the unstructured mask.
+        structured: made from it, by `regroup`, `refill` or otherwise; of the same tensors at least.
+        null: whether the two are measured; or the procedure that made `structured`, a function of a model and a mask,
+            which is then called with a copy of the model whose weights are shuffled, and the mask shuffled alike.
+        seed: of what is shuffled and drawn.
+
+    Raises:
+        MaskError: if a mask does not fit the model, or the two masks are not of the same tensors.
+    """
+    views = matrix_views(model, mask)
+    _check_same(mask, structured, views)
+    sizes = magnitudes(model, mask, views)
+    shuffled = None
+    if callable(null):
+        shuffled = with_shuffled_columns(model, mask, views, seed)
+        other = null(*shuffled)
+        _check_same(mask, other, views)
+    elif not isinstance(null, bool):
+        raise UsageError(f"null= is True, False or a function of a model and a mask, not {null!r}")
+    found = {}
+    for name, view in views.items():
+        kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
+        layer = _Layer(name, view, torch.where(kept, sizes[name], 0.0), new)
+        expected: tuple[float | None, float | None] = (None, None)
+        if null and layer.shared:
+            expected = layer.null(seed) if shuffled is None else None, layer.random(seed)
+        if shuffled is not None:
+            worth = magnitudes(shuffled[0], mask, {name: view})[name]
+            before, after = (view.matrix(one[name].cpu()) for one in (shuffled[1], other))
+            expected = _share(torch.where(before, worth, 0.0), after), expected[1]
+        found[name] = layer.fit(kept, *expected)
+    return found
+
+
+def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
+    """One line for several layers: sums of rows, columns and groups; densities, fill of all weights, coverage of all
+    magnitude. What was not measured for a layer counts as its coverage.
+    """
+    layers = list(fits.values()) if isinstance(fits, Mapping) else list(fits)
+    if not layers:
+        raise UsageError("there are no layers to put together")
+    total = sum(one.rows * one.columns for one in layers)
+    after = sum(one.density_after * one.rows * one.columns for one in layers)
+    magnitude = sum(one.magnitude for one in layers)
+
+    def share(of: str) -> float | None:
+        values = [getattr(one, of) for one in layers]
+        if all(value is None for value in values):
+            return None
+        used = [one.coverage if value is None else value for one, value in zip(layers, values, strict=True)]
+        whole = sum(value * one.magnitude for value, one in zip(used, layers, strict=True))
+        return whole / magnitude if magnitude else 1.0
+
+    covered = share("coverage")
+    assert covered is not None
+    return LayerFit(
+        name=name,
+        rows=sum(one.rows for one in layers),
+        columns=sum(one.columns for one in layers),
+        groups=sum(one.groups for one in layers),
+        rows_per_group=int(np.median(np.repeat([one.rows_per_group for one in layers], [one.rows for one in layers]))),
+        density_before=sum(one.density_before * one.rows * one.columns for one in layers) / total,
+        density_after=after / total,
+        magnitude=magnitude,
+        coverage=covered,
+        fill=sum(one.fill * one.density_after * one.rows * one.columns for one in layers) / after if after else 0.0,
+        null_coverage=share("null_coverage"),
+        random_coverage=share("random_coverage"),
+    )
+
+
+class _Layer:
+    """One layer's magnitudes and structured mask."""
+
+    def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
+        self._name, self._view, self._worth, self._new = name, view, worth, new
+        found = [row_groups(new[run.start : run.stop]) for run in view.runs]
+        self._sizes = [[len(group.rows) for group in groups if group.width] for groups in found]
+        """Of the groups in each run of rows that read the same inputs."""
+        self._flat = sorted(size for sizes in self._sizes for size in sizes)
+
+    @property
+    def _typical(self) -> int:
+        return int(np.median(np.repeat(self._flat, self._flat))) if self._flat else 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether most rows share their columns with others."""
+        return self._typical > 1
+
+    def fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
+        after = int(self._new.sum())
+        return LayerFit(
+            name=self._name,
+            rows=self._view.rows,
+            columns=self._view.columns,
+            groups=len(self._flat),
+            rows_per_group=self._typical,
+            density_before=int(kept.sum()) / kept.numel(),
+            density_after=after / kept.numel(),
+            magnitude=float(self._worth.sum()),
+            coverage=_share(self._worth, self._new),
+            fill=int((self._new & ~kept).sum()) / after if after else 0.0,
+            null_coverage=null,
+            random_coverage=random,
+        )
+
+    def null(self, seed: int) -> float:
+        """Coverage by the same sizes of groups where the entries of each column are shuffled among the rows."""
+        worth = shuffled_columns(self._worth, self._view, self._name, seed)
+        grouped: list[Indices] = []
+        for run, sizes in zip(self._view.runs, self._sizes, strict=True):
+            part = worth[run.start : run.stop]
+            rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
+            groups = similar_rows(part[rows], sizes) if sizes else []
+            grouped += [rows.numpy()[group] + run.start for group in groups]
+        return self._covered(worth, grouped)
+
+    def random(self, seed: int) -> float:
+        """Coverage by groups of the same sizes drawn at random from the rows that keep anything, or from all."""
+        grouped: list[Indices] = []
+        for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
+            rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
+            if len(rows) < sum(sizes):
+                rows = np.arange(run.start, run.stop)
+            order = torch.randperm(len(rows), generator=generator(seed, "random", self._name, number)).numpy()
+            grouped += np.split(rows[order[: sum(sizes)]], np.cumsum(sizes)[:-1]) if sizes else []
+        return self._covered(self._worth, grouped)
+
+    def _covered(self, worth: Tensor, grouped: list[Indices]) -> float:
+        made = group_worth(worth, worth, grouped)
+        (columns,) = choose([made], int(self._new.sum()))
+        total = float(worth.sum())
+        return float(made.worth[columns].sum()) / total if total else 1.0
+
+
+def _share(worth: Tensor, new: Tensor) -> float:
+    total = float(worth.sum())
+    return float(worth[new].sum()) / total if total else 1.0
+
+
+def _check_same(mask: Mask, structured: Mask, views: Mapping[str, MatrixView]) -> None:
+    for name in views:
+        if name not in structured or structured[name].shape != mask[name].shape:
+            raise MaskError(f"the structured mask has no tensor {name!r} of the shape {tuple(mask[name].shape)}")
+
+
+def shuffled_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
+    """A matrix [rows, columns], the entries of each column in random order among rows that read the same inputs.
+
+    Each column keeps its entries; where they lie is independent from column to column. A pure function of the layer's
+    name and the seed: matrices of one layer are shuffled alike.
+    """
+    shuffled = torch.empty_like(matrix)
+    for number, run in enumerate(view.runs):
+        keys = torch.rand(len(run), matrix.shape[1], generator=generator(seed, "null", name, number))
+        shuffled[run.start : run.stop] = matrix[run.start : run.stop].gather(0, keys.argsort(dim=0, stable=True))
+    return shuffled
+
+
+@torch.no_grad()
+def with_shuffled_columns(
+    model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
+) -> tuple[nn.Module, Mask]:
+    """A copy of the model and the mask with `views` shuffled alike; the rest is as it was."""
+    other = deepcopy(model)
+    kept = dict(mask)
+    parameters = mask.parameters(other)
+    for name, view in views.items():
+        parameter = parameters[name]
+        parameter.copy_(view.weight(shuffled_columns(view.matrix(parameter.cpu()), view, name, seed)))
+        kept[name] = view.weight(shuffled_columns(view.matrix(kept[name].cpu()), view, name, seed))
+    return other, Mask({name: tensor.to(mask[name].device) for name, tensor in kept.items()})

@@ -1,0 +1,336 @@
+"""Groups tried out: channels are removed, and the outputs compared with those of the masked model.
+
+What following the operations cannot see is numbers in the user's code: a width written out in a `view`, a scale
+computed from a width. A model with such a number fails to run without its channels, or gives other outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import SHOWN, named_parameters, unwrapped
+from ticketry.core.structure.dependencies.channel_groups import Structure, structure_of
+from ticketry.core.structure.dependencies.model_copies import (
+    Arguments,
+    Inputs,
+    arguments_of,
+    failing_module,
+    first_line,
+    fresh,
+    natural_dtype,
+    plain_operations,
+    run_model,
+    sharing,
+    twin_of,
+)
+from ticketry.core.structure.dependencies.trace import Site
+from ticketry.core.structure.shrinking.plan import ShrinkPlan, cut_tensors, module_name, resized
+from ticketry.core.structure.shrinking.selection import Flags, Removed, kept_indices, plan_for, shapes_of
+from ticketry.errors import ControlFlowError, StructureError, UsageError
+
+TOLERANCE = 1e-6
+"""Of the largest output, in float64. Far above what float64 leaves, far below what a wrong channel does; some models
+cast to float32 in between."""
+
+CLOSE = 1e-5
+"""The same in float32; what is further apart is run in float64."""
+
+NEAR = 1e-3
+"""The same in float32, for models that do not run in float64."""
+
+
+def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[str] = ()) -> Structure:
+    """The groups of `model`; those whose removal changes its outputs, or breaks it, stay.
+
+    Where a dimension is cut into several and its channels turn out to stay, another of them is taken for the one that
+    can be narrower: after the width of attention heads their number.
+
+    Args:
+        spare: names or patterns of modules that are not looked into: all channels that enter or leave them stay.
+
+    Raises:
+        UsageError: if a name to spare is that of no module.
+        StructureError: if the model does not run on the inputs, or decides by activations what to run.
+    """
+    inner = unwrapped(model)
+    spared = _matching(inner, spare)
+    dtype = natural_dtype(inner)
+    twin, arguments = twin_of(inner, dtype), arguments_of(example_inputs, dtype)
+    scrambled = _scrambled(twin).eval()
+    choices: dict[Site, int] = {}
+    best = last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settled()
+    for _ in range(_MOST_CHOICES):
+        closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
+        others = {
+            cut.site: choices.get(cut.site, 0) + 1 for cut in closed if choices.get(cut.site, 0) + 1 < cut.options
+        }
+        if not others:
+            break
+        choices |= others
+        last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settled()
+        best = last if last.free > best.free else best
+    return best
+
+
+def structure_around(
+    model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
+) -> tuple[Structure, tuple[str, ...]]:
+    """`tried_structure` where layers are spared for other reasons too: only what cannot be followed is not looked into.
+
+    Args:
+        spare: names or patterns of modules, or of modules around them, that may look at their activations to decide
+            what to run: those that do are not looked into. It may name other things besides.
+
+    Returns:
+        The structure, and the modules that were not looked into.
+
+    Raises:
+        StructureError: see `tried_structure`.
+    """
+    unseen: list[str] = []
+    while True:
+        try:
+            return tried_structure(model, example_inputs, unseen), tuple(unseen)
+        except ControlFlowError as error:
+            parts = module_name(error.module).split(".")
+            around = [".".join(parts[: count + 1]) for count in range(len(parts))]
+            if not error.module or not any(fnmatchcase(name, pattern) for name in around for pattern in spare):
+                raise
+            unseen.append(around[-1])
+
+
+def _matching(model: nn.Module, spare: Iterable[str]) -> frozenset[str]:
+    names = [name for name, _ in model.named_modules()]
+    found: set[str] = set()
+    for pattern in (spare,) if isinstance(spare, str) else spare:
+        matching = [name for name in names if fnmatchcase(module_name(name), pattern)]
+        if not matching:
+            raise UsageError(
+                f"spare={pattern!r} is no module of {type(model).__name__}: its modules are"
+                f" {', '.join(name for name in names[1:SHOWN] if name) or 'none'}{', …' if len(names) > SHOWN else ''}"
+            )
+        found.update(matching)
+    return frozenset(found)
+
+
+_MOST_GUESSES = 4
+"""Attributes that are tried as none for one group."""
+
+_MOST_CHOICES = 2
+"""Batch and length aside, a dimension is rarely cut into more than three, as query, key and value of all heads are."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a model is not the same without some channels."""
+
+    text: str
+    where: str = ""
+    """Name of the module whose code failed."""
+    ran: bool = True
+    """Whether both models ran, and only their outputs differ."""
+
+
+@dataclass
+class _Trial:
+    """Groups of one model, each with half of its channels to be removed."""
+
+    twin: nn.Module
+    arguments: Arguments
+    structure: Structure
+    good: list[int] = field(default_factory=list)
+    """Positions of groups that can go together."""
+    bad: dict[int, str] = field(default_factory=dict)
+    """Position of a group -> why it stays."""
+
+    def settled(self) -> Structure:
+        """All groups together; where that fails, the others without those of the module that failed, or by halves."""
+        positions = [position for position, group in enumerate(self.structure.groups) if group.prunable]
+        draw = np.random.default_rng(0)
+        self.half = {position: _half(self.structure.groups[position].size, draw) for position in positions}
+        waiting = [(positions, False)] if positions else []
+        while waiting:
+            several, suspected = waiting.pop()
+            if suspected and len(several) == 1 and self._alone(several[0]):
+                continue
+            problem = self.problem([*self.good, *several])
+            if problem is None:
+                self.good += several
+            elif len(several) == 1:
+                self._judge(several[0], problem)
+            else:
+                waiting += self._divided(several, problem)
+        return self.structure.staying(self.bad)
+
+    def _divided(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
+        """Parts to look at, the first last."""
+        suspects = self._touching(several, problem.where)
+        if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
+            self._judge(suspects[0], problem)
+            return [([position for position in several if position not in suspects], False)]
+        if 0 < len(suspects) < len(several):
+            alone = [([position], True) for position in suspects]
+            return [*reversed(alone), ([position for position in several if position not in suspects], False)]
+        middle = len(several) // 2
+        return [(several[middle:], False), (several[:middle], False)]
+
+    def _touching(self, several: list[int], where: str) -> list[int]:
+        """Groups of which a module may have numbers in its code; else with channels in it, or in the nearest around it
+        that has any."""
+        written = self.structure.written.get(where, frozenset())
+        touching = [position for position in several if position in written]
+        while where and not touching:
+            prefix = f"{module_name(where)}."
+            touching = [
+                position
+                for position in several
+                if any(member.name.startswith(prefix) for member in self.structure.groups[position].members)
+            ]
+            where = where.rpartition(".")[0]
+        return touching
+
+    def _alone(self, position: int) -> bool:
+        """Whether a group fails all by itself, and has been judged for it."""
+        problem = self.problem([position])
+        if problem is not None:
+            self._judge(position, problem)
+        return problem is not None
+
+    def _judge(self, position: int, problem: Problem) -> None:
+        """A group that fails stays, unless it passes when an attribute is left alone that only has its number."""
+        guesses = [c for c in self.structure.counted if c.guessed and any(u and u[0] == position for u in c.units)]
+        counted = self.structure.counted
+        for dropped in (*([guess] for guess in guesses), guesses)[:_MOST_GUESSES] if guesses else ():
+            self.structure = replace(self.structure, counted=tuple(c for c in counted if c not in dropped))
+            if self.problem([*self.good, position]) is None:
+                self.good.append(position)
+                return
+        self.structure = replace(self.structure, counted=counted)
+        where = f" (in {problem.where})" if problem.where else ""
+        self.bad[position] = f"the model is not the same without its channels: {problem.text}{where}"
+
+    def problem(self, positions: Sequence[int]) -> Problem | None:
+        """What is wrong with the model without half of the channels of these groups."""
+        removed = {position: self.half[position] for position in positions}
+        plan = plan_for(self.twin, self.structure, removed)
+        masked = sharing(self.twin, _masked_tensors(self.twin, self.structure, removed))
+        return compare(masked, smaller(self.twin, plan), self.arguments)
+
+
+def _half(size: int, draw: np.random.Generator) -> Flags:
+    flags = np.zeros(size, dtype=bool)
+    flags[draw.permutation(size)[: max(size // 2, 1)]] = True
+    return flags
+
+
+def _masked_tensors(twin: nn.Module, structure: Structure, removed: Removed) -> dict[int, Tensor]:
+    """`id` of each parameter that has some of the channels -> itself without them."""
+    parameters, masked = named_parameters(twin), dict[int, Tensor]()
+    for (name, dim), stay in kept_indices(structure, shapes_of(twin), removed).items():
+        if name in parameters:
+            tensor = masked.setdefault(id(parameters[name]), parameters[name].detach().clone())
+            tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
+    return masked
+
+
+def smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:
+    """`rebuild` with all parameters that stay whole shared with `twin`."""
+    return resized(sharing(twin, cut_tensors(twin, plan)), plan)
+
+
+# -- two models compared ----------------------------------------------------------------------------------------------
+
+
+def compare(masked: nn.Module, small: nn.Module, arguments: Arguments) -> Problem | None:
+    """How the outputs of a smaller model differ from those of the masked one; None if they do not.
+
+    Both are of one type of float; what differs in float32 by more than that leaves is run again in float64.
+    """
+    try:
+        found, wanted = _outputs(small, arguments), _outputs(masked, arguments)
+    except StructureError as error:
+        cause = error.__cause__
+        where = failing_module(small, cause) if cause else ""
+        return Problem(first_line(cause) if cause and str(cause) else str(error), where, ran=False)
+    if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
+        return Problem("its outputs have other shapes")
+    worst, double = _worst(wanted, found), natural_dtype(masked) == torch.float64
+    if not double and (worst > CLOSE or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
+        worst, double = _worst_in_double(masked, small, arguments, worst)
+    return (
+        None
+        if worst <= (TOLERANCE if double else NEAR)
+        else Problem(f"its outputs differ by {worst:.2g} of the largest")
+    )
+
+
+def _worst_in_double(masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float) -> tuple[float, bool]:
+    """The largest difference in float64, and True; the one given, and False, where the models only run in float32."""
+    exact, double = arguments_of(arguments, torch.float64), torch.float64
+    try:
+        return _worst(_outputs(twin_of(masked, double), exact), _outputs(twin_of(small, double), exact)), True
+    except StructureError:
+        return worst, False
+
+
+def _outputs(model: nn.Module, arguments: Arguments) -> list[Tensor]:
+    with plain_operations():
+        return run_model(model, fresh(arguments))
+
+
+def _worst(wanted: list[Tensor], found: list[Tensor]) -> float:
+    return max((_distance(*pair) for pair in zip(wanted, found, strict=True)), default=0.0)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    if not one.numel():
+        return 0.0
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart = torch.where(same, 0.0, (one.double() - other.double()).abs())
+    finite = one.double().nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return float(apart.max() / torch.clamp(finite, min=1e-12)) if bool(apart.isfinite().all()) else float("inf")
+
+
+def _least(parameter: Tensor, spread: float) -> float:
+    """The noise that small weights need for outputs as large as inputs; 0 for others."""
+    usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
+    return usual if spread < 0.5 * usual else 0.0
+
+
+_MOST_NUMBERS = 65521
+"""Random numbers for one tensor, then the same again: a prime, so that no two channels get the same ones."""
+
+
+def _scrambled(twin: nn.Module) -> nn.Module:
+    """A copy with weights away from where zeros and ones would hide a mistake: new biases, norms, last layers of a
+    residual. Nor are they so small that attention is nearly even, of whichever heads it is: as drawn anew for BERT."""
+    draw = torch.Generator().manual_seed(0)
+
+    def noisy(tensor: Tensor, amount: float) -> Tensor:
+        few = amount * torch.randn(min(tensor.numel(), _MOST_NUMBERS), generator=draw, dtype=tensor.dtype)
+        flat = tensor.flatten().clone()
+        whole = len(flat) // max(len(few), 1) * len(few)
+        flat[:whole].view(-1, max(len(few), 1)).add_(few)
+        flat[whole:].add_(few[: len(flat) - whole])
+        return flat.view(tensor.shape)
+
+    weights: dict[int, Tensor] = {}
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+            amount = max(0.5 * spread if spread > 0 else 0.1, _least(parameter, spread))
+            weights[id(parameter)] = noisy(parameter.detach(), amount)
+    model = sharing(twin, weights)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            assert module.running_var is not None
+            module.running_mean.copy_(noisy(module.running_mean, 0.1))
+            draws = torch.rand(module.running_var.shape, generator=draw, dtype=module.running_var.dtype)
+            module.running_var *= 0.5 + draws
+    return model

@@ -1,0 +1,193 @@
+"""From a channel-wise mask to a physically smaller model, and the optimiser that goes on with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import named_parameters, unwrapped
+from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
+from ticketry.core.structure.dependencies.model_copies import Inputs, arguments_of, natural_dtype, twin_of
+from ticketry.core.structure.shrinking.plan import ShrinkPlan, rebuild
+from ticketry.core.structure.shrinking.removal_trial import Problem, compare, smaller, tried_structure
+from ticketry.core.structure.shrinking.selection import (
+    Flags,
+    channel_mask,
+    dead_channels,
+    dead_indices,
+    plan_for,
+    shapes_of,
+    tensors_of,
+)
+from ticketry.errors import LayerCollapseError, MaskError, StructureError
+
+
+def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> nn.Module:
+    """A smaller copy of `model` without the channels that `mask` removes; its outputs are those of the masked model.
+
+    The copy keeps class, names, devices and types; weights, norm statistics and other buffers are cut. It is compared
+    with the masked model on the example inputs, in float64 and evaluation mode, before it is returned. In training
+    mode it is equal too (train it on with `shrink_optimizer`), but for dropout, which draws other random numbers for
+    tensors of another shape.
+
+    Args:
+        mask: channel-wise, such as `structure.channels` gives: of each removed channel it removes all coupled weights,
+            biases, norm scales and shifts.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
+        spare: modules that are not looked into, see `structure.channel_groups`.
+
+    Raises:
+        MaskError: if the mask does not fit the model, or is not channel-wise: says in which layer and by how much.
+        LayerCollapseError: if it removes all channels of a group.
+        StructureError: if the model cannot be followed, or is not the same without the channels.
+
+        >>> small = shrink(model, mask, example_inputs)  # doctest: +SKIP
+    """
+    return rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
+
+
+def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> ShrinkPlan:
+    """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`."""
+    mask.parameters(model)
+    return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
+
+
+def plan_of(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
+    """`shrink_plan` of a model whose structure is known."""
+    dead = dead_indices(mask)
+    removed = {position: dead_channels(group, dead) for position, group in enumerate(structure.groups)}
+    for position, group in enumerate(structure.groups):
+        if not group.prunable:
+            removed[position] = removed[position] & False
+    names = {id(parameter): name for name, parameter in tensors_of(model).items()}
+    named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
+    implied = channel_mask(named, structure, shapes_of(model), removed)
+    if implied != named:
+        raise MaskError(_not_channel_wise(named, implied, structure, dead))
+    for position, group in enumerate(structure.groups):
+        if removed[position].all():
+            raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
+    found = plan_for(model, structure, removed)
+    _check(model, named, found, example_inputs)
+    return found
+
+
+def _check(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
+    inner = unwrapped(model)
+    problem = _difference(inner, mask, found, example_inputs, torch.float64)
+    if problem is not None and not problem.ran:  # what the model holds besides parameters may be of its own type
+        problem = _difference(inner, mask, found, example_inputs, natural_dtype(inner))
+    if problem is not None:
+        where = f" (in {problem.where})" if problem.where else ""
+        raise StructureError(
+            f"{type(inner).__name__} is not the same without the removed channels: {problem.text}{where};"
+            " a number in its code stands for a width: compute it from shapes, or choose channels with"
+            " structure.channels, which leaves such layers alone"
+        )
+
+
+def _difference(
+    model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
+) -> Problem | None:
+    masked = twin_of(model, dtype).eval()
+    with torch.no_grad():
+        mask.apply_(masked)
+    return compare(masked, smaller(masked, found), arguments_of(example_inputs, dtype))
+
+
+def _not_channel_wise(mask: Mask, implied: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
+    rows = []
+    for name, kept in mask.items():
+        stray = int((implied[name].cpu() & ~kept.cpu()).sum())
+        if stray:
+            rows.append((stray, int((~kept).sum()), name))
+    stray, removed, name = max(rows, key=lambda row: row[0])
+    return (
+        f"the mask is not channel-wise: {stray:,} of the {removed:,} weights that it removes from {name!r} are in"
+        f" channels that are not removed as a whole{_example(name, mask, structure, dead)}. So it is in {len(rows)} of"
+        f" {len(mask)} tensors. Make a channel-wise mask, with structure.channels"
+    )
+
+
+def _example(name: str, mask: Mask, structure: Structure, dead: dict[tuple[str, int], Flags]) -> str:
+    """Why a channel that the mask removes from this tensor is not removed."""
+    for group in structure.groups:
+        for member in group.parameters:
+            flags = dead.get((name, member.dim)) if member.name == name else None
+            for channel, indices in enumerate(member.indices if flags is not None else ()):
+                if flags is not None and all(flags[i] for i in indices):
+                    return f": channel {channel} of {group.name} {_why(group, channel, dead)}"
+    return ""
+
+
+def _why(group: ChannelGroup, channel: int, dead: dict[tuple[str, int], Flags]) -> str:
+    if not group.prunable:
+        return f"cannot be removed, for {group.reason}"
+    for member in group.parameters:
+        flags = dead.get((member.name, member.dim))
+        if flags is None:
+            return f"is not removed from {member.name!r}, which the mask does not have"
+        if not all(flags[i] for i in member.indices[channel]):
+            return f"is not removed from {member.name!r} (dimension {member.dim})"
+    return "is removed"
+
+
+def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan) -> Optimizer:
+    """A new optimiser for `small` with the settings and the state (momentum, moments, step counts) of `optimizer`.
+
+    State with an entry for each weight is cut as the weights were: the next steps are those of the masked model.
+    A learning rate schedule that drives the old optimiser has to be made anew for this one.
+
+    Args:
+        optimizer: of parameters of `model`; it is not changed.
+        model: the model that was shrunk.
+        small: what `rebuild(model, plan)` or `shrink` gave.
+        plan: of `shrink_plan`.
+
+    Raises:
+        StructureError: if the optimiser has parameters that are not the model's, or state that cannot be cut.
+    """
+    names = {id(parameter): name for name, parameter in named_parameters(unwrapped(model)).items()}
+    new = named_parameters(unwrapped(small))
+    groups: list[dict[str, Any]] = []
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                raise StructureError(
+                    f"parameter group {number} of the optimiser has a parameter that is not the model's: give the model"
+                    " that the optimiser trains"
+                )
+        listed = [names[id(parameter)] for parameter in group["params"]]
+        groups.append({**group, "params": [new[name] for name in listed]})
+        for name, parameter in zip(listed, group["params"], strict=True):
+            if parameter in optimizer.state:
+                state[new[name]] = _cut_state(optimizer.state[parameter], parameter, name, plan)
+    known = inspect.signature(type(optimizer).__init__).parameters
+    smaller = type(optimizer)(groups, **{key: value for key, value in optimizer.defaults.items() if key in known})
+    for parameter, values in state.items():
+        smaller.state[parameter] = values
+    return smaller
+
+
+def _cut_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            found[key] = value
+        elif value.shape == parameter.shape:
+            found[key] = plan.cut(name, value).clone()
+        elif value.numel() == 1 or name not in plan.kept:
+            found[key] = value.clone()
+        else:
+            raise StructureError(
+                f"the optimiser's {key!r} of {name!r} has the shape {tuple(value.shape)} and the parameter"
+                f" {tuple(parameter.shape)}: it cannot be cut; start a new optimiser for the smaller model"
+            )
+    return found

@@ -1,0 +1,131 @@
+"""Tickets on the Hugging Face hub: one repository, the ticket's files and a model card."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ticketry.core.ticket.folder import FILES, MANIFEST
+from ticketry.errors import MissingExtraError, TicketError
+from ticketry.version import __version__
+
+CARD = "README.md"
+
+
+def download(
+    repo_id: str,
+    *,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+) -> tuple[Path, Path]:
+    """Fetch a ticket's files, and no others, into the hub's cache.
+
+    Returns:
+        The folder of the files, and the folder above it that their links stay in: the cache of this repository.
+
+    Raises:
+        MissingExtraError: without huggingface_hub.
+        TicketError: if the hub refuses or cannot be reached, with what to do.
+    """
+    hub = _hub("fetching a ticket from the hub")
+    try:
+        folder = hub.snapshot_download(
+            repo_id,
+            revision=revision,
+            endpoint=endpoint,
+            token=token,
+            cache_dir=cache_dir,
+            allow_patterns=[*FILES, CARD],
+            library_name="ticketry",
+            library_version=__version__,
+        )
+    except Exception as error:  # the hub's client has no family of errors: connection, cache, value and HTTP errors
+        raise _refusal(error, f"the ticket {repo_id!r} cannot be fetched") from error
+    return Path(folder), Path(folder).parents[1]
+
+
+def upload(
+    repo_id: str,
+    save: Callable[[Path], Path],
+    card: str,
+    *,
+    private: bool,
+    endpoint: str | None,
+    token: str | bool | None,
+    message: str,
+) -> str:
+    """Write a ticket and its card to a repository in one commit; returns the repository's URL.
+
+    Args:
+        save: writes the ticket as a folder of the name given, and returns its path.
+
+    Raises:
+        MissingExtraError: without huggingface_hub.
+        TicketError: if the repository holds weights of something else, or the hub refuses or cannot be reached.
+    """
+    hub = _hub("pushing a ticket to the hub")
+    try:
+        with tempfile.TemporaryDirectory(prefix="ticketry-") as folder:
+            path = save(Path(folder) / "ticket")
+            (path / CARD).write_text(card, encoding="utf-8")
+            api = hub.HfApi(endpoint=endpoint, token=token, library_name="ticketry", library_version=__version__)
+            url = str(api.create_repo(repo_id, private=private, exist_ok=True))
+            _commit(hub, api, repo_id, path, message)
+    except TicketError:
+        raise
+    except Exception as error:  # as in `download`
+        raise _refusal(error, f"the ticket cannot be pushed to {repo_id!r}") from error
+    return url
+
+
+def _commit(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> None:
+    there = set(api.list_repo_files(repo_id))
+    if MANIFEST not in there and there & set(FILES):
+        raise TicketError(f"the repository {repo_id!r} holds weights that are not a ticket's: choose another")
+    names = sorted(entry.name for entry in folder.iterdir())
+    changes = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    # An untrained ticket in place of a trained one must not leave the other's weights beside it.
+    changes += [hub.CommitOperationDelete(path_in_repo=name) for name in FILES if name in there - set(names)]
+    api.create_commit(repo_id, changes, commit_message=message)
+
+
+def _hub(purpose: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub", purpose) from None
+    return huggingface_hub
+
+
+def _refusal(error: Exception, what: str) -> TicketError:
+    """What to do about an error of the hub's client."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, errors.RevisionNotFoundError):
+        advice = "there is no such revision: name a branch, a tag or a commit of the repository"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        advice = (
+            "there is no such repository, or it is private: check the name, and log in (hf auth login) or give token="
+        )
+    elif status in (401, 403):
+        advice = "the token does not allow it: log in (hf auth login) or give token= of a user who may"
+    elif status is not None:
+        advice = f"the hub answered {status}: {said}"
+    elif isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)) or _is_transport_error(error):
+        advice = "the hub cannot be reached: check the network, the endpoint and HF_HUB_OFFLINE, and try again"
+    elif isinstance(error, errors.HFValidationError):
+        advice = f"{said}: a repository is called user/name"
+    else:
+        advice = f"{said} ({type(error).__name__})"
+    return TicketError(f"{what}: {advice}")
+
+
+def _is_transport_error(error: Exception) -> bool:
+    # By name: which HTTP library the hub's client stands on differs between its versions.
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)

@@ -1,0 +1,130 @@
+"""State dicts: copied, checked against each other, masked, written as safetensors, and put into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import normal_name
+from ticketry.errors import TicketError
+
+_MOST_DIMENSIONS = 32
+
+
+def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """A state dict as contiguous copies on the CPU (safetensors takes no shared memory), names normalised."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = normal_name(name)
+        if short in state:
+            raise TicketError(f"two tensors of {what} are called {short!r} once wrappers are removed")
+        if short == "__metadata__":
+            raise TicketError(f"{what} holds a tensor called {short!r}, a name that safetensors keeps for itself")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise TicketError(f"{what} holds {name!r}, which is not a dense tensor: leave it out of the state dict")
+        if tensor.dim() > _MOST_DIMENSIONS:
+            raise TicketError(f"{what} holds {name!r} with {tensor.dim()} dimensions, more than {_MOST_DIMENSIONS}")
+        state[short] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return state
+
+
+def require_fit(mask: Mask, start: Mapping[str, Tensor]) -> None:
+    """`TicketError` unless `start` has every tensor of the mask in its shape."""
+    for name, shape in mask.shapes.items():
+        if name not in start:
+            raise TicketError(f"the mask names {name!r}, which start does not have")
+        if tuple(start[name].shape) != shape:
+            raise TicketError(f"the mask of {name!r} has the shape {shape}, but start {tuple(start[name].shape)}")
+
+
+def require_alike(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """`TicketError` unless both states have the same names and shapes."""
+    for name in (*start, *trained):
+        if name not in start or name not in trained:
+            raise TicketError(f"{name!r} is in one of start and trained, but not in the other")
+        if start[name].shape != trained[name].shape:
+            shapes = tuple(start[name].shape), tuple(trained[name].shape)
+            raise TicketError(f"{name!r} has the shape {shapes[0]} in start, but {shapes[1]} in trained")
+
+
+def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
+    """`state` with removed weights 0, in place.
+
+    A tied tensor is there under several names and in the mask under one. All must be masked, or else a plain
+    load_state_dict, in which the last name wins, would bring the removed weights back.
+    """
+    unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
+    for name, kept in mask.items():
+        twins = [other for other in unmasked if _same_bits(state[name], state[other])]
+        for twin in (name, *twins):
+            state[twin].masked_fill_(~kept, 0)
+    return state
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
+
+
+def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names that `model` uses. A tensor that is tied may be there under one name only."""
+    own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is the same object under all its names
+    short = {name: normal_name(name) for name in own}
+    by_tensor = {id(tensor): state[short[name]] for name, tensor in own.items() if short[name] in state}
+    missing = [name for name, tensor in own.items() if id(tensor) not in by_tensor]
+    unexpected = sorted(set(state) - set(short.values()))
+    if missing or unexpected:
+        parts = [("has {} that the ticket lacks", missing), ("lacks {} that the ticket has", unexpected)]
+        said = [text.format(", ".join(map(repr, names[:4]))) for text, names in parts if names]
+        raise TicketError(f"the ticket does not fit: {type(model).__name__} {' and '.join(said)}")
+    filled = {name: state.get(short[name], by_tensor[id(tensor)]) for name, tensor in own.items()}
+    for name, tensor in own.items():
+        if filled[name].shape != tensor.shape:
+            raise TicketError(
+                f"the ticket does not fit: {short[name]!r} has the shape {tuple(tensor.shape)} in"
+                f" {type(model).__name__}, but {tuple(filled[name].shape)} in the ticket"
+            )
+    return filled
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A state as the bytes of a safetensors file; they do not depend on the order of names."""
+    try:
+        return bytes(safetensors_save(dict(state), metadata={"format": "pt"}))  # the entry that transformers asks for
+    except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise TicketError(f"the state dict cannot be written as safetensors: {error}") from None
+
+
+def state_from_bytes(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The state in the bytes of a safetensors file; `path` is for messages."""
+    try:
+        return dict(safetensors_load(data))
+    except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise TicketError(f"{path} is not a safetensors file: {str(error)[:200]}") from None
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`model.load_state_dict` of tensors that `model` itself, or one built like it, gave.
+
+    A state dict of torch's also says which version of each module's class it is of. A plain mapping of tensors does
+    not, and is taken for one of before there were versions: a class may convert it, or refuse it (torchvision's
+    MNASNet). Here the tensors are of the versions that `model` has.
+
+    Args:
+        tensors: by the names that `model` uses; all of them.
+
+    Raises:
+        RuntimeError: if names or shapes differ.
+    """
+    state = model.state_dict()
+    state.clear()  # the versions stay: they are an attribute of the dictionary
+    state.update(tensors)
+    model.load_state_dict(state)

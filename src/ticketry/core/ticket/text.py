@@ -1,0 +1,88 @@
+"""What a ticket says about itself: plain lines for a terminal, a model card for the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ticketry.core.mask import Mask
+
+
+def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
+    """Method, density and its denominators, metric, seeds and the table of layers, as lines of plain text."""
+    facts = [f"{label + ':':<10} {text}" for label, text in facts_of(mask, info, trained)]
+    rows = [(row.name, "x".join(map(str, row.shape)), row.kept, row.total, row.density) for row in mask.table()]
+    width = max(len("layer"), *(len(_one_line(row[0])) for row in rows))
+    table = [f"{'layer':<{width}} {'shape':>14} {'kept':>11} {'of':>11} {'density':>8}"]
+    table += [f"{_one_line(n):<{width}} {s:>14} {kept:>11,} {of:>11,} {d:>8.4f}" for n, s, kept, of, d in rows]
+    return "\n".join([*facts, "", *table])
+
+
+def model_card(mask: Mask, info: Mapping[str, Any], trained: bool, repo_id: str) -> str:
+    """README.md of a ticket's repository: the hub's metadata, the facts as a table, how to load it."""
+    licence = info.get("license")
+    head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
+    if isinstance(licence, str):
+        head.append(f"license: {json.dumps(licence)}")
+    table = "\n".join(f"| {label} | {_cell(text)} |" for label, text in facts_of(mask, info, trained))
+    which = "trained" if trained else "start"
+    return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which)
+
+
+_TAGS = ("pytorch", "lottery-ticket", "pruning", "sparsity")
+
+_CARD = """---
+{head}
+---
+
+# A lottery ticket
+
+A sparse sub-network of a PyTorch model, found with ticketry.
+
+| | |
+|---|---|
+{table}
+
+```python
+import ticketry as tk
+
+ticket = tk.Ticket.from_hub("{repo_id}")
+model = ticket.apply(model, "{which}")
+```
+
+`model` is the plain dense model. `start` are the weights that the ticket's training starts from, `trained` those
+after it; removed weights are 0. The mask itself is `ticket.mask`.
+"""
+
+
+def facts_of(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[str, str]]:
+    """(label, text), each on one line: what describes a ticket beside its layers."""
+    facts = [("method", _show(info.get("method", "not said")))]
+    facts += [(key, _show(info[key])) for key in ("level", "replicate") if key in info]
+    facts.append(("density", f"{mask.density:.4g} ({mask.kept:,} of {mask.total:,} prunable weights kept)"))
+    facts.append(("sparsity", f"{mask.sparsity:.4g}"))
+    parameters = info.get("parameters")
+    if isinstance(parameters, int) and parameters >= mask.total > 0:
+        left = parameters - mask.total + mask.kept
+        facts.append(("of all", f"{left / parameters:.4g} ({left:,} of {parameters:,} parameters kept)"))
+    if "value" in info:
+        facts.append(("metric", f"{_show(info.get('metric', 'value'))} {_show(info['value'])}"))
+    facts += [(key, _show(info[key])) for key in ("seeds", "settings") if key in info]
+    facts.append(("trained", "yes" if trained else "no"))
+    return facts
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _one_line(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks and control characters: a ticket may come from anywhere."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,263 @@
+"""A ticket: a mask, the state its training starts from, and what is known about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ticketry.core.html_tables import html_table
+from ticketry.core.mask import Mask
+from ticketry.core.mask_files import from_bytes, to_bytes
+from ticketry.core.ticket import folder as files
+from ticketry.core.ticket.hub import download, upload
+from ticketry.core.ticket.json_values import plain
+from ticketry.core.ticket.state_dicts import (
+    load_state,
+    masked,
+    require_alike,
+    require_fit,
+    state_bytes,
+    state_copy,
+    state_for,
+    state_from_bytes,
+)
+from ticketry.core.ticket.text import describe, facts_of, model_card
+from ticketry.errors import MaskError, TicketError
+
+
+class Ticket:
+    """A sparse sub-network that can be saved, shared and trained.
+
+    Attributes:
+        mask: which weights are kept.
+        start: the state dict (weights and buffers) that the ticket's training starts from, the rewind point.
+        trained: the state dict after training, removed weights exactly 0; None before.
+        info: plain JSON values. Of these `describe` and the model card know method, settings, seeds, metric, value,
+            level, replicate, parameters (elements of all parameters of the model, the second denominator) and license.
+        path: the folder that it was read from; None of one that was made.
+
+    Tensors are copies on the CPU; names are normalised, and tied tensors are there under each of their names.
+    """
+
+    def __init__(
+        self,
+        mask: Mask,
+        start: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+        trained: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Make a ticket of its parts.
+
+        Raises:
+            TicketError: if the states do not agree with the mask or with each other in names and shapes, hold anything
+                but dense tensors, or `info` holds what JSON cannot.
+        """
+        self.path: Path | None = None
+        self.mask = mask.to("cpu")
+        self.start = state_copy(start, "start")
+        self.info: dict[str, Any] = plain(dict(info), "info")
+        require_fit(self.mask, self.start)
+        self.trained: dict[str, Tensor] | None = None
+        if trained is not None:
+            state = state_copy(trained, "trained")
+            require_alike(self.start, state)
+            self.trained = masked(state, self.mask)
+
+    @property
+    def density(self) -> float:
+        """Share of the prunable weights that is kept."""
+        return self.mask.density
+
+    def describe(self) -> str:
+        """Method, density and its denominators, metric, seeds and the table of layers, as lines of plain text."""
+        return describe(self.mask, self.info, self.trained is not None)
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.mask!r}, {'trained' if self.trained is not None else 'not trained'})"
+
+    def _repr_html_(self) -> str:
+        facts = facts_of(self.mask, self.info, self.trained is not None)
+        return html_table("Ticket", (), facts) + self.mask._repr_html_()
+
+    # -- a model -------------------------------------------------------------------------------------------------------
+
+    def apply(self, model: nn.Module, which: str = "start") -> nn.Module:
+        """Load the ticket's weights and buffers into `model`, set removed weights to exactly 0, and return it.
+
+        Args:
+            model: any module with the parameters and buffers that the ticket was made of; wrappers (data-parallel,
+                compiled) do not matter. It is not changed if it does not fit.
+            which: ``start`` (where the ticket's training starts) or ``trained``.
+
+        Raises:
+            TicketError: if `model` lacks a tensor of the ticket, has one more, or has it in another shape; or if the
+                ticket was never trained.
+        """
+        if which not in ("start", "trained"):
+            raise TicketError(f"a ticket has the states start and trained, not {which!r}")
+        state = self.start if which == "start" else self.trained
+        if state is None:
+            raise TicketError("this ticket has not been trained: apply its start, and train it")
+        try:
+            self.mask.parameters(model)
+        except MaskError as error:
+            raise TicketError(f"the ticket does not fit the model: {error}") from None
+        filled = state_for(model, state)
+        try:
+            load_state(model, filled)
+        except RuntimeError as error:
+            raise TicketError(f"the ticket does not fit the model: {error}") from None
+        return self.mask.apply_(model)
+
+    # -- a folder ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ticket as a folder, whole or not at all, and return its path.
+
+        The same ticket gives the same bytes. A folder at `path` is left alone if it holds this very ticket, and is
+        replaced if it holds another one and nothing else.
+
+        Raises:
+            TicketError: if something else is at `path`, or it cannot be written (no room, no permission).
+        """
+        return files.write_folder(path, self._payloads(), self._manifest)
+
+    @staticmethod
+    def is_saved(path: str | Path, info: Mapping[str, Any]) -> bool:
+        """Whether an undamaged ticket with exactly this info is at `path`, so that it need not be written again."""
+        folder = Path(path)
+        try:
+            manifest, facts = files.read_manifest(folder, folder)
+            for name, fact in facts.items():
+                files.read_file(folder, folder, name, fact)
+        except TicketError:
+            return False
+        return bool(manifest.get("info") == json.loads(json.dumps(plain(dict(info), "info"))))
+
+    def is_as_written(self, path: str | Path) -> bool:
+        """Whether ticket.json at `path`, which the ticket was read from, has the very bytes that `save` writes."""
+        folder = Path(path)
+        _, facts = files.read_manifest(folder, folder)
+        written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_payloads`
+        return files.manifest_bytes(folder) == self._manifest(written)
+
+    @classmethod
+    def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:
+        """Read a ticket's folder. Sizes and digests are checked before anything is parsed; no pickle is involved.
+
+        Args:
+            path: the folder. Links that lead out of it are not followed: see `from_hub` for a repository.
+            trained: whether to read the trained weights too, if there are any.
+
+        Raises:
+            TicketError: if there is no ticket, or it is incomplete, damaged, hostile or made by a newer ticketry.
+        """
+        return cls._load(Path(path), Path(path), trained=trained)
+
+    @classmethod
+    def _load(cls, folder: Path, root: Path, *, trained: bool) -> Ticket:
+        manifest, facts = files.read_manifest(folder, root)
+        info = manifest.get("info")
+        if not isinstance(info, dict):
+            raise TicketError(f"{folder / files.MANIFEST} has no info: the ticket is damaged")
+        try:
+            mask = from_bytes(files.read_file(folder, root, files.MASK, facts[files.MASK]))
+        except MaskError as error:
+            raise TicketError(f"{folder / files.MASK} holds no mask: {error}") from None
+        states = {
+            name: state_from_bytes(files.read_file(folder, root, name, facts[name]), folder / name)
+            for name in (files.START, files.MODEL)
+            if name in facts and (trained or name == files.START)
+        }
+        ticket = cls(mask, states[files.START], info, states.get(files.MODEL))
+        for key, value in ticket._counts().items():
+            if manifest.get(key) != value:
+                raise TicketError(f"{folder / files.MANIFEST} is damaged: its {key} is not that of the mask")
+        ticket.path = folder
+        return ticket
+
+    def _payloads(self) -> Iterator[tuple[str, bytes]]:
+        yield files.MASK, to_bytes(self.mask)
+        yield files.START, state_bytes(self.start)
+        if self.trained is not None:
+            yield files.MODEL, state_bytes(self.trained)
+
+    def _manifest(self, facts: Mapping[str, files.FileFact]) -> bytes:
+        manifest = {
+            "kind": files.KIND,
+            "format": files.FORMAT,
+            "info": self.info,
+            **self._counts(),
+            "files": {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in facts.items()},
+        }
+        return files.sealed_manifest(manifest)
+
+    def _counts(self) -> dict[str, Any]:
+        """What ticket.json says of mask and start for readers that open nothing else; checked on loading."""
+        return {
+            "density": self.mask.density,
+            "sparsity": self.mask.sparsity,
+            "counts": {
+                "kept": self.mask.kept,
+                "prunable": self.mask.total,
+                "parameters": self.info.get("parameters"),
+                "state": sum(tensor.numel() for tensor in self.start.values()),
+            },
+            "layers": [
+                {"name": row.name, "shape": list(row.shape), "kept": row.kept, "total": row.total}
+                for row in self.mask.table()
+            ],
+        }
+
+    # -- the hub -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Ticket:
+        """Fetch a ticket from a model repository of the Hugging Face hub; the hub's cache is used.
+
+        The hub's client shows its progress on standard error, unless HF_HUB_DISABLE_PROGRESS_BARS is set.
+
+        Args:
+            repo_id: ``user/name``.
+            revision: branch, tag or commit; by default ``main``.
+            endpoint, token, cache_dir: as in huggingface_hub, whose environment variables hold too.
+
+        Raises:
+            MissingExtraError: without huggingface_hub.
+            TicketError: if the repository cannot be had, or holds no sound ticket.
+        """
+        folder, root = download(repo_id, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir)
+        return cls._load(folder, root, trained=True)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        message: str = "Upload a ticket",
+    ) -> str:
+        """Write the ticket, with a model card, to a repository of the Hugging Face hub in one commit; returns its URL.
+
+        The repository is made if it is not there. A ticket and a README.md that it holds already are replaced; other
+        files stay, and a repository with weights that are not a ticket's is refused.
+
+        Raises:
+            MissingExtraError: without huggingface_hub.
+            TicketError: if the hub refuses or cannot be reached.
+        """
+        card = model_card(self.mask, self.info, self.trained is not None, repo_id)
+        return upload(repo_id, self.save, card, private=private, endpoint=endpoint, token=token, message=message)

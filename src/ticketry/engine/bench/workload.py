@@ -1,0 +1,74 @@
+"""What is timed: a model, one batch of its inputs, a number format and so many threads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from ticketry.engine.example_inputs import batch_of, outputs_of
+from ticketry.engine.export import write_onnx
+from ticketry.errors import UsageError
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """The same for every engine of a comparison."""
+
+    model: nn.Module
+    """Dense, in evaluation mode, float32 on the CPU; removed weights are zeros."""
+    inputs: tuple[Any, ...]
+    """Arguments of one call, contiguous."""
+    precision: str = "fp32"
+    """fp32 or bf16: of the arithmetic. Inputs and outputs are float32 in both."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.threads < 1:
+            raise UsageError(f"there is at least 1 thread, not {self.threads}")
+        if self.model.training:
+            raise UsageError("only models in evaluation mode are timed: call model.eval() first")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the inputs, in order."""
+        return [leaf for leaf in tree_flatten(self.inputs)[0] if isinstance(leaf, Tensor)]
+
+    @property
+    def batch(self) -> int:
+        """Examples in the inputs."""
+        return batch_of(self.inputs)
+
+    def of(self, model: nn.Module) -> Case:
+        """The case of another model, with the same inputs."""
+        return replace(self, model=model)
+
+    def reference(self) -> list[Tensor]:
+        """Outputs of eager torch in float32."""
+        with torch.inference_mode():
+            return outputs_of(self.model(*self.inputs))
+
+    @cached_property
+    def onnx(self) -> Path:
+        """The model as an ONNX file for inputs of just these shapes; gone with the case.
+
+        Raises:
+            EngineError: if the exporter cannot follow the model.
+        """
+        folder = tempfile.mkdtemp(prefix="ticketry-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        file = Path(folder) / "model.onnx"
+        write_onnx(self.model, self.inputs, file)
+        return file

@@ -1,0 +1,162 @@
+"""A model as a graph: export, conversion, passes, of which the first computes what depends on weights alone."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import unwrapped
+from ticketry.engine.capture import lower_layers, lower_shapes
+from ticketry.engine.capture.batch_axis import straighten
+from ticketry.engine.capture.convert import Sizes, convert
+from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
+from ticketry.engine.capture.lower_shapes import tidy_shapes
+from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional
+from ticketry.engine.graph import DTYPES, Graph, Node, aten
+from ticketry.engine.graph.memory import plain
+from ticketry.engine.graph.native import dtype_name
+from ticketry.errors import CaptureError
+
+
+def capture(
+    model: nn.Module, mask: Mask | None = None, example_inputs: Any = None, *, dynamic_batch: bool = True
+) -> Graph:
+    """The graph of a model in evaluation mode, its weights masked. The model itself is left as it is.
+
+    Args:
+        mask: weights that it does not keep are exactly 0 in the graph; None leaves all as they are.
+        example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; values do not matter, shapes do.
+        dynamic_batch: let all inputs that share the first tensor's leading size have any number of examples. A model
+            that insists on its own number is captured with that, and `Graph.notes` say why.
+
+    Raises:
+        CaptureError: if torch.export does not take the model, or it writes to its own parameters or buffers.
+        MaskError: if the mask does not fit the model.
+    """
+    given = Arguments.of(example_inputs)
+    twin = _copy(unwrapped(model))
+    if mask is not None:
+        mask.apply_(twin)
+    exported = export(twin, given, dynamic_batch=dynamic_batch)
+    program = functional(exported.program)
+    notes = [f"the number of examples is fixed: {exported.fixed}"] if exported.fixed else []
+    for name in check_buffers(program):
+        notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
+    return simplify(*convert(program, twin, notes)).validate(trusted=True)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type in ("cpu", "meta"):
+            plain(tensor, f"the weight {name!r}")  # copying reads it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
+        try:
+            twin = copy.deepcopy(model).to("cpu")
+        except Exception as error:  # a user's model may hold anything
+            raise CaptureError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
+                " make what it holds besides parameters and buffers fit for copy.deepcopy"
+            ) from error
+    return twin.eval().requires_grad_(False)
+
+
+def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+    """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
+    graph = compute_constants(without_unused(graph))
+    graph = lower(graph, sizes)
+    graph = straighten(graph, sizes)
+    for change in (recognise_acts, recognise_attention, fold_pads, fold_norms, tidy_shapes, fuse):
+        graph = change(graph)
+    return graph
+
+
+_RULES: Mapping[str, Lowering] = {**lower_layers.RULES, **lower_shapes.RULES}
+"""Name of an ATen operation, or of one on numbers -> rule"""
+
+
+def lower(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
+    """The graph with as many native nodes as its operations allow one by one."""
+    return rewrite(graph, _lower, sizes)
+
+
+def _lower(editor: Editor, one: Node) -> list[Node] | str | None:
+    if one.native or not one.op.startswith(("aten.", "operator.getitem")):
+        return None
+    rule = _RULES.get(base(one))
+    return rule(editor, one, arguments(one)) if rule is not None else None
+
+
+# -- what depends on weights alone is computed once --------------------------------------------------------------------
+
+_LARGEST = 1 << 20
+"""Elements that a result may have beyond those of the weights it is made of: a mask of ones is not worth its space."""
+
+
+def compute_constants(graph: Graph) -> Graph:
+    """The graph in which no torch node has weights and numbers as its only arguments."""
+    constants: dict[str, Any] = {}
+    tensors = dict(graph.tensors)
+    nodes: list[Node] = []
+    kept = set(graph.results)
+    for old in graph.nodes:
+        known = {name: _as_argument(name, constants[name]) for name in old.inputs if name in constants}
+        one = _new(graph, with_arguments(old, known) if known else old)
+        if one.inputs or not _is_function_of_weights(one):
+            nodes.append(one)
+            continue
+        with torch.no_grad():
+            made = aten.prepare(one, tensors, "cpu")()
+        size = sum(tensors[name].numel() for name in one.weights)
+        if one.output in kept or not _can_be_held(made, size + _LARGEST):
+            nodes.append(one)
+            continue
+        constants[one.output] = made
+        if isinstance(made, Tensor):
+            tensors[one.output] = made.contiguous() if made.numel() else made
+        elif isinstance(made, (tuple, list)):
+            nodes.append(one)  # its entries are taken by later nodes
+            del constants[one.output]
+    return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+
+
+_NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
+
+
+def _new(graph: Graph, one: Node) -> Node:
+    """A tensor of fixed size that is new, but for the data type of another one, needs the other one no more."""
+    op = _NEW.get(base(one))
+    if op is None:
+        return one
+    found = arguments(one)
+    if not all(type(size) is int for size in found["size"]):
+        return one
+    args = [found["size"], *([found["fill_value"]] if op == "full" else [])]
+    kwargs = {"dtype": {"dtype": graph.values[one.output].dtype}}
+    return with_arguments(Node(f"aten.{op}.default", (), one.output, {"args": args, "kwargs": kwargs}, {}), {})
+
+
+def _is_function_of_weights(one: Node) -> bool:
+    if one.native:
+        return False
+    if one.op.startswith("operator."):
+        return True
+    return torch.Tag.nondeterministic_seeded not in aten.find(one.op, trusted=True).tags
+
+
+def _can_be_held(made: Any, most: int) -> bool:
+    if isinstance(made, Tensor):
+        return made.numel() <= most and dtype_name(made.dtype) in DTYPES
+    return isinstance(made, (bool, int, float, tuple, list))
+
+
+def _as_argument(name: str, made: Any) -> Any:
+    return {"tensor": name} if isinstance(made, Tensor) else made

@@ -1,0 +1,136 @@
+"""How a call's arguments become the inputs of a graph, and its values what the call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry.engine.graph.graph import Graph
+from ticketry.engine.graph.memory import plain, plain_keys
+from ticketry.engine.graph.native import dtype_name, short
+from ticketry.engine.graph.nodes import Json
+from ticketry.errors import EngineError
+
+
+class Record(dict[str, Any]):
+    """A dict whose entries are attributes too, and which counts by position: stands for a model's own output class."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the output has no {name!r}; it has {list(self)}") from None
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+def build(tree: Json, values: Mapping[str, Any]) -> Any:
+    """What a tree of `Graph.outputs` stands for."""
+    if isinstance(tree, str):
+        return values[tree]
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        return content
+    if kind in ("tuple", "list"):
+        parts = [build(part, values) for part in content]
+        return parts if kind == "list" else tuple(parts)
+    made = {key: build(part, values) for key, part in content.items()}
+    return made if kind == "dict" else Record(made)
+
+
+class Call:
+    """Checks a call's arguments against a graph's inputs and puts them in its order: `plain` tensors of a device."""
+
+    def __init__(self, graph: Graph, device: str = "cpu") -> None:
+        self._keys = plain_keys(device)
+        self._inputs = graph.inputs
+        inputs = [graph.values[name] for name in graph.inputs]
+        self._checks = [
+            (value.shape or (), getattr(torch, value.dtype), f"the input {value.name!r}") for value in inputs
+        ]
+        self._signature = graph.signature
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The graph's inputs in order.
+
+        Raises:
+            EngineError: if arguments are missing or too many, of another kind than when the model was captured, of a
+                shape or data type that the graph is not made for, of different numbers of examples, or no `plain`
+                tensors; or if a call is to be traced by torch.jit, which sees no kernels.
+        """
+        if torch._C._get_tracing_state() is not None:
+            raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
+        found = self._found(args, kwargs)
+        batch: int | None = None
+        inputs = []
+        for name, (shape, dtype, label) in zip(self._inputs, self._checks, strict=True):
+            tensor = plain(found[name], label, self._keys)
+            given = tensor.shape
+            dynamic = bool(shape) and shape[0] is None
+            if len(given) != len(shape) or given[dynamic:] != shape[dynamic:] or tensor.dtype != dtype:
+                raise EngineError(
+                    f"{label} is {dtype_name(tensor.dtype)} {list(given)}, but the network was captured for"
+                    f" {dtype_name(dtype)} {['batch' if size is None else size for size in shape]}"
+                )
+            if dynamic:
+                batch = given[0] if batch is None else batch
+                if given[0] != batch:
+                    raise EngineError(f"{label} has {given[0]} examples, another one {batch}")
+            inputs.append(tensor)
+        return inputs
+
+    def _found(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._signature is None:
+            if kwargs or len(args) != len(self._inputs):
+                raise EngineError(f"the network takes {len(self._inputs)} arguments by position")
+            return dict(zip(self._inputs, args, strict=True))
+        found: dict[str, Any] = {}
+        trees, names = self._signature["args"], self._signature["names"]
+        wanted = dict(self._signature["kwargs"])
+        if len(args) > len(trees):
+            raise EngineError(f"{len(args)} arguments by position are more than the {len(trees)} it was captured with")
+        for tree, value in zip(trees, args, strict=False):
+            _match(tree, value, found)
+        for name, tree in list(zip(names, trees, strict=False))[len(args) :]:
+            wanted[name] = tree
+        if len(args) < len(trees) and len(names) < len(trees):
+            raise EngineError(f"{len(args)} arguments by position are fewer than the {len(trees)} it was captured with")
+        for name, value in kwargs.items():
+            if name not in wanted:
+                if value is None:
+                    continue
+                raise EngineError(
+                    f"the argument {name!r} was not given when the model was captured: capture it with it"
+                )
+            _match(wanted.pop(name), value, found)
+        for name, tree in wanted.items():
+            if not (isinstance(tree, dict) and "constant" in tree):
+                raise EngineError(f"the argument {name!r} is missing")
+        return found
+
+
+def _match(tree: Json, value: Any, found: dict[str, Any]) -> None:
+    if isinstance(tree, str):
+        found[tree] = value
+        return
+    ((kind, content),) = tree.items()
+    if kind == "constant":
+        both_nan = content != content and value != value
+        if isinstance(value, Tensor) or (value is not content and value != content and not both_nan):
+            raise EngineError(f"an argument is {short(value)}, but the model was captured with {content!r}")
+    elif kind in ("tuple", "list"):
+        if not isinstance(value, (tuple, list)) or len(value) != len(content):
+            raise EngineError(f"an argument is {type(value).__name__}, not {len(content)} values as when captured")
+        for part, entry in zip(content, value, strict=True):
+            _match(part, entry, found)
+    else:
+        if not isinstance(value, Mapping) or set(value) != set(content):
+            raise EngineError(
+                f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"
+            )
+        for key, part in content.items():
+            _match(part, value[key], found)

@@ -1,0 +1,276 @@
+"""A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
+
+It carries a digest of all its bytes (`core.sealed_files`), without which it is not read. Weights with many exact zeros
+are packed: one bit for each element, in the order of memory, and the values kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor
+
+from ticketry.core.mask_files import read_metadata
+from ticketry.core.sealed_files import sealed, unsealed
+from ticketry.engine.graph.aten import is_portable
+from ticketry.engine.graph.graph import Graph
+from ticketry.engine.graph.nodes import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
+from ticketry.engine.graph.shape_claims import probe
+from ticketry.errors import GraphError, ModelFileError
+from ticketry.files import content_of, write_atomically
+
+KIND = "ticketry.model"
+FORMAT = 1
+_NOT_OURS = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    RecursionError,
+    MemoryError,
+)
+
+
+def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None) -> Path:
+    """Write a graph to a file, by a temporary name and a rename.
+
+    Args:
+        meta: facts that travel with it, such as which ticket it was made of: JSON.
+
+    Raises:
+        ModelFileError: if it cannot be written, or has operations that the model brings itself: a file is to be loaded
+            without the model's source.
+    """
+    target = Path(path)
+    data = sealed(dumps(graph, meta))
+    try:
+        write_atomically(target, data, durable=True, parents=False)
+    except OSError as error:
+        raise ModelFileError(
+            f"the model cannot be written to {target}: {error.strerror or error}; make room, check the permissions, or"
+            " choose another place"
+        ) from None
+    return target
+
+
+def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
+    """The graph in a file that `save` wrote, what was saved with it, and a digest of the very bytes it was read from.
+
+    Raises:
+        ModelFileError: if there is none, or it is damaged, or says what cannot be.
+    """
+    if not os.path.isfile(path):  # nor a pipe or a device
+        raise ModelFileError(f"there is no model file {path}")
+    try:
+        data = content_of(Path(path))
+    except (OSError, MemoryError) as error:
+        raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
+    try:
+        graph, meta = loads(_whole(data))
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    return graph, meta, hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
+    """The bytes of a graph's file; equal graphs give equal bytes. Raises what `save` does."""
+    own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
+    if own:
+        raise ModelFileError(f"the model has operations of its own, such as {own[0]}: a file cannot hold these")
+    graph.validate()
+    stored: dict[str, Tensor] = {}
+    table = {name: _store(name, tensor, stored) for name, tensor in sorted(graph.tensors.items())}
+    document = {"kind": KIND, "format": FORMAT, "graph": _to_json(graph), "tensors": table, "meta": dict(meta or {})}
+    try:
+        text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"what is to be saved with the model is no JSON: {error}") from None
+    # One entry of metadata: safetensors writes several in an order that changes from call to call.
+    return bytes(safetensors_save(stored, metadata={KIND: text}))
+
+
+def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
+    """The graph in the bytes of a file, and what was saved with it. Raises `ModelFileError` as `load` does."""
+    try:
+        stored = safetensors_load(data)
+        metadata = read_metadata(data)
+    except _NOT_OURS as error:
+        raise ModelFileError(f"this is no model file: {str(error)[:120]}") from None
+    if KIND not in metadata:
+        raise ModelFileError("this is a safetensors file, but not of a compiled model")
+    document = _document(metadata[KIND])
+    tensors = _tensors(document["tensors"], stored)
+    try:
+        return probe(_from_json(document["graph"], tensors).validate()), document["meta"]
+    except GraphError as error:
+        raise ModelFileError(f"the graph in the file cannot be: {error}") from None
+
+
+def _whole(data: bytes) -> bytes:
+    try:
+        return unsealed(data)
+    except ValueError as error:
+        loads(data)  # of what is no model file at all this tells what it is
+        raise ModelFileError(str(error)) from None
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def _store(name: str, tensor: Tensor, stored: dict[str, Tensor]) -> Json:
+    """Put a weight's parts into `stored`; return what the table says of it."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    kept = flat != 0
+    count = int(kept.sum())
+    packed = (flat.numel() + 7) // 8 + count * flat.element_size() < flat.numel() * flat.element_size()
+    if not packed:
+        stored[f"dense:{name}"] = flat.clone()
+        return facts
+    stored[f"bits:{name}"] = torch.from_numpy(np.packbits(kept.numpy(), bitorder="little"))
+    stored[f"kept:{name}"] = flat[kept]
+    return {**facts, "packed": True}
+
+
+def _tensors(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    _need(isinstance(table, dict), "its table of weights is no object")
+    made: dict[str, Tensor] = {}
+    wanted: set[str] = set()
+    for name, facts in table.items():
+        where = f"the weight {name[:80]!r}"
+        _need(isinstance(facts, dict) and set(facts) <= {"dtype", "shape", "packed"}, f"{where} has no facts")
+        shape, dtype = facts.get("shape"), facts.get("dtype")
+        _need(isinstance(dtype, str) and dtype in DTYPES, f"{where} has an unknown data type")
+        sane = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
+        _need(sane and all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in shape), f"{where} has no shape")
+        _need(prod(max(size, 1) for size in shape) <= LARGEST_SIZE, f"{where} is too large")
+        _need(facts.get("packed", True) is True, f"{where} is neither packed nor not")
+        keys = [f"bits:{name}", f"kept:{name}"] if "packed" in facts else [f"dense:{name}"]
+        _need(all(key in stored for key in keys), f"{where} is not in the file")
+        wanted.update(keys)
+        parts = [stored[key] for key in keys]
+        _need(parts[-1].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
+        made[name] = _unpack(where, *parts, shape=shape) if "packed" in facts else _dense(where, parts[0], shape)
+    _need(wanted == set(stored), "it holds tensors that are no weights of the graph")
+    return made
+
+
+def _dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
+    _need(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
+    return flat.view(shape)
+
+
+def _unpack(where: str, bits: Tensor, kept: Tensor, *, shape: list[int]) -> Tensor:
+    total = prod(shape)
+    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == ((total + 7) // 8,) and kept.dim() == 1
+    _need(fits, f"{where} has not the number of bits of its shape")
+    which = torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
+    _need(int(which.sum()) == kept.numel(), f"{where} has not the number of values that its bits say")
+    made = torch.zeros(total, dtype=kept.dtype)
+    made[which] = kept
+    return made.view(shape)
+
+
+# -- the graph ---------------------------------------------------------------------------------------------------------
+
+
+def _to_json(graph: Graph) -> Json:
+    return {
+        "inputs": list(graph.inputs),
+        "outputs": graph.outputs,
+        "nodes": [[one.op, list(one.inputs), one.output, one.attrs, one.weights] for one in graph.nodes],
+        "values": {
+            name: [None if value.shape is None else list(value.shape), value.dtype]
+            for name, value in graph.values.items()
+        },
+        "signature": graph.signature,
+        "notes": list(graph.notes),
+    }
+
+
+def _from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
+    keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
+    _need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
+    _need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")
+    _need(isinstance(document["nodes"], list), "its nodes are no list")
+    _need(isinstance(document["values"], dict), "its values are no object")
+    return Graph(
+        inputs=tuple(document["inputs"]),
+        outputs=document["outputs"],
+        nodes=tuple(_node(entry) for entry in document["nodes"]),
+        values={name: _value(name, entry) for name, entry in document["values"].items()},
+        tensors=tensors,
+        signature=document["signature"],
+        notes=tuple(document["notes"]),
+    )
+
+
+def _node(entry: Json) -> Node:
+    _need(isinstance(entry, list) and len(entry) == 5, "a node is no list of five")
+    op, inputs, output, attrs, weights = entry
+    _need(isinstance(op, str) and isinstance(output, str) and _texts(inputs), "a node's names are no texts")
+    _need(isinstance(attrs, dict) and isinstance(weights, dict), "a node's attributes and weights are no objects")
+    _need(_texts(list(weights.values())), "the names of a node's weights are no texts")
+    return Node(op, tuple(inputs), output, attrs, weights)
+
+
+def _value(name: str, entry: Json) -> Value:
+    _need(
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str), "a value is no shape and data type"
+    )
+    shape, dtype = entry
+    _need(shape is None or isinstance(shape, list), "a value's shape is no list")
+    return Value(name, None if shape is None else tuple(shape), dtype)
+
+
+def _texts(value: Json) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def _document(text: str) -> dict[str, Json]:
+    try:
+        found: Any = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
+    _need(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
+    document: dict[str, Json] = found
+    number = document.get("format")
+    if not isinstance(number, int) or type(number) is bool or number < 1:
+        raise ModelFileError("the file is damaged: its description has no format number")
+    if number > FORMAT:
+        raise ModelFileError(f"a newer ticketry has made it (its format is not {FORMAT}): pip install -U ticketry")
+    _need(set(document) == {"kind", "format", "graph", "tensors", "meta"}, "its description has not all its parts")
+    _need(isinstance(document["meta"], dict), "what was saved with it is no object")
+    return document
+
+
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return made
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _need(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ModelFileError(f"the file is damaged: {otherwise}")

@@ -1,0 +1,130 @@
+"""Which layout a region runs in, and how many images go through it together.
+
+The layout is the one whose products are estimated to take less time, by the kernels' own estimates.
+
+Images are as many as fill vectors, no more than caches hold. Over planes a vector holds 16 images, and fewer fill it
+with positions, which costs where rows share no columns; so there only values that no cache holds make blocks smaller.
+Rows that share theirs run as fast with any number, over pixels too: what counts is that values stay in the second
+cache, and that weights which do not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB
+of cache): VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from ticketry.engine.cpu.pixels.geometry import FLOAT
+from ticketry.engine.cpu.program import BlockSpec
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.plan.arenas import PixelsArena, PlanesArena
+from ticketry.engine.plan.emission import Arena, convolution
+from ticketry.engine.plan.sketch import Sketch
+from ticketry.engine.plan.value_axes import UnsupportedError
+
+_WORTH_A_LOOK = 0.5
+"""Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time.
+
+In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
+
+_NEARLY_DENSE = 0.6
+"""Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
+
+
+def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
+    """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
+    small = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK
+    if item == FLOAT and small and _density(sketch) < _NEARLY_DENSE:
+        return "planes"
+    try:
+        pixels = cost(sketch, "pixels", target, images, item)
+    except UnsupportedError:
+        return "planes"
+    return "pixels" if pixels < cost(sketch, "planes", target, images) else "planes"
+
+
+def _density(sketch: Sketch) -> float:
+    weights = [sketch.weight(node) for _, node in sketch.products()]
+    return sum(int(one.count_nonzero()) for one in weights) / max(1, sum(one.numel() for one in weights))
+
+
+def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
+    """Where a region's values lie. Planes have halos, unless few images and single rows make convolutions faster that
+    unfold."""
+    if layout == "pixels":
+        return PixelsArena(sketch, images, target.lanes, item)
+    return PlanesArena(sketch.storages, images, target.lanes, images >= target.lanes or not alone(sketch))
+
+
+def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
+    """Estimated nanoseconds of a region's products for one image.
+
+    Raises:
+        UnsupportedError: the layout cannot run the region.
+    """
+    arena, spec, spent = arena_of(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
+    for task in sketch.tasks:
+        arena.check(task)
+    for task, _ in sketch.products():
+        x, y = arena.value(task.inputs[0]), arena.value(task.output)
+        spent += arena.layout.cost(x, y, convolution(sketch, task, arena), spec)
+    return spent if layout == "pixels" else spent / images  # planes' costs are of a block
+
+
+# -- how many images go through a region together ----------------------------------------------------------------------
+
+MOST_IMAGES = 16
+"""Images of a block over planes: as many as fill a vector of the widest registers."""
+
+_MOST_OVER_PIXELS = 8
+
+_PLANES_BYTES = 20 << 20
+"""Of the largest value: a larger one is fetched from memory by every reader."""
+
+_GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
+"""The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
+
+_MANY_WEIGHTS = 10 << 20
+
+_FEW_ROWS = 4
+"""Together, from which on vectors of positions run like those of images."""
+
+_MOSTLY = 0.5
+
+
+def share(batch: int, threads: int) -> int:
+    """The smallest power of two that holds a thread's share of a batch, at most `MOST_IMAGES`."""
+    each = -(-batch // max(1, threads))
+    return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
+
+
+def block(sketch: Sketch, layout: str, images: int, item: int = FLOAT) -> int:
+    """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
+    largest = max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
+    if layout == "planes" and alone(sketch):
+        return images if images * largest <= _PLANES_BYTES else 1
+    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
+    if layout == "pixels":
+        images = min(images, _MOST_OVER_PIXELS)
+    while images > 1 and images * largest > bound:
+        images //= 2
+    return images
+
+
+def grouped(sketch: Sketch, rows: int) -> float:
+    """The share of the kept weights in groups of at least so many rows."""
+    inside = total = 0
+    for _, node in sketch.products():
+        for height, width in sketch.groups(node):
+            total += height * width
+            inside += height * width * (height >= rows)
+    return inside / max(1, total)
+
+
+def alone(sketch: Sketch) -> bool:
+    """Whether most of the kept weights are in rows that share their columns with too few others."""
+    return grouped(sketch, _FEW_ROWS) < _MOSTLY
+
+
+def _weight_bytes(sketch: Sketch, item: int) -> int:
+    """Of the weights that are kept."""
+    return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.products())

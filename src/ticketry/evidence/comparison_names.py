@@ -1,0 +1,76 @@
+"""The names of what a ticket is compared with. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ticketry.choices import check_choice
+from ticketry.errors import UsageError
+from ticketry.evidence.control import Control
+from ticketry.registry import Registry
+
+
+def _control(name: str, found: Any) -> Control:
+    if not (isinstance(found, type) and issubclass(found, Control)):
+        raise UsageError(f"{found!r} is no class derived from ticketry.evidence.Control")
+    control = found()
+    if control.fresh and control.remakes_weights:
+        raise UsageError("it begins with fresh weights (fresh) or with others made of the ticket's (weights), not both")
+    return control
+
+
+_HERE = "ticketry.evidence.control"
+
+CONTROLS: Registry[Control] = Registry(
+    "control",
+    "ticketry.controls",
+    {
+        "random_reinit": f"{_HERE}:RandomReinit",
+        "shuffled": f"{_HERE}:Shuffled",
+        "random_prune": f"{_HERE}:RandomPrune",
+        "cyclic": f"{_HERE}:Cyclic",
+        "cyclic_random": f"{_HERE}:CyclicRandom",
+    },
+    make=_control,
+)
+"""Classes derived from `Control`; `get` gives an instance. Other packages' are found by entry points."""
+
+LONGER = ("cyclic", "cyclic_random")
+"""Controls that are trained for longer than the ticket: shown beside a verdict, which they have no part in. There are
+no others: whatever else is a control has the ticket's budget."""
+
+
+def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names themselves; `UsageError` if one is not known, `PluginError` if a package's cannot be used."""
+    for name in names:
+        CONTROLS.get(name)
+    return names
+
+
+SMALL_DENSE = "small_dense"
+"""A narrower dense network with no more parameters than the ticket, where the task defines one."""
+RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER), SMALL_DENSE)
+"""What a ticket should beat when it is verified."""
+
+
+def check_rivals(names: tuple[str, ...]) -> None:
+    """Raises `UsageError` for a name that is neither one of `RIVALS` nor another control with the ticket's budget."""
+    for name in names:
+        if name in RIVALS:
+            continue
+        if name in LONGER or (name not in CONTROLS and ":" not in name):
+            longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
+            raise UsageError(f"control {name!r}{longer or ' is not known'}: {', '.join(RIVALS)}")
+        CONTROLS.get(name)
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_line(points: int, split: str, recalibrate: int) -> None:
+    """Raises `UsageError` for what an error barrier cannot be measured with."""
+    if points < 3:
+        raise UsageError(f"a barrier needs points between the two ends: points must be at least 3, not {points}")
+    check_choice("split", split, SPLITS)
+    if recalibrate < 0:
+        raise UsageError(f"recalibrate is a number of training batches, at least 0, not {recalibrate}")

@@ -1,0 +1,110 @@
+"""What a ticket is compared with: networks with its budget, each lacking one thing that the ticket has.
+
+All of them, the ticket too, are trained over the same steps of one schedule under one data order a seed. The dense
+network and the controls with the ticket's weights start where it starts; those with other weights are first trained
+densely, from a fresh initialisation, up to the step that the ticket's start is from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ticketry.core.seeds import mix
+from ticketry.evidence.comparison_names import CONTROLS, SMALL_DENSE, check_rivals
+from ticketry.evidence.controls import control_start, stored_control_mask
+from ticketry.evidence.ticket_under_test import Subject
+from ticketry.lab.search_result import Seeds
+from ticketry.lab.training.segment import Result, Start
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network trained with one seed."""
+
+    result: Result
+    budget: int
+    """Training steps since its initialisation."""
+
+
+class Rivals:
+    """Trains the ticket and its rivals, one seed at a time."""
+
+    def __init__(self, subject: Subject, controls: tuple[str, ...]) -> None:
+        """Check the names of the controls.
+
+        Raises:
+            UsageError: see `check_rivals`.
+        """
+        check_rivals(controls)
+        self.subject = subject
+        self.left_out: dict[str, str] = {}
+        """Controls that are not defined here, and why."""
+        self.small = self._narrower() if SMALL_DENSE in controls else None
+        self.controls = tuple(name for name in controls if name not in self.left_out)
+        self.roles = ("ticket", "dense", *self.controls)
+
+    def train(self, role: str, seeds: Seeds) -> Trained:
+        """The network of a role, trained with a seed: from the store if it is there."""
+        subject, lab = self.subject, self.subject.lab
+        task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
+        if role == SMALL_DENSE:
+            assert self.small is not None
+            task, mask = self.small, None
+            start = self._fresh(task, seeds, role)
+        elif role in self.controls:
+            control = CONTROLS.get(role)
+            if control.changes_mask:
+                mask = stored_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
+            if control.fresh:
+                start = self._fresh(task, seeds, role)
+            if control.remakes_weights:
+                assert start.state is not None
+                start = control_start(lab, role, start.state, subject.mask_digest, seeds)
+        segment = lab.segment(
+            task,
+            start=start,
+            mask=mask,
+            first=subject.first,
+            last=subject.last,
+            order_seed=seeds.order,
+            recipe=subject.recipe,
+            shrunk=subject.shrunk and mask is not None,
+        )
+        return Trained(lab.train(segment, label=role), subject.step + segment.steps)
+
+    def parameters(self, role: str) -> int:
+        """Parameters that are not pruned, of the network of a role."""
+        if role == "dense":
+            return self.subject.parameters
+        if role == SMALL_DENSE:
+            assert self.small is not None
+            return sum(value.numel() for value in self.subject.lab.model(self.small).parameters())
+        return self.subject.remaining
+
+    def model(self, role: str) -> str:
+        """The name of the network of a role."""
+        task = self.small if role == SMALL_DENSE and self.small else self.subject.task
+        return str(task.key().get("model", ""))
+
+    def _fresh(self, task: Task, seeds: Seeds, role: str) -> Start:
+        """A fresh initialisation, densely trained up to the rewind step."""
+        lab, subject = self.subject.lab, self.subject
+        seed = mix(seeds.initialisation, "random_reinit")
+        begun = catalogue.untrained(task)
+        if subject.step == 0 and begun is task:
+            return Start(seed=seed)
+        segment = lab.segment(begun, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)
+        return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
+
+    def _narrower(self) -> Task | None:
+        task, most = self.subject.task, self.subject.remaining
+        model = task.narrower(most) if task.spec else None
+        if task.spec is None or model is None:
+            self.left_out[SMALL_DENSE] = (
+                f"the task {task.name} defines no narrower form of {task.key().get('model', 'its network')} with at"
+                f" most {most:,} parameters"
+            )
+            return None
+        return catalogue.make(replace(task.spec, model=model))

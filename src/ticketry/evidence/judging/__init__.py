@@ -1,0 +1,1 @@
+"""How seeds are judged: the tests, the plan, the answers and their words."""

@@ -1,0 +1,73 @@
+"""A verdict in words: why it is as it is, what is missing, and what it assumes."""
+
+from __future__ import annotations
+
+from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, UNSEEN_FALL, UNSEEN_RATE
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.judging.more_seeds import ASSUMED_SPREAD
+from ticketry.evidence.judging.one_verdict import Verdict
+from ticketry.evidence.paired_comparisons import MOST_SEEDS
+from ticketry.records.display import answers_text
+
+
+def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
+    """The answers, a line a comparison, what is unusual, and what an undecided verdict asks for."""
+    lines = [answers_text(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
+    for name, one in {"dense": made.dense, **made.controls}.items():
+        interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
+        p, wanted = (one.p_noninferior, f"within {one.margin:g} of") if name == "dense" else (one.p_superior, "above")
+        lines.append(f"ticket - {name}: {one.mean:+.2f}{interval} over {_over(made)}; {wanted} it with p = {p:.2g}")
+        lines += [one.note] if one.note else []
+        lines += one.diagnosis.reasons if one.diagnosis else ()
+    if made.groups < made.n:
+        few = f": fewer than {LEAST_SEEDS} decide nothing" if made.groups < LEAST_SEEDS else ""
+        lines.append(f"the {_seeds(made.n)} come from {_parents(made.groups)}; those of one parent count as one{few}")
+    elif 1 < made.n < LEAST_SEEDS:
+        lines.append(f"fewer than {LEAST_SEEDS} seeds decide nothing")
+    return (*lines, *_what_next(made, interim))
+
+
+def assumptions_of(made: Verdict) -> tuple[str, ...]:
+    """What the p-values rest on, and the rate of collapse that the seeds do not exclude."""
+    least = made.dense.least_spread or 0.0
+    own = "seeds share no randomness" if made.groups == made.n else f"{_parents(made.groups)} share no randomness"
+    lines = [
+        own,
+        f"the spread of seeds is not believed to be below {least:g}",
+        f"up to {100 * UNSEEN_RATE:g} % of seeds may fall {UNSEEN_FALL * least:g} short of the others without having"
+        " been seen",
+    ]
+    if found := made.dense.diagnosis:
+        seen = f"{len(found.low)} of {made.groups}" if found.low else f"none of {made.groups}"
+        lines.append(f"{seen} collapsed: a rate of up to {100 * found.collapse_rate:.0f} % is not excluded (at 95 %)")
+    return tuple(lines)
+
+
+def _what_next(made: Verdict, interim: InterimAnalyses | None) -> list[str]:
+    if made.decided:
+        return []
+    lines = []
+    if interim is not None and made.n not in interim.at:
+        lines.append(f"no decision is planned at {_seeds(made.n)}")
+    if made.next_analysis is not None:
+        lines.append(f"next interim analysis at {made.next_analysis} seeds")
+    if made.more_seeds is None:
+        return [*lines, f"even {MOST_SEEDS} seeds would not be likely to decide at these means"]
+    guess = ""
+    if made.dense.spread is None or any(one.spread is None for one in made.controls.values()):
+        guess = f", for a true difference of 0 to dense and a spread of {ASSUMED_SPREAD * made.margin:g} (assumed)"
+    beyond = interim is not None and made.n + made.more_seeds > interim.last
+    limit = f", beyond the plan's {interim.last}: that takes a new plan and new seeds" if interim and beyond else ""
+    return [*lines, f"likely to decide: about {_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
+
+
+def _over(made: Verdict) -> str:
+    return _seeds(made.n) if made.groups == made.n else _parents(made.groups)
+
+
+def _seeds(count: int, more: str = "") -> str:
+    return f"{count} {more}seed{'' if count == 1 else 's'}"
+
+
+def _parents(count: int) -> str:
+    return f"{count} parent{'' if count == 1 else 's'}"

@@ -1,0 +1,186 @@
+"""The verdicts of a run: each level's tickets against dense and controls, paired by replicate, corrected by Holm.
+
+A replicate is a whole search from its own seeds, so these verdicts are about the *method* at a density: what its next
+ticket will do. Replicates that have the same dense network count as one. `evidence.verify` is about one ticket.
+Controls with another budget, `names.LONGER`, have no part in a verdict: how the tickets stand to them is told beside
+it, with their steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import convert, structs
+
+from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import LONGER
+from ticketry.evidence.judging.answers import Claim
+from ticketry.evidence.paired_comparisons import Comparison, compare
+from ticketry.evidence.verdict import Verdict, holm_verdicts, verdict
+from ticketry.records.network import Point
+from ticketry.records.run import RunRecord
+from ticketry.records.verdict import Diagnosis, Difference, LevelVerdict, LongerDifference, Metric
+
+MARGIN_POINTS = 0.5
+MARGIN_SHARE = 0.01
+
+
+def default_margin(unit: str, dense: Sequence[float]) -> float:
+    """Half a point for a metric in %, otherwise 1 % of the dense network's mean."""
+    return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
+
+
+def resolution(unit: str, examples: int) -> float | None:
+    """The smallest step of a metric in % over so many test examples; None for others, where it is not known."""
+    return 100 / examples if unit == "%" else None
+
+
+def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
+    """The record of a run with as many test examples, with the verdicts of its levels, or why there are none."""
+    try:
+        return structs.replace(record, verdicts=tuple(judge(record.points, record.task.metric, examples)))
+    except UsageError as error:
+        return structs.replace(record, verdict_error=str(error))
+
+
+def judge(
+    points: Sequence[Point],
+    metric: Metric,
+    examples: int,
+    *,
+    claim: Claim | None = None,
+    margin: float | None = None,
+    confidence: float = 0.95,
+) -> list[LevelVerdict]:
+    """A verdict for each level of a run's points, densest first, corrected for their number.
+
+    Args:
+        points: of a run's record.
+        examples: of the test split.
+        claim: "wins" where there are controls, else "matches".
+        margin: see `default_margin`.
+
+    Raises:
+        UsageError: if networks of one level (but those of `names.LONGER`) were trained for different numbers of steps,
+            a value is not a number, or a level lacks a replicate.
+    """
+    table = {(point.level, point.role, point.replicate): point for point in points}
+    replicates = sorted({point.replicate for point in points})
+    others = sorted({role for _, role, _ in table} - {"dense", "ticket"})
+    roles, longer = [role for role in others if role not in LONGER], [role for role in others if role in LONGER]
+    levels = sorted({level for level, role, _ in table if role == "ticket"})
+    claim = claim or ("wins" if roles else "matches")
+
+    def row(level: int, role: str) -> list[Point]:
+        found = [table.get((level, role, replicate)) for replicate in replicates]
+        if any(point is None for point in found):
+            raise UsageError(f"level {level} has not a {role} for each of the {len(replicates)} replicates")
+        return [point for point in found if point is not None]
+
+    def values(rows: Sequence[Point]) -> list[float]:
+        return [point.metric(metric.name) for point in rows]
+
+    dense = row(0, "dense")
+    margin = margin or default_margin(metric.unit, values(dense))
+    made: list[Verdict] = []
+    for level in levels:
+        rows = {role: row(level, role) for role in ("ticket", *roles)}
+        made.append(
+            verdict(
+                values(rows["ticket"]),
+                values(dense),
+                {role: values(rows[role]) for role in roles},
+                claim=claim,
+                margin=margin,
+                confidence=confidence,
+                higher_is_better=metric.higher_is_better,
+                resolution=resolution(metric.unit, examples),
+                steps=_budgets({"dense": dense, **rows}),
+                parents=_parents(dense),
+            )
+        )
+
+    def beside(level: int, role: str) -> LongerDifference:
+        """The tickets minus a network of another budget."""
+        compared = compare(
+            values(row(level, "ticket")),
+            values(row(level, role)),
+            margin=margin,
+            confidence=confidence,
+            higher_is_better=metric.higher_is_better,
+            resolution=resolution(metric.unit, examples),
+            name=role,
+        )
+        steps = round(_mean([point.budget or 0 for point in row(level, role)]))
+        return convert({**structs.asdict(difference(role, compared)), "steps": steps}, LongerDifference)
+
+    densities = [_mean([point.density for point in row(level, "ticket")]) for level in levels]
+    corrected = holm_verdicts(made)
+    return [
+        LevelVerdict(
+            level=level,
+            density=density,
+            **{**judgement(one), "p": raw.p},
+            p_holm=one.p,
+            beside=tuple(beside(level, role) for role in longer),
+        )
+        for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)
+    ]
+
+
+def judgement(made: Verdict) -> dict[str, Any]:
+    """A verdict as the fields of a `Judgement`."""
+    comparisons = {"dense": made.dense, **made.controls}
+    return {
+        "verdict": made.outcome,
+        "as_good_as_dense": made.as_good_as_dense,
+        "better_than_controls": made.better_than_controls,
+        "not_beaten": made.not_beaten,
+        "claim": made.claim,
+        "margin": made.margin,
+        "confidence": made.confidence,
+        "n": made.n,
+        "groups": made.groups,
+        "difference": made.dense.mean,
+        "interval": None if made.dense.low is None or made.dense.high is None else (made.dense.low, made.dense.high),
+        "p": made.p,
+        "p_as_good": made.p_as_good,
+        "p_loses": made.p_loses,
+        "p_better": made.p_better,
+        "p_not_better": made.p_not_better,
+        "more_seeds": made.more_seeds,
+        "reasons": made.reasons,
+        "assumptions": made.assumptions,
+        "comparisons": tuple(difference(role, one) for role, one in comparisons.items()),
+    }
+
+
+def difference(role: str, one: Comparison) -> Difference:
+    """The ticket minus one other network."""
+    p = one.p_noninferior if role == "dense" else one.p_superior
+    found = one.diagnosis
+    told = None
+    if found is not None:
+        told = Diagnosis(found.skewness, found.correlation, found.low, found.high, found.collapse_rate)
+    return Difference(role, one.mean, one.low, one.high, p, one.sd, told)
+
+
+def _budgets(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
+    """Steps by network; empty where a record of an older version does not tell."""
+    told = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
+    return told if all(len(told[role]) == len(points) for role, points in rows.items()) else {}
+
+
+def _parents(dense: Sequence[Point]) -> list[str | int] | None:
+    """Of each replicate its dense network, by its key in the store; None where each has one of its own.
+
+    Replicates have seeds of their own, so that a key that two of them have is a task's doing: one that makes the same
+    network whatever its seed.
+    """
+    keys: list[str | int] = [point.key or point.replicate for point in dense]
+    return keys if len(set(keys)) < len(keys) else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,259 @@
+"""Paired comparisons: a ticket against another network, trained from the same seeds.
+
+Each seed gives one difference, ticket minus other, turned so that higher is better. The differences are taken as
+independent and roughly normal (Student's one-sample t); with a least spread, as verdicts have it, less is assumed
+(`judging.guarded_tests`). What is said holds for the networks that other seeds would give on *this* test split; how
+much another test split would change is not part of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isfinite, sqrt
+from typing import Any
+
+from ticketry.errors import UsageError
+from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
+from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
+
+MOST_SEEDS = 1000
+"""Beyond this many seeds, the estimate of how many are needed gives up."""
+_ROUNDING = 1e-9
+"""A spread below this share of the values is the floating point's, not the networks'."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the differences to one other network show. Every p-value is one-sided; 1 where nothing can be said.
+
+    p-values are those of Student's t or, where there is a least spread, of `guarded_tests.guarded`.
+    """
+
+    n: int
+    """Seeds."""
+    mean: float
+    """Mean difference in the metric's unit; above 0, the ticket is the better one."""
+    sd: float | None
+    """Standard deviation of the differences (n - 1); None for one seed."""
+    spread: float | None
+    """The standard deviation that was reckoned with: `sd`, but not below the resolution; None if there is none."""
+    low: float | None
+    """Lower end of the two-sided t interval of the mean; None if there is no spread."""
+    high: float | None
+    margin: float
+    confidence: float
+    p_noninferior: float
+    """Of H0: mean <= -margin. Small: worse by less than the margin."""
+    p_superior: float
+    """Of H0: mean <= 0. Small: better."""
+    p_inferior: float
+    """Of H0: mean >= -margin. Small: worse by more than the margin."""
+    p_worse: float
+    """Of H0: mean >= 0. Small: worse."""
+    note: str = ""
+    """What is unusual about the spread of these differences, in words."""
+    least_spread: float | None = None
+    """The spread below which none was believed in the tests; None for plain t tests."""
+    differences: tuple[float, ...] = ()
+    """By seed."""
+    name: str = ""
+    """Of the other network, in words."""
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis | None:
+        """What the differences tell against the tests' assumptions; None for too few, and for plain t tests."""
+        return None if self.least_spread is None else diagnose(self.differences, self.least_spread, self.name)
+
+
+def compare(
+    ticket: Sequence[float],
+    other: Sequence[float],
+    *,
+    margin: float = 0.5,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
+    resolution: float | None = None,
+    least_spread: float | None = None,
+    name: str = "the other network",
+) -> Comparison:
+    """Compare two networks over paired seeds: `ticket[i]` and `other[i]` are from the same seed.
+
+    Args:
+        ticket: the metric of the ticket, one value a seed.
+        other: the same of the other network, in the same order.
+        margin: how much worse still counts as equally good, in the metric's unit; above 0.
+        confidence: of the two-sided interval; above 0.5.
+        higher_is_better: False for a loss or an error.
+        resolution: the metric's smallest step: 100 / number of test examples for an accuracy in %. The spread is
+            never taken to be below it, so that equal differences do not pass for perfect certainty.
+        least_spread: in the metric's unit, for the tests of `guarded_tests`; plain t tests without one. The interval is
+            the t interval of the spread that was seen in any case.
+        name: what the other network is called in messages.
+
+    Raises:
+        UsageError: if the numbers of values differ, one is not finite, or a setting is out of its range.
+    """
+    check_settings(margin, confidence, resolution, least_spread)
+    differences = _differences(ticket, other, higher_is_better, name)
+    n, mean, sd = len(differences), *_moments(differences)
+    scale = max(abs(value) for value in (*ticket, *other))
+    spread, note = _spread(sd, scale, resolution, name)
+    if spread is None:
+        unknown = Comparison(n, mean, sd, None, None, None, margin, confidence, 1.0, 1.0, 1.0, 1.0, note)
+        return replace(unknown, least_spread=least_spread, differences=differences, name=name)
+
+    def p_values(null: float) -> tuple[Any, Any]:
+        if least_spread is None:
+            return one_sided(mean, spread, n, null)
+        return guarded(differences, null, max(least_spread, resolution or 0.0))
+
+    p_noninferior, p_inferior = p_values(-margin)
+    p_superior, p_worse = p_values(0.0)
+    half = _half_width(spread, n, confidence)
+    return Comparison(
+        n,
+        mean,
+        sd,
+        spread,
+        mean - half,
+        mean + half,
+        margin,
+        confidence,
+        p_noninferior=float(p_noninferior),
+        p_superior=float(p_superior),
+        p_inferior=float(p_inferior),
+        p_worse=float(p_worse),
+        note=note,
+        least_spread=least_spread,
+        differences=differences,
+        name=name,
+    )
+
+
+def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
+    """p-values of H0: mean <= null and of H0: mean >= null, by Student's t with n - 1 degrees of freedom.
+
+    Numbers or NumPy arrays that broadcast; n >= 2 and spread > 0.
+    """
+    from scipy.stats import t
+
+    statistic = (mean - null) / (spread / n**0.5)
+    return t.sf(statistic, n - 1), t.cdf(statistic, n - 1)
+
+
+def seeds_needed(
+    distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
+) -> int | None:
+    """The fewest seeds with which a one-sided test at `alpha` rejects with probability `power`.
+
+    Args:
+        distance: how far beyond the null hypothesis the true mean is taken to be.
+        spread: the standard deviation of the differences, above 0.
+        alpha: the level of the test.
+        power: by the noncentral t distribution.
+        least_spread: of the tests of `guarded_tests`, for normal differences: each of them alone has that power. A
+            plain t test without one.
+
+    Returns:
+        None if the distance is not positive or more than `MOST_SEEDS` would be needed.
+    """
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import nct
+
+    if distance <= 0:
+        return None
+
+    def reached(n: int) -> bool:
+        error = spread / sqrt(n)
+        if least_spread is not None and ndtr((distance - collapse_edge(n, alpha, least_spread)) / error) < power:
+            return False
+        enough = float(stdtrit(n - 1, 1 - alpha))
+        if least_spread is None or spread >= least_spread:
+            return bool(nct.sf(enough, n - 1, distance / error) >= power)
+        return bool(ndtr((distance - enough * least_spread / sqrt(n)) / error) >= power)
+
+    fewest = 2 if least_spread is None else LEAST_SEEDS
+    enough = fewest  # doubled until it is enough: a large noncentrality, where SciPy's series fails, is never asked for
+    while enough < MOST_SEEDS and not reached(enough):
+        enough = min(2 * enough, MOST_SEEDS)
+    found = bisect_left(range(enough), True, lo=fewest, key=reached)
+    return found if found < enough or reached(enough) else None
+
+
+def check_settings(
+    margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
+) -> None:
+    """Raises `UsageError` if a setting is out of its range."""
+    if not (isfinite(margin) and margin > 0):
+        raise UsageError(f"a margin of {margin}: it must be above 0, in the metric's unit (0.5 points of accuracy)")
+    if not 0.5 < confidence < 1:
+        raise UsageError(f"a confidence of {confidence}: it must lie between 0.5 and 1 (0.95 means 95 %)")
+    if resolution is not None and not (isfinite(resolution) and resolution > 0):
+        raise UsageError(f"a resolution of {resolution}: it must be above 0 (100 / test examples for % of accuracy)")
+    if least_spread is not None and not (isfinite(least_spread) and least_spread > 0):
+        raise UsageError(f"a least spread of {least_spread}: it must be above 0, in the metric's unit, as the margin")
+
+
+def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
+    """Raises `UsageError` unless all networks were trained for equally many steps with every seed.
+
+    Args:
+        steps: training steps, one number a seed, by the network's name.
+    """
+    budgets = {name: sorted(set(counts)) for name, counts in steps.items()}
+    if len({count for counts in budgets.values() for count in counts}) > 1:
+        told = "; ".join(f"{name}: {', '.join(map(str, counts))} steps" for name, counts in budgets.items())
+        raise UsageError(f"unequal budgets ({told}): train all of them for the same number of steps, with every seed")
+
+
+def _differences(
+    ticket: Sequence[float], other: Sequence[float], higher_is_better: bool, name: str
+) -> tuple[float, ...]:
+    if not len(ticket):
+        raise UsageError("the ticket has no values: train it with at least one seed")
+    if len(ticket) != len(other):
+        raise UsageError(
+            f"{len(ticket)} values of the ticket and {len(other)} of {name}: seeds are compared in pairs,"
+            " so train both with the same ones"
+        )
+    for who, values in (("the ticket", ticket), (name, other)):
+        for index, value in enumerate(values):
+            if not isfinite(value):
+                raise UsageError(
+                    f"the metric of {who} is {value} at seed number {index + 1}: its training has failed;"
+                    " find out why, leaving the seed out would bias the verdict"
+                )
+    sign = 1.0 if higher_is_better else -1.0
+    return tuple(sign * (float(one) - float(two)) for one, two in zip(ticket, other, strict=True))
+
+
+def _moments(differences: Sequence[float]) -> tuple[float, float | None]:
+    import numpy as np
+
+    values = np.asarray(differences, dtype=np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _spread(sd: float | None, scale: float, resolution: float | None, name: str) -> tuple[float | None, str]:
+    """The spread to reckon with, and what to say about it."""
+    if sd is None:
+        return None, f"{name}: one seed has no spread, so nothing can be decided"
+    flat = sd <= _ROUNDING * scale
+    if resolution is not None and sd < resolution:
+        seen = "all differences are equal" if flat else f"their spread of {sd:.2g} is below the metric's resolution"
+        return resolution, f"{name}: {seen}; a spread of {resolution:.2g}, the resolution, is taken instead"
+    if flat:
+        return None, (
+            f"{name}: all differences are equal, which is no proof of certainty: nothing is decided"
+            " (do the seeds take effect? the metric's resolution, if given, is taken as the spread)"
+        )
+    return sd, ""
+
+
+def _half_width(spread: float, n: int, confidence: float) -> float:
+    from scipy.stats import t
+
+    return float(t.isf((1 - confidence) / 2, n - 1)) * spread / sqrt(n)

@@ -1,0 +1,1 @@
+"""What a command does, also from Python: searches, verifications, stability analyses, timings, structures."""

@@ -1,0 +1,254 @@
+"""A ticket timed against dense engines, or its network under synthetic masks; with its record."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import structs
+from torch import nn
+
+from ticketry.core.structure.shrinking.shrink import shrink
+from ticketry.engine.bench.compare import compare, timed_layers
+from ticketry.engine.bench.curve import Sweep, curve
+from ticketry.engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
+from ticketry.engine.bench.machine import choose_cores
+from ticketry.engine.bench.timing import Timing
+from ticketry.engine.bench.workload import Case
+from ticketry.engine.compiled import Compiled, load
+from ticketry.engine.example_inputs import at_batch
+from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import BenchOptions, ModelOptions
+from ticketry.experiments.record_files import as_read, now, run_of
+from ticketry.experiments.ticket_model import EXAMPLES, Source, compiled, source_by
+from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.store import digest_of
+from ticketry.records.schema import as_json
+from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ticketry.experiments.keyword_types import BenchKeywords
+
+S = TypeVar("S", bound=SpeedRecord)
+Say = Callable[[str], None]
+
+
+def bench(
+    what: str | PathLike[str],
+    *,
+    ticket: str | PathLike[str] | None = None,
+    store: str | PathLike[str] = ".ticketry",
+    **options: Unpack[BenchKeywords],
+) -> BenchRecord | CurveRecord:
+    """Time a ticket against dense engines, side by side: what ``ticketry bench`` does.
+
+    Args:
+        what: the folder of a ticket, or one of a run's tickets; or a model file that was made of one.
+        ticket: of a model file: the ticket that it was made of, whose model the dense engines run.
+        store: whose reports shall show what was measured, where the ticket is of one of its runs.
+        options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
+
+    Raises:
+        UsageError: for an argument that is not known, or cannot be.
+        EngineError: if a dense engine that is asked for is not to be had, or outputs are not equal.
+    """
+    asked, model = settings_of(options, BenchOptions, ModelOptions, what="bench(…)")
+    return measure(Path(what), asked, model, ticket=None if ticket is None else Path(ticket), store=Path(store))
+
+
+def measure(
+    what: Path,
+    options: BenchOptions,
+    model: ModelOptions,
+    *,
+    ticket: Path | None = None,
+    store: Path,
+    say: Say = lambda _: None,
+    command: str = "",
+) -> BenchRecord | CurveRecord:
+    """Time a ticket or a model file, see `bench`; or the ticket's network under synthetic masks."""
+    file = what if what.is_file() else None
+    if file and ticket is None:
+        raise UsageError(f"the dense engines need the model that {file} was made of: name its ticket with --ticket")
+    if file and options.densities:
+        raise UsageError("--densities makes masks of its own: name a ticket, not a model file")
+    if not file and ticket is not None:
+        raise UsageError(f"--ticket belongs to a model file, and {what} is none")
+    choose_cores(options.threads, load={})  # there are as many
+    kept_in = store if (store / "store.json").exists() else None
+    say("reading the ticket")
+    source = source_by(model, ticket or what)
+    if not options.densities:
+        return execute_bench(source, options, file=file, store=kept_in, say=say, command=command)
+    return execute_curve(source, options, store=kept_in, say=say, command=command)
+
+
+def tickets_of(run: Path, replicates: int) -> list[Path]:
+    """The tickets of a run's first replicates, the densest first.
+
+    Raises:
+        UsageError: if there are none, or a folder among them is no ticket of a run.
+    """
+    found = sorted((run / "tickets").iterdir(), key=_place_of)
+    found = [ticket for ticket in found if _place_of(ticket)[1] < replicates]
+    if not found:
+        raise UsageError(f"{run} has no tickets of its first {replicates} replicates")
+    return found
+
+
+def _place_of(ticket: Path) -> tuple[int, int]:
+    """Level and replicate in the name of a run's ticket."""
+    found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
+    if found is None:
+        raise UsageError(f"{ticket} is no ticket that a run has saved")
+    return int(found[2]), int(found[1])
+
+
+def execute_bench(
+    source: Source,
+    options: BenchOptions,
+    *,
+    file: Path | None = None,
+    store: Path | None = None,
+    say: Say = lambda _: None,
+    command: str = "",
+) -> BenchRecord:
+    """Time the ticket in its engine against dense ones, at each batch; the record.
+
+    Where the mask is channel-wise the physically smaller model is timed in the dense engines too.
+
+    Args:
+        file: a model file to time, instead of compiling the ticket.
+        store: the record is kept in its folder `evidence`, if the ticket is of one of its runs.
+    """
+    dense = rivals(options.against or None)
+    say(f"compiling {source.path.name}")
+    fast, seconds = _engine(source, file, options)
+    small = shrunk_model(source)
+    contenders: list[Contender] = [*dense, Sparse(lambda case: _planned(fast, case, options))]
+    if small is not None:
+        contenders += [Shrunk(engine, small) for engine in dense]
+    found = [_compared(source, options, contenders, batch, _at(batch, say)) for batch in options.batch]
+    last = at_batch(source.inputs, options.batch[-1])[0]
+    layers = timed_layers(fast, source.model, source.mask, last, options.precision)
+    record = BenchRecord(
+        **_head(source, options, store, command),
+        structure="channel-wise" if small is not None else "unstructured or group-wise",
+        compile_seconds=seconds,
+        weight_bytes=fast.weight_bytes,
+        table_batches=tuple(sorted({EXAMPLES, *options.batch})),
+        dense_bytes=sum(value.nbytes for value in source.model.parameters()),
+        comparisons=tuple(found),
+        layers_batch=options.batch[-1],
+        layers=tuple(layers),
+    )
+    return _kept(record, store)
+
+
+def execute_curve(
+    source: Source,
+    options: BenchOptions,
+    *,
+    seed: int = 0,
+    store: Path | None = None,
+    say: Say = lambda _: None,
+    command: str = "",
+) -> CurveRecord:
+    """Time the ticket's network under synthetic masks of other densities; the record."""
+    found = []
+    for batch in options.batch:
+        case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
+        found.append(
+            curve(
+                case,
+                rivals(options.against or None),
+                lambda case: _planned(
+                    compiled(replace(source, model=case.model), precision=options.precision)[0], case, options
+                ),
+                sweep=Sweep(options.pattern, options.densities, seed),
+                timing=_timing(options),
+                required=options.against,
+                on_cores=options.cores or None,
+                say=_at(batch, say),
+            )
+        )
+    record = CurveRecord(
+        **_head(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
+    )
+    return _kept(record, store)
+
+
+def _compared(source: Source, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say) -> Timed:
+    case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
+    return compare(
+        case, contenders, _timing(options), required=options.against, on_cores=options.cores or None, say=say
+    )
+
+
+def _timing(options: BenchOptions) -> Timing:
+    return Timing(rounds=options.rounds, cold=options.cold, clock=options.clock)
+
+
+def _at(batch: int, say: Say) -> Say:
+    return lambda text: say(f"batch {batch}: {text}")
+
+
+def _planned(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
+    """With the plan for the case's batch that is fastest here, if that was asked for."""
+    return fast.tune(*case.inputs) if options.tune else fast
+
+
+def _engine(source: Source, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
+    """Compiled now, or read; with the seconds that it took."""
+    if file is None:
+        return compiled(source, precision=options.precision, threads=options.threads)
+    began = time.perf_counter()
+    fast = load(file, threads=options.threads)
+    fast(source.inputs)
+    return fast, time.perf_counter() - began
+
+
+def shrunk_model(source: Source) -> nn.Module | None:
+    """The physically smaller model of a channel-wise mask; None for other masks."""
+    try:
+        small = shrink(source.model, source.mask, source.inputs)
+    except (MaskError, StructureError):
+        return None
+    before = sum(value.numel() for value in source.model.parameters())
+    smaller = sum(value.numel() for value in small.parameters()) < before
+    return small.eval().requires_grad_(False) if smaller else None
+
+
+def _head(source: Source, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
+    """What both kinds of records tell. The name is that of what was asked, so that the same is kept once."""
+    return {
+        **source.about(),
+        "name": "",
+        "run": run_of(store, source.path) if store is not None else "",
+        "precision": options.precision,
+        "threads": options.threads,
+        "tuned": options.tune,
+        "date": now(),
+        "command": command,
+    }
+
+
+def _kept(record: S, store: Path | None) -> S:
+    """The record with its name; in the store, if the ticket is of a run of it."""
+    told = as_json(record)
+    asked = {name: told.get(name) for name in ("kind", "ticket", "weights", "precision", "threads", "tuned", "pattern")}
+    batches = [one.batch for one in record.comparisons]
+    name = f"{told['kind']}-{digest_of({**asked, 'batches': batches})[:8]}"
+    record = as_read(structs.replace(record, name=name))
+    if store is not None and record.run:
+        write_sealed(Paths(store).evidence(name), as_json(record))
+    return record

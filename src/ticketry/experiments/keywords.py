@@ -1,0 +1,45 @@
+"""Keyword arguments as settings: checked by name and type, as the command line checks words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_origin, get_type_hints
+
+import msgspec
+
+from ticketry.errors import UsageError
+from ticketry.registry import did_you_mean
+
+
+def settings_of(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
+    """An instance of each dataclass, from the arguments that are its fields.
+
+    A list stands for a tuple, and a single value for a tuple of one.
+
+    Args:
+        what: is called, for the error: ``run("iterative", …)``.
+
+    Raises:
+        UsageError: for an argument that none of them has, or of another type; the nearest names are told.
+    """
+    known = {field.name for kind in kinds for field in fields(kind)}
+    for name in given:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{what} has no argument {name!r}: {near}it takes {', '.join(sorted(known))}")
+    return tuple(_made(kind, given, what) for kind in kinds)
+
+
+def _made(kind: type[Any], given: Mapping[str, Any], what: str) -> Any:
+    hints, own = get_type_hints(kind), {field.name for field in fields(kind)}
+    return kind(**{name: _value(name, value, hints[name], what) for name, value in given.items() if name in own})
+
+
+def _value(name: str, value: Any, hint: Any, what: str) -> Any:
+    if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
+        value = (value,)
+    try:
+        return msgspec.convert(value, hint, dec_hook=lambda kind, one: kind(one))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{what}: {name} is {value!r:.60}, which cannot be: {error}") from None

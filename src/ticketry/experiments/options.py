@@ -1,0 +1,149 @@
+"""What commands take: where to train, which weights of a ticket, what to time and what structure to give. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ticketry.core.structuring import Structuring
+from ticketry.errors import UsageError
+
+if TYPE_CHECKING:
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.runners.runner import OnEvent
+    from ticketry.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabOptions:
+    """Options of a lab."""
+
+    store: Path = Path(".ticketry")
+    """Folder in which everything trained is kept."""
+    data: Path | None = None
+    """Folder in which data sets are looked for first."""
+    workers: int | None = None
+    """Local processes, one network each; by default one a core; 0 trains in this one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu, cuda or auto."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
+    threads: int = 1
+    """CPU threads of one training; part of what decides its bits."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints inside a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Of a ticket's model."""
+
+    weights: Literal["trained", "start"] = "trained"
+    """trained, or start: those that the ticket's training starts from."""
+    task: str = ""
+    """Only for a ticket whose task cannot be made by the name that is written in it."""
+    trust: bool = False
+    """Use whatever task and network the ticket names: code of that name is imported and run, files are opened."""
+    data: Path | None = None
+    """Folder of data sets, for a task of your own that takes its example inputs from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is timed against what, in the words of the command line."""
+
+    batch: tuple[int, ...] = (1, 8, 64)
+    """Examples in a call."""
+    against: tuple[str, ...] = ()
+    """Dense engines; by default all that are installed."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32 or bf16, of all engines."""
+    threads: int = 1
+    """Of each engine, each kept on a core of its own."""
+    rounds: int = 15
+    """How often every engine is timed, in turns."""
+    cold: bool = False
+    """Empty the caches before every call; otherwise calls follow each other."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu: time that the threads of this process have computed, for a machine that others use too."""
+    cores: tuple[int, ...] = ()
+    """Which ones, as many as threads; by default the idlest."""
+    tune: bool = False
+    """Time several plans of the engine at each batch, and keep the fastest."""
+    densities: tuple[float, ...] = ()
+    """Time the network under synthetic masks of these densities instead of the ticket's own mask."""
+    pattern: str = "unstructured"
+    """Of synthetic masks: unstructured, groups:ROWS (neighbours share their columns), groups:ROWS:any (rows that
+    lie anywhere), groups:ROWS:pairs (neighbouring inputs are kept together), channels."""
+
+    def __post_init__(self) -> None:
+        if not self.batch or min(self.batch) < 1:
+            raise UsageError(f"batches have at least one example, not {min(self.batch, default=0)}")
+        if self.cores and len(self.cores) != self.threads:
+            raise UsageError(f"{self.threads} threads need as many cores, not {len(self.cores)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureOptions:
+    """Of the structure that a ticket is given, in the words of the command line."""
+
+    rows: int = 16
+    """Of regroup: rows of a group."""
+    density: float | None = None
+    """Fraction kept, of all that the new mask is of: of refill+, regroup, channels."""
+    plus: float = 0.0
+    """Of refill+: the share of the emptied channels that is filled back; 0 stands for 0.2."""
+    method: Literal["similarity", "hypergraph", "paper", "random"] = "similarity"
+    """Of regroup: similarity, hypergraph (extra hypergraph), paper or random."""
+    collapse: Literal["raise", "keep"] = "raise"
+    """Of regroup, where a layer's weights do not pay for one column of each group: raise (an error), or keep."""
+    score: str = "l1"
+    """Of refill, refill+ and channels: what ranks channels, see `ticketry list scores`; of refill also remaining."""
+    coupled: str = "agree"
+    """Of refill and refill+: channels that go together across layers agree, or only inner ones go."""
+    spare: tuple[str, ...] = ()
+    """Names or patterns of layers that stay as they are (fc3, layer1.*); of refill and channels, with all channels."""
+    seed: int = 0
+    """Of what is drawn at random."""
+    null: bool = True
+    """Of regroup: measure the coverage of masks without structure too; --no-null saves the time."""
+
+    def structuring(self, kind: str) -> Structuring:
+        """Of that kind; `UsageError` for an option of another kind."""
+        own = {field.name for field in fields(Structuring)}
+        return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
+
+
+@contextlib.contextmanager
+def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
+    """The lab that the options ask for; a task that cannot be made again by name is trained in this process."""
+    import torch
+
+    from ticketry.lab.lab import Lab, default_workers
+    from ticketry.lab.runners.process_guard import keep_freed_memory
+
+    workers = default_workers() if options.workers is None else options.workers
+    if task is not None and not task.spec:
+        workers = 0
+    if not workers:
+        keep_freed_memory()
+    threads = torch.get_num_threads()
+    if options.device != "cuda":
+        torch.set_num_threads(1)  # this process only directs: its small work is slowed by threads, workers are not
+    try:
+        with Lab(
+            options.store,
+            data=options.data,
+            workers=workers,
+            device=options.device,
+            precision=options.precision,
+            threads=options.threads,
+            checkpoint_seconds=options.checkpoint_seconds,
+            on_event=on_event,
+        ) as lab:
+            yield lab
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,210 @@
+"""What a search has found so far: the rows of its record, its rounds, and tickets, each saved as a folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from msgspec import convert
+from msgspec.structs import replace
+
+from ticketry.core.mask import Mask
+from ticketry.core.mask_pictures import first_layer, structure_pictures
+from ticketry.core.scope import named_parameters
+from ticketry.core.structuring import Structuring
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.experiments.request import SearchRequest
+from ticketry.lab.costs.phases import Phases, phases_of
+from ticketry.lab.environment import environment
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import DYNAMIC, Found, budget
+from ticketry.lab.structured_masks import fits
+from ticketry.lab.training.segment import Result
+from ticketry.records.network import FirstLayer, Layer, Point
+from ticketry.records.run import Round
+from ticketry.records.schema import as_json
+from ticketry.records.structure import LayerPicture, Structure
+from ticketry.tasks.task import Task
+
+OnPoint = Callable[[Point], None]
+
+
+class Points:
+    """The rows of a record, collected from several threads."""
+
+    def __init__(self, lab: Lab, run: SearchRequest, folder: Path, on_point: OnPoint | None) -> None:
+        self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
+        self._lock = threading.Lock()
+        self._dense: dict[int, Result] = {}
+        self._found: dict[int, list[Found]] = {}
+        self.phases: list[Phases] = []
+        """Of each of `rows`."""
+        self._shape: tuple[int, ...] | None = getattr(run.task, "shape", None)
+        self.rows: list[Point] = []
+        self.segments: dict[str, Result] = {}
+        self.rounds = Rounds()
+        self.searched: dict[str, Result] = {}
+        """Trainings that masks come from, where they are told with the ticket, by replicate and key."""
+        self.gradients = 0
+        """Batches that trained nothing, of all tickets, see `Found.gradients`."""
+        self.rewind_step = 0
+        self.retrain = ""
+        self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
+        self.total = 0
+        """Elements in scope; 0 until the first ticket."""
+
+    def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
+        """The dense network, or a ticket, which is saved as a folder; returns its density and number of weights."""
+        self.rewind_step = found.rewound.segment.last
+        self.retrain = found.retrain
+        phases = self.phases_of(replicate, found)
+        self._found.setdefault(replicate, []).append(found)
+        if found.mask is None:
+            self._dense[replicate] = found.result
+            self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
+            return {}
+        mask = self._lab.store.get_mask(found.mask)
+        more: dict[str, Any] = {
+            "told_layers": tuple(convert(layer, Layer, from_attributes=True) for layer in mask.table())
+        }
+        self.total = mask.total
+        if found.searched:
+            more["search_steps"] = found.search_steps
+            more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
+            for variant in found.searched[-1].segment.variants:
+                more |= variant.told_of_ticket()
+            with self._lock:
+                self.rounds.add(replicate, found)
+                self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
+                self.gradients += found.gradients
+        else:
+            with self._lock:
+                self.searched[f"{replicate} {found.dense.segment.key}"] = found.dense
+        if found.moment is not None:
+            more["moment"] = found.moment
+        structure = None
+        if found.structured:
+            before = self._lab.store.get_mask(found.structured.of)
+            structure = self._structure(found, before)
+            pictures = structure_pictures(before, mask) if replicate == 0 else []
+            more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
+        more["ticket"] = str(self._save(replicate, found, mask, phases, structure))
+        # Of whole channels every input has the same share, or the inputs' own channels would be missing.
+        single = not found.result.segment.whole_channels
+        if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
+            more["first_layer"] = convert(picture, FirstLayer)
+        counts = {"density": mask.density, "kept": mask.kept, "budget": budget(found)}
+        self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
+        return counts
+
+    def phases_of(self, replicate: int, found: Found) -> Phases:
+        """Of a network that a replicate found, now or before."""
+        before = [each for each in self._found.get(replicate, []) if each.level < found.level]
+        return phases_of(found, before)
+
+    def add(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
+        """A trained network; `more` has its density and the number of weights kept, if it is sparse."""
+        told: dict[str, Any] = {
+            "density": 1.0,
+            "validation": result.metrics["validation"],
+            "test": result.metrics["test"],
+            "steps": result.segment.steps,
+            "seconds": result.train_seconds,
+            "key": result.segment.key,
+            **more,
+        }
+        row = Point(replicate=replicate, level=level, role=role, **told)
+        with self._lock:
+            self.rows.append(row)
+            self.phases.append(phases)
+            self.segments[result.segment.key] = result
+        if self._on_point:
+            self._on_point(row)
+
+    def count(self, results: Iterable[Result]) -> None:
+        """Trainings that are no row of their own, for what the run costs."""
+        with self._lock:
+            self.segments.update({each.segment.key: each for each in results})
+
+    def _structure(self, found: Found, before: Mask) -> Structure:
+        """How a mask was given its structure, and how well it fits the one `before`."""
+        how = found.structured
+        assert how is not None
+        assert found.mask is not None
+        return structure_of(how.by, before.density, fits(self._lab, self._run.task, how, found.mask))
+
+    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None) -> Path:
+        lab, run, segment = self._lab, self._run, found.result.segment
+        assert segment.start.state is not None
+        task, dense = run.task_of(replicate), self._dense[replicate]
+        metric = task.metric
+        info = {
+            "method": run.method.name,
+            "settings": asdict(run.settings),
+            "recipe": asdict(segment.recipe),
+            "task": {"name": task.name, "key": dict(task.key()), "spec": _spec(task)},
+            "metric": asdict(metric),
+            "value": found.result.metrics["test"][metric.name],
+            "dense_value": dense.metrics["test"][metric.name],
+            "metrics": found.result.metrics,
+            "level": found.level,
+            "replicate": replicate,
+            "parameters": self.parameters,
+            "seeds": asdict(run.seeds.replicate(replicate)),
+            "rewind_step": found.rewound.segment.last,
+            "retrain": found.retrain,
+            "search_steps": phases.steps,
+            "segment": {**segment.describe(), "mask": segment.mask, "shrunk": segment.whole_channels},
+            "trained_state": found.result.model,
+            "environment": environment(),
+            **({"structure": as_json(structure)} if structure else {}),
+        }
+        path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
+        if not Ticket.is_saved(path, info):
+            # Of a mask that moved the start is that of the whole training, not of what came after the last move.
+            begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
+            start = lab.store.get_tensors(begun)
+            Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
+        return path
+
+
+def _spec(task: Task) -> dict[str, Any] | None:
+    """The request that makes the task again, where there is one."""
+    return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
+
+
+def structure_of(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
+    """What a structure is told as: its kind and options, the density `before`, and how well it fits each layer."""
+    told = {**by.describe(), "name": str(by), "density_before": before, "layers": layers}
+    return convert(told, Structure)
+
+
+class Rounds:
+    """The rows of a record's ``rounds``: one for each round of each replicate, those tried in vain among them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, str], Round] = {}
+
+    def add(self, replicate: int, found: Found) -> None:
+        """Take note of what a ticket's mask comes from; calls of one replicate come one after another."""
+        for result in found.searched:
+            key = (replicate, result.segment.key)
+            if key not in self._rows and (row := _round(replicate, found.level, result)):
+                self._rows[key] = row
+            if key in self._rows and result is found.searched[-1]:
+                self._rows[key] = replace(self._rows[key], used=True)
+
+    def rows(self) -> tuple[Round, ...]:
+        """In the order of replicates and levels."""
+        return tuple(sorted(self._rows.values(), key=lambda row: (row.replicate, row.level)))
+
+
+def _round(replicate: int, level: int, result: Result) -> Round | None:
+    """A training as a round, if some variant of training tells it as one."""
+    told = [row for variant in result.segment.variants if (row := variant.told_of_round(result.record))]
+    common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
+    common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
+    return convert({**common, **told[0]}, Round) if told else None

@@ -1,0 +1,90 @@
+"""Records on the way to their files: as they will be read back, kept where nothing new was trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec import Struct, convert
+
+from ticketry.errors import StoreError
+from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.environment import environment
+from ticketry.lab.lab import Lab
+from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.records.schema import as_json, read
+from ticketry.records.verdict import Metric
+from ticketry.records.verdict import Task as TaskTold
+from ticketry.tasks.task import Task
+
+R = TypeVar("R", bound=Struct)
+
+_log = logging.getLogger(__name__)
+
+
+def as_read(record: R) -> R:
+    """A record as it will be read back from its file: checked, lists in its free-form parts where there were tuples."""
+    values = json.loads(json.dumps(as_json(record)))
+    return read(type(record), values, what="record", advice="What was trained is in the store")
+
+
+def earlier_record(file: Path, kind: type[R]) -> R | None:
+    """The record that was written before; None if there is none, or only a damaged one or one of another version."""
+    try:
+        found = read_sealed(file)
+        return None if found is None else read(kind, found, what=str(file), advice="")
+    except StoreError as error:
+        if file.exists():
+            _log.warning("the record is written anew: %s", error)
+        return None
+
+
+def written(file: Path, record: R, done: Ledger, *, told_by: str) -> R:
+    """The record, written to `file`; or the one that is there, if nothing was trained and its `told_by` is the same.
+
+    What a result has cost, and when, is told by the record of when it was trained.
+    """
+    record = as_read(record)
+    earlier = earlier_record(file, type(record))
+    known = earlier and getattr(earlier, "name", "") == getattr(record, "name", "")
+    if earlier and known and done.segments_trained == 0 and getattr(earlier, told_by) == getattr(record, told_by):
+        return earlier
+    write_sealed(file, as_json(record))
+    return record
+
+
+def task_told(task: Task, *, parameters: int, prunable: int) -> TaskTold:
+    """A task, as records tell it."""
+    metric = convert(asdict(task.metric), Metric)
+    return TaskTold(task.name, str(task.key().get("model", "")), metric, parameters, prunable)
+
+
+def environment_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
+    """What decided the numbers of a record beside its settings, and when it was made."""
+    return {
+        **environment(),
+        "device": arithmetic.device,
+        "precision": arithmetic.precision,
+        "threads_per_segment": arithmetic.threads,
+        "workers": lab.workers,
+        "date": now(),
+    }
+
+
+def now() -> str:
+    """The present, for records."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def run_of(store: Path, ticket: Path) -> str:
+    """The run of a store that saved the ticket, by where it is; an empty text for a ticket from elsewhere."""
+    try:
+        return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]
+    except (ValueError, IndexError):
+        return ""

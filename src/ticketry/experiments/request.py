@@ -1,0 +1,121 @@
+"""What a search is asked to do: method, task, settings, recipe, replicates, seeds and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ticketry import search
+from ticketry.evidence.comparison_names import check_controls
+from ticketry.lab.search_result import Seeds
+from ticketry.lab.store import digest_of
+from ticketry.search import Method
+from ticketry.search.common.scope import Patterned
+from ticketry.search.common.structure import Restructuring
+from ticketry.tasks import catalogue
+from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.task import Task
+
+LATER = {
+    "keep_at_least": 0,
+    "structured": False,
+    "multiple": 1,
+    "when": "end",
+    "budget": "",
+    "embeddings": False,
+    "kind": "continuous",
+    **{each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))},
+}
+"""Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
+another one for runs that are stored."""
+
+
+USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What to do: all that a run file holds."""
+
+    method: Method
+    task: Task
+    settings: Any
+    recipe: Recipe
+    replicates: int = 3
+    seeds: Seeds = field(default_factory=Seeds)
+    controls: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_controls(self.controls)
+
+    def task_of(self, replicate: int) -> Task:
+        """The task as that replicate has it: of data with several splits each may have its own."""
+        return catalogue.of_replicate(self.task, replicate)
+
+    @property
+    def name(self) -> str:
+        """Method, task and a digest of everything that matters: the same run has the same name."""
+        return f"{_in_a_path(self.method.name)}-{_in_a_path(self.task.name)}-{digest_of(self.identity())[:8]}"
+
+    def identity(self) -> dict[str, Any]:
+        """What names are made of: as described, without what came later and says nothing."""
+        told = asdict(self.settings)
+        settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
+        return self.describe() | {"settings": settings}
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "method": self.method.name,
+            "task": dict(self.task.key()),
+            "settings": asdict(self.settings),
+            "recipe": asdict(self.recipe),
+            "replicates": self.replicates,
+            "seeds": asdict(self.seeds),
+            "controls": list(self.controls),
+        }
+
+
+def _in_a_path(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
+
+
+def request_of(
+    method: str | Method,
+    task: str | Task,
+    settings: Any,
+    *,
+    replicates: int = 3,
+    controls: str | Iterable[str] = USUAL_CONTROLS,
+    seeds: int | Seeds = 0,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+) -> SearchRequest:
+    """A request in the words of the command line.
+
+    Args:
+        controls: one or several; none, or nothing, for none.
+        seeds: of the first replicate; one number for all three.
+        recipe: what differs from the task's own, by name; or a whole recipe.
+    """
+    task = named_task(task)
+    named = (controls,) if isinstance(controls, str) else tuple(controls)
+    return SearchRequest(
+        method=named_method(method),
+        task=task,
+        settings=settings,
+        recipe=recipe if isinstance(recipe, Recipe) else recipe_from({**asdict(task.recipe), **(recipe or {})}),
+        replicates=replicates,
+        seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
+        controls=() if named == ("none",) else named,
+    )
+
+
+def named_method(method: str | Method) -> Method:
+    """The method that is meant; `UsageError` for a name that is not known."""
+    return search.method(method) if isinstance(method, str) else method
+
+
+def named_task(task: str | Task) -> Task:
+    """The task that is meant; `TaskError` for a name that is not known."""
+    return catalogue.get(task) if isinstance(task, str) else task

@@ -1,0 +1,342 @@
+"""A search from Python, as the command line carries it out, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec.structs import replace
+
+from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
+from ticketry.evidence.settings import VerifySettings
+from ticketry.experiments.frames import frame_of
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import BenchOptions, LabOptions, opened
+from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
+from ticketry.lab.search_result import Seeds
+from ticketry.records.display import Cell, html_table
+from ticketry.records.evidence import VerifyRecord
+from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.run import RunRecord
+from ticketry.records.schema import as_json
+from ticketry.records.speed import BenchRecord
+from ticketry.records.structure import Structure
+from ticketry.records.verdict import LevelVerdict
+from ticketry.report import relative_costs, verdict_line, write_report
+from ticketry.search import Method
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas
+
+    from ticketry.core.ticket.ticket import Ticket
+    from ticketry.evidence.verdict import Verdict
+    from ticketry.experiments.bench import Say
+    from ticketry.experiments.points import OnPoint
+    from ticketry.lab.runners.runner import OnEvent
+
+CLOSE = 0.1
+"""How far, relative to it, the density of tickets may lie from one that is asked for."""
+
+
+@dataclass(frozen=True)
+class RunTicket:
+    """One ticket that a run has saved."""
+
+    path: Path
+    """Its folder."""
+    density: float
+    level: int
+    replicate: int
+    metric: str
+    """The name of what the values are."""
+    value: float
+    """On the test split."""
+    validation_value: float
+    dense_value: float
+    """The dense network's, on the test split."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def load(self) -> Ticket:
+        """Read it from its folder."""
+        from ticketry.core.ticket.ticket import Ticket
+
+        return Ticket.load(self.path)
+
+
+@dataclass(repr=False)
+class Run:
+    """A search that was carried out. Shows itself as a table in a notebook."""
+
+    request: SearchRequest
+    record: RunRecord
+    """All that is told of it, as in its folder's ``run.json``."""
+    options: LabOptions
+    now: Mapping[str, int]
+    """Segments asked for and trained, and steps trained, this time: nothing is trained where all was in the store."""
+    command: str = ""
+    verification: VerifyRecord | None = None
+    """Of the ticket that `verify` chose."""
+    timing: BenchRecord | None = None
+    """Of the ticket that `bench` chose."""
+
+    @property
+    def name(self) -> str:
+        """Method, task and a digest of everything that matters."""
+        return self.record.name
+
+    @property
+    def path(self) -> Path:
+        """The folder with its record, tickets, run file and report."""
+        from ticketry.lab.store.paths import Paths
+
+        return Paths(self.options.store).run(self.name)
+
+    @cached_property
+    def tickets(self) -> tuple[RunTicket, ...]:
+        """Every ticket, by replicate and level (the densest first)."""
+        metric = self.record.task.metric.name
+        dense = {point.replicate: point.metric(metric) for point in self.record.points if point.role == DENSE}
+        return tuple(
+            RunTicket(
+                path=Path(point.ticket),
+                density=point.density,
+                level=point.level,
+                replicate=point.replicate,
+                metric=metric,
+                value=point.metric(metric),
+                validation_value=point.metric(metric, "validation"),
+                dense_value=dense[point.replicate],
+            )
+            for point in self._points
+        )
+
+    @property
+    def verdicts(self) -> tuple[LevelVerdict, ...]:
+        """Of each level: the tickets against dense and controls, paired by replicate, corrected for their number."""
+        return self.record.verdicts
+
+    @property
+    def costs(self) -> list[dict[str, Any]]:
+        """What each ticket cost, search and dense steps included, relative to dense: see `report.relative_costs`."""
+        return relative_costs(self.record)
+
+    def best(self, density: float | None = None) -> RunTicket:
+        """The ticket to go on with. It is chosen by the validation split, so that the test split says what it is worth.
+
+        Args:
+            density: of the level that is nearest; by default the sparsest level that looks like a winner, or the
+                ticket that is best if none does.
+
+        Raises:
+            UsageError: if there are no tickets, or none of about that density.
+        """
+        if not self.tickets:
+            raise UsageError(f"the run {self.name} found no tickets")
+        found = self.tickets
+        if density is not None:
+            nearest = min(found, key=lambda one: abs(one.density - density))
+            if abs(nearest.density - density) > CLOSE * density:
+                there = ", ".join(f"{one:.4g}" for one in sorted({one.density for one in found}, reverse=True))
+                raise UsageError(f"the run {self.name} has no tickets of density {density:g}; there are {there}")
+            found = tuple(one for one in found if one.level == nearest.level)
+        elif chosen := self.winner():
+            found = tuple(one for one in found if one.level == chosen.level)
+        return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
+
+    def frame(self) -> pandas.DataFrame:
+        """Every trained network, a row each, as a table of pandas; `MissingExtraError` without pandas."""
+        from ticketry.report.tables.results import Results
+        from ticketry.report.tables.rows import point_rows
+
+        return frame_of(point_rows([Results(self.record)]))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page of the run, with what was verified and timed, and return it; by default into its folder."""
+        evidence = [one for one in (self.verification, self.timing) if one is not None]
+        return write_report(self.record, Path(path or self.path / "report.html"), evidence=evidence)
+
+    def verify(
+        self,
+        settings: VerifySettings | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        on_interim: Callable[[Verdict], None] | None = None,
+    ) -> VerifyRecord | None:
+        """Verify the sparsest ticket that looks like a winner, from fresh seeds; None if none does.
+
+        Args:
+            settings: by default with the run's own controls and a small dense network.
+        """
+        from ticketry.experiments.verify import verify_ticket
+
+        chosen = self.winner()
+        if chosen is None:
+            return None
+        controls = tuple(name for name in self.request.controls if name not in LONGER)
+        settings = settings or VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
+        task = self.request.task_of(chosen.replicate)
+        self.verification = verify_ticket(
+            chosen.ticket,
+            settings,
+            self.options,
+            task=task,
+            command=self.command,
+            on_event=on_event,
+            on_interim=on_interim,
+        )
+        return self.verification
+
+    def bench(self, options: BenchOptions | None = None, *, say: Say = lambda _: None) -> BenchRecord | None:
+        """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does."""
+        from ticketry.experiments.bench import execute_bench
+        from ticketry.experiments.ticket_model import source_of
+
+        chosen = self.winner()
+        if chosen is None:
+            return None
+        source = source_of(chosen.ticket, task=self.request.task_of(chosen.replicate), data=self.options.data)
+        self.timing = execute_bench(
+            source, options or BenchOptions(), store=self.options.store, say=say, command=self.command
+        )
+        return self.timing
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as JSON values: what ``ticketry search --json`` prints."""
+        values = as_json(replace(self.record, points=()))
+        keys = ("run", "method", "task", "cost", "store", "environment")
+        return {"tickets": self._tickets_json(), **{key: values[key] for key in keys}, "now": dict(self.now)}
+
+    def _tickets_json(self) -> list[dict[str, Any]]:
+        costs = {(one.pop("replicate"), one.pop("level")): one for one in self.costs}
+        settings = self.record.settings
+        return [
+            {
+                "path": point.ticket,
+                "density": point.density,
+                "sparsity": 1 - point.density,
+                "kept": point.kept,
+                "level": point.level,
+                "replicate": point.replicate,
+                "metric": one.metric,
+                "value": one.value,
+                "dense_value": one.dense_value,
+                "validation_value": one.validation_value,
+                "steps": point.steps,
+                "retrain": settings["retrain"],
+                "budget": settings.get("budget", ""),
+                "cost": as_json(point.phases) if point.phases else None,
+                "relative_cost": costs.get((point.replicate, point.level)),
+                **({"structure": _structure_json(point.structure)} if point.structure else {}),
+            }
+            for point, one in zip(self._points, self.tickets, strict=True)
+        ]
+
+    @property
+    def _points(self) -> list[Point]:
+        return [point for point in self.record.points if point.role == TICKET]
+
+    def winner(self) -> Point | None:
+        """The sparsest ticket that looks like a winner, which is worth verifying: see `verify.sparsest_winner`."""
+        from ticketry.experiments.verify import sparsest_winner
+
+        return sparsest_winner(self.record)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}: {len(self.tickets)} tickets in {str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        from ticketry.report.tables.terminal import summary_cells
+
+        title, header, rows = summary_cells(self.record)
+        found = {str(one.level): one.verdict for one in self.verdicts}
+        table: list[list[Cell]] = [[*row, found.get(row[0], "")] for row in rows]
+        told = [verdict_line(self.record), f"{len(self.tickets)} tickets in {self.path}"]
+        if self.verification is not None:
+            answers = self.verification.answers
+            told.append(f"verified from fresh seeds: {self.verification.verdict}{answers and f' ({answers})'}")
+        caption = f"{self.record.title} on {self.record.task.name}: {title}"
+        return html_table(caption, [*header, "verdict"], table, told)
+
+
+def run(
+    method: str | Method,
+    task: str | Task = "digits",
+    *,
+    replicates: int = 3,
+    controls: str | Iterable[str] = USUAL_CONTROLS,
+    seeds: int | Seeds = 0,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    verify: bool = False,
+    **options: Any,
+) -> Run:
+    """Search for tickets, train their controls and judge them: what ``ticketry search`` does.
+
+    Everything trained is kept in a store: run again, it is taken from there; killed, it goes on where it stopped.
+
+    Args:
+        method: a name of ``ticketry list methods``, or package.module:object.
+        task: a name of ``ticketry list tasks``, package.module:object, or a task.
+        replicates: how many times, each with other seeds.
+        controls: networks that should lose, trained beside each ticket; none for an empty list.
+        seeds: of the first replicate; the next ones count up.
+        recipe: how to train; or what differs from the task's own recipe, by name.
+        verify: verify the sparsest ticket that looks like a winner, from fresh seeds.
+        options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``), those of `LabOptions`
+            (``store``, ``data``, ``workers``, ``device`` …), ``energy`` (meter or estimate), and ``bench=True`` to
+            time that ticket.
+
+    Raises:
+        UsageError: for an argument that is not known, or cannot be.
+        TicketryError: for whatever makes training impossible.
+    """
+    method = named_method(method)
+    what = f"run({method.name!r}, …)"
+    settings, lab_options, more = settings_of(options, method.Settings, LabOptions, _More, what=what)
+    request = request_of(method, task, settings, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe)
+    made = carry_out(request, lab_options, energy=more.energy)
+    if verify:
+        made.verify()
+    if more.bench:
+        made.bench()
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _More:
+    """What else `run` takes."""
+
+    energy: Literal["meter", "estimate"] = "meter"
+    bench: bool = False
+
+
+def carry_out(
+    request: SearchRequest,
+    options: LabOptions,
+    *,
+    command: str = "",
+    energy: str = "meter",
+    on_point: OnPoint | None = None,
+    on_event: OnEvent | None = None,
+) -> Run:
+    """Search as requested, in the lab that the options ask for: see `search.execute`."""
+    from ticketry.experiments.search import execute
+
+    with opened(options, request.task, on_event) as lab:
+        record = execute(lab, request, command=command, on_point=on_point, energy=energy)
+        done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
+    return Run(request, record, options, done, command)
+
+
+def _structure_json(structure: Structure) -> dict[str, Any]:
+    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
+    told = as_json(replace(structure, layers=(), pictures=()))
+    whole = structure.layers[-1]
+    return told | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

@@ -1,0 +1,148 @@
+"""Run files: a whole run as TOML, written by every run and read by --config."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, ValidationError, convert
+
+from ticketry.core.pattern import n_of_m
+from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import CONTROLS
+from ticketry.files import content_of
+from ticketry.registry import is_offered
+from ticketry.search import METHODS
+from ticketry.tasks.file_requests import check_network, check_request, refused
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+_LARGEST = 16 << 20
+"""Bytes of a run file."""
+
+
+def run_file(described: Mapping[str, Any], spec: Any) -> str:
+    """The TOML that repeats a run, from its description and the request that its task was made by."""
+    top = {
+        "method": described["method"],
+        "task": spec.name if spec else described["task"].get("name", ""),
+        "model": (spec.model if spec else None) or None,  # not written if the task's own
+        "replicates": described["replicates"],
+        "controls": described["controls"],
+    }
+    tables = {
+        "options": dict(spec.options) if spec else {},
+        "seeds": described["seeds"],
+        "settings": described["settings"],
+        "recipe": described["recipe"],
+    }
+    lines = ["# ticketry search --config run.toml", *_assignments(top)]
+    for name, table in tables.items():
+        if assignments := _assignments(table):
+            lines += ["", f"[{name}]", *assignments]
+    return "\n".join(lines) + "\n"
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The tables of a run file.
+
+    Raises:
+        UsageError: if it cannot be read, is not TOML, or has an entry of another type.
+    """
+    try:
+        tables: dict[str, Any] = tomllib.loads(content_of(path, most=_LARGEST).decode())
+    except OSError as error:
+        raise UsageError(f"the run file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the run file {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"the run file {path} is not TOML: it is nested too deeply") from None
+    try:
+        convert(tables, _Entries)
+    except ValidationError as error:
+        told, _, place = str(error).partition(" - at `$.")
+        raise UsageError(f"the run file {path}: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None
+    return tables
+
+
+_Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Entries(Struct):
+    """The types of a run file's entries; what settings and recipe hold is checked where they are made."""
+
+    method: str = ""
+    task: str = ""
+    model: str = ""
+    target: str = ""
+    store: str = ""
+    data: str = ""
+    device: str = ""
+    precision: str = ""
+    controls: str | tuple[str, ...] = ()
+    options: dict[str, bool | int | float | str] = {}
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    seeds: dict[str, _Whole] = {}
+    replicates: Annotated[int, Meta(ge=1, le=10**6)] = 1
+    seed: _Whole = 0
+    initialisation_seed: _Whole = 0
+    order_seed: _Whole = 0
+    mask_seed: _Whole = 0
+    workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
+    threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
+
+
+def check_trust(tables: Mapping[str, Any], said: Container[str], *, of: str) -> None:
+    """Refuse a run file that names code, or a place of this machine, which the user has not named beside it.
+
+    Args:
+        tables: of the file.
+        said: names of entries that are on the command line, and hold in the place of the file's.
+        of: the file, as errors call it.
+
+    Raises:
+        TrustError: for the first of them.
+    """
+    for what, registry in (("method", METHODS), ("controls", CONTROLS)):
+        named = tables.get(what, ())
+        for name in [named] if isinstance(named, str) else named:
+            if what not in said and registry.is_outside(str(name)):
+                raise refused(what.removesuffix("s"), name, of, "name it yourself, or, ")
+    for what in ("store", "data"):
+        if what in tables and what not in said:
+            raise refused(what, tables[what], of, f"name the folder yourself with --{what}, or, ")
+    task, options = tables.get("task", "digits"), tables.get("options", {})
+    if "task" not in said or options:
+        check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
+    if tables.get("model") and "model" not in said:
+        check_network(str(tables["model"]), of=of)
+    for name, value in tables.get("settings", {}).items():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and name not in said and _names_code(word):
+                raise refused(f"setting {name}", word, of, f"name it yourself with --{name.replace('_', '-')}, or, ")
+
+
+def _names_code(word: str) -> bool:
+    """Whether a word of a setting, such as a score's, could stand for an object of a package's or of one's own."""
+    plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
+    return is_offered(plain) or (":" in plain and n_of_m(plain) is None)
+
+
+def _assignments(table: Mapping[str, Any]) -> list[str]:
+    # JSON writes strings, numbers, booleans and arrays of them as TOML does; TOML has no null.
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in table.items() if value is not None}
+    return [f"{_key(name)} = {value}" for name, value in written.items()]
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -1,0 +1,215 @@
+"""A search carried out over replicates, with its controls, its tickets and its record."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.evidence.comparison_names import LONGER
+from ticketry.evidence.controls import trained_control
+from ticketry.evidence.level_verdicts import with_verdicts
+from ticketry.experiments.costs import kept_record, run_cost, with_costs
+from ticketry.experiments.points import OnPoint, Points
+from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.run_file import run_file
+from ticketry.lab.costs.energy import energies
+from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.costs.phases import control_phases
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Found
+from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.records.network import Point
+from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
+from ticketry.records.schema import as_json
+
+OnFound = Callable[[int, Found], None]
+
+
+def execute(
+    lab: Lab,
+    run: SearchRequest,
+    *,
+    command: str = "",
+    on_point: OnPoint | None = None,
+    on_found: OnFound | None = None,
+    energy: str = "meter",
+) -> RunRecord:
+    """Carry a run out, or take it from the store where it is done; write its tickets and record, and return the record.
+
+    Args:
+        lab: where to train.
+        run: what to do.
+        command: the command line that repeats it, for the record.
+        on_point: called with each point (a trained network's row of the record) as it comes; from several threads.
+        on_found: called with (replicate, found) for the dense network and each ticket; from several threads.
+        energy: ``meter``, or ``estimate`` where the machine has none, see `lab.costs.energy`.
+
+    Raises:
+        MissingExtraError: for an estimate without codecarbon.
+    """
+    began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
+    folder = lab.store.paths.run(run.name)
+    collected = Points(lab, run, folder, on_point)
+    controls = _Controls(lab, run, collected)
+
+    def found_one(replicate: int, found: Found) -> None:
+        _found(collected, controls, replicate, found)
+        if on_found:
+            on_found(replicate, found)
+
+    with controls:
+        run.method(
+            lab,
+            run.task,
+            run.settings,
+            recipe=run.recipe,
+            replicates=run.replicates,
+            seeds=run.seeds,
+            on_found=found_one,
+        )
+    seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
+    record = as_read(_record(lab, run, collected, command, seconds, done))
+    earlier = earlier_record(folder / "run.json", RunRecord)
+    if earlier and done.segments_trained == 0 and (kept := kept_record(earlier, record)):
+        if kept != earlier:
+            write_sealed(folder / "run.json", as_json(kept))
+        if not (folder / "run.toml").exists():
+            write_atomically(folder / "run.toml", kept.config.encode())
+        return kept  # nothing was done anew: what it cost, and when, is told by the record that is there
+    if used := meter.used():
+        record.told_cost.update(energy_kwh=used.kwh, energy_by=used.by)
+    record = with_verdicts(record, lab.sizes(run.task)["test"])
+    write_sealed(folder / "run.json", as_json(record))
+    write_atomically(folder / "run.toml", record.config.encode())
+    return record
+
+
+def _found(points: Points, controls: _Controls, replicate: int, found: Found) -> None:
+    counts = points.add_found(replicate, found)
+    if found.mask is not None:
+        controls.begin(replicate, found, counts)
+
+
+class _Controls:
+    """Trains the controls of each ticket as it is found: beside the search where the lab has workers."""
+
+    def __init__(self, lab: Lab, run: SearchRequest, points: Points) -> None:
+        self._lab, self._run, self._points = lab, run, points
+        # No more threads than can be trained at once: then the search's own segments never wait long behind controls.
+        threads = lab.workers
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
+        self._futures: list[concurrent.futures.Future[None]] = []
+
+    def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
+        """Train all controls of a ticket; `counts` are its density, weights kept and budget, which are theirs too."""
+        for control in self._run.controls:
+            if self._pool is None:
+                self._train(control, replicate, found, counts)
+            else:
+                self._futures.append(self._pool.submit(self._train, control, replicate, found, counts))
+
+    def _train(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
+        run = self._run
+        assert found.mask is not None
+        with self._lab.telling(f"replicate {replicate} "):
+            control_of = trained_control(
+                self._lab,
+                run.task_of(replicate),
+                found.result.segment.recipe,
+                control,
+                found,
+                run.seeds.replicate(replicate),
+                label=f"level {found.level} {control}",
+            )
+        more, trained = dict(counts), control_of.trainings
+        last = trained[-1].segment
+        if last.whole_channels or found.structured or found.pattern != UNSTRUCTURED:
+            assert last.mask is not None  # whole channels, groups, blocks meet the ticket's density nearly, not exactly
+            mask = self._lab.store.get_mask(last.mask)
+            more.update(density=mask.density, kept=mask.kept)
+        ticket = self._points.phases_of(replicate, found)
+        phases = control_phases(control_of.searched, found, ticket, trained, control_of.fresh)
+        if control in LONGER:
+            steps = sum(each.segment.steps for each in trained)
+            more.update(
+                steps=steps,
+                seconds=round(sum(each.train_seconds for each in trained), 3),
+                budget=found.rewound.segment.last + steps,
+                cycles=len(trained),
+            )
+            self._points.count(trained)
+        self._points.add(replicate, found.level, control, trained[-1], phases, **more)
+
+    def __enter__(self) -> _Controls:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        try:
+            if kind is not None:
+                self._lab.stop()
+            else:
+                for future in self._futures:
+                    future.result()
+        except BaseException:
+            self._lab.stop()
+            raise
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord:
+    """What is known of a run that is not finished, in the form of its record."""
+    described = run.describe()
+    return RunRecord(
+        format=FORMAT,
+        name=run.name,
+        method=run.method.name,
+        title=run.method.title,
+        task=task_told(run.task, parameters=0, prunable=0),
+        points=tuple(points),
+        settings=described["settings"],
+        recipe=described["recipe"],
+        replicates=run.replicates,
+        seeds=described["seeds"],
+        controls=run.controls,
+    )
+
+
+def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds: float, done: Ledger) -> RunRecord:
+    rows = sorted(
+        with_costs(lab, points.rows, points.phases),
+        key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role),
+    )
+    dense = next(result for result in points.segments.values() if result.segment.mask is None)
+    arithmetic = dense.segment.arithmetic
+    record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
+    return replace(
+        record,
+        settings={**record.settings, "retrain": points.retrain},  # the word that held, if it was left open
+        task=replace(record.task, parameters=points.parameters, prunable=points.total),
+        steps=ScheduleSteps(dense.segment.total, dense.segment.per_epoch, points.rewind_step),
+        command=command,
+        told_cost=as_json(
+            run_cost(
+                rows,
+                done,
+                replicates=run.replicates,
+                trained=points.segments.values(),
+                searched=points.searched.values(),
+                gradients=points.gradients,
+                seconds=seconds,
+            )
+        ),
+        environment=environment_told(lab, arithmetic),
+        rounds=points.rounds.rows(),
+        config=run_file(run.describe(), run.task.spec),
+        store=str(lab.store.paths.root),
+    )

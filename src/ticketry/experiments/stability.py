@@ -1,0 +1,246 @@
+"""A stability analysis: searches at several rewind points, and how stable what they find is; with its record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import convert
+
+from ticketry.errors import UsageError
+from ticketry.evidence.connectivity import barrier
+from ticketry.evidence.settings import StabilitySettings
+from ticketry.evidence.stability import Distance, Stability, children
+from ticketry.evidence.stability import stability as distances_of
+from ticketry.experiments.frames import frame_of
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.points import OnPoint
+from ticketry.experiments.record_files import written
+from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
+from ticketry.experiments.search import execute
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.search_result import Found, Seeds
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.store import digest_of
+from ticketry.records.display import html_table
+from ticketry.records.evidence import Curve, Distances, LayerDistances, Rewind, StabilityRecord, StabilityRow
+from ticketry.records.network import Cost
+from ticketry.records.run import RunRecord
+from ticketry.report import write_report
+from ticketry.search import Method
+from ticketry.step import Step
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Stabilities:
+    """How stable tickets are along rewind points, and the searches that found them."""
+
+    record: StabilityRecord
+    """All that is told of it, as in its file in the store's folder `evidence`."""
+    runs: tuple[RunRecord, ...]
+    store: Path = Path(".ticketry")
+
+    def frame(self) -> pandas.DataFrame:
+        """Every network's distances, a row each, as a table of pandas; `MissingExtraError` without pandas."""
+        from ticketry.report.tables.rows import stability_rows
+
+        return frame_of(stability_rows([self.record]))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the page of the analysis with its searches, and return it; by default beside the record."""
+        file = Paths(self.store).evidence(self.record.name).with_suffix(".html")
+        return write_report(self.runs, Path(path or file), evidence=[self.record])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (row.step, row.density, row.role, row.value, *(None if one is None else one.l2 for one in apart))
+            for row in self.record.rows
+            for apart in [(row.pruning, row.data_order)]
+        ]
+        header = ("step", "density", "network", "test", "L2, pruning", "L2, data order")
+        return html_table(f"Stability on {self.record.task.name}", header, rows)
+
+
+def stability(
+    method: str | Method = "iterative",
+    task: str | Task = "digits",
+    *,
+    replicates: int = 3,
+    controls: str | Iterable[str] = USUAL_CONTROLS,
+    seeds: int | Seeds = 0,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Stabilities:
+    """How stable are tickets to pruning and to data order, along rewind points: what ``ticketry stability`` does.
+
+    Args:
+        method, task, replicates, controls, seeds, recipe: see `run`.
+        options: the fields of `StabilitySettings` (``rewinds``, ``at``, ``points`` …), of the method's `Settings`, and
+            of `LabOptions`.
+
+    Raises:
+        UsageError: for an argument that is not known, or cannot be.
+    """
+    method = named_method(method)
+    kinds = (StabilitySettings, method.Settings, LabOptions)
+    asked, settings, lab = settings_of(options, *kinds, what=f"stability({method.name!r}, …)")
+    request = request_of(method, task, settings, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe)
+    return analyse(request, asked, lab)
+
+
+def analyse(
+    request: SearchRequest,
+    settings: StabilitySettings,
+    options: LabOptions,
+    *,
+    command: str = "",
+    on_event: OnEvent | None = None,
+) -> Stabilities:
+    """Analyse stability in the lab that the options ask for: see `execute_stability`."""
+    with opened(options, request.task, on_event) as lab:
+        record, searches = execute_stability(lab, request, settings, command=command)
+    return Stabilities(record, tuple(searches), options.store)
+
+
+def execute_stability(
+    lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = "", on_point: OnPoint | None = None
+) -> tuple[StabilityRecord, list[RunRecord]]:
+    """Search at each rewind point and analyse what was found.
+
+    Args:
+        run: a search whose settings have ``rewind``; its controls are trained beside the tickets, for their accuracy.
+        on_point: see `experiments.search.execute`.
+
+    Returns:
+        The record, which is written into the store's folder `evidence`, and the records of the searches.
+    """
+    if not hasattr(run.settings, "rewind"):
+        raise UsageError(f"{run.method.name} has no rewind point, so there is nothing to follow: use another method")
+    if getattr(run.settings, "budget", ""):
+        raise UsageError("rewind points are compared in one schedule, that of the recipe: leave budget away")
+    began, ledger = time.monotonic(), lab.ledger.copy()
+    per_epoch = lab.per_epoch(run.task, run.recipe)
+    total = run.recipe.steps(per_epoch)
+    searches: list[RunRecord] = []
+    pieces: list[Any] = []
+    rewinds: list[Rewind] = []
+    # Rising, whatever their order was; all from one dense training, which keeps every rewind point on its way.
+    asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
+    _keep_rewind_points(lab, run, sorted(asked))
+    for step in sorted(asked):
+        one = replace(run, settings=replace(run.settings, rewind=asked[step]))
+        searched, found = _searched(lab, one, command, on_point)
+        searches.append(searched)
+        rewinds.append(Rewind(step, asked[step], searched.name))
+        for replicate, item in found:
+            pieces += list(_pieces(lab, one, settings, replicate, item))
+    rows = lab.gather(pieces)
+    done = lab.ledger.since(ledger)
+    name = f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
+    record = StabilityRecord(
+        name=name,
+        runs=tuple(rewind.run for rewind in rewinds),
+        task=searches[0].task,
+        rewinds=tuple(rewinds),
+        settings=asdict(settings),
+        total_steps=total,
+        replicates=run.replicates,
+        rows=tuple(rows),
+        cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
+        environment=searches[0].environment,
+        command=command,
+        store=str(lab.store.paths.root),
+    )
+    return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
+
+
+def _searched(
+    lab: Lab, run: SearchRequest, command: str, on_point: OnPoint | None
+) -> tuple[RunRecord, list[tuple[int, Found]]]:
+    """A search's record, and what it found in each replicate, the dense network first."""
+    found: list[tuple[int, Found]] = []
+    record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
+    return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
+
+
+def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
+    """Train the dense network of each replicate once, keeping all rewind points on its way."""
+
+    def one(number: int) -> None:
+        seeds = run.seeds.replicate(number)
+        with lab.telling(f"replicate {number} "):
+            task = run.task_of(number)
+            segment = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
+            lab.train(segment, keep=steps, label="dense")
+
+    lab.gather([partial(one, number) for number in range(run.replicates)])
+
+
+def _pieces(lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found) -> Iterator[Any]:
+    """A function for each row of the record that a found network gives."""
+    if found.mask is None:
+        if settings.dense:
+            yield partial(_row, lab, run, settings, replicate, found, None)
+        return
+    density = lab.store.get_mask(found.mask).density
+    if settings.at and not any(abs(density - asked) <= 1e-3 * asked for asked in settings.at):
+        return
+    for control in settings.roles:
+        yield partial(_row, lab, run, settings, replicate, found, control)
+
+
+def _row(
+    lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
+) -> StabilityRow:
+    """The distances and barriers of one network: what `settings` asks of it."""
+    seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
+    about = (lab, task, run.recipe, found, seeds)
+    with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
+        one, other = children(*about, control=control)
+        distances = distances_of(*about, control=control) if found.mask else None
+        barriers = [
+            barrier(lab, task, one, other, points=settings.points, split=split, recalibrate=settings.recalibrate)
+            for split in (settings.splits if settings.points else ())
+        ]
+    return StabilityRow(
+        replicate=replicate,
+        step=found.rewound.segment.last,
+        level=found.level,
+        density=lab.store.get_mask(found.mask).density if found.mask else 1.0,
+        role=control or ("ticket" if found.mask else "dense"),
+        value=float(one.metrics["test"][task.metric.name]),
+        pruning=_distances(distances.pruning) if distances else None,
+        data_order=_distances(distances.data_order) if distances else None,
+        barriers=tuple(
+            Curve(
+                split=made.split,
+                recalibrated=made.recalibrated,
+                told_height=made.height,
+                alphas=made.alphas,
+                told_errors=made.errors,
+            )
+            for made in barriers
+        ),
+        layers=_layers(distances) if distances and settings.layers else (),
+    )
+
+
+def _distances(part: Distance) -> Distances:
+    return Distances(part.l2, part.angle)
+
+
+def _layers(made: Stability) -> tuple[LayerDistances, ...]:
+    pruning, order = made.pruning.layers, made.data_order.layers
+    return tuple(LayerDistances(name, pruning[name].l2, order[name].l2) for name in pruning)

@@ -1,0 +1,138 @@
+"""A ticket that gets a structure after it was found: its mask made anew, its start as it was; with its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ticketry.core.mask import Mask
+from ticketry.core.structure import coverage, together
+from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
+from ticketry.core.structuring import Structuring
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.options import ModelOptions, StructureOptions
+from ticketry.experiments.points import structure_of
+from ticketry.experiments.record_files import as_read
+from ticketry.experiments.ticket_model import Source, source_by
+from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.training.supervised import course_of
+from ticketry.records.schema import as_json
+from ticketry.records.structure import Structure, StructureRecord
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ticketry.experiments.keyword_types import StructureKeywords
+
+_OF_THE_OLD = ("value", "dense_value", "metrics", "level", "search_steps", "trained_state")
+"""Facts of the ticket that was structured, which are not those of the one that is made of it."""
+
+
+def restructure(
+    ticket: str | PathLike[str],
+    to: str,
+    *,
+    output: str | PathLike[str] | None = None,
+    **options: Unpack[StructureKeywords],
+) -> StructureRecord:
+    """Give a ticket's mask a structure that hardware can use: what ``ticketry structure`` does.
+
+    Args:
+        ticket: its folder, or one of a run's tickets.
+        to: refill, refill+, regroup, channels, 2:4 (or another N:M).
+        output: the new ticket's folder; by default the ticket's name with the structure behind it, in this folder.
+        options: the fields of `StructureOptions` (``rows``, ``density``, ``score`` …) and of `ModelOptions`.
+
+    Returns:
+        The record; the new ticket is at its ``path``.
+
+    Raises:
+        UsageError: for an argument that is not known, or cannot be.
+        StructureError, MaskError, LayerCollapseError: see `structure.refill`, `regroup`, `n_m`, `channels`.
+    """
+    asked, model = settings_of(options, StructureOptions, ModelOptions, what="restructure(…)")
+    return give_structure(Path(ticket), to, asked, model, output=None if output is None else Path(output))
+
+
+def give_structure(
+    ticket: Path,
+    to: str,
+    options: StructureOptions,
+    model: ModelOptions,
+    *,
+    output: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    command: str = "",
+) -> StructureRecord:
+    """Structure a ticket, see `restructure`."""
+    by = options.structuring(to)
+    say(str(by))
+    return execute_structure(
+        source_by(model, ticket),
+        by,
+        output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}"),
+        null=options.null,
+        seed=options.seed,
+        data=model.data,
+        command=command,
+    )
+
+
+def execute_structure(
+    source: Source,
+    by: Structuring,
+    output: Path,
+    *,
+    null: bool = True,
+    seed: int = 0,
+    data: Path | None = None,
+    command: str = "",
+) -> StructureRecord:
+    """Give a ticket's mask a structure, save the ticket that results, and return the record.
+
+    The new ticket starts where the old one did, also in positions that are filled back. It has not been trained: what
+    is filled back has no trained weights. `ticketry verify` trains it, with the ticket's own recipe.
+
+    Args:
+        source: the ticket, with the weights that magnitudes are of: trained, or those of its start.
+        output: the folder of the new ticket.
+        null: whether to measure what a mask without structure by construction would reach.
+        seed: of what is drawn at random.
+        data: folder of data sets, for a score that looks at examples.
+
+    Raises:
+        StructureError, MaskError, LayerCollapseError, UsageError: see `structure.refill`, `regroup`, `n_m`, `channels`.
+    """
+    check_structure_score(by)
+    began = time.perf_counter()
+    made = structured(source, by, seed=seed, data=data)
+    seconds = time.perf_counter() - began
+    before = source.mask
+    fits = coverage(source.model, before, made, null=null and by.has_null, seed=seed)
+    told = structure_of(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
+    written = Ticket(made, source.ticket.start, _info(source.ticket, made, by, told)).save(output)
+    about = {**source.about(), "density": made.density, "kept": made.kept, "prunable": made.total}
+    return as_read(StructureRecord(**about, path=str(written), seconds=seconds, structure=told, command=command))
+
+
+def structured(source: Source, by: Structuring, *, seed: int = 0, data: Path | None = None) -> Mask:
+    """The structured mask of a ticket."""
+    model = source.ticket.apply(source.task.build(), source.weights)
+    seen: dict[str, Any] = {}
+    if needs_data(by):
+        course = course_of(source.task, data)
+        seen = {"batches": Sample(seed=seed).drawn(course, model), "loss": course.loss}
+    return apply_structuring(by, model, source.mask, source.inputs, seed=seed, **seen)
+
+
+def _info(ticket: Ticket, made: Mask, by: Structuring, told: Structure) -> dict[str, Any]:
+    info = {name: value for name, value in ticket.info.items() if name not in _OF_THE_OLD}
+    info["structure"] = {**as_json(told), "of": ticket.mask.digest}
+    if isinstance(info.get("segment"), dict):  # what a search has written: how to train it
+        segment = {name: value for name, value in info["segment"].items() if name != "shrunk"}
+        info["segment"] = {**segment, "mask": made.digest, **({"shrunk": True} if by.whole_channels else {})}
+    return info

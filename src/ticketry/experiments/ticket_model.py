@@ -1,0 +1,112 @@
+"""A ticket in use: its model rebuilt from its task, with its weights; compiled for its mask."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.engine.compiled import Compiled, compile
+from ticketry.errors import TicketError, UsageError
+from ticketry.evidence.asked_task import asked_of, made_task
+from ticketry.experiments.options import ModelOptions
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Task
+
+WEIGHTS = ("trained", "start")
+
+EXAMPLES = 2
+"""Of the inputs that a model is compiled with."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A ticket with its model, ready to be run."""
+
+    path: Path
+    ticket: Ticket
+    task: Task
+    model: nn.Module
+    """With the ticket's weights, pruned ones 0, in evaluation mode."""
+    inputs: Tensor
+    """Examples of what the model takes."""
+    weights: str
+    """trained or start."""
+
+    @property
+    def mask(self) -> Mask:
+        """Which weights are kept."""
+        return self.ticket.mask
+
+    def about(self) -> dict[str, Any]:
+        """What every record says of it."""
+        return {
+            "ticket": str(self.path),
+            "task": self.task.name,
+            "model": model_name(self.task, self.model),
+            "weights": self.weights,
+            "density": self.mask.density,
+            "kept": self.mask.kept,
+            "prunable": self.mask.total,
+            "parameters": sum(value.numel() for value in self.model.parameters()),
+        }
+
+
+def source_by(options: ModelOptions, ticket: str | PathLike[str]) -> Source:
+    """The ticket and its model, as the options ask for them: see `source_of`."""
+    task = catalogue.get(options.task) if options.task else None
+    return source_of(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
+
+
+def source_of(
+    path: str | PathLike[str],
+    *,
+    task: Task | None = None,
+    weights: str = "trained",
+    data: Path | None = None,
+    trust: bool = False,
+) -> Source:
+    """Read a ticket and rebuild its model.
+
+    Args:
+        task: for a ticket whose task cannot be made again by the name that is written in it.
+        weights: trained, or start for those that the ticket's training starts from.
+        data: folder of data sets, for a task that takes its example inputs from them.
+        trust: whether whatever task and network the ticket names is used, see `tasks.file_requests`.
+
+    Raises:
+        TicketError: if there is no sound ticket, it does not name its task, has not been trained, or does not fit.
+        TrustError: if it names a task or network that is not built in, or a place of this machine.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError(f"the weights of a ticket are {' or '.join(WEIGHTS)}, not {weights!r}")
+    path = Path(path)
+    ticket = Ticket.load(path, trained=weights == "trained")
+    if weights == "trained" and ticket.trained is None:
+        raise TicketError(f"{path} has not been trained: give --weights start for the weights its training starts from")
+    task, told = task or made_task(ticket, trust=trust), asked_of(ticket)
+    if told and (why := task.unfit(told.key)):  # a file may have changed since, too
+        raise TicketError(f"{path} does not fit the task {task.name}: {why}")
+    model = ticket.apply(task.build(), weights).eval().requires_grad_(False)
+    return Source(path, ticket, task, model, task.example(EXAMPLES, data), weights)
+
+
+def model_name(task: Task, model: nn.Module) -> str:
+    """The network's name, or its class."""
+    return str(task.key().get("model") or type(model).__name__)
+
+
+def compiled(source: Source, *, precision: str = "fp32", threads: int | None = None) -> tuple[Compiled, float]:
+    """The ticket's model with kernels for its mask, which has run once; and the seconds that it took until then."""
+    began = time.perf_counter()
+    # A task's model is on the CPU.
+    made = compile(source.model, source.mask, source.inputs, threads=threads, precision=precision)
+    fast = cast("Compiled", made)
+    fast(source.inputs)  # its kernels are made at the first call
+    return fast, time.perf_counter() - began

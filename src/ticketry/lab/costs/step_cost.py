@@ -1,0 +1,269 @@
+"""What a training step of a network costs: FLOPs and memory, measured once and remembered."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ticketry.core.prune import scores_in
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
+from ticketry.lab.costs.mask_cost import Seen
+from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_of, removed_shares
+from ticketry.lab.costs.phases import Phases
+from ticketry.lab.lab import Lab
+from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.store import digest_of
+from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.precision import ONE_AT_A_TIME
+from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.state import TrainingState, initial_state
+from ticketry.tasks.task import Task
+
+_LOG = logging.getLogger(__name__)
+_FEW = 2
+"""Examples that FLOPs are counted on: they are proportional to examples, and batch norm needs two."""
+_VERSION = 2
+"""Of whatever here decides what is remembered."""
+_PACE = ("length", "schedule", "milestones", "gamma", "warmup", "lr")
+"""What of a recipe has no part in the memory of a step."""
+
+
+def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
+    """FLOPs of a training step, forward and backward, as they are computed and if removed weights took none.
+
+    Remembered: counted on two examples and scaled to a whole batch; all masks of one network share one count.
+
+    Raises:
+        TicketryError: if the task's data cannot be loaded, for what is not remembered.
+    """
+    examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
+    described = {
+        "task": dict(segment.task.key()),
+        "variants": {one.name: told for one in segment.variants if (told := one.decides_flops()) is not None},
+    }
+
+    def counted() -> dict[str, Any]:
+        deciding = tuple(one for one in segment.variants if one.name in described["variants"])
+        loop = _loop(lab, replace(segment, variants=deciding), _FEW)
+        found = loop.flops()
+        return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": _listed(found)}
+
+    told = _remembered(lab, "flops", described, counted)
+    by_weight = FlopsByWeight(told["dense"], {tuple(names): flops for names, flops in told["products"]})
+    scale = examples / told["examples"]
+    spared = segment.mask is not None and not segment.whole_channels
+    spared = spared and not any(one.computes_removed for one in segment.variants)
+    left = by_weight.left(_removed(lab, str(segment.mask))) if spared else by_weight.dense
+    return scale * by_weight.dense, scale * left
+
+
+def step_memory(lab: Lab, segment: Segment) -> int:
+    """Bytes of tensors at the height of a training step with a whole batch, see `Loop.height`. Remembered.
+
+    Measured in two steps: once for dense networks of the same task and recipe, once for masked ones, whatever the mask,
+    once for each other variant of training, and for each mask of a network that is trained in its smaller form.
+
+    Raises:
+        TicketryError: as `step_flops`.
+    """
+    recipe = {name: value for name, value in asdict(segment.recipe).items() if name not in _PACE}
+    described = {
+        "task": dict(segment.task.key()),
+        "variants": {one.name: told for one in segment.variants if (told := one.decides_memory()) is not None},
+        "recipe": recipe | {"momentum": bool(recipe["momentum"])},
+        "arithmetic": asdict(segment.arithmetic),
+        "torch": torch.__version__,
+    }
+    told = _remembered(lab, "memory", described, lambda: {"bytes": _loop(lab, segment, segment.recipe.batch).height()})
+    return int(told["bytes"])
+
+
+def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
+    """FLOPs of scoring a task's network once, as they are computed.
+
+    Counted on few examples: those of the first batch and of the others apart, for some scores (SynFlow) look at the
+    first alone. A score of channels costs what the score of weights does that it is a form of.
+
+    Args:
+        first: examples in the first batch.
+        others: examples in all others.
+    """
+    plain = split_control(score)[1]
+    if plain not in SCORES:
+        score = next((name for name in names() if about(name).channels == plain), score)
+    described = {"task": dict(task.key()), "score": score}
+
+    def counted() -> dict[str, Any]:
+        course, model = lab.course(task), lab.model(task).to(lab.arithmetic(task).device)
+        scope, function = scope_of(model), get(score)
+
+        def flops(count: int, size: int) -> tuple[int, int]:
+            seen = Sample(count, size).drawn(course, model)
+            found = flops_of(lambda: scores_in(function, model, scope, None, ScoreInputs(seen, course.loss)))
+            return found, sum(map(course.count, seen))
+
+        (few, n), (larger, more), (further, all_) = flops(1, _FEW), flops(1, 2 * _FEW), flops(2, _FEW)
+        first = (larger - few) / max(more - n, 1)
+        return {"first": first, "others": (further - few) / max(all_ - n, 1), "fixed": few - first * n}
+
+    told = _remembered(lab, "flops", described, counted)
+    return float(told["fixed"] + told["first"] * first + told["others"] * others)
+
+
+class Costs:
+    """The costs of a run's networks. What cannot be measured is None and keeps no run from its end."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._known: dict[tuple[str, str], Any] = {}
+        self._guard = threading.RLock()
+        self.failures: list[str] = []
+        """What could not be measured, and why."""
+
+    def row(self, phases: Phases) -> dict[str, dict[str, Any]]:
+        """The entry ``cost`` of a network's row: steps, FLOPs, seconds and memory of its three phases.
+
+        A search that only scores has no training step, and so no memory that was measured: None.
+        """
+        parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
+        found = {name: self._trainings(part) for name, part in parts.items()}
+        search, masks = found["search"], [self._lab.makings.of(mask) for mask in phases.masks]
+        if phases.masks and not search["steps"]:
+            search["memory"] = None
+        search["steps"] += phases.gradients
+        search["flops"] = _sum([search["flops"], self._beside(phases)])
+        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.looking, 3)
+        return found
+
+    def flops(self, phases: Phases) -> float | None:
+        """Of all three phases."""
+        return _sum([*map(self._training, phases.trainings), self._beside(phases)])
+
+    def _trainings(self, trainings: Iterable[Result]) -> dict[str, Any]:
+        trained = [each for each in trainings if each.segment.steps]
+        heights = [self._memory(each.segment) for each in trained]
+        return {
+            "steps": sum(each.segment.steps for each in trained),
+            "flops": _sum(map(self._training, trained)),
+            "seconds": round(sum((each.train_seconds for each in trained), 0.0), 3),
+            "memory": None if None in heights else max((height for height in heights if height is not None), default=0),
+        }
+
+    def _training(self, trained: Result) -> float | None:
+        if not trained.segment.steps:
+            return 0.0
+        flops = self._flops(trained.segment)[1]
+        return None if flops is None else trained.segment.steps * flops
+
+    def _beside(self, phases: Phases) -> float | None:
+        """FLOPs of a search beside its trainings: of scores that look at examples, and of batches that trained nothing.
+
+        In these the forward pass and the inputs' gradient are sparse and the weights' gradient is dense: (2 sparse +
+        dense) / 3 of a step's FLOPs (Evci et al. 2020, appendix H).
+        """
+        parts = [self._scoring(phases, making.seen) for making in map(self._lab.makings.of, phases.masks)]
+        if phases.gradients:
+            dense, flops = self._flops(phases.sparse[-1].segment)
+            parts.append(None if flops is None else phases.gradients * look_flops(dense, flops))
+        return _sum(parts)
+
+    def _scoring(self, phases: Phases, seen: Seen | None) -> float | None:
+        if seen is None:
+            return 0.0
+        task = phases.trainings[-1].segment.task
+        once = self._if_it_can_be(
+            f"FLOPs of the score {seen.score}",
+            lambda: scoring_flops(self._lab, task, seen.score, seen.first, seen.others),
+        )
+        return None if once is None or not seen.score else seen.cuts * once
+
+    def _flops(self, segment: Segment) -> tuple[Any, Any]:
+        return self._of("flops", segment, lambda: step_flops(self._lab, segment)) or (None, None)
+
+    def _memory(self, segment: Segment) -> int | None:
+        found: int | None = self._of("memory", segment, lambda: step_memory(self._lab, segment))
+        return found
+
+    def _of(self, what: str, segment: Segment, measured: Callable[[], Any]) -> Any:
+        with self._guard:
+            key = (what, segment.trajectory)
+            if key not in self._known:
+                self._known[key] = self._if_it_can_be(f"{what} of a step of {segment.task.name}", measured)
+            return self._known[key]
+
+    def _if_it_can_be(self, what: str, measured: Callable[[], Any]) -> Any:
+        """What is measured; None if that fails, which is told once, and listed in `failures`.
+
+        Nothing stops for it: by then the search is done, and its results are what was asked for.
+        """
+        try:
+            return measured()
+        except Exception as error:  # of a user's own model too, which may not take two examples
+            told = f"not measured: {what} ({type(error).__name__}: {error})"
+            if told not in self.failures:
+                self.failures.append(told)
+                _LOG.warning(told, exc_info=_LOG.isEnabledFor(logging.DEBUG))
+            return None
+
+
+def look_flops(dense: float, flops: float) -> float:
+    """Of a batch whose gradient is that of all weights, removed ones too, in a network without these."""
+    return (2 * flops + dense) / 3
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    found = 0.0
+    for part in parts:
+        if part is None:
+            return None
+        found += part
+    return found
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
+    """A training with the segment's network on the first examples: what is measured, and the one place that builds it.
+
+    Weights are those of an initialisation: what they are decides no cost.
+    """
+    course = lab.course(segment.task).few(examples)
+    plain = replace(
+        segment,
+        recipe=replace(segment.recipe, batch=min(examples, course.sizes()["train"]), augment=()),
+        start=Start(seed=0),
+        first=0,
+        last=2,
+        total=2,
+        per_epoch=1,
+        variants=tuple(one.afresh() for one in segment.variants),
+    )
+    state = TrainingState(0, initial_state(segment.task, 0), {}, torch.zeros(0))
+    return Loop(lab.store, course, plain, state)
+
+
+def _remembered(
+    lab: Lab, kind: str, described: Mapping[str, Any], measured: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    def alone() -> dict[str, Any]:
+        with ONE_AT_A_TIME:
+            return measured()
+
+    return lab.store.remembered(kind, digest_of({"version": _VERSION, **described}), alone)
+
+
+def _removed(lab: Lab, mask: str) -> dict[str, float]:
+    """The share of each parameter that a stored mask removes. Remembered."""
+    known = lab.store.remembered("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
+    return dict(known["shares"])
+
+
+def _listed(found: FlopsByWeight) -> list[list[Any]]:
+    return [[list(names), flops] for names, flops in sorted(found.products.items())]

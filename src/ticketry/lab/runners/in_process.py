@@ -1,0 +1,68 @@
+"""The runner that trains in the calling process."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ticketry.errors import InterruptedTrainingError, UsageError
+from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
+from ticketry.lab.store import Store
+from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.segment import Segment
+
+
+class InProcess:
+    """Trains in the calling process, one segment at a time (thread count and random state belong to the process)."""
+
+    def __init__(self, workers: int, on_event: OnEvent) -> None:
+        if workers:
+            raise UsageError(f"the runner in-process has no workers, not {workers}")
+        self._on_event = on_event
+        self._one_at_a_time = threading.Lock()
+        self._stop = threading.Event()
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        future: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        watch = ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
+        with self._one_at_a_time:
+            self._stop.clear()
+            with _interrupt_as_flag(self._stop):
+                try:
+                    future.set_result(
+                        execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure)
+                    )
+                except InterruptedTrainingError as error:
+                    raise KeyboardInterrupt from error
+                except Exception as error:
+                    future.set_exception(error)
+        return future
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextlib.contextmanager
+def _interrupt_as_flag(flag: threading.Event) -> Iterator[None]:
+    """Turns the first Ctrl-C into a flag, so that training stops between two steps; the second one interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous: Any = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)

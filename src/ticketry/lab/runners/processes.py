@@ -1,0 +1,167 @@
+"""The runner that trains in several local processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import multiprocessing
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, UsageError
+from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory
+from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
+from ticketry.lab.store import Store
+from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.segment import Segment
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Spec, Task
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A segment to train, in a form that another process can take."""
+
+    order: Order
+    spec: Spec
+    """How another process makes the task."""
+    segment: dict[str, Any]
+    """Its description."""
+    modules: tuple[str, ...]
+    """Where its variants of training are defined."""
+    keep: tuple[int, ...]
+
+
+class Processes:
+    """Trains in local processes, one segment in each; they end when this process does, however it ends."""
+
+    def __init__(self, workers: int, on_event: OnEvent) -> None:
+        if workers < 1:
+            raise UsageError("the runner processes has at least one worker")
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
+        self._events: Any = context.SimpleQueue()
+        self._stop = context.Event()
+        self._ending = threading.Lock()
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin, initargs=(self._events, self._stop, list(sys.path))
+        )
+        self._listener = threading.Thread(target=_listen, args=(self._events, on_event), daemon=True)
+        self._listener.start()
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        task = segment.task
+        if task.spec is None:
+            raise TaskError(
+                f"the task {task.name!r} was made in this process and another cannot make it: name it as"
+                " package.module:object, or train in this process (workers=0)"
+            )
+        try:
+            modules = tuple(type(variant).__module__ for variant in segment.variants)
+            future = self._pool.submit(_work, _Request(order, task.spec, segment.describe(), modules, keep))
+        except BrokenProcessPool as error:
+            raise _lost_worker() from error
+        except RuntimeError as error:
+            if not self._stop.is_set():
+                raise
+            raise InterruptedTrainingError("this lab was stopped: go on with a new one on the same store") from error
+        answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
+        future.add_done_callback(functools.partial(_pass_on, answer))
+        return answer
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        with self._ending:  # of two threads at once the second would find the pool's pipes closed
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        self._shut_down()
+        self._events.put(None)
+        self._listener.join(timeout=5)
+
+
+def _pass_on(answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
+    if future.cancelled():
+        answer.set_exception(InterruptedTrainingError("stopped before it began"))
+        return
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = _lost_worker()
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(future.result())
+
+
+def _lost_worker() -> RunnerError:
+    return RunnerError(
+        "a worker process ended without an answer: it was killed, ran out of memory, or the script that started it"
+        " is not guarded by `if __name__ == '__main__':`. What was finished is stored; the same command goes on from"
+        " there (fewer workers need less memory: --workers 1)"
+    )
+
+
+def _listen(events: Any, on_event: OnEvent) -> None:
+    try:
+        while (event := events.get()) is not None:
+            on_event(event)
+    except BaseException:
+        while events.get() is not None:  # workers that nobody listens to would wait for ever
+            pass
+        raise
+
+
+# -- in a worker process ---------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}
+
+
+def _begin(events: Any, stop: Any, path: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    sys.path[:] = path
+    _worker.update(send=events.put, stopped=stop.is_set)
+    keep_freed_memory()
+    end_with_parent()
+
+
+@functools.lru_cache(maxsize=8)
+def _task(spec: Spec) -> Task:
+    return catalogue.make(spec)
+
+
+def _work(request: _Request) -> Work:
+    order = request.order
+    with _portable_errors():
+        for module in request.modules:  # named by this process's parent, which has them imported
+            importlib.import_module(module)
+        segment = Segment.from_description(request.segment, _task(request.spec))
+        watch = ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
+        return execute(Store(order.store), order.data, segment, request.keep, watch, measure=order.measure)
+
+
+@contextlib.contextmanager
+def _portable_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _portable(error) from error
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or what it says if another process could not read it (it would take it for a lost worker)."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunnerError(f"training failed in a worker process:\n{''.join(traceback.format_exception(error))}")
+    return error

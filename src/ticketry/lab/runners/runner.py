@@ -1,0 +1,89 @@
+"""What trains segments: the protocol of runners, what they are asked, what they tell, and which there are."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ticketry.errors import UsageError
+from ticketry.lab.training.execute import Watch, Work
+from ticketry.lab.training.segment import Segment
+from ticketry.registry import Registry
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where and how segments are trained: what all of a lab's have in common."""
+
+    store: Path
+    data: Path | None
+    checkpoint_seconds: float
+    measure: bool = True
+    """Whether metrics are asked for, or the state at the end alone."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a segment: kind is started, waiting, progress, finished or cached."""
+
+    kind: str
+    key: str
+    first: int
+    step: int
+    last: int
+    label: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Runner(Protocol):
+    """Something that trains segments. Made by its class or function with ``(workers, on_event)``, see `RUNNERS`."""
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        """Begin, or queue, the work; the future holds what was really done."""
+
+    def stop(self) -> None:
+        """Ask all training to store its state and stop; returns when it has."""
+
+    def close(self) -> None:
+        """Release processes."""
+
+
+class ReportingWatch(Watch):
+    """A watch that sends events and obeys a stop."""
+
+    def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool]) -> None:
+        super().__init__(checkpoint_seconds)
+        self._send, self._stopped = send, stopped
+
+    def progress(self, segment: Segment, step: int) -> None:
+        self._send(Event("progress", segment.key, segment.first, step, segment.last))
+
+    def waiting(self, segment: Segment) -> None:
+        self._send(Event("waiting", segment.key, segment.first, segment.first, segment.last))
+
+    def stop_asked(self) -> bool:
+        return self._stopped()
+
+
+def _makes_a_runner(name: str, found: Any) -> MakeRunner:
+    if not callable(found):
+        raise UsageError(f"it is a {type(found).__name__}, and a runner is a class, or a function that makes one")
+    return cast(MakeRunner, found)
+
+
+MakeRunner = Callable[[int, OnEvent], Runner]
+"""Of the number of workers, and of what is to be told of progress."""
+RUNNERS: Registry[MakeRunner] = Registry(
+    "runner",
+    "ticketry.runners",
+    {
+        "in-process": "ticketry.lab.runners.in_process:InProcess",
+        "processes": "ticketry.lab.runners.processes:Processes",
+    },
+    make=_makes_a_runner,
+)

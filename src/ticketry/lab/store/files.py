@@ -1,0 +1,111 @@
+"""Writing files so that a reader sees all of one or nothing, and telling what went wrong if it cannot be done."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ticketry import files
+from ticketry.errors import StoreError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LARGEST = 1 << 30
+"""Bytes of a JSON file."""
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn an operating system's error into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            advice = "no space is left there: free some and run the same command again, it goes on where it stopped"
+        elif error.errno in _NO_PERMISSION:
+            advice = "it may not be written: choose another folder with --store, or change its permissions"
+        else:
+            advice = str(error.strerror or error)
+        raise StoreError(f"cannot {doing} {path}: {advice}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk and rename it into place; `StoreError` if it fails."""
+    with explained(path, "write"):
+        files.write_atomically(path, data, durable=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file, written atomically."""
+    write_atomically(path, _bytes_of(value))
+
+
+def _bytes_of(value: object) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no such file; `StoreError` if it is damaged."""
+    try:
+        with explained(path, "read"):
+            text = files.content_of(path, most=_LARGEST).decode()
+    except StoreError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return None
+        raise
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} is damaged (not a JSON object): run `ticketry store check --repair`")
+    return value
+
+
+_SEAL = "sha256"
+"""The entry of a record that holds the digest of all others."""
+REPAIR = "run `ticketry store check --repair`: it sets damaged files aside, and the next run makes them again"
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 (hex) of a JSON value in its canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """A JSON file with a digest of what is in it, written atomically."""
+    write_json(path, {**record, _SEAL: digest_of(record)})
+
+
+def read_sealed(path: Path, *, required: bool = False) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None if there is no such file.
+
+    Args:
+        required: whether one without a digest is refused: of before there were any, or written by hand.
+
+    Raises:
+        StoreError: if it is not what was written.
+    """
+    record = read_json(path)
+    if record is None:
+        return None
+    seal = record.pop(_SEAL, None)
+    if seal is None and required:
+        raise StoreError(f"{path} has no digest of its contents: {REPAIR}")
+    if seal is not None and seal != digest_of(record):
+        raise StoreError(f"{path} is damaged: its contents do not match its digest; {REPAIR}")
+    return record
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a JSON file has the very bytes that `write_json` gives its values."""
+    with explained(path, "read"):
+        data = files.content_of(path, most=_LARGEST)
+    return data == _bytes_of(json.loads(data))

@@ -1,0 +1,169 @@
+"""Looking after a store: finding damage, setting it aside, freeing space."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ticketry.errors import StoreError
+from ticketry.files import file_digest
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.store import DESCRIBED
+
+GRACE_SECONDS = 3600.0
+"""What is younger than this may belong to a search that runs now: `collect` leaves it."""
+
+
+@dataclass
+class Health:
+    """What a check of a store found."""
+
+    blobs: int = 0
+    results: int = 0
+    damaged: list[Path] = field(default_factory=list)
+    """Files whose contents do not match their digest, or that are no JSON; and tickets that have such files."""
+    missing: list[Path] = field(default_factory=list)
+    """Results that refer to a file that is damaged or gone."""
+    leftover: list[Path] = field(default_factory=list)
+    """Temporary files of writers that were killed."""
+    set_aside: list[Path] = field(default_factory=list)
+    """What a repair moved to the store's folder `damaged`."""
+
+    @property
+    def sound(self) -> bool:
+        return not (self.damaged or self.missing)
+
+
+def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> Health:
+    """Read every file of the store and compare it with its digest.
+
+    With `repair`, damaged files and the results that need them are moved into the folder ``damaged``, so that the next
+    run trains those segments again; nothing is deleted.
+
+    Args:
+        more: what else was found damaged: records, tickets and pages, of which the lab knows nothing.
+    """
+    health = Health()
+    good: set[str] = set()
+    if not _is_whole(store.paths.format, lambda: store.read(store.paths.format) == DESCRIBED):
+        health.damaged.append(store.paths.format)
+    for path in store.paths.blob_files():
+        health.blobs += 1
+        if _is_damaged(path, path.stem):
+            health.damaged.append(path)
+        else:
+            good.add(path.stem)
+    for path in [*store.paths.result_files(), *store.paths.memo_files()]:
+        health.results += path.is_relative_to(store.paths.results)
+        found: dict[str, Any] = {}
+        if not _is_whole(path, lambda: found.update(store.read(path, required=True) or {}) is None):  # noqa: B023
+            health.damaged.append(path)
+        elif not blobs_of(found) <= good:
+            health.missing.append(path)
+    for path in store.paths.partial_files():
+        if _is_damaged(path, path.stem.rpartition("-")[2]):
+            health.damaged.append(path)
+    health.damaged += more
+    health.leftover = list(store.paths.leftovers())
+    if repair:
+        health.set_aside = [_set_aside(store, path) for path in (*health.damaged, *health.missing)]
+        if not store.paths.format.exists():
+            write_json(store.paths.format, DESCRIBED)
+    return health
+
+
+def mend_format(root: Path) -> list[Path]:
+    """Set a damaged ``store.json`` aside and make it anew, without which the store cannot be opened to be repaired.
+
+    Returns:
+        The file, if it was damaged.
+    """
+    paths = Paths(root)
+    try:
+        read_json(paths.format)
+    except StoreError:
+        if any(folder.exists() for folder in paths.folders):
+            _move(paths.format, paths.aside(paths.format))
+            write_json(paths.format, DESCRIBED)
+            return [paths.format]
+    return []
+
+
+def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
+    """Whether a JSON file can be read and has the bytes that were written; also if it went away just now."""
+    try:
+        return not path.exists() or (reads() and is_as_written(path))
+    except StoreError:
+        return False
+
+
+def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
+    """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed."""
+    needed: set[str] = set()
+    for path in [*store.paths.result_files(), *store.paths.memo_files()]:
+        needed |= blobs_of(store.read(path) or {})
+    now = time.time()
+    candidates = [path for path in store.paths.blob_files() if path.stem not in needed]
+    candidates += [*store.paths.leftovers(), *_finished_partials(store)]
+    files = size = 0
+    for path in candidates:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if now - status.st_mtime < grace_seconds:
+                continue
+            files, size = files + 1, size + status.st_size
+            if not dry_run:
+                with explained(path, "delete"):
+                    path.unlink(missing_ok=True)
+    return files, size
+
+
+def blobs_of(record: dict[str, Any]) -> set[str]:
+    """The digests that a stored record refers to."""
+    segment, variants = _object(record, "segment"), _object(record, "variants")
+    blobs = segment.get("blobs")
+    found = (record.get("model"), record.get("training"), record.get("mask"), record.get("plan"))
+    return {
+        digest
+        for digest in (*found, *variants.values(), *(blobs if isinstance(blobs, list) else ()))
+        if isinstance(digest, str)
+    }
+
+
+def _object(record: dict[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _finished_partials(store: Store) -> Iterator[Path]:
+    """Checkpoints of segments whose results are stored."""
+    for path in store.paths.partial_files():
+        trajectory, _, rest = path.stem.partition("-")
+        step = rest.partition("-")[0]
+        if step.isdecimal() and any(int(step) <= done for done in store.stored_steps(trajectory)):
+            yield path
+
+
+def _is_damaged(path: Path, digest: str) -> bool:
+    with explained(path, "read"):
+        try:
+            return file_digest(path) != digest
+        except FileNotFoundError:
+            return False  # a search that runs now has dropped it
+
+
+def _set_aside(store: Store, path: Path) -> Path:
+    return _move(path, store.paths.aside(path))
+
+
+def _move(path: Path, target: Path) -> Path:
+    with explained(target, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    return target

@@ -1,0 +1,114 @@
+"""Every file name of a store, in one place. What may come from the content of a file is kept inside the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ticketry.files import inside, within
+
+
+class Paths:
+    """Where things are in a store's folder. Methods raise `OutsideError` for names and links that lead out of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.format = root / "store.json"
+        self.blobs = root / "blobs"
+        self.results = root / "results"
+        self.partial = root / "partial"
+        self.memo = root / "memo"
+        self.runs = root / "runs"
+        self.evidences = root / "evidence"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """What only a store has, of which one is enough to know one by."""
+        return self.results, self.memo, self.runs, self.evidences
+
+    def blob(self, digest: str) -> Path:
+        """Tensors, named by the SHA-256 of the file."""
+        return self._inside("blobs", digest[:2], f"{digest}.safetensors")
+
+    def trajectory(self, trajectory: str) -> Path:
+        """The results along one trajectory, a file for each stored step."""
+        return self._inside("results", trajectory[:2], trajectory)
+
+    def result(self, trajectory: str, step: int) -> Path:
+        return self._inside("results", trajectory[:2], trajectory, f"{step}.json")
+
+    def lock(self, trajectory: str) -> Path:
+        return self._inside("results", trajectory[:2], trajectory, "lock")
+
+    def partial_pattern(self, trajectory: str) -> str:
+        return f"{trajectory}-*.safetensors"
+
+    def partial_file(self, trajectory: str, step: int, digest: str) -> Path:
+        """A checkpoint inside a segment; its name carries its step and SHA-256."""
+        return self._inside("partial", f"{trajectory}-{step}-{digest}.safetensors")
+
+    def memo_file(self, kind: str, key: str) -> Path:
+        """A remembered small answer, such as the digest of a mask made by known settings."""
+        return self._inside("memo", kind, key[:2], f"{key}.json")
+
+    def run(self, name: str) -> Path:
+        """The folder of a run: run.json, run.toml, report.html, figures and tickets."""
+        return self._inside("runs", name)
+
+    def evidence(self, name: str) -> Path:
+        """The record of a verification or of a stability analysis."""
+        return self._inside("evidence", f"{name}.json")
+
+    # What is there: a link that leads out of the store is an error, so that nothing beyond it is read or deleted.
+
+    def run_records(self) -> Iterator[Path]:
+        """The record of each run that has one."""
+        return self._there(self.runs, "*/run.json")
+
+    def tickets(self) -> Iterator[Path]:
+        """The folder of each ticket that a run has saved."""
+        return self._there(self.runs, "*/tickets/*")
+
+    def pages(self) -> Iterator[Path]:
+        """The pages of reports."""
+        for folder, pattern in ((self.root, "report.html"), (self.runs, "*/report.html"), (self.evidences, "*.html")):
+            yield from self._there(folder, pattern)
+
+    def evidence_records(self) -> Iterator[Path]:
+        """The records of verifications, studies of stability and timings."""
+        return self._there(self.evidences, "*.json")
+
+    def blob_files(self) -> Iterator[Path]:
+        """All stored tensors."""
+        return self._there(self.blobs, "*/*.safetensors")
+
+    def result_files(self) -> Iterator[Path]:
+        """All results."""
+        return self._there(self.results, "*/*/*.json")
+
+    def memo_files(self) -> Iterator[Path]:
+        """All remembered small answers."""
+        return self._there(self.memo, "*/*/*.json")
+
+    def partial_files(self, pattern: str = "*.safetensors") -> Iterator[Path]:
+        """All checkpoints inside a segment, or those of `partial_pattern`."""
+        return self._there(self.partial, pattern)
+
+    def leftovers(self) -> Iterator[Path]:
+        """Temporary files of writers that were killed."""
+        return self._there(self.root, "**/.*.tmp")
+
+    def aside(self, path: Path) -> Path:
+        """Where a repair moves a file or folder of the store: what was moved there before stays."""
+        place = self.root / "damaged" / path.relative_to(self.root)
+        number = 1
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{path.name}.{number}")
+        return within(self.root, place)
+
+    def _there(self, folder: Path, pattern: str) -> Iterator[Path]:
+        return (within(self.root, path) for path in sorted(folder.glob(pattern)))
+
+    def _inside(self, *names: str) -> Path:
+        return inside(self.root, *names)

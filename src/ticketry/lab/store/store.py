@@ -1,0 +1,247 @@
+"""The durable store: content-addressed tensors, results by segment key, locks, checkpoints inside segments."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor
+
+from ticketry.core.mask import Mask
+from ticketry.core.mask_files import from_bytes, to_bytes
+from ticketry.errors import DamagedBlobError, MaskError, StoreError
+from ticketry.files import content_of
+from ticketry.lab.store.files import (
+    REPAIR,
+    explained,
+    read_json,
+    read_sealed,
+    write_atomically,
+    write_json,
+    write_sealed,
+)
+from ticketry.lab.store.files import (
+    digest_of as digest_of,
+)
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.shapes import ANSWERS, Trained, fault
+
+NUMERICS = 1
+"""Version of whatever in this library decides the numbers of a segment; a change of it makes old results unfound."""
+
+
+FORMAT = 2
+DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
+"""What the store's own file says."""
+
+_log = logging.getLogger(__name__)
+
+
+class Store:
+    """A folder that remembers every trained segment. Safe for several processes at once.
+
+    Raises:
+        StoreError: if the folder cannot be made, or holds a store of another format.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.paths = Paths(Path(root))
+        known = self._format()
+        if known is None:
+            if self._holds_other_things():
+                raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
+            write_json(self.paths.format, DESCRIBED)
+        elif known.get("format") != FORMAT:
+            raise StoreError(
+                f"{self.paths.root} has the store format {known.get('format')!r}, this ticketry reads {FORMAT}:"
+                " use the ticketry that made it, or another folder with --store"
+            )
+
+    def _format(self) -> dict[str, Any] | None:
+        try:
+            return read_json(self.paths.format)
+        except StoreError as error:
+            if error.__cause__ is not None:  # it cannot be read at all
+                raise
+            raise StoreError(
+                f"{self.paths.format} is damaged: delete this one file, the next search makes it anew;"
+                " so does `ticketry store check --repair`"
+            ) from None
+
+    def _holds_other_things(self) -> bool:
+        root = self.paths.root
+        with explained(root, "read"):
+            if not root.exists() or any(folder.exists() for folder in self.paths.folders):
+                return False
+            others = [path for path in root.iterdir() if not path.name.startswith(f".{self.paths.format.name}.")]
+        return bool(others) and self._format() is None  # another process may have made the store this very moment
+
+    # -- tensors -----------------------------------------------------------------------------------------------------
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store a file under its SHA-256 and return that."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.paths.blob(digest)
+        try:
+            os.utime(path)  # tells a `store gc` that runs now that it is in use again
+        except OSError:
+            if not path.exists():  # else it is another user's
+                write_atomically(path, data)
+        return digest
+
+    def get_bytes(self, digest: str) -> bytes:
+        """The file of this digest.
+
+        Raises:
+            DamagedBlobError: if it is gone or its contents have another digest.
+        """
+        path = self.paths.blob(digest)
+        try:
+            with explained(path, "read"):
+                data = content_of(path)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise DamagedBlobError(f"{path} is missing. {_ADVICE}") from None
+            raise
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedBlobError(f"{path} is damaged: its contents do not match its digest. {_ADVICE}")
+        return data
+
+    def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
+        return self.put_bytes(tensors_to_bytes(tensors))
+
+    def get_tensors(self, digest: str) -> dict[str, Tensor]:
+        """By name, in the order of names: what is made of them must not depend on the order in which a file is read."""
+        return dict(sorted(safetensors_load(self.get_bytes(digest)).items()))
+
+    def put_mask(self, mask: Mask) -> str:
+        return self.put_bytes(to_bytes(mask))
+
+    def get_mask(self, digest: str) -> Mask:
+        try:
+            return from_bytes(self.get_bytes(digest))
+        except MaskError as error:
+            raise DamagedBlobError(f"{self.paths.blob(digest)} holds no mask: {error}") from None
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
+        """The record of a trajectory at a step, or None."""
+        return self.read(self.paths.result(trajectory, step))
+
+    def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
+        write_sealed(self.paths.result(trajectory, step), record)
+
+    def trained(self, trajectory: str, step: int) -> dict[str, Any] | None:
+        """A result that can be gone by, or None.
+
+        Raises:
+            StoreError: if it is damaged, or is no result.
+        """
+        record = self.result(trajectory, step)
+        if record is not None and (why := fault(Trained, record)):
+            raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
+        return record
+
+    def read(self, path: Path, *, required: bool = False) -> dict[str, Any] | None:
+        """A result or a small answer, or None if it is not there; `StoreError` if it is not what was written."""
+        return read_sealed(path, required=required)
+
+    def stored_steps(self, trajectory: str) -> list[int]:
+        """The steps at which a trajectory has results, in order."""
+        folder = self.paths.trajectory(trajectory)
+        return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+
+    # -- checkpoints inside a segment --------------------------------------------------------------------------------
+
+    def put_partial(self, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep this state of an unfinished segment, and drop the older ones."""
+        data = tensors_to_bytes(tensors)
+        path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
+        write_atomically(path, data)
+        self.drop_partials(trajectory, step, but=path)
+
+    def partial(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
+        """The newest undamaged state of an unfinished segment that is not beyond step `last`."""
+        for path in sorted(self._partials(trajectory), key=_step_of, reverse=True):
+            if _step_of(path) > last:
+                continue
+            try:
+                data = content_of(path)
+            except OSError:
+                continue
+            if hashlib.sha256(data).hexdigest() == path.stem.rpartition("-")[2]:
+                return _step_of(path), safetensors_load(data)
+        return None
+
+    def drop_partials(self, trajectory: str, last: int, but: Path | None = None) -> None:
+        """Delete the states up to step `last`; one beyond it is of a longer segment that was interrupted."""
+        for path in self._partials(trajectory):
+            if path != but and _step_of(path) <= last:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _partials(self, trajectory: str) -> Iterator[Path]:
+        return self.paths.partial_files(self.paths.partial_pattern(trajectory))
+
+    # -- small answers -----------------------------------------------------------------------------------------------
+
+    def memo(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What `put_memo` remembered under this key; None if that is nothing, or damaged, which is told."""
+        path = self.paths.memo_file(kind, key)
+        try:
+            known = self.read(path)
+            why = "" if known is None or kind not in ANSWERS else fault(ANSWERS[kind], known)
+            why = why and f"is none: {why}"
+        except StoreError as error:
+            known, why = None, str(error).removeprefix(f"{path} ")
+        if why:
+            _log.warning("%s is made anew: it %s", path, why.partition(";")[0].partition(": run")[0])
+        return None if why else known
+
+    def remembered(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What was remembered under this key, or else what `make` gives now, which is remembered from here on."""
+        known = self.memo(kind, key)
+        if known is None:
+            known = dict(make())
+            self.put_memo(kind, key, known)
+        return known
+
+    def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
+        write_sealed(self.paths.memo_file(kind, key), value)
+
+    # -- locks -------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, trajectory: str) -> Iterator[None]:
+        """Hold the right to train a trajectory; waits for another process, not for one that was killed."""
+        path = self.paths.lock(trajectory)
+        with explained(path, "lock"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+_ADVICE = REPAIR[0].upper() + REPAIR[1:]
+
+
+def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a safetensors file; equal tensors give equal bytes. Shared ones are written each on its own."""
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
+    return bytes(safetensors_save(plain))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])

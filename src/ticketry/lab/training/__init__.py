@@ -1,0 +1,1 @@
+"""Segments and how they are trained: the loop, and the variants of training that act on it."""

@@ -1,0 +1,221 @@
+"""Batches for training and evaluation: in which order, and taken out of memory or read from disk ahead.
+
+The order of the data is a pure function of (seed, epoch), so that any step's batch is known without its past.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ticketry.core.seeds import generator, mix
+from ticketry.errors import RunnerError, TicketryError
+from ticketry.lab.runners.process_guard import end_with_parent
+from ticketry.tasks.task import Reader, Split
+
+
+def steps_per_epoch(examples: int, batch: int) -> int:
+    """Batches in an epoch; the last one may be smaller."""
+    return -(-examples // batch)
+
+
+class DataOrder:
+    """Batches of example indices for any step: each epoch is a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, seed: int, examples: int, batch: int) -> None:
+        self._seed, self._examples, self._batch = seed, examples, batch
+        self._per_epoch = steps_per_epoch(examples, batch)
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> Tensor:
+        """int64 [batch or fewer]: the examples of iteration `step`, counted from 0."""
+        epoch, index = divmod(step, self._per_epoch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
+            self._epoch = epoch
+        return self._order[index * self._batch : (index + 1) * self._batch]
+
+
+Batch = tuple[Tensor, Tensor]
+"""Stored inputs and targets, on the device."""
+Batches = Generator[Batch, None, None]
+Request = Callable[[], Tensor]
+
+EVALUATED = 500
+"""Examples in memory that are evaluated at once."""
+_AHEAD = 2
+"""Batches that each process reads ahead."""
+
+
+def batches(
+    split: Split,
+    examples: Callable[[int], Tensor],
+    steps: Sequence[int],
+    device: str,
+    *,
+    augment: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Batches:
+    """The batch of each step; for a streamed split, processes read ahead until the iterator is closed.
+
+    Args:
+        examples: step -> int64 [b], the numbers of its examples in the split.
+        augment: of a streamed split, the augmentations that are done while reading, see `while_reading`.
+        seed: they are functions of (seed, step, position in the batch).
+
+    Raises:
+        TicketryError: whatever the split's reader raises, most often DataError.
+        RunnerError: if it raises something else, or a reading process ended without an answer.
+    """
+    if split.reader is None:
+        return _in_memory(split, examples, steps, device)
+    return _streamed(split, split.reader, examples, steps, device, augment, seed)
+
+
+def in_order(split: Split, device: str) -> Batches:
+    """All examples of a split once, in order, in batches for evaluation."""
+    if split.reader is None:
+        parts = (torch.split(tensor, EVALUATED) for tensor in (split.inputs, split.targets))
+        for inputs, targets in zip(*parts, strict=True):
+            yield inputs.to(device), targets.to(device)
+        return
+    rows = torch.split(torch.arange(len(split)), split.reader.batch)
+    yield from batches(split, rows.__getitem__, range(len(rows)), device)
+
+
+def while_reading(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The augmentations done while reading, and those done on the batch after."""
+    own = split.reader.augmentations if split.reader else ()
+    return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
+
+
+def placed(split: Split, device: str) -> Split:
+    """A split in memory moved to the device; a streamed one as it is."""
+    return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
+
+
+def _in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str) -> Batches:
+    inputs, targets = split.inputs, split.targets
+    home = inputs.device
+    move = home.type != device  # asked once: a step of a LeNet takes 1 ms
+    for step in steps:
+        index = examples(step).to(home)
+        batch = inputs.index_select(0, index), targets.index_select(0, index)
+        yield (batch[0].to(device), batch[1].to(device)) if move else batch
+
+
+# -- read from disk ----------------------------------------------------------------------------------------------------
+
+
+def _streamed(
+    split: Split,
+    reader: Reader,
+    examples: Callable[[int], Tensor],
+    steps: Sequence[int],
+    device: str,
+    augment: tuple[str, ...],
+    seed: int,
+) -> Batches:
+    asked: deque[Tensor] = deque()  # the targets of what was asked for and has not come yet
+
+    def requests() -> Iterator[Request]:
+        for step in steps:
+            index = examples(step)
+            asked.append(split.targets[index])
+            yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0)
+
+    answers = _answers(requests(), min(reader.workers, len(steps)), pin=device == "cuda")
+    try:
+        for answer in answers:
+            if isinstance(answer, TicketryError):
+                raise answer
+            yield answer.to(device, non_blocking=True), asked.popleft().to(device)
+    finally:
+        answers.close()
+
+
+def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
+    """What each request returns, in order, or what it raises as a TicketryError."""
+    if not workers:
+        yield from map(_Requests().__getitem__, requests)
+        return
+    with _no_interrupt(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # so many were asked for
+        loader = DataLoader(
+            _Requests(),
+            batch_size=None,  # a request is for a whole batch
+            sampler=requests,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            pin_memory=pin,
+            multiprocessing_context=_context(),
+            worker_init_fn=_begin,
+            generator=torch.Generator(),  # or the global one would be drawn from
+        )
+        answers = iter(loader)
+    try:
+        yield from answers
+    except (RuntimeError, OSError, EOFError) as error:  # what is raised by a request comes as its answer
+        raise RunnerError(
+            f"a process that reads examples ended without an answer ({error}): it was killed, ran out of memory, or"
+            " the script that started it is not guarded by `if __name__ == '__main__':`. What was finished is stored;"
+            " the same command goes on from there (with the option workers=0 no process is started)"
+        ) from error
+    finally:
+        del answers  # ends the processes
+
+
+class _Requests(Dataset[Any]):
+    """Answers requests in a reading process."""
+
+    def __getitem__(self, request: Request) -> Any:
+        try:
+            return request()
+        except TicketryError as error:  # as a value: raised, the loader would wrap it into a traceback
+            return error
+        except Exception:
+            return RunnerError(f"reading examples failed:\n{traceback.format_exc()}")
+
+
+def _context() -> Any:
+    """How reading processes start: forked from a clean process that has torch, where the system can do that.
+
+    A fork of this process would inherit threads in an unknown state; starting from nothing takes seconds for each.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "PIL.Image"])
+    return context
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes started in this block never see Ctrl-C, which reaches the whole group; this one sees it after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would end the block in Python before 3.12
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides
+    # Torch's own watch is over the parent by process number, and that is the server which forks.
+    end_with_parent()

@@ -1,0 +1,283 @@
+"""The training loop: plain PyTorch, with no work a dense loop would not do but what variants of training ask for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.seeds import mix
+from ticketry.errors import TrainingError
+from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
+from ticketry.lab.costs.meters.memory import height
+from ticketry.lab.store import Store
+from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
+from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.state import TrainingState, rebuilt, state_of
+from ticketry.lab.training.supervised import evaluate
+from ticketry.lab.training.variant import Effect, Metrics
+from ticketry.tasks.task import Course
+
+Batches = Generator[Any, None, None]
+
+# Losses are looked at this often: reading one makes a GPU wait.
+_LOOK_EVERY = 100
+
+
+class Loop:
+    """One segment in training. `train_until` advances it, `state` takes its state out."""
+
+    def __init__(self, store: Store, course: Course, segment: Segment, state: TrainingState) -> None:
+        self.segment, self.task, self.step = segment, segment.task, state.step
+        self._course, self._device = course, segment.arithmetic.device
+        self._recipe = segment.recipe
+        around = segment.surroundings(store, course)
+        self.effects = {one.name: one.effect(around) for one in segment.variants}
+        effects = list(self.effects.values())
+        for effect in effects:
+            state, self._recipe = effect.entering(state), effect.recipe(self._recipe)
+        self.model = segment.arithmetic.place(self._built(state))
+        self.model.train()
+        self._parameters = list(self.model.parameters())
+        self.optimizer = self._made_optimizer(state.optimizer)
+        self.session = course.session(segment.recipe, segment.order_seed, segment.arithmetic)
+        for name, effect in self.effects.items():
+            effect.begin(self, state.variants.get(name, {}))
+        if carried := state.session:
+            for effect in effects:
+                carried = dict(effect.entering_session(carried))
+            self.session.load_state(carried)
+        # Only what is overridden is called, so that a step does nothing for the rest.
+        self._before_step = [effect.before_step for effect in effects if _has(effect, "before_step")]
+        self._losses_of = [effect.loss for effect in effects if _has(effect, "loss")]
+        self._after_backward = [one.after_backward for one in reversed(effects) if _has(one, "after_backward")]
+        self._after_step = [effect.after_step for effect in effects if _has(effect, "after_step")]
+        self._batches: Batches | None = None
+        self._losses = torch.zeros(segment.last - segment.first, device=self._device)
+        self._losses[: len(state.losses)] = state.losses
+        self._looked_at = state.step
+        self._lr = -1.0
+
+    def _built(self, state: TrainingState) -> nn.Module:
+        model = rebuilt(self.task, state.model)
+        for effect in self.effects.values():
+            model = effect.build(model)
+        return model
+
+    def _made_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
+        chosen = (effect.trained(self.model) for effect in self.effects.values())
+        trained: Trainable = next((one for one in chosen if one is not None), self.model)
+        optimizer = make_optimizer(self._recipe, trained)
+        load_optimizer(optimizer, trained, tensors)
+        return optimizer
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def train_until(self, last: int, tick: Callable[[], None]) -> None:
+        """Train up to iteration `last`, calling `tick` after each.
+
+        Raises:
+            TrainingError: if a loss is not a finite number.
+            HoldError: if a pruned weight is not 0.
+            TicketryError: if examples cannot be read from disk.
+        """
+        with torch.random.fork_rng(), self._reading() as batches:
+            while self.step < last:
+                self._one_step(next(batches))
+                self.step += 1
+                if self.step % _LOOK_EVERY == 0:
+                    self.look_at_losses()
+                tick()
+        self.look_at_losses()
+        self.check()
+        self.stopped()
+
+    def _one_step(self, batch: Any) -> None:
+        step = self.step
+        for before in self._before_step:
+            before()
+        loss = self._differentiated(batch)
+        for after in self._after_backward:
+            after()
+        if self._recipe.clip:
+            nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip)
+        lr = self._learning_rate(step)
+        if lr != self._lr:
+            self._lr = lr
+            set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        for after in self._after_step:
+            after()
+        self._losses[step - self.segment.first] = loss.detach()
+
+    def _differentiated(self, batch: Any) -> Tensor:
+        """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
+        self._seed_step()
+        loss = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _seed_step(self) -> None:
+        """Make dropout and the like functions of the step too."""
+        seed = mix(self.segment.order_seed, "step", self.step)
+        # Not torch.manual_seed: it notes a stack trace for devices not yet in use, which costs as much as a small step.
+        torch.default_generator.manual_seed(seed)
+        if self._device == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _loss(self, batch: Any) -> Tensor:
+        loss = partial(self.session.loss, self.model, batch)
+        for effect_loss in self._losses_of:
+            loss = partial(effect_loss, batch, loss)
+        return loss()
+
+    def _learning_rate(self, step: int) -> float:
+        segment = self.segment
+        return learning_rate(self._recipe, step, total=segment.total, per_epoch=segment.per_epoch)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Batches]:
+        """The batches from this step on. Reading goes on from one stop to the next, up to the segment's end."""
+        if self._batches is None:
+            self._batches = self.session.batches(range(self.step, self.segment.last))
+        go_on = False
+        try:
+            yield self._batches
+            go_on = self.step < self.segment.last
+        finally:
+            if not go_on:
+                self._batches.close()
+                self._batches = None
+
+    @contextlib.contextmanager
+    def _next_batch(self) -> Iterator[Any]:
+        """The batch of the step that stays to be done."""
+        batches = self.session.batches(range(self.step, self.step + 1))
+        with torch.random.fork_rng(), contextlib.closing(batches):
+            yield next(batches)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Make sure that what the variants promise holds, such as that pruned weights are exactly 0; else an error."""
+        for effect in self.effects.values():
+            effect.check()
+
+    def stopped(self) -> None:
+        """Let the variants know that the network is looked at as it is now."""
+        for effect in self.effects.values():
+            effect.stopped()
+
+    def look_at_losses(self) -> None:
+        """Raises `TrainingError` if a loss since the last look is not finite."""
+        first = self.segment.first
+        recent = self._losses[self._looked_at - first : self.step - first]
+        finite = torch.isfinite(recent)
+        if not bool(finite.all()):
+            index = int((~finite).nonzero()[0])
+            step = self._looked_at + index
+            raise TrainingError(
+                f"the loss is {float(recent[index])} at step {step} (epoch"
+                f" {step / self.segment.per_epoch:.2f}, learning rate {self._learning_rate(step):g}): lower the"
+                " learning rate, add a warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
+            )
+        self._looked_at = self.step
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The gradient of the loss of the next step's batch, of all parameters by normalised name, on the CPU.
+
+        Also of weights that the mask removes. Nothing is trained, and the step stays to be done.
+
+        Raises:
+            TrainingError: if it is not finite.
+        """
+        with self._next_batch() as batch:
+            self._differentiated(batch)
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if not bool(torch.isfinite(gradient).all()):
+                raise TrainingError(
+                    f"the gradient of {name!r} at step {self.step} is not finite: lower the learning rate, add a"
+                    " warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
+                )
+            found[normal_name(name)] = gradient.detach().to("cpu", copy=True).contiguous()
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def flops(self) -> FlopsByWeight:
+        """Of the forward and the backward pass of the next step's batch; nothing is trained."""
+        with self._next_batch() as batch:
+            for before in self._before_step:
+                before()
+            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
+
+    def height(self) -> int:
+        """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.
+
+        Weights and buffers, gradients, optimiser's state, mask, batch, and whatever is needed in between; not the data
+        set.
+        """
+        with self._next_batch() as batch:
+            # From the first step on, so that whatever is freed in the second was seen when it was allocated.
+            def two_steps() -> None:
+                for _ in range(2):
+                    self._one_step(batch)
+                    self.step += 1
+
+            held = [effect.tensors() for effect in self.effects.values()]
+            return height(two_steps, [batch, self.model.state_dict(), *held], self._device)
+
+    # -- what is stored ------------------------------------------------------------------------------------------------
+
+    def state(self) -> TrainingState:
+        """A copy of the state now, in the full shapes of the task's network."""
+        self.look_at_losses()
+        session = self.session.state()
+        for effect in self.effects.values():
+            session = effect.leaving_session(session)
+        state = TrainingState(
+            step=self.step,
+            model=state_of(self.model),
+            optimizer={name: value.clone() for name, value in optimizer_tensors(self.optimizer, self.model).items()},
+            losses=self._losses[: self.step - self.segment.first].cpu().clone(),
+            variants={name: own for name, effect in self.effects.items() if (own := effect.state())},
+            session=session,
+        )
+        for effect in self.effects.values():
+            state = effect.leaving(state)
+        return state
+
+    def facts(self) -> dict[str, Any]:
+        """What a record of the result tells beside the state and its metrics, as JSON values."""
+        return {name: told for effect in self.effects.values() for name, told in effect.facts().items()}
+
+    def measured(self) -> dict[str, Metrics]:
+        """The entries of a record that tell how good the network is, rounded to 6 digits."""
+        measure = self._metrics
+        for effect in self.effects.values():
+            if _has(effect, "measured"):
+                return effect.measured(measure)
+        return {"metrics": measure()}
+
+    def _metrics(self) -> Metrics:
+        arithmetic = self.segment.arithmetic
+        found = {split: evaluate(self._course, self.model, split, arithmetic) for split in ("validation", "test")}
+        return {split: {name: round(value, 6) for name, value in own.items()} for split, own in found.items()}
+
+
+def _has(effect: Effect, method: str) -> bool:
+    """Whether its class overrides a method."""
+    return getattr(type(effect), method) is not getattr(Effect, method)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

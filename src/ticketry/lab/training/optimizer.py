@@ -1,0 +1,112 @@
+"""Optimisers of a recipe, their state as named tensors, and their learning rates.
+
+Learning rates are pure functions of the step, so that training can start or go on anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import cos, pi
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ticketry.step import Step
+from ticketry.tasks.recipe import Recipe
+
+
+class Trainable(Protocol):
+    """A module, or what else has parameters by name."""
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+
+
+def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
+    """The recipe's optimiser over all parameters, in the fused form (one call a step for all of them)."""
+    parameters = list(model.parameters())
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    betas = (recipe.momentum, recipe.beta2)
+    return kind(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+
+
+def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tensor]:
+    """The optimiser's state as ``parameter/entry`` -> tensor (momentum, moments, counts)."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in model.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, in the memory layout of the parameters (fused kernels need it)."""
+    position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = parameters[name]
+        if tensor.shape == parameter.shape and tensor.dim():
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        state.setdefault(position[name], {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# torch.optim.lr_scheduler.OneCycleLR's defaults, after Smith & Topin (2018); momentum is not cycled here.
+_ONECYCLE_RISE = 0.3
+_ONECYCLE_START = 25.0
+_ONECYCLE_END = 1e4
+
+
+def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
+    """The learning rate of iteration `step` (from 0) in a training of `total` iterations.
+
+    From `total` on it stays at its last value: that is how fine-tuning goes on.
+    """
+    step = min(step, max(total - 1, 0))
+    warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
+    if recipe.schedule == "onecycle":
+        return recipe.lr * _onecycle(step, total, warmup or _ONECYCLE_RISE * total)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    return recipe.lr * _after_warmup(recipe, step, warmup, total, per_epoch)
+
+
+def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
+    """The factor of the peak learning rate."""
+    if recipe.schedule == "multistep":
+        drops = [Step.parse(point).iterations(per_epoch=per_epoch, total=total) for point in recipe.milestones]
+        factor: float = recipe.gamma ** sum(drop <= step for drop in drops)
+        return factor
+    share = (step - warmup) / max(total - warmup, 1)
+    if recipe.schedule == "cosine":
+        return (1 + cos(pi * share)) / 2
+    if recipe.schedule == "linear":
+        return 1 - share
+    return 1.0
+
+
+def _onecycle(step: int, total: int, rise: float) -> float:
+    peak, end = rise - 1, total - 1
+    low, lowest = 1 / _ONECYCLE_START, 1 / _ONECYCLE_START / _ONECYCLE_END
+    if step <= peak:
+        return _cosine_between(low, 1.0, step / peak if peak > 0 else 1.0)
+    return _cosine_between(1.0, lowest, (step - peak) / (end - peak) if end > peak else 1.0)
+
+
+def _cosine_between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + cos(pi * share)) / 2

@@ -1,0 +1,109 @@
+"""Which number format and memory layout a network is trained in."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ticketry.choices import check_choice
+from ticketry.errors import UsageError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held by whoever trains or measures in this process: thread count and random state belong to the process."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Device type, number format, memory layout and CPU threads: part of a segment's key, for they decide its bits."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+    precision: str = "fp32"
+    """fp32, or bf16 (autocast: weights and optimiser stay fp32)."""
+    channels_last: bool = False
+    threads: int = 1
+    """Of one segment on a CPU, whatever runs it and whatever else runs."""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """The thread count and deterministic kernels, for the length of a block."""
+        threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.benchmark = False
+        if self.device == "cuda":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.benchmark = benchmark
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Around one forward pass. A new one each step: inside it the converted weights are cached."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory layout."""
+        model = model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+
+
+def choose_arithmetic(
+    model: nn.Module, *, device: str = "auto", precision: str = "auto", threads: int = 1
+) -> Arithmetic:
+    """The arithmetic for a model, by a fixed rule on what the processor can do, never by a timing.
+
+    A GPU is used where there is one. Convolutional networks train in bfloat16 where the processor has instructions
+    for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), with channels_last; that halves a step. Networks
+    without convolutions are small enough for the conversions to cost more, and train in fp32.
+
+    Raises:
+        UsageError: for an unknown word, or a device that is not there.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("device", device, DEVICES)
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UsageError("device cuda was asked for, but torch sees no GPU here: use cpu or auto")
+    place = "cuda" if device != "cpu" and has_cuda else "cpu"
+    convolutional = any(isinstance(module, _ConvNd) for module in model.modules())
+    if precision == "auto":
+        precision = "bf16" if convolutional and _has_bf16(place) else "fp32"
+    channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
+        channels_last = False
+    return Arithmetic(place, precision, channels_last, threads)
+
+
+def _crashes(module: nn.Module) -> bool:
+    """Whether torch may crash in this layer's backward pass with channels_last in fp32 on a CPU.
+
+    Seen with torch 2.13 and AVX-512: a 1x1 convolution with stride 2 and 8 input channels, over 48x48 pixels or more,
+    ends the process with a segmentation fault. Layers with fewer than 16 channels gain little by the layout anyway.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < 16
+    )
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,185 @@
+"""A training segment: a pure function from a start to a checkpoint, named by its key; and what it gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ticketry.errors import TaskError, UsageError
+from ticketry.lab.store import NUMERICS, Store, digest_of
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.supervised import course_of
+from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
+from ticketry.step import Step
+from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.task import Course, Task
+
+Kind = TypeVar("Kind", bound=Variant)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a segment's weights come from: a fresh initialisation, or a stored state."""
+
+    seed: int | None = None
+    """Initialisation seed."""
+    state: str | None = None
+    """Digest of stored weights and buffers."""
+    optimizer: str | None = None
+    """Digest of a stored optimiser state; without it the optimiser starts afresh, as it does from a ticket's file."""
+
+    def __post_init__(self) -> None:
+        if (self.seed is None) == (self.state is None):
+            raise UsageError("a segment starts either from an initialisation seed or from a stored state")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Start from this state, follow this recipe from step `first` to step `last`, with these variants of training.
+
+    Two segments that differ in `last` alone are parts of one trajectory: a stored state of the shorter one is where
+    the longer one goes on.
+    """
+
+    task: Task
+    """Its `key` is what tells its numbers from another's."""
+    recipe: Recipe
+    start: Start
+    variants: tuple[Variant, ...] = ()
+    """What acts on the network while it trains: a mask that is held, soft masks, a penalty … ; none for a dense one."""
+    first: int
+    """The schedule's iteration at which it starts; the data order is entered there too."""
+    last: int
+    """The iteration at which it ends (not itself trained): last - first iterations in all."""
+    total: int
+    """Iterations of the whole schedule."""
+    per_epoch: int
+    """Iterations of an epoch."""
+    order_seed: int
+    """Of data order, augmentation and dropout."""
+    arithmetic: Arithmetic
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last:
+            raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
+        object.__setattr__(self, "variants", ordered(self.variants))
+
+    @property
+    def mask(self) -> str | None:
+        """Digest of the stored mask by which weights are removed, or None for a dense network."""
+        return next((mask for one in self.variants if (mask := one.masked_by()) is not None), None)
+
+    @property
+    def whole_channels(self) -> bool:
+        """Whether the network is trained without the channels that its mask removes."""
+        return any(one.whole_channels for one in self.variants)
+
+    def variant(self, kind: type[Kind]) -> Kind | None:
+        """Its variant of a kind, if it has one."""
+        return next((one for one in self.variants if isinstance(one, kind)), None)
+
+    @property
+    def steps(self) -> int:
+        """Iterations trained."""
+        return self.last - self.first
+
+    def at(self, step: str) -> int:
+        """The iteration of a point in the schedule such as 2ep, 500it or 3%.
+
+        Raises:
+            UsageError: if it is no such point.
+        """
+        return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch)
+
+    @cached_property
+    def trajectory(self) -> str:
+        """SHA-256 (hex) of all but `last`."""
+        described = self.describe()
+        del described["last"]
+        return digest_of({"numerics": NUMERICS, **described})
+
+    @property
+    def key(self) -> str:
+        """Content key: equal keys, equal results."""
+        return f"{self.trajectory}@{self.last}"
+
+    def until(self, last: int) -> Segment:
+        """The part, or the continuation, of the same trajectory that ends at `last`."""
+        return replace(self, last=last)
+
+    def blobs(self) -> list[str]:
+        """Digests of all that it needs from a store."""
+        needed = [self.start.state, self.start.optimizer, *(blob for one in self.variants for blob in one.blobs())]
+        return [blob for blob in needed if blob is not None]
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        values = {
+            "task": dict(self.task.key()),
+            "recipe": asdict(self.recipe),
+            "start": asdict(self.start),
+            "variants": [{**one.identity(), **one.describe()} for one in self.variants],
+            "first": self.first,
+            "last": self.last,
+            "total": self.total,
+            "per_epoch": self.per_epoch,
+            "order_seed": self.order_seed,
+            "arithmetic": asdict(self.arithmetic),
+        }
+        described: dict[str, Any] = json.loads(json.dumps(values))
+        return described
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any], task: Task) -> Segment:
+        """The inverse of `describe`. Classes of variants have to be imported by then; nothing is imported here.
+
+        Raises:
+            TaskError: if `task` is not the one described, as when its source changed meanwhile.
+            UsageError: for a variant that is not known, or whose source changed.
+        """
+        values = dict(described)
+        if json.loads(json.dumps(dict(task.key()))) != values.pop("task"):
+            raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
+        values["recipe"] = recipe_from(values["recipe"])
+        values["start"] = Start(**values["start"])
+        values["arithmetic"] = Arithmetic(**values["arithmetic"])
+        values["variants"] = tuple(variant_from(each) for each in values["variants"])
+        return cls(task=task, **values)
+
+    def surroundings(self, store: Store, course: Course) -> Surroundings:
+        """What its variants find when they are at work."""
+        return Surroundings(
+            store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
+        )
+
+    def course(self, folder: Path | None) -> Course:
+        """Its task with the data; `TaskError` if the data are not what the segment was made for."""
+        course = course_of(self.task, folder)
+        count = course.sizes()["train"]
+        if self.task.steps_per_epoch(count, self.recipe) != self.per_epoch:
+            raise TaskError(
+                f"the task {self.task.name!r} has {count} training examples now, which is not what this store knows of"
+                " it: give changed data another key (an option, a version) or use another store"
+            )
+        return course
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a segment gave: a stored state and its metrics."""
+
+    segment: Segment
+    model: str
+    """Digest of the weights and buffers."""
+    training: str | None
+    """Digest of the optimiser's state, where it is kept."""
+    metrics: dict[str, dict[str, float]]
+    """validation and test -> metric -> value; searches look at validation only."""
+    train_seconds: float
+    variants: Mapping[str, str]
+    """Digest of what each variant of training leaves beside the weights, by its name; see `Effect.lasting`."""
+    record: dict[str, Any] = field(repr=False, compare=False)

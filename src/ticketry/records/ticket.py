@@ -1,0 +1,104 @@
+"""What a search writes into a ticket, as far as it is read again: how it was found, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta, Struct, field
+
+from ticketry.errors import StoreError, TicketError
+from ticketry.records.schema import Count, Part, fault, read
+
+_Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+T = TypeVar("T", bound=Struct)
+
+
+class Request(Part, frozen=True):
+    """The request that made a task, see `tasks.task.Spec`."""
+
+    name: str
+    model: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+class AskedTask(Part, frozen=True):
+    """A ticket's task."""
+
+    name: str = ""
+    key: dict[str, Any] = field(default_factory=dict)
+    """What tells its numbers from another's."""
+    spec: Request | None = None
+    """None where no request made it, and in tickets of before they had one."""
+
+
+class Seeds(Part, frozen=True):
+    """See `lab.search_result.Seeds`."""
+
+    initialisation: _Seed
+    order: _Seed
+    mask: _Seed
+
+
+class Trained(Part, frozen=True):
+    """The segment of training in which the ticket was trained."""
+
+    first: Count
+    last: Count
+    shrunk: bool = False
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            fault("last", f"is {self.last}, before the first step ({self.first})")
+
+
+class Settings(Part, frozen=True):
+    """Of the search, those that decide how controls are made."""
+
+    pattern: str = "unstructured"
+
+
+class Structured(Part, frozen=True):
+    """What the mask was turned into."""
+
+    kind: str = ""
+
+
+class Retraining(Part, frozen=True, kw_only=True):
+    """All that a ticket has to tell to be trained again."""
+
+    task: AskedTask
+    recipe: dict[str, Any]
+    seeds: Seeds
+    segment: Trained
+    retrain: str
+    rewind_step: Count
+    settings: Settings = Settings()
+    structure: Structured = Structured()
+    method: str = ""
+    replicate: Count = 0
+    level: Count = 0
+    search_steps: Count | None = None
+
+
+class Asked(Part, frozen=True):
+    """A ticket's task alone."""
+
+    task: AskedTask | None = None
+
+
+def read_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
+    """What a ticket says of itself, as one of the classes here.
+
+    Args:
+        of: the ticket, as errors call it.
+
+    Raises:
+        TicketError: that names the place in ticket.json, if something is missing or impossible.
+    """
+    try:
+        return read(kind, {"info": dict(info)}["info"], what=of, advice="")
+    except StoreError as error:
+        told = str(error).removeprefix(f"{of}: ").rstrip(". ")
+        raise TicketError(f"{of}: in ticket.json, info.{told}: the ticket is damaged or forged") from None

@@ -1,0 +1,295 @@
+"""Registries: what a name stands for. Methods, scores, gates, controls, tasks, models, data and runners each have one.
+
+A name is one of three, all of which come to the same: an object in a module, imported only when it is asked for.
+
+built in
+    NAME -> ``module:object`` in the mapping that the registry is made with.
+an installed package's
+    NAME -> ``module:object`` in an entry point of the registry's group, in that package's pyproject.toml::
+
+        [project.entry-points."ticketry.tasks"]
+        moons = "my_package.tasks:Moons"
+one's own
+    ``package.module:object`` itself; modules of the current directory can be named.
+
+``module`` alone is the module as the object. A package whose entry point cannot be used is told of by its name, and
+stands in nobody's way: what is built in keeps its name, and every other name works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ticketry.errors import PluginError, TicketryError, UsageError
+
+T = TypeVar("T")
+
+BUILT_IN = "built in"
+
+_PREFIX = "ticketry."
+_log = logging.getLogger(__name__)
+
+
+class Registry(Generic[T]):
+    """All objects of one kind, by name."""
+
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        built_in: Mapping[str, str],
+        *,
+        needs: Sequence[str] = (),
+        make: Callable[[str, Any], T] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        error: type[TicketryError] = UsageError,
+        unknown: str = "{kind} {name!r} is not known: {names}",
+    ) -> None:
+        """
+        Args:
+            kind: what the objects are, as messages say it: task, search method.
+            group: of entry points: ticketry.tasks.
+            built_in: name -> module:object, in the order of lists.
+            needs: attributes without which an object is not of this kind.
+            make: what `get` gives, of the name and the object (by default the object); may raise a `TicketryError`.
+            aliases: other name -> name of a built-in object.
+            error: raised for a name that is not there, and for an object of one's own that cannot be used.
+            unknown: its message for a name that is not there; "or package.module:object" and the nearest name follow.
+        """
+        self.kind = kind
+        self.group = group
+        self.built_in = dict(built_in)
+        self.aliases = dict(aliases or {})
+        self._needs = tuple(needs)
+        self._make = make
+        self._error = error
+        self._unknown = unknown
+        self._made: dict[str, T] = {}
+        """Of what is built in."""
+        self._shadowed: set[_Offer] = set()
+
+    def names(self) -> tuple[str, ...]:
+        """What is built in, then what installed packages offer; whether that can be imported is not looked at."""
+        return (*self.built_in, *sorted(self._offers()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: str) -> bool:
+        return self.aliases.get(name, name) in self.built_in or name in self._offers()
+
+    def get(self, name: str) -> T:
+        """What the name stands for.
+
+        Raises:
+            PluginError: if a package offers it, and it cannot be imported, is not of this kind, or is another's too.
+            TicketryError: of the registry's own class, for a name that is not there, or ``module:object`` that cannot
+                be imported or is not of this kind.
+        """
+        target, where = self.target(name), self.where(name)
+        if where == BUILT_IN:
+            own = self.aliases.get(name, name)
+            if own not in self._made:
+                self._made[own] = self._of_kind(own, resolve(target))
+            return self._made[own]
+        offered = name in self._offers()
+        if not offered:
+            import_from_here()
+        try:
+            return self._of_kind(name, load(target))
+        except TicketryError as error:
+            if offered:
+                raise PluginError(f"the {self.kind} {name!r} of the package {where} cannot be used: {error}") from error
+            raise self._error(f"{self.kind} {name!r} is not known: {error}") from error
+
+    def where(self, name: str) -> str:
+        """Whence it is: ``built in``, or package and version, or the module of ``module:object``."""
+        if self.aliases.get(name, name) in self.built_in:
+            return BUILT_IN
+        offers = self._offers().get(name)
+        return " and ".join(offer.package for offer in offers) if offers else self.target(name).partition(":")[0]
+
+    def target(self, name: str) -> str:
+        """The ``module:object`` that a name stands for; raises as `get`, but imports nothing."""
+        offers = self._offers().get(name, [])
+        if len(offers) > 1:
+            which = " and ".join(f"{offer.package} ({offer.target})" for offer in offers)
+            raise PluginError(
+                f"several packages offer a {self.kind} {name!r}: {which}; uninstall all but one, or name the one that"
+                " you want as module:object"
+            )
+        if offers:
+            return offers[0].target
+        if self.aliases.get(name, name) in self.built_in:
+            return self.built_in[self.aliases.get(name, name)]
+        if ":" not in name:
+            raise self.unknown(name)
+        return name
+
+    def is_outside(self, name: str) -> bool:
+        """Whether the name is a package's or one's own, so that code of others runs if it is asked for."""
+        return self.aliases.get(name, name) not in self.built_in and (":" in name or name in self._offers())
+
+    def source(self, name: str) -> str:
+        """A digest of the source of an object that is not built in, for keys of what it makes; "" of one that is."""
+        return "" if self.where(name) == BUILT_IN else source_digest(self.target(name), self.get(name))
+
+    def usable(self) -> dict[str, T]:
+        """Every object by its name. Packages whose objects cannot be used are told of and left out."""
+        found = {}
+        for name in self.names():
+            try:
+                found[name] = self.get(name)
+            except PluginError as error:
+                _log.warning("%s", error)
+        return found
+
+    def unknown(self, name: str) -> TicketryError:
+        """The error for a name that is not there: it names the choices, and the nearest of them."""
+        names = (*self.names(), *self.aliases)
+        text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
+        near = did_you_mean(name, names)
+        return self._error(f"{text}; or your own as package.module:object{f'; {near}' if near else ''}".rstrip())
+
+    def _of_kind(self, name: str, found: Any) -> T:
+        missing = [part for part in self._needs if not hasattr(found, part)]
+        if missing:
+            raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
+        made: T = self._make(name, found) if self._make else found
+        return made
+
+    def _offers(self) -> dict[str, list[_Offer]]:
+        """What installed packages offer under names that are not built in."""
+        found: dict[str, list[_Offer]] = {}
+        for offer in _installed(tuple(sys.path)):
+            if offer.group != self.group:
+                continue
+            if self.aliases.get(offer.name, offer.name) not in self.built_in:
+                found.setdefault(offer.name, []).append(offer)
+            elif offer not in self._shadowed:
+                self._shadowed.add(offer)
+                _log.warning(
+                    "the package %s offers a %s %r, which is the name of one that is built in; the built-in one is"
+                    " used: name the other as %s",
+                    *(offer.package, self.kind, offer.name, offer.target),
+                )
+        return found
+
+
+def is_offered(name: str) -> bool:
+    """Whether an installed package offers anything of that name, of whatever kind."""
+    return any(offer.name == name for offer in _installed(tuple(sys.path)))
+
+
+def import_from_here() -> None:
+    """Lets modules of the current directory be imported, as ``python -m`` does."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
+def load(target: str) -> Any:
+    """The object that ``module:object`` names, or the module.
+
+    Raises:
+        UsageError: if the module cannot be imported, or has no such object.
+    """
+    name, _, path = target.partition(":")
+    try:
+        return resolve(target)
+    except AttributeError as error:
+        if name not in sys.modules:
+            raise _not_imported(name, error) from error
+        file = getattr(sys.modules[name], "__file__", None)
+        raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
+    except (Exception, SystemExit) as error:  # another's module may do anything at all
+        raise _not_imported(name, error) from error
+
+
+def resolve(target: str) -> Any:
+    """What `load` gives; raises what importing and looking it up raise."""
+    name, colon, path = target.partition(":")
+    found: Any = importlib.import_module(name)
+    if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):
+        return importlib.import_module(f"{name}.{path}")  # package:module
+    return attrgetter(path)(found) if colon else found
+
+
+def _not_imported(module: str, error: BaseException) -> UsageError:
+    return UsageError(f"the module {module!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}")
+
+
+def source_digest(target: str, *objects: object) -> str:
+    """sha256 of the source of what ``module:object`` names: of its module, and of those that define the objects.
+
+    What these import is not looked at, nor is this library's own source.
+
+    Raises:
+        UsageError: if a module cannot be imported, or has no source file.
+    """
+    defining = {getattr(found, "__module__", None) for found in (load(target), *objects)}
+    modules = {target.partition(":")[0]} | {name for name in defining if name in sys.modules and not _is_ours(name)}
+    found = hashlib.sha256()
+    for name in sorted(modules):
+        file = sys.modules[name].__file__
+        if file is None or not file.endswith(".py"):
+            raise UsageError(f"{name} has no source file, without which its results have no key")
+        found.update(Path(file).read_bytes())
+    return found.hexdigest()
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "ticketry"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest names, and a space after it; nothing if none is near."""
+    near = get_close_matches(name.lower(), list(known), n=3, cutoff=0.75)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+@dataclass(frozen=True, order=True)
+class _Offer:
+    """An entry point of an installed package."""
+
+    group: str
+    name: str
+    package: str
+    """Name and version."""
+    target: str
+
+
+@lru_cache(maxsize=8)
+def _installed(path: tuple[str, ...]) -> tuple[_Offer, ...]:
+    """All entry points in groups of this library; `path` is sys.path, along which packages are looked for."""
+    from importlib.metadata import distributions  # 20 ms, and not needed for help
+
+    found: dict[str, list[_Offer]] = {}
+    for package in distributions(path=list(path)):
+        name = "?"
+        try:
+            if _PREFIX not in (package.read_text("entry_points.txt") or ""):
+                continue
+            name = package.metadata["Name"]
+            offers = [
+                _Offer(point.group, point.name, f"{name} {package.version}", point.value.partition("[")[0].strip())
+                for point in package.entry_points
+                if point.group.startswith(_PREFIX)
+            ]
+        except Exception as error:  # a damaged package is no reason for the others not to work
+            _log.warning("the entry points of the package %s cannot be read: %s: %s", name, type(error).__name__, error)
+            continue
+        found.setdefault(name.lower().replace("_", "-"), offers)  # the first along the path is the one imported
+    return tuple(sorted(offer for offers in found.values() for offer in offers))

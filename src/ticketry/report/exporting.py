@@ -1,0 +1,110 @@
+"""Everything on the page as files: figures as SVG and PNG, data as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ticketry.files import inside
+from ticketry.records.evidence import EvidenceValues
+from ticketry.records.run import RunValues
+from ticketry.report.figures import (
+    Maker,
+    comparison_figures,
+    run_figures,
+    speed_figures,
+    stability_figures,
+    svg,
+    timed_figures,
+    verify_figures,
+)
+from ticketry.report.figures.style import drawing
+from ticketry.report.subject import Subject, subject_of
+from ticketry.report.tables import rows
+from ticketry.report.tables.measured_time import compared_panels, panels_of
+
+
+def export(
+    records: RunValues | Sequence[RunValues], folder: Path, evidence: Iterable[EvidenceValues] = ()
+) -> list[Path]:
+    """Write every figure as .svg and .png and the data as .csv into `folder`, which is made; return the files.
+
+    CSV files: `points`, `summary` (means and intervals), and where there are data for them `rounds` (of gates), `looks`
+    (of detectors), `structure` (how well it fits), `times` (metric and measured time), `costs` (of whole trainings),
+    `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`, `stability`, `barriers`,
+    `engines` and `time-by-density`. The same records give the same bytes.
+
+    Args:
+        records: a run record, or a list of them.
+        folder: where to; files of the same names are replaced, others stay.
+        evidence: records of verifications, of stability and of what tickets save.
+
+    Raises:
+        UsageError: if there is no run record, or the same run twice.
+        StoreError: if a record is malformed, or a file cannot be written.
+    """
+    from ticketry.lab.store.files import write_atomically
+
+    subject = subject_of(records, evidence)
+    written = []
+    for name, data in (*_figures(subject), *_tables(subject)):
+        written.append(inside(folder, name))
+        write_atomically(written[-1], data)
+    return written
+
+
+def _figures(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    with drawing():
+        for name, make in _makers(subject):
+            figure = make(False)
+            yield f"{name}.svg", svg.to_svg(figure, name.replace("-", " ")).encode()
+            yield f"{name}.png", svg.to_png(figure)
+
+
+def _makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
+    """Every figure of the page, named by what it belongs to where that is not clear."""
+    several = len(subject.runs) > 1
+    for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
+        middle = f"-{number}" if len(subject.by_task) > 1 else ""
+        yield from ((f"comparison{middle}-{name}", make) for name, make in makers.items())
+    for number, indices in enumerate(subject.by_task.values(), start=1):
+        after = f"-{number}" if len(subject.by_task) > 1 else ""
+        yield from ((f"{name}{after}", make) for name, make in timed_figures(panels_of(subject, indices)).items())
+    for number, results in enumerate(subject.runs, start=1):
+        before = f"run-{number}-" if several else ""
+        yield from ((f"{before}{name}", make) for name, make in run_figures(results).items())
+    for number, verify in enumerate(subject.verifications, start=1):
+        yield from ((f"verify-{number}-{name}", make) for name, make in verify_figures(verify).items())
+    for number, study in enumerate(subject.studies, start=1):
+        yield from ((f"stability-{number}-{name}", make) for name, make in stability_figures(study).items())
+    for number, speed in enumerate(subject.speeds, start=1):
+        yield from ((f"saved-{number}-{name}", make) for name, make in speed_figures(speed).items())
+
+
+def _times(subject: Subject) -> rows.Rows:
+    found = []
+    for indices in subject.by_task.values():
+        panels = panels_of(subject, indices)
+        found += rows.time_rows(panels, compared_panels(panels, subject.speeds))
+    return found
+
+
+def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    tables = {
+        "points": rows.point_rows(subject.runs),
+        "summary": rows.summary_rows(subject.runs),
+        "rounds": rows.round_rows(subject.runs),
+        "looks": rows.look_rows(subject.runs),
+        "structure": rows.fit_rows(subject.runs),
+        "times": _times(subject),
+        "costs": rows.spent_rows(subject.runs),
+        "methods": rows.method_rows(subject),
+        "verdicts": rows.verdict_rows(subject.runs),
+        "verify": rows.verify_rows(subject.verifications),
+        "seeds": rows.seed_rows(subject.verifications),
+        "stability": rows.stability_rows(subject.studies),
+        "barriers": rows.barrier_rows(subject.studies),
+        "engines": rows.speed_rows(subject.speeds),
+        "time-by-density": rows.curve_rows(subject.speeds),
+    }
+    yield from ((f"{name}.csv", rows.csv_text(table).encode()) for name, table in tables.items() if table)

@@ -1,0 +1,361 @@
+"""The metric against costs: of the whole training, of the search up to a ticket, of a call; and steps until a mask.
+
+Panels have a curve a run, the dense network as a square, and names where they have room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ticketry.records.network import TICKET
+from ticketry.records.verdict import Metric
+from ticketry.report.figures.axes import Scale, density_axis, label_places, log_axis, tick_label
+from ticketry.report.figures.metric_by_density import limits_of, low_high
+from ticketry.report.figures.panels import legend, name_points, panels, run_handles, settle
+from ticketry.report.figures.style import COLOURS, run_look
+from ticketry.report.subject import Series
+from ticketry.report.tables.costs import (
+    ENERGY,
+    FLOPS,
+    MEASURES,
+    MEMORY,
+    NOT_MEASURED,
+    SECONDS,
+    CostPoint,
+    SpentPoint,
+    cost_points,
+    is_estimate,
+    mean_spent,
+    spent_points,
+    tickets_by_density,
+)
+from ticketry.report.tables.measured_time import Panel, TimedPoint
+from ticketry.report.wording import short_count, short_metric
+
+P = TypeVar("P")
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A network in a panel: what it costs and how good it is."""
+
+    cost: float
+    metric: float
+    name: str = ""
+    """Written beside it where there is room."""
+    costs: Range | None = None
+    """From where to where a thin bar reaches."""
+    metrics: Range | None = None
+    size: float = 5.5
+    """Of its mark, in pixels."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run in a panel: its points, in lines, and its dense network."""
+
+    look: dict[str, Any]
+    lines: Sequence[Sequence[Spot]]
+    dense: tuple[float, float] | None
+    """Cost and metric."""
+    dense_colour: str = COLOURS["muted"]
+
+    @property
+    def spots(self) -> list[Spot]:
+        return [spot for line in self.lines for spot in line]
+
+
+@dataclass(frozen=True)
+class CostPanel:
+    """Curves over one cost."""
+
+    name: str
+    """Of the x axis."""
+    curves: Sequence[Curve]
+    title: str = ""
+    unit: float | None = None
+    """Cost at which there is a line across: that of the dense network which all curves have in common."""
+
+
+def _drawn(
+    shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the panels, which share the metric's axis."""
+    figure, axes = panels(len(shown), narrow, height, sharey=not narrow)
+    for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
+        scale.set(each, limits, 6)
+        own = (narrow and panel.curves) or number % 2 == 0
+        name = f"test {short_metric(metric)}{scale.note}" if own else ""
+        each.set_title(": ".join(filter(None, (panel.title, name))))
+        each.set_xlabel(panel.name)
+        _draw(each, panel)
+    return figure, axes
+
+
+def _draw(axes: Axes, panel: CostPanel) -> None:
+    """Lines with marks and thin bars; grey lines at the dense networks' metrics and at the unit of cost."""
+    for level in sorted({curve.dense[1] for curve in panel.curves if curve.dense is not None}):
+        axes.axhline(level, color=COLOURS["muted"], lw=0.8, zorder=1)
+    if panel.unit is not None and panel.curves:
+        axes.axvline(panel.unit, color=COLOURS["muted"], lw=0.8, zorder=1)
+    for curve in panel.curves:
+        thin = {"color": curve.look["color"], "alpha": 0.6, "zorder": 2}
+        for line in curve.lines:
+            axes.plot([spot.cost for spot in line], [spot.metric for spot in line], lw=1.2, **thin)
+        for spot in curve.spots:
+            if spot.metrics:
+                axes.plot([spot.cost] * 2, spot.metrics, lw=1, solid_capstyle="butt", **thin)
+            if spot.costs:
+                axes.plot(spot.costs, [spot.metric] * 2, lw=1, solid_capstyle="butt", **thin)
+        x, y, sizes = zip(*((spot.cost, spot.metric, spot.size**2) for spot in curve.spots), strict=True)
+        edge: dict[str, Any] = {"edgecolors": COLOURS["paper"], "linewidths": 0.8, "clip_on": False}
+        axes.scatter(x, y, sizes, zorder=4, **curve.look, **edge)
+        if curve.dense is not None:
+            axes.scatter(*curve.dense, 49, color=curve.dense_colour, marker="s", zorder=5, **edge)
+
+
+def _finished(figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]) -> Figure:
+    """With a legend of several runs; of one, with names beside its points and its dense network."""
+    if len(series) > 1:
+        legend(figure, run_handles(series))
+        return figure
+    settle(figure)
+    for each, panel in zip(axes, shown, strict=True):
+        dense = [(*curve.dense, "dense", COLOURS["muted"]) for curve in panel.curves if curve.dense]
+        name_points(each, dense + [(*named, COLOURS["muted"]) for curve in panel.curves for named in _names(curve)])
+    return figure
+
+
+def _names(curve: Curve) -> list[tuple[float, float, str]]:
+    return [(spot.cost, spot.metric, spot.name) for spot in curve.spots if spot.name]
+
+
+# -- of the whole training ---------------------------------------------------------------------------------------------
+
+_TITLES = {
+    FLOPS: "FLOPs, × dense",
+    SECONDS: "training seconds, × dense",
+    MEMORY: "memory at the highest, × dense",
+    ENERGY: "energy",
+}
+_UNITS = {"mWh": 1e3, "Wh": 1.0, "kWh": 1e-3}
+_MUCH = 4
+"""Times the dense network's cost: beyond it, the axis is logarithmic; otherwise it begins at 0."""
+
+Spent = Sequence[tuple[Series, Sequence[SpentPoint]]]
+
+
+def metric_by_spent(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Points are means over replicates, thin bars reach from the least to the largest; square: the dense network."""
+    found = [(one, points) for one in series if (points := spent_points(one.results))]
+    shown = [_spent_panel(found, measure) for measure in MEASURES]
+    roles = [(*one.results.of_role(TICKET), one.results.dense) for one, _ in found]
+    values = [value for groups in roles for group in groups if group is not None for value in group.values().values()]
+    metric = found[0][0].results.run.task.metric
+    scale = Scale.of(metric, values)
+    figure, axes = _drawn(shown, metric, scale, scale.padded(min(values), max(values), 0.08), narrow, 250)
+    for each, panel in zip(axes, shown, strict=True):
+        if panel.curves:
+            each.set_xlabel(panel.name + _cost_axis(each, panel.curves))
+        else:
+            _say(each, NOT_MEASURED)
+    return _finished(figure, axes, shown, [one for one, _ in found])
+
+
+def _spent_panel(found: Spent, measure: str) -> CostPanel:
+    """The runs for which it was measured."""
+    known = [(one, [point for point in points if point.on_axis(measure) is not None]) for one, points in found]
+    known = [(one, points) for one, points in known if points]
+    name, factor = _TITLES[measure], 1.0
+    if measure == ENERGY and known:
+        most = max(point.on_axis(measure) or 0.0 for _, points in known for point in points)
+        unit = "mWh" if most < 1 else "kWh" if most >= 1e3 else "Wh"
+        name, factor = f"{name}, {unit}", _UNITS[unit]
+        if any(is_estimate(one.results.run) for one, _ in known):
+            name += " (an estimate)"
+    if known and len(known) < len(found):
+        name += f"; {len(found) - len(known)} of {len(found)} runs {NOT_MEASURED}"
+    curves = [_spent_curve(one, points, measure, factor, len(found) > 1) for one, points in known]
+    return CostPanel(name, curves, unit=None if measure == ENERGY else 1.0)  # only multiples have a unit in common
+
+
+def _spent_curve(one: Series, points: Sequence[SpentPoint], measure: str, factor: float, several: bool) -> Curve:
+    """From the densest to the sparsest, which has the smallest mark."""
+    spots = [
+        Spot(
+            factor * (point.on_axis(measure) or 0.0),
+            point.metric,
+            f"{tick_label(point.density)} %",
+            metrics=(min(point.values), max(point.values)),
+            size=8.5 - 4 * rank / max(len(points) - 1, 1),
+        )
+        for rank, point in enumerate(points)
+    ]
+    look, dense = run_look(one.index, several), one.results.dense
+    cost = mean_spent(one.results, dense, ENERGY) if measure == ENERGY and dense is not None else 1.0
+    place = None if dense is None or cost is None else (factor * cost, dense.metric().mean)
+    return Curve(look, [spots], place, look["color"] if several and measure == ENERGY else COLOURS["muted"])
+
+
+def _say(axes: Axes, words: str) -> None:
+    """What stands where there is nothing to draw."""
+    axes.set_facecolor(COLOURS["shade"])
+    axes.tick_params(labelleft=False, labelbottom=False, length=0)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=COLOURS["muted"])
+
+
+def _cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
+    """From 0 where the costs are of the dense network's order, so that lengths compare; else logarithmic.
+
+    Returns:
+        what is added to its name.
+    """
+    dense = [curve.dense[0] for curve in curves if curve.dense]
+    costs = [*dense, *(spot.cost for curve in curves for spot in curve.spots)]
+    low, high = min(costs), max(costs)
+    if low > 0 and high > _MUCH * max(dense, default=high):
+        log_axis(axes, "x", low / 1.15, high * 1.15)
+        return " (log scale)"
+    end = 1.08 * high or 1.0
+    axes.set_xlim(0, end)
+    places = [float(tick) for tick in MaxNLocator(6).tick_values(0, end) if 0 <= tick <= end]
+    label_places(axes.xaxis, places, [short_count(tick) for tick in places], fit=True)
+    return ""
+
+
+# -- of the search -----------------------------------------------------------------------------------------------------
+
+
+def lines_of(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
+    """The points, in lines that do not zigzag.
+
+    A search that goes on from ticket to ticket is one line: the sparser, the later. One that has several searches side
+    by side, such as gates with several s0, has a line for every number of steps: what one round gave, what two gave.
+
+    Args:
+        points: of one run, densest first.
+        steps: the training steps of a point.
+    """
+    if all(steps(one) <= steps(other) for one, other in pairwise(points)):
+        return [list(points)]
+    lines: dict[str, list[P]] = {}
+    for point in points:
+        lines.setdefault(f"{steps(point):.2g}", []).append(point)
+    return list(lines.values())
+
+
+def metric_by_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """One panel over steps and, where every run tells them, one over seconds."""
+    found = [(one, points) for one in series if (points := cost_points(one.results))]
+    names = {"steps": "training steps of the search"}
+    if all(point.seconds is not None for _, points in found for point in points):
+        names["seconds"] = "seconds of training"
+    shown = [
+        CostPanel(
+            f"{words} so far (log scale)", [_cost_curve(one, points, name, len(found) > 1) for one, points in found]
+        )
+        for name, words in names.items()
+    ]
+    metric, means = found[0][0].results.run.task.metric, [point.metric for _, points in found for point in points]
+    scale = Scale.of(metric, means)
+    figure, axes = _drawn(
+        shown, metric, scale, scale.padded(min(means), max(means), 0.08), narrow, 260 if narrow else 300
+    )
+    for each, panel in zip(axes, shown, strict=True):
+        costs = [spot.cost for curve in panel.curves for spot in curve.spots]
+        log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
+    return _finished(figure, axes, shown, [one for one, _ in found])
+
+
+def _cost_curve(one: Series, points: Sequence[CostPoint], name: str, several: bool) -> Curve:
+    """Of one run over steps or seconds; `points` begin with the dense network, if there is one."""
+
+    def spot(point: CostPoint) -> Spot:
+        cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
+        return Spot(cost, point.metric, f"{tick_label(point.density)} %" if point.level else "")
+
+    lines = [[spot(point) for point in line] for line in lines_of(points, lambda point: point.steps)]
+    dense = spot(points[0])
+    return Curve(run_look(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
+
+
+def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Steps until a mask was known against its density, both on log scales, in lines as `lines_of` says."""
+    shown = [(one, points) for one in series if (points := tickets_by_density(one.results))]
+    figure, (axes,) = panels(1, narrow, 290 if narrow else 350)
+    steps = [max(point.known, 1.0) for _, points in shown for point in points]
+    log_axis(axes, "y", min(steps) / 1.3, max(steps) * 1.3)
+    density_axis(axes, [point.density for _, points in shown for point in points])
+    axes.set_title("training steps until the mask was known (log scale)")
+    for one, points in shown:
+        for line in lines_of(points, lambda point: point.known):
+            x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
+            axes.plot(x, y, lw=1.6, clip_on=False, **run_look(one.index))
+    legend(figure, run_handles([one for one, _ in shown]))
+    return figure
+
+
+# -- of a call ---------------------------------------------------------------------------------------------------------
+
+_ONE_STEP = 0.05
+"""Of a share of time: the axis begins below the fastest call by so much, and ends as far above the slowest."""
+
+
+def metric_by_time(timed: Sequence[Panel], narrow: bool = False) -> Figure:
+    """What decides between granularities: means with intervals of metric and measured time, a panel a batch.
+
+    The square is the dense network in the fastest dense engine, at 1.
+    """
+    series = list({one.index: one for panel in timed for one, _ in panel.curves}.values())
+    mixed = len({panel.setup.how for panel in timed}) > 1
+    shown = [
+        CostPanel(
+            "time of a call, × the fastest dense engine's",
+            [_timed_curve(one, points) for one, points in panel.curves],
+            f"batch {panel.setup.batch}{f', {panel.setup.how}' if mixed else ''}",
+            unit=1.0,
+        )
+        for panel in timed
+    ]
+    groups = [point.group for panel in timed for _, points in panel.curves for point in points]
+    limits = limits_of([*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06)
+    metric = series[0].results.run.task.metric
+    figure, axes = _drawn(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
+    for each, panel in zip(axes, shown, strict=True):
+        times = [1.0, *(edge for curve in panel.curves for spot in curve.spots for edge in spot.costs or ())]
+        each.set_xlim(max(0.0, min(times) - _ONE_STEP), max(times) + _ONE_STEP)
+        each.locator_params(axis="x", nbins=7)
+    square = Line2D([], [], color=COLOURS["muted"], marker="s", markersize=7, lw=0)
+    legend(figure, {**run_handles(series), "dense": square})
+    settle(figure)
+    for each, panel in zip(axes, shown, strict=True):
+        name_points(each, [(*named, curve.look["color"]) for curve in panel.curves for named in _names(curve)])
+    return figure
+
+
+def _timed_curve(one: Series, points: Sequence[TimedPoint]) -> Curve:
+    """Both ends of it have names, densities."""
+    spots = [
+        Spot(
+            point.time,
+            point.metric.mean,
+            f"{tick_label(point.group.density)} %" if point in (points[0], points[-1]) else "",
+            costs=(point.low, point.high),
+            metrics=low_high(point.metric),
+            size=6.2,
+        )
+        for point in points
+    ]
+    dense = one.results.dense
+    return Curve(run_look(one.index), [spots], (1.0, dense.metric().mean) if dense else None)

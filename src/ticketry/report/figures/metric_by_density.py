@@ -1,0 +1,216 @@
+"""The figure of the field: the metric against the weights remaining, of one run, or of several on one pair of axes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ticketry.records.network import TICKET
+from ticketry.report.figures.axes import Scale, density_axis
+from ticketry.report.figures.panels import legend, name_below, name_ends, run_handles, sheet
+from ticketry.report.figures.style import COLOURS, look_of, run_colour, run_look
+from ticketry.report.subject import Series
+from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
+from ticketry.report.wording import role_name, short_metric
+
+_WORTH_A_PANEL = 0.5
+"""The share of the whole range below which the better networks get a panel of their own."""
+_MOST_SD = 1.5
+_ROOM = 0.04
+X_NAME = "weights remaining, % of the prunable ones (log scale)"
+
+
+def metric_by_density(results: Results, narrow: bool = False) -> Figure:
+    """Means with bands of their 95 % t intervals; the run must have a level other than the dense one.
+
+    Where some networks fall far below the rest, as controls at high sparsity do, the main panel shows the range
+    near the dense network and a strip beneath it the whole range.
+    """
+    whole, near, scale = whole_range(results), near_dense(results), scale_of(results)
+    tall, strip = (340, 130) if narrow else (390, 150)
+    figure = sheet(narrow, tall + (strip - 20 if near else 0))
+    heights = [tall - 60, strip - 60] if near else [1]
+    panels = list(figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
+    _draw_all(figure, panels, results)
+    densities = [group.density for role in results.roles for group in results.of_role(role)]
+    density_axis(panels[-1], densities, X_NAME)
+    scale.set(panels[0], near or whole)
+    panels[0].set_title(f"test {short_metric(results.run.task.metric)}{scale.note}")
+    if near:
+        panels[0].tick_params(axis="x", which="both", length=4)
+        scale.set(panels[1], whole, 3)
+        panels[1].axhspan(*near, color=COLOURS["shade"], lw=0, zorder=0)
+        panels[1].set_title("the whole range (shaded: the part shown above)")
+    return figure
+
+
+def whole_range(results: Results) -> tuple[float, float]:
+    """Limits of the y axis that show every mean with its band, as far as `low_high` goes."""
+    groups = [group for role in results.roles for group in results.of_role(role)]
+    return limits_of(groups, scale_of(results), _ROOM)
+
+
+def scale_of(*runs: Results) -> Scale:
+    """The scale of the metric's axis."""
+    means = [group.metric().mean for results in runs for role in results.roles for group in results.of_role(role)]
+    return Scale.of(runs[0].run.task.metric, means)
+
+
+def near_dense(results: Results) -> tuple[float, float] | None:
+    """Limits of the y axis that show the better networks well, or None where the whole range does.
+
+    They reach as far below dense as 2.5 times the median shortfall of all other networks, so that at least half of
+    the points lie in the better part of the panel however badly the worst do. (Above it, if less is better.)
+    """
+    if results.dense is None:
+        return None
+    sign, scale = results.run.task.metric.sign, scale_of(results)
+    dense = results.dense.metric()
+    at = scale.place(dense.mean)
+    others = [group for role in results.roles[1:] for group in results.of_role(role)]
+    shortfall = statistics.median(sign * (at - scale.place(group.metric().mean)) for group in others)
+    best = max(sign * scale.place(edge) for group in [results.dense, *others] for edge in _edges(group, scale))
+    depth = max(2.5 * shortfall, 4 * scale.spread(dense), best - sign * at)
+    one, other = scale.value(at - sign * depth), scale.value(sign * best)
+    low, high = scale.padded(min(one, other), max(one, other), _ROOM)
+    lowest, highest = (scale.place(limit) for limit in whole_range(results))
+    worth = _WORTH_A_PANEL * (highest - lowest)
+    return (low, high) if 0 < scale.place(high) - scale.place(low) < worth else None
+
+
+def _edges(group: Group, scale: Scale) -> tuple[float, float]:
+    low, high = low_high(group.metric())
+    return scale.shown(low, group.metric()), high
+
+
+def low_high(summary: Summary) -> tuple[float, float]:
+    """The interval of a mean as far as axes make room for it: that of two replicates would leave none for lines."""
+    low, high = summary.interval or (summary.mean, summary.mean)
+    most = _MOST_SD * (summary.sd or 0)
+    return max(low, summary.mean - most), min(high, summary.mean + most)
+
+
+def limits_of(groups: Iterable[Group], scale: Scale, room: float = 0.05) -> tuple[float, float]:
+    """Limits that show every mean with its band as far as `low_high` goes."""
+    edges = [_edges(group, scale) for group in groups]
+    return scale.padded(min(low for low, _ in edges), max(high for _, high in edges), room)
+
+
+def draw_line(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, front: bool, **options: Any) -> Any:
+    """Means over density, a line with markers, and the band of their intervals; what a legend shows of them."""
+    ordered = sorted(groups, key=lambda group: -group.density)
+    x, summaries = [100 * group.density for group in ordered], [group.metric() for group in ordered]
+    lows = [scale.shown((summary.interval or (summary.mean,))[0], summary) for summary in summaries]
+    highs = [(summary.interval or (summary.mean,))[-1] for summary in summaries]
+    axes.fill_between(x, lows, highs, color=options["color"], alpha=alpha, lw=0, zorder=2 + front)
+    return axes.plot(x, [summary.mean for summary in summaries], zorder=4 + front, **options)[0]
+
+
+def _draw_all(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
+    """Controls first, tickets last and so on top; in the legend the tickets come first."""
+    roles, scale = [TICKET, *results.controls], scale_of(results)
+    entries: dict[str, Any] = {}
+    for role in (role for role in reversed(roles) if results.of_role(role)):
+        front = role == TICKET
+        for panel in reversed(panels):
+            strip = panel is not panels[0]
+            options = look_of(role, results.controls, 0.6 if strip else 1)
+            options["lw"] = 1.2 if strip else 2.2 if front else 1.6
+            options["markeredgewidth"] = 0.5 if strip else 1.0
+            alpha = 0.16 if front else 0.09
+            entries[role_name(role)] = draw_line(panel, results.of_role(role), scale, alpha, front, **options)
+    entries = dict(reversed(entries.items()))
+    if results.dense is not None:
+        entries["dense"] = _draw_dense(panels, results.dense, scale)
+    legend(figure, entries, fontsize=12)
+
+
+def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
+    """The dense network's mean and spread, all along the axis; what the legend shows of it."""
+    muted, summary = COLOURS["muted"], dense.metric()
+    low, high = summary.interval or (summary.mean, summary.mean)
+    for panel in panels:
+        panel.axhspan(scale.shown(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
+        panel.axhline(summary.mean, color=muted, lw=1.2, zorder=1)
+        panel.plot([100 * dense.density], [summary.mean], color=muted, marker="o", markersize=5.5)
+    return (
+        Patch(color=muted, alpha=0.16, lw=0),
+        Line2D([], [], color=muted, lw=1.2, marker="o", markersize=5.5),
+    )
+
+
+# -- of several runs ---------------------------------------------------------------------------------------------------
+
+_MOST_LETTERS = 28
+"""Beyond which names stand in a legend rather than beside the lines."""
+
+
+def overlay(series: Sequence[Series], narrow: bool = False) -> Figure:
+    """Tickets of several runs large, means with 95 % t intervals, and each control in a small panel beneath."""
+    shown = [one for one in series if one.results.levels]
+    controls = _controls(shown)
+    beside = not narrow and max(len(one.label) for one in shown) <= _MOST_LETTERS
+    columns = 1 if narrow else max(len(controls), 1)
+    rows = [controls[start : start + columns] for start in range(0, len(controls), columns)]
+    tall, small = (350, 170) if narrow else (400, 220)
+    figure = sheet(narrow, tall + small * len(rows))
+    layout: list[Any] = [[TICKET] * columns, *rows]
+    panels = figure.subplot_mosaic(layout, height_ratios=[tall] + [small] * len(rows))
+    scale = scale_of(*(one.results for one in shown))
+    densities = [g.density for one in shown for role in (TICKET, *controls) for g in one.results.of_role(role)]
+    for role, axes in panels.items():
+        _draw_role(axes, shown, role, scale)
+        own = [TICKET] if role == TICKET else controls
+        limits = limits_of([group for one in shown for group in _groups(one, own)], scale)
+        scale.set(axes, limits, None if role == TICKET else 4)
+        density_axis(axes, densities, "")
+        if role == TICKET:
+            axes.set_title(f"tickets: test {short_metric(shown[0].results.run.task.metric)}{scale.note}")
+        else:
+            axes.set_title(role_name(role), color=COLOURS["ink"])
+    name_below(figure, X_NAME)
+    if beside:
+        name_ends(figure, [(panels[TICKET], _ends(shown))])
+    else:
+        legend(figure, run_handles(shown))
+    return figure
+
+
+def _controls(series: Sequence[Series]) -> list[str]:
+    found = {role for one in series for role in one.results.controls}
+    return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
+
+
+def _groups(one: Series, roles: Sequence[str]) -> list[Group]:
+    """Those of the roles, and the dense network."""
+    groups = [group for role in roles for group in one.results.of_role(role)]
+    return groups if one.results.dense is None else [*groups, one.results.dense]
+
+
+def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) -> None:
+    large = role == TICKET
+    means = dict.fromkeys(one.results.dense.metric().mean for one in series if one.results.dense is not None)
+    for mean in means:
+        axes.axhline(mean, color=COLOURS["muted"], lw=1.2 if large and len(means) == 1 else 0.8, zorder=1)
+    options = {"lw": 2.0, "markersize": 6.2} if large else {"lw": 1.2, "markersize": 3.2, "markeredgewidth": 0.4}
+    for one in series:
+        if groups := one.results.of_role(role):
+            alpha = 0.12 if large and len(series) < 4 else 0.07
+            draw_line(axes, groups, scale, alpha, front=False, **run_look(one.index), **options)
+
+
+def _ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
+    """Where the tickets' lines end, and the dense network's."""
+    ends = []
+    for one in series:
+        if tickets := one.results.of_role(TICKET):
+            sparsest = min(tickets, key=lambda group: group.density)
+            ends.append((sparsest.metric().mean, one.label, run_colour(one.index)))
+    dense = next((one.results.dense for one in series if one.results.dense is not None), None)
+    return ends if dense is None else [*ends, (dense.metric().mean, "dense", "muted")]

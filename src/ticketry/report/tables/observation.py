@@ -1,0 +1,138 @@
+"""What was observed, in a sentence or two: a description of means, not a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ticketry.records.network import TICKET
+from ticketry.records.run import RunRecord
+from ticketry.records.verdict import VERDICTS
+from ticketry.report.tables.results import Group, Results
+from ticketry.report.wording import Style, clean, percent, role_name, times
+
+MARGIN_POINTS = 0.5
+MARGIN_SHARE = 0.01
+CAVEAT = "These are means over replicates, not yet a statistical verdict."
+ALONE = "There is one replicate only, which shows no spread: this is not yet evidence."
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The level that the report points at, and what is said of it."""
+
+    finding: str
+    """The numbers at that level, one sentence."""
+    remark: str = ""
+    """What they mean and do not mean."""
+    level: int | None = None
+    """The sparsest level whose tickets match the dense network and beat every control; None if there is none."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.finding} {self.remark}".strip()
+
+
+def observe(results: Results) -> Observation:
+    """Describe the sparsest level at which the tickets match, or failing that, the tickets' best level.
+
+    A level matches where the mean difference to dense, replicate by replicate, is no worse than the margin, and the
+    mean difference to each control that has finished there is above 0; in a run with controls, one must have. The
+    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets'
+    budget count.
+    """
+    style = Style.of(results)
+    dense, tickets = results.dense, results.of_role(TICKET)
+    if dense is None:
+        return Observation("No dense network has finished yet, so there is nothing to compare with.")
+    if not tickets:
+        text = f"Only the dense network has finished so far: {style.counted(dense.metric())} on the test set."
+        return Observation(text)
+    margin, margin_text = _margin(results, dense)
+    matching = [group for group in tickets if _matches(results, group, dense, margin)]
+    if matching:
+        shown = min(matching, key=lambda group: group.density)
+        remark = _remark(results, margin_text)
+    else:
+        shown = best_tickets(results) or tickets[0]
+        remark = (
+            f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
+            f"{' and better than every control at that level' if results.rivals else ''}."
+        )
+    caveat = verdict_sentence(results.run) or (CAVEAT if results.replicates > 1 else ALONE)
+    return Observation(_sentence(results, style, shown, dense), f"{remark} {caveat}", shown.level if matching else None)
+
+
+def best_tickets(results: Results) -> Group | None:
+    """The tickets of the level with the best mean on the test split; None if there are none."""
+    return max(results.of_role(TICKET), key=_goodness(results), default=None)
+
+
+def verdict_sentence(run: RunRecord) -> str:
+    """How many levels have which verdict, and the sparsest that the claim was shown for; empty without verdicts."""
+    if not run.verdicts:
+        return ""
+    total = len(run.verdicts)
+    found = [(name, [one for one in run.verdicts if one.verdict == name]) for name in VERDICTS]
+    counts = ", ".join(f"{name} at {len(those)}" for name, those in found if those)
+    shown = [one for one in run.verdicts if one.verdict == one.claim]
+    text = (
+        f"Paired by replicate and corrected for {total} level{'s' if total > 1 else ''}, the tickets' verdict: {counts}"
+    )
+    if shown:
+        sparsest = min(shown, key=lambda one: one.density)
+        text += f"; the sparsest that {sparsest.verdict} keeps {percent(sparsest.density)} %"
+    return f"{text}."
+
+
+def controls_at(results: Results, level: int) -> list[Group]:
+    """The controls with the tickets' budget that have finished at a level."""
+    return [group for role in results.rivals if (group := results.group(level, role))]
+
+
+def _margin(results: Results, dense: Group) -> tuple[float, str]:
+    if results.run.task.metric.unit == "%":
+        return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
+    return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
+
+
+def _matches(results: Results, group: Group, dense: Group, margin: float) -> bool:
+    sign = results.run.task.metric.sign
+    to_dense = group.minus(dense)
+    to_controls = [group.minus(control) for control in controls_at(results, group.level)]
+    return (
+        to_dense is not None
+        and sign * to_dense.mean >= -margin
+        and (bool(to_controls) or not results.rivals)
+        and all(difference is not None and sign * difference.mean > 0 for difference in to_controls)
+    )
+
+
+def _goodness(results: Results) -> Callable[[Group], float]:
+    sign = results.run.task.metric.sign
+    return lambda group: sign * group.metric().mean
+
+
+def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str:
+    """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
+    share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
+    parts = [
+        f"At {percent(shown.density)} % of the prunable weights{share} the tickets reach "
+        f"a test {clean(results.run.task.metric.words)} of {style.counted(shown.metric())}",
+        f"the dense network reaches {style.counted(dense.metric())}",
+    ]
+    controls = controls_at(results, shown.level)
+    if controls:
+        best = max(controls, key=_goodness(results))
+        parts.append(
+            f"the {'best ' if len(controls) > 1 else ''}control, {role_name(best.role)}, "
+            f"reaches {style.counted(best.metric())}"
+        )
+    return "; ".join(parts) + "."
+
+
+def _remark(results: Results, margin_text: str) -> str:
+    worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
+    if not results.rivals:
+        return f"{worse}; no controls were trained."
+    return f"{worse} and better than every control at that level."

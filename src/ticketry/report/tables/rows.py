@@ -1,0 +1,399 @@
+"""The data behind the page as flat rows with plain column names: for CSV files and the links beside figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from ticketry.records.evidence import StabilityRecord, VerifyRecord
+from ticketry.records.network import PHASES, TICKET
+from ticketry.records.speed import SpeedRecord
+from ticketry.report.subject import Subject, rewind_of
+from ticketry.report.tables.costs import (
+    ENERGY,
+    MEASURES,
+    cost_points,
+    relative,
+    spent,
+    spent_points,
+    tickets_by_density,
+)
+from ticketry.report.tables.evidence import differences
+from ticketry.report.tables.measured_time import Compared, Panel
+from ticketry.report.tables.results import Results, layer_profiles
+from ticketry.report.tables.same_density import matches
+
+Cell = str | int | float | None
+Rows = list[dict[str, Cell]]
+
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a cell begins with that a spreadsheet computes."""
+
+
+def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """The rows as CSV with a header; floats in full, so that they read back the same; None is empty.
+
+    A text that a spreadsheet would take for a formula has a ' before it.
+    """
+    if not rows:
+        return ""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in rows)
+    return buffer.getvalue()
+
+
+def _no_formula(cell: Cell) -> Cell:
+    plain = cell.replace("\r", " ") if isinstance(cell, str) else cell  # else the row ends there
+    return f"'{plain}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else plain
+
+
+def _told(item: object, names: str) -> dict[str, Cell]:
+    """Fields of an object as columns: ``density n low=first`` are two fields by their names, and `first` as ``low``.
+
+    Of None all are None; a truth value is 1 or 0.
+    """
+    cells: dict[str, Cell] = {}
+    for name in names.split():
+        column, _, own = name.partition("=")
+        found = getattr(item, own or column) if item is not None else None
+        cells[column] = int(found) if isinstance(found, bool) else found
+    return cells
+
+
+def _ends(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
+    """Both ends of an interval as two columns."""
+    return dict(zip(names.split(), interval or (None, None), strict=True))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def point_rows(runs: Sequence[Results]) -> Rows:
+    """Every trained network of every run, with the cost of each phase and its share of the run's energy."""
+    rows: Rows = []
+    for results in runs:
+        run, metric = results.run, results.run.task.metric
+        named = {"run": run.name, "method": run.method, "task": run.task.name, "rewind": rewind_of(results)}
+        for point in run.points:
+            phases = point.phases.each if point.phases else {}
+            rows.append(
+                {
+                    **named,
+                    **_told(point, "replicate level role density"),
+                    "metric": metric.name,
+                    "unit": metric.unit,
+                    **{split: point.metric(metric.name, split) for split in ("validation", "test")},
+                    **_told(point, "steps budget seconds key"),
+                    **{
+                        f"phase_{name}_{part}": cell
+                        for name in PHASES
+                        for part, cell in _told(phases.get(name), "steps flops seconds memory").items()
+                    },
+                    "energy_wh": spent(run, point, ENERGY),
+                    **{
+                        f"pruned_{column}": cell
+                        for column, cell in _told(point.moment, "at_step=step detected detector threshold").items()
+                    },
+                }
+            )
+    return rows
+
+
+def look_rows(runs: Sequence[Results]) -> Rows:
+    """Every look of every detector: what it saw, and what it compared with the threshold."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(point, "replicate level density"),
+            "detector": point.moment.detector,
+            "step": step,
+            "value": value,
+            "compared": compared,
+            "threshold": point.moment.threshold,
+            "pruned": int(step == point.moment.step),
+        }
+        for results in runs
+        for point in results.run.points
+        if point.role == TICKET and point.moment
+        for (step, value), (_, compared) in zip(point.moment.looks, point.moment.compared, strict=True)
+    ]
+
+
+def summary_rows(runs: Sequence[Results]) -> Rows:
+    """Mean, spread and 95 % interval of the test metric of every role at every level."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(group, "role level density"),
+            "n": summary.n,
+            "statistic": group.compared.summary,
+            **_told(summary, "mean sd"),
+            **_ends("low high", summary.interval),
+        }
+        for results in runs
+        for role in results.roles
+        for group in results.of_role(role)
+        for summary in [group.metric()]
+    ]
+
+
+def layer_rows(results: Results) -> Rows:
+    """The density of each layer at each level, mean over replicates."""
+    return [
+        {"run": results.run.name, **_told(profile, "level density"), "layer": name, "kept_share": share}
+        for profile in layer_profiles(results)
+        for name, share in profile.layers.items()
+    ]
+
+
+def fit_rows(runs: Sequence[Results]) -> Rows:
+    """How well structure fits each layer of each structured ticket; the layer named so is of all together."""
+    names = (
+        "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
+        "random_coverage fill"
+    )
+    return [
+        {
+            "run": results.run.name,
+            **_told(point, "replicate level"),
+            "structure": point.structure.name,
+            **_told(fit, names),
+        }
+        for results in runs
+        for point in results.run.points
+        if point.role == TICKET and point.structure
+        for fit in point.structure.layers
+    ]
+
+
+def round_rows(runs: Sequence[Results]) -> Rows:
+    """Every training with gates."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(one, "replicate level used round=number init penalty steps density"),
+            "validation_hard": one.metric(results.run.task.metric.name, soft=False),
+            "validation_soft": one.metric(results.run.task.metric.name, soft=True),
+            **{f"gates_{number}_of_{len(one.histogram)}": count for number, count in enumerate(one.histogram, start=1)},
+        }
+        for results in runs
+        for one in results.run.rounds
+    ]
+
+
+def path_rows(results: Results) -> Rows:
+    """The density of the gates on the way, in every round."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(one, "replicate level round=number init"),
+            "step": step,
+            "density": share,
+        }
+        for one in results.run.rounds
+        for step, share in one.path
+    ]
+
+
+def known_rows(runs: Sequence[Results]) -> Rows:
+    """The training until the mask of each level was known, mean over replicates."""
+    return [
+        {"run": results.run.name, **_told(point, "level density steps=known n")}
+        for results in runs
+        for point in tickets_by_density(results)
+    ]
+
+
+def cost_rows(runs: Sequence[Results]) -> Rows:
+    """The training of the search up to each level, mean over replicates."""
+    names = "level density test=metric search_steps=steps search_seconds=seconds n"
+    return [{"run": results.run.name, **_told(point, names)} for results in runs for point in cost_points(results)]
+
+
+def spent_rows(runs: Sequence[Results]) -> Rows:
+    """The whole training of each level as a multiple of the dense network's, mean over replicates."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(point, "level density"),
+            "n": len(point.values),
+            "test": point.metric,
+            "least": min(point.values),
+            "largest": max(point.values),
+            **{f"{measure.lower()}_times_dense": point.times_dense.get(measure) for measure in MEASURES},
+            "energy_wh": point.watt_hours,
+        }
+        for results in runs
+        for point in spent_points(results)
+    ]
+
+
+def method_rows(subject: Subject) -> Rows:
+    """The tables by method: runs at one density, see `same_density`."""
+    rows: Rows = []
+    for task, indices in subject.by_task.items():
+        for match in matches([subject.runs[index] for index in indices]):
+            for place, group in match.members:
+                results = subject.runs[indices[place]]
+                difference = group.minus(results.dense) if results.dense else None
+                ratios = {name: relative(results, group, name) for name in MEASURES}
+                rows.append(
+                    {
+                        "task": task.name,
+                        "model": task.model,
+                        "density_asked": match.density,
+                        "run": results.run.name,
+                        "label": subject.labels[indices[place]],
+                        "method": results.run.method,
+                        **_told(group, "level density"),
+                        **_told(group.metric(), "mean sd n"),
+                        **_told(difference, "minus_dense=mean"),
+                        **{f"{name.lower()}_times_dense": one.mean if one else None for name, one in ratios.items()},
+                    }
+                )
+    return rows
+
+
+def verdict_rows(runs: Sequence[Results]) -> Rows:
+    """The verdict of every level of every run."""
+    return [
+        {
+            "run": results.run.name,
+            **_told(one, "level density verdict as_good_as_dense better_than_controls"),
+            "not_beaten": "; ".join(one.not_beaten),
+            **_told(one, "claim margin confidence n difference"),
+            **_ends("low high", one.interval),
+            **_told(one, "p p_holm p_as_good p_better more_seeds"),
+            "reasons": "; ".join(one.reasons),
+        }
+        for results in runs
+        for one in results.run.verdicts
+    ]
+
+
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
+    """Every difference of every verification: ticket minus the network named in `role`."""
+    return [
+        {
+            **_told(verify, "verify=name run replicate level density verdict as_good_as_dense"),
+            **_told(verify, "better_than_controls claim margin confidence n"),
+            **_told(row, "role mean low high p"),
+        }
+        for verify in verifications
+        for row in differences(verify)
+    ]
+
+
+def seed_rows(verifications: Sequence[VerifyRecord]) -> Rows:
+    """The test metric of every seed of every network of every verification."""
+    return [
+        {"verify": verify.name, "role": role, "seed": seed, "steps": steps, "test": value}
+        for verify in verifications
+        for role, steps, values in (
+            *((one.role, one.budget, one.values) for one in verify.networks),
+            *((one.role, one.steps, one.values) for one in verify.references),
+        )
+        for seed, value in enumerate(values)
+    ]
+
+
+def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
+    """Every network of every study, with its distances."""
+    return [
+        {
+            "stability": study.name,
+            **_told(row, "replicate step level density role test=value"),
+            **_told(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
+            **_told(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
+        }
+        for study in studies
+        for row in study.rows
+    ]
+
+
+def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
+    """Every point of every barrier's line."""
+    return [
+        {
+            "stability": study.name,
+            **_told(row, "replicate step level density role"),
+            **_told(curve, "split recalibrated height"),
+            "alpha": alpha,
+            "error": error,
+        }
+        for study in studies
+        for row in study.rows
+        for curve in row.barriers
+        for alpha, error in zip(curve.alphas, curve.errors, strict=True)
+    ]
+
+
+def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
+    """Every engine at every batch size, with what it saves if it is a sparse one."""
+    rows: Rows = []
+    for speed in speeds:
+        for timed in speed.comparisons:
+            saved = {one.engine: one for one in timed.saved}
+            for row in timed.times:
+                one = saved.get(row.engine)
+                rows.append(
+                    {
+                        **_told(speed, "record=name ticket density"),
+                        **_told(timed, "batch precision threads"),
+                        "caches": "cold" if timed.cold else "hot",
+                        **_told(row, "engine seconds first_quartile=low third_quartile=high"),
+                        **_told(one, "saved saved_low=low saved_high=high"),
+                        "against": one.against if one else "",
+                        "not_timed": row.why,
+                    }
+                )
+    return rows
+
+
+def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
+    """Time against density."""
+    return [
+        {
+            "record": speed.name,
+            "pattern": curve.pattern,
+            **_told(curve.comparison, "batch precision threads"),
+            **_told(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
+            "against": curve.comparison.fastest_dense,
+        }
+        for speed in speeds
+        for curve in speed.curves
+        for point in curve.points
+    ]
+
+
+def time_rows(panels: Sequence[Panel], compared: Compared) -> Rows:
+    """Metric and time of every level that was timed, and what it has over unstructured tickets of the same time."""
+    rows: Rows = []
+    for panel in panels:
+        for one, points in panel.curves:
+            levels = compared.get((panel.setup, one.results.run.name), {})
+            for point in points:
+                against = levels.get(point.group.level)
+                difference = against.difference if against else None
+                rows.append(
+                    {
+                        "run": one.results.run.name,
+                        "masks": one.label,
+                        **_told(point.group, "level density"),
+                        **_told(panel.setup, "batch precision threads cold"),
+                        **_told(point, "time_by_dense=time time_low=low time_high=high timed"),
+                        "engine": ", ".join(point.engines),
+                        "metric": one.results.run.task.metric.name,
+                        **_told(point.metric, "n mean sd"),
+                        **_told(difference, "over_unstructured=mean"),
+                        **_ends("over_low over_high", difference.interval if difference else None),
+                    }
+                )
+    return rows

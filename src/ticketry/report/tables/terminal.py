@@ -1,0 +1,159 @@
+"""The results of a run as a table for the terminal: plain lines, or a table of rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point
+from ticketry.records.run import RunValues, read_run
+from ticketry.report.tables.observation import observe
+from ticketry.report.tables.results import Group, Results
+from ticketry.report.wording import NONE, Style, aligned, clean, metric_label, percent, summary_label
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def verdict_line(record: RunValues) -> str:
+    """What was observed, in plain sentences on one line.
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    return observe(Results(read_run(record))).text
+
+
+def summary_lines(record: RunValues) -> list[str]:
+    """A plain-text table of the test results: a line that says what is shown, the header, then a line a level.
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    title, header, rows = summary_cells(record)
+    return [title, *aligned([header, *rows], str.rjust)]
+
+
+def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
+    """What `summary_lines` shows: what it is, the header, and the cells of each level.
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    results = Results(read_run(record))
+    return _title(results), *_cells(results)
+
+
+def summary_table(record: RunValues) -> Table:
+    """The table of `summary_lines` for a rich console.
+
+    Raises:
+        StoreError: if the record is malformed.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text  # as Text, no cell is read as rich's markup
+
+    results = Results(read_run(record))
+    header, rows = _cells(results)
+    # Tight, with headers on two lines: tickets, three controls and dense fit into 80 columns.
+    table = Table(title=Text(_title(results)), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in header:
+        table.add_column(Text(name.replace(" ", "\n")), justify="right", no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def moment_lines(record: RunValues) -> list[str]:
+    """When a detector let each network be pruned, a line a level: ``level 1 at step 118 (detected), 236 (latest)``."""
+    levels: dict[int, list[str]] = {}
+    for point in sorted(read_run(record).points, key=lambda point: point.replicate):
+        if point.moment:
+            how = "detected" if point.moment.detected else "the latest allowed"
+            levels.setdefault(point.level, []).append(f"{point.moment.step} ({how})")
+    return [f"level {level} at step {', '.join(steps)}" for level, steps in sorted(levels.items())]
+
+
+def _title(results: Results) -> str:
+    count = f", n = {results.replicates}" if results.run.points else ""
+    return f"{metric_label(results.run.task.metric)} on the test set: {summary_label(results.run.task.metric)}{count}"
+
+
+def _cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    style = Style.of(results)
+    roles = [TICKET, *results.controls]
+    header = ["level", "weights remaining", "tickets", *(clean(role).replace("_", " ") for role in roles[1:]), "dense"]
+    usual = results.replicates
+    dense = _cell(style, results.dense, usual)
+    rows = []
+    for level in results.levels:
+        cells = [_cell(style, results.group(level, role), usual) for role in roles]
+        rows.append([str(level), f"{percent(results.any_at(level).density)} %", *cells, dense])
+    return header, rows or [["0", "100.0 %", *([NONE] * len(roles)), dense]]
+
+
+def _cell(style: Style, group: Group | None, usual: int) -> str:
+    """``96.23 ± 0.41``: mean and standard deviation; with ``(2)`` where other than the usual number of replicates."""
+    if group is None:
+        return NONE
+    summary = group.metric()
+    return style.summary(summary) + (f" ({summary.n})" if summary.n != usual else "")
+
+
+def relative_costs(record: RunValues) -> list[dict[str, Any]]:
+    """Of each ticket of a run's record that tells its costs, search and dense steps included.
+
+    ``steps``, ``flops``, ``memory`` (the highest of all training steps; that of scoring is not measured) and
+    ``own_memory`` (of the training with its own mask) relative to the dense training of its replicate, and ``seconds``;
+    None for what is not known. ``replicate`` and ``level`` tell whose they are.
+    """
+    points = read_run(record).points
+    dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
+    return [
+        _relative(point, point.phases, dense[point.replicate])
+        for point in points
+        if point.role == TICKET and point.phases and point.replicate in dense
+    ]
+
+
+def cost_lines(record: RunValues) -> list[str]:
+    """A plain table of `relative_costs`, a line a level, means over the replicates; empty if none is told."""
+    found = relative_costs(record)
+    if not found:
+        return []
+    density = {point.level: point.density for point in read_run(record).points if point.role == TICKET}
+    table: list[tuple[str, ...]] = [("level", "weights remaining", "steps", "FLOPs", "memory", "its own", "seconds")]
+    for level in sorted(density):
+        own = [one for one in found if one["level"] == level]
+        times = [_times_cell([one[name] for one in own], " x") for name in ("steps", "flops", "memory", "own_memory")]
+        table.append(
+            (str(level), f"{percent(density[level])} %", *times, _times_cell([one["seconds"] for one in own], ""))
+        )
+    title = "what tickets cost, search included (x: of dense; memory: peak of training steps)"
+    return [title, *aligned(table, str.rjust)]
+
+
+def _relative(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
+    whole = phases.whole
+    return {
+        "replicate": point.replicate,
+        "level": point.level,
+        "steps": _share(whole.steps, dense.steps),
+        "flops": _share(whole.flops, dense.flops),
+        "memory": _share(whole.memory, dense.memory),
+        "own_memory": _share(phases.sparse.memory or None, dense.memory),
+        "seconds": None if whole.seconds is None else round(whole.seconds, 3),
+    }
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _times_cell(values: Sequence[float | None], unit: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return NONE
+    mean = sum(known) / len(known)
+    return f"{mean:,.0f}{unit}" if mean >= 100 else f"{mean:.2f}{unit}"

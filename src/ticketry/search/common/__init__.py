@@ -1,0 +1,1 @@
+"""What several searches share: settings and steps, budgets, what a method is."""

@@ -1,0 +1,75 @@
+"""Several densities at once: what searches have in common whose networks do not come from one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ticketry.core.pattern import check_density
+from ticketry.errors import UsageError
+from ticketry.search.common.budget import Budgeted
+from ticketry.search.common.scope import Scored, ScoredParts, Sparing
+from ticketry.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets(Sparing, Budgeted):
+    """Densities to reach side by side, and layers that do not count."""
+
+    density: tuple[float, ...] = ()
+    """Fraction of weights kept at the end; of several (0.5,0.2,0.1) each is searched for on its own, from one dense
+    training. 0.1 if neither density nor sparsity is given."""
+    sparsity: tuple[float, ...] = ()
+    """Fraction removed at the end, instead of density."""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The densities asked for, falling."""
+        if self.density and self.sparsity:
+            raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
+        removed = [check_density(sparsity=share) for share in self.sparsity]
+        found = removed or [check_density(share) for share in self.density] or [0.1]
+        if len(set(found)) < len(found):
+            raise UsageError(f"density names each share once, not {', '.join(map(str, found))}")
+        return tuple(sorted(found, reverse=True))
+
+    def tickets(self) -> int:
+        """How many tickets a replicate will find."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Densities(Targets):
+    """The same in one training."""
+
+    points: ClassVar[tuple[str, ...]] = ()
+    """Settings that are steps of the schedule."""
+
+    def __post_init__(self) -> None:
+        self.check_budget(trainings="one")
+        _ = self.targets
+        for point in self.points:
+            Step.parse(getattr(self, point))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings(Scored, Densities):
+    """Densities to reach side by side, and how weights are chosen."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_score_settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensitySettings(ScoredParts, WeightSettings):
+    """The same where blocks of weights or whole channels can be chosen instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_masks(self.densities_on_the_way)
+
+    @property
+    def densities_on_the_way(self) -> tuple[float, ...]:
+        """Those of all masks that lead to the targets."""
+        return self.targets

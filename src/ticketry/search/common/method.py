@@ -1,0 +1,242 @@
+"""What a search method is, and one replicate of it: what that trains with, and the steps that most methods share."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, partial, wraps
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
+
+from typing_extensions import TypeVar
+
+from ticketry.errors import UsageError
+from ticketry.lab.search_result import GRADUAL, Found, Seeds
+
+if TYPE_CHECKING:
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Result, Segment, Start
+    from ticketry.tasks.recipe import Recipe
+    from ticketry.tasks.task import Task
+
+S = TypeVar("S", default=Any)
+"""Settings of a method."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Where, what, how and with which seeds one replicate trains."""
+
+    lab: Lab
+    task: Task
+    recipe: Recipe
+    seeds: Seeds
+
+    @cached_property
+    def whole(self) -> Segment:
+        """The dense training by the recipe."""
+        return self.begun()
+
+    def begun(self, mask: str | None = None) -> Segment:
+        """Training by the recipe from the initialisation to the end, with a mask."""
+        return self._segment(self.seeds.initialisation, mask=mask)
+
+    def dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
+        """The dense network, level 0.
+
+        Args:
+            keep: rising steps whose states are needed; what is found begins with that of the last, see `Found.rewound`.
+            retrain: how its tickets are trained.
+        """
+        dense = self.lab.train(self.whole, keep=keep, label="dense")
+        return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
+
+    def onward(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:
+        """Training that goes on from stored weights at step `first`, to the end unless `more` says otherwise.
+
+        Args:
+            optimizer: whose optimiser's state goes on too; with None it begins afresh.
+            more: of `Lab.segment`.
+        """
+        from ticketry.lab.training.segment import Start
+
+        start = Start(state=weights.model, optimizer=optimizer.training if optimizer else None)
+        return self._segment(start, first=first, **more)
+
+    def _segment(self, start: Start | int, **more: Any) -> Segment:
+        return self.lab.segment(self.task, start=start, order_seed=self.seeds.order, recipe=self.recipe, **more)
+
+    def reordered(self, *parts: str | int) -> Replicate:
+        """The same with an order of the data of its own, for trainings that `parts` name."""
+        from ticketry.core.seeds import mix
+
+        return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
+
+    def retrained(
+        self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
+    ) -> Segment:
+        """The training of a ticket, see `lab.retrain`."""
+        from ticketry.lab.retrain import retraining
+
+        return retraining(
+            self.lab,
+            self.task,
+            self.recipe,
+            retrain=retrain,
+            mask=mask,
+            rewound=rewound,
+            trained=trained,
+            order_seed=self.seeds.order,
+            shrunk=shrunk,
+        )
+
+    def side_by_side(self, member: Callable[[int, T], Found], pieces: Iterable[T]) -> list[Found]:
+        """What `member(level, piece)` finds for each piece, with levels from 1 on."""
+        return self.lab.gather([partial(member, level, piece) for level, piece in enumerate(pieces, start=1)])
+
+
+def on_replicate(
+    found: Callable[[Replicate, S], Iterator[Found]],
+) -> Callable[[Lab, Task, Recipe, S, Seeds], Iterator[Found]]:
+    """A method's ``search(lab, task, recipe, settings, seeds)``, written as a function of (replicate, settings)."""
+
+    @wraps(found)
+    def search(lab: Lab, task: Task, recipe: Recipe, settings: S, seeds: Seeds) -> Iterator[Found]:
+        return found(Replicate(lab, task, recipe, seeds), settings)
+
+    return search
+
+
+NOT_SAID = "not said"
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts of a method: where it is from, when it prunes, what it costs. A method that has none may leave it out."""
+
+    paper: str = NOT_SAID
+    """A short citation."""
+    prunes: str = NOT_SAID
+    """When, relative to training: before, early in, during or after it."""
+    costs: str = NOT_SAID
+    """Trainings of the recipe that its tickets take, the search included and the dense network to compare with not."""
+    score: str = ""
+    """What decides on the score that it takes by default, if that is left open."""
+    removes: str = ""
+    """weights, channels or both; empty where settings tell: both if one is called structured, else weights."""
+
+
+class Search(Protocol):
+    """One replicate of a method: yields the dense network, then each ticket as it is trained."""
+
+    def __call__(self, lab: Lab, task: Task, recipe: Recipe, settings: Any, seeds: Seeds, /) -> Iterator[Found]: ...
+
+
+@dataclass(frozen=True)
+class Method(Generic[S]):
+    """A search method: its name, what it is, its settings and its function."""
+
+    name: str
+    title: str
+    description: str
+    Settings: type[S]
+    search: Search
+    levels: Callable[[S], int] | None = None
+    """How many tickets a replicate will find with given settings, if the method can tell."""
+    about: About = field(default_factory=About)
+
+    @property
+    def scores(self) -> str:
+        """What decides which weights are kept: the score that it takes by default, or an empty string if none."""
+        default = self._default("score")
+        return self.about.score if default == "" else str(default or "")
+
+    @property
+    def structured(self) -> bool:
+        """Whether it can remove whole channels."""
+        return self.removes != "weights"
+
+    @property
+    def removes(self) -> str:
+        """weights, channels or both."""
+        return self.about.removes or ("both" if self._default("structured") is not None else "weights")
+
+    def _default(self, setting: str) -> Any:
+        settings: Any = self.Settings
+        return {each.name: each.default for each in fields(settings)}.get(setting)
+
+    @classmethod
+    def of(cls, name: str, found: object) -> Method[Any]:
+        """The method that an object is, under a name: a module, or a class, with a docstring, `Settings` and `search`.
+
+        The docstring's first line is the title, the rest the description. A function is the `search` of its module,
+        which has the others. `levels`, or else a method `tickets` of the settings, and `ABOUT` may be there.
+
+        Raises:
+            UsageError: if it lacks a part of a method, or its settings are no dataclass.
+        """
+        if isinstance(found, Method):
+            return replace(found, name=name)
+        module = sys.modules[found.__module__] if isinstance(found, FunctionType) else found
+        what = getattr(module, "__name__", type(module).__name__)
+        for part in ("Settings", "search"):
+            if not hasattr(module, part):
+                raise UsageError(f"{what} is no search method: it has no {part}")
+        settings: Any = getattr(module, "Settings")  # noqa: B009
+        if not (inspect.isclass(settings) and is_dataclass(settings)):
+            raise UsageError(f"{what} is no search method: its Settings are no dataclass")
+        title, _, description = inspect.cleandoc(module.__doc__ or what).partition("\n")
+        return cls(
+            name,
+            title.rstrip("."),
+            description.strip(),
+            cast(type[Any], settings),
+            found if isinstance(found, FunctionType) else getattr(module, "search"),  # noqa: B009
+            getattr(module, "levels", None) or getattr(settings, "tickets", None),
+            getattr(module, "ABOUT", About()),
+        )
+
+    def __call__(
+        self,
+        lab: Lab,
+        task: Task,
+        settings: S | None = None,
+        *,
+        recipe: Recipe | None = None,
+        replicates: int = 1,
+        seeds: Seeds | None = None,
+        on_found: Callable[[int, Found], None] | None = None,
+    ) -> list[list[Found]]:
+        """Search. Everything already in the lab's store is taken from there.
+
+        Args:
+            lab: where to train.
+            task: what to train.
+            settings: the method's `Settings`; its defaults if left out.
+            recipe: the task's own if left out.
+            replicates: how many times, with other seeds, and other data where a task has several splits.
+            seeds: of the first replicate.
+            on_found: called with (replicate, found) as each network is trained; it may come from several threads.
+
+        Returns:
+            For each replicate what it found, the dense network first.
+        """
+        from ticketry.tasks.catalogue import of_replicate
+
+        first = seeds or Seeds()
+        settings = self.Settings() if settings is None else settings
+        tasks = [of_replicate(task, number) for number in range(replicates)]
+
+        def one(number: int) -> list[Found]:
+            found = []
+            with lab.telling(f"replicate {number} "):
+                for item in self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number)):
+                    found.append(item)
+                    if on_found:
+                        on_found(number, item)
+            return found
+
+        return lab.gather([partial(one, number) for number in range(replicates)])

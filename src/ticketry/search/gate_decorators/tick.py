@@ -1,0 +1,192 @@
+"""The tick of Gate Decorators: gates on norms are trained for a few steps, and what each is worth is added up.
+
+You, Yan, Ye, Ma & Wang, "Gate Decorator" (2019, arXiv 1909.08174), section 3: each channel of a norm is multiplied by a
+gate phi, behind scale and shift, and while gates are trained at a small learning rate each is worth the sum over steps
+of |phi dL/dphi|: to first order, what the loss would change by without the channel.
+
+No gate is built in. As in the authors' code phi begins as the scale and takes the scale's place: with r = shift / scale
+at the start of the tick, the norm's output is phi (x + r), so that its scale is phi, its shift is phi r, and
+dL/dphi = dL/dscale + r dL/dshift. The function is the same, and the result is a network of the same names. |r| is held
+at most at 10, as in the code, which changes the function there; here a shift moves by r times what its scale does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.scope import NORMS, named_parameters
+from ticketry.errors import ScopeError, UsageError
+from ticketry.lab.training.optimizer import Trainable
+from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
+from ticketry.tasks.recipe import Recipe
+
+_WORTH = "worth"
+_RATIO = "ratio"
+_LARGEST_RATIO = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick(Variant):
+    """Train gates on norms, and the last linear layer, alone, and add up what each gate is worth."""
+
+    name = "tick"
+    norms: tuple[tuple[str, str], ...]
+    """Of each norm with gates the names of its scale and of its shift ("" where it has none)."""
+    head: tuple[str, ...] = ()
+    """Parameters that are trained with the gates: those of the last linear layer."""
+    lr: float = 1e-3
+    """Learning rate of the tick, constant, by SGD without weight decay."""
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "momentum"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 1 and 1.0 have one key
+        if not self.norms:
+            raise UsageError("a tick trains the gates of norms, and none is named")
+        if self.lr < 0 or not 0 <= self.momentum < 1:
+            raise UsageError(
+                f"a tick has a learning rate of at least 0 and 0 <= momentum < 1, not {self.lr:g} and {self.momentum:g}"
+            )
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the scales, which hold the gates."""
+        return tuple(scale for scale, _ in self.norms)
+
+    @classmethod
+    def from_description(cls, values: Mapping[str, Any]) -> Tick:
+        norms = tuple((scale, shift) for scale, shift in values["norms"])
+        return cls(**{**values, "norms": norms, "head": tuple(values.get("head", ()))})
+
+    def conflict(self, other: Variant) -> str | None:
+        if other.masked_by() is not None:
+            return None
+        return (
+            "a tick trains the gates of one network and nothing else: without a penalty, without gates on weights"
+            f" ({other.name})"
+        )
+
+    def effect(self, around: Surroundings) -> TickEffect:
+        return TickEffect(around, self)
+
+    def decides_flops(self) -> bool:
+        return True
+
+    @classmethod
+    def of(cls, model: nn.Module, **values: float) -> Tick:
+        """The gates of all norms of a model that have a scale.
+
+        Raises:
+            ScopeError: if it has none.
+        """
+        names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+        norms: list[tuple[str, str]] = []
+        head: tuple[str, ...] = ()
+        for module in model.modules():
+            own = {local: names[id(value)] for local, value in module._parameters.items() if value is not None}
+            if isinstance(module, NORMS) and "weight" in own:
+                norms.append((own["weight"], own.get("bias", "")))
+            if isinstance(module, nn.Linear):
+                head = tuple(own.values())
+        if not norms:
+            raise ScopeError(
+                f"Gate Decorators are gates on norms, and {type(model).__name__} has no norm with a scale: choose a"
+                " network with batch norm, such as resnet-20 or vgg-16"
+            )
+        return cls(norms=tuple(norms), head=head, **values)
+
+
+def worth_in(kept: Mapping[str, Tensor], tick: Tick) -> dict[str, Tensor]:
+    """Name of each norm's scale -> what its channels were worth, float64, from what a tick left."""
+    return {name: kept[f"{name}/{_WORTH}"] for name in tick.scales}
+
+
+class TickEffect(Effect):
+    """A tick in training.
+
+    The network is in training mode: norms normalise by the batch, and their running statistics follow. The state of its
+    own optimiser stays with it; the training after the tick goes on with that of the training before. It carries of
+    each norm's scale ``scale/worth``, what its channels are worth so far, float64, and ``scale/ratio``.
+    """
+
+    def __init__(self, around: Surroundings, tick: Tick) -> None:
+        super().__init__(around)
+        self._tick = tick
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        own = {"lr": self._tick.lr, "momentum": self._tick.momentum, "nesterov": False, "weight_decay": 0.0}
+        return recipe.changed(optimizer="sgd", schedule="constant", warmup="0it", **own)
+
+    def trained(self, model: nn.Module) -> Trainable:
+        gates = _Chosen(model, {*self._tick.scales, *self._tick.head})
+        shifts = {shift for _, shift in self._tick.norms}
+        for name, parameter in named_parameters(model).items():
+            parameter.requires_grad_(name in gates.names or name in shifts)
+        return gates
+
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
+        known = named_parameters(training.model)
+        self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in self._tick.norms]
+        self._worth, self._ratios = [], []
+        for name, (scale, shift) in zip(self._tick.scales, self._norms, strict=True):
+            worth, ratio = (carried.get(f"{name}/{entry}") for entry in (_WORTH, _RATIO))
+            worth = torch.zeros(scale.shape, dtype=torch.float64) if worth is None else worth.clone()
+            self._worth.append(worth.to(scale.device))
+            self._ratios.append(_ratio(scale, shift) if ratio is None else ratio.to(scale.device))
+
+    def before_step(self) -> None:
+        self._before = [scale.detach().clone() for scale, _ in self._norms]
+
+    def after_backward(self) -> None:
+        for (scale, shift), ratio, worth in zip(self._norms, self._ratios, self._worth, strict=True):
+            if scale.grad is None:
+                continue
+            if shift is not None and shift.grad is not None:
+                scale.grad.addcmul_(ratio, shift.grad)
+                shift.grad = None
+            worth += (scale.detach() * scale.grad).abs()
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            for (scale, shift), ratio, old in zip(self._norms, self._ratios, self._before, strict=True):
+                if shift is not None:
+                    shift.addcmul_(ratio, scale - old)
+
+    def state(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, worth, ratio in zip(self._tick.scales, self._worth, self._ratios, strict=True):
+            found |= {f"{name}/{_WORTH}": worth.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
+        return found
+
+    def lasting(self, name: str) -> bool:
+        return name.endswith(f"/{_WORTH}")
+
+
+def _ratio(scale: Tensor, shift: Tensor | None) -> Tensor:
+    """shift / scale where there is a scale, between -10 and 10."""
+    if shift is None:
+        return torch.zeros_like(scale, requires_grad=False)
+    ratio = shift.detach() / scale.detach()
+    return torch.where(scale.detach() == 0, 0.0, ratio).clamp_(-_LARGEST_RATIO, _LARGEST_RATIO)
+
+
+class _Chosen:
+    """Some parameters of a model, for an optimiser."""
+
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        known = named_parameters(model)
+        if unknown := sorted(names - known.keys()):
+            raise ScopeError(f"a tick is to train {unknown[0]!r}, which {type(model).__name__} does not have")
+        self.names = names
+        self._chosen = [(name, parameter) for name, parameter in known.items() if name in names]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return (parameter for _, parameter in self._chosen)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self._chosen)

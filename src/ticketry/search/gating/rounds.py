@@ -1,0 +1,210 @@
+"""Rounds of training with a soft mask: what is trained in each, and which s0 leads to the density asked for.
+
+Density rises with s0 (Savarese et al. 2020), but how fast depends on task, recipe and round. Asked for density D after
+R rounds, round r aims at the density that leads from that of the round before to D in equal ratios; the first round
+begins with the s0 given. How far each s moved in a round tells which s0 would have left the share wanted: that is the
+first guess for the next round, whose gates start at that s0. The last round is tried again until it is within 10 % of
+D: the second try is a guess of the same kind, further ones are extrapolated in log density from two, or interpolated
+between the nearest s0 on either side, or in the middle after two tries on one side. An earlier round is tried again
+only if it leaves less than D: a large s0 keeps nearly all that it left.
+
+Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
+that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
+
+This departs from the paper, where one s0 holds in all rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.errors import TrainingError, UsageError
+from ticketry.search.common.method import Replicate
+from ticketry.search.common.scope import prunable
+from ticketry.search.gating.settings import GateSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Result
+    from ticketry.search.gating.gating import Gating
+
+TOLERANCE = 0.1
+"""Of the density asked for, relative."""
+_TRIES = 10
+_LEAST_STEP = 1e-4
+_MOST_SHARE = 0.99
+_MOST_TYPICAL = 0.1
+_FARTHEST = 50.0
+
+
+class Rounds:
+    """What all rounds of one replicate share."""
+
+    def __init__(self, replicate: Replicate, settings: GateSettings) -> None:
+        from ticketry.search.gating.gating import Gating
+
+        self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
+        self.step = replicate.whole.at(settings.rewind)
+        self._gating = Gating(scope=tuple(prunable(replicate, settings)), **settings.gating())
+        if settings.rounds > 1 and not self._gating.make_kind().rounds:
+            raise UsageError(f"gates of kind {self._gating.kind!r} have no rule for a further round: give rounds 1")
+        for init, penalty in settings.members:
+            for earlier in (None, "a digest"):  # a wrong number or word is told before anything is trained
+                self._gates(init, penalty, 1, earlier)
+
+    def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
+        """The round after those of `chain`, the first if there are none.
+
+        Momentum belongs to the round before and is not taken along. Each round has its own order.
+        """
+        number = len(chain) + 1
+        gates = self._gates(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
+        if not chain:
+            segment = replace(self.replicate.whole, variants=(gates,))
+        else:
+            weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
+            segment = self.replicate.reordered("round", number).onward(weights, 0, variants=[gates])
+        keep = () if chain else (self.step,)
+        label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
+        return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
+
+    def rewound(self, chain: Sequence[Result]) -> Result:
+        """The state at the rewind step, in the first round."""
+        return self.lab.at(chain[0], self.step)
+
+    def _gates(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
+        from ticketry.core.seeds import mix
+
+        seed = mix(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
+        reset = self.settings.reset if earlier else None
+        return replace(self._gating, init=init, penalty=penalty, seed=seed, earlier=earlier, reset=reset)
+
+
+def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+    """(the rounds that led here, all that were trained until now) after each round; the last is of the density.
+
+    Raises:
+        TrainingError: if the density is not met in 10 tries of a round.
+    """
+    count, (init, _) = rounds.settings.rounds, rounds.settings.members[0]
+    chain: list[Result] = []
+    searched: list[Result] = []
+    for number in range(1, count + 1):
+        before = chain[-1] if chain else None
+        had = _density(before) if before else 1.0
+        aim = had * (density / had) ** (1 / (count - number + 1))
+        if before is not None:
+            init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
+        for result in _tries(rounds, chain, init, aim, density):
+            searched.append(result)
+        chain = [*chain, searched[-1]]
+        yield chain, list(searched)
+
+
+def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> Iterator[Result]:
+    """Train the round after `chain` with one s0 after another until its density will do."""
+    before, number = chain[-1] if chain else None, len(chain) + 1
+    last = number == rounds.settings.rounds
+    had = _density(before) if before else 1.0
+    low: tuple[float, float] | None = None  # (s0, density) that is too sparse
+    high: tuple[float, float] | None = None
+    side: bool | None = None  # whether the last try was too sparse
+    tried: list[tuple[float, float]] = []
+    for _ in range(_TRIES):
+        result = rounds.train(init, rounds.settings.penalty[0], chain)
+        yield result
+        found = _density(result)
+        if abs(found / density - 1) <= TOLERANCE if last else found >= density:
+            return
+        stuck, side = side == (found < aim), found < aim
+        if side:
+            low = (init, found)
+        else:
+            high = (init, found)
+        tried.append((init, found))
+        if low and high:
+            init = (low[0] + high[0]) / 2 if stuck else _between(low, high, aim)
+        elif len(tried) > 1:
+            init = _beyond(tried[-2], tried[-1], aim)
+        else:
+            moves = _Moves(rounds.lab, result, before)
+            reach = 2 * max(abs(init), min(moves.typical, _MOST_TYPICAL))  # guesses from afar are wild
+            way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
+            init += way if found < aim else -way
+        init = min(max(init, -_FARTHEST), _FARTHEST)
+    raise TrainingError(
+        f"no s0 found whose density is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
+        f" (the last: s0 {tried[-1][0]:.4g}, density {found:.4g}): begin with another init, such as -0.05 (density"
+        " jumps at 0, where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
+    )
+
+
+def _beyond(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
+    """Linear in log density through two tries on the same side of the aim, by at least half and at most four times as
+    far as from one to the other."""
+    step = second[0] - first[0]
+    gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
+    times = missing / gained if gained else math.inf
+    return second[0] + step * (min(max(times, 0.5), 4.0) if times > 0 else 4.0)
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
+    """Linear in log density, but well inside."""
+    (left, sparse), (right, dense) = low, high
+    below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
+    share = below / (below + above) if below + above else 0.5
+    return left + (right - left) * min(max(share, 0.15), 0.85)
+
+
+class _Moves:
+    """How far the gates that were on before a round moved in it."""
+
+    def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
+        import torch
+
+        from ticketry.search.gating.gating import gating_of
+
+        ends = _logits(lab, result)
+        began = torch.ones_like(ends, dtype=torch.bool) if before is None else _logits(lab, before) > 0
+        self._moves = torch.sort(ends[began] - gating_of(result.segment).init, descending=True).values
+        self._returned = int((ends[~began] > 0).sum())
+
+    @property
+    def typical(self) -> float:
+        """The median distance."""
+        return max(float(self._moves.abs().median()), _LEAST_STEP)
+
+    def init_for(self, share: float) -> float:
+        """The s0 from which as many gates would have ended above 0 as are to be kept, had each moved as it did.
+
+        Gates that were off before and came back would have come back all the same.
+
+        Args:
+            share: of those that were on before, how many are to be on after.
+        """
+        wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
+        return -float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
+
+
+def _logits(lab: Lab, result: Result) -> torch.Tensor:
+    import torch
+
+    from ticketry.search.gating.gating import gating_of
+
+    gating = gating_of(result.segment)
+    if gating.pattern != UNSTRUCTURED:  # of each weight, as densities are of weights
+        from ticketry.search.gating.masks import gates_of
+
+        return torch.cat([s.flatten() for s in gates_of(lab, result).by_weight().values()])
+    tensors = lab.store.get_tensors(result.variants[gating.name])
+    return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])
+
+
+def _density(result: Result) -> float:
+    return float(result.record["gating"]["density"])

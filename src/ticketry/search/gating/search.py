@@ -1,0 +1,77 @@
+"""Ticket search by gates: rounds of training with a soft mask, and a ticket after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ticketry.lab.search_result import REWINDING, Found, check_rates, retrain_after
+from ticketry.search.common.budget import compressed, own_steps
+from ticketry.search.common.method import Replicate, on_replicate
+from ticketry.search.gating.rounds import Rounds, steered
+from ticketry.search.gating.settings import GateSettings
+
+if TYPE_CHECKING:
+    from ticketry.lab.training.segment import Result
+
+
+@on_replicate
+def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
+    """One replicate: the dense network, to compare with; then for each s0 and penalty a ticket a round."""
+    retrain = retrain_after(settings.rewind, settings.retrain)
+    check_rates(retrain, replicate.recipe.schedule)
+    whole = replicate.whole
+    step = whole.at(settings.rewind)
+    needed = settings.rounds * whole.total + own_steps(retrain, step, whole.total)
+    rounds = Rounds(*compressed(replicate, settings, needed, ("rewind",)))
+    dense = replicate.dense(step, retrain=retrain)
+    yield dense
+
+    def ticket(level: int, chain: list[Result], searched: list[Result]) -> Found:
+        return _ticket(rounds, level, chain, searched, dense)
+
+    if settings.target is not None:
+        for number, (chain, searched) in enumerate(steered(rounds, settings.target), start=1):
+            yield ticket(number, chain, searched)
+        return
+
+    def member(position: int, init: float, penalty: float) -> list[Found]:
+        found: list[Found] = []
+        chain: list[Result] = []
+        for number in range(1, settings.rounds + 1):
+            chain = [*chain, rounds.train(init, penalty, chain)]
+            found.append(ticket(position * settings.rounds + number, chain, chain))
+        return found
+
+    members = [partial(member, position, *knobs) for position, knobs in enumerate(settings.members)]
+    for found in replicate.lab.gather(members):
+        yield from found
+
+
+def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
+    from ticketry.search.gating.masks import hardened_mask, hardened_weights
+
+    lab, last, retrain = rounds.lab, chain[-1], dense.retrain
+    mask, rewound = hardened_mask(lab, last), rounds.rewound(chain)
+    trained = last if retrain in REWINDING else replace(last, model=hardened_weights(lab, last))
+    segment = rounds.replicate.retrained(mask, retrain=retrain, rewound=rewound, trained=trained)
+    return replace(
+        dense,
+        level=level,
+        mask=mask,
+        rewound=rewound,
+        result=lab.train(segment, label=f"level {level} ticket"),
+        searched=tuple(searched),
+        behind=None if retrain in REWINDING else _steps_in(chain, rewound),
+        pattern=rounds.settings.pattern,
+    )
+
+
+def _steps_in(chain: list[Result], rewound: Result) -> int:
+    """Training steps since initialisation that are in the weights that a chain of rounds ends with."""
+    last = chain[-1].segment
+    if last.start.state == rewound.model:  # weights were rewound between rounds
+        return rewound.segment.last + last.steps
+    return len(chain) * last.steps

@@ -1,0 +1,107 @@
+"""Settings of searches that train gates. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any, Literal
+
+from ticketry.core.pattern import Pattern, check_density
+from ticketry.errors import UsageError
+from ticketry.lab.search_result import Retrain, retrain_after
+from ticketry.search.common.budget import Budgeted
+from ticketry.search.common.scope import Patterned, Sparing
+from ticketry.tasks.recipe import Optimizer
+
+Anneal = Literal["step", "epoch"]
+LearningRates = Literal["recipe", "constant"]
+Objective = Literal["loss", "reverse_kl", "forward_kl"]
+Reset = Literal["paper", "code"]
+_MOST_ROUNDS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutGates:
+    """Gates of which the best are kept, down to a density."""
+
+    collapse: Literal["raise", "keep"] = "raise"
+    """What to do where no gate of a layer is among the best: raise (an error), or keep its best weight in place of the
+    worst one kept of the largest layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings(Patterned, Sparing, Budgeted):
+    """What searches by gates have in common."""
+
+    rewind: str = "2ep"
+    """Where tickets start: a step of the first round's training such as 2ep, 500it, 3%; 0 is the initialisation."""
+    rounds: int = 5
+    """How many times the whole recipe is trained with gates; a ticket is taken after each."""
+    init: tuple[float, ...] = (0.0,)
+    """s0, what gates begin with: the larger, the denser the tickets. Several are searched side by side, each with its
+    own rounds and tickets (-0.2 -0.1 0 0.1)."""
+    density: float | None = None
+    """Fraction of weights kept by the last ticket, to within 10 %: s0 is then found round by round, beginning with
+    init."""
+    sparsity: float | None = None
+    """Fraction removed by the last ticket, instead of density."""
+    penalty: tuple[float, ...] = (1e-8,)
+    """lambda, times the sum of all gates in the loss. Several are searched side by side, each with every init."""
+    reset: Reset = "paper"
+    """Of gates between rounds: paper (s = min(beta_T s, s0)) or code (s = min(s, s0), as the official code does)."""
+    weights_between: Literal["continue", "rewind"] = "continue"
+    """Of weights between rounds: continue (as the round before left them) or rewind (those of the rewind step)."""
+    gate_lr: float = 0.1
+    """Learning rate of the gates."""
+    gate_lr_schedule: LearningRates = "recipe"
+    """Of the gates' learning rate: recipe (rises and falls with that of the weights) or constant."""
+    gate_optimizer: Optimizer = "sgd"
+    """Of the gates: sgd, adam or adamw."""
+    gate_momentum: float = 0.9
+    """Of the gates' SGD; for Adam and AdamW it is beta1."""
+    gate_nesterov: bool = False
+    """Nesterov's form of the gates' momentum."""
+    gate_weight_decay: float = 0.0
+    """Of the gates; the papers have none."""
+    retrain: Retrain = ""
+    """How a ticket is trained: continue (from the rewind step k, steps k..T of the schedule; the default), restart (the
+    whole schedule again, as the official code does); or, to prune while training, weights of the round with hard gates:
+    rewind_lr, finetune (the default with rewind end) or none (as they are)."""
+
+    def __post_init__(self) -> None:
+        self.check_budget(trainings="many")
+        Pattern.parse(self.pattern).check_blocks("gates")
+        if self.budget and self.target is not None:
+            raise UsageError(
+                "with density the number of rounds is not known beforehand: give init for a budget of steps"
+            )
+        retrain_after(self.rewind, self.retrain)
+        if not 0 < self.rounds <= _MOST_ROUNDS:
+            raise UsageError(f"rounds must lie in 1 … {_MOST_ROUNDS}, not {self.rounds}")
+        if not self.init or len(set(self.init)) < len(self.init):
+            raise UsageError("init names the values of s0 to search with: at least one, and each once")
+        if not self.penalty or len(set(self.penalty)) < len(self.penalty):
+            raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
+        if self.target is not None and len(self.members) > 1:
+            raise UsageError("density finds s0 itself: give one init at most, where it begins, and one penalty")
+
+    @property
+    def members(self) -> tuple[tuple[float, float], ...]:
+        """(s0, penalty) of each search that runs side by side: the densest first."""
+        return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
+
+    @property
+    def target(self) -> float | None:
+        """The density asked for, if one is."""
+        if self.density is None and self.sparsity is None:
+            return None
+        return check_density(self.density, self.sparsity)
+
+    def tickets(self) -> int:
+        """How many tickets a replicate will find."""
+        return len(self.members) * self.rounds
+
+    def gating(self) -> dict[str, Any]:
+        """Of `search.gating.gating.Gating`, what does not change from round to round."""
+        of_gates = [each.name for each in fields(self) if each.name.startswith("gate_")]
+        return {name.removeprefix("gate_"): getattr(self, name) for name in of_gates} | {"pattern": self.pattern}

@@ -1,0 +1,178 @@
+"""Tasks by name: built in, an installed package's, or one's own as module:object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ticketry.errors import PluginError, TaskError
+from ticketry.registry import BUILT_IN, Registry, resolve
+from ticketry.tasks.file_requests import check_request
+from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.language import facts as texts
+from ticketry.tasks.regression.facts import MODEL, UCI
+from ticketry.tasks.reinforcement.facts import ENVIRONMENTS
+
+if TYPE_CHECKING:
+    from ticketry.tasks.task import Spec, Task
+
+_LINES = {
+    "imagefolder": (
+        "Your own images, read from disk: --option path=DIR with train/<class>/* and val/<class>/*, 224x224 by default"
+        " (--option size=64); resnet-18-imagenet by default"
+    ),
+    "table:FILE": (
+        "Your own table: a column (--target COLUMN) from the others of a CSV file, which is split at random, anew for"
+        f" each replicate (--option split=0 for one split); {MODEL} by default"
+    ),
+    "gym:ENVIRONMENT": (
+        "Any environment of Gymnasium with numbers to see and actions to choose from, by deep Q-learning; mlp-120-84 by"
+        " default"
+    ),
+    "hf:FOLDER": (
+        "Your own texts (--option texts=FILE) told into classes by a pre-trained network of Hugging Face's"
+        " transformers: a folder with config.json, model.safetensors and a tokenizer, fine-tuned from its weights"
+    ),
+    **{name: texts.describe(name) for name in texts.MODELS},
+    **{name: str(facts) for name, facts in (UCI | ENVIRONMENTS).items()},
+}
+"""The tasks that are no data set of `images.facts`, in one line each."""
+
+_WITH_MORE = {name.partition(":")[0]: name for name in _LINES if ":" in name} | {texts.TEXT: texts.TEXT}
+"""What stands before the colon of a name such as table:houses.csv -> the task."""
+
+TASKS: Registry[Any] = Registry(
+    "task",
+    "ticketry.tasks",
+    {
+        **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:make"),
+        "imagefolder": "ticketry.tasks.images.folder:make",
+        **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:make"),
+        **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression.task:make"),
+        **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:make"),
+        "hf:FOLDER": "ticketry.tasks.fine_tuning.task:make",
+    },
+    error=TaskError,
+    unknown="there is no {kind} {name!r}: choose one of {names}",
+)
+"""Each a `Task`, a subclass of it, or a function that returns one: see `user_task.load`."""
+
+
+def names() -> tuple[str, ...]:
+    """The built-in tasks, and those of installed packages, whose data sets are tasks too."""
+    return (*TASKS.names(), *(name for name in DATA_SETS.names() if name not in TASKS))
+
+
+def where(name: str) -> str:
+    """Whence a task is, see `Registry.where`."""
+    return (DATA_SETS if _is_data_set(name) else TASKS).where(_entry(name))
+
+
+def describe(name: str) -> str:
+    """A task in one line; of an installed package's that cannot be used, why.
+
+    Raises:
+        TaskError: for another name.
+    """
+    if name in _LINES:
+        return _LINES[name]
+    try:
+        if _is_data_set(name):
+            return str(DATA_SETS.get(name))
+        if name not in TASKS:
+            raise TASKS.unknown(name)
+        return (TASKS.get(name).__doc__ or name).strip().partition("\n")[0].rstrip(".")
+    except PluginError as error:
+        return str(error)
+
+
+def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
+    """The task of that name: built in, an installed package's, or module:object, see `user_task.load`.
+
+    `model` chooses another network than the task's own. `options` go to the task: data sets in memory have ``train``,
+    for fewer training examples; see also `images.folder.make`, `regression.task.make` and their like.
+
+    Raises:
+        TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.
+        PluginError: if an installed package's cannot be used.
+    """
+    from ticketry.tasks.task import Spec
+
+    return make(Spec(name, model, tuple(sorted((options or {}).items()))))
+
+
+def make(spec: Spec) -> Task:
+    """The task that `get` made from the same request; its `spec` is this one. The request is a user's own.
+
+    Raises:
+        TaskError, PluginError: as `get`.
+    """
+    return _made(spec)
+
+
+def make_asked_by(file: str, spec: Spec, *, trust: bool = False) -> Task:
+    """The task of a request that was read from a file: see `file_requests` for what is granted.
+
+    Args:
+        file: what it is called in errors.
+        trust: whether a user has allowed whatever the file names. A function is called only if its annotation says
+            that it returns a task, even so.
+
+    Raises:
+        TrustError: for a request that is not granted.
+        TaskError, PluginError: as `get`.
+    """
+    if not trust:
+        check_request(spec.name, spec.model, spec.options, of=file)
+    return _made(spec, annotated=True)
+
+
+def _made(spec: Spec, *, annotated: bool = False) -> Task:
+    # torch takes a second to import, and `names` and `describe` do without.
+    from ticketry.tasks import user_task
+    from ticketry.tasks.images import task as images
+
+    if _is_data_set(spec.name):
+        return images.make(spec)
+    entry = _entry(spec.name)
+    if TASKS.where(entry) != BUILT_IN:
+        return user_task.load(spec, TASKS, annotated=annotated)
+    made: Task = resolve(TASKS.target(entry))(spec)
+    return made
+
+
+def _entry(name: str) -> str:
+    """The name under which a task is registered, such as table:FILE for table:houses.csv."""
+    before, colon, _ = name.partition(":")
+    return _WITH_MORE.get(before, name) if colon else name
+
+
+def _is_data_set(name: str) -> bool:
+    return name in DATA_SETS and (name in DATA_SETS.built_in or name not in TASKS)
+
+
+def of_replicate(task: Task, number: int) -> Task:
+    """The task as a replicate of a search has it: `task` itself, or with the options of `Task.of_replicate`.
+
+    Raises:
+        TaskError: if there is no such replicate, or a task whose replicates differ was made by no request.
+    """
+    return _with(task, task.of_replicate(number), "differs between replicates")
+
+
+def untrained(task: Task) -> Task:
+    """The task whose networks begin with random weights: `task` itself, or with the options of `Task.untrained`.
+
+    Raises:
+        TaskError: if a task that begins with trained ones was made by no request.
+    """
+    return _with(task, task.untrained(), "begins with trained weights")
+
+
+def _with(task: Task, options: Mapping[str, str], why: str) -> Task:
+    if not options:
+        return task
+    if task.spec is None:
+        raise TaskError(f"the task {task.name} {why}: get it by its name, from ticketry.task")
+    return make(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))

@@ -1,0 +1,175 @@
+"""Images in folders of one's own, read from disk when they are asked for: ImageNet, or any set in its form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ticketry.errors import TaskError
+from ticketry.tasks import models
+from ticketry.tasks.data.image_files import ImageFolder, Listing, Pictures, scan
+from ticketry.tasks.data.splits import fewer, hold_out, share_of_each
+from ticketry.tasks.images.facts import IMAGENET, TINY_IMAGENET
+from ticketry.tasks.images.task import Images
+from ticketry.tasks.options import Options
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Spec, Split, Splits
+
+VERSION = 1
+"""Of what `load` returns. A change that moves an example or a pixel raises it."""
+
+MODEL = "resnet-18-imagenet"
+"""The default network."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images, as in torchvision."""
+
+_OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
+_SHARE_OF_SIDE = Fraction(7, 8)
+"""Of the shorter side, what the central crop keeps: 224 of 256, as ImageNet is evaluated (He et al. 2016)."""
+_EVALUATED_PIXELS = 500 * 64 * 64
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads the files of a listing, see `tasks.task.Reader`."""
+
+    augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
+
+    listing: Listing
+    size: int
+    resize: int
+    workers: int
+
+    @property
+    def batch(self) -> int:
+        """As many pixels as 500 images of 64x64 have."""
+        return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
+
+    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+        """Reads those files to uint8 [b, 3, size, size]."""
+        paths = tuple(self.listing.path(row) for row in rows.tolist())
+        return Pictures(paths, self.size, self.resize, seed if augment else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderClassification(Images):
+    """A folder of images, a named network and how it is trained. The folder is looked through once, when needed."""
+
+    path: Path | None
+    """Holds train/<class>/* and val/<class>/* (or test/); None is enough to ask for the recipe."""
+    size: int
+    """Height and width that the network sees, in pixels."""
+    resize: int
+    """What an image's shorter side becomes before the central square is cut out."""
+    validation: Fraction
+    """Share of each class's training images that are held out."""
+    model: str
+    recipe: Recipe
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    train: int = 0
+    workers: int = 2
+    """Processes that read."""
+    largest: float = 255.0
+    name: str = "imagefolder"
+    spec: Spec | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return 3, self.size, self.size
+
+    @property
+    def classes(self) -> int:  # type: ignore[override]
+        return len(self._files.train.classes)
+
+    def key(self) -> Mapping[str, object]:
+        """What is in the folder and how it is read and split; neither where it lies nor who reads it."""
+        return {
+            **({"train": self.train} if self.train else {}),
+            "name": self.name,
+            "data_version": VERSION,
+            "files": self._files.digest,
+            "size": self.size,
+            "resize": self.resize,
+            "validation": float(self.validation),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **models.identity(self.model),
+        }
+
+    def load(self, data: Path | None = None) -> Splits:
+        """The splits, streamed; val (or test) is the test set."""
+        return self._splits
+
+    @cached_property
+    def _files(self) -> ImageFolder:
+        if self.path is None:
+            raise TaskError(
+                f"the task {self.name} needs to know the folder: --option path=DIR, where DIR holds train/<class>/* and"
+                " val/<class>/* (or test/)"
+            )
+        return scan(self.path)
+
+    @cached_property
+    def _splits(self) -> Splits:
+        labels = self._files.train.labels
+        kept, held = hold_out(labels, share_of_each(labels, self.validation))
+        reader = FolderReader(self._files.train, self.size, self.resize, self.workers)
+        train, validation = (
+            Split(torch.from_numpy(rows), torch.from_numpy(labels[rows]), reader) for rows in (kept, held)
+        )
+        targets = torch.from_numpy(self._files.test.labels)
+        test = Split(torch.arange(len(targets)), targets, replace(reader, listing=self._files.test))
+        return Splits(fewer(train, self.train) if self.train else train, validation, test)
+
+
+def make(spec: Spec) -> FolderClassification:
+    """The task that a request names by its options.
+
+    Raises:
+        TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
+    """
+    options = Options(spec, _OPTIONS)
+    size = options.whole("size", 224, least=1)
+    resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
+    network = spec.model or MODEL
+    models.check(network, shape=(3, size, size))
+    return FolderClassification(
+        path=options.path("path"),
+        size=size,
+        resize=resize,
+        validation=options.share("validation"),
+        model=network,
+        recipe=recipe_of(network, size),
+        mean=_channels(options, "mean", MEAN),
+        std=_channels(options, "std", STD),
+        train=options.whole("train", 0),
+        workers=options.whole("workers", 2),
+        spec=spec,
+    )
+
+
+def recipe_of(network: str, size: int) -> Recipe:
+    """That of photographs; where it is ImageNet's, images are cut out at random and resized as there."""
+    recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
+    return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe
+
+
+def _channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Three numbers, with spaces or commas between them (the command line itself takes commas apart)."""
+    if name not in options.given:
+        return default
+    try:
+        values = tuple(float(word) for word in options.text(name).replace(",", " ").split())
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and not all(values)):
+        raise options.wrong(name, "three numbers in [0, 1], for red, green and blue, such as '0.5 0.5 0.5'")
+    return values

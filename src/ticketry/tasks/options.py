@@ -1,0 +1,63 @@
+"""The options of a request for a task, which are written as text, read as what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from ticketry.errors import TaskError
+from ticketry.tasks.task import Spec
+
+_DIGITS = 18
+"""Of a whole number, at most."""
+
+
+class Options:
+    """The options of a request. What cannot be is a `TaskError` that names the option, the task and what it may be."""
+
+    def __init__(self, spec: Spec, known: Sequence[str]) -> None:
+        self._task, self.given = spec.name, dict(spec.options)
+        if unknown := sorted(set(self.given) - set(known)):
+            raise TaskError(f"the task {spec.name} has no option {unknown[0]}: it has {', '.join(known)}")
+
+    def text(self, option: str, default: str = "") -> str:
+        """As it is written."""
+        return self.given.get(option, default)
+
+    def names(self, option: str, default: str = "") -> tuple[str, ...]:
+        """Names with commas between them."""
+        return tuple(part.strip() for part in self.text(option, default).split(",") if part.strip())
+
+    def path(self, option: str) -> Path | None:
+        """Absolute; None if it is not given."""
+        return Path(self.given[option]).expanduser().absolute() if self.given.get(option) else None
+
+    def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
+        """A whole number from `least` on, which the message tells unless it is None: from 0 on."""
+        text = self.text(option, str(default))
+        if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
+            bound = "" if least is None else f", at least {least}"
+            raise self.wrong(option, f"a {what}{bound}")
+        return int(text)
+
+    def share(self, option: str, default: str = "0.1", *, what: str = "share") -> Fraction:
+        """A share between 0 and 1; neither of them."""
+        try:
+            share = Fraction(self.text(option, default))
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if not 0 < share < 1:
+            raise self.wrong(option, f"a {what} such as {default}, between 0 and 1")
+        return share
+
+    def truth(self, option: str, default: bool) -> bool:
+        """True or false."""
+        text = self.text(option, str(default)).lower()
+        if text not in ("true", "false"):
+            raise self.wrong(option, "true or false")
+        return text == "true"
+
+    def wrong(self, option: str, wanted: str) -> TaskError:
+        """The error for an option that is not what is wanted."""
+        return TaskError(f"the option {option} of {self._task} is {wanted}, not {self.given[option]!r}")

@@ -1,0 +1,251 @@
+"""Deep Q-learning as a training: the network acts, what happens is remembered, and it learns from the memory.
+
+Mnih et al., "Human-level control through deep reinforcement learning" (2015), algorithm 1, with several copies of the
+environment at once; by option the targets of van Hasselt, Guez & Silver, "Deep Reinforcement Learning with Double
+Q-learning" (2016).
+
+The target network is no module but a copy of the weights, under which the network itself judges what comes next. So
+whatever holds for the network holds for it: it lacks the weights that a mask removes, is as small as a shrunk network,
+and has the gates of a gated one as they are now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry.core.scope import normal_name
+from ticketry.tasks.reinforcement.environments import Environments
+from ticketry.tasks.reinforcement.facts import Learning
+from ticketry.tasks.task import Arithmetic, Session
+
+_ENTRIES = ("seen", "after", "actions", "rewards", "ended")
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """What was seen [n, numbers], the action taken int64 [n], the reward [n], what was seen after [n, numbers], and 1
+    where the episode ended by itself, else 0 [n]."""
+
+    seen: Tensor
+    actions: Tensor
+    rewards: Tensor
+    after: Tensor
+    ended: Tensor
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def to(self, device: torch.device) -> Transitions:
+        return Transitions(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+class Memory:
+    """Holds the last `capacity` transitions, which come several at a time."""
+
+    def __init__(self, capacity: int, numbers: int) -> None:
+        self.capacity = capacity
+        self.count, self._next = 0, 0
+        # Written to through NumPy, which takes a fraction of the time for few numbers; both see the same memory.
+        self._arrays: dict[str, NDArray[Any]] = {
+            "seen": np.zeros((capacity, numbers), np.float32),
+            "after": np.zeros((capacity, numbers), np.float32),
+            "actions": np.zeros(capacity, np.int64),
+            "rewards": np.zeros(capacity, np.float32),
+            "ended": np.zeros(capacity, np.float32),
+        }
+        self._tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+
+    def add(
+        self,
+        seen: NDArray[np.float32],
+        actions: Sequence[int],
+        rewards: NDArray[np.float32],
+        after: NDArray[np.float32],
+        ended: NDArray[np.bool_],
+    ) -> None:
+        """Remember transitions; `capacity` is a multiple of their number, which is always the same."""
+        first, last = self._next, self._next + len(actions)
+        arrays = self._arrays
+        arrays["seen"][first:last] = seen
+        arrays["after"][first:last] = after
+        arrays["actions"][first:last] = actions
+        arrays["rewards"][first:last] = rewards
+        arrays["ended"][first:last] = ended
+        self._next = last % self.capacity
+        self.count = min(self.count + len(actions), self.capacity)
+
+    def take(self, rows: Tensor) -> Transitions:
+        """The transitions in those places, int64 [n]."""
+        return Transitions(**{name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what is in it."""
+        found = {name: self._tensors[name][: self.count].clone() for name in _ENTRIES}
+        return found | {"next": torch.tensor(self._next)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        self.count, self._next = len(state["actions"]), int(state["next"])
+        for name in _ENTRIES:
+            self._tensors[name][: self.count] = state[name]
+
+
+TARGET = "target/"
+
+
+class Learner(Session):
+    """One training. It begins with transitions by random actions, and goes on with memory and environments if it does.
+
+    Carried from step to step: ``target/NAME`` (weights), ``memory/…``, ``worlds/…``; nothing before the first step.
+    """
+
+    copies = TARGET
+
+    def __init__(
+        self,
+        environment: str,
+        sizes: tuple[int, int],
+        learning: Learning,
+        *,
+        batch: int,
+        total: int,
+        seed: int,
+        arithmetic: Arithmetic,
+        acts: bool = True,
+    ) -> None:
+        """
+        Args:
+            environment: its name in Gymnasium.
+            sizes: how many numbers there are to see, and how many actions.
+            batch: transitions of an update.
+            total: updates of the whole schedule, along which exploration falls.
+            seed: of all episodes.
+            acts: whether the network acts; if not, it learns from its first memory alone.
+        """
+        self._environment, self._seed, self._arithmetic = environment, seed, arithmetic
+        self._learning, self._batch, self._acts = learning, batch, acts
+        self._numbers, self._choices = sizes
+        self._falls = learning.explore_for * total
+        self._device = torch.device(arithmetic.device)
+        self._begun = False
+        self._target: dict[str, Tensor] = {}
+
+    def loss(self, model: nn.Module, batch: int) -> Tensor:
+        """Act, and then the loss of a batch out of the memory: of its values' differences to their targets.
+
+        Args:
+            batch: the step.
+        """
+        step, learning = batch, self._learning
+        parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
+        if not self._begun:
+            self._begin(parameters)
+        with torch.no_grad():
+            if self._acts:
+                self._act(model, step)
+            if step % learning.period == 0:
+                for name, parameter in parameters.items():
+                    self._target[name].lerp_(parameter, learning.blend)
+            seen = self._memory.take(torch.randint(self._memory.count, (self._batch,))).to(self._device)
+            wanted = self._wanted(model, parameters, seen)
+        return difference(self._values(model, seen.seen), seen.actions, wanted, learning.loss)
+
+    def state(self) -> dict[str, Tensor]:
+        if not self._begun:
+            return {}
+        parts = {TARGET: self._target, "memory/": self._memory.state(), "worlds/": self._environments.state()}
+        return {
+            f"{prefix}{name}": tensor.detach().to("cpu", copy=True)
+            for prefix, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._make()
+        target = _part(state, TARGET)
+        self._target = {name: tensor.to(self._device, copy=True) for name, tensor in target.items()}
+        self._memory.load_state(_part(state, "memory/"))
+        self._environments.load_state(_part(state, "worlds/"))
+
+    def _make(self) -> None:
+        learning = self._learning
+        self._environments = Environments(self._environment, learning.copies, self._seed, learning.repeat)
+        self._memory = Memory(learning.memory, self._numbers)
+        self._begun = True
+
+    def _begin(self, parameters: Mapping[str, Tensor]) -> None:
+        self._make()
+        fill(self._memory, self._environments, self._choices, self._learning.warmup)
+        self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def _act(self, model: nn.Module, step: int) -> None:
+        learning, environments = self._learning, self._environments
+        fallen = step / self._falls if step < self._falls else 1.0
+        explore = 1.0 + (learning.explore - 1.0) * fallen
+        shape = (learning.moves, learning.copies)
+        explored, at_random = torch.rand(shape) < explore, torch.randint(self._choices, shape)
+        for by_chance, actions in zip(explored.tolist(), at_random.tolist(), strict=True):
+            if not all(by_chance):
+                best = self._values(model, torch.from_numpy(environments.seen).to(self._device)).argmax(1).tolist()
+                actions = [a if chance else b for chance, a, b in zip(by_chance, actions, best, strict=True)]
+            step_into(self._memory, environments, actions)
+
+    def _wanted(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
+        """The values [b] that the network is to have: the reward, and what the target network expects from there."""
+        best = self._values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
+        with _under(parameters, self._target):
+            values = self._values(model, seen.after)
+        following = values.amax(1) if best is None else values.gather(1, best).squeeze(1)
+        return seen.rewards + self._learning.gamma * following * (1 - seen.ended)
+
+    def _values(self, model: nn.Module, seen: Tensor) -> Tensor:
+        """float32 [n, actions]"""
+        with self._arithmetic.autocast():
+            values: Tensor = model(seen)
+        return values.float()
+
+
+def difference(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """The mean loss of the values [b, actions] of the actions [b] that were taken, against those wanted [b]."""
+    taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
+    return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
+
+
+def fill(memory: Memory, environments: Environments, choices: int, count: int) -> None:
+    """Remember so many transitions by random actions, drawn from torch's global generator."""
+    copies = len(environments.seen)
+    for actions in torch.randint(choices, (count // copies, copies)).tolist():
+        step_into(memory, environments, actions)
+
+
+def step_into(memory: Memory, environments: Environments, actions: list[int]) -> None:
+    """Take a step, and remember it."""
+    before = environments.seen.copy()
+    rewards, after, ended = environments.step(actions)
+    memory.add(before, actions, rewards, after, ended)
+
+
+@contextlib.contextmanager
+def _under(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The network with other weights, for the length of a block. No data is copied."""
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

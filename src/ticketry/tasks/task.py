@@ -1,0 +1,343 @@
+"""What a task is: data, a model, a loss, a metric and a recipe. The lab, the searches and the report know no more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry.errors import TaskError
+from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The request that made a task: `catalogue.make(spec)` makes the same one again, in this process or another."""
+
+    name: str
+    """A built-in task's name, or module:object."""
+    model: str | None = None
+    """The network asked for; None is the task's own choice."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Names and values as they were written, k=v."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number by which networks are compared."""
+
+    name: str = "accuracy"
+    unit: str = "%"
+    """What follows the number in tables: %, or nothing."""
+    higher_is_better: bool = True
+    scale: str = "linear"
+    """Of the axis in figures: linear, or log for what is compared by ratios."""
+    summary: str = "mean"
+    """Over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for what differs widely between
+    seeds."""
+
+
+class Reader(Protocol):
+    """Reads examples from disk when they are asked for, so that a split need not fit into memory."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead of training; 0 reads in the process that trains."""
+
+    @property
+    def batch(self) -> int:
+        """Examples that fit into memory at once, for evaluation."""
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Those of a recipe's that are done while reading, before all others; the rest is left to `Task.augment`."""
+
+    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+        """What returns the stored inputs [b, ...] of `rows` [b] when it is called, in this process or another.
+
+        It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
+        function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
+        and an example's position in `rows`. A `TicketryError` that it raises reaches the user.
+        """
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them."""
+
+    inputs: Tensor
+    """[n, ...] in memory; with a `reader` the rows that it is asked for."""
+    targets: Tensor
+    """[n, ...] in memory."""
+    reader: Reader | None = None
+    """Reads the inputs of a split that is streamed from disk."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of examples: methods train on one, searches look at the second, results are on the third."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+class Task:
+    """Base of all tasks. A subclass sets the attributes and overrides the methods.
+
+    `build` is a must. A task whose examples are seen each on its own has `load`, `loss`, `measure` and `summary`
+    besides; `Classification` has the last three. Any other kind has `course` instead, see
+    `Course`. A task holds settings only; data is loaded where it is used, once a process. It must give the same
+    data and, under the same seed of torch, the same model every time: results are stored under its `key`.
+    """
+
+    name: str
+    metric: Metric
+    recipe: Recipe
+    spec: Spec | None = None
+    """Set by `catalogue.get`; a task without one cannot be made again in another process."""
+
+    def key(self) -> Mapping[str, object]:
+        """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
+
+        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options.
+        """
+        raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
+
+    def of_replicate(self, number: int) -> Mapping[str, str]:
+        """The options that make the task as a replicate of a search has it; none where all have the same.
+
+        For data of which there are several splits: each replicate may have its own, see `catalogue.of_replicate`.
+        """
+        return {}
+
+    def untrained(self) -> Mapping[str, str]:
+        """The options that make the task whose `build` draws all weights; none where it does so anyway.
+
+        For a task that begins with weights which were trained before: `random_reinit`, the control of a ticket's first
+        weights, is to begin without them, see `catalogue.untrained`.
+        """
+        return {}
+
+    def build(self) -> nn.Module:
+        """A new model, its weights drawn from torch's global random state (the lab seeds it), or trained before."""
+        raise NotImplementedError
+
+    def narrower(self, parameters: int) -> str | None:
+        """What to ask for as the task's model to get the largest network of this kind with so many parameters.
+
+        A control of tickets (`evidence.verify`): at most as large as they are, but dense. None, as here, where no such
+        network is defined.
+        """
+        return None
+
+    def course(self, data: Path | None = None) -> Course | None:
+        """The task with its data at hand; None, as here, for one that is made of the examples of `load`.
+
+        `data` is the folder asked for on the command line.
+        """
+        return None
+
+    def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
+        """Training steps in an epoch, with so many examples in the training split; the last may be a smaller batch."""
+        return -(-examples // recipe.batch)
+
+    def unfit(self, key: Mapping[str, object]) -> str:
+        """Why networks trained on a task of this key cannot serve this one, although they may have its shapes.
+
+        Such as tokens that stand for other words; empty, as here, if nothing speaks against it.
+        """
+        return ""
+
+    def scored(self, size: int) -> int:
+        """Examples in a batch for a score that would look at `size`: fewer where so many are too large for memory."""
+        return size
+
+    def load(self, data: Path | None = None) -> Splits:
+        """The examples; `data` is the folder asked for on the command line."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Stored inputs of a batch [n, ...] to what the model takes, on the device they are on; nothing random."""
+        return inputs
+
+    def example(self, count: int, data: Path | None = None) -> Tensor:
+        """Inputs as the model takes them, `count` of them: what a model is compiled, exported and timed with.
+
+        By default the first of the validation split; a task that knows their shape need not read any data.
+        """
+        split = self.load(data).validation
+        first = split.inputs[:count]
+        return self.prepare(first if split.reader is None else split.reader.request(first)())
+
+    def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator)."""
+        if names:
+            raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
+        return inputs
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums over the batch of whatever `summary` needs; they are added up over batches."""
+        raise NotImplementedError
+
+    def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        """The metrics of a split of `count` examples from the added sums; has `metric.name` among its keys."""
+        raise NotImplementedError
+
+
+Inputs = Tensor | tuple[Any, ...]
+"""A tensor, or a tuple of a model's arguments."""
+
+
+class Arithmetic(Protocol):
+    """Where and in which number format networks run: what a course needs of `lab.training.precision.Arithmetic`."""
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Around one forward pass; outputs are to be taken to float32 before a loss is computed of them."""
+
+
+class Session:
+    """One training: a batch for each step, its loss, and what is carried from step to step.
+
+    A subclass overrides `loss`, and `batches` unless what a step learns from depends on the network. Every number is a
+    function of the arguments that the session was made with, the step, the model, and the state: before each `loss`
+    torch's global generators are seeded by (seed, step), so that dropout and the like are too.
+    """
+
+    copies: str = ""
+    """What the names of those entries of the state begin with that are copies of parameters, which the rest of the name
+    tells: they lack the weights that a mask removes, and are cut with the parameter where units are."""
+
+    def batches(self, steps: range) -> Generator[Any, None, None]:
+        """The batch of each step; closed when nobody wants more. Here the step itself, for a `loss` that does all."""
+        yield from steps
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a batch, a scalar whose gradient trains the model. What it carries on is detached from it."""
+        raise NotImplementedError
+
+    def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
+        """Scores of classes [n, classes, ...] that a model gives for a batch, and the targets [n, ...].
+
+        Args:
+            of: which of several networks it is that see the same batches; each carries on what is its own.
+
+        Raises:
+            TaskError: as here, for a task without classes.
+        """
+        raise TaskError("this task has no classes, whose scores could be compared: train gates for its own loss")
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what is carried to the next step, on the CPU; empty where nothing is."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave: the next step is then bit for bit what it would have been."""
+
+    def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
+        """Entry of the state -> (its dimension, a parameter of the model, that one's dimension): of the same units.
+
+        Where a network is trained without some of its units, the entry is cut as the parameter is; in a whole one
+        there is 0 in their place.
+        """
+        return {}
+
+
+class Course:
+    """A task with its data at hand. A subclass overrides the methods; `few` is optional."""
+
+    def sizes(self) -> dict[str, int]:
+        """Examples in ``train``, ``validation`` and ``test``: all above 0."""
+        raise NotImplementedError
+
+    def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
+        """A new training, as it begins at any step of a schedule; `load_state` goes on with an earlier one.
+
+        Args:
+            seed: of the order of the data and of all else that is drawn.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
+        """The metrics on ``train``, ``validation`` or ``test``; the task's own metric is among them.
+
+        A pure function of its arguments. The model is in evaluation mode, and no gradients are recorded.
+        """
+        raise NotImplementedError
+
+    def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
+        """Training batches for a score, on the model's device; fewer where there are not as many examples.
+
+        Args:
+            model: what is scored, where its deeds decide what it sees.
+            count, size: of batches, and of examples in each.
+            seed: what is drawn is a function of it (and of the model) alone.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The mean loss of a batch of `sample`, in the model's own number format; carries nothing on."""
+        raise NotImplementedError
+
+    def count(self, batch: Any) -> int:
+        """Examples in a batch of `sample`."""
+        raise NotImplementedError
+
+    def inputs(self, count: int) -> Inputs:
+        """What the model takes, for so many examples (or fewer), on the CPU: it is followed on them."""
+        raise NotImplementedError
+
+    def few(self, count: int) -> Course:
+        """The same course with so few training examples, for measuring what a step costs; by default it is itself."""
+        return self
+
+
+def checked_sizes(name: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a task's course; `TaskError` if one is missing or empty."""
+    splits: Sequence[str] = ("train", "validation", "test")
+    for split in splits:
+        if not sizes.get(split):
+            raise TaskError(f"the task {name!r} has no examples in its {split} split")
+    return {split: int(sizes[split]) for split in splits}
+
+
+class Classification(Task):
+    """A task whose targets are classes int64 [n] and whose outputs are logits [n, classes].
+
+    A subclass adds `name`, `recipe`, `build` and `load`.
+    """
+
+    metric = Metric("accuracy", "%", higher_is_better=True)
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross entropy, in nats."""
+        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The number of correct examples and the summed cross entropy, the latter in float32 at least."""
+        precise = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return {
+            "correct": (outputs.argmax(1) == targets).sum(),
+            "loss": F.cross_entropy(precise, targets, reduction="sum"),
+        }
+
+    def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        """Accuracy in percent and mean cross entropy in nats."""
+        return {"accuracy": 100.0 * sums["correct"] / count, "loss": sums["loss"] / count}

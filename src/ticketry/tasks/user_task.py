@@ -1,0 +1,184 @@
+"""A task of a user's own or of an installed package: made, checked, and wrapped so that its source is in its key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping
+from functools import partial, wraps
+from typing import Any
+
+from ticketry.errors import TaskError, TicketryError, UsageError
+from ticketry.registry import Registry, source_digest
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Metric, Spec, Task
+
+_ATTRIBUTES = {"name": str, "metric": Metric, "recipe": Recipe}
+_METHODS = ("build", "load", "loss", "measure", "summary")
+_METHODS_OF_COURSES = ("build", "course")
+
+
+def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Task:
+    """The task of an installed package, or that `spec.name` = module:object names.
+
+    The object is a Task, or a subclass of Task or a function that returns one. The latter two are called with the
+    options (and the model, if one is asked for) as keyword arguments; values that look like numbers, true or false
+    become such. A function of `spec` gets the whole request instead. The task's key holds the digest of the source file
+    of the module, and of those that define the object and the task's class; changes in other files that these import
+    are not seen.
+
+    Whether the object is one of these is checked before anything of it is called.
+
+    Args:
+        annotated: whether a function is called only if its annotation says that it returns a task: of a name that was
+            read from a file.
+
+    Raises:
+        PluginError: if the package's module cannot be imported or has no such object.
+        TaskError: if one's own cannot, or the object does not make a task.
+    """
+    found = registry.get(spec.name)
+    _check_makes_tasks(found, spec.name, annotated=annotated)
+    task = _make(found, spec)
+    _check(task, spec.name)
+    try:
+        source = source_digest(registry.target(spec.name), type(task))
+    except UsageError as error:
+        raise TaskError(f"{spec.name}: {error}") from None
+    return OwnTask(task, spec, source)
+
+
+class OwnTask(Task):
+    """A user's task under the name that it was asked for. All but `key` is the user's."""
+
+    def __init__(self, inner: Task, spec: Spec, source: str) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.metric = inner.metric
+        self.recipe = inner.recipe
+        self.spec: Spec = spec
+        self.source = source
+        """sha256 of the source."""
+
+    def key(self) -> Mapping[str, object]:
+        """Name, source and options; and the task's own key if it has one."""
+        return {
+            "name": self.spec.name,
+            "source": self.source,
+            "options": _arguments(self.spec),
+            "key": self.inner.key() if _overrides(self.inner, "key") else None,
+        }
+
+    def unfit(self, key: Mapping[str, object]) -> str:
+        theirs = key.get("key")
+        return self.inner.unfit(theirs) if isinstance(theirs, Mapping) else ""
+
+
+def _handed_on(name: str) -> Callable[..., Any]:
+    @wraps(getattr(Task, name))
+    def method(self: OwnTask, *args: Any, **named: Any) -> Any:
+        return getattr(self.inner, name)(*args, **named)
+
+    return method
+
+
+for _name, _method in vars(Task).items():
+    if callable(_method) and not _name.startswith("_") and _name not in vars(OwnTask):
+        setattr(OwnTask, _name, _handed_on(_name))
+
+
+def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
+    """Refuse what is not a task, nor a class of tasks, nor a function in Python that may return one."""
+    if isinstance(found, Task):
+        return
+    if isinstance(found, type):
+        if issubclass(found, Task):
+            return
+        raise TaskError(f"{name} is no task but {found!r}: name a Task, a subclass of Task or a function")
+    inner = inspect.unwrap(found.func if isinstance(found, partial) else found) if callable(found) else found
+    if not (inspect.isfunction(inner) or inspect.ismethod(inner)):
+        raise TaskError(f"{name} is no task but {found!r}: name a Task, a subclass of Task or a function in Python")
+    told = inspect.get_annotations(inner).get("return")
+    if told is None:
+        if annotated:
+            raise TaskError(
+                f"{name} does not say that it returns a task, and a function that a file names is called only if it"
+                " does: write -> Task behind its arguments, or name it yourself with --task"
+            )
+        return
+    returns = told if isinstance(told, str) else getattr(told, "__name__", repr(told))
+    known = isinstance(told, type) and issubclass(told, Task)
+    if not (known or (isinstance(told, str) and _of_this_module(inner, told))):
+        raise TaskError(f"{name} returns {returns}, which is no task: name a function that returns a Task")
+
+
+def _of_this_module(function: Any, annotation: str) -> bool:
+    """Whether an annotation in quotes is a class of tasks, or one that is known to type checkers only and called so."""
+    first, *rest = annotation.strip("'\" ").split(".")
+    found = function.__globals__.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    if found is None:
+        return annotation.strip("'\" ").endswith("Task")
+    return isinstance(found, type) and issubclass(found, Task)
+
+
+def _make(found: Any, spec: Spec) -> Task:
+    arguments: dict[str, Any] = _arguments(spec)
+    if isinstance(found, Task):
+        if arguments:
+            raise TaskError(f"{spec.name} is a task already and takes no options, but got {arguments}")
+        return found
+    if "spec" in _bind(found, arguments, spec.name):
+        arguments = {"spec": spec}
+    try:
+        made = found(**arguments)
+    except TicketryError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"{spec.name} failed with {arguments}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Task):
+        raise TaskError(f"{spec.name} returned no task but {made!r}")
+    return made
+
+
+def _bind(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> Container[str]:
+    """The parameters of the function; a `TaskError` if it does not take the arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # of a function written in C
+        raise TaskError(f"{name} is no task but {function!r}: name a Task, a subclass of Task or a function") from error
+    try:
+        if "spec" not in signature.parameters:
+            signature.bind(**arguments)
+    except TypeError as error:
+        raise TaskError(f"{name} takes {signature}, but got {dict(arguments)}: {error}") from error
+    return signature.parameters
+
+
+def _arguments(spec: Spec) -> dict[str, Any]:
+    arguments: dict[str, Any] = {name: _value(text) for name, text in spec.options}
+    return arguments if spec.model is None else {**arguments, "model": spec.model}
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+        return float(text)
+    return text
+
+
+def _check(task: Task, name: str) -> None:
+    for attribute, kind in _ATTRIBUTES.items():
+        if not isinstance(getattr(task, attribute, None), kind):
+            raise TaskError(f"{name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.task.Task")
+    for method in _METHODS_OF_COURSES if _overrides(task, "course") else _METHODS:
+        if not _overrides(task, method):
+            raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
+
+
+def _overrides(task: Task, method: str) -> bool:
+    return getattr(type(task), method) is not getattr(Task, method)
