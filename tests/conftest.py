@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,34 @@ torch.set_num_threads(1)
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 os.environ.setdefault("TICKETRY_OFFLINE", "1")
+
+LONGEST = (
+    "tests/faults/test_kill.py",
+    "tests/search/gating/test_rounds.py",
+    "tests/faults/test_rivals.py",
+    "tests/faults/test_damage.py",
+    "tests/lab/runners/test_processes.py",
+    "tests/report/test_structure.py",
+    "tests/cli/test_cli.py",
+    "tests/search/test_concrete.py",
+    "tests/engine/test_export.py",
+    "tests/report/html/test_browser.py",
+    "tests/engine/test_compiled_families.py",
+    "tests/search/gating/test_gating.py",
+    "tests/integrations/test_transformers.py",
+    "tests/report/html/test_page.py",
+    "tests/cli/test_engine.py",
+    "tests/evidence/test_verdict.py",
+    "tests/lab/training/test_data_loading.py",
+    "tests/lab/training/test_language.py",
+)
+"""Files whose tests take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes take files in turn, none is left alone with a long one at the end."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +59,9 @@ def quick_collection() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for the tests of a file that look at what was trained: what several of them ask for is trained once."""
+    return tmp_path_factory.mktemp("shared") / "store"

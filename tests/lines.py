@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ticketry.tasks.base import Metric, Split, Splits, Task
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Metric, Split, Splits, Task
 
 
 class Lines(Task):

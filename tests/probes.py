@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ticketry.engine.cpu.emit import I64, Emitter, State
+from ticketry.engine.cpu.emitter import I64, Emitter, State
 from ticketry.engine.cpu.target import Target
 
 

@@ -8,10 +8,10 @@ import sys
 import ticketry as tk
 
 PUBLIC = [
-    *("Course", "Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Segment", "Session", "Split", "Splits", "Step"),
-    *("Task", "Ticket"),
-    *("__version__", "allocate", "compile", "engine", "errors", "evidence", "gates", "gradual", "hold", "meters"),
-    *("prune", "schedule", "scope", "score", "search", "shrink", "structure", "task"),
+    *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Split", "Splits", "Step", "Task", "Ticket"),
+    *("__version__", "allocate", "bench", "compile", "engine", "errors", "evidence", "gates", "gradual", "hold"),
+    *("meters", "prune", "restructure", "run", "schedule", "scope", "score", "search", "shrink", "stability"),
+    *("structure", "task", "verify"),
 ]
 
 

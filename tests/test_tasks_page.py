@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.search.iterative import Settings
-from ticketry.tasks import registry
+from ticketry.tasks import catalogue
 from ticketry.testing import check_search
 
 PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
@@ -30,7 +30,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(BOUNDS)))
 def test_examples_keep_every_promise(tasks: Path, number: int, name: str) -> None:
-    task = registry.get(f"tasks_page_{number}:{name}")
+    task = catalogue.get(f"tasks_page_{number}:{name}")
     settings = Settings(densities=(0.5, 0.25), rewind="10%")
     found = check_search(
         "iterative", tasks / "stores", settings=settings, densities=(0.5, 0.25), task=task, recipe=task.recipe
@@ -41,5 +41,5 @@ def test_examples_keep_every_promise(tasks: Path, number: int, name: str) -> Non
 
 
 def test_a_tasks_options_reach_it(tasks: Path) -> None:
-    noisy = registry.get("tasks_page_0:Line", options={"noise": "0.5"})
-    assert noisy.load().train.targets.std() > registry.get("tasks_page_0:Line").load().train.targets.std()
+    noisy = catalogue.get("tasks_page_0:Line", options={"noise": "0.5"})
+    assert noisy.load().train.targets.std() > catalogue.get("tasks_page_0:Line").load().train.targets.std()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,8 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.cli import VERBS
-from ticketry.lab.store import Store
-from ticketry.runfile import read_run_file
+from ticketry.cli import COMMANDS
+from ticketry.experiments.run_file import read_run_file
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -124,34 +122,6 @@ def _pairs(runs: dict[str, tk.Ticket]) -> list[tuple[tk.Ticket, tk.Ticket]]:
     return [(runs["base"], runs["order"]), (runs["base"], runs["start"])]
 
 
-def test_a_search_in_stacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Replicates and controls together in one worker process; the same words again train nothing."""
-    words = ["search", "imp", *QUICK[:-2], "--workers", "1", "--stack", "8", "--store", str(tmp_path), "--json"]
-    code, out, err = call(capsys, *words)
-    assert code == 0, err
-    result = json.loads(out)
-    assert result["cost"]["segments_trained"] == 2 * (1 + 2 + 6)
-    record = json.loads((tmp_path / "runs" / result["run"] / "run.json").read_text())
-    assert record["environment"]["stack"] == 8
-    store = Store(tmp_path)
-    members = [store.result(*key_of(point["key"]))["stack"]["members"] for point in record["points"]]
-    assert min(members) >= 1
-    assert statistics.mean(members) > 2
-    assert {point["role"] for point in record["points"]} >= {"dense", "ticket", "random_prune"}
-    assert json.loads(call(capsys, *words)[1])["cost"] == result["cost"]  # that record was not written anew
-
-
-def key_of(key: str) -> tuple[str, int]:
-    trajectory, _, last = key.partition("@")
-    return trajectory, int(last)
-
-
-def test_stacks_need_a_worker_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "search", "imp", *QUICK, "--stack", "8", "--store", str(tmp_path))
-    assert (code, out) == (2, "")
-    assert "--stack needs a worker process: leave --workers 0 away" in err
-
-
 def test_own_task_with_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     words = ["search", "imp", "--task", "examples.own_task:Moons", "--option", "hidden=32", "noise=0.2"]
@@ -211,7 +181,9 @@ def test_report_and_lists(searched: tuple[Path, dict[str, Any]], capsys: pytest.
     assert call(capsys, "list", "dreams")[0] == 2
 
 
-def test_store_verbs(searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_store_commands(
+    searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     store, _ = searched
     code, out, _ = call(capsys, "store", "check", "--store", str(store), "--json")
     health = json.loads(out)
@@ -222,11 +194,11 @@ def test_store_verbs(searched: tuple[Path, dict[str, Any]], capsys: pytest.Captu
     assert not (tmp_path / "none").exists(), "looking does not make a store"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, command, "--help")
     assert code == 0
-    assert f"ticketry {verb}" in out
+    assert f"ticketry {command}" in out
     assert "example" in out
 
 
@@ -242,7 +214,8 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
         word.strip("│,") for line in out.splitlines() for word in line.split() if word[:2] == "--" and word[2] != "-"
     }
     common = "task model option target replicates seed initialisation-seed order-seed mask-seed controls preset config"
-    engine = "store data workers device precision threads stack checkpoint-seconds json verify bench energy"
+    common += " trust"
+    engine = "store data workers device precision threads checkpoint-seconds json verify bench energy"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
     method += " regroup-method regroup-collapse refill-score refill-coupled refill-match pattern embeddings"
@@ -250,6 +223,31 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     expected = {f"--{name}" for text in (common, engine, method, rest) for name in text.split()}
     expected |= {f"--recipe.{name}" for name in f"{recipe} label-smoothing clip augment".split()}
     assert options == expected
+
+
+@pytest.mark.parametrize("words", ["verify", "stability", "structure", "compile", "export", "bench", "search early"])
+def test_help_says_nothing_of_none_and_of_truth_values(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, *words.split(), "--help")
+    for odd in (
+        "{None",
+        "{,",
+        "[TEXT [",
+        "default: None",
+        "default: )",
+        "default: ''",
+        "default: True",
+        "default: False",
+    ):
+        assert odd not in out, odd
+
+
+def test_help_tells_placeholders_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "verify", "--help")
+    told = " ".join(out.replace("│", " ").split())
+    assert "--seeds INT So many seeds" in told
+    assert "--claim {wins,matches}" in told
+    assert "(default: 3 5 7 10)" in told
+    assert "--no-noise saves it. (done unless this is given)" in told
 
 
 def test_help_and_lists_do_not_import_torch() -> None:

@@ -16,6 +16,7 @@ import torch
 import ticketry as tk
 from cli.calling import call
 from ticketry.engine.cpu.target import target
+from ticketry.lab.store.files import read_sealed
 from ticketry.tasks.models import build
 
 QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
@@ -109,7 +110,7 @@ def test_bench_in_json_and_in_the_store(
     record = json.loads(out)
     assert (code, err, record["kind"], record["run"]) == (0, "", "bench", ticket.parents[1].name)
     assert json.loads((tmp_path / "bench.json").read_text()) == record
-    assert json.loads((store / "evidence" / f"{record['name']}.json").read_text()) == record
+    assert read_sealed(store / "evidence" / f"{record['name']}.json") == record
     assert [one["batch"] for one in record["comparisons"]] == [1, 16]
     for one in record["comparisons"]:
         assert [row["engine"] for row in one["times"]] == ["eager", "onnxruntime", "ticketry"]
@@ -132,7 +133,7 @@ def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytes
     assert [Path(record["ticket"]).name for record in told["benches"]] == ["replicate-0-level-01"]
     assert json.loads((tmp_path / "benches.json").read_text()) == told
     for record in told["benches"]:
-        assert json.loads((store / "evidence" / f"{record['name']}.json").read_text()) == record
+        assert read_sealed(store / "evidence" / f"{record['name']}.json") == record
         assert all("dense_seconds" in row for row in record["layers"])
     assert "next     ticketry report" in call(capsys, *words)[1]
     assert call(capsys, "report", run.name, "--store", str(store), "--output", str(tmp_path / "page.html"))[0] == 0
@@ -307,10 +308,10 @@ def test_a_task_of_ones_own(
     words = ["search", "imp", "--task", "examples.own_task:Moons", "--option", "hidden=32", *QUICK[:-4]]
     words += ["--workers", "1", "--replicates", "1", "--controls", "none", "--store", str(tmp_path), "--json"]
     found = json.loads(call(capsys, *words)[1])["tickets"][-1]["path"]
-    code, out, err = call(capsys, "export", found, "-o", str(tmp_path / "m.onnx"), "--json")
+    code, out, err = call(capsys, "export", found, "-o", str(tmp_path / "m.onnx"), "--json", "--trust")
     assert (code, err) == (0, "")
     assert json.loads(out)["task"] == "moons"
-    assert call(capsys, "compile", found, "-o", str(tmp_path / "m.tk"))[0] == 0
+    assert call(capsys, "compile", found, "-o", str(tmp_path / "m.tk"), "--trust")[0] == 0
 
 
 def test_nothing_but_json_on_standard_output(ticket: Path, tmp_path: Path) -> None:

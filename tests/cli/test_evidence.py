@@ -30,7 +30,7 @@ def test_a_search_verifies_its_sparsest_winner(searched: tuple[Path, dict[str, A
         pytest.fail(f"no ticket was verified: {record['points']}")
     verification = result["verification"]
     assert verification["run"] == result["run"]
-    assert verification["verdict"] in ("wins", "loses", "undecided")
+    assert verification["verdict"] in ("wins", "matches", "loses", "undecided")
     assert verification["ticket"] in {ticket["path"] for ticket in result["tickets"]}
     assert verification["name"] in Path(result["report"]).read_text(encoding="utf-8")
 
@@ -49,7 +49,7 @@ def test_verify_tells_and_prints_json(
     code, out, _ = call(capsys, *words, "--json")
     record = json.loads(out)
     assert (code, record["kind"], record["n"]) == (0, "verify", 2)
-    assert {"verdict", "difference", "interval", "n"} <= record.keys()
+    assert {"verdict", "as_good_as_dense", "better_than_controls", "difference", "interval", "n"} <= record.keys()
     assert [network["role"] for network in record["networks"]] == ["ticket", "dense", "shuffled"]
 
 
@@ -69,7 +69,7 @@ def test_verify_in_worker_processes_gives_the_same(
     [
         (["verify", "nowhere"], "nowhere"),
         (["verify", "{ticket}", "--controls", "best"], "'best' is not known"),
-        (["verify", "{ticket}", "--looks", "5,3"], "rising"),
+        (["verify", "{ticket}", "--interim", "5,3"], "rising"),
         (["verify", "{ticket}", "--margin", "-1"], "a margin of -1"),
         (["verify", "{ticket}", "--task", "mnist"], "of another task or network"),
         (["verify", "{ticket}", "--claim", "wins", "--controls", "none"], "'wins' needs a control"),

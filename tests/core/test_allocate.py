@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ticketry.core.allocate import allocate, shared_out
-from ticketry.core.density import DISTRIBUTIONS
 from ticketry.core.mask import Mask
+from ticketry.core.pattern import DISTRIBUTIONS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 quick = settings(deadline=None, max_examples=80)
@@ -128,6 +128,23 @@ def test_layer_counts_are_the_published_shares_rounded(found, density, distribut
         assert abs(row.kept - share) < 1 + 1e-6
 
 
+@pytest.mark.parametrize(("kept", "single"), [(10, 0), (12, 1)])
+def test_erk_of_a_single_number(kept, single):
+    """A weight of 1 beside 20 of a matrix 10 x 10: of 10 it would get 10/21 and gets none, of 12 it gets one."""
+    found = {"scale": torch.tensor(1.0), "fc": torch.rand(10, 10)}
+    if not single:
+        with pytest.raises(LayerCollapseError, match="scale"):
+            allocate(found, kept / 101, distribution="erk")
+    else:
+        assert allocate(found, kept / 101, distribution="erk")["scale"].item() is True
+
+
+def test_erk_of_a_layer_without_weights():
+    found = {"none": torch.rand(0, 5), "fc": torch.rand(10, 10)}
+    assert allocate(found, 0.5, distribution="erk").kept == 50
+    assert shared_out(50, {"none": Fraction(0), "fc": Fraction(20)}, {"none": 0, "fc": 100}) == {"none": 0, "fc": 50}
+
+
 def test_erk_of_a_published_case():
     """LeNet-300-100 at 10 %: sums 1084, 400, 110 and sizes 235,200, 30,000, 1,000; the output layer stays dense."""
     found = {name: torch.rand(shape) for name, shape in [("1", (300, 784)), ("2", (100, 300)), ("3", (10, 100))]}
@@ -208,6 +225,11 @@ class TestHalfRate:
         second = allocate(found, 0.64, within=first, half_rate=("out",))
         assert int(second["out"].sum()) == 32  # 36 * 0.9 = 32.4
         assert second.kept == 128
+
+    def test_halves_are_rounded_up(self):
+        # Of 20 weights three quarters go; the output layer loses half that share, and keeps 2.5 of 4: 3.
+        small = allocate({"fc": torch.rand(16), "out": torch.rand(4)}, 0.25, half_rate=("out",))
+        assert [row.kept for row in small.table()] == [2, 3]
 
     def test_an_unknown_layer_is_refused(self):
         with pytest.raises(UsageError, match="half_rate names 'fc'"):
@@ -296,13 +318,13 @@ class TestKeepAtLeast:
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.5, 1.0000001, nan, inf, -inf])
 def test_densities_out_of_bounds_are_refused(value):
-    with pytest.raises(UsageError, match="a density is a share kept"):
+    with pytest.raises(UsageError, match="a density is the fraction of weights kept"):
         allocate({"a": torch.rand(4)}, value)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, 1.5, nan, inf, -inf])
 def test_sparsities_out_of_bounds_are_refused(value):
-    with pytest.raises(UsageError, match="a sparsity is a share removed"):
+    with pytest.raises(UsageError, match="a sparsity is the fraction of weights removed"):
         allocate({"a": torch.rand(4)}, sparsity=value)
 
 
@@ -314,6 +336,8 @@ def test_density_1_keeps_everything():
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(MaskError, match="the scores of 'b' are not all numbers"):
         allocate({"a": torch.rand(3), "b": torch.tensor([1.0, nan])}, 0.5)
+    with pytest.raises(MaskError, match="the scores of 'b' are not all numbers"):
+        allocate({"a": torch.rand(2, 4), "b": torch.tensor([[1.0, nan, 2.0, 3.0]])}, pattern="2:4")
     with pytest.raises(MaskError, match="no scores"):
         allocate({}, 0.5)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.density import DISTRIBUTIONS, check_density, check_distribution, kept_elements
+from ticketry.core.pattern import DISTRIBUTIONS, check_density, check_distribution, kept_elements
 from ticketry.errors import UsageError
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ticketry.core.mask import Mask, shuffled
 from ticketry.core.scope import scope
+from ticketry.core.seeds import generator
 from ticketry.errors import MaskError
 
 SHAPES = {"a.weight": (3, 5), "b.weight": (2, 2, 3), "b.bias": (7,), "scale": ()}
@@ -90,6 +91,7 @@ def test_a_mask_is_not_equal_to_other_things_or_other_shapes():
     mask = Mask({"a": torch.ones(4)})
     assert mask != {"a": torch.ones(4, dtype=torch.bool)}
     assert mask != Mask({"a": torch.ones(2, 2)})
+    assert mask.__eq__(3) is NotImplemented
 
 
 def test_names_are_normalised():
@@ -145,7 +147,11 @@ def test_masks_of_different_tensors_do_not_combine():
         for operation in (lambda x, y: x & y, lambda x, y: x | y, lambda x, y: x ^ y, lambda x, y: x <= y):
             with pytest.raises(MaskError, match="cannot be combined"):
                 operation(one, other)
-    with pytest.raises(TypeError):
+    with pytest.raises(MaskError, match="they differ in 'b'"):
+        Mask({"a": torch.ones(2), "b": torch.ones(1), "c": torch.ones(1)}) & Mask(
+            {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(1)}
+        )
+    with pytest.raises(TypeError, match="unsupported operand"):
         one & {"a": torch.ones(2)}
 
 
@@ -205,7 +211,27 @@ def test_ones_keeps_a_whole_scope(build):
 LAYERS = {"one": (40, 50), "twin": (40, 50), "small": (7,)}
 
 
+def test_a_mask_tells_its_size_and_shows_itself():
+    mask = Mask({"a": torch.eye(100), "b": torch.zeros(1000)})
+    assert len(mask) == 2
+    assert repr(mask) == "Mask(2 tensors, 100 of 11,000 kept, density 0.009091)"
+
+
+def test_a_mask_moves_to_a_device_as_a_whole():
+    mask = Mask({"a": torch.eye(2), "b": torch.zeros(2)})
+    moved = mask.to("meta")
+    assert moved.shapes == mask.shapes
+    assert {tensor.device.type for tensor in moved.values()} == {"meta"}
+    assert mask.to("cpu") == mask
+
+
 class TestShuffled:
+    def test_is_the_permutation_of_its_own_generator(self):
+        mask = Mask({"a": torch.eye(4), "b": torch.eye(4)})
+        for index, tensor in enumerate(shuffled(mask, 3).values()):
+            order = torch.randperm(16, generator=generator(3, "shuffled", index))
+            assert torch.equal(tensor.flatten(), torch.eye(4).bool().flatten()[order])
+
     density = 0.3
 
     def mask(self) -> Mask:

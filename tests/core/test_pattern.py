@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.layout import Layout, layouts
-from ticketry.core.n_of_m import best_of_m
+from ticketry.core.layout import Layout, best_of_m, layouts
 from ticketry.core.pattern import Pattern
 from ticketry.errors import MaskError, UsageError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import threading
 from collections.abc import Iterator
 
@@ -288,3 +289,16 @@ def test_both_layouts(model, mask, layout, batch):
 def test_weights_in_memory_are_few(model, mask, fast):
     fast(torch.randn(16, 3, 10, 10))
     assert fast.weight_bytes > 0
+
+
+def test_print_says_what_was_measured_beside_eager(model, mask):
+    x = torch.randn(2, 3, 10, 10)
+    assert "Not timed beside eager torch" in str(tk.compile(model, mask, x, threads=1))
+    said = str(tk.compile(model, mask, x, threads=1, tune=True)).splitlines()[-1]
+    found = re.fullmatch(
+        r"On the example inputs (\S+) times (as fast as|SLOWER than) eager torch: (\S+) ms on 1 .*, (\S+) ms on \d+",
+        said,
+    )
+    assert found, said
+    ours, theirs = float(found[3]), float(found[4])
+    assert (found[2] == "as fast as") == (ours <= theirs) or ours == theirs

@@ -13,12 +13,12 @@ from torch import nn
 from arenas import targets
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
 from engine.test_families import HEAVY, call, doubled, other_batch, random_mask, tensors
-from tasks.models.zoo_support import import_or_skip
+from tasks.models.library_support import import_or_skip
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.graph import Graph
-from ticketry.engine.plan.forms import UnsupportedError
-from ticketry.engine.plan.region import Native, Plan
+from ticketry.engine.plan.region_programs import Native, Plan
+from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.tasks.models.networks import build, names
 
 

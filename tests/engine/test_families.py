@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
-from tasks.models.zoo_support import import_or_skip
+from interpreter import Program
+from tasks.models.library_support import import_or_skip
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.engine.capture import capture
-from ticketry.engine.file import dumps, loads
 from ticketry.engine.graph import Graph
-from ticketry.engine.ops import Program
+from ticketry.engine.graph.model_file import dumps, loads
 from ticketry.tasks.models.networks import build, names
 
 HEAVY = {"resnet-50-imagenet", "resnet-18-imagenet", "wrn-28-10", "wrn-16-8"}

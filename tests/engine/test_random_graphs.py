@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from arenas import targets
 from engine.random_graphs import Way, graphs, ways
+from interpreter import Program
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.graph import Graph
-from ticketry.engine.ops import Program
-from ticketry.engine.plan.forms import UnsupportedError
+from ticketry.engine.plan.value_axes import UnsupportedError
 
 _WAYS = ways(targets())
 

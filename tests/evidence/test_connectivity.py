@@ -19,13 +19,13 @@ from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import barrier, error_of, instability, interpolated
 from ticketry.evidence.stability import children, stability
-from ticketry.lab.found import Found, Seeds
-from ticketry.lab.lab import Lab, Result
-from ticketry.lab.order import DataOrder
-from ticketry.tasks import registry
-from ticketry.tasks.base import Metric, Split, Splits
-from ticketry.tasks.classification import Classification
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Found, Seeds
+from ticketry.lab.training.data_loading import DataOrder
+from ticketry.lab.training.segment import Result
+from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Metric, Split, Splits
 
 
 def blobs(count: int, seed: int, shape: tuple[int, ...]) -> Split:
@@ -115,7 +115,7 @@ def permuted(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_permuted_units_make_a_barrier_as_a_slow_loop_finds_it(lab, split):
-    task = registry.get("digits")
+    task = catalogue.get("digits")
     one = lab.train(lab.segment(task, start=1, recipe=task.recipe.changed(length="60it")))
     state = lab.state(one)
     turned = permuted(state, 5)
@@ -291,7 +291,7 @@ def test_networks_of_two_tasks_have_no_line_between_them(lab):
 
 def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_path):
     seeds = Seeds.of(4)
-    task = registry.get("digits")
+    task = catalogue.get("digits")
     recipe = task.recipe.changed(length="40it")
     with Lab(tmp_path / "store", device="cpu") as lab:
         chosen = search.iterative.Settings(rewind="6it", densities=(0.2,))

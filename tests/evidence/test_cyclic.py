@@ -12,16 +12,18 @@ import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import CONTROLS, LONGER, RIVALS
 from ticketry.evidence.controls import control_mask, control_trainings, train_control
 from ticketry.evidence.cyclic import cycles
-from ticketry.evidence.names import CONTROLS, LONGER, RIVALS
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.evidence.stability import stability
-from ticketry.lab.found import Found, Seeds, spent
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.segment import Start
+from ticketry.lab.search_result import Found, Seeds, spent
+from ticketry.lab.training.segment import Start
+from ticketry.records.schema import as_json
 from ticketry.report import write_report
-from ticketry.run import Run, execute
 
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 K, T = 6, 40
@@ -128,8 +130,8 @@ def test_spent_is_what_a_saved_ticket_tells(tmp_path: Path) -> None:
         for name, chosen in settings.items():
             method = tk.search.method(name)
             found: dict[int, Found] = {}
-            run = Run(method, TASK, method.Settings(rewind=f"{K}it", **chosen), RECIPE, replicates=1)
-            record = execute(lab, run, on_found=lambda _, item, found=found: found.update({item.level: item}))
+            run = SearchRequest(method, TASK, method.Settings(rewind=f"{K}it", **chosen), RECIPE, replicates=1)
+            record = as_json(execute(lab, run, on_found=lambda _, item, found=found: found.update({item.level: item})))
             for point in record["points"]:
                 if point["role"] == "ticket":
                     told = tk.Ticket.load(point["ticket"]).info["search_steps"]
@@ -149,9 +151,9 @@ def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = tk.search.iterative.Settings(rewind=f"{K}it", rate=0.5, levels=2)
-    run = Run(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER))
+    run = SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER))
     with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
-        return execute(lab, run)
+        return as_json(execute(lab, run))
 
 
 def test_rows_tell_their_own_steps(record: dict[str, Any]) -> None:
@@ -191,9 +193,9 @@ def test_the_report_shows_them_with_a_word(record: dict[str, Any], tmp_path: Pat
 
 def test_alone_they_leave_the_claim_at_matches(tmp_path: Path) -> None:
     settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
-    run = Run(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("cyclic",))
+    run = SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("cyclic",))
     with tk.Lab(tmp_path) as lab:
-        verdicts = execute(lab, run)["verdicts"]
+        verdicts = as_json(execute(lab, run))["verdicts"]
     assert [one["claim"] for one in verdicts] == ["matches"]
 
 
@@ -211,9 +213,9 @@ def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> 
         with pytest.raises(UsageError, match="cyclic is trained for longer"):
             stability(lab, TASK, RECIPE, ticket, SEEDS, control="cyclic")
         settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
-        record = execute(lab, Run(tk.search.iterative, TASK, settings, RECIPE, replicates=1))
+        record = as_json(execute(lab, SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=1)))
         saved = tk.Ticket.load(next(p["ticket"] for p in record["points"] if p["role"] == "ticket"))
         with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
-            tk.evidence.verify(lab, saved, controls=("cyclic",))
+            tk.evidence.verify(lab, saved, tk.evidence.VerifySettings(controls=("cyclic",)))
     with pytest.raises(UsageError, match="cyclic_random is trained for longer"):
         StabilitySettings(masks=("cyclic_random",))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,24 +14,27 @@ from torch import nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import mix
-from ticketry.core.ticket import Ticket
-from ticketry.errors import TicketError, UsageError
-from ticketry.evidence import rivals as rivals_module
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.errors import TicketError, TrustError, UsageError
+from ticketry.evidence import comparisons as rivals_module
+from ticketry.evidence.asked_task import made_task
+from ticketry.evidence.comparison_names import RIVALS
+from ticketry.evidence.comparisons import Trained
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.names import RIVALS
-from ticketry.evidence.references import flops_share, stretched
-from ticketry.evidence.rivals import Trained
-from ticketry.evidence.subject import made_task, subject
-from ticketry.evidence.verdict import Looks
+from ticketry.evidence.dense_references import flops_share, stretched
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verification import Verification, verify
-from ticketry.lab.found import Seeds
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.segment import Start
-from ticketry.run import Run, execute
+from ticketry.lab.search_result import Seeds
+from ticketry.lab.training.segment import Start
+from ticketry.records.schema import as_json
 from ticketry.search import method
-from ticketry.tasks import registry
-from ticketry.tasks.base import Split, Splits
+from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Split, Splits
 
 REWIND = 10
 
@@ -44,11 +48,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def saved(lab: Lab) -> dict[str, Path]:
     """Tickets of a short search, rewound to step 10 and to step 0."""
-    task, chosen = registry.get("digits"), method("iterative")
+    task, chosen = catalogue.get("digits"), method("iterative")
     paths = {}
     for rewind in (f"{REWIND}it", "0"):
         settings = chosen.Settings(rewind=rewind, densities=(0.5, 0.1))
-        record = execute(lab, Run(chosen, task, settings, task.recipe.changed(length="2ep"), replicates=1))
+        record = as_json(
+            execute(lab, SearchRequest(chosen, task, settings, task.recipe.changed(length="2ep"), replicates=1))
+        )
         paths[rewind] = Path(next(row["ticket"] for row in record["points"] if row["level"] == 2))
     return paths
 
@@ -60,12 +66,12 @@ def ticket(saved: dict[str, Path]) -> Ticket:
 
 @pytest.fixture(scope="module")
 def made(lab: Lab, ticket: Ticket) -> Verification:
-    return verify(lab, ticket, seeds=2)
+    return verify(lab, ticket, VerifySettings(seeds=2))
 
 
 def by_hand(lab: Lab, ticket: Ticket, role: str, number: int) -> float:
     """The test accuracy of a network of a verification, its training written out."""
-    task, info = registry.get("digits"), ticket.info
+    task, info = catalogue.get("digits"), ticket.info
     recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["recipe"].items()})
     seed = mix(info["seeds"]["order"], "verify", number)
     start: Start = Start(state=lab.store.put_tensors(ticket.start))
@@ -97,7 +103,7 @@ def test_budgets_are_equal_and_parameters_are_counted(ticket: Ticket, made: Veri
 def test_the_small_dense_network_is_dense_and_of_the_ticket_s_size(made: Verification) -> None:
     name = made.models["small_dense"]
     assert name.startswith("lenet-300-100@")
-    parameters = list(registry.get("digits", model=name).build().parameters())
+    parameters = list(catalogue.get("digits", model=name).build().parameters())
     assert sum(p.numel() for p in parameters) == made.parameters["small_dense"]
     assert made.parameters["small_dense"] > 0.9 * made.parameters["ticket"]  # and not much smaller than it might be
 
@@ -125,7 +131,7 @@ def test_references_have_the_budgets_that_they_name(lab: Lab, ticket: Ticket, ma
 
 
 def test_flops_of_convolutions_count_their_positions(lab: Lab) -> None:
-    task = registry.get("fashion-mnist", model="lenet-5")
+    task = catalogue.get("fashion-mnist", model="lenet-5")
     model = task.build()
     shapes = {name: p.shape for name, p in model.named_parameters() if name.endswith("weight")}
     kept = {"conv1.weight": 0.5, "conv2.weight": 0.1, "fc1.weight": 0.02, "fc2.weight": 1.0}
@@ -162,32 +168,45 @@ def test_seeds_are_added_until_it_is_decided(lab: Lab, ticket: Ticket, monkeypat
     asked = pretend(monkeypatch, values)
     looked: list[int] = []
     found = verify(
-        lab, ticket, controls=("shuffled",), noise=False, with_references=False, on_look=lambda v: looked.append(v.n)
+        lab,
+        ticket,
+        VerifySettings(controls=("shuffled",), noise=False, references=False),
+        on_interim=lambda v: looked.append(v.n),
     )
-    assert (found.verdict.outcome, looked, len(asked)) == ("wins", [3], 9)
+    assert (found.verdict.outcome, looked, len(asked)) == ("wins", [3, 5], 15)  # three do not prove a small spread
 
 
-def test_it_ends_at_the_last_look(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_at_the_last_interim_analysis(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pretend(monkeypatch, {"ticket": 95.0, "dense": 95.5, "shuffled": 95.0})
     looked: list[int] = []
     found = verify(
         lab,
         ticket,
-        controls=("shuffled",),
-        looks=Looks((2, 4)),
-        noise=False,
-        with_references=False,
-        on_look=lambda v: looked.append(v.n),
+        VerifySettings(controls=("shuffled",), interim=(2, 4), noise=False, references=False),
+        on_interim=lambda v: looked.append(v.n),
     )
     assert (found.verdict.outcome, looked, len(asked)) == ("undecided", [2, 4], 12)
     assert found.verdict.reasons[-1].startswith("likely to decide") or "not be likely" in found.verdict.reasons[-1]
+
+
+def test_what_is_as_good_as_dense_and_no_better_than_its_control_does_not_lose(
+    lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, {"ticket": 95.0, "dense": 94.0, "shuffled": 96.0})
+    settings = VerifySettings(controls=("shuffled",), interim=(3, 10), noise=False, references=False)
+    found = verify(lab, ticket, settings)
+    assert (found.verdict.outcome, found.verdict.n) == ("matches", 10)
+    told = found.told()
+    assert (told["verdict"], told["as_good_as_dense"], told["better_than_controls"]) == ("matches", "yes", "no")
+    assert told["not_beaten"] == ("shuffled",)
+    assert told["comparisons"][0].diagnosis is not None
 
 
 def test_one_seed_decides_nothing_and_says_how_many_would(
     lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, {"ticket": 95.0, "dense": 10.0, "shuffled": 10.0})
-    found = verify(lab, ticket, controls=("shuffled",), seeds=1, noise=False, with_references=False)
+    found = verify(lab, ticket, VerifySettings(controls=("shuffled",), seeds=1, noise=False, references=False))
     assert found.verdict.outcome == "undecided"
     assert found.verdict.more_seeds is not None
     assert found.verdict.more_seeds >= 2
@@ -214,20 +233,20 @@ def pretend(monkeypatch: pytest.MonkeyPatch, values: dict[str, float], budgets: 
 def test_unequal_budgets_are_refused(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"ticket": 95.0, "dense": 95.0, "shuffled": 90.0}, budgets={"dense": 30})
     with pytest.raises(UsageError, match=r"unequal budgets .*dense: 30 steps"):
-        verify(lab, ticket, controls=("shuffled",))
+        verify(lab, ticket, VerifySettings(controls=("shuffled",)))
 
 
 def test_a_metric_that_is_no_number_is_refused(lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"ticket": 95.0, "dense": 95.0, "shuffled": float("nan")})
     with pytest.raises(UsageError, match="the metric of shuffled is nan"):
-        verify(lab, ticket, controls=("shuffled",))
+        verify(lab, ticket, VerifySettings(controls=("shuffled",)))
 
 
 def test_a_ticket_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
     with pytest.raises(TicketError, match=r"of another task or network: its model 'lenet-300-100' .here 'conv-4-16'"):
-        verify(lab, ticket, task=registry.get("digits", model="conv-4-16"))
+        verify(lab, ticket, task=catalogue.get("digits", model="conv-4-16"))
     with pytest.raises(TicketError, match=r"another task or network: .*name 'digits'"):
-        verify(lab, ticket, task=registry.get("mnist"))
+        verify(lab, ticket, task=catalogue.get("mnist"))
 
 
 def test_a_ticket_whose_mask_is_of_another_network_is_refused(lab: Lab, ticket: Ticket) -> None:
@@ -252,22 +271,27 @@ def test_a_ticket_that_keeps_final_weights_is_refused(lab: Lab, ticket: Ticket, 
 
 def test_wrong_words_are_refused(lab: Lab, ticket: Ticket) -> None:
     with pytest.raises(UsageError, match=f"'best' is not known: {', '.join(RIVALS)}"):
-        verify(lab, ticket, controls=("best",))
-    with pytest.raises(UsageError, match="either looks or seeds"):
-        verify(lab, ticket, looks=Looks((3,)), seeds=3)
+        verify(lab, ticket, VerifySettings(controls=("best",)))
+    with pytest.raises(UsageError, match="either interim or seeds"):
+        verify(lab, ticket, VerifySettings(interim=(3,), seeds=3))
     with pytest.raises(UsageError, match="0 seeds"):
-        verify(lab, ticket, seeds=0)
+        verify(lab, ticket, VerifySettings(seeds=0))
 
 
 def test_an_old_ticket_s_task_is_made_by_its_name(ticket: Ticket) -> None:
+    def of(task: dict[str, Any]) -> Ticket:
+        return Ticket(ticket.mask, ticket.start, {"task": task})
+
     described = {name: value for name, value in ticket.info["task"].items() if name != "spec"}
-    assert made_task(described).key() == made_task(ticket.info["task"]).key() == registry.get("digits").key()
-    with pytest.raises(TicketError, match="'nothing' cannot be made: there is no task"):
-        made_task({"name": "nothing", "key": {}})
+    assert made_task(of(described)).key() == made_task(ticket).key() == catalogue.get("digits").key()
+    with pytest.raises(TrustError, match="names the task 'nothing', which is not one of the built-in ones"):
+        made_task(of({"name": "nothing", "key": {}}))
+    with pytest.raises(TicketError, match="'nothing' of this ticket cannot be made: there is no task"):
+        made_task(of({"name": "nothing", "key": {}}), trust=True)
 
 
 def test_rewinding_to_step_0_starts_controls_from_an_initialisation(lab: Lab, saved: dict[str, Path]) -> None:
-    found = verify(lab, Ticket.load(saved["0"]), seeds=2, noise=False, with_references=False)
+    found = verify(lab, Ticket.load(saved["0"]), VerifySettings(seeds=2, noise=False, references=False))
     assert set(found.budgets.values()) == {38}
     assert replace(found.verdict).n == 2
 
@@ -275,7 +299,7 @@ def test_rewinding_to_step_0_starts_controls_from_an_initialisation(lab: Lab, sa
 def test_without_a_narrower_network_the_control_is_left_out_and_this_is_told(
     lab: Lab, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(registry.get("digits")), "narrower", lambda self, parameters: None)
-    found = verify(lab, ticket, seeds=2, noise=False, with_references=False)
+    monkeypatch.setattr(type(catalogue.get("digits")), "narrower", lambda self, parameters: None)
+    found = verify(lab, ticket, VerifySettings(seeds=2, noise=False, references=False))
     assert "small_dense" not in found.values
     assert "defines no narrower form of lenet-300-100" in found.left_out["small_dense"]

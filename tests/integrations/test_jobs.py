@@ -25,8 +25,8 @@ def network() -> nn.Module:
 
 
 def gating(**settings: object) -> Gating:
-    defaults = {"optimizer": None, "penalty": 1e-3, "init": 0.1, "kind": "continuous", "scope": None, "within": None}
-    return Gating(**{**defaults, "seed": 3, **settings})  # type: ignore[arg-type]
+    penalty, optimizer = settings.pop("penalty", 1e-3), settings.pop("optimizer", None)
+    return Gating(penalty, optimizer, {"init": 0.1, "seed": 3, **settings})  # type: ignore[arg-type,typeddict-item]
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "4x1"])
@@ -125,7 +125,7 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
 def test_states_of_other_jobs_are_refused() -> None:
     model = network()
     mask = tk.prune(model, density=0.5)
-    jobs = [Holding(mask), Pruning(density=0.1), gating()]
+    jobs = [Holding(mask), Pruning(0.1, {}), gating()]
     for number, job in enumerate(jobs):
         job.begin(model, total=100)
         stranger = jobs[number - 1].state() if number else {"done": 3}
@@ -136,7 +136,7 @@ def test_states_of_other_jobs_are_refused() -> None:
 
 def test_nothing_is_left_on_the_model() -> None:
     model = network()
-    for job in (Holding(tk.prune(model, density=0.5)), Pruning(density=0.5), gating()):
+    for job in (Holding(tk.prune(model, density=0.5)), Pruning(0.5, {}), gating()):
         job.begin(model, total=4)
         job.after_update(2)
         job.begin(model, total=4)  # again, after a training that broke off without a word
@@ -168,10 +168,10 @@ def test_gates_do_not_go_on_from_a_checkpoint_without_them() -> None:
 
 
 def test_surroundings_in_which_a_job_is_another() -> None:
-    for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (Pruning(density=0.1), 2, 1)):
+    for job, optimizers, processes in ((gating(), 1, 2), (gating(), 2, 1), (Pruning(0.1, {}), 2, 1)):
         with pytest.raises(UsageError, match=f"{job.name} (trains in one process|counts the steps of one optimiser)"):
             check_surroundings(job, optimizers=optimizers, processes=processes)
-    check_surroundings(Pruning(density=0.1), optimizers=1, processes=8)
+    check_surroundings(Pruning(0.1, {}), optimizers=1, processes=8)
     check_surroundings(Holding(tk.prune(network(), density=0.5)), optimizers=2, processes=8)
 
 

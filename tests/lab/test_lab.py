@@ -19,10 +19,10 @@ from ticketry.errors import (
     TrainingError,
     UsageError,
 )
-from ticketry.lab import execute as execute_module
-from ticketry.lab import known
+from ticketry.lab import answers
 from ticketry.lab.lab import Lab, default_workers
-from ticketry.tasks.base import Split, Splits
+from ticketry.lab.training import execute as execute_module
+from ticketry.tasks.task import Split, Splits
 
 
 class Stopper:
@@ -159,7 +159,7 @@ def test_events_tell_the_story(tmp_path, points):
 def test_masks_are_remembered_by_what_made_them(lab, points, monkeypatch):
     one, other = lab.train_many([lab.segment(points, start=seed) for seed in (0, 1)])
     made = []
-    monkeypatch.setattr(known, "prune", lambda *a, **k: made.append(k) or prune(*a, **k))
+    monkeypatch.setattr(answers, "prune", lambda *a, **k: made.append(k) or prune(*a, **k))
     names = scope(points.build())
     first = lab.prune(points, one, names, density=0.5)
     assert lab.store.get_mask(first) == prune(lab.model(points, one), 0.5)

@@ -7,8 +7,8 @@ import pytest
 from ticketry.core.prune import prune
 from ticketry.errors import UsageError
 from ticketry.lab.retrain import retraining
-from ticketry.lab.schedules import learning_rate
-from ticketry.lab.segment import Start
+from ticketry.lab.training.optimizer import learning_rate
+from ticketry.lab.training.segment import Start
 
 T = 24
 

@@ -17,21 +17,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ticketry.errors import StoreError
+from ticketry.records.network import Moment
+from ticketry.records.run import read_run
 from ticketry.report import export, figure_svgs
-from ticketry.report.aggregate import Results
 from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, drawn, run_figures
-from ticketry.report.figures.moment import watched
-from ticketry.report.matched import matches
-from ticketry.report.moments import Moment
-from ticketry.report.page import render
-from ticketry.report.record import read
-from ticketry.report.rows import look_rows, method_rows, point_rows
-from ticketry.report.sections.cost import cost_section
-from ticketry.report.sections.methods import methods_section
-from ticketry.report.sections.moment import moment_section
-from ticketry.report.sections.parts import Place
-from ticketry.report.spent import spent_points
+from ticketry.report.html.blocks import Place
+from ticketry.report.html.markup import html as html_of
+from ticketry.report.html.page import render
+from ticketry.report.html.sections.comparison import methods_section
+from ticketry.report.html.sections.costs import cost_section
+from ticketry.report.html.sections.pruning_moment import moment_section
 from ticketry.report.subject import subject_of
+from ticketry.report.tables.costs import spent_points
+from ticketry.report.tables.results import Results
+from ticketry.report.tables.rows import look_rows, method_rows, point_rows
+from ticketry.report.tables.same_density import matches
+from ticketry.report.tables.search_progress import watched
 
 _RUNS = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
 """Three runs on digits with two replicates at densities 0.3 and 0.1: EarlyCroP, gradual pruning, SNIP at step 0. Steps,
@@ -58,7 +59,7 @@ def _by_method(runs):
     """The section of tables by method; the whole page would take long to draw."""
     subject = subject_of(runs)
     ((task, indices),) = subject.by_task.items()
-    return methods_section(subject, task, indices, Place())
+    return html_of(methods_section(subject, task, indices, Place()))
 
 
 def _texts(svg):
@@ -101,7 +102,7 @@ def _ratio(record, level, what):
     st.sampled_from([0.05, 0.1, 0.3, 0.9]),
 )
 def test_what_is_shown_falls_below_the_threshold_where_the_detector_stops(distances, threshold):
-    from ticketry.core.detect import settled
+    from ticketry.core.sparse_training.pruning_time import settled
 
     moment = Moment(0, True, "distance", threshold, tuple(enumerate(distances, start=1)))
     compared = [value for _, value in moment.compared]
@@ -120,7 +121,7 @@ def test_the_figure_names_thresholds_moments_and_axes(early):
         "pruned: latest allowed",
         "replicate 0",
         "replicate 1",
-        "change of the distance since the look before, share of the first",
+        "change of the distance since the measurement before, share of the first",
         "distance from the initialisation",
         "training steps (and epochs) before pruning",
     ):
@@ -142,50 +143,50 @@ def test_the_moments_as_a_table(early, page):
 
 
 def test_a_step_that_was_given_has_no_figure(runs):
-    results = Results(read(runs[2]))
+    results = Results(read_run(runs[2]))
     assert MOMENT not in run_figures(results)
-    section = moment_section(results, {}, Place())
+    section = html_of(moment_section(results, {}, Place()))
     assert _table(section, "table-moments")[1] == ["30.0", "–", "step 0, as given", "step 0, as given"]
-    assert moment_section(Results(read(runs[1])), {}, Place()) is None
+    assert moment_section(Results(read_run(runs[1])), {}, Place()) is None
 
 
 def test_masks_have_a_panel_for_each_density(early):
     for row in _rows(early, "ticket"):
         looks = [[19 * (n + 2), 0.4 / (n + 1) + 0.01 * row["level"]] for n in range(4)]
         row["moment"].update(detector="masks", threshold=0.1, looks=looks)
-    results = Results(read(early))
+    results = Results(read_run(early))
     drawings = drawn({MOMENT: run_figures(results)[MOMENT]})
     texts = _texts(drawings[MOMENT].wide)
-    assert "30 % of weights: mask's difference to the look before" in texts
-    assert "10 % of weights: mask's difference to the look before" in texts
+    assert "30 % of weights: mask's difference to the one before" in texts
+    assert "10 % of weights: mask's difference to the one before" in texts
     assert "distance from the initialisation" not in texts
     rows = look_rows([results])
     assert [row["compared"] for row in rows] == [row["value"] for row in rows]
-    assert "any two of the last five" in moment_section(results, drawings, Place())
+    assert "any two of the last five" in html_of(moment_section(results, drawings, Place()))
 
 
 @pytest.mark.parametrize("looks", [[[19, 0.0]], [[19, 0.0], [38, 0.0]], [[19, None], [38, 0.2]], [[19, 0.3]]])
 def test_odd_looks_do_no_harm(early, looks):
     for row in _rows(early, "ticket"):
         row["moment"]["looks"] = looks
-    results = Results(read(early))
+    results = Results(read_run(early))
     drawings = drawn({MOMENT: run_figures(results)[MOMENT]})
     ElementTree.fromstring(drawings[MOMENT].wide)
     ElementTree.fromstring(drawings[MOMENT].narrow)
-    moment_section(results, drawings, Place())
+    html_of(moment_section(results, drawings, Place()))
 
 
 def test_at_most_six_densities_are_drawn(early):
     ticket = _rows(early, "ticket", 1)[0]
     dense = _rows(early, "dense")[0]
     early["points"] = [dense, *({**ticket, "level": n, "density": 0.9**n} for n in range(1, 15))]
-    shown = watched(Results(read(early)))
+    shown = watched(Results(read_run(early)))
     assert [one.level for one in shown] == [1, 4, 6, 9, 11, 14]
 
 
 def test_costs_are_those_of_the_rows(runs):
     for record in runs:
-        for point in spent_points(Results(read(record))):
+        for point in spent_points(Results(read_run(record))):
             for name, what in {"FLOPs": "flops", "seconds": "seconds", "memory": "memory"}.items():
                 assert point.times_dense[name] == pytest.approx(_ratio(record, point.level, what))
             assert point.values == tuple(row["test"]["accuracy"] for row in _rows(record, "ticket", point.level))
@@ -208,7 +209,7 @@ def test_an_estimate_is_called_one_and_what_was_not_measured_is_not_drawn(early,
     early["cost"]["energy_by"] = by
     if by is None:
         del early["cost"]["energy_kwh"]
-    makers = run_figures(Results(read(early)))
+    makers = run_figures(Results(read_run(early)))
     texts = _texts(drawn({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
     for text in (title, "FLOPs, × dense", "training seconds, × dense", "memory at the highest, × dense"):
         assert texts.count(text) == 1
@@ -230,11 +231,11 @@ def test_runs_are_compared_with_their_names_and_gaps(runs):
 def test_memory_is_that_of_the_highest_phase_and_unknown_if_one_is(early):
     row = _rows(early, "ticket", 1)[0]
     row["cost"]["search"]["memory"] = None
-    points = spent_points(Results(read(early)))
+    points = spent_points(Results(read_run(early)))
     assert "memory" not in points[0].times_dense
     assert "memory" in points[1].times_dense
     row["cost"]["search"].update(steps=0, flops=0.0, seconds=0.0)  # there was no such phase
-    assert "memory" in spent_points(Results(read(early)))[0].times_dense
+    assert "memory" in spent_points(Results(read_run(early)))[0].times_dense
 
 
 def test_the_ledger_has_the_phases(early, page):
@@ -323,10 +324,10 @@ def _old(record):
 
 
 def test_older_records_are_shown_without_invented_numbers(runs):
-    results = Results(read(_old(runs[0])))
+    results = Results(read_run(_old(runs[0])))
     assert not {MOMENT, METRIC_BY_SPENT} & run_figures(results).keys()
     assert moment_section(results, {}, Place()) is None
-    section = cost_section(results, {}, Place())
+    section = html_of(cost_section(results, {}, Place()))
     assert "FLOPs, seconds and memory of each phase: not measured in this run" in section
     assert 'id="table-ledger"' not in section
     table = _table(_by_method(runs), "density-1-table")
@@ -380,4 +381,4 @@ def test_rows_of_several_runs(runs):
 def test_what_is_wrong_in_a_record_is_named(early, where, change, reason):
     _rows(early, "ticket")[0][where].update(change)
     with pytest.raises(StoreError, match=reason):
-        read(early)
+        read_run(early)

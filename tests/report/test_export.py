@@ -126,7 +126,7 @@ def test_several_runs_and_names_with_commas(make_record, tmp_path):
     runs[0]["run"], runs[1]["run"] = 'a, "b"\nc', "=SUM(1)"
     names = {path.name for path in export(runs, tmp_path)}
     assert {"comparison-metric-by-density.svg", "run-1-metric-by-cost.png", "run-2-density-by-layer.svg"} <= names
-    assert {row["run"] for row in _read(tmp_path / "points.csv")} == {'a, "b"\nc', "=SUM(1)"}
+    assert {row["run"] for row in _read(tmp_path / "points.csv")} == {'a, "b"\nc', "'=SUM(1)"}
 
 
 def test_what_is_not_finite_is_nan_in_the_table(make_record, make_stability, tmp_path):

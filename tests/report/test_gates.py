@@ -6,17 +6,17 @@ import copy
 import re
 
 import pytest
-from made_records import search_record, with_rounds
 
+from made_records import search_record, with_rounds
 from ticketry.errors import StoreError
-from ticketry.report.aggregate import Results
+from ticketry.records.run import read_run
 from ticketry.report.figures import figure_svgs
-from ticketry.report.figures.gates import chains
-from ticketry.report.figures.known import known_points
-from ticketry.report.page import render
-from ticketry.report.record import read
-from ticketry.report.rows import path_rows, round_rows
+from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
+from ticketry.report.tables.costs import tickets_by_density
+from ticketry.report.tables.results import Results
+from ticketry.report.tables.rows import path_rows, round_rows
+from ticketry.report.tables.search_progress import chains
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def record():
 
 def test_a_line_is_the_rounds_of_one_search(record):
     """Of the first replicate, without tries, the densest first, six of the eight."""
-    shown = chains(Results(read(record)))
+    shown = chains(Results(read_run(record)))
     assert [len(chain.rounds) for chain in shown] == [3] * 6
     assert [chain.density for chain in shown] == pytest.approx([0.8**level for level in (1, 2, 4, 5, 7, 8)])
     assert all(one.replicate == 0 and one.used for chain in shown for one in chain.rounds)
@@ -40,18 +40,18 @@ def test_rounds_with_s0_of_their_own_are_one_line(record):
     for row in changed["rounds"]:
         row["level"], row["init"] = row["round"], 0.1 * row["round"]
     changed["rounds"] = [row for row in changed["rounds"] if row["replicate"] == 0][:3]
-    (line,) = chains(Results(read(changed)))
+    (line,) = chains(Results(read_run(changed)))
     assert line.name.startswith("0.1 … 0.3 (")
 
 
 def test_when_masks_of_an_iterative_search_were_known():
     """Level 1 after the dense training, each further one after one more ticket."""
-    points = known_points(Results(read(search_record(levels=3, replicates=2))))
-    assert [(point.level, point.steps, point.n) for point in points] == [(1, 4300, 2), (2, 8557, 2), (3, 12814, 2)]
+    points = tickets_by_density(Results(read_run(search_record(levels=3, replicates=2))))
+    assert [(point.level, point.known, point.n) for point in points] == [(1, 4300, 2), (2, 8557, 2), (3, 12814, 2)]
 
 
 def test_when_masks_from_gates_were_known(record):
-    assert {point.steps for point in known_points(Results(read(record)))} == {4 * 4300}
+    assert {point.known for point in tickets_by_density(Results(read_run(record)))} == {4 * 4300}
 
 
 def test_the_section_has_figures_and_a_row_a_round(record):
@@ -76,7 +76,7 @@ def test_runs_are_compared_by_time_to_ticket(record):
 
 
 def test_data_behind_the_figures(record):
-    results = Results(read(record))
+    results = Results(read_run(record))
     rows = round_rows([results])
     assert len(rows) == len(record["rounds"])
     assert [row["gates_1_of_20"] for row in rows] == [row["histogram"][0] for row in record["rounds"]]
@@ -107,4 +107,4 @@ def test_a_damaged_round_is_named(record, change, reason):
     damaged = copy.deepcopy(record)
     damaged["rounds"][2].update(change)
     with pytest.raises(StoreError, match=reason):
-        read(damaged)
+        read_run(damaged)

@@ -9,21 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import benches_of, plain_record, structured_record
 from scipy import stats
 
+from made_records import benches_of, plain_record, structured_record
 from ticketry.errors import StoreError
+from ticketry.records.evidence import read_evidence
+from ticketry.records.run import read_run
+from ticketry.records.speed import SpeedRecord
 from ticketry.report import export, figure_svgs, write_report
-from ticketry.report.aggregate import Results
-from ticketry.report.evidence_record import read_evidence
-from ticketry.report.figures import panels_of
-from ticketry.report.figures.structure import drawn_level
-from ticketry.report.figures.timed import metric_by_time
-from ticketry.report.granularity import granularity, series_names
-from ticketry.report.record import read
-from ticketry.report.speed_record import Speed
+from ticketry.report.figures.costs import metric_by_time
 from ticketry.report.subject import subject_of
-from ticketry.report.timed import Setup, at_equal_time, setups, timed_points
+from ticketry.report.tables.masks import drawn_level
+from ticketry.report.tables.measured_time import (
+    Setup,
+    at_equal_time,
+    granularity,
+    panels_of,
+    series_names,
+    setups,
+    timed_points,
+)
+from ticketry.report.tables.results import Results
 
 SETUP = Setup(1, "fp32", 1, False)
 
@@ -38,9 +44,9 @@ def evidence(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [bench for run, factor in zip(runs, (0.9, 0.6, 0.75), strict=True) for bench in benches_of(run, factor)]
 
 
-def speeds_of(evidence: list[dict[str, Any]]) -> list[Speed]:
+def speeds_of(evidence: list[dict[str, Any]]) -> list[SpeedRecord]:
     found = [read_evidence(record) for record in evidence]
-    assert all(isinstance(one, Speed) for one in found)
+    assert all(isinstance(one, SpeedRecord) for one in found)
     return found  # type: ignore[return-value]
 
 
@@ -48,13 +54,13 @@ def speeds_of(evidence: list[dict[str, Any]]) -> list[Speed]:
 
 
 def test_structure_is_read(runs: list[dict[str, Any]]) -> None:
-    run = read(runs[1])
+    run = read_run(runs[1])
     tickets = [point for point in run.points if point.role == "ticket"]
     assert all(point.structure and point.structure.name == "regroup, 16 rows" for point in tickets)
     assert all(point.structure is None for point in run.points if point.role == "dense")
     first = next(point.structure for point in tickets if point.structure)
     assert [fit.name for fit in first.layers][-1] == "all layers"
-    assert first.layers[0].null == pytest.approx(0.97 * first.layers[0].coverage)
+    assert first.layers[0].null_coverage == pytest.approx(0.97 * first.layers[0].coverage)
     (picture,) = first.pictures
     assert (picture.shape, sum(picture.groups)) == ((64, 256), 64)
 
@@ -74,20 +80,20 @@ def test_damage_is_named(damage: Any, told: str) -> None:
     record = structured_record("damaged")
     damage(next(point["structure"] for point in record["points"] if "structure" in point))
     with pytest.raises(StoreError, match=told):
-        read(record)
+        read_run(record)
 
 
 def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
-    results = [Results(read(record)) for record in runs]
+    results = [Results(read_run(record)) for record in runs]
     assert [granularity(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
     assert series_names(results) == ("unstructured", "regroup, 16 rows", "regroup, 4 rows")
     for settings, name in (({"structured": True}, "channels in the search"), ({"pattern": "16x1"}, "pattern 16x1")):
         other = copy.deepcopy(runs[0])
         other |= {"run": "other", "settings": {**other["settings"], **settings}}
-        assert granularity(Results(read(other))) == name
+        assert granularity(Results(read_run(other))) == name
     twice = copy.deepcopy(runs[1])
     twice |= {"run": "twice", "settings": {**twice["settings"], "regroup_method": "random"}}
-    names = series_names([*results, Results(read(twice))])
+    names = series_names([*results, Results(read_run(twice))])
     assert names[0] == "unstructured"
     assert names[2] == "regroup, 4 rows"
     assert len(set(names)) == 4
@@ -98,7 +104,7 @@ def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
 
 
 def test_tickets_find_their_times(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
-    results, speeds = Results(read(runs[1])), speeds_of(evidence)
+    results, speeds = Results(read_run(runs[1])), speeds_of(evidence)
     assert setups([results], speeds) == [SETUP, Setup(64, "fp32", 1, False)]
     points = timed_points(results, speeds, SETUP)
     assert [point.group.level for point in points] == [1, 2, 3, 4, 5, 6], "the slowest first"
@@ -117,7 +123,7 @@ def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None
     for bench in slow:
         shrunk = {**bench["comparisons"][0]["saved"][0], "engine": "openvino, shrunk", "saved": 0.99}
         bench["comparisons"][0]["saved"].append(shrunk)
-    results = Results(read(runs[1]))
+    results = Results(read_run(runs[1]))
     assert {point.engines for point in timed_points(results, speeds_of(slow), SETUP)} == {("openvino, shrunk",)}
     both = timed_points(results, speeds_of([*benches_of(runs[1], 0.6), *fast]), SETUP)
     assert [point.time for point in both] == [point.time for point in timed_points(results, speeds_of(fast), SETUP)]
@@ -125,7 +131,7 @@ def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None
 
 def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     """Against numpy's interpolation, replicate by replicate, and every faster level."""
-    plain, grouped = (Results(read(record)) for record in runs[:2])
+    plain, grouped = (Results(read_run(record)) for record in runs[:2])
     found = at_equal_time(grouped, plain, speeds_of(evidence), SETUP)
     levels = [group.level for group in plain.of_role("ticket")]
     times = [0.9 * 0.8**level + 0.08 for level in levels]
@@ -134,7 +140,7 @@ def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]
     def metric(results: Results, level: int, replicate: int) -> float:
         group = results.group(level, "ticket") if level else results.dense
         assert group is not None
-        return group.points[replicate].test
+        return group.values()[replicate]
 
     compared = 0
     for level in levels:
@@ -166,7 +172,7 @@ def test_less_may_be_better() -> None:
         for point in record["points"]:
             point["validation"], point["test"] = ({"loss": point[each]["accuracy"]} for each in ("validation", "test"))
     speeds = speeds_of(benches_of(plain, 0.6) + benches_of(grouped, 0.6))
-    found = at_equal_time(Results(read(grouped)), Results(read(plain)), speeds, SETUP)
+    found = at_equal_time(Results(read_run(grouped)), Results(read_run(plain)), speeds, SETUP)
     assert all(one.difference.mean < 0 for one in found.values())
 
 
@@ -242,7 +248,7 @@ def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_p
 
 
 def test_the_middle_level_is_drawn(runs: list[dict[str, Any]]) -> None:
-    shown = drawn_level(Results(read(runs[1])))
+    shown = drawn_level(Results(read_run(runs[1])))
     assert shown is not None
     assert shown.group.level == 4
     assert "structure" in figure_svgs(runs[1])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.report.aggregate import Results, Summary
-from ticketry.report.record import read
+from ticketry.records.run import read_run
+from ticketry.report.tables.results import Results, Summary
 from ticketry.report.wording import Style, clean, duration, percent, role_name, sparsity, times, value
 
 
@@ -37,7 +37,7 @@ def _style(make_record, sd, **options):
     record = make_record(levels=1, replicates=2, controls=(), **options)
     for point in record["points"]:
         point["test"][record["task"]["metric"]["name"]] = 50 + point["replicate"] * sd * 2**0.5
-    return Style.of(Results(read(record)))
+    return Style.of(Results(read_run(record)))
 
 
 @pytest.mark.parametrize(("sd", "decimals"), [(0.41, 2), (0.043, 3), (2.3, 1), (12.0, 0), (120.0, 0)])

@@ -11,8 +11,8 @@ import torch
 import ticketry as tk
 from search.every_method import LENGTH, METHODS, TWO
 from ticketry.errors import TaskError, UsageError
-from ticketry.lab.segment import Start
-from ticketry.tasks import registry
+from ticketry.lab.training.segment import Start
+from ticketry.tasks import catalogue
 from ticketry.testing import check_search
 
 QUICK = ("gradual", "iterative")
@@ -21,11 +21,11 @@ OPTIONS = {"copies": "4", "memory": "64", "warmup": "16", "period": "5"}
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ticketry.tasks.control.course.EPISODES", 4)
+    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", 4)
 
 
 def pole() -> tk.Task:
-    return registry.get("cartpole", model="mlp-16-8", options=OPTIONS)
+    return catalogue.get("cartpole", model="mlp-16-8", options=OPTIONS)
 
 
 def quick_and_slow() -> list[Any]:
@@ -58,12 +58,12 @@ def test_contract(tmp_path: Path, method: str) -> None:
     ],
     ids=["random", "SNIP", "EarlyCroP", "IMP", "CS", "GMP"],
 )
-def test_methods_of_the_paper_find_tickets(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
+def test_methods_of_the_paper_find_tickets(shared_store: Path, method: str, settings: dict[str, Any]) -> None:
     """As sparse as they say, trained on with what they lack at 0, and measured by their returns."""
     task = pole()
     recipe = task.recipe.changed(length=LENGTH, batch=16)
     search = getattr(tk.search, method)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ((_, *tickets),) = search(lab, task, search.Settings(**settings), recipe=recipe)
         assert len(tickets) == 2
         for ticket in tickets:
@@ -73,10 +73,10 @@ def test_methods_of_the_paper_find_tickets(tmp_path: Path, method: str, settings
             assert 1 <= ticket.result.metrics["test"]["return"] <= 500
 
 
-def test_scores_that_look_at_data_see_transitions(tmp_path: Path) -> None:
+def test_scores_that_look_at_data_see_transitions(shared_store: Path) -> None:
     task = pole()
     recipe = task.recipe.changed(length="6it", batch=16)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         kept = {}
         for score in ("snip", "grasp", "crop", "synflow"):
             settings = tk.search.early.Settings(density=(0.3,), when="0", score=score, iterations=2, batches=2)
@@ -101,11 +101,11 @@ def parts(lab: tk.Lab, result: Any) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
-def test_the_target_network_lacks_what_a_later_mask_removes(tmp_path: Path) -> None:
+def test_the_target_network_lacks_what_a_later_mask_removes(shared_store: Path) -> None:
     """Gradual pruning goes on with target, memory and environments, without the weights that were just cut."""
     task = pole()
     recipe = task.recipe.changed(length="20it", batch=16)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         dense = lab.train(lab.segment(task, start=0, recipe=recipe), keep=(7,))
         state = lab.at(dense, 7)
         mask = tk.prune(lab.model(task, state), density=0.3)
@@ -124,11 +124,11 @@ def test_the_target_network_lacks_what_a_later_mask_removes(tmp_path: Path) -> N
         assert torch.equal(after[: len(before)], before)
 
 
-def test_a_shrunk_network_learns_as_the_masked_one(tmp_path: Path) -> None:
+def test_a_shrunk_network_learns_as_the_masked_one(shared_store: Path) -> None:
     """Targets and all, up to float error: in double precision nothing that is drawn differs."""
     task = pole()
     recipe = task.recipe.changed(length="24it", batch=16, optimizer="sgd", lr=0.01)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         dense = lab.train(lab.segment(task, start=0, recipe=recipe), keep=(6,))
         state = lab.at(dense, 6)
         mask = tk.structure.channels(lab.model(task, state), lab.course(task).inputs(2), 0.5, score="l1")

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
-from ticketry.lab import growth
-from ticketry.lab.found import DYNAMIC, budget
-from ticketry.search.dynamic import Settings, levels
+from ticketry.lab.search_result import DYNAMIC, budget
+from ticketry.search.common import moved_mask
+from ticketry.search.dynamic import Settings
 from ticketry.testing import check_search
 
 METHOD = tk.search.dynamic
@@ -40,14 +40,17 @@ def found_by(lab: tk.Lab, recipe: tk.Recipe = SGD, **settings: Any) -> list[tk.s
     ("settings", "densities"),
     [
         (Settings(density=(0.1,), frequency="10it"), (0.1,)),
-        (Settings(sparsity=(0.9, 0.5), frequency="15it", grow="random", distribution="uniform"), (0.5, 0.1)),
+        pytest.param(
+            *(Settings(sparsity=(0.9, 0.5), frequency="15it", grow="random", distribution="uniform"), (0.5, 0.1)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["gradient-erk", "random-uniform"],
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     """It stops in the middle of a segment and goes on to the same bits."""
     found = check_search(METHOD, tmp_path, settings=settings, densities=densities)
-    assert len(found) - 1 == levels(settings) == len(densities)
+    assert len(found) - 1 == settings.tickets() == len(densities)
 
 
 def erk_counts(shapes: dict[str, tuple[int, ...]], kept: int) -> dict[str, float]:
@@ -139,9 +142,9 @@ def bare(
     [(SGD, "gradient", False), (ADAMW, "gradient", True), (ADAMW, "random", False), (SGD, "random", True)],
     ids=["rigl-sgd", "rigl-adamw-regrow", "set-adamw", "set-sgd-regrow"],
 )
-def test_same_masks_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recipe, grow: str, regrow: bool) -> None:
+def test_same_masks_and_weights_as_bare_pytorch(shared_store: Path, recipe: tk.Recipe, grow: str, regrow: bool) -> None:
     masks, state = bare(tk.task("digits"), recipe, 0.2, by_gradient=grow == "gradient", regrow=regrow)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, recipe, density=(0.2,), grow=grow, regrow=regrow)[1]
         mine = [lab.store.get_mask(each.segment.mask) for each in (*ticket.searched, ticket.result)]
         final = lab.state(ticket.result)
@@ -153,8 +156,8 @@ def test_same_masks_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recip
 
 
 @pytest.mark.parametrize("grow", ["gradient", "random"])
-def test_density_is_constant_and_the_way_is_one_training(tmp_path: Path, grow: str) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_density_is_constant_and_the_way_is_one_training(shared_store: Path, grow: str) -> None:
+    with tk.Lab(shared_store) as lab:
         dense, ticket = found_by(lab, density=(0.1,), grow=grow)
         chain = [*ticket.searched, ticket.result]
         masks = [lab.store.get_mask(each.segment.mask) for each in chain]
@@ -185,7 +188,7 @@ def test_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with tk.Lab(tmp_path) as lab:
         first = found_by(lab, density=(0.5, 0.2))
         assert lab.ledger.steps_trained == TOTAL + 2 * each
-        monkeypatch.setattr(growth, "first_gradient", None)
+        monkeypatch.setattr(moved_mask, "first_gradient", None)
         again = found_by(lab, density=(0.2, 0.5))
         assert lab.ledger.steps_trained == TOTAL + 2 * each
         assert [item.result.model for item in again] == [item.result.model for item in first]

@@ -12,10 +12,11 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.lab.found import budget, spent
-from ticketry.lab.segment import Start
+from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.search_result import budget, spent
+from ticketry.lab.training.segment import Start
 from ticketry.search.early import Settings
-from ticketry.tasks.base import Split, Splits
+from ticketry.tasks.task import Split, Splits
 from ticketry.testing import check_search
 
 METHOD = tk.search.early
@@ -41,12 +42,12 @@ def test_contract(tmp_path: Path, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("when", ["0", "20it"])
-def test_the_mask_is_that_of_plain_pytorch(tmp_path: Path, when: str) -> None:
+def test_the_mask_is_that_of_plain_pytorch(shared_store: Path, when: str) -> None:
     """SNIP by hand: |w dL/dw| of the mean loss over two batches of the training split, the highest tenth."""
     task = tk.task("digits")
     train = task.load().train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, when=when, batches=2, batch=50)[1]
         model = lab.model(task, ticket.rewound)
         weights = {name: one for name, one in model.named_parameters() if name.endswith("weight")}
@@ -63,8 +64,8 @@ def test_the_mask_is_that_of_plain_pytorch(tmp_path: Path, when: str) -> None:
         assert border.sum() < 10
 
 
-def test_training_goes_on_as_if_nothing_were(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_training_goes_on_as_if_nothing_were(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, when="20it")[1]
         state = lab.at(ticket.dense, 20)
         on = lab.segment(
@@ -80,8 +81,8 @@ def test_training_goes_on_as_if_nothing_were(tmp_path: Path) -> None:
         assert spent(ticket) == TOTAL
 
 
-def test_the_moment_is_the_first_slow_look(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         found = found_by(lab, every="4it", latest="48it", threshold=0.5)
         whole = found[0].result.segment
         states = {step: lab.state(lab.train(whole.until(step), measure=False)) for step in range(0, 52, 4)}
@@ -103,8 +104,8 @@ def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: st
         assert lab.ledger.steps_trained == TOTAL + TOTAL - 16  # the dense steps once
 
 
-def test_masks_that_are_alike_tell_the_moment_too(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_masks_that_are_alike_tell_the_moment_too(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         assert found_by(lab, every="1it", latest="50it", detector="masks", score="magnitude")[1].behind < 50
 
 
@@ -126,8 +127,8 @@ class WatchedDigits(tk.Task):
         return Splits(real.train, poison, poison)
 
 
-def test_scores_see_training_examples_only(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_scores_see_training_examples_only(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         task = WatchedDigits()
         ticket = found_by(lab, task, when="0", score="crop", batches=2)[1]
         plain = found_by(lab, when="0", score="crop", batches=2)[1]
@@ -153,14 +154,14 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> No
 def test_synflow_sees_one_example(tmp_path, monkeypatch):
     """It looks at shapes alone: more examples would make a score cost more, for the same ranking."""
     drawn: list[int] = []
-    sample = tk.lab.sample.Sample.drawn
+    sample = Sample.drawn
 
     def counted(self, *args, **words):
         batches = sample(self, *args, **words)
         drawn.append(sum(len(targets) for _, targets in batches))
         return batches
 
-    monkeypatch.setattr(tk.lab.sample.Sample, "drawn", counted)
+    monkeypatch.setattr(Sample, "drawn", counted)
     with tk.Lab(tmp_path) as lab:
         digits = tk.task("digits")
         words = {"when": "0", "score": "synflow", "iterations": 3, "density": (0.3,)}

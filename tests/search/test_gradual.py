@@ -12,12 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.core.schedule import cuts
 from ticketry.core.seeds import mix
+from ticketry.core.sparse_training.schedule import cuts
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
-from ticketry.lab.found import GRADUAL, budget
-from ticketry.lab.segment import Start
-from ticketry.search.gradual import Settings, levels
+from ticketry.lab.search_result import GRADUAL, budget
+from ticketry.lab.training.segment import Start
+from ticketry.search.gradual import Settings
 from ticketry.testing import check_search
 
 METHOD = tk.search.gradual
@@ -46,7 +46,7 @@ def found_by(lab: tk.Lab, recipe: tk.Recipe = SGD, **settings: Any) -> list[tk.s
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     found = check_search(METHOD, tmp_path, settings=settings, densities=densities)
-    assert len(found) - 1 == levels(settings) == len(densities)
+    assert len(found) - 1 == settings.tickets() == len(densities)
 
 
 def bare(task: tk.Task, recipe: tk.Recipe, density: float) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor]]:

@@ -87,8 +87,8 @@ def test_rewind_points_share_the_dense_training(tmp_path: Path) -> None:
         assert second[1].mask == first[1].mask
 
 
-def test_spared_layers_are_not_in_the_denominator(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_spared_layers_are_not_in_the_denominator(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         everything = lab.store.get_mask(run(lab, densities=(0.5,))[1].mask)
         spared = lab.store.get_mask(run(lab, densities=(0.5,), spare_output=True)[1].mask)
         by_name = lab.store.get_mask(run(lab, densities=(0.5,), spare=(list(everything)[-1],))[1].mask)
@@ -97,8 +97,8 @@ def test_spared_layers_are_not_in_the_denominator(tmp_path: Path) -> None:
     assert spared.kept == round(0.5 * spared.total)
 
 
-def test_half_rate_layer_loses_half_as_much(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_half_rate_layer_loses_half_as_much(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         scope = list(tk.scope(tk.task("digits").build()))
         mask = lab.store.get_mask(run(lab, densities=(0.6,), half_rate=(scope[-1],))[1].mask)
     assert mask.kept == round(0.6 * mask.total)
@@ -118,10 +118,10 @@ def test_wrong_words_are_told(tmp_path: Path, wrong: dict[str, object]) -> None:
         run(lab, **{"densities": (0.5,), **wrong})
 
 
-def test_batch_norm_statistics_are_rewound(tmp_path: Path) -> None:
+def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
     """On a network with buffers: a level starts with the statistics of the rewind step, not with the trained ones."""
     task = _TinyConv()
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         (found,) = tk.search.iterative(lab, task, Settings(densities=(0.5,), rewind="5it"))
         ticket = found[1]
         start = lab.state(lab.train(ticket.result.segment.until(5)))
@@ -138,7 +138,7 @@ def test_discovery() -> None:
     with pytest.raises(
         UsageError,
         match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, l0, oneshot,"
-        r" regularised, stochastic, imp$",
+        r" regularised, stochastic, imp; or your own as package.module:object$",
     ):
         method("magic")
 

@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError
-from ticketry.lab.found import budget, spent
-from ticketry.search.l0 import Settings, levels
+from ticketry.lab.search_result import budget, spent
+from ticketry.search.gating.gating import Gating
+from ticketry.search.l0 import Settings
 from ticketry.testing import check_search
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +36,7 @@ def test_contract(tmp_path: Path) -> None:
     settings = Settings(density=(0.3, 0.1))
     short = tk.task("digits").recipe.changed(length="30it")
     found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
-    assert len(found) - 1 == levels(settings) == 2
+    assert len(found) - 1 == settings.tickets() == 2
 
 
 def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_contract_of_channels(tmp_path: Path) -> None:
     task = NormsTask()
     settings = Settings(density=(0.5,), structured=True)
     found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
-    assert found[1].result.segment.shrunk
+    assert found[1].result.segment.whole_channels
 
 
 def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
         rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
         assert lab.ledger.steps_trained == TOTAL + TOTAL
         assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
-        assert ticket.result.segment.shrunk
+        assert ticket.result.segment.whole_channels
         assert ticket.result.segment.start.optimizer == ticket.searched[0].training
     data = task.load().train
     images, per_epoch = task.prepare(data.inputs), -(-len(data) // BATCH)
@@ -128,7 +129,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
 def test_what_it_costs(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         dense, *tickets = found_by(lab, density=(0.3, 0.1))
-        assert dense.result.segment.gates is None
+        assert dense.result.segment.variant(Gating) is None
         assert tickets[0].searched == tickets[1].searched
         assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
         for ticket in tickets:
@@ -143,7 +144,7 @@ def test_what_it_costs(tmp_path: Path) -> None:
         ({"until": "100%"}, "steps after them"),
         ({"penalty": -1.0}, "from 0 to 1e6"),
         ({"init": 1e3}, "init"),
-        ({"collapse": "hope"}, "raise or keep"),
+        ({"collapse": "hope"}, "not known: raise, keep"),
         ({"structured": True, "collapse": "keep"}, "single weights"),
         ({"keep_at_least": 2}, "add --structured"),
         ({"multiple": 4}, "add --structured"),

@@ -9,8 +9,8 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.lab.found import budget
-from ticketry.search.oneshot import Settings, levels
+from ticketry.lab.search_result import budget
+from ticketry.search.oneshot import Settings
 from ticketry.testing import check_search
 
 TOTAL, REWIND = 40, 12
@@ -35,7 +35,7 @@ def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ..
         last = list(tk.scope(tk.task("digits").build()))[-1]
         settings = Settings(**{**vars(settings), "half_rate": (last,)})
     found = check_search("oneshot", tmp_path, settings=settings, densities=densities)
-    assert len(found) - 1 == levels(settings)
+    assert len(found) - 1 == settings.tickets()
 
 
 @pytest.mark.parametrize("retrain", ["finetune", "rewind_lr", "continue", "restart"])

@@ -11,7 +11,7 @@ import pytest
 import ticketry as tk
 from search.every_method import LENGTH, METHODS
 from ticketry.errors import TaskError, UsageError
-from ticketry.tasks import registry
+from ticketry.tasks import catalogue
 from ticketry.testing import check_search
 
 QUICK = ("early", "iterative", "stochastic")
@@ -22,7 +22,7 @@ def table(folder: Path) -> tk.Task:
     numbers[:, 3] += numbers[:, 0] * numbers[:, 1]
     path = folder / "table.csv"
     path.write_text("\n".join(["a,b,c,d", *(",".join(map(str, row)) for row in numbers.round(4))]))
-    return registry.get(f"table:{path}", model="mlp-16-8", options={"target": "d"})
+    return catalogue.get(f"table:{path}", model="mlp-16-8", options={"target": "d"})
 
 
 def test_every_method_is_here() -> None:
@@ -52,7 +52,7 @@ def test_hidden_units(tmp_path: Path, method: str) -> None:
     settings = getattr(tk.search, method).Settings(**density, **chosen, structured=True)
     recipe = task.recipe.changed(length=LENGTH)
     found = check_search(method, tmp_path / "lab", settings=settings, task=task, recipe=recipe)
-    assert found[-1].result.segment.shrunk
+    assert found[-1].result.segment.whole_channels
     assert found[-1].mask is not None
     with tk.Lab(tmp_path / "lab" / "first") as lab:
         kept = lab.store.get_mask(found[-1].mask)["layers.0.weight"]

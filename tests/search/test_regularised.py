@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 import ticketry as tk
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import TicketryError, UsageError
-from ticketry.lab.found import budget, spent
-from ticketry.search.regularised import Settings, levels
+from ticketry.lab.search_result import budget, spent
+from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.search.regularised import Settings
 from ticketry.testing import check_search
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,14 +36,14 @@ def test_contract_of_single_weights(tmp_path: Path) -> None:
     settings = Settings(density=(0.2, 0.1))
     short = tk.task("digits").recipe.changed(length="30it")
     found = check_search(METHOD, tmp_path, settings=settings, densities=settings.targets, recipe=short)
-    assert len(found) - 1 == levels(settings) == 2
+    assert len(found) - 1 == settings.tickets() == 2
 
 
 def test_contract_of_channels(tmp_path: Path) -> None:
     task = NormsTask()
     settings = Settings(penalty="l1_scales", density=(0.5,))
     found = check_search(METHOD, tmp_path, settings=settings, task=task, recipe=task.recipe.changed(length="30it"))
-    assert found[1].result.segment.shrunk
+    assert found[1].result.segment.whole_channels
 
 
 def defined(kind: str, model: nn.Module) -> Tensor:
@@ -143,9 +144,9 @@ def test_as_in_a_bare_loop(tmp_path: Path, kind: str) -> None:
         for name, parameter in task.build().named_parameters():
             assert torch.allclose(mine[name], final[name], rtol=2e-2, atol=2e-3), name
             assert mine[name].shape == parameter.shape
-        assert ticket.result.segment.shrunk == (kind != "hoyer_square")
-        assert ticket.result.segment.penalty is None
-        assert dense.result.segment.penalty is None
+        assert ticket.result.segment.whole_channels == (kind != "hoyer_square")
+        assert ticket.result.segment.variant(Penalty) is None
+        assert dense.result.segment.variant(Penalty) is None
         assert lab.ledger.steps_trained == TOTAL + TOTAL
         assert (budget(ticket), spent(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.run import Run, execute
+from ticketry.records.schema import as_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from norms_task import NormsTask
@@ -32,8 +34,10 @@ def test_steps_and_flops_add_up(tmp_path: Path, name: str, settings: dict[str, A
     recipe = task.recipe.changed(length=f"{TOTAL}it")
     own = TOTAL - dense - search
     with Lab(tmp_path, device="cpu") as lab:
-        run = Run(method, task, method.Settings(**settings, density=(0.5,)), recipe, 1, controls=("shuffled",))
-        record = execute(lab, run)
+        run = SearchRequest(
+            method, task, method.Settings(**settings, density=(0.5,)), recipe, 1, controls=("shuffled",)
+        )
+        record = as_json(execute(lab, run))
     whole, ticket, control = (
         next(row["cost"] for row in record["points"] if row["role"] == role) for role in ("dense", "ticket", "shuffled")
     )

@@ -12,8 +12,8 @@ import torch
 import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
 from ticketry.errors import UsageError
-from ticketry.lab.found import Found, Seeds, budget, spent
-from ticketry.lab.phases import phases_of
+from ticketry.lab.costs.phases import phases_of
+from ticketry.lab.search_result import Found, Seeds, budget, spent
 from ticketry.search import method as method_called
 from ticketry.testing import check_search
 
@@ -46,27 +46,27 @@ def test_contract(tmp_path: Path, kind: str) -> None:
     rows = {"rows": 4} if kind == "regroup" else {}
     settings = method_called("iterative").Settings(densities=(0.5, 0.3), rewind="10%", structure=kind, **rows)
     for item in check_search("iterative", tmp_path, settings=settings)[1:]:
-        assert item.result.segment.shrunk == kind.startswith("refill")
+        assert item.result.segment.whole_channels == kind.startswith("refill")
 
 
 # -- the masks ---------------------------------------------------------------------------------------------------------
 
 
-def test_channels_are_removed_whole(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_channels_are_removed_whole(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         for item in found_by(lab, structure="refill")[1:]:
             shrink_plan(lab.model(tk.task("digits")), mask_of(lab, item), torch.randn(2, 1, 8, 8))
 
 
-def test_rows_are_in_groups(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_rows_are_in_groups(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         for item in found_by(lab, structure="regroup", rows=4)[1:]:
             for name, found in groups(mask_of(lab, item)).items():
                 assert all(len(group.rows) >= 2 for group in found), name
 
 
-def test_two_of_four(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_two_of_four(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         for item in found_by(lab, structure="2:4")[1:]:
             for kept in mask_of(lab, item).values():
                 flat = kept.flatten(1)
@@ -74,8 +74,8 @@ def test_two_of_four(tmp_path: Path) -> None:
                 assert (whole.sum(1) <= 2).all()
 
 
-def test_plus_fills_back_more(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_plus_fills_back_more(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         by_plus = [
             [mask_of(lab, item).density for item in found_by(lab, **settings)[1:]]
             for settings in ({"structure": "refill"}, {"structure": "refill+"}, {"structure": "refill+", "plus": 0.5})
@@ -87,8 +87,8 @@ def test_plus_fills_back_more(tmp_path: Path) -> None:
         ], "0.2 where nothing is said"
 
 
-def test_density_is_matched(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_density_is_matched(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         for item in found_by(lab, structure="refill+", refill_match=True)[1:]:
             assert item.structured is not None
             before = lab.store.get_mask(item.structured.of).density
@@ -123,8 +123,8 @@ def test_the_last_level_is_not_trained_without_structure(tmp_path: Path) -> None
         assert lab.ledger.segments_trained == 1 + (len(DENSITIES) - 1) + len(DENSITIES)
 
 
-def test_what_is_filled_back_starts_from_the_rewind_point(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_what_is_filled_back_starts_from_the_rewind_point(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         item = found_by(lab, structure="regroup", rows=4)[-1]
         mask, before = mask_of(lab, item), lab.store.get_mask(item.structured.of)  # type: ignore[union-attr]
         start, rewound = lab.store.get_tensors(item.result.segment.start.state), lab.state(item.rewound)  # type: ignore[arg-type]
@@ -142,9 +142,9 @@ def test_what_is_filled_back_starts_from_the_rewind_point(tmp_path: Path) -> Non
     [({}, 3, 3), ({"retrain": "rewind_lr"}, 30 + 2 * 27, 30 + 2 * 27), ({"rewind": "end", "retrain": "none"}, 30, 30)],
     ids=["rewound", "final weights", "as they are"],
 )
-def test_the_whole_search_is_counted(tmp_path: Path, settings: dict[str, Any], weights: int, behind: int) -> None:
+def test_the_whole_search_is_counted(shared_store: Path, settings: dict[str, Any], weights: int, behind: int) -> None:
     """Dense network and chain, that of the last level not: nothing of it was needed."""
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         found = found_by(lab, structure="2:4", **settings)
     last, own = found[-1], found[-1].result.segment.steps
     chain = 30 + 2 * own
@@ -158,14 +158,14 @@ def test_the_whole_search_is_counted(tmp_path: Path, settings: dict[str, Any], w
     assert phases.masks == (*(how.of for how in structured if how), last.mask)
 
 
-def test_one_shot(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_one_shot(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         plain = found_by(lab, "oneshot")
         found = found_by(lab, "oneshot", structure="refill")
         assert [item.structured.of for item in found[1:] if item.structured] == [item.mask for item in plain[1:]]
-        assert all(item.result.segment.shrunk for item in found[1:])
+        assert all(item.result.segment.whole_channels for item in found[1:])
         early = found_by(lab, "oneshot", when="0", rewind="0", retrain="finetune", structure="regroup", rows=2)
-        assert all(item.structured is not None and not item.result.segment.shrunk for item in early[1:])
+        assert all(item.structured is not None and not item.result.segment.whole_channels for item in early[1:])
         assert [item.searched[0].segment.last for item in early[1:]] == [0, 0, 0]
 
 
@@ -195,10 +195,10 @@ def test_what_cannot_be_meant_is_refused(method: str, wrong: dict[str, Any], tol
         getattr(tk.search, method).Settings(**wrong)
 
 
-def test_seeds_decide_what_is_random(tmp_path: Path) -> None:
+def test_seeds_decide_what_is_random(shared_store: Path) -> None:
     search, task = method_called("iterative"), tk.task("digits")
     settings = search.Settings(densities=(0.5,), structure="regroup", rows=4, regroup_method="random")
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         found = [list(search.search(lab, task, RECIPE, settings, Seeds(mask=seed))) for seed in (0, 0, 1)]
     assert found[0][0].result.model == found[2][0].result.model, "the dense network is the same"
     assert found[0][1].mask == found[1][1].mask != found[2][1].mask

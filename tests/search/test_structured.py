@@ -16,7 +16,7 @@ import ticketry as tk
 from ticketry.core.seeds import mix
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
 from ticketry.errors import LayerCollapseError, StructureError, UsageError
-from ticketry.lab.found import budget
+from ticketry.lab.search_result import budget
 from ticketry.testing import check_search
 
 TOTAL, WHEN, SEED, BATCH = 24, 9, 3, 64
@@ -68,7 +68,7 @@ def test_contract(tmp_path: Path, method: str, settings: dict[str, Any]) -> None
     found = check_search(method, tmp_path, settings=chosen)
     with tk.Lab(tmp_path / "first") as lab:  # where the found ones are stored
         for item, mask in zip(found[1:], masks_of(lab, found), strict=True):
-            assert item.result.segment.shrunk
+            assert item.result.segment.whole_channels
             assert any(name.endswith("bias") and not kept.all() for name, kept in mask.items())
 
 
@@ -156,9 +156,9 @@ def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> N
             assert once[1].moment is None
 
 
-def test_filters_are_cut_layer_by_layer_and_fine_tuned(tmp_path: Path) -> None:
+def test_filters_are_cut_layer_by_layer_and_fine_tuned(shared_store: Path) -> None:
     """EfficientConvNets: the smallest filters of each layer go, the same share of each."""
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         steps = SGD.changed(schedule="multistep", milestones=("50%",))
         dense, ticket = found_by(lab, tk.search.oneshot, recipe=steps, **FILTERS)
         (mask,) = masks_of(lab, [ticket])
@@ -174,15 +174,15 @@ def test_filters_are_cut_layer_by_layer_and_fine_tuned(tmp_path: Path) -> None:
     assert ticket.retrain == "finetune"
 
 
-def test_channels_leave_a_few_at_a_time(tmp_path: Path) -> None:
+def test_channels_leave_a_few_at_a_time(shared_store: Path) -> None:
     points = {"begin": "2it", "end": "14it", "frequency": "4it"}
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, tk.search.gradual, score="l1", **points)[1]
         chain = [*ticket.searched, ticket.result][1:]
         masks = [lab.store.get_mask(each.segment.mask) for each in chain]
     assert len(masks) == 3
     assert all(later <= earlier and later.kept < earlier.kept for earlier, later in pairwise(masks))
-    assert all(each.segment.shrunk for each in chain)
+    assert all(each.segment.whole_channels for each in chain)
     assert abs(masks[-1].density - 0.4) < 0.02
 
 
@@ -197,9 +197,9 @@ def test_several_cuts_at_one_step(tmp_path: Path) -> None:
     assert channels(model, x, 0.9, within=first) == first
 
 
-def test_controls_of_channel_scores(tmp_path: Path) -> None:
+def test_controls_of_channel_scores(shared_store: Path) -> None:
     words = {"when": "0", "iterations": 1, "distribution": "uniform"}
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         best, worst, shuffled = (
             masks_of(lab, found_by(lab, tk.search.early, score=score, **words))[0]
             for score in ("l1", "inverted:l1", "shuffled:l1")
@@ -213,10 +213,10 @@ def test_controls_of_channel_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.05])
-def test_the_detector_finds_a_moment_at_every_density(tmp_path: Path, density: float) -> None:
+def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, density: float) -> None:
     """The published structured threshold is 0 or less from density 0.1 down, and never met."""
     words = {"score": "magnitude", "every": "2it", "latest": f"{TOTAL}it", "iterations": 1}
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, tk.search.early, density=(density,), **words)[1]
     moment = ticket.moment
     assert moment is not None
@@ -243,8 +243,8 @@ def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
             found_by(lab, tk.search.early, **words)
 
 
-def test_a_step_that_is_given_is_no_moment(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
+def test_a_step_that_is_given_is_no_moment(shared_store: Path) -> None:
+    with tk.Lab(shared_store) as lab:
         assert found_by(lab, tk.search.early, when="3it", score="l1")[1].moment is None
 
 
@@ -260,7 +260,7 @@ def test_a_step_that_is_given_is_no_moment(tmp_path: Path) -> None:
         ("iterative", {"half_rate": ("fc3.weight",), "density": 0.5}, "single weights"),
         ("early", {"regrow": True}, "do not return"),
         ("early", {"score": "l3"}, "l3"),
-        ("early", {"score": "twisted:l1"}, "not known"),
+        ("early", {"score": "twisted:l1"}, "no control of a score"),
         ("early", {"structured": False, "score": "l1"}, "--structured"),
         ("oneshot", {"when": "5it", "retrain": "restart"}, "leave rewind and retrain"),
         ("oneshot", {"when": "soon"}, "soon"),

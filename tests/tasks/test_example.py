@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.tasks.base import Split, Splits
-from ticketry.tasks.classification import Classification
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Split, Splits
 
 
 @pytest.mark.parametrize(

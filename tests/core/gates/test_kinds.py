@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.gates import BinaryConcrete, Continuous, HardConcrete, Kind, Moment, Stochastic
+from ticketry.core.gates.kinds import kind_of
 from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 
@@ -315,3 +317,19 @@ def test_a_kind_of_ones_own(build):
     assert float(g.penalty(2.0).detach()) == 6
     g.anneal(0.5)
     assert g.beta == 1
+
+
+def test_a_kind_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "kinds_of_mine.py").write_text(
+        "from dataclasses import dataclass\nfrom ticketry.core.gates import Continuous, Kind\n\n"
+        "@dataclass(frozen=True)\nclass Mine(Continuous):\n    name = 'mine'\n    slope: float = 1.0\n\n"
+        "class Other: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    g = tk.gates.attach(nn.Linear(2, 2), kind="kinds_of_mine:Mine")
+    assert g.kind.name == "mine"
+    made = kind_of("kinds_of_mine:Mine", slope=3.0, final=10.0, temperature=0.5)
+    assert made == replace(g.kind, slope=3.0, final=10.0)
+    for wrong in ("kinds_of_mine:Other", "kinds_of_mine:absent", "nonsense"):
+        with pytest.raises(UsageError, match="known"):
+            kind_of(wrong)

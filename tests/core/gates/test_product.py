@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ticketry.core.gates.gate_kind import LARGEST
 from ticketry.core.gates.product import sigmoid_product, summed
-from ticketry.core.gates.schedule import LARGEST
 from ticketry.errors import TrainingError
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import ticketry as tk
-from ticketry.core.hold import hold
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
+from ticketry.core.sparse_training.hold import hold
 
 S0, PENALTY = 0.05, 1e-3
 

@@ -185,7 +185,7 @@ def test_norms_by_batch_or_by_running_statistics(name):
     running = function(model.train(), scope(model), batches=batches, loss=squared, norms="running")
     assert torch.equal(by_default["fc.weight"], by_batch["fc.weight"])
     assert not torch.allclose(by_default["fc.weight"], running["fc.weight"])
-    with pytest.raises(UsageError, match="norms 'train' is not known: batch, running"):
+    with pytest.raises(UsageError, match=r"^norms 'train' is not known: batch, running"):
         function(model, scope(model), batches=batches, loss=squared, norms="train")
 
 
@@ -202,6 +202,18 @@ def test_a_loss_that_draws_gives_the_same_for_the_same_seed():
 
     assert torch.equal(found(1), found(1))
     assert not torch.equal(found(1), found(2))
+    by_default = score.snip(model, scope(model), batches=[torch.ones(4, 5)], loss=noisy)["weight"]
+    assert torch.equal(by_default, found(0))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_whatever_surrounds_the_call(mode):
+    model, batches = nn.Linear(4, 3), [torch.randn(2, 4)]
+    wanted = score.snip(model, scope(model), batches=batches, loss=squared)["weight"]
+    with mode():
+        found = score.snip(model, scope(model), batches=batches, loss=squared)["weight"]
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found, wanted)
 
 
 def test_attention_has_second_derivatives_by_its_plain_formula():

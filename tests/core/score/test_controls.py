@@ -48,6 +48,18 @@ def test_shuffled_keeps_each_layers_count_and_no_more(distribution):
     assert prune(model, 0.2, score="shuffled:magnitude", **given) == control
 
 
+def test_a_control_hands_its_seed_on_and_keeps_the_names_of_its_score():
+    model = nn.Linear(30, 20)
+    for seed in (0, 3):
+        plain = score.random(model, scope(model), seed=seed)["weight"].flatten().sort().values
+        found = score.get("shuffled:random")(model, scope(model), seed=seed)["weight"]
+        assert torch.equal(found.flatten().sort().values, plain)
+        again = score.get("shuffled:random")(model, scope(model), **({"seed": seed} if seed else {}))["weight"]
+        assert torch.equal(found, again)
+    assert score.shuffled("snip").__name__ == "shuffled:snip"
+    assert score.shuffled("snip").__doc__ == score.inverted("snip").__doc__ == score.snip.__doc__
+
+
 def test_a_control_takes_the_options_of_its_score(build):
     case = build("resnet")
     known = scope(case.model)

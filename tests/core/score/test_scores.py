@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ticketry.core import score
+from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import UsageError
 
@@ -79,3 +80,31 @@ def test_names_and_functions_are_found():
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(UsageError, match=r"is not known: .*magnitude"):
         score.get(name)
+
+
+def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "scores_of_mine.py").write_text(
+        "from ticketry.core.score import About, described\n\n"
+        "@described(About(paper='nobody', data='no'))\n"
+        "def signed(model, scope, *, batches=None, loss=None, seed=0):\n"
+        "    return {name: p.detach() for name, p in scope.parameters(model).items()}\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-2.0, 1.0], [3.0, -4.0]]))
+    assert prune(model, 0.5, score="scores_of_mine:signed")["weight"].tolist() == [[False, True], [True, False]]
+    kept = prune(model, 0.5, score="inverted:scores_of_mine:signed")
+    assert kept["weight"].tolist() == [[True, False], [False, True]]
+    assert score.about("shuffled:scores_of_mine:signed").paper == "nobody"
+    assert score.source_of("magnitude") == score.source_of("inverted:snip") == score.source_of("l1") == ""
+    assert len(score.source_of("scores_of_mine:signed")) == 64
+    assert score.source_of("inverted:scores_of_mine:signed") == score.source_of("scores_of_mine:signed")
+    before = score.source_of("scores_of_mine:signed")
+    with (tmp_path / "scores_of_mine.py").open("a") as file:
+        file.write("# changed\n")
+    assert score.source_of("scores_of_mine:signed") != before
+    for wrong in ("scores_of_mine:number", "scores_of_mine:absent", "no_such_module:signed"):
+        with pytest.raises(UsageError, match="is not known"):
+            score.get(wrong)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.families import Tagger, UNet
-from tasks.models.zoo_support import import_or_skip
+from tasks.models.library_support import import_or_skip
 
 CLASSES = 7
 

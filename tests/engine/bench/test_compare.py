@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.engine.bench import compare as module
-from ticketry.engine.bench.case import Case
-from ticketry.engine.bench.compare import EngineTime, compare, saved_against
-from ticketry.engine.bench.dense import Call, Sparse, UnavailableError
-from ticketry.engine.bench.rivals import rivals
+from ticketry.engine.bench.compare import compare, saved_against
+from ticketry.engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
 from ticketry.engine.bench.timing import Timing
+from ticketry.engine.bench.workload import Case
 from ticketry.errors import EngineError
+from ticketry.records.schema import as_json
+from ticketry.records.speed import EngineTime
 
 
 class Fake:
@@ -84,7 +85,7 @@ def test_what_is_saved_is_told_against_the_fastest(case: Case) -> None:
         assert row.seconds == statistics.median(row.wall)
         assert row.error == pytest.approx(0, abs=1e-6)
     assert (found.batch, found.threads, found.precision, found.cold, found.clock) == (5, 1, "fp32", False, "wall")
-    told = json.loads(json.dumps(found.describe()))
+    told = json.loads(json.dumps(as_json(found)))
     assert told["fastest_dense"] == "fast"
     assert told["machine"]["cores"] == len(os.sched_getaffinity(0))
     assert told["times"][0]["versions"] == {"slow": "1.0"}

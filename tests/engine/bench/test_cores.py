@@ -7,29 +7,29 @@ import threading
 
 import pytest
 
-from ticketry.engine.bench import cores
+from ticketry.engine.bench import machine
 from ticketry.errors import UsageError
 
-pinning = pytest.mark.skipif(not cores.can_pin(), reason="this system cannot keep threads on cores")
+pinning = pytest.mark.skipif(not machine.can_pin(), reason="this system cannot keep threads on cores")
 
 
 def test_the_idlest_cores_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "available", lambda: (0, 1, 2, 3))
-    monkeypatch.setattr(cores, "_siblings", str)
+    monkeypatch.setattr(machine, "available_cores", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr(machine, "_siblings", str)
     busy = {0: 0.9, 1: 0.04, 2: 0.5, 3: 0.01}
-    assert cores.choose(1, busy) == (1,)  # as idle as 3, and first
-    assert cores.choose(2, busy) == (1, 3)
-    assert cores.choose(3, busy) == (1, 2, 3)
+    assert machine.choose_cores(1, busy) == (1,)  # as idle as 3, and first
+    assert machine.choose_cores(2, busy) == (1, 3)
+    assert machine.choose_cores(3, busy) == (1, 2, 3)
     with pytest.raises(UsageError, match="4 cores, not 5"):
-        cores.choose(5, busy)
+        machine.choose_cores(5, busy)
 
 
 def test_twins_of_one_physical_core_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "available", lambda: (0, 1, 2, 3))
-    monkeypatch.setattr(cores, "_siblings", lambda core: str(core % 2))
-    assert cores.choose(2, {}) == (0, 1)
-    assert cores.choose(2, {1: 0.9}) == (0, 3)
-    assert cores.choose(3, {}) == (0, 1, 2)
+    monkeypatch.setattr(machine, "available_cores", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr(machine, "_siblings", lambda core: str(core % 2))
+    assert machine.choose_cores(2, {}) == (0, 1)
+    assert machine.choose_cores(2, {1: 0.9}) == (0, 3)
+    assert machine.choose_cores(3, {}) == (0, 1, 2)
 
 
 @pinning
@@ -52,7 +52,7 @@ def test_all_threads_are_kept_and_let_go() -> None:
 
     threads = [threading.Thread(target=old)]
     threads[0].start()
-    with cores.kept_on([one]):
+    with machine.kept_on([one]):
         threads.append(threading.Thread(target=new))
         threads[1].start()
         go.set()
@@ -68,6 +68,6 @@ def test_all_threads_are_kept_and_let_go() -> None:
 
 @pinning
 def test_load_is_told_for_every_core() -> None:
-    busy = cores._busy()
-    assert set(cores.available()) <= set(busy)
+    busy = machine._busy()
+    assert set(machine.available_cores()) <= set(busy)
     assert all(-0.01 <= share <= 1.01 for share in busy.values())

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.engine.bench.case import Case
-from ticketry.engine.bench.curve import DENSITIES, curve
-from ticketry.engine.bench.dense import Call, Eager
+from ticketry.engine.bench.curve import DENSITIES, Sweep, curve
+from ticketry.engine.bench.dense_engines import Call, Eager
 from ticketry.engine.bench.timing import Timing
+from ticketry.engine.bench.workload import Case
 from ticketry.errors import EngineError, UsageError
+from ticketry.records.schema import as_json
 
 DENSE, OVERHEAD = 0.04, 0.01
 
@@ -46,7 +47,7 @@ def case() -> Case:
 
 
 def test_points_beside_the_ideal_line(case: Case) -> None:
-    found = curve(case, [Slow()], sparse, densities=[0.1, 1.0, 0.5, 0.5], timing=Timing(rounds=3))
+    found = curve(case, [Slow()], sparse, sweep=Sweep(densities=[0.1, 1.0, 0.5, 0.5]), timing=Timing(rounds=3))
     assert [point.density for point in found.points] == [1.0, 0.5, 0.1]
     assert found.comparison.fastest is not None
     dense = found.comparison.fastest.seconds
@@ -59,22 +60,22 @@ def test_points_beside_the_ideal_line(case: Case) -> None:
     assert found.points[0].saved < 0 < found.points[1].saved < found.points[2].saved
     assert found.break_even == 0.5
     assert all(row.error == 0 for row in found.comparison.times), "each density has outputs of its own"
-    assert json.loads(json.dumps(found.describe()))["points"][2]["density"] == 0.1
+    assert json.loads(json.dumps(as_json(found)))["points"][2]["density"] == 0.1
 
 
 def test_where_nothing_is_won(case: Case) -> None:
     def slower(case: Case) -> Call:
         return waits(case, 2 * DENSE)
 
-    assert curve(case, [Slow()], slower, densities=[0.5], timing=Timing(rounds=2)).break_even is None
+    assert curve(case, [Slow()], slower, sweep=Sweep(densities=[0.5]), timing=Timing(rounds=2)).break_even is None
 
 
 def test_wrong_words(case: Case) -> None:
     with pytest.raises(UsageError, match="density"):
-        curve(case, [Slow()], sparse, densities=[2.0])
+        curve(case, [Slow()], sparse, sweep=Sweep(densities=[2.0]))
     with pytest.raises(UsageError, match="pattern"):
-        curve(case, [Slow()], sparse, pattern="dots")
+        curve(case, [Slow()], sparse, sweep=Sweep("dots"))
     with pytest.raises(EngineError, match="no dense engine"):
-        curve(case, [], sparse, densities=[0.5], timing=Timing(rounds=2))
+        curve(case, [], sparse, sweep=Sweep(densities=[0.5]), timing=Timing(rounds=2))
     assert len(DENSITIES) >= 12
     assert (min(DENSITIES), max(DENSITIES)) == (0.02, 1.0)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interpreter import Program
 from ticketry.core.mask import Mask
 from ticketry.engine.capture import capture
-from ticketry.engine.ops import Program
 from ticketry.errors import CaptureError, EngineError, MaskError
 
 Pair = namedtuple("Pair", ["one", "two"])
@@ -235,7 +235,7 @@ def test_operations_that_a_model_brings_itself_run_in_torch():
 def test_capture_needs_no_compiler_and_the_graph_no_export():
     code = (
         "import sys; sys.modules['llvmlite'] = None\n"
-        "import ticketry.engine.graph, ticketry.engine.ops, ticketry.engine.file\n"
+        "import ticketry.engine.graph, ticketry.engine.graph.reference, ticketry.engine.graph.model_file\n"
         "assert 'torch.export' not in sys.modules or 'torch._dynamo' not in sys.modules\n"
         "from ticketry.engine.capture import capture\n"
         "assert 'torch._dynamo' not in sys.modules\n"

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.families import shake
+from interpreter import Program
 from ticketry.core.mask import Mask
 from ticketry.engine.capture import capture
 from ticketry.engine.graph import Graph
-from ticketry.engine.ops import Program
 
 
 class Of(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ticketry.engine.cpu.activations import activate, activation
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import Target, target
 from ticketry.errors import EngineError

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from foreign_code import assembly, relocatable
+from interpreter import Program as Reference
 from ticketry.engine.cpu.driver import Driver
-from ticketry.engine.cpu.jit import Kernel, Library, assembly, relocatable
+from ticketry.engine.cpu.jit import Kernel, Library
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target, foreign
 from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.ops import Program as Reference
 from ticketry.engine.plan.emission import Emission
 from ticketry.engine.plan.partition import partition
-from ticketry.engine.plan.region import Native, Plan
+from ticketry.engine.plan.region_programs import Native, Plan
 
 LAYOUTS = ("planes", "pixels")
 ARM = foreign("aarch64")
@@ -102,7 +103,7 @@ def _typed(
     tensors: dict[str, torch.Tensor],
 ) -> Graph:
     """A graph whose values have the shapes that follow."""
-    from ticketry.engine.infer import Facts, infer
+    from ticketry.engine.graph.native import Facts, infer
 
     values = {name: Value(name, shapes[name]) for name in inputs}
     for one in nodes:

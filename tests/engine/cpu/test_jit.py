@@ -14,7 +14,7 @@ import pytest
 
 from probes import Constant
 from ticketry.engine.cpu import jit
-from ticketry.engine.cpu.emit import State
+from ticketry.engine.cpu.emitter import State
 from ticketry.engine.cpu.jit import Library, cache_folder
 from ticketry.engine.cpu.target import Target, target
 
@@ -97,6 +97,34 @@ def test_a_damaged_object_is_made_anew(damage: str) -> None:
         library = Library(target())
         assert _results(library, [3, 5]) == [3, 5]
         assert library.compiled == 0, "the object was not put right"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_code_that_others_may_have_written_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest tells damage, and whoever writes a file there can make it agree."""
+    assert _results(Library(target()), [3]) == [3]
+    (file,) = _files()
+    assert file.stat().st_mode & 0o077 == 0
+    assert file.parent.stat().st_mode & 0o077 == 0
+    file.chmod(0o666)
+    library = Library(target())
+    assert _results(library, [3]) == [3]
+    assert library.compiled == 1
+    assert file.stat().st_mode & 0o077 == 0, "it was made anew"
+    folder = cache_folder()
+    folder.chmod(0o777)
+    assert cache_folder() != folder, "in a folder of all users each has one of their own"
+    library = Library(target())
+    assert _results(library, [3]) == [3]
+    assert library.compiled == 1
+    (own,) = _files()
+    assert own.parent.parent == folder.parent
+    assert own.parent.stat().st_mode & 0o077 == 0
+    own.parent.chmod(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    library = Library(target())
+    assert _results(library, [3]) == [3]
+    assert library.compiled == 1, "nothing of another user's is run"
 
 
 def test_a_cache_that_cannot_be_written_to_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from foreign_code import assembly, relocatable
 from probes import Constant
 from ticketry.engine.cpu import target as module
-from ticketry.engine.cpu.emit import Emitter
-from ticketry.engine.cpu.jit import assembly, relocatable
+from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.target import Target, binding, foreign, target
 from ticketry.errors import EngineError, MissingExtraError
 

@@ -17,13 +17,12 @@ from group_masks import grouped
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 
 import ticketry as tk
-from ticketry.engine import file
+from interpreter import run
 from ticketry.engine.gpu import compile_gpu
-from ticketry.engine.gpu.compiled import MOST_SHAPES
+from ticketry.engine.gpu.compiled import MOST_SHAPES, compile_as_it_is, precision_of
 from ticketry.engine.gpu.plan import Choice
 from ticketry.engine.gpu.program import Program
-from ticketry.engine.gpu.route import compile_as_it_is, precision_of
-from ticketry.engine.ops import run
+from ticketry.engine.graph import model_file
 from ticketry.errors import EngineError, UsageError
 
 BOUNDS = {"tf32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}
@@ -249,7 +248,7 @@ def test_it_is_for_inference_on_its_device(device, network):
 def test_a_model_file_of_it_holds_the_network(device, network, tmp_path):
     x = torch.randn(2, 3, 4, 4, device=device)
     path = compiled(network, x, device).save(tmp_path / "model.tk")
-    assert error(run(file.load(path), x.cpu()), expected(*network, x)) < 1e-5
+    assert error(run(model_file.load(path)[0], x.cpu()), expected(*network, x)) < 1e-5
 
 
 def test_refusals(device, network):

@@ -14,8 +14,8 @@ from ticketry.engine.gpu import ops, tuning
 from ticketry.engine.gpu.layout import is_inner
 from ticketry.engine.gpu.program import named_act
 from ticketry.engine.gpu.tables import pack
-from ticketry.engine.infer import ACTS
-from ticketry.engine.ops import activation
+from ticketry.engine.graph.native import ACTS
+from ticketry.engine.graph.reference import activation
 from ticketry.errors import EngineError
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}

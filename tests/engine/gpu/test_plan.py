@@ -12,9 +12,8 @@ from group_masks import grouped
 from ticketry.engine.capture import capture
 from ticketry.engine.gpu import cost, plan
 from ticketry.engine.gpu.cost import RATES, Work
-from ticketry.engine.gpu.plan import facts_of, follows
+from ticketry.engine.gpu.plan import can_run, facts_of, follows, is_two_four
 from ticketry.engine.gpu.plan import plan as make_plan
-from ticketry.engine.gpu.two_four import can_run, is_two_four
 
 BF16 = RATES[torch.bfloat16]
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.engine.plan import forms
-from ticketry.engine.plan.planes import PlanesArena
+from ticketry.engine.plan import value_axes
+from ticketry.engine.plan.arenas import PlanesArena
 from ticketry.engine.plan.storage import Storages
 
 _LIVES = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4), st.sampled_from([(4, 4), (2, 3)])), max_size=12)
@@ -18,7 +18,7 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
     made = []
     for born, (channels, life, pixels) in enumerate(lives):
         number = storages.add(channels, pixels, born)
-        form = forms.fresh("cpp", [channels], pixels, number)
+        form = value_axes.fresh("cpp", [channels], pixels, number)
         storages.read(form, born + life)
         made.append((born, born + life, form))
     arena = PlanesArena(storages, 4, 16)
@@ -38,7 +38,7 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
 
 def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is_added():
     storages = Storages()
-    one, other, third = (forms.fresh("cpp", [3], (8, 8), storages.add(3, (8, 8), born)) for born in range(3))
+    one, other, third = (value_axes.fresh("cpp", [3], (8, 8), storages.add(3, (8, 8), born)) for born in range(3))
     storages.read(one, 1, halo=1)
     storages.read(other, 2, halo=3)
     storages.alike([one, other])
@@ -52,7 +52,7 @@ def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is
 def test_rows_that_do_not_fill_a_vector_have_no_halo():
     storages = Storages()
     for width in (4, 8, 16):
-        storages.read(forms.fresh("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
+        storages.read(value_axes.fresh("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
     assert [g.halo for g in PlanesArena(storages, 1, 16).geometries] == [0, 0, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16).geometries] == [1, 1, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16, halos=False).geometries] == [0, 0, 0]

@@ -17,8 +17,7 @@ import pytest
 
 from ticketry.errors import DataError
 from ticketry.tasks.data import cifar
-from ticketry.tasks.data.files import unpacked
-from ticketry.tasks.data.locate import Place
+from ticketry.tasks.data.locate import Place, unpacked
 
 PIXELS = np.random.Generator(np.random.PCG64(7)).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
 LABELS = [i % 2 for i in range(24)]
@@ -80,7 +79,7 @@ def place(root: Path) -> tuple[Place, ...]:
 @pytest.mark.parametrize("write", WRITERS)
 def test_pixels_and_labels_stay_together(tmp_path: Path, small: Small, write: Writer) -> None:
     write(tmp_path, small)
-    splits = cifar.read(small.published, place(tmp_path))
+    splits = small.published.read(place(tmp_path))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 4]
     assert splits.test.inputs.numpy().tolist() == PIXELS[20:].tolist()
     assert splits.test.targets.tolist() == LABELS[20:]
@@ -115,7 +114,7 @@ def test_nothing_is_unpickled_before_its_digest_is_checked(
     small.contents[name] = pickle.dumps(Bomb(tmp_path / "boom"))
     write(tmp_path, small)
     with pytest.raises(DataError, match=rf"{name}.* is not the published file: md5 {md5} expected"):
-        cifar.read(small.published, place(tmp_path))
+        small.published.read(place(tmp_path))
     assert not (tmp_path / "boom").exists()
 
 
@@ -130,7 +129,7 @@ def test_a_truncated_archive(tmp_path: Path, small: Small) -> None:
     archive = tmp_path / small.published.archive
     archive.write_bytes(archive.read_bytes()[:-2000])
     with pytest.raises(DataError, match=rf"{small.published.archive} cannot be unpacked .*Delete it"):
-        cifar.read(small.published, place(tmp_path))
+        small.published.read(place(tmp_path))
 
 
 def test_an_archive_without_a_batch(tmp_path: Path, small: Small) -> None:
@@ -138,16 +137,16 @@ def test_an_archive_without_a_batch(tmp_path: Path, small: Small) -> None:
     del small.contents[name]
     write_archive(tmp_path, small)
     with pytest.raises(DataError, match=f"holds no {small.published.folder}/{name}"):
-        cifar.read(small.published, place(tmp_path))
+        small.published.read(place(tmp_path))
 
 
 def test_absent_names_both_layouts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)data_batch_1, .*test_batch \(plain or .xz\).*or cifar-10-python.tar.gz"):
-        cifar.read(cifar.CIFAR10, place(tmp_path))
+        cifar.CIFAR10.read(place(tmp_path))
     with pytest.raises(
         DataError, match=r"(?s)cifar-100-python/train, .*/test \(plain or .xz\).*or cifar-100-python.tar"
     ):
-        cifar.read(cifar.CIFAR100, place(tmp_path))
+        cifar.CIFAR100.read(place(tmp_path))
 
 
 def test_a_published_batch(real_data: Callable[[str], Path]) -> None:

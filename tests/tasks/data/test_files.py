@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.files import replacing, unpacked
+from ticketry.tasks.data.locate import unpacked
 
 CONTENT = bytes(range(256)) * 50
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -50,18 +50,3 @@ def test_another_content_is_named_by_its_own_digest(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         unpacked(tmp_path, MD5)
-
-
-def fail_after_writing(path: Path) -> None:
-    path.write_text("half")
-    raise ZeroDivisionError
-
-
-def test_replacing_keeps_the_old_file_if_the_block_fails(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "file"
-    with replacing(target) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(target) as temporary:
-        fail_after_writing(temporary)
-    assert target.read_text() == "old"
-    assert list(target.parent.iterdir()) == [target]

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import idx
+from ticketry.tasks.data import mnist
 
 VALUES = bytes(range(24))
 GOOD = bytes([0, 0, 8, 3]) + struct.pack(">III", 2, 3, 4) + VALUES
 
 
 def test_values_come_in_order() -> None:
-    array = idx.parse(GOOD, dimensions=3, what="file")
+    array = mnist.parse_idx(GOOD, dimensions=3, what="file")
     assert array.dtype == np.uint8
     assert array.tolist() == [[[12 * i + 4 * j + k for k in range(4)] for j in range(3)] for i in range(2)]
 
 
 def test_labels_have_one_dimension() -> None:
-    assert idx.parse(b"\0\0\x08\x01\0\0\0\x03\x07\x08\x09", dimensions=1, what="file").tolist() == [7, 8, 9]
+    assert mnist.parse_idx(b"\0\0\x08\x01\0\0\0\x03\x07\x08\x09", dimensions=1, what="file").tolist() == [7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_labels_have_one_dimension() -> None:
 )
 def test_anything_else_is_refused_by_name(content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=f"^file .*{reason}"):
-        idx.parse(content, dimensions=3, what="file")
+        mnist.parse_idx(content, dimensions=3, what="file")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data.listing import scan
+from ticketry.tasks.data.image_files import scan
 
 FILES = {
     "train/b/2.JPEG": 5,

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import download
-from ticketry.tasks.data.download import Origin, fetch
-from ticketry.tasks.data.locate import Collection, Layout, cache_folder, obtain, places
+from ticketry.tasks.data import locate
+from ticketry.tasks.data.locate import Collection, Layout, Origin, cache_folder, fetch, obtain, places
 
 ONE, TWO = gzip.compress(b"one"), gzip.compress(b"two")
 LAYOUT = Layout("Set/raw", ("one", "two"), ("", ".gz"))
@@ -169,7 +168,7 @@ def test_no_network_is_an_error_and_not_a_wait(tmp_path: Path, monkeypatch: pyte
 def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TICKETRY_OFFLINE")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(locate, "_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
         with pytest.raises(DataError, match="timed out"):

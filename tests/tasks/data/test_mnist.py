@@ -45,7 +45,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_pixels_and_labels_stay_together(where: tuple[Place, ...]) -> None:
-    splits = mnist.read(SMALL, where)
+    splits = SMALL.read(where)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [15, 5, 10]
     assert splits.test.inputs.numpy().tolist() == PIXELS[20:, None].tolist()
     assert splits.test.targets.tolist() == LABELS[20:].tolist()
@@ -62,7 +62,7 @@ def test_a_swapped_file_is_named(where: tuple[Place, ...]) -> None:
     first, *_, last = sorted(folder.iterdir())
     first.write_bytes(last.read_bytes())
     with pytest.raises(DataError, match=f"{first.name} is not the published file: md5"):
-        mnist.read(SMALL, where)
+        SMALL.read(where)
 
 
 def test_both_published_sets_name_four_files_each() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ticketry.tasks.base import Split, Splits
 from ticketry.tasks.data.prepared import prepared
+from ticketry.tasks.task import Split, Splits
 
 
 def some_splits() -> Splits:

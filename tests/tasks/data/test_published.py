@@ -13,9 +13,9 @@ import torch
 
 from ticketry.errors import DataError, TaskError
 from ticketry.tasks import data
-from ticketry.tasks.base import Split, Splits
 from ticketry.tasks.data import mnist
-from ticketry.tasks.presets import PRESETS
+from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.task import Split, Splits
 
 GOLDEN = {
     "digits": "8d344be093491c4d4a5e136b0ce814304fde990587fd554215b34bca344ed4e7",
@@ -71,7 +71,7 @@ names = pytest.mark.parametrize(
 
 @names
 def test_published_facts(load: Callable[[str], Splits], name: str) -> None:
-    splits, preset = load(name), PRESETS[name]
+    splits, preset = load(name), DATA_SETS.get(name)
     for part, count in zip(parts(splits), preset.examples, strict=True):
         assert part.inputs.shape == (count, *preset.shape)
         assert part.inputs.dtype == torch.uint8
@@ -86,7 +86,7 @@ def test_published_facts(load: Callable[[str], Splits], name: str) -> None:
 
 @names
 def test_published_mean_and_standard_deviation(load: Callable[[str], Splits], name: str) -> None:
-    splits, preset = load(name), PRESETS[name]
+    splits, preset = load(name), DATA_SETS.get(name)
     images = splits.train.inputs
     if name != "digits":  # the published numbers are of the whole training set
         images = torch.cat([images, splits.validation.inputs])
@@ -123,7 +123,7 @@ def test_a_damaged_published_file(real_data: Callable[[str], Path], tmp_path: Pa
     content[100] ^= 1
     labels.write_bytes(labels.read_bytes()[:-100] if damage == "truncated" else gzip.compress(content))
     with pytest.raises(DataError, match=rf"{labels}.* md5 {mnist.FASHION_MNIST.plain[3]} expected"):
-        mnist.read(mnist.FASHION_MNIST, data.places(tmp_path))
+        mnist.FASHION_MNIST.read(data.places(tmp_path))
 
 
 def test_loaded_once_a_process_and_kept_for_others(
@@ -133,7 +133,7 @@ def test_loaded_once_a_process_and_kept_for_others(
     first = load("digits")
     assert load("digits") is first
     data._load.cache_clear()
-    monkeypatch.setitem(data._READERS, "digits", lambda where: pytest.fail("read again"))
+    monkeypatch.setattr(mnist, "read_digits", lambda where: pytest.fail("read again"))
     assert fingerprint(load("digits")) == fingerprint(first)
 
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from ticketry.errors import DataError
-from ticketry.tasks.base import Splits
 from ticketry.tasks.data import tiny_imagenet
 from ticketry.tasks.data.locate import Place
 from ticketry.tasks.data.tiny_imagenet import TWENTY, WHOLE
+from ticketry.tasks.task import Splits
 
 WNIDS = ("n03", "n01", "n02")
 FEW = {"classes": 3, "train_per_class": 4, "test_per_class": 2}
@@ -116,14 +116,14 @@ def test_every_form_gives_the_same_examples_in_the_same_order(
     tmp_path: Path, published: tiny_imagenet.Published, write: Callable[..., None], annotated: bool
 ) -> None:
     write(tmp_path, published.folder, contents(annotated))
-    train, validation, test = facts(tiny_imagenet.read(small(published, tmp_path), place(tmp_path)))
+    train, validation, test = facts(small(published, tmp_path).read(place(tmp_path)))
     assert test == [(label, 4 + index) for label in range(3) for index in range(2)]
     assert sorted(train + validation) == [(label, index) for label in range(3) for index in range(4)]
     assert [label for label, _ in validation] == [0, 1, 2]
     assert train == sorted(train)
     other = tmp_path / "other"
     write_folder(other, TWENTY.folder, contents(False))
-    assert facts(tiny_imagenet.read(small(TWENTY, other), place(other))) == [train, validation, test]
+    assert facts(small(TWENTY, other).read(place(other))) == [train, validation, test]
 
 
 def test_an_archive_with_another_digest_is_not_opened(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_archive_with_another_digest_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=rf"tiny-imagenet-20.tar.gz is not the published file: md5 {TWENTY.archive_md5}"
     ):
-        tiny_imagenet.read(TWENTY, place(tmp_path))
+        TWENTY.read(place(tmp_path))
 
 
 @pytest.mark.parametrize("size", [40, 1000])
@@ -141,7 +141,7 @@ def test_a_truncated_archive(tmp_path: Path, size: int) -> None:
         archive = tmp_path / published.archive
         archive.write_bytes(archive.read_bytes()[:-size])
         with pytest.raises(DataError, match=r"cannot be read: .*Delete it|is incomplete"):
-            tiny_imagenet.read(small(published, tmp_path), place(tmp_path))
+            small(published, tmp_path).read(place(tmp_path))
 
 
 def test_a_set_that_lacks_images_is_told(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_set_that_lacks_images_is_told(tmp_path: Path) -> None:
     del files["train/n02/n02_1.JPEG"]
     write_folder(tmp_path, TWENTY.folder, files)
     with pytest.raises(DataError, match=r"tiny-imagenet-20, train holds 11 images of 3 classes, not 4 of each of 3"):
-        tiny_imagenet.read(small(TWENTY, tmp_path), place(tmp_path))
+        small(TWENTY, tmp_path).read(place(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,11 @@ def test_a_set_that_lacks_images_is_told(tmp_path: Path) -> None:
 def test_a_broken_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     write_folder(tmp_path, TWENTY.folder, {**contents(False), "train/n02/n02_1.JPEG": content})
     with pytest.raises(DataError, match=reason):
-        tiny_imagenet.read(small(TWENTY, tmp_path), place(tmp_path))
+        small(TWENTY, tmp_path).read(place(tmp_path))
 
 
 def test_absent_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)tiny-imagenet-20/wnids.txt.*or tiny-imagenet-20.tar.gz.*Download: none"):
-        tiny_imagenet.read(TWENTY, place(tmp_path))
+        TWENTY.read(place(tmp_path))
     with pytest.raises(DataError, match=r"(?s)or tiny-imagenet-200.zip.*Download: not tried.*cs231n.stanford.edu"):
-        tiny_imagenet.read(WHOLE, place(tmp_path))
+        WHOLE.read(place(tmp_path))

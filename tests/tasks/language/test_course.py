@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ticketry.errors import TaskError
-from ticketry.lab.precision import Arithmetic
+from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.language.corpus import Corpus, Part, fewer
 from ticketry.tasks.language.course import Piece, Text, steps_per_epoch
 from ticketry.tasks.models import language

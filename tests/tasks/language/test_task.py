@@ -14,15 +14,15 @@ import torch
 
 from a_text import written
 from ticketry.core.prune import prune
-from ticketry.core.ticket import Ticket
+from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import DataError, TaskError, TicketError
-from ticketry.run_engine import source_of
-from ticketry.tasks import registry
-from ticketry.tasks.experiments import experiment
-from ticketry.tasks.language.experiments import LANGUAGE_PRESETS
-from ticketry.tasks.language.presets import MODELS, PUBLISHED
+from ticketry.experiments.ticket_model import source_of
+from ticketry.tasks import catalogue
+from ticketry.tasks.language.facts import MODELS, PUBLISHED
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.models import language
+from ticketry.tasks.presets import experiment
+from ticketry.tasks.presets.language import LANGUAGE_PRESETS
 from ticketry.tasks.recipe import recipe_from
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ DATA = Path(os.environ.get("TICKETRY_DATA") or ROOT.parent / "shared" / "data")
 
 
 def text(file: Path, **options: str) -> Language:
-    task = registry.get(f"text:{file}", model=options.pop("model", None), options=options)
+    task = catalogue.get(f"text:{file}", model=options.pop("model", None), options=options)
     assert isinstance(task, Language)
     return task
 
@@ -43,16 +43,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_tasks_are_listed_and_told() -> None:
     for name in MODELS:
-        assert name in registry.names()
-        assert MODELS[name] in registry.describe(name)
-    assert "929,589 / 73,760 / 82,430 tokens" in registry.describe("ptb")
+        assert name in catalogue.names()
+        assert MODELS[name] in catalogue.describe(name)
+    assert "929,589 / 73,760 / 82,430 tokens" in catalogue.describe("ptb")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_texts(name: str) -> None:
     if not (DATA / name).is_dir():
         pytest.skip("the data set is not at hand")
-    task = registry.get(name)
+    task = catalogue.get(name)
     assert isinstance(task, Language)
     course = task.course(DATA)
     assert tuple(course.sizes().values()) == PUBLISHED[name].tokens
@@ -65,12 +65,12 @@ def test_a_published_text_that_is_absent_or_another(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("TICKETRY_DATA", raising=False)
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"Penn Treebank .* was not found"):
-        registry.get("ptb").course(tmp_path)
+        catalogue.get("ptb").course(tmp_path)
     for part in ("train", "valid", "test"):
         (tmp_path / "ptb").mkdir(exist_ok=True)
         (tmp_path / "ptb" / f"ptb.{part}.txt").write_text("some other text\n")
     with pytest.raises(DataError, match="is not the published file"):
-        registry.get("ptb").course(tmp_path)
+        catalogue.get("ptb").course(tmp_path)
 
 
 def test_a_key_is_of_what_is_read_and_not_of_its_place(file: Path, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_key_is_of_what_is_read_and_not_of_its_place(file: Path, tmp_path: Pat
     ]
     keys = [json.dumps(task.key(), sort_keys=True) for task in (text(file), *others)]
     assert len(set(keys)) == len(keys)
-    assert registry.make(text(file).spec).key() == text(file).key()
+    assert catalogue.make(text(file).spec).key() == text(file).key()
 
 
 def test_options(file: Path) -> None:
@@ -101,7 +101,7 @@ def test_options(file: Path) -> None:
     assert task.steps_per_epoch(1000, task.recipe.changed(batch=10)) == 12
     assert text(file, model="lstm", time="30").steps_per_epoch(1000, task.recipe.changed(batch=10)) == 4
     assert text(file).recipe.optimizer == "adam"
-    assert (text(file).time, registry.get("ptb").time, registry.get("wikitext-2").time) == (100, 35, 64)
+    assert (text(file).time, catalogue.get("ptb").time, catalogue.get("wikitext-2").time) == (100, 35, 64)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_options_that_cannot_be(file: Path, options: dict[str, str], match: str)
 
 def test_requests_that_cannot_be() -> None:
     with pytest.raises(TaskError, match="needs to know the text"):
-        registry.get("text")
+        catalogue.get("text")
     with pytest.raises(TaskError, match="there is no network 'resnet-20'"):
-        registry.get("ptb", model="resnet-20")
+        catalogue.get("ptb", model="resnet-20")
     with pytest.raises(TaskError, match="ptb has no option vocabulary"):
-        registry.get("ptb", options={"vocabulary": "bytes"})
+        catalogue.get("ptb", options={"vocabulary": "bytes"})
 
 
 # -- vocabularies and tickets ------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_vocabulary_that_does_not_fit_a_ticket(file: Path, tmp_path: Path) -> 
         for words in (("ticket", "wins"), ("mask", "net"), ("a", "the", "dense"))
     )
     ticket = ticket_of(small, tmp_path / "ticket")
-    for other in (same, larger, text(file, model="lstm@0.05"), registry.get("ptb", model="lstm@0.05")):
+    for other in (same, larger, text(file, model="lstm@0.05"), catalogue.get("ptb", model="lstm@0.05")):
         with pytest.raises(TicketError, match=r"vocabulary is tokenizer of size 3 .*, and that of (text|ptb)"):
             source_of(ticket, task=other, weights="start")
     assert source_of(ticket, task=small, weights="start").mask.density == pytest.approx(0.5, abs=0.01)
@@ -184,4 +184,4 @@ def test_presets_are_those_of_the_page() -> None:
         assert rate.lower() == f"{recipe.lr} ({recipe.optimizer})"
         assert tokens == (f"{int(tables['options']['train']):,}" if tables["options"] else "all")
         language.check(tables["model"])
-        assert registry.get(tables["task"], model=tables["model"], options=tables["options"]).key()
+        assert catalogue.get(tables["task"], model=tables["model"], options=tables["options"]).key()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError
-from ticketry.tasks.language.text import read
+from ticketry.tasks.language.corpus import read
 
 SHARES = {"validation": Fraction(1, 10), "test": Fraction(1, 5)}
 

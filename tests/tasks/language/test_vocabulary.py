@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import DataError, MissingExtraError
-from ticketry.tasks.language.vocabulary import Bytes, Tokenizer, Words
+from ticketry.tasks.language.corpus import Bytes, Tokenizer, Words
 
 
 def test_bytes() -> None:

@@ -11,8 +11,8 @@ import torch
 from ticketry.search import continuous
 from ticketry.search.iterative import Settings, level_densities
 from ticketry.tasks import models
-from ticketry.tasks.experiments import EXPERIMENTS, experiment
-from ticketry.tasks.language.experiments import LANGUAGE_PRESETS
+from ticketry.tasks.presets import EXPERIMENTS, experiment
+from ticketry.tasks.presets.language import LANGUAGE_PRESETS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 

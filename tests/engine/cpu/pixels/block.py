@@ -12,7 +12,7 @@ import torch
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.pixels import Geometry, Pixels
 from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.pixels.values import rounded
+from ticketry.engine.cpu.pixels.number_formats import rounded
 from ticketry.engine.cpu.program import Op, Program
 from ticketry.engine.cpu.target import target
 
@@ -48,6 +48,12 @@ class Block:
         found = Pixels(geometry, self.size, first, channels)
         self.size += -(-geometry.bytes(self.images) // 64) * 64 + GUARD
         return found
+
+    def reserve(self, size: int) -> int:
+        """Scratch memory behind all values."""
+        self.scratch = (-(-self.size // 64) * 64, size)
+        self.size = sum(self.scratch) + 64
+        return self.scratch[0]
 
     def put(self, value: Pixels, data: Array) -> None:
         """Set a value to data [images, channels, height, width]."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.engine.cpu.pixels import Geometry
-from ticketry.engine.cpu.pixels.attention import attention, attention_bytes
+from ticketry.engine.cpu.pixels.attention import attention
+from ticketry.engine.cpu.program import BlockSpec
 from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
@@ -24,7 +25,6 @@ from ticketry.errors import EngineError
     queries=st.integers(1, 20),
     keys=st.integers(1, 90),
     causal=st.booleans(),
-    biases=st.sampled_from(["none", "one", "all"]),
     threads=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
 )
@@ -36,7 +36,6 @@ def test_attention(
     queries: int,
     keys: int,
     causal: bool,
-    biases: str,
     threads: int,
     seed: int,
 ) -> None:
@@ -51,34 +50,23 @@ def test_attention(
     q, y = (block.place(Geometry.of(1, queries, heads * size)) for _ in range(2))
     for value, numbers in zip((q, k, v), data, strict=True):
         block.put(value, numbers)
-    scratch = block.size
-    block.size += attention_bytes(k, images, here) + 64
-    bias = None
-    if biases != "none":
-        bias = rng.standard_normal((heads if biases == "all" else 1, queries, keys)).astype(np.float32)
-    ops = attention(q, k, v, y, heads, scratch, causal=causal, bias=bias, target=here)
-    block.scratch = (scratch, attention_bytes(k, images, here))
+    ops = attention(q, k, v, y, heads, size**-0.5, causal, BlockSpec(here, images, block.reserve))
     [result] = block.run(ops, [y], where, threads=threads)
     tensors = [torch.from_numpy(each).double().reshape(images, heads, size, -1).transpose(2, 3) for each in data]
-    mask = torch.zeros(queries, keys, dtype=torch.float64) if bias is None else torch.from_numpy(bias).double()
-    if causal:
-        mask = mask + torch.full((queries, keys), -torch.inf, dtype=torch.float64).triu(1)
-    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
     assert close(result, expected.transpose(2, 3).reshape(images, heads * size, 1, queries))
 
 
 def test_values_that_do_not_fit() -> None:
-    block, here = Block(1), target()
+    block, spec = Block(1), BlockSpec(target())
     q, k = block.place(Geometry.of(1, 4, 12)), block.place(Geometry.of(1, 5, 12))
     with pytest.raises(EngineError, match="5 heads"):
-        attention(q, k, k, q, 5, 0, target=here)
+        attention(q, k, k, q, 5, 1.0, False, spec)
     with pytest.raises(EngineError, match="do not fit"):
-        attention(q, k, q, q, 4, 0, target=here)
-    with pytest.raises(EngineError, match="shape"):
-        attention(q, k, k, q, 4, 0, bias=np.zeros((2, 4, 5), np.float32), target=here)
+        attention(q, k, q, q, 4, 1.0, False, spec)
     halo = block.place(Geometry.of(1, 4, 12, 1))
     with pytest.raises(EngineError, match="halo"):
-        attention(halo, k, k, halo, 4, 0, target=here)
+        attention(halo, k, k, halo, 4, 1.0, False, spec)
     far = block.place(Geometry.of(1, 4097, 4))
     with pytest.raises(EngineError, match="at most 4096"):
-        attention(far, far, far, far, 4, 0, target=here)
+        attention(far, far, far, far, 4, 1.0, False, spec)

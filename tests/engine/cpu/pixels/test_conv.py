@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
 from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
 from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
+from ticketry.engine.cpu.program import BlockSpec
 from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Convolution
 from ticketry.errors import EngineError
 
 
@@ -43,7 +45,6 @@ class Case:
     """Rows that share their columns."""
     shuffled: bool
     """Whether rows of a group lie apart."""
-    given_rows: bool
     act: Any
     residual: bool
     beside: int
@@ -81,7 +82,6 @@ def cases(draw: st.DrawFn) -> Case:
         density=draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])),
         rows=draw(st.sampled_from([1, 4, 8, 16, 32, 48, 64])),
         shuffled=draw(st.booleans()),
-        given_rows=draw(st.booleans()),
         act=draw(st.sampled_from([None, "relu", "relu6", "gelu", "sigmoid", ("leaky_relu", 0.1)])),
         residual=draw(st.booleans()),
         beside=draw(st.sampled_from([0, 0, 3, 16])),
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def _weights(case: Case, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
+def _weights(case: Case, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Weights whose groups of rows each keep columns of their own; some groups keep none."""
     shape = (case.outputs, case.inputs // case.groups, *case.kernel)
     weight = rng.standard_normal(shape).astype(np.float32)
@@ -97,14 +97,14 @@ def _weights(case: Case, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any]
     rows = [order[at : at + case.rows] for at in range(0, case.outputs, case.rows)]
     for number, group in enumerate(rows):
         weight[group] *= (rng.random(shape[1:]) < case.density) * (number % 4 != 3)
-    return weight, rows
+    return weight
 
 
 @settings(max_examples=60)
 @given(cases())
 def test_any_convolution(case: Case) -> None:
     rng = np.random.default_rng(case.seed)
-    weight, rows = _weights(case, rng)
+    weight = _weights(case, rng)
     bias = rng.standard_normal(case.outputs).astype(np.float32)
     block = Block(case.images)
     item, y_item, residual_item = case.items
@@ -133,39 +133,24 @@ def test_any_convolution(case: Case) -> None:
         added = as_stored(rng.standard_normal(expected.shape), residual_item)
         block.put(residual, added)
         expected = expected + torch.from_numpy(added).double()
-    ops = conv(
-        x,
-        y,
-        weight,
-        bias,
-        target=target(case.target),
-        stride=case.stride,
-        padding=case.padding,
-        dilation=case.dilation,
-        groups=case.groups,
-        act=case.act,
-        residual=residual,
-        rows=rows if case.given_rows else None,
-        images=case.images,
-    )
+    layer = Convolution(weight, bias, case.stride, case.padding, case.dilation, case.groups, case.act)
+    ops = conv(x, y, layer, residual, BlockSpec(target(case.target), case.images))
     [result] = block.run(ops, [y], case.target, threads=case.threads, images=case.run)
     assert close_in(y_item, result, activated(expected, case.act)[: case.run])
 
 
-def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, **options: Any) -> tuple[Any, Any]:
+def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, padding: int = 0) -> tuple[Any, Any]:
     """The result of a convolution without bias, and torch's."""
     rng = np.random.default_rng(0)
     data = rng.standard_normal(x_shape).astype(np.float32)
-    padding = options.get("padding", 0)
-    four = weight.reshape(*weight.shape, 1, 1) if weight.ndim == 2 else weight
     expected = torch.nn.functional.conv2d(
-        torch.from_numpy(data).double(), torch.from_numpy(four).double(), padding=padding
+        torch.from_numpy(data).double(), torch.from_numpy(weight).double(), padding=padding
     )
     block = Block(x_shape[0])
     x = block.place(Geometry.of(*x_shape[2:], x_shape[1], padding))
     y = block.place(Geometry.of(*expected.shape[2:], len(weight)))
     block.put(x, data)
-    ops = conv(x, y, weight, target=target(where), images=x_shape[0], **options)
+    ops = conv(x, y, Convolution(weight, padding=(padding, padding)), None, BlockSpec(target(where), x_shape[0]))
     return block.run(ops, [y], where)[0], expected
 
 
@@ -174,7 +159,7 @@ def _run(weight: np.ndarray[Any, Any], x_shape: tuple[int, ...], where: str, **o
 @pytest.mark.parametrize("tokens", [1, 13])
 def test_a_linear_layer(where: str, images: int, tokens: int) -> None:
     """Vectors alone (images of one pixel) and tokens (images of one row): few pixels, many columns."""
-    weight = np.random.default_rng(1).standard_normal((70, 333)).astype(np.float32)
+    weight = np.random.default_rng(1).standard_normal((70, 333, 1, 1)).astype(np.float32)
     weight[:, ::3] = 0
     result, expected = _run(weight, (images, 333, 1, tokens), where)
     assert close(result, expected)
@@ -192,42 +177,37 @@ def test_rows_without_columns_are_their_bias() -> None:
     x, y = block.place(Geometry.of(3, 3, 4)), block.place(Geometry.of(3, 3, 20))
     block.put(x, np.ones((2, 4, 3, 3), np.float32))
     bias = np.linspace(-1, 1, 20).astype(np.float32)
-    ops = conv(x, y, np.zeros((20, 4, 1, 1), np.float32), bias, act="relu", target=target())
+    ops = conv(x, y, Convolution(np.zeros((20, 4, 1, 1), np.float32), bias, act="relu"), None, BlockSpec(target()))
     [result] = block.run(ops, [y], "host")
     assert np.array_equal(result, np.broadcast_to(np.maximum(bias, 0)[:, None, None], result.shape))
 
 
 def test_shapes_and_rows_that_do_not_fit() -> None:
-    block, here = Block(1), target()
+    block, spec = Block(1), BlockSpec(target())
     x, y = block.place(Geometry.of(8, 8, 4, 1)), block.place(Geometry.of(8, 8, 6))
     weight = np.ones((6, 4, 3, 3), np.float32)
     with pytest.raises(EngineError, match="halo"):
-        conv(x, y, np.ones((6, 4, 5, 5), np.float32), padding=2, target=here)
+        conv(x, y, Convolution(np.ones((6, 4, 5, 5), np.float32), padding=(2, 2)), None, spec)
     with pytest.raises(EngineError, match="its place holds"):
-        conv(x, y, weight, target=here)
+        conv(x, y, Convolution(weight), None, spec)
     with pytest.raises(EngineError, match="3 channels, its input has 4"):
-        conv(x, y, np.ones((6, 3, 3, 3), np.float32), padding=1, target=here)
-    with pytest.raises(EngineError, match="once"):
-        conv(x, y, weight, padding=1, rows=[np.arange(5)], target=here)
-    with pytest.raises(EngineError, match="once"):
-        conv(x, y, weight, padding=1, rows=[np.arange(6), np.arange(1)], target=here)
+        conv(x, y, Convolution(np.ones((6, 3, 3, 3), np.float32), padding=(1, 1)), None, spec)
     with pytest.raises(EngineError, match="residual"):
-        conv(x, y, weight, padding=1, residual=x, target=here)
+        conv(x, y, Convolution(weight, padding=(1, 1)), x, spec)
 
 
 def test_what_a_layer_costs() -> None:
     """Nearly as much less as there are fewer weights, more on half the vectors, and less than it takes by nothing."""
-    rng, here = np.random.default_rng(0), target()
+    rng, spec = np.random.default_rng(0), BlockSpec(target())
     x = Pixels(Geometry.of(16, 16, 128, 1), 0)
     y = Pixels(Geometry.of(16, 16, 128, 0), 0)
     weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
-    rows = [np.arange(at, at + 32) for at in range(0, 128, 32)]
-    dense = cost(x, y, weight, padding=1, target=here)
+    dense = cost(x, y, Convolution(weight, padding=(1, 1)), spec)
     kept = np.repeat(rng.random((4, 128, 3, 3)) < 0.1, 32, axis=0)
-    sparse = cost(x, y, weight * kept, padding=1, rows=rows, target=here)
+    sparse = cost(x, y, Convolution(weight * kept, padding=(1, 1)), spec)
     assert 0.1 * dense < sparse < 0.15 * dense
     if target().lanes == 16:
-        assert dense < 0.7 * cost(x, y, weight, padding=1, target=target("avx2"))
+        assert dense < 0.7 * cost(x, y, Convolution(weight, padding=(1, 1)), BlockSpec(target("avx2")))
 
 
 @pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
@@ -235,36 +215,35 @@ def test_what_a_layer_costs() -> None:
 def test_a_linear_layer_of_pairs(images: int, tokens: int, inputs: int) -> None:
     """An odd number of channels; whole pairs pruned, and halves of pairs."""
     rng = np.random.default_rng(1)
-    weight = rng.standard_normal((70, inputs)).astype(np.float32)
+    weight = rng.standard_normal((70, inputs, 1, 1)).astype(np.float32)
     weight[:, ::3] = 0
     data = as_stored(rng.standard_normal((images, inputs, 1, tokens)), HALF)
     block = Block(images)
     x, y = block.place(Geometry.of(1, tokens, inputs, 0, HALF)), block.place(Geometry.of(1, tokens, 70))
     block.put(x, data)
-    [result] = block.run(conv(x, y, weight, target=target(), images=images), [y], "host")
-    expected = np.einsum("oc,ncht->noht", as_stored(weight, HALF).astype(np.float64), data)
+    [result] = block.run(conv(x, y, Convolution(weight), None, BlockSpec(target(), images)), [y], "host")
+    expected = np.einsum("oc,ncht->noht", as_stored(weight[:, :, 0, 0], HALF).astype(np.float64), data)
     assert close(result, expected)
 
 
 @pytest.mark.skipif(not target().bf16, reason="the processor multiplies no bfloat16")
 def test_pairs_cost_half_where_they_are_kept_together() -> None:
     """A pair with one kept channel costs what a pair with two does."""
-    rng, here = np.random.default_rng(0), target()
+    rng, spec = np.random.default_rng(0), BlockSpec(target(), 8)
     weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
-    rows = [np.arange(at, at + 32) for at in range(0, 128, 32)]
     pairs = np.repeat(np.repeat(rng.random((4, 64, 3, 3)) < 0.25, 32, axis=0), 2, axis=1)
     apart = pairs * (np.arange(128) % 2 == 0)[:, None, None]
 
     def nanoseconds(mask: np.ndarray[Any, Any], item: int) -> float:
         x, y = (Pixels(Geometry.of(16, 16, 128, halo, item), 0) for halo in (1, 0))
-        return cost(x, y, weight * mask, padding=1, target=here, rows=rows, images=8)
+        return cost(x, y, Convolution(weight * mask, padding=(1, 1)), spec)
 
     assert nanoseconds(pairs, HALF) == nanoseconds(apart, HALF)
     assert nanoseconds(pairs, HALF) < 0.6 * nanoseconds(pairs, FLOAT)
 
 
 def test_pairs_need_a_target_that_multiplies_them() -> None:
-    here = dataclasses.replace(target(), bf16=False)
+    spec = BlockSpec(dataclasses.replace(target(), bf16=False))
     x, y = (Pixels(Geometry.of(4, 4, 16, 0, HALF), 0) for _ in range(2))
     with pytest.raises(EngineError, match="multiplies no bfloat16"):
-        conv(x, y, np.ones((16, 16), np.float32), target=here)
+        conv(x, y, Convolution(np.ones((16, 16, 1, 1), np.float32)), None, spec)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, activated, close, targets
 from ticketry.engine.cpu import pixels
 from ticketry.engine.cpu.pixels import Geometry, Pixels
-from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
 ACTS = [None, "relu", "silu", ("leaky_relu", 0.2)]
@@ -56,7 +55,7 @@ def test_two_values(
     x, a = _value(block, shape, rng)
     other, b = _value(block, (shape[0], *(1 if one else n for one, n in zip(ones, shape[1:], strict=True))), rng)
     y = x if in_place else _value(block, shape, rng)[0]
-    ops = getattr(pixels, operation)(x, other, y, target=target(where), act=act)
+    ops = pixels.elementwise(operation, x, other, y, act)
     [result] = block.run(ops, [y], where, threads=threads)
     expected = (np.add if operation == "add" else np.multiply)(a.astype(np.float64), b)
     assert close(result, activated(torch.from_numpy(expected), act))
@@ -74,22 +73,22 @@ def test_one_value(
     expected = torch.from_numpy(data).double()
     if operation == "affine":
         scale, shift = rng.standard_normal((2, shape[1])).astype(np.float32)
-        ops = pixels.affine(x, y, scale, shift, act=act, target=target(where))
+        ops = pixels.affine(x, y, scale, shift, act)
         expected = expected * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
     elif operation == "apply":
-        ops = pixels.apply(x, y, act, target=target(where))
+        ops = pixels.apply(act, x, y)
     else:
-        ops, act = pixels.copy(x, y, target=target(where)), None
+        ops, act = pixels.copy(x, y), None
     [result] = block.run(ops, [y], where, threads=threads)
     assert close(result, activated(expected, act))
 
 
 def test_shapes_that_do_not_fit() -> None:
-    block, here = Block(1), target()
+    block = Block(1)
     x, y, small = (block.place(Geometry.of(4, 4, channels)) for channels in (8, 8, 3))
     with pytest.raises(EngineError, match="same shape"):
-        pixels.copy(x, small, target=here)
+        pixels.copy(x, small)
     with pytest.raises(EngineError, match="no value"):
-        pixels.add(x, small, y, target=here)
+        pixels.elementwise("add", x, small, y)
     with pytest.raises(EngineError, match="3 values for 8"):
-        pixels.affine(x, y, np.ones(3), np.ones(8), target=here)
+        pixels.affine(x, y, np.ones(3), np.ones(8))

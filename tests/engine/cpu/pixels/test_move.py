@@ -6,15 +6,12 @@ import ctypes
 import mmap
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, targets
 from ticketry.engine.cpu.pixels import Geometry, load, store
-from ticketry.engine.cpu.target import target
-from ticketry.errors import EngineError
 
 LAYOUTS = {
     # name: strides of a tensor [images, channels, height, width] that takes `steps` elements in all
@@ -37,7 +34,6 @@ LAYOUTS = {
     width=st.integers(1, 35),
     halo=st.integers(0, 2),
     layout=st.sampled_from(list(LAYOUTS)),
-    shuffled=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_in_and_out(
@@ -50,7 +46,6 @@ def test_in_and_out(
     width: int,
     halo: int,
     layout: str,
-    shuffled: bool,
     seed: int,
 ) -> None:
     """A tensor is read into a value, which is written to another tensor."""
@@ -61,15 +56,13 @@ def test_in_and_out(
     result, written = _tensor(run, channels, height, width, strides, at_end=seed % 2 == 1)
     block = Block(images)
     value = block.place(Geometry.of(height, width, channels + 19, halo), 3, channels)
-    order = rng.permutation(channels) if shuffled else None
-    ops = load(0, strides, value, target=target(where), order=order)
-    ops += store(1, strides, value, target=target(where), order=order)
+    ops = load(0, strides, value) + store(1, strides, value)
     before = source.clone()
     last = run - (-(-run // images) - 1) * images
     [held] = block.run(ops, [value], where, threads=threads, external=[inside, written], images=run)
     assert torch.equal(source.view(torch.int32), before.view(torch.int32))
     expected = inside[run - last :].numpy()
-    assert np.array_equal(held[:last], expected if order is None else expected[:, order])
+    assert np.array_equal(held[:last], expected)
     assert torch.equal(written, inside)
     written[:] = torch.nan
     assert torch.isnan(result).all(), "numbers beside the tensor were written"
@@ -96,9 +89,3 @@ def fenced(size: int) -> torch.Tensor:
     for fence in (0, page + middle):
         assert libc.mprotect(ctypes.c_void_p(bytes_.ctypes.data + fence), ctypes.c_size_t(page), 0) == 0
     return torch.from_numpy(bytes_[page : page + middle].view(np.float32))
-
-
-def test_an_order_is_a_permutation() -> None:
-    value = Block(1).place(Geometry.of(2, 2, 3))
-    with pytest.raises(EngineError, match="once"):
-        load(0, (12, 4, 2, 1), value, target=target(), order=np.array([0, 1, 1]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.engine.cpu import pixels
 from ticketry.engine.cpu.pixels import Geometry
-from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Window
 from ticketry.errors import EngineError
 
 wheres, shapes = st.sampled_from(targets()), st.tuples(*[st.integers(1, most) for most in (4, 80, 12, 12)])
@@ -28,7 +28,7 @@ def _pair(high: int, low: int = 1) -> st.SearchStrategy[tuple[int, int]]:
 
 @settings(max_examples=50)
 @given(
-    kind=st.sampled_from(["max", "mean", "mean without padding", "divisor"]),
+    kind=st.sampled_from(["max", "mean", "mean without padding"]),
     where=wheres,
     shape=shapes,
     kernel=_pair(4),
@@ -63,43 +63,26 @@ def test_windows(
     if kind == "max":
         expected = functional.max_pool2d(data, kernel, dilation=dilation, **common)
     else:
-        options = {"count_include_pad": kind == "mean", "divisor_override": 3 if kind == "divisor" else None}
-        expected = functional.avg_pool2d(data.double(), kernel, **common, **options)
+        expected = functional.avg_pool2d(data.double(), kernel, **common, count_include_pad=kind == "mean")
     block = Block(shape[0])
     x = block.place(Geometry.of(*shape[2:], shape[1] + 5, halo), 2, shape[1])
     y = block.place(Geometry.of(*expected.shape[2:], shape[1], 1))
     block.put(x, data.numpy())
-    here = target(where)
-    if kind == "max":
-        ops = pixels.max_pool(x, y, kernel, stride=stride, padding=padding, dilation=dilation, target=here)
-    else:
-        ops = pixels.avg_pool(
-            x,
-            y,
-            kernel,
-            stride=stride,
-            padding=padding,
-            count_include_pad=kind == "mean",
-            divisor=3 if kind == "divisor" else None,
-            target=here,
-        )
+    window = Window(kernel, stride, padding, dilation)
+    ops = pixels.max_pool(x, y, window) if kind == "max" else pixels.avg_pool(x, y, window, kind == "mean")
     [result] = block.run(ops, [y], where, threads=threads)
     assert close(result, expected)
 
 
 @settings(max_examples=50)
-@given(where=wheres, shape=shapes, size=st.integers(1, 7), threads=threads_, seed=st.integers(0, 99))
-def test_adaptive_means(where: str, shape: tuple[int, ...], size: int, threads: int, seed: int) -> None:
+@given(where=wheres, shape=shapes, threads=threads_, seed=st.integers(0, 99))
+def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int, seed: int) -> None:
     data = _random(shape, seed)
     block = Block(shape[0])
     x = block.place(Geometry.of(*shape[2:], shape[1], 1))
-    y = block.place(Geometry.of(size, size + 1, shape[1]))
     z = block.place(Geometry.of(1, 1, shape[1]))
     block.put(x, data.numpy())
-    here = target(where)
-    ops = pixels.adaptive_avg_pool(x, y, target=here) + pixels.global_mean(x, z, target=here)
-    adaptive, whole = block.run(ops, [y, z], where, threads=threads)
-    assert close(adaptive, torch.nn.functional.adaptive_avg_pool2d(data.double(), (size, size + 1)))
+    [whole] = block.run(pixels.global_mean(x, z), [z], where, threads=threads)
     assert close(whole, data.double().mean(dim=(2, 3), keepdim=True))
 
 
@@ -110,7 +93,7 @@ def test_the_largest_of_numbers_that_are_none_is_none() -> None:
     block = Block(1)
     x, y = block.place(Geometry.of(2, 4, 1)), block.place(Geometry.of(1, 2, 1))
     block.put(x, data.numpy())
-    [result] = block.run(pixels.max_pool(x, y, 2, target=target()), [y], "host")
+    [result] = block.run(pixels.max_pool(x, y, Window((2, 2), (2, 2))), [y], "host")
     assert np.array_equal(result, torch.nn.functional.max_pool2d(data, 2).numpy(), equal_nan=True)
 
 
@@ -118,4 +101,4 @@ def test_a_window_behind_the_input_is_refused() -> None:
     block = Block(1)
     x, y = block.place(Geometry.of(4, 4, 8)), block.place(Geometry.of(3, 2, 8))
     with pytest.raises(EngineError, match="behind the last of 4"):
-        pixels.max_pool(x, y, 2, target=target())
+        pixels.max_pool(x, y, Window((2, 2), (2, 2)))

@@ -6,16 +6,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.engine.cpu.pixels.support import blocks_of, columns_by_tap, groups_of
-from ticketry.engine.cpu.pixels.tiles import Plane, Tile, Tiling, Window, spans
+from ticketry.engine.cpu.pixels.conv import blocks_of, columns_by_tap, groups_of
+from ticketry.engine.cpu.pixels.tiles import Plane, Tile, Tiling, spans
+from ticketry.engine.cpu.window import Axis
 
 
 @st.composite
 def planes(draw: st.DrawFn) -> Plane:
-    def window() -> Window:
+    def window() -> Axis:
         size, dilation, padding = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(0, 3))
         least = max(1, dilation * (size - 1) + 1 - 2 * padding)
-        return Window(draw(st.integers(least, least + 12)), size, draw(st.integers(1, 3)), padding, dilation)
+        return Axis(draw(st.integers(least, least + 12)), size, draw(st.integers(1, 3)), padding, dilation)
 
     return Plane(window(), window())
 

@@ -12,6 +12,8 @@ from arenas import Arena, targets
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
+from ticketry.engine.cpu.program import BlockSpec
+from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
 _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
@@ -40,7 +42,11 @@ def test_attention(name, batch, heads, group, depth, values, tokens, images, hal
     arena = Arena(name, threads)
     planes = [arena.planes(Geometry.of(1, t.shape[3], halo, images), t.shape[1]) for t in (q, k, v, found)]
     moves = [op for number, t in enumerate((q, k, v)) for op in load(number, t.stride(), planes[number])]
-    ops = [*moves, *attention(*planes, heads * group, scale, causal), *store(3, found.stride(), planes[3])]
+    ops = [
+        *moves,
+        *attention(*planes, heads * group, scale, causal, BlockSpec(target(name))),
+        *store(3, found.stride(), planes[3]),
+    ]
     arena.run(ops, batch, [q, k, v, found])
     parts = [
         t.double().view(batch, shape[0], shape[1], shape[2]).transpose(2, 3)
@@ -54,10 +60,10 @@ def test_attention(name, batch, heads, group, depth, values, tokens, images, hal
 def test_heads_that_do_not_fit_are_told() -> None:
     value = Planes.at(Geometry.of(1, 4, 0, 1), 6, 0)
     with pytest.raises(EngineError, match="4 heads"):
-        attention(value, value, value, value, 4, 1.0)
+        attention(value, value, value, value, 4, 1.0, False, BlockSpec(target()))
 
 
 def test_tokens_with_a_halo_between_are_told() -> None:
     value = Planes.at(Geometry.of(2, 4, 1, 1), 6, 0)
     with pytest.raises(EngineError, match="rows of 4 lie 5 positions apart"):
-        attention(value, value, value, value, 2, 1.0)
+        attention(value, value, value, value, 2, 1.0, False, BlockSpec(target()))

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
-from ticketry.engine.cpu.planes.choice import kinds
-from ticketry.engine.cpu.program import Program
+from ticketry.engine.cpu.planes.kernel_choice import kinds
+from ticketry.engine.cpu.program import BlockSpec, Program
 from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Convolution
 
 ACTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     None: lambda x: x,
@@ -116,28 +117,14 @@ class Case:
         end += layer.outputs * geometry.bytes
         self.residual = Planes.at(geometry, layer.outputs, end) if layer.residual else None
         self.scratch = end + layer.outputs * geometry.bytes
-        self.shape: dict[str, Any] = {
-            "stride": layer.stride,
-            "padding": layer.padding,
-            "dilation": layer.dilation,
-            "groups": layer.groups,
-            "target": target(layer.where),
-        }
+        where = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+        self.convolution = Convolution(self.weight, self.bias, **where, act=layer.act)
+        self.spec = BlockSpec(target(layer.where), layer.images, lambda size: self.scratch)
         self.rng = rng
 
     def program(self, split: str = "batch") -> Program:
-        ops = conv(
-            self.x,
-            self.y,
-            self.weight,
-            self.bias,
-            act=self.layer.act,
-            residual=self.residual,
-            scratch=self.scratch,
-            label="layer",
-            **self.shape,
-        )
-        size = self.scratch + scratch_bytes(self.x.geometry, self.y.geometry, self.weight, **self.shape)
+        ops = conv(self.x, self.y, self.convolution, self.residual, self.spec)
+        size = self.scratch + scratch_bytes(self.x, self.y, self.convolution, self.spec)
         return Program(ops, self.layer.images, size, _library(self.layer.where), split)
 
     def run(self, program: Program, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +259,7 @@ def test_the_residual_may_be_what_is_written() -> None:
 
 def test_a_linear_layer_over_tokens() -> None:
     case = Case(_layer(height=1, width=37, kernel=(1, 1), padding=(0, 0), halo=0, images=1, together=4))
-    assert scratch_bytes(case.x.geometry, case.y.geometry, case.weight, **case.shape) == 0
+    assert scratch_bytes(case.x, case.y, case.convolution, case.spec) == 0
     _close(*case.run(case.program()))
 
 
@@ -301,7 +288,7 @@ def test_weights_take_little_more_memory_than_those_that_are_kept() -> None:
 
 def test_costs_grow_with_what_is_kept() -> None:
     sparse, dense = (Case(_layer(density=density)) for density in (0.1, 0.9))
-    costs = [cost(case.x.geometry, case.y.geometry, case.weight, **case.shape) for case in (sparse, dense)]
+    costs = [cost(case.x, case.y, case.convolution, case.spec) for case in (sparse, dense)]
     assert 0 < costs[0] < costs[1] / 2
 
 
@@ -320,7 +307,7 @@ def test_what_cannot_be_done_is_said(change: dict[str, Any], message: str) -> No
     weight = np.ones((4, 4, 3, 3), dtype=np.float32)
     x, y = Planes.at(geometry, 4, 0), Planes.at(geometry, 4, 4 * geometry.bytes)
     with pytest.raises(ValueError, match=message):
-        conv(x, y, weight, padding=1, target=target(layer.where))
+        conv(x, y, Convolution(weight, padding=(1, 1)), None, BlockSpec(target(layer.where)))
 
 
 def test_shapes_that_do_not_fit() -> None:
@@ -328,6 +315,6 @@ def test_shapes_that_do_not_fit() -> None:
     x = Planes.at(geometry, 4, 0)
     weight = np.ones((4, 4, 3, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="channels"):
-        conv(x, Planes.at(geometry, 5, 0), weight, padding=1, target=target())
+        conv(x, Planes.at(geometry, 5, 0), Convolution(weight, padding=(1, 1)), None, BlockSpec(target()))
     with pytest.raises(ValueError, match="gives 6 rows"):
-        conv(x, x, weight, target=target())
+        conv(x, x, Convolution(weight), None, BlockSpec(target()))

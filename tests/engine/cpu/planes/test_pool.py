@@ -12,6 +12,7 @@ from arenas import Arena, targets
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
+from ticketry.engine.cpu.window import Window
 
 _IMAGES = st.sampled_from([1, 2, 4, 8, 16])
 _SMALL = st.integers(0, 2)
@@ -60,24 +61,24 @@ def test_max_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
     found = torch.empty_like(wanted)
     arena = Arena(name, threads)
     a, y = _between(arena, x, wanted, halos, gaps, images)
-    ops = max_pool(a, y, kernel, stride, padding, dilation)
+    ops = max_pool(a, y, Window(kernel, stride, padding, dilation))
     arena.run([*load(0, x.stride(), a), *ops, *store(1, found.stride(), y)], batch, [x, found])
     assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", targets())
 @settings(max_examples=150)
-@given(**_COMMON, pads=st.booleans(), divisor=st.sampled_from([None, None, 3]))
-def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads, pads, divisor) -> None:
+@given(**_COMMON, pads=st.booleans())
+def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads, pads) -> None:
     size, kernel, stride, padding = (
         tuple(axis[key] for axis in axes) for key in ("size", "kernel", "stride", "padding")
     )
     x = torch.randn(batch, channels, *size)
-    wanted = F.avg_pool2d(x.double(), kernel, stride, padding, ceil, pads, divisor)
+    wanted = F.avg_pool2d(x.double(), kernel, stride, padding, ceil, pads)
     found = torch.empty_like(wanted, dtype=torch.float32)
     arena = Arena(name, threads)
     a, y = _between(arena, x, wanted, halos, gaps, images)
-    ops = avg_pool(a, y, kernel, stride, padding, pads, divisor)
+    ops = avg_pool(a, y, Window(kernel, stride, padding), pads)
     arena.run([*load(0, x.stride(), a), *ops, *store(1, found.stride(), y)], batch, [x, found])
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,115 @@
+"""What lists say of a score, against what it does: whether it opens data, how often it differentiates, its papers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from ticketry.core import score
+from ticketry.core.scope import scope
+from ticketry.core.score._registry import about
+from ticketry.core.structure.channel_wise.scores import CHANNEL_SCORES
+from ticketry.errors import ScoreError, UsageError
+
+PAPERS = {
+    "crop": "2206.10451",
+    "fisher": "1801.05787",
+    "grasp": "2002.07376",
+    "snip": "1810.02340",
+    "synflow": "2006.05467",
+}
+"""arXiv numbers, which the scores' own texts name."""
+
+FIRST_AUTHORS = {
+    "crop": "Rachwan et al. 2022",
+    "fisher": "Theis et al. 2018",
+    "grasp": "Wang et al. 2020",
+    "grasp200": "Wang et al. 2020",
+    "magnitude": "Han et al. 2015",
+    "random": "a control",
+    "snip": "Lee et al. 2019",
+    "synflow": "Tanaka et al. 2020",
+    "taylor": "Molchanov et al. 2019",
+}
+
+
+def derivatives(monkeypatch: pytest.MonkeyPatch, work: Any) -> int:
+    """Of the highest order that `work` asks autograd for."""
+    orders = [0]
+    plain = torch.autograd.grad
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        orders.append(2 if named.get("create_graph") else 1)
+        return plain(*arguments, **named)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(torch.autograd, "grad", counted)
+        work()
+    return max(orders)
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_AUTHORS))
+def test_a_score_needs_the_data_and_the_derivatives_that_lists_name(build, monkeypatch, name):
+    case, facts = build("resnet"), about(name)
+    known, function = scope(case.model), score.get(name)
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch)
+        return case.loss(model, batch)
+
+    order = derivatives(monkeypatch, lambda: function(case.model, known, batches=case.batches[:1], loss=loss))
+    assert order == facts.order
+    if not seen:
+        assert facts.data == "no"
+        assert function(case.model, known)
+        return
+    with pytest.raises(UsageError, match="give batches="):
+        function(case.model, known)
+    nothing = [(torch.full_like(images, float("nan")), labels) for images, labels in case.batches[:1]]
+    try:
+        found = function(case.model, known, batches=nothing, loss=case.loss)
+    except ScoreError:
+        assert facts.data == "yes"
+        return
+    assert facts.data == "shapes"  # no value is looked at
+    plain = function(case.model, known, batches=case.batches[:1], loss=case.loss)
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+def test_lists_name_the_paper_that_the_score_is_from():
+    assert set(score.names()) >= set(FIRST_AUTHORS)
+    for name, paper in FIRST_AUTHORS.items():
+        assert about(name).paper.startswith(paper)
+    for name, number in PAPERS.items():
+        assert number in (inspect.getdoc(inspect.getmodule(score.get(name))) or "") + (score.get(name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_AUTHORS))
+def test_a_form_for_channels_is_one_that_there_is(name):
+    forms = re.split(r", ", about(name).channels)
+    assert forms == ["summed"] or all(form in CHANNEL_SCORES for form in forms)
+
+
+def test_the_forms_for_channels_are_those_of_their_papers():
+    """SNAP is structured SNIP, crop_gates structured CroP; L1 and L2 norms are magnitudes (tables of their papers)."""
+    forms = {name: about(name).channels for name in FIRST_AUTHORS}
+    assert forms == {
+        **dict.fromkeys(FIRST_AUTHORS, "summed"),
+        "magnitude": "l1, l2",
+        "snip": "snap",
+        "crop": "crop_gates",
+        "taylor": "taylor",
+    }
+
+
+def test_a_function_of_ones_own_says_nothing_of_itself():
+    def mine(model, scope, **_):
+        return {}
+
+    assert about(mine) == score.About()
+    assert score.About() == score.About(paper="not said", data="not said", order=None, channels="summed")

@@ -1,0 +1,202 @@
+"""Gradual pruning in a loop of one's own, against one that prunes and masks by hand."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.sparse_training.gradual import gradual
+from ticketry.errors import HoldError, LayerCollapseError, MaskError, UsageError
+
+STEPS, CUTS = 20, {"begin": "2it", "end": "14it", "frequency": "3it"}
+AT = [5, 8, 11, 14]
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "adamw-fused": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1, fused=True),
+}
+
+
+def case() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    inputs = torch.randn(STEPS, 12, 6)
+    return model, [(batch, (batch.sum(1) > 0).long() + (batch[:, 0] > 1).long()) for batch in inputs]
+
+
+def one_step(model, optimizer, batch, clip=1.0, masked=lambda: None) -> None:
+    inputs, targets = batch
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    masked()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+
+
+def masked_by(weights, mask) -> None:
+    for name, kept in mask.items():
+        weights[name].grad *= torch.from_numpy(kept)
+
+
+def by_hand(model, optimizer, batches, density):
+    """Masks, gradients, weights and state multiplied at every step; the mask by a plain sort in NumPy."""
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    weights = dict(model.named_parameters())
+    mask = {name: np.ones(weights[name].shape, dtype=bool) for name in names}
+    total = sum(kept.size for kept in mask.values())
+    for done, batch in enumerate(batches, start=1):
+        one_step(model, optimizer, batch, masked=partial(masked_by, weights, mask))
+        if done in AT:
+            share = density + (1 - density) * (1 - (done - 2) / 12) ** 3
+            sizes = np.concatenate([np.where(mask[n], np.abs(weights[n].detach().numpy()), -1).ravel() for n in names])
+            chosen = np.zeros(total, dtype=bool)
+            chosen[np.argsort(-sizes, kind="stable")[: int(share * total + 0.5)]] = True
+            parts = np.split(chosen, np.cumsum([mask[n].size for n in names])[:-1])
+            mask = {n: part.reshape(mask[n].shape) for n, part in zip(names, parts, strict=True)}
+        with torch.no_grad():
+            for name in names:
+                kept = torch.from_numpy(mask[name])
+                weights[name] *= kept
+                for value in optimizer.state[weights[name]].values():
+                    if isinstance(value, torch.Tensor) and value.dim():
+                        value *= kept
+    return {name: torch.from_numpy(kept) for name, kept in mask.items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_same_bits_as_by_hand(optimizer):
+    model, batches = case()
+    other = copy.deepcopy(model)
+    mine, theirs = OPTIMIZERS[optimizer](model.parameters()), OPTIMIZERS[optimizer](other.parameters())
+    with gradual(model, density=0.1, steps=STEPS, **CUTS) as pruning:
+        for batch in batches:
+            one_step(model, mine, batch)
+            pruning.step()
+            pruning.check()
+    truth = by_hand(other, theirs, batches, 0.1)
+    assert pruning.mask == tk.Mask(truth)
+    assert pruning.mask.kept == round(0.1 * pruning.mask.total)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_removed_weights_and_their_state_are_0_after_every_step(optimizer):
+    model, batches = case()
+    mine = OPTIMIZERS[optimizer](model.parameters())
+    cut, densities = [], []
+    with gradual(model, sparsity=0.9, steps=STEPS, **CUTS) as pruning:
+        assert pruning.mask.density == 1
+        before = pruning.mask
+        for done, batch in enumerate(batches, start=1):
+            one_step(model, mine, batch)
+            pruning.check(mine)  # the optimiser's state too
+            if pruning.step():
+                cut.append(done)
+                densities.append(pruning.mask.density)
+            assert pruning.mask <= before
+            before = pruning.mask
+            for name, parameter in before.parameters(model).items():
+                assert not parameter.detach()[~before[name]].any()
+    assert cut == AT
+    assert densities == sorted(densities, reverse=True)
+    assert list(model.state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
+    assert all(not parameter._backward_hooks for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 14, 17])
+def test_it_goes_on_from_a_checkpoint(stop, tmp_path):
+    model, batches = case()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with gradual(model, density=0.2, steps=STEPS, **CUTS) as pruning:
+        for batch in batches:
+            one_step(model, optimizer, batch)
+            pruning.step()
+            if pruning.done == stop:
+                parts = {"model": model, "optimizer": optimizer, "pruning": pruning}
+                torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "checkpoint")
+    again, _ = case()
+    optimizer = OPTIMIZERS["adamw"](again.parameters())
+    stored = torch.load(tmp_path / "checkpoint", weights_only=True)
+    again.load_state_dict(stored["model"])
+    optimizer.load_state_dict(stored["optimizer"])
+    with gradual(again, density=0.2, steps=STEPS, **CUTS) as second:
+        second.load_state_dict(stored["pruning"])
+        for batch in batches[stop:]:
+            one_step(again, optimizer, batch)
+            second.step()
+    assert second.mask == pruning.mask
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_an_earlier_state_takes_a_later_mask_back():
+    model, _ = case()
+    pruning = gradual(model, density=0.2, steps=STEPS, **CUTS)
+    dense = pruning.state_dict()
+    for _ in range(6):
+        pruning.step()
+    assert pruning.mask.density < 1
+    pruning.load_state_dict(dense)
+    assert (pruning.mask.density, pruning.done) == (1, 0)
+    assert all(not parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_scope_and_distribution():
+    model, batches = case()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    scope = tk.scope(model, spare="0")
+    with tk.gradual(model, 0.3, steps=STEPS, scope=scope, distribution="uniform", **CUTS) as pruning:
+        for batch in batches:
+            one_step(model, optimizer, batch)
+            pruning.step()
+    assert list(pruning.mask) == ["2.weight", "4.weight"]
+    assert [layer.kept for layer in pruning.mask.table()] == [77, 14]  # 76.8 and 14.4 of 256 and 48
+    assert model[0].weight.detach().all()
+
+
+def test_blocks_leave_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 10), nn.Linear(10, 4))
+    with gradual(model, density=0.3, steps=10, begin="1it", end="8it", frequency="2it", pattern="4x1") as pruning:
+        for _ in range(10):
+            pruning.step()
+    for kept in pruning.mask.values():
+        for rows in kept.split(4):
+            assert torch.equal(rows.all(0), rows.any(0))
+    assert pruning.mask.kept == pytest.approx(0.3 * pruning.mask.total, abs=2)
+    with pytest.raises(UsageError, match="no mask of pattern 2:4 is so dense"):
+        gradual(model, density=0.3, steps=10, pattern="2:4")
+
+
+def test_weights_from_elsewhere_are_told():
+    model, _ = case()
+    with pytest.raises(HoldError), gradual(model, 0.3, steps=STEPS, **CUTS) as pruning:  # noqa: PT012
+        for _ in range(5):
+            pruning.step()
+        nn.init.ones_(model[0].weight)
+
+
+def test_wrong_states_and_words():
+    model, _ = case()
+    pruning = gradual(model, 0.3, steps=STEPS)
+    for state in ({}, {"done": 3}):
+        with pytest.raises(MaskError, match="no state of gradual pruning"):
+            pruning.load_state_dict(state)
+    with pytest.raises(MaskError, match="another model or scope"):
+        pruning.load_state_dict({"done": 1, "mask": {"0.weight": torch.ones(2, 2, dtype=torch.bool)}})
+    for wrong in ({"score": "nothing"}, {"distribution": "fair"}, {"begin": "1ep"}, {"density": 0.1, "sparsity": 0.9}):
+        with pytest.raises(UsageError):
+            gradual(model, **{"density": 0.3, "steps": STEPS, **wrong})
+
+
+def test_layer_collapse_is_told():
+    model, _ = case()
+    pruning = gradual(model, 0.001, steps=STEPS, **CUTS)
+    with pytest.raises(LayerCollapseError):
+        _ = [pruning.step() for _ in range(14)]

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import scope
+from ticketry.core.sparse_training.hold import Hold, hold
+from ticketry.errors import HoldError, MaskError
+
+optim = torch.optim
+
+
+class Mixing(Optimizer):
+    """An optimiser of one's own in which every weight moves by its neighbour's gradient and by the mean."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    moved = parameter.grad.flatten().roll(1).reshape(parameter.shape) + parameter.grad.mean()
+                    parameter.sub_(moved, alpha=group["lr"])
+
+
+class Subclassed(optim.SGD):
+    """Known by name to nobody: it must be masked after its steps, whatever it inherits from."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(1e-3)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+    "dampening": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+    "nesterov": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "maximize": lambda p: optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-2, maximize=True),
+    "sgd-foreach": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2, foreach=True),
+    "sgd-fused": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2, fused=True),
+    "adam": lambda p: optim.Adam(p, lr=0.01),
+    "adam-decay": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adam-amsgrad": lambda p: optim.Adam(p, lr=0.01, amsgrad=True),
+    "adam-foreach": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1, foreach=True),
+    "adam-fused": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adamw-foreach": lambda p: optim.AdamW(p, lr=0.01, foreach=True),
+    "adamw-fused": lambda p: optim.AdamW(p, lr=0.01, fused=True),
+    "nadam": lambda p: optim.NAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "radam": lambda p: optim.RAdam(p, lr=0.01),
+    "adamax": lambda p: optim.Adamax(p, lr=0.01),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.1),
+    "adagrad-fused": lambda p: optim.Adagrad(p, lr=0.01, fused=True),
+    "adadelta": lambda p: optim.Adadelta(p, lr=1.0, weight_decay=0.1),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True, weight_decay=0.1),
+    "rprop": lambda p: optim.Rprop(p, lr=0.01),
+    "asgd": lambda p: optim.ASGD(p, lr=0.01, weight_decay=0.1),
+    "adafactor": lambda p: optim.Adafactor(p, lr=0.01),
+    "mixing": lambda p: Mixing(p, lr=0.1),
+    "subclassed": lambda p: Subclassed(p, lr=0.1, momentum=0.9),
+}
+
+
+def masked_by_hand(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [(parameters[name], kept.float()) for name, kept in mask.items()]
+
+
+def train_by_hand(model: nn.Module, mask: Mask, optimizer: Optimizer, batches, loss, clip: float | None = None):
+    """The slow reference: weights and gradients are multiplied by the mask at every step."""
+    pairs = masked_by_hand(model, mask)
+    norms = []
+    for batch in batches:
+        with torch.no_grad():
+            for parameter, kept in pairs:
+                parameter.mul_(kept)
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        for parameter, kept in pairs:
+            parameter.grad.mul_(kept)
+        if clip is not None:
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, kept in pairs:
+                parameter.mul_(kept)
+    return norms
+
+
+def train(model: nn.Module, optimizer: Optimizer, batches, loss, after_step=lambda: None, clip: float | None = None):
+    """A user's loop, which knows of no mask."""
+    norms = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        if clip is not None:
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+        optimizer.step()
+        after_step()
+    return norms
+
+
+def require_zero(model: nn.Module, mask: Mask) -> None:
+    for parameter, kept in masked_by_hand(model, mask):
+        assert not parameter.detach()[kept == 0].any()
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for (name, left), (_, right) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def twins(build, name: str, density: float = 0.3):
+    case = build(name)
+    mask = prune(case.model, density, distribution="layerwise")
+    return case, copy.deepcopy(case.model), mask
+
+
+@pytest.mark.parametrize("model", ["resnet", "lstm", "transformer"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_removed_weights_stay_0_and_kept_ones_train_as_by_hand(build, model, optimizer):
+    case, other, mask = twins(build, model)
+    train_by_hand(other, mask, OPTIMIZERS[optimizer](other.parameters()), case.batches, case.loss)
+    own = OPTIMIZERS[optimizer](case.model.parameters())
+    with hold(case.model, mask) as held:
+        train(case.model, own, case.batches, case.loss, lambda: require_zero(case.model, mask))
+        held.check(own)
+    require_zero(case.model, mask)
+    assert_same(case.model, other)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(case.model.parameters(), build(model).model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
+def test_muon(build):
+    case, other, mask = twins(build, "transformer")
+
+    def optimizer(model: nn.Module) -> Optimizer:
+        return optim.Muon([parameter for parameter in model.parameters() if parameter.dim() == 2], lr=0.02)
+
+    train_by_hand(other, mask, optimizer(other), case.batches, case.loss)
+    with hold(case.model, mask):
+        train(case.model, optimizer(case.model), case.batches, case.loss, lambda: require_zero(case.model, mask))
+    assert_same(case.model, other)
+
+
+def test_lbfgs(build):
+    case, other, mask = twins(build, "transformer")
+    batch = case.batches[0]
+
+    def run(model: nn.Module, optimizer: Optimizer, pairs) -> list[float]:
+        def closure():
+            optimizer.zero_grad()
+            value = case.loss(model, batch)
+            value.backward()
+            for parameter, kept in pairs:
+                parameter.grad.mul_(kept)
+            return value
+
+        losses = []
+        for _ in range(4):
+            losses.append(float(optimizer.step(closure).detach()))
+            require_zero(model, mask)
+        return losses
+
+    mask.apply_(other)
+    by_hand = run(other, optim.LBFGS(other.parameters(), max_iter=4), masked_by_hand(other, mask))
+    with hold(case.model, mask):
+        held = run(case.model, optim.LBFGS(case.model.parameters(), max_iter=4), [])
+    assert held == by_hand
+    assert held[-1] < held[0]
+    assert_same(case.model, other)
+
+
+@pytest.mark.parametrize("model", ["resnet", "lstm", "transformer"])
+def test_clipping_sees_the_masked_gradient(build, model):
+    case, other, mask = twins(build, model)
+    by_hand = train_by_hand(other, mask, optim.SGD(other.parameters(), lr=0.5), case.batches, case.loss, clip=0.1)
+    dense = copy.deepcopy(case.model)
+    with hold(case.model, mask):
+        norms = train(case.model, optim.SGD(case.model.parameters(), lr=0.5), case.batches, case.loss, clip=0.1)
+    assert norms == by_hand
+    assert_same(case.model, other)
+    unmasked = train(mask.apply_(dense), optim.SGD(dense.parameters(), lr=0.5), case.batches[:1], case.loss, clip=0.1)
+    assert norms[0] < unmasked[0]
+
+
+def test_accumulated_gradients_are_masked(build):
+    case, other, mask = twins(build, "resnet")
+    pairs = masked_by_hand(other, mask)
+    mask.apply_(other)
+    for batch in case.batches[:3]:
+        case.loss(other, batch).backward()
+    for parameter, kept in pairs:
+        parameter.grad.mul_(kept)
+    with hold(case.model, mask):
+        for batch in case.batches[:3]:
+            case.loss(case.model, batch).backward()
+            for parameter, kept in masked_by_hand(case.model, mask):
+                assert not parameter.grad[kept == 0].any()
+    for one, two in zip(case.model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one.grad, two.grad)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam", "adamw", "rmsprop", "mixing"])
+def test_momentum_from_before_does_not_move_removed_weights(build, optimizer):
+    case = build("resnet")
+    own = OPTIMIZERS[optimizer](case.model.parameters())
+    train(case.model, own, case.batches[:3], case.loss)
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    with hold(case.model, mask) as held:
+        train(case.model, own, case.batches[3:], case.loss, lambda: require_zero(case.model, mask))
+        held.check(own)
+
+
+def test_momentum_is_cleared_for_an_optimizer_that_takes_the_place_of_another(build):
+    """Python gives the address, and so the id, of an object that is gone to the next of its size."""
+    case = build("resnet")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    warm = optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9)
+    train(case.model, warm, case.batches[:2], case.loss)
+    with hold(case.model, mask):
+        for _ in range(50):
+            own = optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9)
+            own.step()
+            address = id(own)
+            del own
+            own = optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9)
+            if id(own) == address:
+                break
+        else:
+            pytest.skip("no address was used again")
+        own.load_state_dict(copy.deepcopy(warm.state_dict()))
+        train(case.model, own, case.batches[:1], case.loss, lambda: require_zero(case.model, mask))
+
+
+def test_gradients_from_before_do_not_move_removed_weights(build):
+    case = build("resnet")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    own = optim.SGD(case.model.parameters(), lr=0.1)
+    case.loss(case.model, case.batches[0]).backward()
+    with hold(case.model, mask):
+        own.step()
+        require_zero(case.model, mask)
+
+
+def test_weights_are_masked_on_entering(build):
+    case = build("lstm")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    with hold(case.model, mask):
+        require_zero(case.model, mask)
+        assert case.model.decoder.weight is case.model.encoder.weight
+
+
+def test_after_the_block_training_is_dense_again(build):
+    case, other, mask = twins(build, "resnet")
+    own = Mixing(case.model.parameters(), lr=0.1)
+    with hold(case.model, mask):
+        train(case.model, own, case.batches[:1], case.loss)
+    other.load_state_dict(case.model.state_dict())
+    train(case.model, own, case.batches[1:], case.loss)
+    train(other, Mixing(other.parameters(), lr=0.1), case.batches[1:], case.loss)
+    assert_same(case.model, other)
+    assert all(not parameter._backward_hooks for parameter in case.model.parameters())
+    assert any(parameter.detach()[kept == 0].any() for parameter, kept in masked_by_hand(case.model, mask))
+
+
+def test_optimizers_of_other_models_are_left_alone(build):
+    case, mask = build("resnet"), prune(build("resnet").model, 0.3, distribution="layerwise")
+    stranger = nn.Linear(4, 4)
+    own = Mixing(stranger.parameters(), lr=0.1)
+    expected = copy.deepcopy(stranger)
+    with hold(case.model, mask):
+        train(stranger, own, [torch.ones(2, 4)], lambda model, batch: model(batch).square().sum())
+    train(expected, Mixing(expected.parameters(), lr=0.1), [torch.ones(2, 4)], lambda m, b: m(b).square().sum())
+    assert_same(stranger, expected)
+
+
+@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+def test_the_held_model_keeps_class_names_and_state_dict(build, name):
+    case, other, mask = twins(build, name)
+    with hold(case.model, mask):
+        assert type(case.model) is type(other)
+        assert list(case.model.state_dict()) == list(other.state_dict())
+        assert [key for key, _ in case.model.named_parameters()] == [key for key, _ in other.named_parameters()]
+        copied = copy.deepcopy(case.model)
+        other.load_state_dict(case.model.state_dict())
+        assert_same(copied, other)
+        train(copied, optim.SGD(copied.parameters(), lr=0.1), case.batches, case.loss)  # a copy is not held
+    assert any(parameter.detach()[kept == 0].any() for parameter, kept in masked_by_hand(copied, mask))
+    assert scope(copied) == scope(case.model)
+
+
+def test_autocast(build):
+    case = build("transformer")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+
+    def loss(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return case.loss(model, batch)
+
+    own = optim.AdamW(case.model.parameters(), lr=0.01)
+    with hold(case.model, mask) as held:
+        train(case.model, own, case.batches, loss, lambda: require_zero(case.model, mask))
+        held.check(own)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_type(build, dtype):
+    case = build("lstm")
+    case.model.to(dtype)
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    with hold(case.model, mask):
+        own = Mixing(case.model.parameters(), lr=0.01)
+        train(case.model, own, case.batches, case.loss, lambda: require_zero(case.model, mask))
+
+
+def test_channels_last(build):
+    case, other, mask = twins(build, "resnet")
+    case.model.to(memory_format=torch.channels_last)
+    with hold(case.model, mask):
+        train(case.model, optim.SGD(case.model.parameters(), lr=0.1), case.batches, case.loss)
+    require_zero(case.model, mask)
+    train_by_hand(other, mask, optim.SGD(other.parameters(), lr=0.1), case.batches, case.loss)
+    for one, two in zip(case.model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two)  # another layout sums in another order
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: nn.Sequential(model)], ids=["parallel", "nested"])
+def test_wrapping_a_held_model(build, wrap):
+    case = build("resnet")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    with hold(case.model, mask):
+        wrapped = wrap(case.model)
+        train(wrapped, optim.SGD(wrapped.parameters(), lr=0.1), case.batches, case.loss)
+    require_zero(case.model, mask)
+
+
+def test_holding_a_wrapped_model(build):
+    case = build("resnet")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    wrapped = nn.DataParallel(case.model)
+    with hold(wrapped, mask):
+        train(wrapped, optim.SGD(wrapped.parameters(), lr=0.1), case.batches, case.loss)
+    require_zero(case.model, mask)
+
+
+def test_frozen_weights_can_be_held_and_unfrozen(build):
+    case = build("resnet")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    case.model.conv.weight.requires_grad_(False)
+    own = optim.SGD(case.model.parameters(), lr=0.1)
+    with hold(case.model, mask):
+        before = case.model.conv.weight.clone()
+        train(case.model, own, case.batches[:2], case.loss)
+        assert torch.equal(case.model.conv.weight, before)
+        case.model.conv.weight.requires_grad_(True)
+        train(case.model, own, case.batches[2:], case.loss, lambda: require_zero(case.model, mask))
+        assert not torch.equal(case.model.conv.weight, before)
+
+
+@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+def test_a_loop_that_masks_for_itself(build, name):
+    """`hooks=False`: gradients once a step, momentum once, nothing else."""
+    case, other, mask = twins(build, name)
+    train_by_hand(other, mask, optim.AdamW(other.parameters(), lr=0.01), case.batches, case.loss)
+    held, own = Hold(case.model, mask, hooks=False), optim.AdamW(case.model.parameters(), lr=0.01)
+    held.mask_gradients()  # nothing to mask yet
+    for batch in case.batches:
+        own.zero_grad()
+        case.loss(case.model, batch).backward()
+        held.mask_gradients()
+        own.step()
+        held.check(own)
+    assert_same(case.model, other)
+    assert all(not parameter._backward_hooks for parameter in case.model.parameters())
+
+
+class TestViolations:
+    def test_weights_written_from_outside(self, build):
+        case, before, mask = twins(build, "resnet")
+        with (
+            pytest.raises(HoldError, match=r"of \d+ pruned weights of 'conv\.weight' are not 0 \(up to"),
+            hold(case.model, mask),
+        ):
+            case.model.load_state_dict(before.state_dict())
+
+    def test_the_count_and_the_largest_are_named(self):
+        model, mask = nn.Linear(2, 2, bias=False), Mask({"weight": torch.eye(2)})
+        held = hold(model, mask)
+        with torch.no_grad():
+            model.weight.fill_(-2.5)
+        with pytest.raises(HoldError, match=r"^2 of 2 pruned weights of 'weight' are not 0 \(up to 2\.5\)"):
+            held.check()
+        held.mask_weights()
+        held.check()
+        held.release()
+
+    def test_a_weight_that_is_not_a_number(self):
+        model, mask = nn.Linear(2, 2, bias=False), Mask({"weight": torch.eye(2)})
+        held = hold(model, mask)
+        with torch.no_grad():
+            model.weight.fill_(float("nan"))
+        with pytest.raises(HoldError, match="2 of 2 pruned weights"):
+            held.check()
+        held.release()
+
+    def test_optimizer_state(self, build):
+        case = build("resnet")
+        mask = prune(case.model, 0.3, distribution="layerwise")
+        own = optim.SGD(case.model.parameters(), lr=0.1, momentum=0.9)
+        train(case.model, own, case.batches[:1], case.loss)
+        with hold(case.model, mask) as held:
+            with pytest.raises(HoldError, match=r"pruned optimiser state of 'conv\.weight' are not 0"):
+                held.check(own)
+            held.mask_state(own)
+            held.check(own)
+
+    def test_an_error_in_the_block_is_not_hidden(self, build):
+        case, before, mask = twins(build, "resnet")
+
+        def break_both_promises():
+            case.model.load_state_dict(before.state_dict())
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError), hold(case.model, mask):
+            break_both_promises()
+        assert all(not parameter._backward_hooks for parameter in case.model.parameters())
+
+    def test_a_mask_of_another_model(self, build):
+        case = build("resnet")
+        before = copy.deepcopy(case.model)
+        with pytest.raises(MaskError, match="the mask does not fit"):
+            hold(case.model, Mask({"conv.weight": torch.zeros(6, 3, 3, 3), "fc.weight": torch.ones(5, 9)}))
+        assert_same(case.model, before)
+
+
+def test_what_is_held_can_be_looked_at_and_let_go_twice():
+    layer = nn.Linear(2, 2, bias=False)
+    held = hold(layer, Mask({"weight": torch.eye(2)}))
+    (tensor,) = held.tensors
+    assert torch.equal(tensor, torch.eye(2))
+    assert not tensor.requires_grad
+    held.release()
+    held.release()
+
+
+def test_a_model_that_becomes_another_type_while_it_is_held():
+    """The gradient keeps the type of the weights."""
+    layer = nn.Linear(2, 2, bias=False)
+    with hold(layer, Mask({"weight": torch.eye(2)})) as held:
+        layer.to(torch.bfloat16)
+        layer(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
+        assert layer.weight.grad.dtype == torch.bfloat16
+        assert torch.equal(layer.weight.grad != 0, torch.eye(2).bool())
+        assert held.tensors[0].dtype == torch.bfloat16
+
+
+def test_an_optimizer_of_masked_weights_alone_loses_its_momentum():
+    layer = nn.Linear(2, 2, bias=False)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with hold(layer, Mask({"weight": torch.eye(2)})):
+        optimizer.step()
+        assert torch.equal(layer.weight != 0, torch.eye(2).bool())

@@ -1,0 +1,335 @@
+"""`hold` is of names: whatever object takes a masked parameter's name while it is held is held too."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.sparse_training.hold import hold
+from ticketry.errors import HoldError
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 4))
+
+
+def loss(model: nn.Module, step: int = 0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(step)
+    dtype = next(model.parameters()).dtype
+    return nn.functional.cross_entropy(model(torch.randn(8, 12, generator=draw).to(dtype)), torch.arange(8) % 4)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> list[float]:
+    norms = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+    return norms
+
+
+def train_by_hand(model: nn.Module, mask: Mask, steps: int = 3) -> list[float]:
+    """The slow reference: gradients and weights are multiplied by the mask at every step."""
+    parameters = dict(model.named_parameters())
+    pairs = [(parameters[name], kept) for name, kept in mask.items()]
+    optimizer, norms = sgd(model), []
+    mask.apply_(model)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        for parameter, kept in pairs:
+            parameter.grad.mul_(kept)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+    return norms
+
+
+def assigned(model: nn.Module) -> None:
+    model.load_state_dict(network(1).state_dict(), assign=True)
+
+
+def swapped(model: nn.Module) -> None:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.load_state_dict(network(1).state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def replaced(model: nn.Module) -> None:
+    for name, value in network(1).state_dict().items():
+        path, _, local = name.rpartition(".")
+        setattr(model.get_submodule(path), local, nn.Parameter(value))
+
+
+def rebuilt(model: nn.Module) -> None:
+    other = network(1)
+    model[2], model[0], model[3] = other[2], other[0], other[3]
+
+
+def rebuilt_inside(model: nn.Module) -> None:
+    other = network(1)
+    model[0], model[2][0], model[3] = other[0], other[2][0], other[3]
+
+
+def unregistered(model: nn.Module) -> None:
+    """Past `nn.Module.__setattr__`, as `torch.__future__.set_overwrite_module_params_on_conversion` does."""
+    for name, value in network(1).state_dict().items():
+        path, _, local = name.rpartition(".")
+        model.get_submodule(path)._parameters[local] = nn.Parameter(value)
+
+
+WAYS = {f.__name__: f for f in (assigned, swapped, replaced, rebuilt, rebuilt_inside, unregistered)}
+UNTOLD = {"swapped", "unregistered"}
+"""Modules tell nobody of these: they are seen at the optimiser's next step, not before the next forward pass."""
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["at once", "after some steps"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_takes_a_name_is_held(way, before):
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    expected = network(1)
+    by_hand = train_by_hand(expected, mask)
+    with hold(model, mask) as held:
+        if before:
+            train(model, sgd(model))
+        WAYS[way](model)
+        own = sgd(model)
+        norms = train(model, own)
+        held.check(own)
+    for name, parameter in mask.parameters(model).items():
+        assert not parameter[~mask[name]].any()
+    assert all(not parameter._backward_hooks for parameter in model.parameters())
+    if way not in UNTOLD:
+        assert norms == by_hand
+        assert all(torch.equal(one, two) for one, two in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("way", sorted(UNTOLD))
+def test_what_nobody_is_told_of_does_not_leave_the_block(way):
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    with pytest.raises(HoldError, match=r"pruned weights of '0\.weight' are not 0"), hold(model, mask):
+        WAYS[way](model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_check_before_the_next_step_does_not_hide_it(way):
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    with hold(model, mask) as held:
+        WAYS[way](model)
+        with pytest.raises(HoldError):
+            held.check()
+        train(model, sgd(model))
+        held.check()
+
+
+def test_weights_that_are_tied_no_more_are_all_held(build):
+    """A load by assignment unties them: the second name has a parameter of its own from then on."""
+    case = build("lstm")
+    mask = prune(case.model, 0.3, distribution="layerwise")
+    with hold(case.model, mask) as held:
+        state = {name: torch.randn_like(value) for name, value in case.model.state_dict().items()}
+        case.model.load_state_dict(state, assign=True)
+        assert case.model.decoder.weight is not case.model.encoder.weight
+        own = sgd(case.model)
+        for batch in case.batches:
+            own.zero_grad()
+            case.loss(case.model, batch).backward()
+            own.step()
+            for tied in (case.model.encoder, case.model.decoder):
+                assert not tied.weight[~mask["encoder.weight"]].any()
+        held.check(own)
+        with torch.no_grad():
+            case.model.decoder.weight.fill_(1)
+        with pytest.raises(HoldError, match=r"'decoder\.weight'"):
+            held.check()
+        mask.apply_(case.model)
+        case.model.decoder.weight = case.model.encoder.weight
+
+
+def test_weights_that_become_tied_have_both_masks():
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    torch.manual_seed(0)
+    mask = Mask({name: torch.rand(6, 6) < 0.5 for name in ("0.weight", "1.weight")})
+    with hold(model, mask):
+        model[1].weight = model[0].weight
+        model(torch.ones(1, 6)).sum().backward()
+        sgd(model).step()
+        assert not model[0].weight[~(mask["0.weight"] & mask["1.weight"])].any()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda model: model.__delitem__(3),
+        lambda model: model.__setitem__(3, nn.Linear(16, 5)),
+        lambda model: nn.utils.parametrizations.orthogonal(model[3]),
+    ],
+    ids=["deleted", "resized", "parametrised"],
+)
+def test_a_name_that_is_gone_is_an_error_at_the_next_step(spoil):
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    held, own = hold(model, mask), sgd(model)
+    spoil(model)
+    model(torch.randn(8, 12)).sum().backward()
+    for look in (own.step, held.check):
+        with pytest.raises(HoldError, match=r"the mask cannot be held.*'3\.weight'"):
+            look()
+    held.release()
+
+
+def test_other_models_may_be_rebuilt():
+    model, other = network(), network(1)
+    mask = prune(model, 0.3)
+    with hold(model, mask):
+        before = {name: value.clone() for name, value in network(2).state_dict().items()}
+        other.load_state_dict(copy.deepcopy(before), assign=True)
+        loss(other)
+        assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+def test_nothing_is_left_behind():
+    from torch.nn.modules import module as hooks
+
+    def everywhere() -> list[set[int]]:
+        return [
+            set(hooks._global_forward_pre_hooks),
+            set(hooks._global_parameter_registration_hooks),
+            set(hooks._global_module_registration_hooks),
+        ]
+
+    model, before = network(), everywhere()
+    held = hold(model, prune(model, 0.3))
+    assigned(model)
+    assert all(now > then for now, then in zip(everywhere(), before, strict=True))
+    held.release()
+    assert everywhere() == before
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_free(copied):
+    """Copied while it is held: the copy trains as a dense model does, the original is held on."""
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    with hold(model, mask):
+        train(model, sgd(model))
+        twin = copied(model)
+        train(twin, sgd(twin))
+        train(model, sgd(model))
+    assert all(parameter[~mask[name]].any() for name, parameter in mask.parameters(twin).items())
+    buffer = io.BytesIO()
+    torch.save(twin.state_dict(), buffer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Rprop])
+def test_a_model_that_changes_its_type_between_steps(dtype, optimizer):
+    """Rprop is masked after its steps: the kept mask moves with the weights, whatever is asked for first."""
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    with hold(model, mask) as held:
+        train(model, optimizer(model.parameters(), lr=0.01))
+        model.to(dtype)
+        held.mask_weights()
+        own = optimizer(model.parameters(), lr=0.01)
+        train(model, own)
+        held.check(own)
+        assert all(tensor.dtype == dtype and not tensor.requires_grad for tensor in held.tensors)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Rprop])
+def test_a_model_that_changes_its_device(device, optimizer):
+    """The device "meta" computes nothing, but refuses to be mixed with another."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    model = network()
+    held = hold(model, prune(model, 0.3, distribution="layerwise"))
+    train(model, optimizer(model.parameters(), lr=0.01), 1)
+    model.to(device)
+    for _ in range(2):
+        own = optimizer(model.parameters(), lr=0.01)
+        own.zero_grad()
+        model(torch.randn(8, 12, device=device)).square().sum().backward()
+        own.step()
+    held.mask_gradients()
+    held.mask_weights()
+    if device == "cuda":
+        held.check(own)
+        model.cpu()
+        train(model, optimizer(model.parameters(), lr=0.01))
+        held.check()
+    assert {tensor.device.type for tensor in held.tensors} == {next(model.parameters()).device.type}
+    held.release()
+
+
+def test_state_that_comes_with_another_parameter_is_cleared():
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    own = sgd(model)
+    with hold(model, mask) as held:
+        train(model, own)
+        old, new = model[0].weight, nn.Parameter(torch.ones(16, 12))
+        model[0].weight = new
+        own.param_groups[0]["params"][0] = new
+        own.state[new] = {"momentum_buffer": torch.ones(16, 12)}
+        del own.state[old]
+        train(model, own)
+        held.check(own)
+
+
+def test_a_step_that_diverges_after_a_layer_was_replaced_is_told():
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    held = hold(model, mask)
+    train(model, sgd(model))
+    model[3] = nn.Linear(16, 4)  # the smallest
+    own = sgd(model)
+    loss(model).backward()
+    own.step()
+    (loss(model) * float("nan")).backward()
+    own.step()
+    with pytest.raises(HoldError, match="was not finite at step"):
+        held.check()
+    held.release()
+
+
+def test_a_layer_that_is_replaced_inside_a_step_leaves_the_others_held():
+    class Mixing(torch.optim.Optimizer):
+        """Moves every weight by the mean of the gradient."""
+
+        @torch.no_grad()
+        def step(self, closure):
+            with torch.enable_grad():
+                closure()
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.mean())
+
+    model = network()
+    mask = prune(model, 0.3, distribution="layerwise")
+    own = Mixing(model.parameters(), {})
+
+    def closure() -> None:
+        model[3] = nn.Linear(16, 4)
+        loss(model).backward()
+
+    with hold(model, mask):
+        own.step(closure)

@@ -1,0 +1,420 @@
+"""Group-wise masks, against slow and obvious references."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ticketry as tk
+from group_wise import Bank, drawn, in_groups, linear, planted, share_inside
+from ticketry.core.structure.group_wise import similarity
+from ticketry.core.structure.group_wise.similarity import similar_rows
+from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, ScopeError, UsageError
+
+NAME = "layer.weight"
+regroup = tk.structure.regroup
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 30)),
+    rows=st.integers(1, 50),
+    density=st.floats(0.05, 1),
+    method=st.sampled_from(["similarity", "random"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=150, deadline=None)
+def test_groups_and_nothing_else_with_the_layers_number_of_weights(
+    shape: tuple[int, int], rows: int, density: float, method: str, seed: int
+) -> None:
+    weight = drawn(*shape, seed=seed)
+    mask = tk.allocate({NAME: weight.abs()}, max(density, 1 / weight.numel()))
+    made = regroup(linear(weight), mask, rows=rows, method=method, seed=seed)
+    assert in_groups(made[NAME], rows)
+    assert abs(made.kept - mask.kept) <= min(rows, shape[0]) / 2
+    assert torch.equal(made[NAME].any(1), mask[NAME].any(1))  # rows that keep nothing stay empty, no other becomes so
+    if rows == 1:
+        assert made == mask
+
+
+@pytest.mark.parametrize("method", ["similarity", "hypergraph", "paper"])
+@pytest.mark.parametrize("rows", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planted_structure_is_found(method: str, rows: int, seed: int) -> None:
+    weight = planted(32, 60, rows, 12, seed)
+    mask = tk.Mask({NAME: weight != 0})
+    assert regroup(linear(weight), mask, rows=rows, method=method) == mask
+
+
+def test_a_planted_structure_is_found_in_noise() -> None:
+    weight = planted(128, 300, 16, 60)
+    noisy = weight + 0.6 * drawn(128, 300, seed=1).abs()
+    mask = tk.prune(linear(noisy), 0.2)
+    assert mask.overlap(tk.Mask({NAME: weight != 0})) < 0.95
+    found = regroup(linear(noisy), mask, rows=16)
+    together = {frozenset(group.rows.tolist()) for group in tk.structure.groups(found)[NAME]}
+    assert together == {frozenset(group.rows.tolist()) for group in tk.structure.row_groups(weight)}
+
+
+@pytest.mark.parametrize("budget", ["layer", "global"])
+def test_order_of_rows_and_columns_does_not_matter(budget: str) -> None:
+    weight = drawn(48, 90).double()
+    mask = tk.prune(linear(weight), 0.2)
+    rows, columns = drawn(48, seed=1).argsort(), drawn(90, seed=2).argsort()
+    moved = tk.Mask({NAME: mask[NAME][rows][:, columns]})
+    made = regroup(linear(weight), mask, rows=8, budget=budget)
+    assert torch.equal(
+        regroup(linear(weight[rows][:, columns]), moved, rows=8, budget=budget)[NAME],
+        made[NAME][rows][:, columns],
+    )
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_those_of_greatest_mean_magnitude_with_one_threshold() -> None:
+    weight = drawn(30, 40)
+    mask = tk.prune(linear(weight), 0.3)
+    made = regroup(linear(weight), mask, rows=4)[NAME]
+    inside, outside = [], []
+    for group in tk.structure.row_groups(made):
+        widest = []
+        for column in range(40):
+            mean = sum(abs(float(weight[row, column])) * bool(mask[NAME][row, column]) for row in group.rows)
+            mean /= len(group.rows)
+            (widest if column in group.columns else outside).append(mean)
+        inside += sorted(widest)[:-1]  # each group has its best column, whatever the threshold
+    assert min(inside) >= max(outside) - 1e-6
+
+
+def test_magnitude_of_kept_weights_retains_most_of_it() -> None:
+    weight, generator = drawn(64, 100), torch.Generator().manual_seed(3)
+    mask = tk.Mask({NAME: torch.rand(64, 100, generator=generator) < 0.3})
+    covered = {
+        by: share_inside(weight, mask[NAME], regroup(linear(weight), mask, rows=8, method="random", by=by)[NAME])
+        for by in ("kept", "all", "squares", "count")
+    }
+    assert max(covered, key=lambda by: covered[by]) == "kept"
+    assert len(set(covered.values())) == 4
+
+
+def test_columns_that_no_weight_is_kept_in_come_last_and_by_magnitude() -> None:
+    weight = torch.tensor([[3.0, 2.0, 1.0, 5.0, 4.0]] * 2)
+    mask = tk.Mask({NAME: torch.tensor([[True, False, False, False, False]] * 2)})
+    assert regroup(linear(weight), mask, 0.6, rows=2)[NAME][0].tolist() == [True, False, False, True, True]
+
+
+def test_similar_rows_cover_nearly_as_much_as_the_best_groups() -> None:
+    """Against all 105 ways to make four pairs of eight rows."""
+    places = []
+    for seed in range(8):
+        weight = drawn(8, 40, seed=seed)
+        mask = tk.prune(linear(weight), 0.3)
+        worth = torch.where(mask[NAME], weight.abs(), 0.0)
+        covered = [covered_by(worth, pairs, mask.kept) for pairs in all_pairs(tuple(range(8)))]
+        assert len(covered) == 105
+        found = [tuple(rows.tolist()) for rows in similar_rows(worth.double(), [2, 2, 2, 2])]
+        places.append(sum(other > covered_by(worth, found, mask.kept) for other in covered))
+    assert sum(places) / len(places) < 10
+    assert max(places) < 50
+
+
+def all_pairs(rows: tuple[int, ...]) -> list[list[tuple[int, ...]]]:
+    if not rows:
+        return [[]]
+    first, *rest = rows
+    return [
+        [(first, other), *pairs] for other in rest for pairs in all_pairs(tuple(row for row in rest if row != other))
+    ]
+
+
+def covered_by(worth: Tensor, groups: list[tuple[int, ...]], weights: int) -> float:
+    """The most that columns of these groups of two hold."""
+    sums = torch.stack([worth[list(rows)].sum(0) for rows in groups])
+    return float(sums.flatten().sort(descending=True).values[: weights // 2].sum())
+
+
+def test_exchanges_raise_likeness_and_with_it_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    gained = []
+    for seed in range(5):
+        weight = drawn(48, 100, seed=seed) * drawn(100, seed=seed + 50).exp()
+        model, mask = linear(weight), tk.prune(linear(weight), 0.25)
+        worth = torch.where(mask[NAME], weight.abs(), 0.0).double()
+        after = similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
+        with monkeypatch.context() as patch:
+            patch.setattr(similarity, "ROUNDS", 0)
+            before = similar_rows(worth, [8] * 6), share_inside(weight, mask[NAME], regroup(model, mask, rows=8)[NAME])
+        assert likeness(worth, after[0]) > likeness(worth, before[0])
+        gained.append(after[1] - before[1])
+    assert sum(gained) / 5 > 0.001
+
+
+def likeness(worth: Tensor, groups: list[np.ndarray]) -> float:
+    return sum(float(worth[a] @ worth[b]) for rows in groups for a in rows for b in rows if a != b)
+
+
+def test_no_exchange_is_left_that_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "WORTH_A_ROUND", 0.0)
+    monkeypatch.setattr(similarity, "ROUNDS", 1000)
+    worth = drawn(24, 50).double().abs()
+    groups = similar_rows(worth, [5, 5, 5, 5, 4])
+    best = likeness(worth, groups)
+    for one, two in itertools.combinations(range(5), 2):
+        for a, b in itertools.product(range(len(groups[one])), range(len(groups[two]))):
+            other = [rows.copy() for rows in groups]
+            other[one][a], other[two][b] = groups[two][b], groups[one][a]
+            assert likeness(worth, other) <= best + 1e-9
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def two_layers() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 64))
+    with torch.no_grad():
+        model[0].weight.copy_(3 * drawn(32, 40))
+        model[2].weight.copy_(drawn(64, 32, seed=1))
+    return model
+
+
+def test_a_density_keeps_the_proportions_of_layers() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    made = regroup(model, mask, 0.15, rows=4)
+    for before, after in zip(mask.table(), made.table(), strict=True):
+        assert abs(after.kept - before.kept / 2) <= 3
+    assert regroup(model, mask, sparsity=0.85, rows=4) == made
+    full = regroup(model, mask, 0.9, rows=4)  # the first layer has no room for its proportion
+    assert full.table()[0].density == 1
+    assert abs(full.density - 0.9) < 0.001
+
+
+def test_a_global_budget_has_one_threshold_over_all_layers() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3, distribution="uniform")
+    made = regroup(model, mask, rows=4, budget="global")
+    assert abs(made.kept - mask.kept) <= 2
+    assert made.table()[0].density > 0.4  # its weights are three times as large
+    inside, outside = [], []
+    for name, kept in made.items():
+        worth = torch.where(mask[name], model.get_parameter(name).detach().abs(), 0.0)
+        for group in tk.structure.row_groups(kept):
+            mean = worth[group.rows].mean(0)
+            inside += mean[group.columns].sort().values[:-1].tolist()
+            outside += [float(mean[column]) for column in range(kept.shape[1]) if column not in group.columns]
+    assert min(inside) >= max(outside) - 1e-6
+
+
+def test_layers_left_as_they_are_count_in_the_density() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    made = regroup(model, mask, 0.2, rows=8, spare=["2"])
+    assert torch.equal(made["2.weight"], mask["2.weight"])
+    assert in_groups(made["0.weight"], 8)
+    assert abs(made.kept - 0.2 * mask.total) <= 4.5
+    assert torch.equal(regroup(model, mask, rows=8, output=False)["2.weight"], mask["2.weight"])
+    with pytest.raises(MaskError, match="cannot be met"):
+        regroup(model, mask, 0.05, rows=8, spare=["2"])
+    with pytest.raises(MaskError, match="cannot be met"):
+        regroup(model, mask, 0.9, rows=8, spare=["2"])
+
+
+def test_vectors_stay_as_they_are() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3, scope=tk.scope(model, biases=True), keep_at_least=5)
+    made = regroup(model, mask, rows=8)
+    assert torch.equal(made["0.bias"], mask["0.bias"])
+    assert list(made) == list(mask)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_of_a_grouped_convolution_are_grouped_within_its_groups() -> None:
+    model = Bank(nn.Conv2d(8, 24, 3, groups=2), drawn(24, 4, 3, 3))
+    mask = tk.prune(model, 0.3)
+    made = regroup(model, mask, rows=5)[NAME]
+    assert in_groups(made[:12], 5)
+    assert in_groups(made[12:], 5)
+    assert abs(int(made.sum()) - mask.kept) <= 2.5
+
+
+def test_a_depthwise_convolution_stays_as_it_is() -> None:
+    model = Bank(nn.Conv2d(24, 24, 3, groups=24))
+    mask = tk.prune(model, 0.4)
+    assert regroup(model, mask, rows=8) == mask
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_outputs_of_a_transposed_convolution_lie_in_dimension_1(groups: int) -> None:
+    model = Bank(nn.ConvTranspose2d(6, 16 // groups * groups, 3, groups=groups))
+    mask = tk.prune(model, 0.3)
+    made = regroup(model, mask, rows=4)[NAME]
+    inputs = 6 // groups
+    for group in range(groups):  # [inputs, outputs, 3, 3] of one group, outputs first
+        assert in_groups(made[group * inputs : (group + 1) * inputs].transpose(0, 1).contiguous(), 4)
+    assert abs(int(made.sum()) - mask.kept) <= 2
+
+
+def test_a_convolution_is_its_matrix_of_outputs_by_channels_and_taps() -> None:
+    weight = drawn(20, 5, 3, 2)
+    model = Bank(nn.Conv2d(5, 20, (3, 2)), weight)
+    mask = tk.prune(model, 0.3)
+    flat = regroup(linear(weight.flatten(1)), tk.Mask({NAME: mask[NAME].flatten(1)}), rows=4)
+    assert torch.equal(regroup(model, mask, rows=4)[NAME].flatten(1), flat[NAME])
+
+
+def test_recurrent_and_attention_weights_have_outputs_in_dimension_0() -> None:
+    for layer in (
+        nn.LSTM(10, 8),
+        nn.GRU(10, 8, bidirectional=True),
+        nn.MultiheadAttention(12, 3),
+        nn.Bilinear(3, 4, 9),
+    ):
+        model = Bank(layer)
+        mask = tk.prune(model, 0.3)
+        made = regroup(model, mask, rows=4)
+        for name, kept in made.items():
+            assert in_groups(kept, 4)
+            assert abs(int(kept.sum()) - int(mask[name].sum())) <= 2
+
+
+def test_tied_weights_under_either_name() -> None:
+    model = nn.Sequential(nn.Embedding(30, 12), nn.Linear(12, 30, bias=False))
+    model[1].weight = model[0].weight
+    kept = tk.prune(model, 0.3)["0.weight"]
+    made = [regroup(model, tk.Mask({name: kept}), rows=4)[name] for name in ("0.weight", "1.weight")]
+    assert torch.equal(*made)
+    assert in_groups(made[0], 4)
+
+
+def test_the_model_and_the_mask_are_not_touched() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    before, digest = [p.clone() for p in model.parameters()], mask.digest
+    regroup(model, mask)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert tk.Mask(dict(mask)).digest == digest
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_methods_that_draw_depend_on_the_seed() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    assert regroup(model, mask, rows=4, seed=1) == regroup(model, mask, rows=4, seed=2)
+    first, again, other = (regroup(model, mask, rows=4, method="random", seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("method", ["hypergraph", "paper"])
+def test_partitions_are_the_same_each_time(method: str) -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    first, again = (regroup(model, mask, rows=6, method=method, seed=3) for _ in range(2))
+    assert first == again
+    for before, after in zip(mask.table(), first.table(), strict=True):
+        assert in_groups(first[after.name], 6)
+        assert abs(after.kept - before.kept) < 6
+
+
+def test_blocks_of_the_paper_against_plain_loops() -> None:
+    """With the partition given: in each part the columns that most rows keep, one threshold for all parts."""
+    weight = drawn(24, 30)
+    mask = tk.prune(linear(weight), 0.3)
+    made = regroup(linear(weight), mask, rows=8, method="paper")[NAME]
+    counts = []
+    for group in tk.structure.row_groups(made):
+        assert len(group.rows) == 8
+        for column in range(30):
+            count = sum(bool(mask[NAME][row, column]) for row in group.rows)
+            counts.append((count, column in group.columns))
+    kept, left = [n for n, inside in counts if inside], [n for n, inside in counts if not inside]
+    assert min(kept) >= max(left)
+    assert 0 <= 8 * len(kept) - mask.kept < 8
+
+
+def test_blocks_of_the_paper_that_are_too_small_are_not_made() -> None:
+    weight = drawn(20, 30)
+    mask = tk.prune(linear(weight), 0.3)
+    made = regroup(linear(weight), mask, rows=8, method="paper", block_rows=8)[NAME]
+    assert int(made.any(1).sum()) == 16  # the four rows that remain make no block, and vanish
+    with pytest.raises(LayerCollapseError, match=r"layer\.weight.*block_rows"):
+        regroup(linear(weight), mask, rows=8, method="paper", block_rows=9)
+    with pytest.raises(LayerCollapseError, match=r"layer\.weight.*block_columns"):
+        regroup(linear(weight), mask, rows=8, method="paper", block_columns=31)
+
+
+def test_without_mtkahypar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mtkahypar", None)
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    with pytest.raises(MissingExtraError, match=r"ticketry\[hypergraph\]"):
+        regroup(model, mask, rows=4, method="hypergraph")
+    regroup(model, mask, rows=4)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"rows": 0}, "rows="),
+        ({"rows": 2.0}, "rows="),
+        ({"rows": True}, "rows="),
+        ({"method": "best"}, "method 'best'.*similarity"),
+        ({"budget": "all"}, "budget 'all'"),
+        ({"by": "norm"}, "by 'norm'.*squares"),
+        ({"collapse": "ignore"}, "collapse"),
+        ({"density": 0.1, "sparsity": 0.9}, "density="),
+        ({"density": 1.5}, "density"),
+        ({"method": "paper", "by": "kept"}, "paper"),
+        ({"method": "paper", "budget": "global"}, "paper"),
+        ({"block_rows": 4}, "paper"),
+        ({"method": "paper", "block_rows": 0}, "block_rows"),
+        ({"spare": ["nothing"]}, "nothing"),
+    ],
+)
+def test_what_cannot_be_meant(options: dict[str, object], match: str) -> None:
+    model = two_layers()
+    with pytest.raises(UsageError, match=match):
+        regroup(model, tk.prune(model, 0.3), **options)
+
+
+def test_masks_that_do_not_fit() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    with pytest.raises(MaskError, match=r"0\.weight"):
+        regroup(nn.Sequential(nn.Linear(40, 31), nn.ReLU(), nn.Linear(31, 64)), mask)
+    with pytest.raises(ScopeError, match="no layer is left"):
+        regroup(model, tk.Mask({"0.bias": torch.ones(32)}))
+    with torch.no_grad():
+        model[2].weight[3, 4] = torch.nan
+    with pytest.raises(MaskError, match=r"2\.weight"):
+        regroup(model, mask)
+
+
+def test_a_layer_is_never_left_empty() -> None:
+    model = two_layers()
+    mask = tk.prune(model, 0.3)
+    nothing = tk.Mask({**mask, "2.weight": torch.zeros(64, 32)})
+    with pytest.raises(LayerCollapseError, match=r"2\.weight.*spare"):
+        regroup(model, nothing)
+    assert in_groups(regroup(model, nothing, spare=["2.weight"])["0.weight"], 16)
+    with pytest.raises(LayerCollapseError, match=r"'0\.weight'.*collapse=keep"):
+        regroup(model, mask, 0.01, rows=16)
+    kept = regroup(model, mask, 0.01, rows=16, collapse="keep")
+    assert all(row.kept and row.kept % 16 == 0 for row in kept.table())
+    assert abs(kept.density - 0.01) < 0.006
+    with pytest.raises(LayerCollapseError, match="2 layers together"):
+        regroup(model, mask, 0.01, rows=16, budget="global")
+    assert all(row.kept for row in regroup(model, mask, 0.01, budget="global", collapse="keep").table())

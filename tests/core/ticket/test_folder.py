@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from ticketry.core.mask import Mask
+from ticketry.core.mask_files import to_bytes
+from ticketry.core.ticket import folder as ticket_files
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.errors import TicketError
+
+NAMES = ["mask.safetensors", "model.safetensors", "start.safetensors", "ticket.json"]
+
+
+def make(seed: int = 0, trained: bool = True) -> Ticket:
+    draw = torch.Generator().manual_seed(seed)
+    state = {"w": torch.randn(4, 5, generator=draw), "b": torch.randn(4, generator=draw)}
+    mask = Mask({"w": torch.rand(4, 5, generator=draw) < 0.5})
+    return Ticket(mask, state, {"method": "iterative", "seeds": {"init": seed}}, state if trained else None)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return make().save(tmp_path / "ticket")
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change ticket.json and write it again, with its digest, as whoever forges a ticket would."""
+    manifest = json.loads((folder / "ticket.json").read_text())
+    del manifest["sha256"]
+    changed = change(manifest)
+    changed = manifest if changed is None else changed
+    text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+    seal = {"sha256": hashlib.sha256(text.encode()).hexdigest()} if isinstance(changed, dict) else {}
+    (folder / "ticket.json").write_text(json.dumps({**changed, **seal} if seal else changed))
+
+
+def put(folder: Path, name: str, data: bytes) -> None:
+    """Replace a file and make ticket.json agree, as whoever forges a ticket would."""
+    (folder / name).write_bytes(data)
+    fact = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite(folder, lambda manifest: manifest["files"].update({name: fact}))
+
+
+def refused(folder: Path, match: str | None = None) -> None:
+    with pytest.raises(TicketError, match=match) as caught:
+        Ticket.load(folder)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_missing_file(self, folder, name):
+        (folder / name).unlink()
+        refused(folder, f"not a whole ticket: it has no file {name}")
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("keep", [0, 1, 9, -1])
+    def test_a_truncated_file(self, folder, name, keep):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) - 2] if keep == -1 else data[:keep])
+        refused(folder)
+
+    @pytest.mark.parametrize("name", NAMES[:3])
+    def test_a_flipped_bit(self, folder, name):
+        data = bytearray((folder / name).read_bytes())
+        for position in (3, len(data) // 2, len(data) - 1):
+            data[position] ^= 4
+            (folder / name).write_bytes(data)
+            refused(folder, f"{name} is damaged: its SHA-256")
+
+    def test_every_flipped_bit_of_its_manifest(self, folder):
+        """Read as it was, or refused: white space apart, of which none is another's by one bit."""
+        file = folder / "ticket.json"
+        written, info = file.read_bytes(), Ticket.load(folder).info
+        for position in range(len(written)):
+            flipped = bytearray(written)
+            flipped[position] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            try:
+                assert Ticket.load(folder).info == info
+                assert not Ticket.load(folder).is_as_written(folder)
+            except TicketError:
+                continue
+
+    def test_a_ticket_of_before_there_were_digests_of_all(self, folder):
+        manifest = json.loads((folder / "ticket.json").read_text())
+        del manifest["sha256"]
+        (folder / "ticket.json").write_text(json.dumps({**manifest, "format": 1}))
+        assert Ticket.load(folder).info == make().info
+        (folder / "ticket.json").write_text(json.dumps(manifest))
+        refused(folder, "its contents do not match its digest")
+
+    def test_trained_weights_that_are_not_listed(self, folder):
+        rewrite(folder, lambda manifest: manifest["files"].pop("model.safetensors") and None)
+        refused(folder, r"has a model\.safetensors that its ticket\.json does not list")
+
+    def test_no_folder(self, tmp_path):
+        refused(tmp_path / "none", "there is no ticket at")
+        (tmp_path / "file").write_text("")
+        refused(tmp_path / "file", "there is no ticket at")
+        (tmp_path / "empty").mkdir()
+        refused(tmp_path / "empty", r"no file ticket\.json")
+
+
+class TestManifest:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"null",
+            b"[]",
+            b'"text"',
+            b"3",
+            b"{",
+            b"\xff\xfe{}",
+            b"\x80\x04K\x01.",
+            '{"kind": "ticketry.ticket"}'.encode("utf-16"),
+            b'{"kind": NaN}',
+            b'{"kind": "ticketry.ticket", "format": 1, "info": {"a": 1e999}}',
+            b'{"kind": "ticketry.ticket", "format": 1, "info": {"a": Infinity}}',
+            b'{"kind": "ticketry.ticket", "format": ' + b"9" * 5000 + b"}",
+            b'{"kind": "ticketry.ticket", "format": ' + b"9" * 4000 + b"}",
+            b'{"kind": "\\ud800"}',
+            b'{"\\ud800": 1}',
+            b'{"kind": "ticketry.ticket\x1b[2J"}',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b'{"a":' * 200 + b"1" + b"}" * 200,
+            b'{"info": ' + b"[" * 50 + b"]" * 50 + b"}",
+        ],
+        ids=str,
+    )
+    def test_what_is_no_manifest(self, folder, data):
+        (folder / "ticket.json").write_bytes(data)
+        refused(folder)
+
+    def test_a_huge_one_is_not_even_read(self, folder):
+        with (folder / "ticket.json").open("r+b") as file:
+            file.truncate(1 << 40)  # a hole: reading it would take a terabyte
+        refused(folder, "larger than 16 MB")
+
+    @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_random_changes_are_refused_or_harmless(self, folder, data):
+        good = json.dumps(json.loads((folder / "ticket.json").read_text())).encode()
+        changed = bytearray(good)
+        for _ in range(data.draw(st.integers(1, 3))):
+            changed[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+        other = folder.parent / "other"
+        shutil.copytree(folder, other, dirs_exist_ok=True)
+        (other / "ticket.json").write_bytes(changed)
+        try:
+            ticket = Ticket.load(other)
+        except TicketError:
+            return
+        assert ticket.mask == make().mask
+
+    @pytest.mark.parametrize("kind", [None, "ticketry.mask", 1, ["ticketry.ticket"], {}])
+    def test_another_kind(self, folder, kind):
+        rewrite(folder, lambda manifest: manifest.update(kind=kind))
+        refused(folder, "is not a ticket's: its kind is")
+
+    @pytest.mark.parametrize("number", [3, 10**9])
+    def test_a_newer_format(self, folder, number):
+        rewrite(folder, lambda manifest: manifest.update(format=number))
+        refused(folder, "made by a newer ticketry .*pip install -U ticketry")
+
+    @pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, True, [1]])
+    def test_no_format(self, folder, number):
+        rewrite(folder, lambda manifest: manifest.update(format=number))
+        refused(folder, "no format number")
+
+    @pytest.mark.parametrize("info", [None, [], "text", 3])
+    def test_no_info(self, folder, info):
+        rewrite(folder, lambda manifest: manifest.update(info=info))
+        refused(folder, "has no info")
+
+    @pytest.mark.parametrize(
+        "files", [None, [], "x", {}, {"mask.safetensors": {"size": 1, "sha256": "0" * 64}}, ["mask.safetensors"]]
+    )
+    def test_no_list_of_files(self, folder, files):
+        rewrite(folder, lambda manifest: manifest.update(files=files))
+        refused(folder, "does not list")
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            None,
+            3,
+            [],
+            {},
+            {"size": 3},
+            {"size": -1, "sha256": "0" * 64},
+            {"size": True, "sha256": "0" * 64},
+            {"size": 1.0, "sha256": "0" * 64},
+            {"size": "1", "sha256": "0" * 64},
+            {"size": 1, "sha256": 0},
+            {"size": 1, "sha256": "0" * 63},
+            {"size": 1, "sha256": "0" * 64 + "\n"},
+            {"size": 1, "sha256": "G" * 64},
+        ],
+    )
+    def test_facts_of_a_file(self, folder, entry):
+        rewrite(folder, lambda manifest: manifest["files"].update({"start.safetensors": entry}))
+        refused(folder, r"has no size and SHA-256 of start\.safetensors")
+
+    @pytest.mark.parametrize("size", [0, 1, 1 << 62, 10**299])
+    def test_a_claimed_size_takes_no_memory(self, folder, size):
+        rewrite(folder, lambda manifest: manifest["files"]["start.safetensors"].update(size=size))
+        refused(folder, r"start\.safetensors has \d+ bytes and not the number in")
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("density", 0.1),
+            ("sparsity", None),
+            ("counts", {}),
+            ("layers", []),
+            ("counts", {"kept": 1, "prunable": 20, "parameters": None, "state": 24}),
+        ],
+    )
+    def test_counts_that_are_not_those_of_the_mask(self, folder, key, value):
+        rewrite(folder, lambda manifest: manifest.update({key: value}))
+        refused(folder, f"its {key} is not that of the mask")
+
+    def test_values_that_later_formats_may_add_do_no_harm(self, folder):
+        rewrite(folder, lambda manifest: manifest.update(added={"later": [1]}))
+        assert Ticket.load(folder).mask == make().mask
+
+
+class TestEscape:
+    @pytest.fixture
+    def opened(self, monkeypatch) -> list[str]:
+        """Every path that is read in the test."""
+        seen: list[str] = []
+        real = Path.read_bytes
+        monkeypatch.setattr(Path, "read_bytes", lambda self: seen.append(os.path.realpath(self)) or real(self))
+        return seen
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../../x", "../outside.safetensors", "/etc/passwd", "./start.safetensors", "a/b", "..", "", "ticket.json",
+         "start.safetensors\x00", "README.md", "C:\\x", "start.safetensors/../../outside.safetensors"],
+    )  # fmt: skip
+    def test_file_names_are_from_a_fixed_set(self, folder, opened, name):
+        outside = folder.parent / "outside.safetensors"
+        outside.write_bytes(b"secret")
+        fact = {"size": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+        rewrite(folder, lambda manifest: manifest["files"].update({name: fact}))
+        opened.clear()
+        refused(folder, "names the file .*, which is none of a ticket's")
+        assert opened == [str(folder / "ticket.json")]
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_links_to_outside_are_not_followed(self, folder, opened, name):
+        outside = folder.parent / "outside"
+        (folder / name).rename(outside)
+        (folder / name).symlink_to(outside)
+        opened.clear()
+        refused(folder, "is a link to outside of the ticket and is not followed")
+        assert str(outside) not in opened
+
+    @pytest.mark.parametrize("target", ["/etc/passwd", "../none", "mask.safetensors/x", "start.safetensors", "."])
+    def test_links_of_other_kinds(self, folder, target):
+        (folder / "start.safetensors").unlink()
+        (folder / "start.safetensors").symlink_to(target)
+        refused(folder)
+
+    def test_links_inside_are_followed(self, folder):
+        (folder / "start.safetensors").rename(folder / "blob")
+        (folder / "start.safetensors").symlink_to("blob")
+        assert Ticket.load(folder).mask == make().mask
+
+    def test_a_link_to_the_folder_is_followed(self, folder):
+        (folder.parent / "link").symlink_to(folder)
+        assert Ticket.load(folder.parent / "link").mask == make().mask
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_pipe_is_not_waited_for(self, folder, name):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder, "it has no file")
+
+    def test_a_folder_in_place_of_a_file(self, folder):
+        (folder / "start.safetensors").unlink()
+        (folder / "start.safetensors").mkdir()
+        refused(folder, r"it has no file start\.safetensors")
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+class TestForgedTensors:
+    """Files whose digests are right and whose contents are not."""
+
+    @pytest.mark.parametrize("name", NAMES[:3])
+    @pytest.mark.parametrize(
+        "data",
+        [
+            pytest.param(b"", id="empty"),
+            pytest.param(b"\x80\x04\x95", id="pickle"),
+            pytest.param(b"PK\x03\x04" + b"\0" * 40, id="zip"),
+            pytest.param(b"\xff" * 64, id="header-of-2^64"),
+            pytest.param((1 << 40).to_bytes(8, "little") + b"{}", id="header-of-2^40"),
+            pytest.param(raw(b"{"), id="no-json"),
+            pytest.param(raw(b'{"a":' + b"[" * 100_000), id="nested"),
+            pytest.param(raw({}), id="no-tensors"),
+            pytest.param(raw({"w": {"dtype": "F32", "shape": [1 << 50], "data_offsets": [0, 1 << 52]}}), id="claims"),
+            pytest.param(raw({"w": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}), id="overflow"),
+            pytest.param(raw({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, b"x"), id="odd-dtype"),
+            pytest.param(
+                raw({"w": {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}}), id="strides"
+            ),
+            pytest.param(
+                raw({"w": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, b"abcd"), id="dimensions"
+            ),
+            pytest.param(raw({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"abcd"), id="offsets"),
+            pytest.param(save({"x": torch.ones(3)}), id="other-tensor"),
+            pytest.param(save({"w": torch.ones(5, 4), "b": torch.ones(4)}), id="other-shape"),
+            pytest.param(save({"w": torch.ones(4, 5), "module.w": torch.ones(4, 5)}), id="one-name-twice"),
+        ],
+    )
+    def test_are_refused(self, folder, name, data):
+        put(folder, name, data)
+        refused(folder)
+
+    def test_a_mask_of_another_network(self, folder):
+        put(folder, "mask.safetensors", to_bytes(Mask({"v": torch.ones(4, 5)})))
+        refused(folder, "the mask names 'v', which start does not have")
+
+    def test_a_mask_with_other_bits(self, folder):
+        put(folder, "mask.safetensors", to_bytes(Mask({"w": torch.ones(4, 5)})))
+        refused(folder, "its density is not that of the mask")
+
+    def test_trained_weights_that_are_not_masked_are_masked(self, folder):
+        put(folder, "model.safetensors", save({"w": torch.ones(4, 5), "b": torch.ones(4)}))
+        ticket = Ticket.load(folder)
+        assert torch.equal(ticket.trained["w"] != 0, ticket.mask["w"])
+
+    def test_weights_that_are_not_numbers_are_allowed(self, folder):
+        nothing = {"w": torch.full((4, 5), float("nan")), "b": torch.full((4,), float("inf"))}
+        put(folder, "start.safetensors", save(nothing))
+        assert Ticket.load(folder).start["w"].isnan().all()
+
+    def test_no_pickle_is_ever_loaded(self, folder, monkeypatch):
+        def never(*args, **kwargs):
+            raise AssertionError("a pickle was loaded")
+
+        import pickle
+
+        for module, name in [(pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load")]:
+            monkeypatch.setattr(module, name, never)
+        Ticket.load(folder)
+
+
+def test_the_names_of_files_are_a_contract():
+    assert sorted(ticket_files.FILES) == NAMES
+    assert (ticket_files.KIND, ticket_files.FORMAT) == ("ticketry.ticket", 2)

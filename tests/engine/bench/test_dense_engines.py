@@ -1,0 +1,159 @@
+"""Every dense engine computes what eager torch does, in the number format and with the threads that were asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ticketry.engine.bench import dense_engines
+from ticketry.engine.bench.compare import TOLERANCE
+from ticketry.engine.bench.dense_engines import Shrunk, UnavailableError, names, rivals
+from ticketry.engine.bench.workload import Case
+from ticketry.engine.example_inputs import at_batch, difference, outputs_of
+from ticketry.errors import EngineError, UsageError
+
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.bn = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+class Words(nn.Module):
+    """Integer inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(30, 8), nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.table(tokens) * weight.unsqueeze(-1)
+        return self.fc(hidden), hidden.sum(1)
+
+
+def case(model: nn.Module, inputs: Any, precision: str = "fp32", threads: int = 1) -> Case:
+    return Case(model.eval(), at_batch(inputs, 3), precision, threads)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_images(name: str, precision: str) -> None:
+    one = case(Net(), torch.randn(2, 3, 12, 12), precision)
+    (engine,) = rivals([name])
+    if precision == "bf16" and (name == "onnxruntime" or (name == "openvino" and not HAS_BF16)):
+        with pytest.raises(UnavailableError, match="no bf16"):
+            engine.prepare(one)
+        return
+    call = engine.prepare(one)
+    for _ in range(2):
+        found = outputs_of(call(*one.inputs))
+        assert [tensor.dtype for tensor in found] == [torch.float32]
+        error = difference(found, one.reference())
+        assert error <= TOLERANCE[precision]
+        # It did not just compute in float32: an error as large as bfloat16's eight bits make it.
+        assert (error > 1e-4) == (precision == "bf16")
+    assert set(engine.versions()) <= {"torch", "onnx", "onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_several_inputs_that_are_no_images(name: str) -> None:
+    tokens = torch.randint(0, 30, (2, 7))
+    one = case(Words(), (tokens, torch.rand(2, 7)))
+    (engine,) = rivals([name])
+    if name == "channels_last":
+        with pytest.raises(UnavailableError, match="no images"):
+            engine.prepare(one)
+        return
+    assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+
+
+def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
+    for name in ("onnxruntime", "openvino"):
+        (engine,) = rivals([name])
+        assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+
+
+def test_an_ignored_hint_is_an_error() -> None:
+    class Told:
+        def __init__(self, precision: str, threads: int) -> None:
+            self._told = {"INFERENCE_PRECISION_HINT": self, "INFERENCE_NUM_THREADS": threads}
+            self._precision = precision
+
+        def get_type_name(self) -> str:
+            return self._precision
+
+        def get_property(self, name: str) -> Any:
+            return self._told[name]
+
+    dense_engines._check_settings(Told("f32", 1), "f32", 1)
+    with pytest.raises(EngineError, match="computes in bf16 though f32"):
+        dense_engines._check_settings(Told("bf16", 1), "f32", 1)
+    with pytest.raises(EngineError, match="uses 4 threads though 1"):
+        dense_engines._check_settings(Told("f32", 4), "f32", 1)
+
+
+def test_a_missing_library_is_said_in_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(dense_engines, "find_spec", lambda name: None if name == "openvino" else real(name))
+    (engine,) = rivals(["openvino"])
+    with pytest.raises(UnavailableError, match=r"^not installed$"):
+        engine.prepare(case(Net(), torch.randn(2, 3, 12, 12)))
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    (engine,) = rivals(["compile"])
+    with pytest.raises(UnavailableError, match="C\\+\\+ compiler"):
+        engine.prepare(case(Net(), torch.randn(2, 3, 12, 12)))
+
+
+def test_a_shrunk_model_in_a_dense_engine() -> None:
+    big, small = Net(), Net()
+    one = case(big, torch.randn(2, 3, 12, 12))
+    shrunk = Shrunk(rivals(["onnxruntime"])[0], small.eval())
+    assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
+    assert difference(outputs_of(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
+
+
+def test_names() -> None:
+    assert names() == ("eager", "channels_last", "compile", "onnxruntime", "openvino")
+    assert [engine.name for engine in rivals()] == list(names())
+    assert [engine.name for engine in rivals(["openvino", "eager", "openvino"])] == ["openvino", "eager"]
+    with pytest.raises(UsageError, match="'tensorrt': choose from eager"):
+        rivals(["tensorrt"])
+    with pytest.raises(UsageError):
+        rivals([])
+
+
+def test_a_case_is_checked() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    with pytest.raises(UsageError, match="fp32, bf16, not 'int8'"):
+        Case(Net().eval(), (x,), "int8")
+    with pytest.raises(UsageError, match="at least 1 thread"):
+        Case(Net().eval(), (x,), threads=0)
+    with pytest.raises(UsageError, match="evaluation mode"):
+        Case(Net(), (x,))
+
+
+def test_the_exporter_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _ = case(Net(), torch.randn(2, 3, 12, 12)).onnx
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,247 @@
+"""Damages valid files in every way and loads them. Runs in a process of its own:
+PYTHONPATH=src:tests python tests/engine/graph/fuzz_model_file.py COUNT SEED.
+
+Whatever a file says, loading it gives a graph or `ModelFileError`; a graph that is given can be run, where it is small,
+without harm to the process. The process has a limit of memory and an alarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import resource
+import signal
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from interpreter import Program
+from ticketry.engine.graph import Graph
+from ticketry.engine.graph.model_file import dumps, loads
+from ticketry.errors import ModelFileError, TicketryError
+
+MEMORY = 6 << 30
+SECONDS_EACH = 20
+
+HOSTILE: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2,
+        3,
+        7,
+        1 << 16,
+        1 << 31,
+        1 << 40,
+        1 << 62,
+        1 << 64,
+        -(1 << 63),
+        10**400,
+        0.5,
+        1e308,
+    ),
+    *("", "x", "y", "a", "relu", "float32", "float64", "int64", "aten.zeros.default", "aten.set_.source_Tensor"),
+    *("aten.from_file.default", "operator.mul", "conv2d", "aten.repeat.default", "__class__", "\x00", "n" * 600),
+    *([], {}, [[]], {"value": "x"}, {"value": "y"}, {"tensor": "conv.weight"}, {"dtype": "float16"}, {"float": "nan"}),
+    *([None, 3, 6, 6], [1 << 40, 1 << 40], [0, 0], [-1], {"constant": None}, {"tuple": ["y"]}, {"leaky_relu": 1e400}),
+]
+
+counts: Counter[str] = Counter()
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON document, the outer ones first."""
+    yield path
+    if isinstance(document, dict):
+        for key, part in document.items():
+            yield from places(part, (*path, key))
+    elif isinstance(document, list):
+        for index, part in enumerate(document):
+            yield from places(part, (*path, index))
+
+
+def at(document: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        document = document[step]
+    return document
+
+
+def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
+    """The document with one change: replace, remove, repeat, rename, swap."""
+    value = copy.deepcopy(value)
+    known = list(places(document))
+    path = known[where % len(known)]
+    if not path:
+        return value if what == 0 else document
+    holder, key = at(document, path[:-1]), path[-1]
+    if what == 0:
+        holder[key] = value
+    elif what == 1:
+        del holder[key]
+    elif what == 2 and isinstance(holder, list):
+        holder.insert(key, holder[key])
+    elif what == 2:
+        holder[str(value)[:20]] = holder[key]
+    elif what == 3 and isinstance(holder, dict):
+        holder[str(value)[:20]] = holder.pop(key)
+    else:
+        holder[key] = json.loads(json.dumps(at(document, known[other % len(known)])))
+    return document
+
+
+def with_text(data: bytes, text: str) -> bytes:
+    """The file with another description."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict.fromkeys(header["__metadata__"], text)
+    made = json.dumps(header).encode()
+    return struct.pack("<Q", len(made)) + made + data[8 + length :]
+
+
+def with_header(data: bytes, change: Any) -> bytes:
+    """The file with another header of safetensors."""
+    length = struct.unpack("<Q", data[:8])[0]
+    made = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
+    return struct.pack("<Q", len(made)) + made + data[8 + length :]
+
+
+_EDIT = st.tuples(st.integers(0, 1 << 12), st.integers(0, 4), st.sampled_from(HOSTILE), st.integers(0, 1 << 12))
+_EDITS = st.lists(_EDIT, min_size=1, max_size=3)
+_BYTES = st.lists(
+    st.tuples(st.integers(0, 1 << 16), st.integers(0, 4), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6
+)
+_KINDS = st.one_of(
+    st.tuples(st.just("json"), _EDITS),
+    st.tuples(st.just("json"), _EDITS),
+    st.tuples(st.just("header"), _EDITS),
+    st.tuples(st.just("bytes"), _BYTES),
+    st.tuples(
+        st.just("text"),
+        st.tuples(
+            st.integers(0, 1 << 14),
+            st.sampled_from(
+                [
+                    "NaN",
+                    "Infinity",
+                    "-Infinity",
+                    "1e999",
+                    "9" * 5000,
+                    nested(3000),
+                    '{"a":1,"a":2}',
+                    '"',
+                    "}",
+                    ",",
+                    "\\ud800",
+                ]
+            ),
+        ),
+    ),
+)
+
+
+def damaged(data: bytes, text: str, kind: str, how: Any) -> bytes:
+    if kind == "bytes":
+        made = bytearray(data)
+        for where, what, piece in how:
+            where %= max(len(made), 1)
+            if what == 0:
+                made[where : where + len(piece)] = piece
+            elif what == 1:
+                del made[where : where + len(piece)]
+            elif what == 2:
+                made[where:where] = piece
+            elif what == 3:
+                del made[where:]
+            else:
+                made[:8] = piece[:8].ljust(8, b"\0")
+        return bytes(made)
+    if kind == "text":
+        where, piece = how
+        where %= len(text)
+        return with_text(data, text[:where] + piece + text[where + 1 :])
+
+    def change(document: Any) -> Any:
+        for one in how:
+            with contextlib.suppress(KeyError, IndexError, TypeError):
+                document = edit(document, *one)
+        return document
+
+    if kind == "header":
+        return with_header(data, change)
+    return with_text(data, json.dumps(change(json.loads(text))))
+
+
+def run_if_small(graph: Graph) -> None:
+    sizes = [prod(size or 2 for size in value.shape) for value in graph.values.values() if value.shape is not None]
+    if max(sizes, default=0) > 1 << 16:
+        counts["large"] += 1
+        return
+    inputs = [
+        torch.zeros([2 if size is None else size for size in graph.values[name].shape or ()]).to(
+            getattr(torch, graph.values[name].dtype)
+        )
+        for name in graph.inputs
+    ]
+    try:
+        Program(graph).values(inputs)
+        counts["ran"] += 1
+    except TicketryError:
+        counts["refused when run"] += 1
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:  # what torch says of arguments that do not fit
+        counts[f"torch: {type(error).__name__}"] += 1
+
+
+def main(count: int, start: int) -> None:
+    sys.path.insert(0, __file__.rpartition("/")[0])
+    from graphs import small
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    data = dumps(small(), {"ticket": "t", "list": [1, 2.5]})
+    length = struct.unpack("<Q", data[:8])[0]
+    text = next(iter(json.loads(data[8 : 8 + length])["__metadata__"].values()))
+
+    @seed(start)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(_KINDS)
+    def fuzz(chosen: tuple[str, Any]) -> None:
+        made = damaged(data, text, *chosen)
+        counts["inputs"] += 1
+        signal.alarm(SECONDS_EACH)
+        try:
+            graph, _ = loads(made)
+        except ModelFileError:
+            counts["refused"] += 1
+        else:
+            counts["loaded"] += 1
+            run_if_small(graph)
+        signal.alarm(0)
+
+    fuzz()
+    json.dump(counts, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,210 @@
+"""Model files: what is read is what was written, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.graph.graphs import small
+from interpreter import run
+from ticketry.engine.graph import Graph, Node, Value
+from ticketry.engine.graph.model_file import KIND, dumps, load, loads, save
+from ticketry.errors import ModelFileError
+
+
+def equal(one: Graph, other: Graph) -> bool:
+    alike = all(
+        torch.equal(tensor, other.tensors[name]) and tensor.dtype == other.tensors[name].dtype
+        for name, tensor in one.tensors.items()
+    )
+    parts = ("inputs", "outputs", "nodes", "values", "signature", "notes")
+    return (
+        alike
+        and set(one.tensors) == set(other.tensors)
+        and all(getattr(one, part) == getattr(other, part) for part in parts)
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    graph = small()
+    path = save(graph, tmp_path / "model.tk", {"ticket": "mine", "density": 0.1})
+    read, meta, _ = load(path)
+    assert equal(graph, read)
+    assert meta == {"ticket": "mine", "density": 0.1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tk"]
+    x = torch.randn(3, 3, 6, 6)
+    assert torch.equal(run(load(path)[0], x).logits, run(graph, x).logits)
+
+
+def test_equal_graphs_give_equal_bytes():
+    assert dumps(small(), {"a": 1}) == dumps(small(), {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0, 7), (16, 9)])
+def test_weights_of_any_kind(dtype: torch.dtype, density: float, shape: tuple[int, ...]) -> None:
+    kept = torch.rand(shape) < density
+    weight = (torch.randn(shape) * 5).to(dtype).masked_fill(~kept, 0)
+    text = str(dtype).removeprefix("torch.")
+    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
+    values = {"x": Value("x", (None, 1)), "y": Value("y", shape, text)}
+    graph = Graph(("x",), "y", (one,), values, {"w": weight})
+    read, _ = loads(dumps(graph))
+    assert equal(graph, read)
+
+
+def test_sparse_weights_take_little_room():
+    weight = torch.randn(256, 256) * (torch.rand(256, 256) < 0.1)
+    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
+    values = {"x": Value("x", (None, 1)), "y": Value("y", (256, 256))}
+    data = dumps(Graph(("x",), "y", (one,), values, {"w": weight}))
+    assert len(data) < 256 * 256 * 4 * 0.1 * 1.1 + 256 * 256 / 8 + 2048
+
+
+def changed(data: bytes, **parts: Any) -> bytes:
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    document = json.loads(header["__metadata__"][KIND])
+    header["__metadata__"][KIND] = json.dumps({**document, **parts})
+    made = json.dumps(header).encode()
+    return struct.pack("<Q", len(made)) + made + data[8 + length :]
+
+
+def weights(**facts: Any) -> dict[str, Any]:
+    length = struct.unpack("<Q", dumps(small())[:8])[0]
+    header = json.loads(dumps(small())[8 : 8 + length])
+    table = json.loads(header["__metadata__"][KIND])["tensors"]
+    return {**table, "conv.weight": {**table["conv.weight"], **facts}}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: b"", "no model file"),
+        (lambda data: data[:50], "no model file"),
+        (lambda data: b"\xff" * 8 + data[8:], "no model file"),
+        (lambda data: changed(data, format=2), "newer ticketry"),
+        (lambda data: changed(data, format=True), "no format number"),
+        (lambda data: changed(data, kind="other"), "not that of a model"),
+        (lambda data: changed(data, more=1), "not all its parts"),
+        (lambda data: changed(data, graph=[]), "its graph has not the parts"),
+        (lambda data: changed(data, tensors={}), "tensors that are no weights"),
+        (lambda data: changed(data, tensors=weights(shape=[4, 3, 3, 4])), "not the number of bits"),
+        (lambda data: changed(data, tensors=weights(shape=[1 << 39, 1 << 39])), "too large"),
+        (lambda data: changed(data, tensors=weights(dtype="float64")), "another data type"),
+        (lambda data: changed(data, tensors=weights(dtype="object")), "unknown data type"),
+        (lambda data: changed(data, tensors=weights(packed=1)), "neither packed nor not"),
+    ],
+)
+def test_damaged_files(make: Any, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        loads(make(dumps(small())))
+
+
+def factory(op: str, args: list[Any], shape: Any, **inputs: Any) -> bytes:
+    """A file whose first torch node does what it likes; nobody reads what it makes, but it would run."""
+    one = Node(op, tuple(inputs), "z", {"args": args, "kwargs": {}})
+    graph = small()
+    nodes = (*graph.nodes[:-1], one, graph.nodes[-1])
+    values = {**graph.values, "z": Value("z", shape)}
+    return dumps(replace(graph, nodes=nodes, values=values))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: factory("aten.zeros.default", [[1 << 30, 1 << 30]], (3,)), "too many"),
+        (lambda: factory("aten.arange.default", [1 << 40], None), "too many"),
+        (lambda: factory("aten.repeat.default", [{"value": "x"}, [1 << 20, 1 << 10, 9, 1]], None, x=1), "too many"),
+        (lambda: factory("aten.zeros.default", [[4]], (3,)), r"it makes float32 \[4\], not float32 \(3,\)"),
+        (lambda: factory("aten.ones.default", [[-4]], None), "torch does not take its arguments"),
+        (
+            lambda: factory("aten.mm.default", [{"value": "x"}, {"value": "x"}], None, x=1),
+            "does not take its arguments",
+        ),
+        (lambda: factory("aten.max.dim", [{"value": "x"}, 1], None, x=1), "it makes a list, not float32"),
+    ],
+)
+def test_claims_of_torch_nodes_are_checked_without_memory(data: Any, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        loads(data())
+
+
+def test_duplicate_names_and_constants_of_javascript():
+    data = dumps(small(), {"here": 0})
+    for old, new in (('\\"here\\":0', '\\"here\\":0,\\"here\\":1'), ('\\"here\\":0', '\\"here\\":NaN')):
+        length = struct.unpack("<Q", data[:8])[0]
+        header = data[8 : 8 + length].decode().replace(old, new).encode()
+        with pytest.raises(ModelFileError, match="not JSON"):
+            loads(struct.pack("<Q", len(header)) + header + data[8 + length :])
+
+
+def test_another_safetensors_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(3)}, str(tmp_path / "w.safetensors"))
+    with pytest.raises(
+        ModelFileError, match=r"w\.safetensors: this is a safetensors file, but not of a compiled model"
+    ):
+        load(tmp_path / "w.safetensors")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="there is no model file"):
+        load(tmp_path / "absent.tk")
+    with pytest.raises(ModelFileError, match="there is no model file"):
+        load(tmp_path)
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        save(small(), tmp_path / "no" / "folder" / "model.tk")
+    with pytest.raises(ModelFileError, match="no JSON"):
+        save(small(), tmp_path / "model.tk", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_operations_of_the_models_own_cannot_be_saved():
+    library = torch.library.Library("ticketry_test_file", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+    one = Node("ticketry_test_file.twice.default", ("x",), "y", {"args": [{"value": "x"}], "kwargs": {}})
+    graph = Graph(("x",), "y", (one,), {"x": Value("x", (None, 1)), "y": Value("y", (None, 1))}, {})
+    made: Tensor = run(graph.validate(trusted=True), torch.ones(2, 1))
+    assert torch.equal(made, torch.full((2, 1), 2.0))
+    with pytest.raises(ModelFileError, match=r"operations of its own, such as ticketry_test_file\.twice"):
+        dumps(graph)
+
+
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_hostile_files(count: int) -> None:
+    """In a process of its own, with a limit of memory and of time for each file: a crash or hang ends that process."""
+    tests = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("fuzz_model_file.py")), str(count), "3"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{tests.parent / 'src'}:{tests}:{os.environ.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    counts = json.loads(ran.stdout)
+    assert counts["inputs"] >= count * 0.9  # hypothesis does not repeat itself
+    assert counts["refused"] > count / 2
+    assert counts["ran"] > count / 100

@@ -1,0 +1,119 @@
+"""Kept plans: found again exactly, never when anything they depend on is another, and done without where they cannot
+be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.engine.plan import plan_cache
+from ticketry.engine.plan.plan_cache import digest_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+
+
+def compiled(model: nn.Module) -> tk.engine.Compiled:
+    return tk.compile(model, tk.prune(model, density=0.4), torch.randn(2, 3, 8, 8), threads=1)
+
+
+def plans(cache: Path) -> list[Path]:
+    return sorted((cache / "plans").glob("*.plan"))
+
+
+def test_a_second_process_packs_nothing(cache, monkeypatch):
+    x = torch.randn(16, 3, 8, 8)
+    wanted = compiled(network())(x)
+    assert plans(cache)
+
+    def never(*args: object) -> None:
+        raise AssertionError("planned again")
+
+    monkeypatch.setattr("ticketry.engine.plan.region_programs.Emission", never)
+    monkeypatch.setattr("ticketry.engine.plan.region_programs.choose", never)
+    again = compiled(network())
+    assert torch.equal(again(x), wanted)
+    assert again._library.compiled == 0
+    (program,) = again._natives[0].programs.values()
+    assert all(op.label for op in program.ops)
+    assert again.weight_bytes > 0
+
+
+@pytest.mark.parametrize("spoil", ["cut", "flip", "empty"])
+def test_a_damaged_plan_is_made_anew(cache, spoil):
+    x = torch.randn(5, 3, 8, 8)
+    wanted = compiled(network())(x)
+    for path in plans(cache):
+        data = bytearray(path.read_bytes())
+        data = data[: len(data) // 2] if spoil == "cut" else bytearray() if spoil == "empty" else data
+        if spoil == "flip":
+            data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    assert torch.equal(compiled(network())(x), wanted)
+
+
+def test_kernels_that_left_the_cache_are_made_anew(cache):
+    x = torch.randn(5, 3, 8, 8)
+    wanted = compiled(network())(x)
+    for path in (cache / "kernels").iterdir():
+        path.unlink()
+    assert torch.equal(compiled(network())(x), wanted)
+
+
+def test_other_weights_have_other_plans():
+    x = torch.randn(4, 3, 8, 8)
+    first, second = compiled(network(0)), compiled(network(1))
+    assert not torch.equal(first(x), second(x))
+    assert digest_of(first.graph) != digest_of(second.graph)
+    assert digest_of(first.graph) == digest_of(compiled(network(0)).graph)
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("TICKETRY_CACHE", str(blocked))
+    assert compiled(network())(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_the_oldest_plans_go(cache, monkeypatch):
+    compiled(network())(torch.randn(1, 3, 8, 8))
+    (old, *_) = plans(cache)
+    for path in plans(cache):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(plan_cache, "_MOST_BYTES", sum(path.stat().st_size for path in plans(cache)))
+    compiled(network(1))(torch.randn(1, 3, 8, 8))
+    assert not old.exists()
+    assert sum(path.stat().st_size for path in plans(cache)) <= plan_cache._MOST_BYTES
+
+
+def test_a_plan_comes_back_as_it_was_stored(cache):
+    fast = compiled(network())
+    (native,) = fast._natives
+    store = native._plans
+    rng = np.random.default_rng(0)
+    emission = native._emission(native.plan(16, 1))
+    tables = (rng.normal(size=(3, 4)).astype(np.float32), 7, np.arange(5, dtype=np.uint16), np.zeros((0, 2), np.int32))
+    op = type(emission.ops[0])(emission.ops[0].kernel, tables, "layer")
+    native.library.addresses([op.kernel])
+    store.keep([op], {"arena": 5}, "key")
+    found = store.fetch("key")
+    assert found.facts == {"arena": 5}
+    assert found.ops[0].label == "layer"
+    for made, wanted in zip(found.ops[0].args, tables, strict=True):
+        assert np.array_equal(made, wanted)
+        assert isinstance(wanted, int) or made.dtype == wanted.dtype
+    assert store.fetch("another key") is None

@@ -1,0 +1,118 @@
+"""Forms against torch: the planes a form names, read back as its axes say, are the tensor that torch makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ticketry.engine.plan import value_axes
+from ticketry.engine.plan.value_axes import Form, UnsupportedError
+
+
+def planes_of(x: torch.Tensor) -> tuple[Form, torch.Tensor]:
+    """A tensor without batch as it is loaded, and the planes [C, pixels] of its storage."""
+    form = value_axes.loaded((None, *x.shape), 0)
+    if x.dim() == 3:
+        return form, x.reshape(x.shape[0], -1)
+    return form, (x.T if x.dim() == 2 else x[:, None])
+
+
+def read(form: Form, planes: torch.Tensor) -> torch.Tensor:
+    """The tensor that a form describes, slowly."""
+    if form.labels == "f":
+        return planes[form.flat[:, 1]].reshape(-1)
+    channels = form.planes.shape[:-1]
+    x = planes[torch.as_tensor(form.flat[:, 1].copy())].reshape(*channels, planes.shape[1])
+    if form.labels.count("p") == 2:
+        x = x.reshape(*channels, *form.pixels)
+    elif form.labels.count("p") == 0:
+        x = x.reshape(*channels)
+    source = [axis for axis, label in enumerate(form.labels) if label == "c"]
+    source += [axis for axis, label in enumerate(form.labels) if label == "p"]
+    return x.permute([source.index(axis) for axis in range(len(source))])
+
+
+def test_loaded_values_read_back():
+    for shape in [(3, 4, 5), (6, 7), (9,)]:
+        x = torch.randn(shape)
+        assert torch.equal(read(*planes_of(x)), x)
+
+
+@given(st.permutations([1, 2, 3]), st.integers(0, 1))
+def test_transposing_images_is_free_unless_rows_and_columns_change_places(order, seed):
+    x = torch.randn(2, 3, 4)
+    form, planes = planes_of(x)
+    if order.index(2) > order.index(3):
+        with pytest.raises(UnsupportedError, match="rows and columns"):
+            value_axes.transposed(form, [0, *order])
+    else:
+        made = value_axes.transposed(form, [0, *order])
+        assert torch.equal(read(made, planes), x.permute([axis - 1 for axis in order]))
+        assert made.axes == read(made, planes).shape
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6))
+def test_heads_of_tokens_and_back(heads, size, tokens):
+    x = torch.randn(tokens, heads * size)
+    form, planes = planes_of(x)
+    split = value_axes.transposed(value_axes.reshaped(form, (None, tokens, heads, size)), [0, 2, 1, 3])
+    expected = x.reshape(tokens, heads, size).transpose(0, 1)
+    assert torch.equal(read(split, planes), expected)
+    back = value_axes.reshaped(value_axes.transposed(split, [0, 2, 1, 3]), (None, tokens, heads * size))
+    assert torch.equal(read(back, planes), x)
+
+
+def test_patches_become_tokens():
+    x = torch.randn(5, 3, 4)
+    form, planes = planes_of(x)
+    tokens = value_axes.transposed(value_axes.reshaped(form, (None, 5, 12)), [0, 2, 1])
+    assert tokens.labels == "pc"
+    assert torch.equal(read(tokens, planes), x.flatten(1).T)
+
+
+def test_flattened_images_are_read_whole():
+    x = torch.randn(3, 2, 2)
+    form, planes = planes_of(x)
+    flat = value_axes.flattened(form)
+    assert flat.labels == "f"
+    assert flat.axes == (12,)
+    assert torch.equal(read(flat, planes), x.flatten())
+    pixel = value_axes.flattened(value_axes.loaded((None, 7, 1, 1), 0))
+    assert pixel.labels == "c"
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_parts_sums_and_shuffles_of_channels(data):
+    a, b = torch.randn(4, 2, 3), torch.randn(6, 2, 3)
+    planes = torch.cat([a, b]).reshape(10, -1)
+    one, _ = planes_of(a)
+    other = value_axes.loaded((None, 6, 2, 3), 0)
+    other.planes[..., 1] += 4
+    both = value_axes.joined([one, other], 1)
+    assert torch.equal(read(both, planes), torch.cat([a, b]))
+    start = data.draw(st.integers(0, 9))
+    stop = data.draw(st.integers(start, 10))
+    assert torch.equal(read(value_axes.sliced(both, 1, start, stop), planes), torch.cat([a, b])[start:stop])
+    groups = data.draw(st.sampled_from([1, 2, 5, 10]))
+    shuffled = torch.channel_shuffle(torch.cat([a, b])[None], groups)[0]
+    assert torch.equal(read(value_axes.shuffled(both, groups), planes), shuffled)
+
+
+@pytest.mark.parametrize(
+    ("shape", "new"),
+    [((4, 2, 3), (8, 3)), ((4, 2, 3), (4, 3, 2)), ((6, 4), (3, 2, 4)), ((4, 2, 3), (4, 2, 2))],
+    ids=["channels with rows", "other rows", "split tokens", "other size"],
+)
+def test_shapes_that_cannot_be_views(shape, new):
+    with pytest.raises(UnsupportedError):
+        value_axes.reshaped(value_axes.loaded((None, *shape), 0), (None, *new))
+
+
+def test_a_shape_with_axes_of_one():
+    form, planes = planes_of(torch.arange(6.0))
+    gate = value_axes.reshaped(form, (None, 6, 1, 1))
+    assert read(gate, planes).shape == (6, 1, 1)
+    assert torch.equal(read(value_axes.reshaped(gate, (None, 6)), planes), torch.arange(6.0))

@@ -1,0 +1,122 @@
+"""Verdicts by level against slow tests and Holm's rule by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from scipy.stats import ttest_1samp
+
+from slow_p_values import slow_p
+from ticketry.errors import UsageError
+from ticketry.evidence.level_verdicts import default_margin, judge, with_verdicts
+from ticketry.records.network import Point
+from ticketry.records.run import RunRecord
+from ticketry.records.verdict import Metric, Task
+
+METRIC = Metric("accuracy", "%", True)
+DENSE = [90.0, 90.4, 89.8, 90.1, 90.2, 89.9, 90.3, 90.0, 90.1, 90.2]
+TICKETS = {
+    1: [90.3, 90.5, 90.2, 90.2, 90.4, 90.3, 90.2, 90.1, 90.5, 90.4],
+    2: [90.1, 90.7, 90.0, 90.3, 90.1, 90.2, 90.5, 90.3, 90.1, 90.4],
+    3: [85.0, 86.0, 85.5, 85.2, 85.4, 85.1, 85.7, 85.6, 85.2, 85.3],
+}
+SHUFFLED = {
+    1: [90.3, 90.6, 90.0, 90.1, 90.5, 90.4, 90.1, 90.0, 90.6, 90.3],
+    2: [88.0, 88.6, 87.9, 88.3, 88.1, 88.4, 88.0, 88.2, 87.8, 88.5],
+    3: [84.0, 84.1, 84.6, 84.4, 84.2, 84.3, 84.1, 84.5, 84.0, 84.4],
+}
+
+
+def rows(**changes: Any) -> list[Point]:
+    made = [row(0, "dense", number, value) for number, value in enumerate(DENSE)]
+    for role, table in (("ticket", TICKETS), ("shuffled", SHUFFLED)):
+        for level, values in table.items():
+            made += [row(level, role, number, value) for number, value in enumerate(values)]
+    return [replace(one, **changes) if one.role == "shuffled" else one for one in made]
+
+
+def row(level: int, role: str, replicate: int, value: float) -> Point:
+    density = 0.5**level
+    return Point(
+        level=level,
+        role=role,
+        replicate=replicate,
+        density=density,
+        validation={"accuracy": value},
+        test={"accuracy": value},
+        budget=100,
+    )
+
+
+def claim_p(level: int) -> float:
+    to_dense = [t - d for t, d in zip(TICKETS[level], DENSE, strict=True)]
+    to_control = [t - c for t, c in zip(TICKETS[level], SHUFFLED[level], strict=True)]
+    return max(slow_p(to_dense, -0.5, 0.5)[0], slow_p(to_control, 0.0, 0.5)[0])
+
+
+def test_p_values_are_the_slow_tests_and_holm_s() -> None:
+    found = judge(rows(), METRIC, examples=10_000)
+    raw = [claim_p(level) for level in (1, 2, 3)]
+    assert [one.p for one in found] == pytest.approx(raw)
+    ranked = sorted(range(3), key=lambda index: raw[index])
+    by_hand, largest = [0.0] * 3, 0.0
+    for rank, index in enumerate(ranked):
+        largest = max(largest, min(1.0, raw[index] * (3 - rank)))
+        by_hand[index] = largest
+    assert [one.p_holm for one in found] == pytest.approx(by_hand)
+    assert [one.verdict for one in found] == ["matches", "wins", "loses"]
+    assert [one.as_good_as_dense for one in found] == ["yes", "yes", "no"]
+    assert [one.better_than_controls for one in found] == ["undecided", "yes", "yes"]
+    assert [one.not_beaten for one in found] == [("shuffled",), (), ()]
+    assert [one.density for one in found] == [0.5, 0.25, 0.125]
+    assert found[1].difference == pytest.approx(sum(TICKETS[2]) / 10 - sum(DENSE) / 10)
+    assert found[1].interval == pytest.approx(ttest_1samp(differences_of(2), 0).confidence_interval(0.95))
+
+
+def differences_of(level: int) -> list[float]:
+    return [t - d for t, d in zip(TICKETS[level], DENSE, strict=True)]
+
+
+def test_replicates_of_one_dense_network_count_as_one() -> None:
+    """A task that makes the same dense network whatever its seed: by the keys of the record."""
+    keyed = [replace(one, key=f"{one.role}-{one.level}-{one.replicate}") for one in rows()]
+    assert [one.groups for one in judge(keyed, METRIC, examples=10_000)] == [10] * 3
+    shared = [replace(one, key="same") if one.role == "dense" and one.replicate > 1 else one for one in keyed]
+    found = judge(shared, METRIC, examples=10_000)
+    assert [(one.n, one.groups) for one in found] == [(10, 3)] * 3
+    alone = judge([replace(one, key="same") if one.role == "dense" else one for one in keyed], METRIC, examples=10_000)
+    assert [one.verdict for one in alone] == ["undecided"] * 3
+    assert all("the 10 seeds come from 1 parent" in " ".join(one.reasons) for one in alone)
+
+
+def test_without_controls_the_claim_is_that_it_matches() -> None:
+    found = judge([one for one in rows() if one.role != "shuffled"], METRIC, examples=10_000)
+    assert [one.claim for one in found] == ["matches"] * 3
+    assert [one.verdict for one in found] == ["matches", "matches", "loses"]
+
+
+def test_unequal_budgets_a_missing_replicate_and_nan_are_told() -> None:
+    with pytest.raises(UsageError, match=r"unequal budgets .*shuffled: 90 steps"):
+        judge(rows(budget=90), METRIC, examples=10_000)
+    with pytest.raises(UsageError, match="the metric of shuffled is nan at seed number 1"):
+        judge(rows(test={"accuracy": float("nan")}), METRIC, examples=10_000)
+    lacking = [one for one in rows() if (one.level, one.role, one.replicate) != (2, "shuffled", 3)]
+    with pytest.raises(UsageError, match="level 2 has not a shuffled for each of the 10 replicates"):
+        judge(lacking, METRIC, examples=10_000)
+    task = Task("digits", "lenet-300-100", METRIC, 20, 10)
+    record = RunRecord(format=1, name="run", method="iterative", task=task, points=tuple(rows(budget=90)))
+    assert with_verdicts(record, 10_000).verdict_error.startswith("unequal budgets")
+
+
+def test_one_replicate_is_undecided_and_says_how_many_more() -> None:
+    found = judge([one for one in rows() if one.replicate == 0], METRIC, examples=10_000)
+    assert [one.verdict for one in found] == ["undecided"] * 3
+    assert all(one.more_seeds >= 2 for one in found)
+    assert found[0].interval is None
+
+
+def test_the_default_margin() -> None:
+    assert default_margin("%", [90.0]) == 0.5
+    assert default_margin("", [2.0, 4.0]) == pytest.approx(0.03)

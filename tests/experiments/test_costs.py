@@ -1,0 +1,197 @@
+"""What every network of a run cost, recomputed by hand from the settings of each method."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
+from ticketry.lab import answers
+from ticketry.lab.lab import Lab
+from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.records.schema import as_json
+
+TOTAL, BATCH = 40, 64
+TASK = tk.task("digits")
+RECIPE = TASK.recipe.changed(length=f"{TOTAL}it", batch=BATCH)
+LAYERS = {"fc1.weight": 64 * 300, "fc2.weight": 300 * 100, "fc3.weight": 100 * 10}
+NOTHING = {"steps": 0, "flops": 0.0, "seconds": 0.0, "memory": 0}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("store"), device="cpu") as found:
+        yield found
+
+
+def step(shares: dict[str, float] | None = None) -> float:
+    """FLOPs of a step by layer sizes: forward, the weight's gradient, and the input's but for the first layer."""
+    passes = dict(zip(LAYERS, (2, 3, 3), strict=True))
+    return sum(2 * BATCH * passes[name] * size * (shares or {}).get(name, 1) for name, size in LAYERS.items())
+
+
+def shares(row: dict[str, Any]) -> dict[str, float]:
+    return {layer["name"]: layer["kept"] / layer["total"] for layer in row["layers"]}
+
+
+def made(lab: Lab, name: str, *, controls: tuple[str, ...] = (), **settings: Any) -> dict[tuple[int, str], Any]:
+    method = tk.search.method(name)
+    record = as_json(
+        execute(lab, SearchRequest(method, TASK, method.Settings(**settings), RECIPE, replicates=1, controls=controls))
+    )
+    rows = {(row["level"], row["role"]): row for row in record["points"]}
+    dense = rows[0, "dense"]["cost"]
+    assert (dense["dense"]["steps"], dense["dense"]["flops"]) == (TOTAL, TOTAL * step())
+    assert dense["search"] == dense["sparse"] == NOTHING
+    return rows
+
+
+def steps(row: dict[str, Any]) -> list[int]:
+    return [row["cost"][phase]["steps"] for phase in ("dense", "search", "sparse")]
+
+
+def flops(row: dict[str, Any]) -> list[float]:
+    return [row["cost"][phase]["flops"] for phase in ("dense", "search", "sparse")]
+
+
+def test_iterative(lab: Lab) -> None:
+    rows = made(lab, "iterative", levels=3, rewind="25%", controls=("random_reinit", "random_prune", "shuffled"))
+    own = TOTAL - TOTAL // 4
+    cost = 0.0
+    for level in (1, 2, 3):
+        row = rows[level, "ticket"]
+        assert steps(row) == [TOTAL, (level - 1) * own, own]
+        assert flops(row) == pytest.approx([TOTAL * step(), cost, own * step(shares(row))])
+        cost += own * step(shares(row))
+    assert steps(rows[3, "shuffled"]) == [TOTAL, 2 * own, own]
+    assert flops(rows[3, "shuffled"]) == flops(rows[3, "ticket"])
+    # A fresh start is trained densely up to the rewind step, beside what the ticket's mask needed.
+    assert steps(rows[3, "random_reinit"]) == [TOTAL + TOTAL // 4, 2 * own, own]
+    # A random mask needs no search, only the early weights.
+    assert steps(rows[3, "random_prune"]) == [TOTAL // 4, 0, own]
+    heights = {rows[3, "ticket"]["cost"][phase]["memory"] for phase in ("search", "sparse")}
+    assert len(heights) == 1
+    more = heights.pop() - rows[0, "dense"]["cost"]["dense"]["memory"]
+    assert more == pytest.approx(4 * sum(LAYERS.values()), abs=64)
+
+
+def test_seconds_are_those_of_the_trainings(lab: Lab) -> None:
+    rows = made(lab, "iterative", levels=2)
+    first, second = rows[1, "ticket"]["cost"], rows[2, "ticket"]["cost"]
+    assert first["dense"]["seconds"] == rows[0, "dense"]["seconds"]
+    assert first["sparse"]["seconds"] == rows[1, "ticket"]["seconds"]
+    # The level before and making both masks.
+    assert second["search"]["seconds"] >= rows[1, "ticket"]["seconds"]
+
+
+@pytest.mark.parametrize(("retrain", "own"), [("finetune", 30), ("continue", 30), ("restart", TOTAL)])
+def test_oneshot(lab: Lab, retrain: str, own: int) -> None:
+    rows = made(lab, "oneshot", rewind="25%", retrain=retrain, controls=("random_prune",))
+    row = rows[1, "ticket"]
+    assert steps(row) == [TOTAL, 0, own]
+    assert flops(row) == pytest.approx([TOTAL * step(), 0, own * step(shares(row))])
+    assert row["cost"]["search"]["memory"] is None  # scoring is no training step
+    assert steps(rows[1, "random_prune"]) == [TOTAL if retrain == "finetune" else 10, 0, own]
+
+
+def test_early_with_its_scoring(lab: Lab) -> None:
+    rows = made(lab, "early", density=(0.3, 0.1), when="25%", score="snip", iterations=3, batches=2, batch=32)
+    for level in (1, 2):
+        row = rows[level, "ticket"]
+        assert steps(row) == [10, 0, 30]
+        scoring = 3 * 2 * 32 / BATCH * step()  # three times a forward and a backward pass of two batches
+        assert flops(row) == pytest.approx([10 * step(), scoring, 30 * step(shares(row))])
+
+
+@pytest.mark.parametrize("detector", ["distance", "masks"])
+def test_looks_of_a_detector_take_time_that_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector: str
+) -> None:
+    """By a clock that goes on by a second each time it is read: a look and a mask take one each."""
+    seconds = itertools.count()
+    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    for _ in range(2):  # the second time nothing is looked at anew
+        with Lab(tmp_path, device="cpu") as lab:
+            settings = {"detector": detector, "every": "4it", "latest": "16it", "threshold": 1e-6}
+            rows = made(lab, "early", density=(0.1,), score="random", iterations=1, controls=("shuffled",), **settings)
+        row = rows[1, "ticket"]
+        assert (row["moment"]["step"], row["moment"]["seconds"]) == (16, 4)
+        assert row["cost"]["search"]["seconds"] == 4 + 1
+        assert rows[1, "shuffled"]["cost"]["search"]["seconds"] == 4 + 1
+
+
+def test_gradual(lab: Lab) -> None:
+    rows = made(lab, "gradual", begin="5it", end="25it", frequency="10it", controls=("random_reinit", "shuffled"))
+    row = rows[1, "ticket"]
+    assert steps(row) == [15, 10, 15]  # a cut at 15 and one at 25
+    cost, (final,) = flops(row), [step(shares(row))]
+    assert (cost[0], cost[2]) == pytest.approx((15 * step(), 15 * final))
+    assert 10 * final < cost[1] < 10 * step()
+    assert steps(rows[1, "random_reinit"]) == [25 + 15, 10, 15]
+    # Goes on from the dense network at the last cut, ten steps behind the ticket's first.
+    assert steps(rows[1, "shuffled"]) == [25, 10, 15]
+
+
+def test_dynamic(lab: Lab) -> None:
+    rows = made(lab, "dynamic", frequency="10it", end="75%", controls=("random_prune",))
+    row = rows[1, "ticket"]
+    moves, sparse = 2, step(shares(row))  # at 10 and 20; at 30 the mask stays
+    assert steps(row) == [0, 21, 19]
+    # Where the mask moves the weights' gradient is dense: Evci et al., appendix H.
+    looks = moves * (2 * sparse + step()) / 3
+    assert flops(row) == pytest.approx([0, (21 - moves) * sparse + looks, 19 * sparse])
+    assert steps(rows[1, "random_prune"]) == [0, 0, TOTAL]
+
+
+def test_acdc(lab: Lab) -> None:
+    rows = made(lab, "acdc", warmup="10it", phase="5it", end="30it", controls=("shuffled",))
+    row = rows[1, "ticket"]
+    # Dense to 10, compressed to 15, decompressed to 20, compressed to 25, decompressed to 30, compressed.
+    assert steps(row) == [10 + 5 + 5, 5 + 5, 10]
+    cost = flops(row)
+    assert (cost[0], cost[2]) == pytest.approx((20 * step(), 10 * step(shares(row))))
+    assert 0 < cost[1] < 2 * 10 * step(shares(row))
+    assert steps(rows[1, "shuffled"]) == steps(row)
+
+
+@pytest.mark.parametrize("name", ["continuous", "stochastic"])
+def test_gates(lab: Lab, name: str) -> None:
+    rows = made(lab, name, rounds=2, rewind="25%", init=(0.3,), controls=("random_prune",))
+    for number in (1, 2):
+        row = rows[number, "ticket"]
+        assert steps(row) == [0, number * TOTAL, 30]
+        assert flops(row) == pytest.approx([0, number * TOTAL * step(), 30 * step(shares(row))])
+        assert row["cost"]["search"]["memory"] > row["cost"]["sparse"]["memory"]
+    assert steps(rows[2, "random_prune"]) == [0, 10, 30]  # its early weights are those of the first round
+
+
+def test_concrete(lab: Lab) -> None:
+    rows = made(lab, "concrete", rewind="25%", mask_length="50%", density=(0.5,))
+    row = rows[1, "ticket"]
+    assert steps(row) == [10, 20, 30]
+    # Each step over frozen weights has a second forward pass, of the network that is compared with.
+    searching = step() + 2 * BATCH * sum(LAYERS.values())
+    assert flops(row) == pytest.approx([10 * step(), 20 * searching, 30 * step(shares(row))])
+
+
+def test_a_record_from_before_costs_gets_them_and_keeps_the_rest(lab: Lab) -> None:
+    run = SearchRequest(tk.search.iterative, TASK, tk.search.iterative.Settings(levels=1), RECIPE, replicates=1)
+    whole = as_json(execute(lab, run))
+    path = lab.store.paths.run(run.name) / "run.json"
+    old = read_sealed(path)
+    assert old
+    for row in old["points"]:
+        del row["cost"]
+    old["cost"] |= {"wall_seconds": 1234.5, "energy_kwh": 2.0, "energy_by": "a meter"}
+    write_sealed(path, old)
+    found = as_json(execute(lab, run))
+    assert found["points"] == whole["points"]
+    assert found["cost"] == old["cost"]
+    assert read_sealed(path) == found

@@ -1,0 +1,90 @@
+"""What a run costs whose masks come from trainings of their own: in its record, its tickets and its figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.errors import UsageError
+from ticketry.evidence.stability import stability
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
+from ticketry.lab.search_result import Seeds
+from ticketry.records.run import read_run
+from ticketry.records.schema import as_json
+from ticketry.report.tables.costs import cost_points
+from ticketry.report.tables.results import Results
+
+TOTAL, REWIND = 60, 6
+METHOD = tk.search.continuous
+TASK = tk.task("digits")
+RECIPE = TASK.recipe.changed(length=f"{TOTAL}it")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two members of two rounds, two replicates, one control."""
+    settings = METHOD.Settings(rounds=2, init=(0.1, -0.1), rewind=f"{REWIND}it", gate_lr=10.0)
+    run = SearchRequest(METHOD, TASK, settings, RECIPE, replicates=2, controls=("shuffled",))
+    with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
+        return as_json(execute(lab, run))
+
+
+def test_the_search_is_its_rounds_and_tickets(made: dict[str, Any]) -> None:
+    ticket = TOTAL - REWIND
+    cost = made["cost"]
+    assert cost["dense_steps"] == TOTAL
+    assert cost["search_steps_per_replicate"] == 2 * 2 * TOTAL + 4 * ticket
+    assert cost["control_steps"] == 2 * 4 * ticket
+    assert cost["steps_trained"] == 2 * (TOTAL + 4 * TOTAL + 4 * ticket + 4 * ticket)
+    assert cost["train_seconds"] > sum(point["seconds"] for point in made["points"])
+
+
+def test_every_ticket_tells_what_it_took_to_find_it(made: dict[str, Any]) -> None:
+    tickets = [point for point in made["points"] if point["role"] == "ticket" and point["replicate"] == 0]
+    assert [(p["level"], p["init"], p["search_steps"], p["budget"]) for p in tickets] == [
+        (1, 0.1, TOTAL, TOTAL),
+        (2, 0.1, 2 * TOTAL, TOTAL),
+        (3, -0.1, TOTAL, TOTAL),
+        (4, -0.1, 2 * TOTAL, TOTAL),
+    ]
+    saved = tk.Ticket.load(tickets[3]["ticket"])
+    assert saved.info["search_steps"] == 2 * TOTAL + TOTAL - REWIND
+    assert saved.info["rewind_step"] == REWIND
+
+
+def test_every_round_is_told(made: dict[str, Any]) -> None:
+    """Its path and its histogram agree with the masks of the tickets."""
+    tickets = {(p["replicate"], p["level"]): p for p in made["points"] if p["role"] == "ticket"}
+    rows = made["rounds"]
+    assert [(row["replicate"], row["level"], row["round"], row["init"]) for row in rows] == [
+        (replicate, level, number, init)
+        for replicate in (0, 1)
+        for level, number, init in ((1, 1, 0.1), (2, 2, 0.1), (3, 1, -0.1), (4, 2, -0.1))
+    ]
+    for row in rows:
+        ticket = tickets[row["replicate"], row["level"]]
+        assert row["used"]
+        assert row["steps"] == TOTAL
+        assert row["density"] == ticket["density"]
+        assert row["path"][-1] == [TOTAL, row["density"]]
+        assert [step for step, _ in row["path"]] == list(range(1, TOTAL + 1))
+        assert len(row["histogram"]) == 20
+        assert sum(row["histogram"]) == made["task"]["prunable"]
+        assert sum(row["histogram"][10:]) == pytest.approx(ticket["kept"], abs=row["ties"])
+
+
+def test_the_figure_of_cost_has_each_ticket_at_its_own(made: dict[str, Any]) -> None:
+    points = cost_points(Results(read_run(made)))
+    assert [point.steps for point in points] == [TOTAL, *(n * TOTAL + TOTAL - REWIND for n in (1, 2, 1, 2))]
+
+
+def test_stability_needs_the_same_early_weights(tmp_path: Path) -> None:
+    settings = METHOD.Settings(rounds=1, rewind=f"{REWIND}it", gate_lr=10.0)
+    with tk.Lab(tmp_path) as lab:
+        found = METHOD(lab, TASK, settings, recipe=RECIPE)[0][1]
+        with pytest.raises(UsageError, match="search with rewind 0"):
+            stability(lab, TASK, RECIPE, found, Seeds())

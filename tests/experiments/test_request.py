@@ -1,0 +1,179 @@
+"""A run's name stands for all that decides its numbers, and its file repeats it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.errors import UsageError
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.run_file import read_run_file, run_file
+from ticketry.lab.search_result import Seeds
+from ticketry.search import method
+from ticketry.tasks import catalogue
+from ticketry.tasks.recipe import Optimizer, Recipe, recipe_from
+
+ITERATIVE = method("iterative")
+DIGITS = catalogue.get("digits")
+
+
+def a_run(**changes: Any) -> SearchRequest:
+    return replace(SearchRequest(ITERATIVE, DIGITS, ITERATIVE.Settings(), DIGITS.recipe), **changes)
+
+
+def from_tables(tables: dict[str, Any]) -> SearchRequest:
+    """The run that a run file describes, put together by hand."""
+    chosen = method(tables["method"])
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.get("settings", {}).items()}
+    return SearchRequest(
+        method=chosen,
+        task=catalogue.get(tables["task"], model=tables.get("model"), options=tables.get("options")),
+        settings=chosen.Settings(**settings),
+        recipe=recipe_from(tables["recipe"]),
+        replicates=tables["replicates"],
+        seeds=Seeds(**tables["seeds"]),
+        controls=tuple(tables["controls"]),
+    )
+
+
+def written_and_read(run: SearchRequest, folder: Path) -> SearchRequest:
+    path = folder / "run.toml"
+    path.write_text(run_file(run.describe(), run.task.spec), encoding="utf-8")
+    return from_tables(read_run_file(path))
+
+
+CHANGES = {
+    "task": {"task": catalogue.get("mnist")},
+    "model": {"task": catalogue.get("digits", model="conv-4-16")},
+    "recipe": {"recipe": DIGITS.recipe.changed(lr=0.0013)},
+    "replicates": {"replicates": 4},
+    "initialisation": {"seeds": Seeds(initialisation=1)},
+    "order": {"seeds": Seeds(order=1)},
+    "mask": {"seeds": Seeds(mask=1)},
+    "controls": {"controls": ("shuffled",)},
+    "other controls": {"controls": ("random_prune", "shuffled")},
+    "rewind": {"settings": ITERATIVE.Settings(rewind="3%")},
+    "levels": {"settings": ITERATIVE.Settings(levels=3)},
+    "densities": {"settings": ITERATIVE.Settings(densities=(0.5, 0.2))},
+    "spare": {"settings": ITERATIVE.Settings(spare=("fc3",))},
+}
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_stable():
+    """Pinned: `ticketry list runs` and the report find runs by it."""
+    task = catalogue.get("fashion-mnist")
+    recipe = Recipe(length="10ep", batch=60, optimizer="adam", lr=0.0012)
+    run = SearchRequest(ITERATIVE, task, ITERATIVE.Settings(levels=3), recipe, replicates=2, controls=("shuffled",))
+    assert run.name == "iterative-fashion-mnist-67bb5d35"
+    assert run.name == replace(run).name
+
+
+def test_every_setting_changes_the_name():
+    names = {a_run(**changes).name for changes in CHANGES.values()} | {a_run().name}
+    assert len(names) == len(CHANGES) + 1
+
+
+def test_a_name_can_be_a_folder():
+    class Odd:
+        name = "../my task: 2ü"
+
+        def key(self) -> dict[str, str]:
+            return {"name": self.name}
+
+    assert re.fullmatch(r"iterative-my-task--2ü-[0-9a-f]{8}", a_run(task=Odd()).name)
+
+
+def test_an_unknown_control_is_refused():
+    with pytest.raises(UsageError, match="placebo"):
+        a_run(controls=("placebo",))
+
+
+# -- run files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_file_repeats_the_run(tmp_path, change):
+    run = a_run(**CHANGES[change])
+    again = written_and_read(run, tmp_path)
+    assert again == run
+    assert again.name == run.name
+
+
+recipes = st.builds(
+    Recipe,
+    length=st.sampled_from(["10ep", "0.5ep", "4000it"]),
+    batch=st.integers(1, 1 << 24),
+    optimizer=st.sampled_from(get_args(Optimizer)),
+    lr=st.floats(0, 1e6),
+    weight_decay=st.floats(0, 1e3),
+    schedule=st.just("multistep"),
+    milestones=st.lists(st.sampled_from(["50%", "80ep", "7it"]), min_size=1).map(tuple),
+    clip=st.floats(0, 1e12),
+    augment=st.sampled_from([(), ("flip",), ("crop", "flip")]),
+)
+seeds = st.builds(Seeds, *[st.integers(0, 2**62)] * 3)
+
+
+@given(recipes, seeds, st.lists(st.floats(1e-6, 1), unique=True).map(lambda found: tuple(sorted(found, reverse=True))))
+def test_numbers_come_back_to_the_last_bit(tmp_path_factory, recipe, seeds, densities):
+    run = a_run(recipe=recipe, seeds=seeds, settings=ITERATIVE.Settings(densities=densities))
+    assert written_and_read(run, tmp_path_factory.getbasetemp()) == run
+
+
+OWN = """
+from ticketry.tasks.user_task import OwnTask
+from ticketry.tasks import catalogue
+
+class Own(OwnTask):
+    def __init__(self, word="", number=0):
+        inner = catalogue.get("digits")
+        self.inner, self.name, self.metric, self.recipe = inner, "own", inner.metric, inner.recipe
+        self.word, self.number = word, number
+
+    def key(self):
+        return {}
+"""
+
+
+@pytest.mark.parametrize("word", ["plain", 'a "quoted" \\ word', "ünï", "1e5", "true", "#no comment"])
+def test_options_of_ones_own_task_come_back(tmp_path, monkeypatch, word):
+    (tmp_path / "own_task_of_a_run.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = catalogue.get("own_task_of_a_run:Own", options={"word": word, "number": "3"})
+    run = a_run(task=task)
+    again = written_and_read(run, tmp_path)
+    assert again.task.spec == task.spec
+    assert again.name == run.name
+
+
+@pytest.mark.parametrize(
+    ("data", "told"), [(b"task = ", "is not TOML"), (b"\xff\xfe", "is not TOML"), (None, "cannot be read")]
+)
+def test_what_is_no_run_file_is_told(tmp_path, data, told):
+    path = tmp_path / "run.toml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UsageError, match=told) as caught:
+        read_run_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_settings_all_have_a_place_in_the_file(tmp_path):
+    """Whatever a method's settings are, but for what is None."""
+    run = a_run(settings=ITERATIVE.Settings(density=0.1, spare=("a", "b"), half_rate=("c",), retrain="restart"))
+    path = tmp_path / "run.toml"
+    path.write_text(run_file(run.describe(), run.task.spec))
+    tables = read_run_file(path)
+    wanted = {name: value for name, value in dataclasses.asdict(run.settings).items() if value is not None}
+    assert {name: tuple(v) if isinstance(v, list) else v for name, v in tables["settings"].items()} == wanted
+    assert set(tables["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}

@@ -1,0 +1,193 @@
+"""The library does what the command line does: one run from Python, and all that its result tells."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.cli import main
+from ticketry.errors import MissingExtraError, UsageError
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.verdict import verdict
+from ticketry.experiments import keyword_types as types_of
+from ticketry.experiments import options
+from ticketry.experiments.run import Run
+from ticketry.records.display import html_table
+from ticketry.records.run import read_run
+from ticketry.records.schema import as_json
+
+SHORT = {"length": "2ep"}
+OPTIONS: dict[str, Any] = {"densities": (0.4, 0.1), "rewind": "10%", "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    return tmp_path_factory.mktemp("run") / "store"
+
+
+@pytest.fixture(scope="module")
+def run(store: Path) -> Run:
+    return tk.run("iterative", task="digits", replicates=2, controls=["shuffled"], recipe=SHORT, store=store, **OPTIONS)
+
+
+def test_it_is_what_the_command_line_writes(run: Run, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "search iterative --task digits --replicates 2 --controls shuffled --recipe.length 2ep --workers 0 --json"
+    assert main([*words.split(), "--densities", "0.4,0.1", "--rewind", "10%", "--store", str(store)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["now"]["segments_trained"] == 0
+    assert printed["run"] == run.name
+    assert printed["tickets"] == json.loads(json.dumps(run.as_json()["tickets"]))
+    assert printed["cost"] == as_json(run.record.cost)
+
+
+def test_a_task_may_be_an_object_and_what_is_done_comes_from_the_store(run: Run, store: Path) -> None:
+    asked = {"replicates": 2, "controls": "shuffled", "recipe": tk.task("digits").recipe.changed(**SHORT)}
+    again = tk.run(tk.search.method("iterative"), tk.task("digits"), store=store, **asked, **OPTIONS)
+    assert again.now["segments_trained"] == 0
+    assert again.record == run.record
+    assert repr(again) == f"Run({run.name!r}: 4 tickets in {str(run.path)!r})"
+
+
+def test_its_tickets(run: Run) -> None:
+    assert [(one.replicate, one.level) for one in run.tickets] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert [one.density for one in run.tickets[:2]] == pytest.approx([0.4, 0.1], rel=1e-3)
+    for one in run.tickets:
+        ticket = one.load()
+        assert ticket.info["value"] == one.value
+        assert ticket.info["dense_value"] == one.dense_value
+        assert ticket.mask.density == one.density
+
+
+def test_its_record_is_the_file(run: Run) -> None:
+    assert run.path.name == run.name
+    assert read_run(json.loads((run.path / "run.json").read_text())) == run.record
+    assert len(run.verdicts) == 2
+    assert [one["level"] for one in run.costs] == [1, 2, 1, 2]
+
+
+def test_the_best_is_chosen_by_validation(run: Run) -> None:
+    of_level = [one for one in run.tickets if one.level == 2]
+    assert run.best(density=0.1).validation_value == max(one.validation_value for one in of_level)
+    assert run.best().level in (1, 2)
+    with pytest.raises(UsageError, match=r"no tickets of density 0\.25; there are 0\.3\d+|there are 0\.4"):
+        run.best(density=0.25)
+
+
+def test_its_report(run: Run, tmp_path: Path) -> None:
+    assert run.report() == run.path / "report.html"
+    page = run.report(tmp_path / "mine.html").read_text(encoding="utf-8")
+    assert run.name in page
+
+
+def test_a_frame_of_pandas_or_the_name_of_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pandas, which is not installed: pip install 'ticketry\[pandas\]'"):
+        run.frame()
+    made: list[Any] = []
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=made.append))
+    run.frame()
+    assert [row["role"] for row in made[0]].count("ticket") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"denisty": 0.1}, r"run\('iterative', …\) has no argument 'denisty': did you mean density"),
+        ({"worker": 1}, "has no argument 'worker': did you mean workers"),
+        ({"levels": "many"}, "levels is 'many', which cannot be: Expected `int"),
+        ({"energy": "guess"}, "energy is 'guess', which cannot be"),
+        ({"rewind": "soon"}, "'soon' is not a point in training"),
+        ({"controls": ["best"]}, "control 'best' is not known"),
+        ({"recipe": {"lenght": "2ep"}}, "recipe: unknown setting 'lenght'"),
+    ],
+)
+def test_what_cannot_be_is_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        tk.run("iterative", task="digits", store=tmp_path / "store", **{"workers": 0, **options})
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_other_functions_tell_what_they_take() -> None:
+    with pytest.raises(UsageError, match=r"verify\(…\) has no argument 'margins': did you mean margin"):
+        tk.verify("a-ticket", margins=1)
+    with pytest.raises(UsageError, match="has no argument 'rewinding': did you mean rewind"):
+        tk.stability(rewinding="0")
+    with pytest.raises(UsageError, match=r"bench\(…\) has no argument 'batches': did you mean batch"):
+        tk.bench("a-ticket", batches=1)
+    with pytest.raises(UsageError, match=r"restructure\(…\) has no argument 'row': did you mean rows"):
+        tk.restructure("a-ticket", "regroup", row=4)
+
+
+def test_a_ticket_is_verified_timed_and_structured(run: Run, store: Path, tmp_path: Path) -> None:
+    best = run.best(density=0.1)
+    proof = tk.verify(best, seeds=2, noise=False, references=False, controls="shuffled", store=store, workers=0)
+    assert (proof.n, proof.level, proof.run) == (2, 2, run.name)
+    assert proof.ticket == str(best.path)
+    made = tk.restructure(best, "regroup", rows=4, null=False, output=tmp_path / "grouped")
+    assert tk.Ticket.load(made.path).mask.density == made.density
+    timed = tk.bench(best, batch=1, rounds=2, against="eager", store=store)
+    assert (timed.run, timed.ticket) == (run.name, str(best.path))
+    assert [one.batch for one in timed.comparisons] == [1]
+
+
+def test_stability(store: Path) -> None:
+    found = tk.stability(
+        task="digits", densities=0.1, rewinds="0", replicates=1, controls=(), masks="none", points=0, recipe=SHORT,
+        store=store, workers=0,
+    )  # fmt: skip
+    assert {(row.level, row.role) for row in found.record.rows} == {(0, "dense"), (1, "ticket")}
+    assert found.report().parent == store / "evidence"
+    assert "<td>ticket</td>" in found._repr_html_()
+
+
+def test_type_checkers_see_the_same_arguments() -> None:
+    kinds = {
+        types_of.LabKeywords: (options.LabOptions,),
+        types_of.VerifyKeywords: (options.LabOptions, VerifySettings),
+        types_of.BenchKeywords: (options.ModelOptions, options.BenchOptions),
+        types_of.StructureKeywords: (options.ModelOptions, options.StructureOptions),
+    }
+    for keywords, dataclasses in kinds.items():
+        assert keywords.__optional_keys__ == {field.name for kind in dataclasses for field in fields(kind)}
+
+
+# -- in a notebook -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_shows_itself(run: Run) -> None:
+    shown = run._repr_html_()
+    assert shown.count("<tr>") == 3
+    assert "accuracy" in shown
+    assert run.verdicts[0].verdict in shown
+
+
+def test_a_verdict_shows_itself() -> None:
+    shown = verdict([91.0, 91.2, 91.1], [90.0, 90.3, 90.1], {"<b>": [80.0, 80.4, 80.1]})._repr_html_()
+    assert "wins (claim: wins; margin 0.5, confidence 95 %, n = 3)" in shown
+    assert "&lt;b&gt;" in shown
+    assert "<b>: " not in shown
+
+
+def test_what_a_record_holds_is_no_markup(run: Run) -> None:
+    values = as_json(run.record)
+    evil = '<img src=x onerror="alert(1)">'
+    values["title"] = values["task"]["name"] = evil
+    values["verdicts"][0]["reasons"] = [evil]
+    changed = read_run(values)
+    shown = Run(run.request, changed, run.options, run.now)._repr_html_() + changed.verdicts[0]._repr_html_()
+    assert evil not in shown
+    assert shown.count("&lt;img src=x onerror=&quot;alert(1)&quot;&gt;") == 3
+    assert set(re.findall(r"</?([a-z]+)", shown)) == {"div", "p", "b", "table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_cells_of_a_table() -> None:
+    assert "<tr><td>1.235</td><td>–</td><td>3</td></tr>" in html_table("a", "xyz", [(1.23456, None, 3)])

@@ -1,0 +1,114 @@
+"""A stability analysis: its rows against the functions they stand for, and that nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ticketry.errors import UsageError
+from ticketry.evidence.connectivity import instability
+from ticketry.evidence.settings import StabilitySettings as Settings
+from ticketry.evidence.stability import stability
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.stability import execute_stability
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Found
+from ticketry.records.schema import as_json
+from ticketry.search import method
+from ticketry.tasks import catalogue
+
+DIGITS, ITERATIVE = catalogue.get("digits"), method("iterative")
+RUN = SearchRequest(
+    ITERATIVE,
+    DIGITS,
+    ITERATIVE.Settings(densities=(0.4, 0.1)),
+    DIGITS.recipe.changed(length="2ep"),
+    replicates=2,
+    controls=("random_reinit",),
+)
+ASKED = Settings(rewinds=("50%", "0"), masks=("shuffled",), points=3, splits=("test", "train"))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("stability") / "store") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def made(lab: Lab) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    record, searches = execute_stability(lab, RUN, ASKED)
+    return as_json(record), [as_json(search) for search in searches]
+
+
+def found_at(lab: Lab, rewind: str, replicate: int) -> list[Found]:
+    settings = ITERATIVE.Settings(densities=(0.4, 0.1), rewind=rewind)
+    return list(ITERATIVE.search(lab, DIGITS, RUN.recipe, settings, RUN.seeds.replicate(replicate)))
+
+
+def test_rows_are_complete(made: Any) -> None:
+    record, searches = made
+    rows = {(row["replicate"], row["step"], row["level"], row["role"]) for row in record["rows"]}
+    tickets = {
+        (r, k, level, role) for r in (0, 1) for k in (0, 19) for level in (1, 2) for role in ("ticket", "shuffled")
+    }
+    assert rows == tickets | {(r, k, 0, "dense") for r in (0, 1) for k in (0, 19)}
+    assert len(rows) == len(record["rows"])
+    assert record["rewinds"] == [
+        {"asked": "0", "step": 0, "run": searches[0]["run"]},
+        {"asked": "50%", "step": 19, "run": searches[1]["run"]},
+    ]
+    assert all(any(point["role"] == "random_reinit" for point in search["points"]) for search in searches)
+
+
+@pytest.mark.parametrize("control", [None, "shuffled"])
+def test_a_row_is_what_the_functions_say(lab: Lab, made: Any, control: str | None) -> None:
+    record, _ = made
+    found, seeds = found_at(lab, "50%", 1)[2], RUN.seeds.replicate(1)
+    wanted = (1, 19, 2, control or "ticket")
+    row = next(r for r in record["rows"] if (r["replicate"], r["step"], r["level"], r["role"]) == wanted)
+    about = (lab, DIGITS, RUN.recipe, found, seeds)
+    apart = stability(*about, control=control)
+    assert row["pruning"] == {"l2": apart.pruning.l2, "angle": apart.pruning.angle}
+    assert row["data_order"] == {"l2": apart.data_order.l2, "angle": apart.data_order.angle}
+    assert [layer["pruning"] for layer in row["layers"]] == [one.l2 for one in apart.pruning.layers.values()]
+    for barrier, split in zip(row["barriers"], ("test", "train"), strict=True):
+        line = instability(*about, control=control, points=3, split=split)
+        assert (barrier["split"], barrier["height"], tuple(barrier["errors"])) == (split, line.height, line.errors)
+
+
+def test_it_is_done_once(lab: Lab, made: Any) -> None:
+    record, _ = made
+    cost = record["cost"]
+    # In each replicate: the dense network, 2 rewind points of 2 tickets, their second orders, their shuffled masks
+    # with second orders, their random initialisations with (at step 19) fresh starts, and the dense network's second
+    # orders from 2 steps. At step 0 a fresh start of no steps is trained by nobody.
+    assert cost["segments_trained"] == 2 * (1 + 4 + 4 + 8 + 4 + 1 + 2)
+    assert cost["segments_trained"] < 0.6 * cost["segments_asked"]
+    before = lab.ledger.segments_trained
+    again, _ = execute_stability(lab, RUN, ASKED)
+    assert as_json(again) == record
+    assert lab.ledger.segments_trained == before
+
+
+def test_only_some_densities(lab: Lab) -> None:
+    record, _ = execute_stability(
+        lab, RUN, Settings(rewinds=("0",), at=(0.1,), masks=("none",), points=0, dense=False, layers=False)
+    )
+    rows = as_json(record)["rows"]
+    assert {(row["level"], row["role"]) for row in rows} == {(2, "ticket")}
+    assert rows[0]["barriers"] == []
+    assert "layers" not in rows[0]
+
+
+def test_wrong_settings_are_told() -> None:
+    with pytest.raises(UsageError, match="random_reinit has other weights"):
+        Settings(masks=("random_reinit",))
+    with pytest.raises(UsageError, match="control 'best' is not known"):
+        Settings(masks=("best",))
+    with pytest.raises(UsageError, match="'soon' is not a point in training"):
+        Settings(rewinds=("soon",))
+    with pytest.raises(UsageError, match="names no rewind point"):
+        Settings(rewinds=())

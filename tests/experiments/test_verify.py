@@ -1,0 +1,107 @@
+"""Verifications as records: what is written, what is not done twice, which ticket of a run is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from ticketry.evidence.settings import VerifySettings as Settings
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
+from ticketry.experiments.verify import execute_verify, sparsest_winner
+from ticketry.lab.lab import Lab
+from ticketry.lab.store.files import read_sealed
+from ticketry.records.network import Point
+from ticketry.records.run import RunRecord
+from ticketry.records.schema import as_json
+from ticketry.records.verdict import Metric, Task
+from ticketry.search import method
+from ticketry.tasks import catalogue
+
+QUICK = Settings(controls=("shuffled",), seeds=2, noise=False, references=False)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("verify") / "store") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def run(lab: Lab) -> dict[str, Any]:
+    task, chosen = catalogue.get("digits"), method("iterative")
+    settings = chosen.Settings(densities=(0.5, 0.1))
+    recipe = task.recipe.changed(length="2ep")
+    return as_json(execute(lab, SearchRequest(chosen, task, settings, recipe, replicates=2, controls=("shuffled",))))
+
+
+def test_a_record_is_written_and_nothing_is_done_twice(lab: Lab, run: dict[str, Any]) -> None:
+    ticket = next(row["ticket"] for row in run["points"] if row["level"] == 2 and row["role"] == "ticket")
+    before = lab.ledger.segments_trained
+    record = as_json(execute_verify(lab, ticket, QUICK, command="a command"))
+    assert lab.ledger.segments_trained - before == record["cost"]["segments_trained"] == 2 * 3
+    written = read_sealed(lab.store.paths.evidence(record["name"]))
+    assert written == record
+    assert (record["run"], record["ticket"], record["command"]) == (run["run"], ticket, "a command")
+    assert (record["density"], record["level"], record["n"], record["claim"]) == (0.1, 2, 2, "wins")
+    again = as_json(execute_verify(lab, ticket, QUICK, command="another"))
+    assert again == record
+    other = as_json(execute_verify(lab, ticket, Settings(controls=("none",), seeds=2, noise=False, references=False)))
+    assert other["name"] != record["name"]
+    assert other["claim"] == "matches"
+    assert other["cost"]["segments_trained"] == 0  # the ticket and the dense network are there
+
+
+def test_a_ticket_from_elsewhere_has_no_run(lab: Lab, run: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    ticket = next(row["ticket"] for row in run["points"] if row["role"] == "ticket")
+    shutil.copytree(ticket, tmp_path / "mine")
+    assert as_json(execute_verify(lab, tmp_path / "mine", QUICK))["run"] == ""
+
+
+def test_a_run_has_verdicts_by_level_and_budgets(run: dict[str, Any]) -> None:
+    assert {row["budget"] for row in run["points"]} == {38}
+    assert [one["level"] for one in run["verdicts"]] == [1, 2]
+    assert all(one["n"] == 2 and one["claim"] == "wins" for one in run["verdicts"])
+
+
+def test_unequal_budgets_of_a_run_are_told_not_judged(lab: Lab) -> None:
+    task, chosen = catalogue.get("digits"), method("iterative")
+    settings = chosen.Settings(densities=(0.5,), retrain="finetune", rewind="50%")
+    record = as_json(
+        execute(lab, SearchRequest(chosen, task, settings, task.recipe.changed(length="2ep"), replicates=2))
+    )
+    assert "verdicts" not in record
+    assert "unequal budgets (dense: 38 steps; ticket: 57 steps)" in record["verdict_error"]
+
+
+def test_the_sparsest_winner_is_chosen_by_validation_alone() -> None:
+    def row(level: int, role: str, validation: float, replicate: int = 0) -> Point:
+        found, unseen = {"accuracy": validation}, {"accuracy": 0.0}
+        return Point(level=level, role=role, replicate=replicate, density=0.5**level, validation=found, test=unseen)
+
+    task = Task("digits", "lenet-300-100", Metric("accuracy", "%", True), 20, 10)
+    points = [
+        row(0, "dense", 90.0),
+        row(1, "ticket", 91.0),
+        row(1, "shuffled", 89.0),
+        row(2, "ticket", 89.6, replicate=1),
+        row(2, "ticket", 89.4),
+        row(2, "shuffled", 88.0),
+        row(2, "cyclic", 99.0),  # has more steps
+        row(3, "ticket", 90.0),
+        row(3, "shuffled", 90.5),
+        row(4, "ticket", 89.4),
+        row(4, "shuffled", 80.0),
+    ]
+    record = RunRecord(format=1, name="run", method="iterative", task=task, points=tuple(points))
+    chosen = sparsest_winner(record)  # level 3 loses to a control, level 4 by more than half a point to dense
+    assert chosen is not None
+    assert (chosen.level, chosen.replicate) == (2, 0)
+    record = replace(record, points=tuple(one for one in points if one.level in (0, 3)))
+    assert sparsest_winner(record) is None

@@ -1,0 +1,128 @@
+"""Damage, a full disk, a quota, a store that may not be written, and wrong input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.calling import call
+from faults.searching import QUICK, Search, assert_same, searched_here
+from ticketry.cli import main
+
+
+def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any], finished_store: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished_store, store)
+    folder = store / Path(undisturbed["report"]).parent.relative_to(finished_store)
+    points = json.loads((folder / "run.json").read_text())["points"]
+    trajectory, _, step = next(point["key"] for point in points if point["role"] == "ticket").partition("@")
+    record = json.loads(next(store.glob(f"results/*/{trajectory}/{step}.json")).read_text())
+    (victim,) = store.glob(f"blobs/*/{record['model']}.safetensors")
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    assert searched_here(store)["tickets"], "what does not need the file goes on"
+    shutil.rmtree(folder / "tickets")  # now it is needed, to write the tickets again
+    code, _, err = Search(store, workers=0).finish()
+    assert code == 1
+    assert "do not match its digest" in err
+    assert "ticketry store check --repair" in err
+    assert "Traceback" not in err
+    assert main(["store", "check", "--store", str(store)]) == 1
+    assert main(["store", "check", "--repair", "--store", str(store)]) == 0
+    assert main(["store", "check", "--store", str(store)]) == 0
+    assert_same(searched_here(store), undisturbed)
+
+
+def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    with _small_disk(tmp_path, "3m") as disk:
+        code, _, err = Search(disk / "store").finish()
+        assert code == 1
+        assert "no space is left there" in err
+        assert "Traceback" not in err
+        assert not list(disk.glob("**/.*.tmp")), "a failed write leaves nothing behind"
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        assert main(["store", "check", "--store", str(disk / "store")]) == 0
+        assert_same(searched_here(disk / "store"), undisturbed)
+
+
+@pytest.mark.slow  # as a full disk, by another error
+def test_quota(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """A limit on the size of a file stands for a quota; needs no rights."""
+    limit = 100_000
+    search = Search(
+        tmp_path / "store", limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), workers=0
+    )
+    code, _, err = search.finish()
+    assert code == 1
+    assert "no space is left there" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("**/.*.tmp"))
+    assert_same(searched_here(tmp_path / "store"), undisturbed)
+
+
+def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
+    with _small_disk(tmp_path, "100m") as disk:
+        shutil.copytree(finished_store, disk / "store")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, _, err = Search(disk / "store", "--seed", "7").finish()
+        assert code == 1
+        assert "may not be written" in err
+        assert "--store" in err
+        assert "Traceback" not in err
+        code, _, err = Search(disk / "new", workers=0).finish()
+        assert (code, "may not be written" in err) == (1, True)
+        assert main(["list", "runs", "--store", str(disk / "store")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("--densities", "0"), 2, "0 < density <= 1"),
+        (("--densities", "1.5"), 2, "0 < density <= 1"),
+        (("--densities", "0.00005"), 1, "layer collapse"),
+        (("--recipe.lr", "1e30"), 2, "lr must lie in"),
+        (("--recipe.lr", "1e6", "--recipe.optimizer", "sgd"), 1, "the loss is nan"),
+        (("--recipe.lr", "much"), 2, "--recipe.lr"),
+        (("--task", "sudoku"), 1, "there is no task 'sudoku'"),
+        (("--rewind", "soon"), 2, "500it, 2ep, 3%"),
+        (("--model", "gpt"), 1, "gpt"),
+        (("--controls", "placebo"), 2, "placebo"),
+        (("--colour", "red"), 2, "colour"),
+        (("--task", "mnist", "--data", "/nowhere"), 1, "/nowhere"),
+        (("--config", "/nowhere/run.toml"), 2, "cannot be read"),
+    ],
+)
+def test_bad_input_is_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, told: str
+) -> None:
+    store = tmp_path / "store"
+    found, out, err = call(capsys, *QUICK, "--store", str(store), "--workers", "0", *words)
+    assert (found, out) == (code, "")
+    assert told in err
+    assert "Traceback" not in err
+    if store.exists():
+        assert main(["store", "check", "--store", str(store)]) == 0
+
+
+@contextlib.contextmanager
+def _small_disk(tmp_path: Path, size: str) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs rights that are not to be had here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

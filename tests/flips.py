@@ -1,0 +1,121 @@
+"""Flipped bits: a store as a search leaves it, where they are flipped, and whether what is read then is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import ticketry as tk
+from made_records import search_record, verify_record
+from strangers import forged, info_of_digits
+from ticketry.core.ticket.json_values import plain
+from ticketry.errors import TicketryError
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.report import write_report
+
+KEY = "ab" * 32
+RUN = "imp-digits-0123abcd"
+FILES = (
+    "store.json",
+    "blobs/*/*.safetensors",
+    "results/*/*/*.json",
+    "memo/*/*/*.json",
+    "partial/*.safetensors",
+    "runs/*/run.json",
+    "runs/*/run.toml",
+    "runs/*/report.html",
+    "evidence/*.json",
+    "runs/*/tickets/*/ticket.json",
+    "runs/*/tickets/*/mask.safetensors",
+    "runs/*/tickets/*/start.safetensors",
+    "runs/*/tickets/*/model.safetensors",
+)
+"""Every kind of file that a command reads in a store, and the page."""
+
+
+def made(folder: Path) -> Path:
+    """A store with one of everything."""
+    store = Store(folder)
+    run = {**search_record(levels=1, replicates=2), "run": RUN}
+    write_sealed(store.paths.run(RUN) / "run.json", run)
+    (store.paths.run(RUN) / "run.toml").write_text(run["config"])
+    write_sealed(store.paths.evidence("verify-1"), {**verify_record(), "run": RUN})
+    page = store.paths.run(RUN) / "report.html"
+    if not _PAGE:
+        _PAGE.append(write_report(run, page).read_bytes())
+    page.write_bytes(_PAGE[0])
+    model = store.put_tensors({"w": torch.arange(9.0)})
+    cost = {"steps": 5, "train_seconds": 1.0}
+    metrics = {"test": {"accuracy": 97.25, "loss": 0.125}, "validation": {"accuracy": 96.5, "loss": 0.25}}
+    record = {"segment": {"blobs": [model]}, "step": 5, "model": model, "training": None, "variants": {}, "cost": cost}
+    store.put_result(KEY, 5, {**record, "metrics": metrics})
+    mask = store.put_mask(tk.Mask({"w": torch.arange(9) > 3}))
+    store.put_memo("masks", KEY, {"mask": mask, "seconds": 0.5})
+    store.put_memo("removed", mask, {"shares": {"w": 0.25}})
+    store.put_partial("cd" * 32, 3, {"w": torch.arange(4.0)})
+    forged(store.paths.run(RUN) / "tickets" / "replicate-0-level-01", info_of_digits())
+    return folder
+
+
+_PAGE: list[bytes] = []
+"""Drawn once: it takes a second."""
+
+
+def trials(store: Path, pattern: str, *, count: int, seed: int) -> Iterator[tuple[Path, int, int]]:
+    """File, byte and bit: at random, the first and last bytes among them."""
+    draw = random.Random(f"{seed} {pattern}")
+    paths = sorted(store.glob(pattern))
+    assert paths, f"there is no {pattern}"
+    for number in range(count):
+        path = paths[number % len(paths)]
+        size = path.stat().st_size
+        position = 0 if number == 1 else size - 1 if number == 2 else draw.randrange(size)
+        yield path, position, draw.randrange(8)
+
+
+def flip(path: Path, position: int, bit: int) -> bytes:
+    """Flip a bit of a file; returns what it was."""
+    before = path.read_bytes()
+    data = bytearray(before)
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+    return before
+
+
+def nothing_is_wrong(folder: Path, path: Path) -> bool:
+    """Whether reading a file with a flipped bit is refused, or gives what was written, or nothing (it is made anew)."""
+    try:
+        return _reads_right(folder, path)
+    except TicketryError:
+        return True
+
+
+def _reads_right(folder: Path, path: Path) -> bool:
+    place = path.relative_to(folder).parts[0]
+    if path.name in ("run.toml", "report.html"):
+        return True  # for people to read; `store check` knows
+    if place == "store.json":
+        return Store(folder).result(KEY, 5) is not None
+    store = Store(folder)
+    if place == "blobs":
+        return tuple(store.get_bytes(path.stem)[:0]) == ()  # it has the digest that it is asked by, or raises
+    if place == "results":
+        found = store.trained(KEY, 5)
+        return found is not None and found["metrics"]["test"] == {"accuracy": 97.25, "loss": 0.125}
+    if place == "memo":
+        kind = path.relative_to(folder).parts[1]
+        wanted = {"masks": "mask", "removed": "shares"}[kind]
+        answer = store.memo(kind, path.stem)
+        return answer is None or answer[wanted] in ({"w": 0.25}, *(blob.stem for blob in store.paths.blob_files()))
+    if place == "partial":
+        known = store.partial("cd" * 32, 10)
+        return known is None or torch.equal(known[1]["w"], torch.arange(4.0))
+    if "tickets" in path.parts:
+        return tk.Ticket.load(path.parent).info == plain(info_of_digits(), "info")
+    values = read_sealed(path) or {}
+    wanted = search_record(levels=1, replicates=2) if path.name == "run.json" else verify_record()
+    return all(values.get(name) == value for name, value in wanted.items() if name not in ("run", "name"))

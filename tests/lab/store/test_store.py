@@ -1,0 +1,368 @@
+"""The store gives back what it was given, or says that it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ticketry.core.mask import Mask
+from ticketry.errors import DamagedBlobError, StoreError
+from ticketry.lab.store import FORMAT, Store
+from ticketry.lab.store import store as store_module
+from ticketry.lab.store.files import read_json
+
+TRAJECTORY = "ab" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_is_made_once(tmp_path):
+    Store(tmp_path / "new" / "store")
+    before = (tmp_path / "new" / "store" / "store.json").stat().st_mtime_ns
+    Store(tmp_path / "new" / "store")
+    assert (tmp_path / "new" / "store" / "store.json").stat().st_mtime_ns == before
+
+
+def test_an_empty_folder_will_do(tmp_path):
+    Store(tmp_path)
+    assert read_json(tmp_path / "store.json") == {"format": FORMAT, "kind": "ticketry.store"}
+
+
+@pytest.mark.parametrize("found", [FORMAT + 1, 0, None, "1"])
+def test_a_store_of_another_format_is_left_alone(tmp_path, found):
+    (tmp_path / "store.json").write_text(json.dumps({"format": found}))
+    with pytest.raises(StoreError, match="use the ticketry that made it, or another folder with --store"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(StoreError, match="other things in it: choose another with --store"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match="cannot read"):
+        Store(tmp_path / "store")
+
+
+def test_a_damaged_store_file_is_told_and_can_be_made_anew(store):
+    store.put_result(TRAJECTORY, 1, {"step": 1})
+    store.paths.format.write_text("{")
+    with pytest.raises(StoreError, match=r"store\.json is damaged: delete this one file"):
+        Store(store.paths.root)
+    store.paths.format.unlink()
+    assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
+
+
+def test_two_processes_may_make_one_store(tmp_path):
+    """What the other one leaves for a moment while it writes is not a thing of somebody else."""
+    (tmp_path / ".store.json.abc.tmp").write_text("{")
+    Store(tmp_path)
+
+
+def test_a_store_may_be_made_while_one_looks(tmp_path, monkeypatch):
+    Store(tmp_path)
+    answers = iter([None])  # the first look was before the other process wrote the file
+    monkeypatch.setattr(store_module, "read_json", lambda path: next(answers, read_json(path)))
+    Store(tmp_path)
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+def test_bytes_are_named_by_their_digest(store, data):
+    digest = store.put_bytes(data)
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert store.get_bytes(digest) == data
+
+
+def test_the_same_content_is_written_once(store):
+    digest = store.put_bytes(b"some")
+    path = store.paths.blob(digest)
+    os.utime(path, (1, 1))
+    written = path.stat().st_ino
+    assert store.put_bytes(b"some") == digest
+    assert path.stat().st_ino == written
+    assert path.stat().st_mtime > 1, "it is in use again, which keeps it from being collected"
+    assert len(files(store.paths.blobs)) == 1
+
+
+def test_tensors_round_trip(store):
+    tensors = {
+        "float": torch.randn(3, 4),
+        "half": torch.randn(5).bfloat16(),
+        "count": torch.tensor(7),
+        "bool": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+        "strided": torch.randn(4, 6).t()[1:],
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    }
+    found = store.get_tensors(store.put_tensors(tensors))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_equal_tensors_have_one_digest(store):
+    one = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.zeros(2)}
+    other = {"a": torch.zeros(2), "b": torch.arange(12.0).reshape(6, 2)[:, 0].div(2).reshape(2, 3)}
+    assert torch.equal(one["b"], other["b"])
+    assert store.put_tensors(one) == store.put_tensors(other)
+    assert store.put_tensors({**one, "a": torch.ones(2)}) != store.put_tensors(one)
+
+
+def test_shared_tensors_are_written_each_on_its_own(store):
+    tied = torch.randn(4)
+    found = store.get_tensors(store.put_tensors({"one": tied, "other": tied, "part": tied[:2]}))
+    assert torch.equal(found["one"], found["other"])
+    assert torch.equal(found["part"], tied[:2])
+
+
+def test_masks_round_trip(store):
+    mask = Mask({"a.weight": torch.rand(7, 3) > 0.5, "b.weight": torch.rand(11) > 0.5})
+    assert store.get_mask(store.put_mask(mask)) == mask
+
+
+def test_tensors_are_no_mask(store):
+    digest = store.put_tensors({"a": torch.zeros(2)})
+    with pytest.raises(DamagedBlobError, match="holds no mask"):
+        store.get_mask(digest)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped": _flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", ["tensors", "mask"])
+def test_damage_is_found_when_it_is_read(store, damage, kind):
+    if kind == "tensors":
+        digest, get = store.put_tensors({"a": torch.randn(10)}), store.get_tensors
+    else:
+        digest, get = store.put_mask(Mask({"a": torch.rand(30) > 0.5})), store.get_mask
+    path = store.paths.blob(digest)
+    DAMAGE[damage](path)
+    with pytest.raises(DamagedBlobError, match="ticketry store check --repair") as caught:
+        get(digest)
+    assert str(path) in str(caught.value)
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+RECORD = {"model": "m" * 64, "metrics": {"test": {"accuracy": 97.25}}, "loss": [(10, 0.5)], "training": None}
+
+
+def test_results_by_trajectory_and_step(store):
+    assert store.result(TRAJECTORY, 5) is None
+    assert store.stored_steps(TRAJECTORY) == []
+    for step in (100, 5, 20):
+        store.put_result(TRAJECTORY, step, {**RECORD, "step": step})
+    assert store.stored_steps(TRAJECTORY) == [5, 20, 100]
+    assert store.result(TRAJECTORY, 20) == {**RECORD, "step": 20, "loss": [[10, 0.5]]}
+    store.put_result(TRAJECTORY, 20, {"step": 21})
+    assert store.result(TRAJECTORY, 20) == {"step": 21}
+    assert store.result("cd" * 32, 20) is None
+
+
+def test_memo(store):
+    assert store.memo("masks", "k" * 64) is None
+    store.put_memo("masks", "k" * 64, {"mask": "m"})
+    assert store.memo("masks", "k" * 64) == {"mask": "m"}
+    assert store.memo("sizes", "k" * 64) is None
+
+
+@pytest.mark.parametrize("damage", ["{", '{"shares": 1}', '{"shares": {"w": 2.5}}', '{"shares": {}, "sha256": "0"}'])
+def test_a_damaged_answer_is_told_and_made_anew(store, caplog, damage):
+    store.put_memo("removed", "k" * 64, {"shares": {"w": 0.5}})
+    path = store.paths.memo_file("removed", "k" * 64)
+    path.write_text(damage)
+    assert store.remembered("removed", "k" * 64, lambda: {"shares": {"w": 0.25}}) == {"shares": {"w": 0.25}}
+    assert f"{path} is made anew" in caplog.text
+    assert store.memo("removed", "k" * 64) == {"shares": {"w": 0.25}}
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+def test_no_flipped_bit_of_a_record_goes_unseen(store, data):
+    store.put_result(TRAJECTORY, 1, RECORD)
+    path = store.paths.result(TRAJECTORY, 1)
+    written = path.read_bytes()
+    known = store.result(TRAJECTORY, 1)
+    changed = bytearray(written)
+    changed[data.draw(st.integers(0, len(written) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(changed)
+    try:
+        found = store.result(TRAJECTORY, 1)
+    except StoreError:
+        return
+    # White space, or the very name of the seal.
+    assert {name: found[name] for name in known} == known
+
+
+def test_a_record_from_before_there_were_seals(store):
+    path = store.paths.result(TRAJECTORY, 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"step": 1}))
+    assert store.result(TRAJECTORY, 1) == {"step": 1}
+
+
+# -- checkpoints inside a segment --------------------------------------------------------------------------------------
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((4,), value)}
+
+
+def value_of(found) -> tuple[int, float] | None:
+    return None if found is None else (found[0], float(found[1]["w"][0]))
+
+
+def test_the_newest_partial_up_to_a_step(store):
+    assert store.partial(TRAJECTORY, 100) is None
+    store.put_partial(TRAJECTORY, 10, state(10))
+    store.put_partial(TRAJECTORY, 20, state(20))
+    assert value_of(store.partial(TRAJECTORY, 100)) == (20, 20.0)
+    assert value_of(store.partial(TRAJECTORY, 20)) == (20, 20.0)
+    assert store.partial(TRAJECTORY, 19) is None, "the older one was dropped"
+    assert len(files(store.paths.partial)) == 1
+    assert store.partial("cd" * 32, 100) is None
+
+
+def test_a_damaged_partial_is_passed_over(store):
+    store.put_partial(TRAJECTORY, 10, state(10))
+    older = files(store.paths.partial)[0]
+    kept = older.read_bytes()
+    store.put_partial(TRAJECTORY, 20, state(20))
+    older.write_bytes(kept)  # as if the process had been killed before it could drop it
+    newer = next(path for path in files(store.paths.partial) if path != older)
+    _flip(newer)
+    assert value_of(store.partial(TRAJECTORY, 100)) == (10, 10.0)
+    _flip(older)
+    assert store.partial(TRAJECTORY, 100) is None
+
+
+def test_a_partial_beyond_a_shorter_segment_is_kept(store):
+    store.put_partial(TRAJECTORY, 90, state(90))
+    store.put_partial(TRAJECTORY, 30, state(30))
+    store.put_partial("cd" * 32, 20, state(1))
+    store.drop_partials(TRAJECTORY, 50)
+    assert value_of(store.partial(TRAJECTORY, 100)) == (90, 90.0)
+    assert store.partial(TRAJECTORY, 50) is None
+    assert value_of(store.partial("cd" * 32, 50)) == (20, 1.0)
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from ticketry.lab.store import Store
+store = Store(sys.argv[1])
+for _ in range(2):
+    with store.lock(sys.argv[2]):
+        print("held", flush=True)
+        sys.stdin.readline()
+    print("released", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock, and goes on a step for every line that it is sent."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(store.paths.root), TRAJECTORY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield process
+        process.kill()
+
+
+def _is_free(store: Store) -> bool:
+    probe = filelock.FileLock(store.paths.lock(TRAJECTORY))
+    try:
+        with probe.acquire(timeout=0):
+            return True
+    except filelock.Timeout:
+        return False
+
+
+def test_a_lock_excludes_another_process_and_dies_with_it(store, holder):
+    def go_on() -> str:
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        return holder.stdout.readline()
+
+    assert holder.stdout.readline() == "held\n"
+    assert not _is_free(store)
+    with store.lock("cd" * 32):
+        pass  # another trajectory's is free
+    assert go_on() == "released\n"
+    assert _is_free(store)
+    assert go_on() == "held\n"
+    got = threading.Event()
+
+    def wait() -> None:
+        with store.lock(TRAJECTORY):
+            got.set()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert not got.wait(0.2)
+    holder.kill()
+    assert got.wait(30), "the lock of a killed process is free"
+    waiting.join()
+
+
+def test_a_lock_excludes_another_thread(store):
+    with store.lock(TRAJECTORY):
+        assert not _is_free(store)
+    assert _is_free(store)
+
+
+def test_a_lock_is_released_after_an_error(store):
+    with pytest.raises(ZeroDivisionError), store.lock(TRAJECTORY):
+        raise ZeroDivisionError
+    assert _is_free(store)

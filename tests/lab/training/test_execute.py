@@ -1,0 +1,354 @@
+"""Stopped anywhere and gone on with, a segment gives the same bits; nothing is trained twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ticketry.core.prune import prune
+from ticketry.errors import InterruptedTrainingError, TaskError
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import Store
+from ticketry.lab.training import execute as execute_module
+from ticketry.lab.training.execute import Watch, execute, is_done
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import rebuilt
+from ticketry.tasks.images.task import ImageClassification
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Split, Splits
+
+
+@dataclass
+class StopAt(Watch):
+    """Looks after every step, and asks for a stop at one."""
+
+    at: int = -1
+    checkpoint_seconds: float = 1e9
+
+    def __post_init__(self) -> None:
+        self.seen: list[int] = []
+
+    def progress(self, segment: Segment, step: int) -> None:
+        self.seen.append(step)
+
+    def stop_asked(self) -> bool:
+        return self.seen[-1] == self.at
+
+
+@pytest.fixture(autouse=True)
+def look_after_every_step(monkeypatch):
+    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+
+
+@pytest.fixture
+def segment(lab: Lab, points, half: str) -> Segment:
+    """24 steps of a masked network with batch norm and dropout."""
+    return lab.segment(points, start=3, order_seed=4, mask=half)
+
+
+def train(store: Store, segment: Segment, keep: tuple[int, ...] = (), watch: Watch | None = None) -> int:
+    """Execute it; how many steps were really trained."""
+    return execute(store, None, segment, keep, watch or Watch()).steps
+
+
+def everything(store: Store, segment: Segment) -> dict[str, object]:
+    """All of a result that is decided by the segment: digests of tensors, losses and metrics."""
+    record = store.result(segment.trajectory, segment.last)
+    assert record is not None
+    return {name: record[name] for name in ("segment", "step", "model", "training", "metrics", "loss")}
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, segment: Segment, lab: Lab) -> Store:
+    """A store in which the segment was trained in one go, with a state kept at step 10."""
+    store = Store(tmp_path / "undisturbed")
+    if segment.mask:
+        store.put_mask(lab.store.get_mask(segment.mask))
+    train(store, segment, (10,))
+    return store
+
+
+# -- stopping and going on ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stops", [(1,), (12,), (23,), (3, 9, 15), tuple(range(1, 24))], ids=str)
+def test_going_on_gives_the_same_bits(lab, segment, undisturbed, stops):
+    store = lab.store
+    for stop in stops:
+        with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
+            train(store, segment, watch=StopAt(at=stop))
+        assert store.partial(segment.trajectory, segment.last)[0] == stop
+        assert not is_done(store, segment)
+    assert train(store, segment) == segment.last - stops[-1]
+    assert everything(store, segment) == everything(undisturbed, segment)
+    assert not list(store.paths.partial.iterdir())
+
+
+def test_going_on_from_a_kept_state(lab, segment, undisturbed):
+    part = segment.until(10)
+    assert train(lab.store, part) == 10
+    assert train(lab.store, segment) == 14
+    for each in (part, segment):
+        assert everything(lab.store, each)["training"] == everything(undisturbed, each)["training"]
+        assert everything(lab.store, each)["model"] == everything(undisturbed, each)["model"]
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+
+
+def test_a_checkpoint_beyond_a_kept_state_is_gone_on_from(lab, segment, undisturbed):
+    with pytest.raises(InterruptedTrainingError):
+        train(lab.store, segment, (10,), StopAt(at=15))
+    assert train(lab.store, segment, (10,)) == 9
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+
+
+class KilledAt12(Watch):
+    def progress(self, segment: Segment, step: int) -> None:
+        if step == 12:
+            raise SystemExit
+
+
+@pytest.mark.parametrize(("keep", "left"), [((), 19), ((10,), 14)])
+def test_a_killed_writer_loses_only_its_last_seconds(lab, segment, undisturbed, keep, left):
+    """Killed at step 12: there is a checkpoint of step 5, and perhaps a kept state that is nearer."""
+    with pytest.raises(InterruptedTrainingError):
+        train(lab.store, segment, watch=StopAt(at=5))
+    with pytest.raises(SystemExit):
+        train(lab.store, segment, keep, KilledAt12(checkpoint_seconds=1e9))
+    assert train(lab.store, segment) == left
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+
+
+def test_a_damaged_checkpoint_costs_only_time(lab, segment, undisturbed):
+    with pytest.raises(InterruptedTrainingError):
+        train(lab.store, segment, watch=StopAt(at=5))
+    partial = next(lab.store.paths.partial.iterdir())
+    partial.write_bytes(partial.read_bytes()[:-1] + b"\xff")
+    assert train(lab.store, segment) == 24
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+
+
+@pytest.mark.parametrize("keep", [(0,), (7,), (1, 2, 3), (24,), tuple(range(25))], ids=str)
+def test_states_kept_on_the_way_change_nothing(lab, segment, undisturbed, keep):
+    assert train(lab.store, segment, keep) == 24
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+    assert lab.store.stored_steps(segment.trajectory) == sorted({*keep, 24})
+
+
+def test_the_state_at_the_start_is_the_masked_start(lab, segment, points):
+    train(lab.store, segment, (0,))
+    record = lab.store.result(segment.trajectory, 0)
+    dense = lab.state(lab.train(lab.segment(points, start=3, last=0)))
+    mask = lab.store.get_mask(segment.mask)
+    for name, tensor in lab.store.get_tensors(record["model"]).items():
+        assert torch.equal(tensor, dense[name] * mask[name] if name in mask else dense[name])
+    assert not any("optimizer" in name for name in lab.store.get_tensors(record["training"]))
+
+
+def test_training_goes_on_with_a_stored_optimizer(lab, segment, undisturbed):
+    """The second half as a segment of its own, from the weights and the optimiser of the first."""
+    train(lab.store, segment.until(10))
+    middle = lab.store.result(segment.trajectory, 10)
+    args = {"mask": segment.mask, "first": 10, "order_seed": 4}
+    whole = lab.segment(segment.task, start=Start(state=middle["model"], optimizer=middle["training"]), **args)
+    fresh = lab.segment(segment.task, start=Start(state=middle["model"]), **args)
+    assert train(lab.store, whole) == 14
+    assert everything(lab.store, whole)["model"] == everything(undisturbed, segment)["model"]
+    train(lab.store, fresh)
+    assert everything(lab.store, fresh)["model"] != everything(undisturbed, segment)["model"]
+
+
+def test_the_momentum_of_pruned_weights_is_forgotten(lab, points, half):
+    """A mask that comes in the middle of training, with an optimiser that has moments for all weights."""
+    dense = lab.train(lab.segment(points, start=0), keep=(10,))
+    middle = lab.at(dense, 10)
+    start = Start(state=middle.model, optimizer=middle.training)
+    result = lab.train(lab.segment(points, start=start, mask=half, first=10, last=20))
+    training, state = lab.store.get_tensors(result.training), lab.state(result)
+    for name, kept in lab.store.get_mask(half).items():
+        for tensor in (state[name], *(training[f"optimizer/{name}/{part}"] for part in ("exp_avg", "exp_avg_sq"))):
+            assert not tensor[~kept].any()
+            assert tensor[kept].any()
+
+
+class Synthetic(ImageClassification):
+    """A few random pictures."""
+
+    def load(self, data: Path | None = None) -> Splits:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (96, 3, 32, 32), generator=draw, dtype=torch.uint8)
+        classes = torch.randint(10, (96,), generator=draw)
+        return Splits(*(Split(images[a:b], classes[a:b]) for a, b in ((0, 64), (64, 80), (80, 96))))
+
+
+def test_a_residual_network_in_bf16_goes_on_with_the_same_bits(tmp_path):
+    recipe = Recipe(length="6it", batch=16, lr=0.05, weight_decay=1e-4, augment=("flip", "crop"))
+    task = Synthetic(
+        name="synthetic",
+        model="resnet-20-8",
+        shape=(3, 32, 32),
+        classes=10,
+        largest=255.0,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        recipe=recipe,
+    )
+    mask = prune(task.build(), 0.4, score="random")
+    found = []
+    for name, stops in (("undisturbed", ()), ("stopped", (2, 5))):
+        with Lab(tmp_path / name, precision="bf16", device="cpu") as lab:
+            segment = lab.segment(task, start=0, mask=mask)
+            assert segment.arithmetic.precision == "bf16"
+            assert segment.arithmetic.channels_last
+            for stop in stops:
+                with pytest.raises(InterruptedTrainingError):
+                    train(lab.store, segment, (4,), StopAt(at=stop))
+            train(lab.store, segment, (4,))
+            found.append([everything(lab.store, part) for part in (segment.until(4), segment)])
+            state = lab.store.get_tensors(lab.store.result(segment.trajectory, 6)["model"])
+            assert state["conv.weight"].dtype == torch.float32
+            assert all(not state[name][~mask[name]].any() for name in mask)
+    assert found[0] == found[1]
+
+
+# -- doing nothing twice -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_stored_is_not_trained(lab, segment):
+    assert train(lab.store, segment, (5,)) == 24
+    assert is_done(lab.store, segment, (5, 24))
+    for part, keep in ((segment, ()), (segment, (5, 24)), (segment.until(5), ())):
+        assert train(lab.store, part, keep) == 0
+
+
+def test_only_the_missing_state_is_trained(lab, segment, undisturbed):
+    train(lab.store, segment)
+    assert not is_done(lab.store, segment, (10,))
+    assert train(lab.store, segment, (10,)) == 10
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+    assert lab.store.result(segment.trajectory, 10)["model"] == undisturbed.result(segment.trajectory, 10)["model"]
+
+
+def test_only_metrics_are_missing(lab, segment, undisturbed):
+    """A state kept on the way has none; asked for as a result of its own it is measured, not trained."""
+    train(lab.store, segment, (10,))
+    part = segment.until(10)
+    assert lab.store.result(segment.trajectory, 10)["metrics"] is None
+    assert not is_done(lab.store, part)
+    assert train(lab.store, part) == 0
+    other = Store(undisturbed.paths.root.parent / "other")
+    other.put_mask(lab.store.get_mask(segment.mask))
+    train(other, part)
+    assert everything(lab.store, part) == everything(other, part)
+
+
+def test_metrics_and_an_earlier_state_are_missing(lab, segment):
+    train(lab.store, segment, (10,))
+    part = segment.until(10)
+    assert train(lab.store, part, (5,)) == 5
+    assert is_done(lab.store, part, (5,))
+
+
+def test_a_shorter_segment_leaves_the_checkpoint_of_a_longer_one(lab, segment, undisturbed):
+    with pytest.raises(InterruptedTrainingError):
+        train(lab.store, segment, (10,), StopAt(at=20))
+    assert train(lab.store, segment.until(10)) == 0  # its metrics only
+    assert train(lab.store, segment.until(7)) == 7
+    assert train(lab.store, segment) == 4
+    assert everything(lab.store, segment) == everything(undisturbed, segment)
+
+
+def test_no_steps_at_all(lab, points):
+    segment = lab.segment(points, start=1, last=0)
+    assert train(lab.store, segment) == 0
+    assert everything(lab.store, segment)["loss"] == []
+    assert set(everything(lab.store, segment)["metrics"]) == {"validation", "test"}
+
+
+def test_data_that_changed_are_told(lab, points_class):
+    class Growing(points_class):
+        examples = 200
+
+        def load(self, data=None):
+            splits = super().load(data)
+            part = Split(splits.train.inputs[: self.examples], splits.train.targets[: self.examples])
+            return Splits(part, splits.validation, splits.test)
+
+    task = Growing()
+    segment = lab.segment(task, start=0)
+    task.examples = 100
+    with pytest.raises(TaskError, match="has 100 training examples now"):
+        lab.train(segment)
+
+
+# -- what a record says ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_by_hand(lab, digits):
+    """More examples than one batch of evaluation; in evaluation mode; of the right split."""
+    splits = digits.load()
+    task = digits
+    result = lab.train(lab.segment(task, start=0, recipe=task.recipe.changed(length="30it")))
+    model = rebuilt(task, lab.state(result)).eval()
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        logits = model(task.prepare(split.inputs)).detach().double()
+        right = [int(row.argmax()) == int(label) for row, label in zip(logits, split.targets, strict=True)]
+        entropies = [float(-functional.log_softmax(r, 0)[t]) for r, t in zip(logits, split.targets, strict=True)]
+        assert result.metrics[name]["accuracy"] == pytest.approx(100 * sum(right) / len(right), abs=1e-6)
+        assert result.metrics[name]["loss"] == pytest.approx(sum(entropies) / len(right), rel=1e-5)
+
+
+def test_metrics_over_several_batches_with_norms_and_dropout(lab, points_class):
+    class Larger(points_class):
+        def load(self, data: Path | None = None) -> Splits:
+            splits = super().load(data)
+            many = Split(splits.train.inputs.repeat(6, 1)[:1103], splits.train.targets.repeat(6)[:1103])
+            return Splits(splits.train, many, splits.test)
+
+    task = Larger()
+    result = lab.train(lab.segment(task, start=0))
+    split = task.load().validation
+    model = rebuilt(task, lab.state(result)).eval()
+    right = (model(split.inputs).argmax(1) == split.targets).double().mean()
+    assert result.metrics["validation"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 24, 130])
+def test_the_curve_of_the_loss(lab, points, steps):
+    segment = lab.segment(points, start=0, recipe=points.recipe.changed(length=f"{steps + 1}it"), last=steps)
+    train(lab.store, segment)
+    record = lab.store.result(segment.trajectory, steps)
+    losses = lab.store.get_tensors(record["training"])["losses"].tolist()
+    assert len(losses) == steps
+    assert len(record["loss"]) <= 100
+    before = 0
+    for step, mean in record["loss"]:
+        part = losses[before:step]
+        assert mean == pytest.approx(sum(part) / len(part), abs=1e-6)
+        before = step
+    assert before == steps
+
+
+def test_a_record_tells_where_it_is_from(lab, segment):
+    train(lab.store, segment, (10,))
+    for step in (10, 24):
+        record: Mapping[str, object] = lab.store.result(segment.trajectory, step)
+        assert record["segment"] == {**segment.until(step).describe(), "blobs": segment.blobs()}
+        assert record["step"] == step
+        assert record["cost"]["steps"] == step
+        assert record["cost"]["train_seconds"] >= 0
+        assert record["environment"]["torch"] == torch.__version__
+
+
+def test_training_time_adds_up_over_interruptions(lab, segment):
+    with pytest.raises(InterruptedTrainingError):
+        train(lab.store, segment, watch=StopAt(at=20))
+    earlier = float(lab.store.partial(segment.trajectory, 24)[1]["seconds"])
+    work = execute(lab.store, None, segment, (), Watch())
+    total = lab.store.result(segment.trajectory, 24)["cost"]["train_seconds"]
+    assert 0 < earlier <= total
+    assert total == pytest.approx(earlier + work.train_seconds, abs=2e-3)

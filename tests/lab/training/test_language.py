@@ -1,0 +1,273 @@
+"""Language models in the lab: carried states are part of a segment, smaller networks train alike, every method runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from a_text import written
+from ticketry.core.prune import prune
+from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.errors import (
+    DataError,
+    InterruptedTrainingError,
+    LayerCollapseError,
+    TaskError,
+    TrainingError,
+    UsageError,
+)
+from ticketry.evidence import instability, stability
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Seeds
+from ticketry.lab.store import Store
+from ticketry.lab.training import execute as execute_module
+from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import rebuilt
+from ticketry.search import method
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Task
+from ticketry.testing import check_search
+
+LSTM, GPT = (pytest.param(name, marks=pytest.mark.slow) for name in ("lstm@0.04", "gpt@0.1"))
+CARRYING = (LSTM, "lstm-tied@0.04", "pointer-lstm@0.04")
+MODELS = (*CARRYING, GPT)
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("text"))
+
+
+def task_of(file: Path, model: str, **options: str) -> Task:
+    return catalogue.get(f"text:{file}", model=model, options={"time": "6", **options})
+
+
+def recipe_of(task: Task, length: str = "24it"):
+    return task.recipe.changed(
+        length=length, batch=4, optimizer="adam", lr=5e-3, momentum=0.9, weight_decay=0.0, clip=1.0, warmup="0it"
+    )
+
+
+class StopAt(Watch):
+    """Asks for a stop at a step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(checkpoint_seconds=1e9)
+        self.at, self.now = at, -1
+
+    def progress(self, segment: Segment, step: int) -> None:
+        self.now = step
+
+    def stop_asked(self) -> bool:
+        return self.now == self.at
+
+
+def everything(store: Store, segment: Segment) -> dict[str, Any]:
+    record = store.result(segment.trajectory, segment.last)
+    assert record is not None
+    return {name: record[name] for name in ("model", "training", "metrics", "loss")}
+
+
+# -- states ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_going_on_gives_the_same_bits(tmp_path: Path, file: Path, monkeypatch, model: str, shrunk: bool) -> None:
+    """Stopped three times, one of them at a kept step, with a mask and dropout; also without the masked units."""
+    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    task, found = task_of(file, model), []
+    for stops in ((), (3, 10, 17)):
+        with Lab(tmp_path / str(len(stops)), device="cpu") as lab:
+            mask = mask_of(lab, task, shrunk)
+            segment = lab.segment(task, start=1, order_seed=2, recipe=recipe_of(task), mask=mask, shrunk=shrunk)
+            for stop in stops:
+                with pytest.raises(InterruptedTrainingError):
+                    execute(lab.store, None, segment, (10,), StopAt(stop))
+            execute(lab.store, None, segment, (10,), Watch())
+            found.append([everything(lab.store, each) for each in (segment.until(10), segment)])
+            stored = lab.store.get_tensors(found[-1][0]["training"])
+            assert any(name.startswith("session/") for name in stored) == (not model.startswith("gpt"))
+    assert found[0] == found[1]
+
+
+def mask_of(lab: Lab, task: Task, shrunk: bool) -> str:
+    network = rebuilt(task, lab.state(lab.train(lab.segment(task, start=0, last=0), measure=False)))
+    if shrunk:
+        return lab.store.put_mask(channels(network, lab.course(task).inputs(2), 0.5, score="l1"))
+    return lab.store.put_mask(prune(network, 0.5, collapse="keep"))
+
+
+@pytest.mark.parametrize("model", CARRYING)
+def test_the_second_half_with_the_firsts_optimiser_is_the_second_half(tmp_path: Path, file: Path, model: str) -> None:
+    """Hidden states go on with the optimiser's; from weights alone they begin at 0."""
+    task = task_of(file, model)
+    with Lab(tmp_path, device="cpu") as lab:
+        whole = lab.segment(task, start=1, recipe=recipe_of(task))
+        result = lab.train(whole, keep=(11,))
+        middle = lab.at(result, 11)
+        both, alone = (
+            lab.train(lab.segment(task, start=Start(state=middle.model, **more), first=11, recipe=recipe_of(task)))
+            for more in ({"optimizer": middle.training}, {})
+        )
+        assert both.model == result.model
+        assert alone.model != result.model
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_smaller_network_trains_as_the_masked_one(tmp_path: Path, file: Path, model: str) -> None:
+    """Begun in the middle, with hidden states of all units: those of removed ones are told to nobody."""
+    task = task_of(file, model, dropout="0")
+    with Lab(tmp_path, device="cpu") as lab:
+        recipe = recipe_of(task).changed(optimizer="sgd", lr=0.5)
+        middle = lab.at(lab.train(lab.segment(task, start=1, recipe=recipe), keep=(9,)), 9)
+        mask, start = mask_of(lab, task, True), Start(state=middle.model, optimizer=middle.training)
+        small, masked = (
+            lab.train(lab.segment(task, start=start, mask=mask, first=9, recipe=recipe, shrunk=shrunk), keep=(20,))
+            for shrunk in (True, False)
+        )
+        for name, value in lab.state(small).items():
+            torch.testing.assert_close(value, lab.state(masked)[name], rtol=1e-4, atol=1e-5)
+        assert small.metrics["test"]["loss"] == pytest.approx(masked.metrics["test"]["loss"], rel=1e-4)
+        one, two = (lab.store.get_tensors(str(lab.at(each, 20).training)) for each in (small, masked))
+        assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
+
+
+def test_the_loss_falls_and_metrics_tell(tmp_path: Path, file: Path) -> None:
+    task = task_of(file, "lstm@0.2", time="16", dropout="0")
+    with Lab(tmp_path, device="cpu") as lab:
+        result = lab.train(lab.segment(task, start=0, recipe=recipe_of(task, "150it").changed(batch=8, lr=2e-2)))
+    assert result.metrics["test"]["bits_per_character"] < 4.5 < 8  # 8 bits know nothing
+    assert task.metric.name == "bits_per_character"
+    assert not task.metric.higher_is_better
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["lstm-tied@0.04", pytest.param("pointer-lstm@0.04", marks=pytest.mark.slow)])
+def test_every_promise_of_a_search_is_kept(tmp_path: Path, file: Path, model: str) -> None:
+    task = task_of(file, model)
+    settings = method("gradual").Settings(density=(0.5,), frequency="4it", keep_at_least=1)
+    check_search("gradual", tmp_path, settings=settings, densities=(0.5,), task=task, recipe=recipe_of(task))
+
+
+D, K = {"density": (0.5,)}, {"keep_at_least": 1}
+EVERY: list[tuple[str, dict[str, Any]]] = [
+    ("iterative", {"densities": (0.5,), "rewind": "10%", **K}),
+    ("iterative", {"densities": (0.5,), "structured": True}),
+    ("iterative", {"densities": (0.5,), "embeddings": True, **K}),
+    ("continuous", {"init": (0.02,), "rounds": 1, "rewind": "10%"}),
+    ("stochastic", {"init": (0.5,), "rounds": 1, "rewind": "10%"}),
+    ("concrete", {**D, "collapse": "keep"}),
+    ("early", {**D, **K, "every": "2it"}),
+    ("early", {**D, "every": "2it", "structured": True}),
+    ("early", {**D, **K, "when": "0", "score": "snip"}),
+    ("early", {**D, **K, "when": "0", "score": "grasp200"}),
+    ("early", {**D, "when": "0", "score": "snip", "structured": True}),
+    ("early", {**D, **K, "when": "0", "score": "synflow", "iterations": 3}),
+    ("oneshot", {**D, **K}),
+    ("gradual", {**D, "frequency": "4it", "structured": True}),
+    ("dynamic", {**D, "frequency": "4it"}),
+    ("acdc", D),
+    ("regularised", {**D, **K}),
+    ("l0", {**D, "collapse": "keep"}),
+    ("l0", {**D, "structured": True}),
+]
+
+
+QUICK = [("iterative", 0), ("concrete", 0), ("early", 0), ("early", 1), ("gradual", 0), ("dynamic", 0)]
+"""Method, and which of its entries in `EVERY`."""
+
+
+def test_some_methods(tmp_path: Path, file: Path) -> None:
+    by_name = {name: [settings for other, settings in EVERY if other == name] for name, _ in EVERY}
+    runs(tmp_path, task_of(file, "lstm-tied@0.04"), [(name, by_name[name][index]) for name, index in QUICK])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lstm-tied@0.04", "pointer-lstm@0.04", "gpt@0.1"])
+def test_every_method(tmp_path: Path, file: Path, model: str) -> None:
+    runs(tmp_path, task_of(file, model), EVERY)
+
+
+def runs(tmp_path: Path, task: Task, searches: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """In one store: they share the dense training."""
+    recipe = recipe_of(task, "12it")
+    with Lab(tmp_path, device="cpu") as lab:
+        for name, settings in searches:
+            chosen = method(name)
+            found = list(chosen.search(lab, task, recipe, chosen.Settings(**settings), Seeds()))
+            assert found[0].mask is None
+            for ticket in found[1:]:
+                mask, state = lab.store.get_mask(str(ticket.mask)), lab.state(ticket.result)
+                assert mask.density < 0.6 or name in ("continuous", "stochastic"), (name, settings)
+                assert all(not state[tensor][~kept].any() for tensor, kept in mask.items())
+                assert {"perplexity", "bits_per_character", "loss"} <= ticket.result.metrics["test"].keys()
+
+
+def test_gate_decorators_need_norms_that_channels_pass(tmp_path: Path, file: Path) -> None:
+    chosen, task = method("decorators"), task_of(file, "lstm@0.04")
+    settings = chosen.Settings(density=(0.5,), rounds=1, tick="1it")
+    with Lab(tmp_path, device="cpu") as lab, pytest.raises(UsageError, match="norm"):
+        list(chosen.search(lab, task, recipe_of(task), settings, Seeds()))
+
+
+# -- what cannot be ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, file: Path) -> None:
+    task = task_of(file, "lstm@0.04")
+    with Lab(tmp_path, device="cpu") as lab:
+        begun = lab.train(lab.segment(task, start=0, last=0))
+        poison = {name: value * float("nan") for name, value in lab.state(begun).items()}
+        start = Start(state=lab.store.put_tensors(poison))
+        with pytest.raises(TrainingError, match=r"the loss is nan at step 0 .* lower the learning rate"):
+            lab.train(lab.segment(task, start=start, recipe=recipe_of(task)))
+
+
+def test_a_text_that_is_too_short_for_a_batch(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words only, and no more.")
+    task = catalogue.get(f"text:{short}", model="lstm@0.04")
+    with Lab(tmp_path / "store", device="cpu") as lab, pytest.raises(TaskError, match="too short for batches of 200"):
+        lab.train(lab.segment(task, start=0, recipe=task.recipe.changed(batch=200)))
+    with pytest.raises(TaskError, match="the option train is 99999 tokens"):
+        catalogue.get(f"text:{short}", options={"train": "99999"}).course()
+
+
+def test_layers_collapse_with_a_clear_word(tmp_path: Path, file: Path) -> None:
+    task = task_of(file, "lstm@0.04")
+    settings = method("iterative").Settings(densities=(0.0005,))
+    with Lab(tmp_path, device="cpu") as lab, pytest.raises(LayerCollapseError, match=r"layers\.0\.weight"):
+        list(method("iterative").search(lab, task, recipe_of(task), settings, Seeds()))
+
+
+def test_a_text_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such text"):
+        catalogue.get(f"text:{tmp_path}/absent.txt").key()
+
+
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+def test_barriers_and_stability(tmp_path: Path, file: Path) -> None:
+    """Two children of one start, which read the text from other places; errors are perplexities or bits."""
+    task, chosen = task_of(file, "lstm-tied@0.04"), method("iterative")
+    recipe = recipe_of(task)
+    with Lab(tmp_path, device="cpu") as lab:
+        settings = chosen.Settings(densities=(0.5,), rewind="25%", keep_at_least=1)
+        ticket = list(chosen.search(lab, task, recipe, settings, Seeds()))[1]
+        line = instability(lab, task, recipe, ticket, Seeds(), points=3, split="train")
+        apart = stability(lab, task, recipe, ticket, Seeds())
+        assert line.height >= 0
+        with torch.no_grad():
+            network = rebuilt(task, lab.state(ticket.result)).eval()
+            found = lab.course(task).evaluate(network, "train", lab.arithmetic(task))
+        assert line.errors[0] == pytest.approx(found["bits_per_character"], rel=1e-6)
+        assert apart.data_order.l2 > 0

@@ -1,0 +1,124 @@
+"""The arithmetic is chosen by a fixed rule and put back afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.errors import UsageError
+from ticketry.lab.training import precision
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
+from ticketry.tasks import catalogue
+
+DENSE = nn.Sequential(nn.Linear(4, 4))
+IMAGES = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+SOUND = nn.Sequential(nn.Conv1d(3, 4, 3))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """``machine(cuda=..., bf16=...)`` pretends to be one."""
+
+    def pretend(*, cuda: bool, bf16: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(precision, "_has_bf16", lambda device: bf16)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("model", "bf16", "words", "wanted"),
+    [
+        (DENSE, True, {}, ("cpu", "fp32", False, 1)),
+        (IMAGES, True, {}, ("cpu", "bf16", True, 1)),
+        (IMAGES, False, {}, ("cpu", "fp32", True, 1)),
+        (SOUND, True, {}, ("cpu", "bf16", False, 1)),
+        (DENSE, False, {"precision": "bf16"}, ("cpu", "bf16", False, 1)),
+        (IMAGES, True, {"precision": "fp32", "threads": 3}, ("cpu", "fp32", True, 3)),
+    ],
+)
+def test_the_rule_on_a_cpu(machine, model, bf16, words, wanted):
+    machine(cuda=False, bf16=bf16)
+    assert astuple(choose_arithmetic(model, **words)) == wanted
+    assert astuple(choose_arithmetic(model, device="cpu", **words)) == wanted
+
+
+def test_the_rule_where_there_is_a_gpu(machine):
+    machine(cuda=True, bf16=True)
+    assert choose_arithmetic(IMAGES).device == "cuda"
+    assert choose_arithmetic(IMAGES, device="cuda").device == "cuda"
+    assert choose_arithmetic(IMAGES, device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize("words", [{"precision": "fp16"}, {"device": "tpu"}, {"precision": ""}])
+def test_unknown_words(words):
+    with pytest.raises(UsageError, match="is not known: auto, "):
+        choose_arithmetic(DENSE, **words)
+
+
+def test_a_gpu_that_is_not_there(machine):
+    machine(cuda=False, bf16=False)
+    with pytest.raises(UsageError, match="torch sees no GPU here: use cpu or auto"):
+        choose_arithmetic(DENSE, device="cuda")
+
+
+def _settings() -> tuple[object, ...]:
+    return (
+        torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+@pytest.mark.parametrize("strict", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_settings_are_put_back(strict, device):
+    """Also after an error, and also those that a user has chosen."""
+    before = _settings()
+    torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+    chosen = _settings()
+    other = 2 if torch.get_num_threads() == 1 else 1
+    try:
+        active = Arithmetic(device, threads=other).active()
+        active.__enter__()
+        assert torch.get_num_threads() == other
+        assert torch.are_deterministic_algorithms_enabled() == (strict[0] or device == "cuda")
+        error = ZeroDivisionError()
+        assert not active.__exit__(type(error), error, None), "errors pass"
+        assert _settings() == chosen
+    finally:
+        torch.use_deterministic_algorithms(before[2], warn_only=before[3])
+
+
+def test_training_puts_the_thread_count_back(tmp_path, points):
+    from ticketry.lab.lab import Lab
+
+    before = torch.get_num_threads()
+    with Lab(tmp_path / "store", threads=before + 1) as lab:
+        segment = lab.segment(points, start=0, last=2)
+        assert segment.arithmetic.threads == before + 1
+        lab.train(segment)
+    assert torch.get_num_threads() == before
+
+
+def test_bf16_is_autocast_only():
+    arithmetic = Arithmetic(precision="bf16", channels_last=True)
+    model = arithmetic.place(nn.Conv2d(3, 4, 3))
+    with arithmetic.autocast():
+        out = model(torch.randn(2, 3, 8, 8))
+    assert out.dtype == torch.bfloat16
+    assert model.weight.dtype == torch.float32
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    with Arithmetic().autocast():
+        assert model(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+
+
+def test_a_layer_in_which_torch_crashes_keeps_the_plain_layout() -> None:
+    narrow = catalogue.get("cifar10", model="resnet-20-8").build()
+    assert not choose_arithmetic(narrow, device="cpu", precision="fp32").channels_last
+    assert choose_arithmetic(narrow, device="cpu", precision="bf16").channels_last
+    assert choose_arithmetic(catalogue.get("cifar10").build(), device="cpu", precision="fp32").channels_last

@@ -1,0 +1,341 @@
+"""Keys of segments: they cover what decides the numbers, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+import pytest
+
+from ticketry.errors import TaskError, UsageError
+from ticketry.lab.lab import Lab
+from ticketry.lab.training import segment as segment_module
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.lab.training.variants.shrunk import Shrunk
+from ticketry.search.gate_decorators.tick import Tick
+from ticketry.search.gating.gating import Gating
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Task
+
+
+class GoldenTask(Task):
+    """Never trained; its key is fixed, so that keys can be written down."""
+
+    name = "golden"
+
+    def __init__(self, **more: object) -> None:
+        self.more = more
+
+    def key(self) -> Mapping[str, object]:
+        return {"name": "golden", "version": 1, "shape": (2, 3), **self.more}
+
+
+SEGMENT = Segment(
+    task=GoldenTask(),
+    recipe=Recipe(milestones=("50%", "75%"), schedule="multistep"),
+    start=Start(seed=7),
+    first=0,
+    last=30,
+    total=100,
+    per_epoch=10,
+    order_seed=3,
+    arithmetic=Arithmetic(),
+)
+
+CHANGED = {
+    "task": GoldenTask(version=2),
+    "recipe": Recipe(milestones=("50%", "76%"), schedule="multistep"),
+    "start": Start(seed=8),
+    "variants": (HeldMask(mask="m" * 64),),
+    "first": 1,
+    "last": 31,
+    "total": 101,
+    "per_epoch": 11,
+    "order_seed": 4,
+    "arithmetic": Arithmetic(precision="bf16"),
+}
+MASK = HeldMask(mask="s" * 64)
+VARIANTS = [
+    HeldMask(mask="m" * 64),
+    Shrunk(mask="m" * 64),
+    Gating(scope=("0.weight",)),
+    Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",)),
+    Tick(norms=(("1.weight", "1.bias"),)),
+]
+CHANGED_GATES = {
+    "scope": ("0.weight", "1.weight"),
+    "kind": "stochastic",
+    "init": 0.1,
+    "penalty": 1e-7,
+    "final": 100,
+    "anneal": "epoch",
+    "optimizer": "adam",
+    "lr": 0.2,
+    "lr_schedule": "constant",
+    "momentum": 0.8,
+    "beta2": 0.99,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "earlier": "h" * 64,
+    "reset": "code",
+    "seed": 1,
+    "frozen": True,
+    "objective": "reverse_kl",
+    "density": 0.1,
+    "temperature": 0.5,
+    "structured": True,
+    "pattern": "4x1",
+}
+CHANGED_RECIPE = {
+    "length": "11ep",
+    "batch": 129,
+    "optimizer": "adam",
+    "lr": 0.1000001,
+    "momentum": 0.8,
+    "beta2": 0.99,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "milestones": ("50%",),
+    "gamma": 0.2,
+    "warmup": "1it",
+    "label_smoothing": 0.1,
+    "clip": 1.0,
+    "augment": ("flip",),
+}
+CHANGED_ARITHMETIC = {"device": "cuda", "precision": "bf16", "channels_last": True, "threads": 2}
+STARTS = [
+    Start(seed=0),
+    Start(seed=7, optimizer="o" * 64),
+    Start(state="s" * 64),
+    Start(state="t" * 64),
+    Start(state="s" * 64, optimizer="o" * 64),
+    Start(state="s" * 64, optimizer="p" * 64),
+]
+
+
+def test_the_cases_cover_every_field():
+    """A new field has to be thought of here too."""
+    for kind, cases in (
+        (Segment, CHANGED),
+        (Recipe, CHANGED_RECIPE),
+        (Arithmetic, CHANGED_ARITHMETIC),
+        (Gating, CHANGED_GATES),
+    ):
+        assert {field.name for field in fields(kind)} == set(cases)
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_every_field_is_in_the_key(field):
+    base = replace(SEGMENT, variants=(MASK,))
+    assert replace(base, **{field: CHANGED[field]}).key != base.key
+
+
+def test_every_variant_is_in_the_key():
+    """Alone, and beside a mask where that can be."""
+    segments = [replace(SEGMENT, variants=(one,)) for one in VARIANTS]
+    segments += [replace(SEGMENT, variants=(MASK, one)) for one in VARIANTS if one.masked_by() is None]
+    assert len({segment.key for segment in [SEGMENT, *segments]}) == len(segments) + 1
+
+
+def test_the_order_in_which_variants_are_named_is_not_in_the_key():
+    """A mask begins first and acts on gradients last, whatever else there is."""
+    one, other = (replace(SEGMENT, variants=pair) for pair in ((MASK, VARIANTS[3]), (VARIANTS[3], MASK)))
+    assert one.variants == other.variants == (MASK, VARIANTS[3])
+    assert one.key == other.key
+
+
+@pytest.mark.parametrize("field", CHANGED_RECIPE)
+def test_every_setting_of_the_recipe_is_in_the_key(field):
+    recipe = replace(SEGMENT.recipe, **{field: CHANGED_RECIPE[field]})
+    assert replace(SEGMENT, recipe=recipe).trajectory != SEGMENT.trajectory
+
+
+@pytest.mark.parametrize("field", CHANGED_ARITHMETIC)
+def test_every_choice_of_arithmetic_is_in_the_key(field):
+    arithmetic = replace(SEGMENT.arithmetic, **{field: CHANGED_ARITHMETIC[field]})
+    assert replace(SEGMENT, arithmetic=arithmetic).trajectory != SEGMENT.trajectory
+
+
+@pytest.mark.parametrize("field", CHANGED_GATES)
+def test_every_setting_of_gates_is_in_the_key(field):
+    rounds = field != "structured"  # gates on channels have one
+    frozen = field == "objective"  # another one than the task's is for frozen weights
+    earlier = {"earlier": "g" * 64, "reset": "paper"} if rounds else {}
+    gates = Gating(scope=("0.weight",), frozen=frozen, **earlier)
+    changed = replace(gates, **{field: CHANGED_GATES[field]})
+    start = Start(state="s" * 64)
+    assert (
+        replace(SEGMENT, start=start, variants=(changed,)).key != replace(SEGMENT, start=start, variants=(gates,)).key
+    )
+
+
+def test_a_segment_without_variants_does_not_speak_of_them():
+    assert SEGMENT.describe()["variants"] == []
+    assert SEGMENT.mask is None
+    assert not SEGMENT.whole_channels
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
+def test_a_description_of_variants_round_trips_through_json(variant):
+    segment = replace(SEGMENT, variants=(variant,))
+    again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
+    assert again == segment
+    assert again.key == segment.key
+    assert set(segment.blobs()) == ({variant.masked_by()} - {None})
+
+
+def test_what_cannot_be_trained_shrunk():
+    shrunk = Shrunk(mask="m" * 64)
+    for other, said in ((Gating(scope=("0.weight",)), "trained whole"), (MASK, "two masks")):
+        with pytest.raises(UsageError, match=said):
+            replace(SEGMENT, variants=(shrunk, other))
+
+
+def test_a_network_is_trained_shrunk_by_a_mask(tmp_path, points):
+    with pytest.raises(UsageError, match="has no mask"):
+        Lab(tmp_path).segment(points, start=0, shrunk=True)
+
+
+def test_there_is_one_variant_of_a_kind():
+    with pytest.raises(UsageError, match="at most one variant of training called 'held_mask'"):
+        replace(SEGMENT, variants=(MASK, HeldMask(mask="m" * 64)))
+
+
+@pytest.mark.parametrize("start", [Start(seed=7), Start(state="s" * 64)])
+def test_a_description_of_gates_round_trips_through_json(start):
+    earlier = {"earlier": "g" * 64, "reset": "code"} if start.state else {}
+    gates = Gating(scope=("0.weight", "3.weight"), init=-1, **earlier)
+    segment = replace(SEGMENT, start=start, variants=(gates,))
+    again = Segment.from_description(json.loads(json.dumps(segment.describe())), segment.task)
+    assert again == segment
+    assert again.key == segment.key
+
+
+@pytest.mark.parametrize("values", [{"earlier": "g" * 64}, {"reset": "paper"}])
+def test_gates_of_an_earlier_round_are_reset_and_no_others(values):
+    with pytest.raises(UsageError, match="earlier round"):
+        Gating(scope=("0.weight",), **values)
+
+
+def test_every_start_is_another():
+    keys = {replace(SEGMENT, start=start).key for start in [SEGMENT.start, *STARTS]}
+    assert len(keys) == len(STARTS) + 1
+
+
+def test_the_version_of_the_numerics_is_in_the_key(monkeypatch):
+    before = SEGMENT.trajectory
+    monkeypatch.setattr(segment_module, "NUMERICS", 2)
+    assert replace(SEGMENT).trajectory != before
+
+
+def test_places_in_the_schedule_are_counted_in_its_own_steps_and_epochs():
+    """100 steps, 10 an epoch; by hand."""
+    later = replace(SEGMENT, first=5)
+    assert (SEGMENT.steps, later.steps, later.until(5).steps) == (30, 25, 0)
+    assert [later.at(step) for step in ("2ep", "7it", "3%", "100%")] == [20, 7, 3, 100]
+    with pytest.raises(UsageError, match="five"):
+        SEGMENT.at("five")
+
+
+def test_whether_channels_are_removed_and_by_what_is_said_by_variants():
+    shrunk = replace(SEGMENT, variants=(Shrunk(mask="m" * 64),))
+    assert shrunk.whole_channels is True
+    assert replace(SEGMENT, variants=(MASK,)).whole_channels is False
+    assert (shrunk.mask, replace(SEGMENT, variants=(MASK,)).mask) == ("m" * 64, "s" * 64)
+    assert shrunk.variant(Shrunk) is shrunk.variants[0]
+    assert shrunk.variant(HeldMask) is None
+
+
+def test_what_it_needs_from_a_store():
+    start = Start(state="s" * 64, optimizer="o" * 64)
+    assert replace(SEGMENT, start=start, variants=(HeldMask(mask="m" * 64),)).blobs() == ["s" * 64, "o" * 64, "m" * 64]
+    assert SEGMENT.blobs() == []
+
+
+def test_arithmetic_of_a_description_is_its_own():
+    other = replace(SEGMENT, arithmetic=Arithmetic(precision="bf16", threads=2))
+    assert Segment.from_description(other.describe(), other.task).arithmetic == other.arithmetic
+
+
+def test_data_that_changed_under_their_name_are_told(points, points_class):
+    class Fewer(points_class):
+        def load(self, data=None):
+            splits = super().load(data)
+            return replace(
+                splits, train=replace(splits.train, inputs=splits.train.inputs[:64], targets=splits.train.targets[:64])
+            )
+
+    segment = replace(SEGMENT, task=points, recipe=points.recipe, per_epoch=7)
+    assert segment.course(None).sizes()["train"] == 200
+    with pytest.raises(TaskError, match="'points' has 64 training examples now"):
+        replace(segment, task=Fewer()).course(None)
+
+
+def test_parts_of_one_trajectory():
+    assert SEGMENT.until(60).trajectory == SEGMENT.trajectory
+    assert SEGMENT.until(60).key != SEGMENT.key
+    assert SEGMENT.until(60).until(30) == SEGMENT
+
+
+def test_where_and_how_it_is_stored_is_not_in_the_key(tmp_path, points):
+    labs = [
+        Lab(tmp_path / "one"),
+        Lab(tmp_path / "two", data=tmp_path, workers=3, on_event=print, checkpoint_seconds=1),
+    ]
+    one, two = (lab.segment(points, start=1, order_seed=2) for lab in labs)
+    assert one.key == two.key
+    labs[0].train(one.until(2), label="a name")
+    assert labs[0].segment(points, start=1, order_seed=2).key == one.key
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_description_round_trips_through_json(start):
+    segment = replace(SEGMENT, start=start, variants=(MASK,))
+    described = json.loads(json.dumps(segment.describe()))
+    again = Segment.from_description(described, segment.task)
+    assert again == segment
+    assert again.key == segment.key
+
+
+def test_a_description_is_of_one_task():
+    with pytest.raises(TaskError, match="no longer the one"):
+        Segment.from_description(SEGMENT.describe(), GoldenTask(version=2))
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 5), (6, 5)])
+def test_a_segment_goes_forward(first, last):
+    with pytest.raises(UsageError, match=f"not from {first} to {last}"):
+        replace(SEGMENT, first=first, last=last)
+
+
+@pytest.mark.parametrize("values", [{}, {"seed": 0, "state": "s" * 64}])
+def test_a_start_is_a_seed_or_a_state(values):
+    with pytest.raises(UsageError, match="either"):
+        Start(**values)
+
+
+GOLDEN = (
+    '{"arithmetic":{"channels_last":false,"device":"cpu","precision":"fp32","threads":1},"first":0,'
+    '"numerics":1,"order_seed":3,"per_epoch":10,"recipe":{"augment":[],"batch":128,"beta2":0.999,"clip":0.0,'
+    '"gamma":0.1,"label_smoothing":0.0,"length":"10ep","lr":0.1,"milestones":["50%","75%"],"momentum":0.9,'
+    '"nesterov":false,"optimizer":"sgd","schedule":"multistep","warmup":"0it","weight_decay":0.0},'
+    '"start":{"optimizer":null,"seed":7,"state":null},"task":{"name":"golden","shape":[2,3],"version":1},"total":100,"variants":[]}'
+)
+
+
+def test_golden_key():
+    """If this breaks, users' stores no longer know what they hold: change the key on purpose or not at all."""
+    digest = "7722196e17eca118331998edf0e83ddf0d1f0e06347020ce090df93a9ff38d6a"
+    assert hashlib.sha256(GOLDEN.encode()).hexdigest() == digest
+    assert SEGMENT.key == f"{digest}@30"
+
+
+def test_gates_on_channels_are_trained_in_a_whole_network():
+    with pytest.raises(UsageError, match="this segment has a mask"):
+        replace(SEGMENT, variants=(MASK, Gating(scope=("0.weight",), structured=True)))

@@ -1,0 +1,1 @@
+"""What an installed package can add to ticketry: one module each."""

@@ -1,0 +1,3 @@
+"""Made-up records as fixtures."""
+
+from record_fixtures import *  # noqa: F403

@@ -1,0 +1,108 @@
+"""The axis of a metric: ratios look equal on a logarithmic one."""
+
+from __future__ import annotations
+
+import math
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from made_records import with_verdicts
+from ticketry.records.run import read_run
+from ticketry.records.verdict import Metric
+from ticketry.report import figure_svgs
+from ticketry.report.figures import METRIC_BY_DENSITY
+from ticketry.report.figures.axes import Scale, ticks
+from ticketry.report.figures.metric_by_density import near_dense, whole_range
+from ticketry.report.html.blocks import Place
+from ticketry.report.html.markup import html
+from ticketry.report.html.sections.verdicts import verdicts_section
+from ticketry.report.tables.results import Results, Summary
+
+PERPLEXITY = Metric("perplexity", "", False, "log")
+
+
+def test_what_has_no_logarithm_lies_on_a_linear_axis() -> None:
+    assert Scale.of(PERPLEXITY, [80.0, 0.5]).log
+    assert not Scale.of(PERPLEXITY, [80.0, 0.0]).log
+    assert not Scale.of(Metric("accuracy", "%", True), [80.0]).log
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_room_is_the_same_share_on_both_sides(log: bool) -> None:
+    scale = Scale(log)
+    low, high = scale.padded(80.0, 640.0, 0.1)
+    edges = [scale.place(value) for value in (low, 80.0, 640.0, high)]
+    assert edges[1] - edges[0] == pytest.approx(0.1 * (edges[2] - edges[1]))
+    assert edges[3] - edges[2] == pytest.approx(0.1 * (edges[2] - edges[1]))
+    one, other = scale.padded(80.0, 80.0, 0.1)
+    assert one < 80 < other
+
+
+def test_bands_that_reach_below_0_end_at_half_the_mean() -> None:
+    summary = Summary(mean=200.0, sd=140.0, n=2)
+    assert Scale(True).shown(-50.0, summary) == pytest.approx(100.0)
+    assert Scale(False).shown(-50.0, summary) == -50.0
+
+
+@given(
+    low=st.floats(min_value=1e-3, max_value=1e6),
+    ratio=st.floats(min_value=1.001, max_value=1e6),
+    most=st.integers(3, 9),
+)
+def test_ticks_are_few_round_numbers_in_the_range(low: float, ratio: float, most: int) -> None:
+    found = ticks(low, low * ratio, most)
+    assert found == sorted(set(found))
+    assert 1 <= len(found) <= most
+    assert all(low <= tick <= low * ratio for tick in found)
+    if ratio > 10:
+        assert len(found) >= 2
+
+
+def test_familiar_ticks() -> None:
+    assert ticks(75, 700, 8) == [100, 200, 500]
+    assert ticks(10, 1e6, 8) == [1e1, 1e2, 1e3, 1e4, 1e5, 1e6]
+    assert ticks(118, 171, 8) == [120, 130, 140, 150, 160, 170]
+
+
+def perplexities(make_record, **changes):
+    """A record whose metric is e to the (100 - accuracy) / 20."""
+    record = make_record(levels=6, **changes)
+    record["task"]["metric"] = {"name": "perplexity", "unit": "", "higher_is_better": False, "scale": "log"}
+    for point in record["points"]:
+        for split in ("validation", "test"):
+            point[split]["perplexity"] = 60 * math.exp((100 - point[split]["accuracy"]) / 8)
+    return record
+
+
+def test_the_figure_of_a_perplexity(make_record) -> None:
+    record = perplexities(make_record)
+    results = Results(read_run(record))
+    low, high = whole_range(results)
+    assert 0 < low < high
+    near = near_dense(results)
+    assert near is None or ((low <= near[0] or near[0] > 0) and near[0] < near[1] <= high * 1.2)
+    svg = figure_svgs(record)[METRIC_BY_DENSITY]
+    texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert "test perplexity (log scale)" in texts
+    assert any(text in texts for text in ("60", "70", "80", "100", "200"))
+
+
+def test_older_records_have_linear_axes(make_record) -> None:
+    record = perplexities(make_record)
+    del record["task"]["metric"]["scale"]
+    assert read_run(record).task.metric.scale == "linear"
+    texts = figure_svgs(record)[METRIC_BY_DENSITY]
+    assert "test perplexity</" in texts or "test perplexity<" in texts
+
+
+def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
+    """Above 0 is in the tickets' favour: of perplexities it is the ticket's that is taken away."""
+    for record, heads in (
+        (with_verdicts(perplexities(make_record)), ("dense minus tickets", "shuffled masks minus tickets")),
+        (with_verdicts(make_record(levels=6)), ("tickets minus dense", "minus shuffled masks")),
+    ):
+        found = html(verdicts_section(Results(read_run(record)), Place()))
+        assert all(f">{head}<" in found for head in heads)

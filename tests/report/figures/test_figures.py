@@ -1,0 +1,451 @@
+"""The figures: valid, reproducible SVG; a y range that shows what matters; labels that do not touch."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.lines import Line2D
+
+from ticketry.records.evidence import read_evidence
+from ticketry.records.run import read_run
+from ticketry.report import figure_svgs
+from ticketry.report.figures import (
+    BARRIERS,
+    DENSITY_BY_LAYER,
+    FIRST_LAYER,
+    FOREST,
+    METRIC_BY_COST,
+    METRIC_BY_DENSITY,
+    STABILITY,
+    comparison_figures,
+    drawn,
+    run_figures,
+    stability_figures,
+    verify_figures,
+)
+from ticketry.report.figures.axes import fitting
+from ticketry.report.figures.masks import short_names
+from ticketry.report.figures.metric_by_density import near_dense, whole_range
+from ticketry.report.figures.panels import legend, sheet, spread
+from ticketry.report.figures.style import COLOURS, run_look
+from ticketry.report.figures.style import drawing as drawing_style
+from ticketry.report.figures.svg import inline
+from ticketry.report.subject import subject_of
+from ticketry.report.tables.costs import cost_points
+from ticketry.report.tables.evidence import differences
+from ticketry.report.tables.masks import image, kept_of, pictures
+from ticketry.report.tables.results import Results, layer_profiles
+from ticketry.report.tables.search_progress import spread_out
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _texts(svg):
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{_SVG}text")]
+
+
+def test_the_figures_are_valid_svg_that_loads_nothing(make_record):
+    figures = figure_svgs(make_record(levels=6))
+    assert list(figures) == [METRIC_BY_DENSITY, DENSITY_BY_LAYER, METRIC_BY_COST]
+    for svg in figures.values():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == f"{_SVG}svg"
+        for element in root.iter():
+            assert element.tag not in (f"{_SVG}script", f"{_SVG}image", f"{_SVG}a")
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith("#")
+
+
+def test_the_figure_says_what_it_shows(make_record):
+    texts = _texts(figure_svgs(make_record(levels=6))[METRIC_BY_DENSITY])
+    for text in ("tickets", "random re-initialisation", "shuffled masks", "random pruning", "dense"):
+        assert text in texts
+    assert "test accuracy (%)" in texts
+    assert [text for text in texts if text in ("100", "80", "64", "51.2", "41", "32.8", "26.2")] == [
+        *("100", "80", "64", "51.2", "41", "32.8", "26.2")
+    ]
+
+
+def test_same_record_same_bytes_in_another_process(make_record, tmp_path):
+    record = make_record(levels=3)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(record))
+    code = (
+        "import hashlib, json, sys; from ticketry.report import figure_svgs;"
+        "figures = figure_svgs(json.load(open(sys.argv[1])));"
+        "print(hashlib.sha256(''.join(figures.values()).encode()).hexdigest())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == hashlib.sha256("".join(figure_svgs(record).values()).encode()).hexdigest()
+
+
+def test_the_users_own_style_changes_nothing_and_is_kept(make_record):
+    record = make_record(levels=2)
+    plain = figure_svgs(record)
+    with matplotlib.rc_context({"axes.grid": True, "lines.linewidth": 9, "figure.facecolor": "black"}):
+        assert figure_svgs(record) == plain
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+
+
+def test_neither_torch_nor_matplotlib_nor_pyplot_is_imported_early():
+    code = (
+        "import sys, ticketry; before = set(sys.modules); import ticketry.report;"
+        "print(sorted({'torch', 'matplotlib', 'rich'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_pyplot_is_never_imported(make_record):
+    code = (
+        "import json, sys; from ticketry.report import figure_svgs; figure_svgs(json.load(sys.stdin));"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    record = json.dumps(make_record(levels=1, replicates=1))
+    done = subprocess.run([sys.executable, "-c", code], input=record, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_record):
+    svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
+    element = inline(svg, "mine")
+    assert "var(--ticket)" in element
+    assert not any(colour in element for colour in COLOURS.values())
+    ids = [part.split('"')[0] for part in element.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+    assert all(name.startswith("mine-") for name in ids)
+    for reference in [*element.split("url(#")[1:], *element.split('href="#')[1:]]:
+        assert reference.split(")")[0].split('"')[0] in ids
+    ElementTree.fromstring(element.replace("xlink:href", "href"))
+
+
+@pytest.mark.parametrize("name", ["$\\frac", "<script>", "a&b", "\x00\x1b", "漢字", "_hidden", "x" * 300, ""])
+def test_hostile_names_are_drawn_as_text(make_record, name):
+    record = make_record(levels=1, replicates=1, metric=(name, "$", True), shapes={name: (4, 4), "other": (2, 2)})
+    for drawing in drawn(run_figures(Results(read_run(record)))).values():
+        ElementTree.fromstring(drawing.wide)
+        ElementTree.fromstring(drawing.narrow)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_main_panel_shows_the_better_half(make_record, higher_is_better):
+    results = Results(read_run(make_record(metric=("score", "", higher_is_better))))
+    (low, high), (lowest, highest) = near_dense(results), whole_range(results)
+    assert lowest <= low < high <= highest + 1e-9
+    assert high - low < 0.5 * (highest - lowest)
+    assert low < results.dense.metric().mean < high
+    means = [group.metric().mean for role in results.roles for group in results.of_role(role)]
+    assert sum(low <= mean <= high for mean in means) >= len(means) / 2
+
+
+def test_one_panel_where_nothing_collapses(make_record):
+    assert near_dense(Results(read_run(make_record(levels=5, replicates=1, controls=())))) is None
+
+
+def test_no_dense_network_no_zoom(make_record):
+    record = make_record(levels=2)
+    record["points"] = [point for point in record["points"] if point["role"] != "dense"]
+    assert near_dense(Results(read_run(record))) is None
+    assert METRIC_BY_DENSITY in figure_svgs(record)
+
+
+@pytest.mark.parametrize(
+    ("densities", "accuracy"), [([0.1], 50.0), ([1.0], 50.0), ([0.5, 0.5000001], 50.0), ([1e-7, 0.9], 0.0)]
+)
+def test_odd_axes(make_record, densities, accuracy):
+    record = make_record(levels=len(densities), replicates=1, controls=())
+    for point in record["points"]:
+        point["test"]["accuracy"] = accuracy
+        point["density"] = densities[point["level"] - 1] if point["level"] else 1.0
+    ElementTree.fromstring(figure_svgs(record)[METRIC_BY_DENSITY])
+
+
+def test_an_empty_layer_is_drawn_as_0(make_record):
+    record = make_record(levels=3, replicates=1)
+    record["points"][-4]["layers"][1]["kept"] = 0
+    assert "0" in _texts(figure_svgs(record)[DENSITY_BY_LAYER])
+
+
+def test_figures_without_data_are_left_out(make_record):
+    record = make_record(levels=1)
+    for point in record["points"]:
+        point["layers"] = None
+        del point["steps"]
+    assert list(figure_svgs(record)) == [METRIC_BY_DENSITY]
+    assert figure_svgs({**record, "points": record["points"][:1]}) == {}
+
+
+@given(st.lists(st.floats(0, 900), min_size=1, max_size=40), st.data())
+def test_labels_never_touch(positions, data):
+    positions.sort()
+    labels = [data.draw(st.text("0123456789.", min_size=1, max_size=6)) for _ in positions]
+    chosen = fitting(positions, labels)
+    assert chosen[0] == 0
+    assert chosen == sorted(set(chosen))
+    for i, j in itertools.pairwise(chosen):
+        assert positions[j] - 3.7 * len(labels[j]) > positions[i] + 3.7 * len(labels[i])
+
+
+def test_all_labels_where_there_is_room():
+    assert fitting([0, 100, 200, 300], ["100", "51.2", "26.2", "13.4"]) == [0, 1, 2, 3]
+    assert fitting([0, 10, 20, 300], ["100", "80", "64", "1.8"]) == [0, 3]
+
+
+def test_levels_are_spread_over_the_run(make_record):
+    profiles = layer_profiles(Results(read_run(make_record(levels=18, replicates=1))))
+    assert [profile.level for profile in spread_out(profiles, 6)] == [1, 4, 8, 11, 15, 18]
+    assert spread_out(profiles[:3], 6) == profiles[:3]
+
+
+def test_names_of_layers_keep_what_tells_them_apart():
+    assert short_names(["a.weight", "b.weight"], 10) == ["a", "b"]
+    assert short_names(["a.weight", "b.bias"], 10) == ["a.weight", "b.bias"]
+    assert short_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_forest_shows_every_difference_and_the_margin(make_verify, narrow):
+    verify = read_evidence(make_verify())
+    drawing = drawn(verify_figures(verify))[FOREST]
+    texts = _texts(drawing.narrow if narrow else drawing.wide)
+    for name in ("dense", "random re-initialisation", "shuffled masks", "small dense network", "margin −0.50"):
+        assert name in texts
+    assert "ticket, other seeds (A/A)" in texts
+    (written,) = [text for text in texts if text.startswith("+0.27")]
+    assert written.endswith("p = 0.004")
+
+
+def test_differences_without_comparisons_are_that_to_dense(make_verify):
+    record = {**make_verify(noise=False), "comparisons": [], "interval": None}
+    (only,) = differences(read_evidence(record))
+    assert (only.role, only.mean, only.low) == ("dense", record["difference"], None)
+    drawn(verify_figures(read_evidence(record)))
+
+
+def test_a_study_has_a_row_for_each_density_and_a_column_for_each_quantity(make_stability):
+    study = read_evidence(make_stability(levels=(3, 7)))
+    figures = drawn(stability_figures(study))
+    texts = _texts(figures[STABILITY].wide)
+    assert [text for text in texts if text.startswith("weights remaining")] == [
+        "weights remaining: 51.2 %",
+        "weights remaining: 21.0 %",
+    ]
+    for name in ("test accuracy (%)", "L2 distance", "angle (°)", "error barrier (%)"):
+        assert texts.count(name) == 2
+    assert texts.count("0.5%") == 8
+    assert "step 43 (1%)" in _texts(figures[BARRIERS].wide)
+
+
+def test_a_study_without_barriers_or_distances_leaves_their_panels_out(make_stability):
+    record = make_stability(replicates=1, levels=(3,))
+    for row in record["rows"]:
+        row.update(barriers=[], pruning=None, data_order=None)
+    study = read_evidence(record)
+    figures = drawn(stability_figures(study))
+    assert list(figures) == [STABILITY]
+    assert "L2 distance" not in _texts(figures[STABILITY].wide)
+    assert stability_figures(read_evidence({**record, "rows": []})) == {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12, unique=True))
+def test_any_rewind_steps_can_be_drawn(make_stability, steps):
+    record = make_stability(replicates=1, levels=(3,), layers=False)
+    rows = [row for row in record["rows"] if row["step"] == 0]
+    record["rows"] = [{**row, "step": step} for step in steps for row in rows]
+    record["total_steps"] = max(1, *steps)
+    for make in stability_figures(read_evidence(record)).values():
+        make(True)
+
+
+def test_costs_are_the_sums_of_dense_and_tickets(make_record):
+    record = make_record(levels=3, replicates=2)
+    for point in record["points"]:
+        point["steps"], point["seconds"] = 100 * (point["level"] + 1), 1.5 * (point["replicate"] + 1)
+    points = cost_points(Results(read_run(record)))
+    assert [point.steps for point in points] == [100, 300, 600, 1000]
+    assert [point.seconds for point in points] == [2.25, 4.5, 6.75, 9.0]
+    assert [point.n for point in points] == [2] * 4
+    del record["points"][0]["steps"]
+    assert [point.n for point in cost_points(Results(read_run(record)))] == [1] * 4
+
+
+def test_filters_are_tiles_in_the_colours_of_the_channels_kept(make_record):
+    record = with_filters(make_record(levels=2, replicates=1))
+    picture = pictures(Results(read_run(record)))[0].layer
+    pixels = image(picture)
+    bits = numpy.array([[(byte >> (7 - bit)) & 1 for bit in range(8)] for byte in picture.data]).reshape(-1)[
+        : 5 * 3 * 4
+    ]
+    filters = bits.reshape(5, 3, 2, 2)
+    tiles = [pixels[3 * row : 3 * row + 2, 3 * column : 3 * column + 2] for row in range(2) for column in range(3)]
+    for tile, kept in zip(tiles, filters, strict=False):
+        assert (tile[:, :, :3] == 255 * kept.transpose(1, 2, 0)).all()
+        assert (tile[:, :, 3] == 255).all()
+    assert (tiles[5] == 0).all()  # no sixth filter
+    assert kept_of(picture) == pytest.approx(bits.mean())
+    assert FIRST_LAYER in figure_svgs(record)
+
+
+def with_filters(record):
+    for point in record["points"]:
+        if point["role"] == "ticket":
+            data = bytes([0b10110010, 0b01011100, 0xFF, 0x00, 0b11100011, 0b01010101, 0b10011001, 0b11000000])
+            point["first_layer"] = {
+                "name": "conv.weight",
+                "kind": "filters",
+                "shape": [5, 3, 2, 2],
+                "data": base64.b64encode(data).decode(),
+            }
+    return record
+
+
+def test_inputs_are_grey_and_scaled_to_the_largest(make_record):
+    record = make_record(levels=1, replicates=1)
+    data = bytes([0, 51, 102, 204])
+    record["points"][1]["first_layer"] = {
+        "name": "fc.weight",
+        "kind": "inputs",
+        "shape": [1, 2, 2],
+        "data": base64.b64encode(data).decode(),
+    }
+    pixels = image(pictures(Results(read_run(record)))[0].layer)
+    assert pixels[:, :, 0].tolist() == [[0, 64], [128, 255]]
+    assert (pixels[:, :, 0] == pixels[:, :, 1]).all()
+
+
+@given(st.lists(st.floats(0, 300), min_size=1, max_size=12))
+def test_labels_at_line_ends_are_apart_and_in_order(places):
+    places.sort()
+    spots = spread(places, 14, 0, 300)
+    assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(spots))
+    assert spots[-1] <= 300 + 1e-6
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_runs_are_overlaid_with_their_names(rewind_runs, narrow):
+    subject = subject_of(rewind_runs)
+    assert subject.labels == ("rewind 0", "rewind 1%", "rewind 3%", "rewind 10%")
+    (makers,) = comparison_figures(subject)
+    drawing = drawn(makers)[METRIC_BY_DENSITY]
+    texts = _texts(drawing.narrow if narrow else drawing.wide)
+    assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
+
+
+def test_colour_and_marker_tell_runs_apart():
+    looks = [(look["color"], look["marker"]) for look in map(run_look, range(64))]
+    assert len(set(looks)) == 64
+    assert len(set(looks[:8])) == len({colour for colour, _ in looks[:8]}) == len({marker for _, marker in looks[:8]})
+
+
+def test_runs_of_one_method_are_told_apart_by_their_settings(make_record):
+    runs = [make_record(levels=1, replicates=2) for _ in range(3)]
+    for number, (run, rounds, inits) in enumerate(zip(runs, (1, 5, 5), ([-0.1, 0.0], [0.0], [0.0]), strict=True)):
+        run["run"] = f"run-{number}"
+        run["settings"] |= {"rounds": rounds, "init": inits, "gate_lr": 3.0}
+    runs[2]["method"] = "other"
+    assert subject_of(runs[:2]).labels == (
+        f"{runs[0]['method']}, rounds 1, init -0.1 0",
+        f"{runs[0]['method']}, rounds 5, init 0",
+    )
+    assert subject_of(runs).labels[2] == "other"
+
+
+@pytest.fixture
+def early_runs(make_record):
+    """What a comparison of pruning at the start has: many runs of one method, each with settings of its own."""
+    usual = {"score": "crop", "when": "0", "iterations": 1, "distribution": "global", "every": "1ep", "regrow": False}
+    changes = [
+        {},
+        {"score": "snip"},
+        {"score": "random", "distribution": "uniform"},
+        {"score": "synflow", "iterations": 100, "regrow": True},
+        {"when": "detect", "iterations": 7, "every": "2.5%"},
+    ]
+    runs = [make_record(levels=1, replicates=2) for _ in (*changes, None)]
+    for number, (run, change) in enumerate(zip(runs, (*changes, {}), strict=True)):
+        run |= {"run": f"run-{number}", "method": "early", "settings": {**usual, **change}}
+    runs[-1] |= {"method": "gradual", "settings": {"score": "magnitude", "until": "50%"}}
+    return runs
+
+
+def test_of_many_runs_of_a_method_only_what_is_unusual_is_told(early_runs):
+    assert subject_of(early_runs).labels == (
+        "early, crop",
+        "early, snip",
+        "early, random, distribution uniform",
+        "early, synflow, iterations 100, regrow",
+        "early, crop, when detect, iterations 7, every 2.5%",
+        "gradual",
+    )
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys("abc", st.integers(0, 2))), min_size=2, max_size=7))
+def test_runs_with_the_same_settings_in_different_values_never_share_a_label(make_record, settings):
+    runs = [make_record(levels=1, replicates=1) for _ in settings]
+    for number, (run, own) in enumerate(zip(runs, settings, strict=True)):
+        run |= {"run": f"run-{number}", "settings": own}
+    labels = subject_of(runs).labels
+    assert len(set(labels)) == len(runs)
+    complete = all(own.keys() == settings[0].keys() for own in settings)
+    if complete and all(one != other for one, other in itertools.combinations(settings, 2)):
+        assert not {run["run"] for run in runs} & {*labels}
+
+
+def test_settings_tell_more_than_the_number_of_replicates(make_record):
+    runs = [make_record(levels=1, replicates=n) for n in (2, 3)]
+    for run, score in zip(runs, ("crop", "snip"), strict=True):
+        run |= {"run": score, "method": "early", "settings": {"score": score}}
+    assert subject_of(runs).labels == ("early, crop", "early, snip")
+    runs[1]["settings"] = {"score": "crop"}
+    assert subject_of(runs).labels == ("n = 2", "n = 3")
+
+
+def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
+    runs = [make_record(levels=1, replicates=n) for n in (1, 2, 2)]
+    for number, run in enumerate(runs):
+        run["run"] = f"run-{number}"
+    runs[2]["settings"]["rewind"] = "3%"
+    assert subject_of(runs).labels == ("rewind 1%, n = 1", "rewind 1%, n = 2", "rewind 3%, n = 2")
+    runs[2]["settings"]["rewind"] = "1%"
+    assert subject_of(runs).labels == ("run-0", "run-1", "run-2")
+    runs[0]["task"]["name"] = runs[1]["task"]["name"] = "digits"
+    runs[2]["points"] = runs[2]["points"][:4]
+    assert len(comparison_figures(subject_of(runs))) == 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.text("abc", min_size=1, max_size=60), min_size=1, max_size=7, unique=True))
+def test_a_legend_has_as_many_columns_as_fit(labels):
+    with drawing_style():
+        marks = {label: Line2D([], []) for label in labels}
+        figure = sheet(False, 300)
+        legend(figure, marks)
+        (made,) = figure.legends
+        columns = len(made.get_children()[0].get_children()[1].get_children())
+        assert columns == 1 or made.get_window_extent().width <= figure.bbox.width
+        assert figure.bbox.height > 300
+        if columns < len(labels):
+            wider = figure.legend(list(marks.values()), labels, loc="outside upper left", ncols=columns + 1)
+            assert wider.get_window_extent().width > figure.bbox.width
+
+
+def test_a_standalone_figure_has_a_title_and_the_inlined_one_refers_to_its_caption(make_record):
+    svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
+    assert ElementTree.fromstring(svg)[0].text == "metric by density"
+    element = ElementTree.fromstring(inline(svg, "mine", "the-caption"))
+    assert (element.get("role"), element.get("aria-labelledby")) == ("img", "the-caption")
+    assert not list(element.iter("title"))

@@ -1,0 +1,104 @@
+"""Means, standard deviations and paired differences against numpy and against sums done by hand."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ticketry.records.run import read_run
+from ticketry.report.tables.results import Results, layer_profiles, summarise
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
+def test_summary_is_that_of_numpy(numbers):
+    summary = summarise(numbers)
+    assert summary.n == len(numbers)
+    assert summary.mean == pytest.approx(numpy.mean(numbers), rel=1e-9, abs=1e-6)
+    assert summary.sd == pytest.approx(numpy.std(numbers, ddof=1), rel=1e-6, abs=1e-6)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda numbers: numpy.std(numbers) > 1e-6))
+def test_interval_is_that_of_scipy(numbers):
+    low, high = scipy.stats.t.interval(
+        0.95, len(numbers) - 1, loc=numpy.mean(numbers), scale=scipy.stats.sem(numbers, ddof=1)
+    )
+    assert summarise(numbers).interval == (
+        pytest.approx(low, rel=1e-6, abs=1e-7),
+        pytest.approx(high, rel=1e-6, abs=1e-7),
+    )
+
+
+def test_one_number_has_no_spread():
+    assert summarise([3.0]).sd is None
+    assert summarise([3.0]).interval is None
+
+
+def _accuracies(record, level, role):
+    return {p["replicate"]: p["test"]["accuracy"] for p in record["points"] if (p["level"], p["role"]) == (level, role)}
+
+
+def test_every_group_has_the_points_of_its_level_and_role(make_record):
+    record = make_record(levels=4, replicates=5)
+    results = Results(read_run(record))
+    for level in (1, 2, 3, 4):
+        for role in ("ticket", "random_reinit", "shuffled", "random_prune"):
+            expected = list(_accuracies(record, level, role).values())
+            summary = results.group(level, role).metric()
+            assert (summary.n, summary.mean) == (5, pytest.approx(numpy.mean(expected)))
+            assert summary.sd == pytest.approx(numpy.std(expected, ddof=1))
+
+
+def test_order_of_points_does_not_matter(make_record):
+    record = make_record(levels=2)
+    backwards = {**record, "points": record["points"][::-1]}
+    one, other = Results(read_run(record)), Results(read_run(backwards))
+    assert one.group(2, "ticket").metric() == other.group(2, "ticket").metric()
+    assert one.controls == other.controls
+    assert one.levels == other.levels == [1, 2]
+
+
+def test_differences_are_paired_by_replicate(partial_record):
+    results = Results(read_run(partial_record))
+    tickets, dense = _accuracies(partial_record, 6, "ticket"), _accuracies(partial_record, 0, "dense")
+    assert sorted(tickets) == [0, 1]
+    assert sorted(dense) == [0, 1, 2]
+    by_hand = [tickets[0] - dense[0], tickets[1] - dense[1]]
+    difference = results.group(6, "ticket").minus(results.dense)
+    assert difference.n == 2
+    assert difference.mean == pytest.approx(sum(by_hand) / 2)
+    assert difference.sd == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2**0.5)
+
+
+def test_replicates_of_different_densities_are_one_level(make_record):
+    record = make_record(levels=1, replicates=2)
+    for point, density in zip([p for p in record["points"] if p["role"] == "ticket"], (0.3, 0.5), strict=True):
+        point["density"] = density
+    assert Results(read_run(record)).group(1, "ticket").density == pytest.approx(0.4)
+
+
+def test_unknown_controls_come_last_by_name(make_record):
+    record = make_record(levels=1, replicates=1)
+    extra = [dict(record["points"][1], role=role) for role in ("zeta", "alpha")]
+    record["points"] += extra
+    assert Results(read_run(record)).controls == ["random_reinit", "shuffled", "random_prune", "alpha", "zeta"]
+
+
+def test_layer_profiles_are_means_over_replicates(make_record):
+    record = make_record(levels=2, replicates=2)
+    tickets = [p for p in record["points"] if (p["level"], p["role"]) == (2, "ticket")]
+    tickets[0]["layers"][0]["kept"] = 235200
+    tickets[1]["layers"][0]["kept"] = 0
+    profile = layer_profiles(Results(read_run(record)))[1]
+    assert profile.level == 2
+    assert list(profile.layers) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    assert profile.layers["fc1.weight"] == 0.5
+
+
+def test_no_layers_no_profiles(make_record):
+    record = make_record(levels=1)
+    for point in record["points"]:
+        point["layers"] = None
+    assert layer_profiles(Results(read_run(record))) == []

@@ -1,0 +1,163 @@
+"""Equal budgets: what the sparsest ticket needs comes to one dense training, in steps or in FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.errors import UsageError
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
+from ticketry.lab.lab import Lab
+from ticketry.lab.training.optimizer import learning_rate
+from ticketry.records.schema import as_json
+from ticketry.tasks.recipe import Recipe
+
+TOTAL = 60
+TASK = tk.task("digits")
+RECIPE = TASK.recipe.changed(length=f"{TOTAL}it", schedule="cosine", warmup="4it")
+SIX = {"rounds": 3, "rewind": "10%"}
+STEPS = {
+    "iterative": ({"levels": 3, "rewind": "6it"}, 1 + 3 * 0.9, 5),
+    "oneshot": ({"rewind": "50%"}, 1.5, 2),
+    "continuous": (SIX, 3.9, 5),
+    "stochastic": (SIX | {"retrain": "restart"}, 4, 5),
+    "concrete": ({"rewind": "10%", "mask_length": "30it", "density": (0.5,)}, 1.5, 3),
+}
+ONE = {
+    "early": {"when": "10it", "score": "snip", "iterations": 1, "batches": 1, "batch": 32},
+    "gradual": {"frequency": "5it"},
+    "dynamic": {"frequency": "10it"},
+    "acdc": {},
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("store"), device="cpu") as found:
+        yield found
+
+
+def made(lab: Lab, name: str, settings: dict[str, Any], controls: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    method = tk.search.method(name)
+    record = as_json(
+        execute(lab, SearchRequest(method, TASK, method.Settings(**settings), RECIPE, replicates=1, controls=controls))
+    )
+    assert record["settings"]["budget"] == settings.get("budget", "")
+    rows: list[dict[str, Any]] = record["points"]
+    dense = rows[0]
+    assert (dense["role"], dense["steps"], dense["cost"]["dense"]["steps"]) == ("dense", TOTAL, TOTAL)
+    return rows
+
+
+def whole(row: dict[str, Any], figure: str) -> float:
+    return float(sum(row["cost"][phase][figure] for phase in ("dense", "search", "sparse")))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
+    settings, trainings, rounding = STEPS[name]
+    published = [row for row in made(lab, name, settings) if row["role"] == "ticket"][-1]
+    assert whole(published, "steps") == pytest.approx(trainings * TOTAL)
+    controls = ("shuffled", "random_reinit") if name in ("iterative", "concrete") else ()
+    rows = made(lab, name, settings | {"budget": "steps"}, controls=controls)
+    ticket = [row for row in rows if row["role"] == "ticket"][-1]
+    assert TOTAL - rounding < whole(ticket, "steps") <= TOTAL + 1
+    # Controls are trained as the ticket is, by the schedule in which it was.
+    assert {row["steps"] for row in rows if row["level"] == ticket["level"]} == {ticket["steps"]}
+    info = tk.Ticket.load(ticket["ticket"]).info
+    assert info["recipe"] == info["segment"]["recipe"]
+    assert info["segment"]["total"] == int(TOTAL / trainings)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_a_method_of_one_training_keeps_the_steps_as_it_is(lab: Lab, name: str) -> None:
+    plain, kept = (made(lab, name, ONE[name] | {"budget": budget}) for budget in ("", "steps"))
+    assert whole(plain[-1], "steps") == TOTAL
+    assert [row["key"] for row in plain] == [row["key"] for row in kept]
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
+    rows = made(lab, name, ONE[name] | {"budget": "flops", "density": (0.3, 0.2)}, controls=("random_reinit",))
+    dense = rows[0]["cost"]["dense"]["flops"]
+    for level in (1, 2):
+        ticket, control = (
+            next(row for row in rows if (row["level"], row["role"]) == (level, role))
+            for role in ("ticket", "random_reinit")
+        )
+        sparse = ticket["cost"]["sparse"]
+        # One step less or, where the mask moves, one step and a batch whose gradient is dense.
+        step = sparse["flops"] / sparse["steps"] + (dense / TOTAL if name == "dynamic" else 0)
+        assert dense - step < whole(ticket, "flops") <= dense * (1 + 1e-9)
+        assert whole(ticket, "steps") > TOTAL
+        assert control["steps"] == ticket["steps"] or name == "dynamic"
+
+
+def test_flops_of_a_smaller_network_come_to_those_of_the_dense_one(lab: Lab) -> None:
+    """The rest is trained shrunk: what there is to spend is still a training of the whole network."""
+    dense, ticket = made(lab, "early", ONE["early"] | {"budget": "flops", "density": (0.3,), "structured": True})
+    sparse, whole_training = ticket["cost"]["sparse"], dense["cost"]["dense"]["flops"]
+    assert whole_training - sparse["flops"] / sparse["steps"] < whole(ticket, "flops") <= whole_training * (1 + 1e-9)
+
+
+def test_the_stretched_schedule_is_entered_where_it_was_left(lab: Lab) -> None:
+    method = tk.search.early
+    settings = method.Settings(**ONE["early"], budget="flops", density=(0.2,))
+    found = method(lab, TASK, settings, recipe=RECIPE)[0][-1]
+    segment = found.result.segment
+    assert found.rewound.segment.last == 10
+    assert segment.first / segment.total == pytest.approx(10 / TOTAL, abs=1 / segment.total)
+    at = [
+        learning_rate(one, step, total=total, per_epoch=segment.per_epoch)
+        for one, step, total in ((RECIPE, 10, TOTAL), (segment.recipe, segment.first, segment.total))
+    ]
+    assert at[1] == pytest.approx(at[0], rel=0.01)
+    assert segment.last == segment.total
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_methods_of_several_trainings_refuse_flops(name: str) -> None:
+    with pytest.raises(
+        UsageError, match="use budget steps, or one of acdc, decorators, dynamic, early, gradual, l0, regularised"
+    ):
+        tk.search.method(name).Settings(budget="flops")
+
+
+@pytest.mark.parametrize("name", [*STEPS, *ONE])
+def test_other_words_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="budget 'money' is not known: steps, flops"):
+        tk.search.method(name).Settings(budget="money")
+
+
+def test_rounds_whose_number_is_not_known_have_no_budget() -> None:
+    with pytest.raises(UsageError, match="not known beforehand"):
+        tk.search.continuous.Settings(density=0.1, budget="steps")
+
+
+def test_too_few_steps(lab: Lab) -> None:
+    settings = tk.search.iterative.Settings(levels=20, budget="steps")
+    with pytest.raises(UsageError, match="10 steps are too few for 21 trainings"):
+        tk.search.iterative(lab, TASK, settings, recipe=RECIPE.changed(length="10it"))
+
+
+@pytest.mark.parametrize("length", [5, 100, 250])
+def test_a_scaled_recipe_keeps_its_shape(length: int) -> None:
+    recipe = Recipe(length="10ep", schedule="multistep", milestones=("5ep", "75%", "9ep"), warmup="20it")
+    scaled = recipe.scaled(length, per_epoch=10)
+    assert scaled.steps(10) == length
+    plain = [learning_rate(recipe, step, total=100, per_epoch=10) for step in (30, 60, 80, 95)]
+    points = [int(step * length / 100) for step in (30, 60, 80, 95)]
+    if length >= 100:
+        assert [learning_rate(scaled, step, total=length, per_epoch=10) for step in points] == plain
+    assert recipe.scaled(100, per_epoch=10) is recipe
+
+
+def test_names_of_stored_runs_stay() -> None:
+    method = tk.search.iterative
+    plain = SearchRequest(method, TASK, method.Settings(), RECIPE)
+    assert "budget" not in plain.identity()["settings"]
+    assert SearchRequest(method, TASK, method.Settings(budget="steps"), RECIPE).name != plain.name

@@ -1,0 +1,265 @@
+"""Gates trained over frozen weights: against a loop that writes them out, and stopped and gone on with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, kl_divergence
+from torch.func import functional_call
+
+from ticketry.core.allocate import allocate
+from ticketry.core.pattern import kept_elements
+from ticketry.core.scope import scope
+from ticketry.core.seeds import generator
+from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
+from ticketry.lab.lab import Lab
+from ticketry.lab.training import execute as execute_module
+from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.variant import variant_from
+from ticketry.search.gating.gating import Gating
+from ticketry.search.gating.masks import allocated_mask
+from ticketry.tasks.recipe import Recipe
+
+TOTAL, DENSITY = 40, 0.3
+RECIPE = Recipe(length=f"{TOTAL}it", batch=32, optimizer="adam", lr=0.1, schedule="multistep", milestones=("75%",))
+
+
+def gating(task, **changes) -> Gating:
+    fixed = {"kind": "binary-concrete", "init": -0.8, "penalty": 0, "optimizer": "adam", "lr": 0.1, "seed": 11}
+    frozen = {"frozen": True, "objective": "reverse_kl", "density": DENSITY}
+    return Gating(scope=tuple(scope(task.build())), **{**fixed, **frozen, **changes})
+
+
+def early(lab, task):
+    """A network that has trained a little: its batch norm knows something."""
+    return lab.train(lab.segment(task, start=3))
+
+
+def frozen_segment(lab, task, **changes):
+    return lab.segment(
+        task, start=Start(state=early(lab, task).model), order_seed=6, recipe=RECIPE, variants=[gating(task, **changes)]
+    )
+
+
+def written_out(task, state, settings: Gating) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Logits at the end and the loss of each step: eval mode, batch statistics, Adam and the balance by hand."""
+    model = task.build().eval()
+    model.load_state_dict(state)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.train()
+    weights = {name: dict(model.named_parameters())[name].detach() for name in settings.scope}
+    s = {name: torch.full_like(weight, settings.init).requires_grad_() for name, weight in weights.items()}
+    adam = torch.optim.Adam(s.values(), lr=settings.lr)
+    count = sum(value.numel() for value in s.values())
+    train, losses, smooth = task.load().train, [], None
+    order = [
+        batch
+        for epoch in range(TOTAL)
+        for batch in torch.randperm(len(train), generator=generator(6, "order", epoch)).split(RECIPE.batch)
+    ]
+    for step in range(TOTAL):
+        inputs, targets = task.prepare(train.inputs[order[step]]), train.targets[order[step]]
+        products = {}
+        for number, (name, weight) in enumerate(weights.items()):
+            u = torch.rand(weight.shape, generator=generator(settings.seed, "gates", step, number)).clamp(min=1.2e-7)
+            noise = torch.log(u) - torch.log1p(-u)
+            products[name] = weight * torch.sigmoid((noise + s[name]) / settings.temperature)
+        p = Categorical(logits=functional_call(model, products, (inputs,)))
+        q = Categorical(logits=model(inputs).detach())
+        if settings.objective == "loss":
+            loss = nn.functional.cross_entropy(p.logits, targets)
+        else:
+            loss = (kl_divergence(p, q) if settings.objective == "reverse_kl" else kl_divergence(q, p)).mean()
+        adam.zero_grad()
+        loss.backward()
+        if settings.density is not None:
+            kept = {name: torch.sigmoid(value.detach()) for name, value in s.items()}
+            closing = {name: value * (1 - value) for name, value in kept.items()}
+            expected = float(sum(value.double().sum() for value in kept.values()))
+            norms = [
+                float(torch.cat([each.flatten() for each in part]).double().norm())
+                for part in ([value.grad for value in s.values()], closing.values())
+            ]
+            target = norms[0] / norms[1] if expected >= 1.1 * settings.density * count else 0.0
+            smooth = target if smooth is None else 0.99 * smooth + 0.01 * target
+            for name, value in s.items():
+                value.grad += smooth * closing[name]
+        else:
+            sum(settings.penalty * torch.sigmoid(value).sum() for value in s.values()).backward()
+            loss = loss + settings.penalty * sum(torch.sigmoid(value).sum() for value in s.values())
+        adam.param_groups[0]["lr"] = settings.lr * (0.1 if step >= 0.75 * TOTAL else 1.0)
+        adam.step()
+        losses.append(float(loss.detach()))
+    return {name: value.detach() for name, value in s.items()}, losses
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"objective": "forward_kl", "temperature": 0.4}, {"objective": "loss"}, {"density": None, "penalty": 1e-2}],
+    ids=["reverse KL", "forward KL, colder", "the task's loss", "a penalty"],
+)
+def test_as_written_out(lab, points, changes):
+    segment = frozen_segment(lab, points, **changes)
+    wanted, losses = written_out(points, lab.store.get_tensors(segment.start.state), segment.variant(Gating))
+    result = lab.train(segment)
+    found = {n[2:]: t for n, t in lab.store.get_tensors(result.variants["gates"]).items() if n.startswith("s/")}
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-3)
+    assert [loss for _, loss in result.record["loss"]] == pytest.approx(losses, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["reverse_kl", "loss"])
+def test_nothing_but_the_gates_changes(lab, points, equal_bits, objective):
+    """Weights, running statistics, the count of batches: bit for bit. The gates all move."""
+    segment = frozen_segment(lab, points, objective=objective)
+    result = lab.train(segment, keep=(10,))
+    before = lab.store.get_tensors(segment.start.state)
+    assert any("running_var" in name for name in before)
+    for each in (result, lab.at(result, 10)):
+        assert equal_bits(lab.state(each), before)
+    gates = lab.store.get_tensors(result.variants["gates"])
+    assert all(
+        bool((gates[f"s/{name}"] != segment.variant(Gating).init).any()) for name in segment.variant(Gating).scope
+    )
+
+
+def test_the_objective_falls_and_the_density_is_near(lab, digits):
+    """A longer search, over more weights."""
+    dense = lab.train(lab.segment(digits, start=0, recipe=digits.recipe.changed(length="30it")))
+    settings = gating(digits, density=0.1, init=-2.2)
+    recipe = RECIPE.changed(length="400it", batch=64)
+    result = lab.train(lab.segment(digits, start=Start(state=dense.model), recipe=recipe, variants=[settings]))
+    losses = [loss for _, loss in result.record["loss"]]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert result.record["gating"]["soft_density"] == pytest.approx(0.1, rel=0.35)
+
+
+def test_a_mask_of_exactly_the_density(lab, points):
+    """Those of the largest logits, ties by position."""
+    result = lab.train(frozen_segment(lab, points))
+    logits = {n[2:]: t for n, t in lab.store.get_tensors(result.variants["gates"]).items() if n.startswith("s/")}
+    for density in (0.5, DENSITY, 0.2345):
+        mask = lab.store.get_mask(allocated_mask(lab, result, density))
+        assert mask == allocate({name: logits[name] for name in result.segment.variant(Gating).scope}, density)
+        assert mask.kept == kept_elements(density, mask.total)
+        kept = torch.cat([logits[name][mask[name]] for name in mask])
+        left = torch.cat([logits[name][~mask[name]] for name in mask])
+        assert float(kept.min()) >= float(left.max())
+    with pytest.raises(LayerCollapseError, match=r"layer collapse\) after 40 steps of mask training"):
+        allocated_mask(lab, result, 0.005)
+    kept = lab.store.get_mask(allocated_mask(lab, result, 0.0125, "keep"))
+    assert (kept.kept, all(row.kept for row in kept.table())) == (kept_elements(0.0125, kept.total), True)
+
+
+# -- stopping and going on ---------------------------------------------------------------------------------------------
+
+
+class StopAt(Watch):
+    def __init__(self, at: int) -> None:
+        super().__init__(1e9)
+        self.at, self.seen = at, -1
+
+    def progress(self, segment, step):
+        self.seen = step
+
+    def stop_asked(self):
+        return self.seen == self.at
+
+
+def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
+    """Stopped before, at and after the first steps of the balance, with a state on the way."""
+    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    found = []
+    for name, stops in (("undisturbed", ()), ("stopped", (1, 2, 9, 10, 33))):
+        with Lab(tmp_path / name) as lab:
+            segment = frozen_segment(lab, points)
+            for stop in stops:
+                with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
+                    execute(lab.store, None, segment, (10,), StopAt(stop))
+            work = execute(lab.store, None, segment, (10,), Watch())
+            assert work.steps == TOTAL - (stops[-1] if stops else 0)
+            names = ("model", "training", "gates", "metrics", "soft_metrics", "loss", "gating")
+            records = [lab.store.result(segment.trajectory, step) for step in (10, TOTAL)]
+            found.append([{name: record.get(name) for name in names} for record in records])
+    assert found[0] == found[1]
+
+
+def test_longer_goes_on_from_shorter(lab, points, tmp_path):
+    segment = frozen_segment(lab, points)
+    lab.train(segment.until(15))
+    before = lab.ledger.steps_trained
+    result = lab.train(segment)
+    assert lab.ledger.steps_trained - before == TOTAL - 15
+    with Lab(tmp_path / "other") as other:
+        assert other.train(frozen_segment(other, points)).variants["gates"] == result.variants["gates"]
+
+
+def test_metrics_are_of_gates_that_are_not_drawn(lab, points):
+    """Though they are drawn in training, which is in eval mode too."""
+    segment = frozen_segment(lab, points)
+    result = lab.train(segment)
+    model = points.build().eval()
+    state, gates = lab.state(result), lab.store.get_tensors(result.variants["gates"])
+    model.load_state_dict(
+        {
+            name: value * torch.sigmoid(gates[f"s/{name}"]) if f"s/{name}" in gates else value
+            for name, value in state.items()
+        }
+    )
+    test = points.load().test
+    right = (model(points.prepare(test.inputs)).argmax(1) == test.targets).double().mean()
+    assert result.record["soft_metrics"]["test"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-6)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"objective": "mse"}, "objective 'mse' is not known: loss, reverse_kl, forward_kl"),
+        ({"frozen": False}, "freeze them"),
+        ({"density": 0.0}, "density above 0 and below 1"),
+        ({"density": 1.0}, "density above 0 and below 1"),
+        ({"density": float("nan")}, "density above 0 and below 1"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(points, wrong, told):
+    with pytest.raises(UsageError, match=told):
+        gating(points, **wrong)
+
+
+def test_without_class_scores_it_ends_at_once(lab, points_class):
+    class Single(points_class):
+        def load(self, data=None):
+            splits = super().load(data)
+            for split in (splits.train, splits.validation, splits.test):
+                object.__setattr__(split, "targets", split.targets.float())
+            return splits
+
+        def loss(self, outputs, targets, *, label_smoothing=0.0):
+            return nn.functional.mse_loss(outputs[:, 0], targets)
+
+        def measure(self, outputs, targets):
+            return {"correct": outputs.sum() * 0, "loss": outputs.sum() * 0}
+
+    task = Single()
+    start = lab.train(lab.segment(task, start=0))
+    segment = lab.segment(task, start=Start(state=start.model), recipe=RECIPE, variants=[gating(task)])
+    with pytest.raises(TaskError, match="score for each class"):
+        lab.train(segment)
+
+
+def test_a_description_comes_back(lab, points):
+    segment = frozen_segment(lab, points)
+    described = segment.describe()
+    assert Segment.from_description(described, points) == segment
+    assert variant_from(described["variants"][0]) == segment.variant(Gating)
+    plain = gating(points, frozen=False, objective="loss", density=None)
+    assert {"frozen", "objective", "density", "temperature"}.isdisjoint(plain.describe())

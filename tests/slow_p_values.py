@@ -1,0 +1,44 @@
+"""Guarded tests written out seed by seed with SciPy's distributions, to compare the library's with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scipy import stats
+
+
+def slow_p(differences: Any, null: float, least: float) -> tuple[float, float]:
+    """p-values of H0: mean <= null and of H0: mean >= null."""
+    values = [float(value) for value in differences]
+    n, mean = len(values), sum(map(float, differences)) / len(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    sd = math.sqrt(squares / (n - 1))
+    larger = _larger(values, mean, squares)
+    error = max(sd * larger, least) / math.sqrt(n)
+    assumed = max(least, sd * larger if larger > 1 else 0) / math.sqrt(n)
+    sides = []
+    for sign in (1, -1):
+        statistic = sign * (mean - null) / error
+        found = [float(stats.t.sf(statistic, n - 1))]
+        if sd > least:
+            skew = sign * float(stats.skew(values, bias=False))
+            cubic = ((1 + skew * statistic / (3 * math.sqrt(n))) ** 3 - 1) * math.sqrt(n) / skew if skew else statistic
+            found.append(float(stats.t.sf(cubic + skew / (6 * math.sqrt(n)), n - 1)))
+        for percent in range(26):
+            rate, none_seen = 0.002 * percent, (1 - 0.002 * percent) ** n
+            short = (sign * (mean - null) - rate * 5 * least) / assumed
+            found.append(none_seen * float(stats.norm.sf(short)))
+        sides.append(max(found))
+    return sides[0], sides[1]
+
+
+def _larger(values: list[float], mean: float, squares: float) -> float:
+    if squares < 1e-20:
+        return 1.0
+    n = len(values)
+    order = sum((values[k] - mean) * (values[k + 1] - mean) for k in range(n - 1)) / squares
+    if abs(order + 1 / n) <= stats.norm.isf(0.005) * (n - 2) / (n * math.sqrt(n - 1)):
+        return 1.0
+    size = min(abs(order), 0.9)
+    return math.sqrt((1 + size) / (1 - size))

@@ -1,0 +1,134 @@
+"""Files as a stranger would make them; commands read them in this process, with a watch on what they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.lab.store.files import write_sealed
+from ticketry.tasks import catalogue
+
+MODEL = "lenet-300-100@0.02"
+
+EVIL = """\
+import pathlib
+pathlib.Path({mark!r}).write_text("imported")
+from ticketry.tasks.task import Task
+
+class Mine(Task):
+    def __init__(self, **options): pathlib.Path({mark!r}).write_text("made")
+
+def make(**options): pathlib.Path({mark!r}).write_text("called")
+
+def make_as_told(**options) -> Task: pathlib.Path({mark!r}).write_text("called")
+
+def score(model, scope, **more): pathlib.Path({mark!r}).write_text("scored")
+"""
+
+
+def info_of_digits(**changes: Any) -> dict[str, Any]:
+    """What a search writes into a ticket of digits, with other entries."""
+    task = catalogue.get("digits", model=MODEL)
+    info: dict[str, Any] = {
+        "method": "oneshot",
+        "settings": {"density": 0.5, "pattern": "unstructured"},
+        "recipe": asdict(task.recipe),
+        "task": {
+            "name": "digits",
+            "key": json.loads(json.dumps(dict(task.key()))),
+            "spec": {"name": "digits", "model": MODEL, "options": {}},
+        },
+        "level": 1,
+        "replicate": 0,
+        "parameters": 458,
+        "seeds": {"initialisation": 0, "order": 0, "mask": 0},
+        "rewind_step": 0,
+        "retrain": "continue",
+        "segment": {"first": 0, "last": 12, "shrunk": False},
+    }
+    return {**info, **changes}
+
+
+def forged(folder: Path, info: dict[str, Any]) -> Path:
+    """A ticket of digits that says whatever it likes of itself: whole, with digests that are right."""
+    torch.manual_seed(0)
+    model = catalogue.get("digits", model=MODEL).build()
+    mask = tk.prune(model, density=0.5)
+    return tk.Ticket(mask, model.state_dict(), info, trained=model.state_dict()).save(folder)
+
+
+class Watch:
+    """A folder to run commands in, with a module that must not be imported; and what changed there."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.mark = folder / "the-mark"
+        self.store = folder / "store"
+        self._capsys = capsys
+        (folder / "evil.py").write_text(EVIL.format(mark=str(self.mark)))
+        self.before = self.files()
+        self.path = list(sys.path)
+
+    def files(self) -> set[str]:
+        """Everything below the folder but what a command may make: its store."""
+        found = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
+        return {name for name in found if not name.startswith("store") and "__pycache__" not in name}
+
+    def refused(self, *words: str) -> str:
+        """What a command says that must refuse what it reads: a line, no traceback; and that it did nothing else."""
+        code, out, err = call(self._capsys, *words)
+        assert code in (1, 2), (code, out, err)
+        assert "Traceback" not in err
+        assert out == ""
+        assert err.startswith("ticketry: "), err
+        assert len(err.strip().splitlines()) == 1, err
+        assert all(letter.isprintable() for letter in err.rstrip("\n")), err
+        self.untouched()
+        return err
+
+    def untouched(self) -> None:
+        """Nothing was written, imported, or put where modules are looked for."""
+        assert not self.mark.exists(), self.mark.read_text()
+        assert "evil" not in sys.modules
+        assert sys.path == self.path
+        assert self.files() == self.before
+
+    def expect(self) -> None:
+        """What is there now was made by the test."""
+        self.before = self.files()
+
+
+@pytest.fixture
+def watch(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """A folder of its own below `tmp_path`, in which the test runs."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TICKETRY_OFFLINE", "1")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())])
+    found = Watch(here, capsys)
+    yield found
+    sys.modules.pop("evil", None)
+
+
+@contextmanager
+def changed_json(path: Path) -> Iterator[dict[str, Any]]:
+    """The object in a sealed JSON file, to be changed in the block; its digest is made right again."""
+    values: dict[str, Any] = json.loads(path.read_text())
+    values.pop("sha256", None)
+    yield values
+    write_sealed(path, values)
+
+
+Attack = Callable[[Path], object]

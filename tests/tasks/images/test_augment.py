@@ -1,0 +1,85 @@
+"""The vectorised augmentations against an obvious loop over images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ticketry.tasks.images import task
+
+shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
+
+
+def images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_flip(batch: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = torch.randint(0, 2, (len(batch), 1), generator=generator)
+    out = []
+    for image, yes in zip(batch, mirrored.flatten().tolist(), strict=True):
+        out.append(image.flip(-1) if yes else image)
+    return torch.stack(out)
+
+
+def slow_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
+    corners = torch.randint(0, 9, (len(batch), 2), generator=generator).tolist()
+    out = torch.zeros_like(batch)
+    _, _, height, width = batch.shape
+    for index, (top, left) in enumerate(corners):
+        for y in range(height):
+            for x in range(width):
+                from_y, from_x = y + top - 4, x + left - 4
+                if 0 <= from_y < height and 0 <= from_x < width:
+                    out[index, :, y, x] = batch[index, :, from_y, from_x]
+    return out
+
+
+@given(shape=shapes, seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_flip_equals_a_loop(shape: tuple[int, ...], seed: int) -> None:
+    batch = images(shape, seed)
+    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    assert torch.equal(task.flip(batch, generators[0]), slow_flip(batch, generators[1]))
+
+
+@given(shape=shapes, seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_crop_equals_a_loop(shape: tuple[int, ...], seed: int) -> None:
+    batch = images(shape, seed)
+    generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
+    assert torch.equal(task.crop(batch, generators[0]), slow_crop(batch, generators[1]))
+
+
+def test_flip_is_a_fair_coin() -> None:
+    batch = images((4000, 1, 1, 2))
+    batch[..., 0], batch[..., 1] = 0, 1
+    share = task.flip(batch, torch.Generator().manual_seed(0))[..., 0].float().mean()
+    assert abs(share - 0.5) < 4 * 0.5 / 4000**0.5
+
+
+def test_crop_reaches_every_shift_alike() -> None:
+    count = 81 * 200
+    batch = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
+    batch[:, :, 4, 4] = 1  # the centre stays inside whatever the shift
+    moved = task.crop(batch, torch.Generator().manual_seed(0)).view(count, 81)
+    assert torch.equal(moved.sum(1), torch.ones(count, dtype=torch.int64))
+    seen = torch.bincount(moved.argmax(1), minlength=81).double()
+    chi_squared = float(((seen - 200) ** 2 / 200).sum())
+    assert chi_squared < 80 + 5 * (2 * 80) ** 0.5
+
+
+@pytest.mark.parametrize("change", [task.flip, task.crop])
+def test_only_the_generator_is_drawn_from_and_the_batch_is_left_alone(change: object) -> None:
+    assert callable(change)
+    batch = images((5, 3, 8, 8))
+    before, state = batch.clone(), torch.get_rng_state()
+    first = change(batch, torch.Generator().manual_seed(3))
+    second = change(batch, torch.Generator().manual_seed(3))
+    assert torch.equal(first, second)
+    assert first.dtype == torch.uint8
+    assert torch.equal(batch, before)
+    assert torch.equal(torch.get_rng_state(), state)

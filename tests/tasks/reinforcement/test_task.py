@@ -1,0 +1,178 @@
+"""The tasks of control: options, keys, what networks are measured by and what scores see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+
+from ticketry.core.seeds import mix
+from ticketry.errors import MissingExtraError, TaskError, TrainingError
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.tasks import catalogue
+from ticketry.tasks.reinforcement.environments import Environments
+from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES
+from ticketry.tasks.reinforcement.task import Acting
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_built_in_environments_have_networks_that_take_what_they_show(name: str) -> None:
+    task = catalogue.get(name)
+    facts = ENVIRONMENTS[name]
+    world = gymnasium.make(facts.environment)
+    seen, _ = world.reset(seed=0)
+    torch.manual_seed(0)
+    values = task.build()(torch.from_numpy(seen)[None])
+    assert values.shape == (1, world.action_space.n)  # type: ignore[attr-defined]
+    assert task.spec is not None
+    assert catalogue.make(task.spec).key() == task.key()
+    assert task.example(3).shape == (3, len(seen))
+
+
+def test_the_key_tells_everything() -> None:
+    task = catalogue.get("cartpole")
+    key = task.key()
+    assert json.loads(json.dumps(key)) == key
+    assert key["library"] == f"gymnasium {metadata.version('gymnasium')}"
+    others = [catalogue.get("cartpole", options=options).key() for options in ({"gamma": "0.98"}, {"double": "false"})]
+    others += [catalogue.get("cartpole", model="mlp-8").key(), catalogue.get("gym:CartPole-v1").key()]
+    assert all(other != key for other in others)
+    assert catalogue.get("cartpole", options={"gamma": "0.995"}).key() == key
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "3"}, "there is no option steps: choose from copies, moves"),
+        ({"copies": "2.5"}, r"the option copies is a whole number, not '2\.5'"),
+        ({"gamma": "high"}, "the option gamma is a number, not 'high'"),
+        ({"gamma": "1.5"}, r"the option gamma lies in \[0, 1\], not 1\.5"),
+        ({"gamma": "nan"}, r"the option gamma lies in \[0, 1\], not nan"),
+        ({"double": "yes"}, "the option double is true or false, not 'yes'"),
+        ({"loss": "l1"}, "the option loss is huber or squared"),
+        ({"memory": "1001"}, "memory is a multiple of the number of copies, 8, not 1,001"),
+        ({"warmup": "80000", "memory": "8000"}, "a warmup of 80,000 transitions does not fit into a memory of 8,000"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, str], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        catalogue.get("acrobot", options=options)
+
+
+def test_networks_for_images_are_refused() -> None:
+    with pytest.raises(TaskError, match="timm:resnet18 takes images, and cartpole shows numbers"):
+        catalogue.get("cartpole", model="timm:resnet18")
+
+
+def test_without_gymnasium_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("ticketry.tasks.reinforcement.task.metadata.version", absent)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[control\]'"):
+        catalogue.get("cartpole").key()
+
+
+def test_gymnasium_is_imported_late() -> None:
+    code = (
+        "import sys; from ticketry.tasks import catalogue; catalogue.get('cartpole').key();"
+        " print('gymnasium' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+class Balancing(torch.nn.Module):
+    """Pushes to where the pole falls: most episodes last to their limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        push = self.one * (0.1 * seen[:, 1] + 0.3 * seen[:, 0] + seen[:, 2] * 10 + seen[:, 3] * 2)
+        return torch.stack([-push, push], 1)
+
+
+def course(**changes: Any) -> Acting:
+    found = catalogue.get("gym:CartPole-v1", options={name: str(value) for name, value in changes.items()}).course()
+    assert isinstance(found, Acting)
+    return found
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_metrics_are_those_of_episodes_one_by_one(repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, episodes = Balancing(), 5
+    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", episodes)
+    with torch.no_grad():
+        found = course(repeat=repeat).evaluate(model, "test", Arithmetic())
+        returns = []
+        for copy in range(episodes):
+            world = gymnasium.make("CartPole-v1")
+            seen, _ = world.reset(seed=mix(mix("evaluate", "test"), "episode", copy, 0))
+            total, steps, over = 0.0, 0, False
+            while not over:
+                if steps % repeat == 0:
+                    action = int(model(torch.tensor(seen, dtype=torch.float32)[None]).argmax())
+                seen, reward, terminated, truncated, _ = world.step(action)
+                total, steps, over = total + float(reward), steps + 1, terminated or truncated
+            returns.append(total)
+    assert found["return"] == pytest.approx(sum(returns) / episodes)
+    assert found["length"] == found["return"] > (400 if repeat == 1 else 10)
+
+
+def test_splits_have_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Environments, "__init__", lambda self, name, *rest: seen.append(rest))
+    monkeypatch.setattr(Environments, "play", lambda self, choose: (torch.ones(2).numpy(), torch.ones(2).numpy()))
+    for split in ("train", "validation", "test", "test"):
+        course().evaluate(Balancing(), split, Arithmetic())
+    assert len(set(seen)) == 3
+    assert {copies for copies, *_ in seen} == {EPISODES}
+
+
+def test_returns_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = torch.full((2,), torch.nan).numpy()
+    monkeypatch.setattr(Environments, "play", lambda self, choose: (nan, torch.ones(2).numpy()))
+    with pytest.raises(TrainingError, match="the mean return in CartPole-v1 is nan"):
+        course().evaluate(Balancing(), "test", Arithmetic())
+
+
+def test_a_network_that_diverged_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", 2)
+    model = Balancing()
+    model.one.data.fill_(torch.nan)
+    with torch.no_grad(), pytest.raises(TrainingError, match="expects in CartPole-v1 are not finite: its training div"):
+        course().evaluate(model, "test", Arithmetic())
+
+
+def test_what_scores_see() -> None:
+    """Transitions, half of them by the network's own choice, and the values that it wants of them itself."""
+    model, given = Balancing(), course(gamma=0.9)
+    batches = given.sample(model, 3, 50, seed=4)
+    assert [given.count(batch) for batch in batches] == [50, 50, 50]
+    seen, actions = torch.cat([one.seen for one in batches]), torch.cat([one.actions for one in batches])
+    chosen = (model(seen).argmax(1) == actions).double().mean()
+    assert 0.65 < float(chosen) < 0.85  # a half, and half of the other half by luck
+    assert all(torch.equal(a.seen, b.seen) for a, b in zip(batches, given.sample(model, 3, 50, seed=4), strict=True))
+    assert not torch.equal(batches[0].seen, given.sample(model, 3, 50, seed=5)[0].seen)
+    # Of a pole that goes on: 1 + gamma times the best value a step later, which is above 0.9 * 0 + 1.
+    wanted = torch.cat([one.wanted for one in batches])
+    assert bool((wanted >= 1).all())
+    loss = given.loss(model, batches[0])
+    guess = model(batches[0].seen)[range(50), batches[0].actions]
+    expected = torch.nn.functional.smooth_l1_loss(guess, batches[0].wanted)
+    assert torch.allclose(loss, expected)
+    assert not batches[0].wanted.requires_grad
+
+
+def test_few_is_a_short_warm_up_without_acting() -> None:
+    few = course(warmup=1000).few(2)
+    session = few.session(catalogue.get("cartpole").recipe.changed(batch=2), 0, Arithmetic())
+    session.loss(catalogue.get("cartpole").build(), 0)
+    assert len(session.state()["memory/actions"]) == 8

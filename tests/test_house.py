@@ -1,0 +1,122 @@
+"""The shape of the package: no circles of imports, folders and files of a size that can be overseen."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import ticketry
+
+ROOT = Path(ticketry.__file__).parent
+
+MODULES_IN_A_FOLDER = 20
+LISTS = {"search", "core/score"}
+"""Folders that may hold more modules: a method or a score is a file of its own."""
+MODULES_IN_THE_ROOT = 6
+LINES_IN_A_FILE = 400
+
+SPECIAL = {"__init__.py", "__main__.py"}
+"""Not modules of their own: the package itself."""
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module of the package in `root`, packages by their own names."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """Known modules that a module imports: anywhere, also inside functions and for type checkers alone."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                module = f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base
+                if module in known:
+                    yield module
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Modules of the package in `root` that import each other, directly or through others: each set of them, sorted.
+
+    They are the strongly connected components of the graph of imports (Tarjan, "Depth-first search and linear graph
+    algorithms", SIAM Journal on Computing 1, 1972).
+    """
+    known = modules(root)
+    edges = {name: sorted(set(imported(name, path, known)) - {name}) for name, path in known.items()}
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        stack.append(name)
+        for other in edges[name]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == order[name]:
+            first = stack.index(name)
+            if len(stack) - first > 1:
+                found.append(sorted(stack[first:]))
+            del stack[first:]
+
+    for name in known:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def test_no_circle_of_imports() -> None:
+    assert not circles(ROOT)
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    folders = Counter(
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if path.name not in SPECIAL
+    )
+    assert folders.pop(".") <= MODULES_IN_THE_ROOT
+    assert not {name: n for name, n in folders.items() if n > MODULES_IN_A_FOLDER and name not in LISTS}
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in ROOT.rglob("*.py")
+    }
+    assert len(lengths) > 100
+    assert not {name: lines for name, lines in lengths.items() if lines > LINES_IN_A_FILE}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"a": "import house.b", "b": "import os"}, []),
+        ({"a": "import house.b", "b": "import house.a"}, [["house.a", "house.b"]]),
+        ({"a": "from . import b", "b": "def f():\n    from .a import x"}, [["house.a", "house.b"]]),
+        ({"a": "from .b import x", "b": "if TYPE_CHECKING:\n    from house import a"}, [["house.a", "house.b"]]),
+        ({"a": "import house.b", "b": "import house.c", "c": "import house.a"}, [["house.a", "house.b", "house.c"]]),
+        ({"a": "from house import x", "__init__": "from house.a import x"}, [["house", "house.a"]]),
+        ({"a": "from house import b", "__init__": "from house.a import x", "b": ""}, []),
+        ({"a": "import house.a", "b": "import house.a, house.c", "c": "import house.a"}, []),
+    ],
+)
+def test_the_search_for_circles(tmp_path: Path, files: dict[str, str], found: list[list[str]]) -> None:
+    root = tmp_path / "house"
+    root.mkdir()
+    for name, text in {"__init__": "", **files}.items():
+        (root / f"{name}.py").write_text(text)
+    assert circles(root) == found

@@ -1,0 +1,187 @@
+"""Names from three sources. The packages are real: folders on sys.path with the metadata that an installer writes."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from installed import install, site
+from ticketry.errors import PluginError, TaskError, UsageError
+from ticketry.registry import Registry, did_you_mean
+
+__all__ = ["site"]  # a fixture
+
+
+def registry(**options: Any) -> Registry[Any]:
+    return Registry("shape", "ticketry.shapes", {"pi": "math:pi", "join": "os.path:join"}, **options)
+
+
+def test_what_is_built_in():
+    shapes = registry()
+    assert shapes.names() == ("pi", "join")
+    assert shapes.get("pi") == 3.141592653589793
+    assert shapes.where("join") == "built in"
+    assert "pi" in shapes
+    assert "circle" not in shapes
+
+
+def test_nothing_is_imported_before_it_is_asked_for():
+    code = (
+        "import sys; from ticketry.registry import Registry; "
+        "shapes = Registry('shape', 'ticketry.shapes', {'wave': 'colorsys:rgb_to_hsv'}); "
+        "assert shapes.names() == ('wave',) and shapes.where('wave') == 'built in'; "
+        "print('colorsys' in sys.modules, end=' '); shapes.get('wave'); print('colorsys' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_what_a_package_offers(site):
+    (site / "round_shapes.py").write_text("class Circle:\n    corners = 0\n")
+    install(site, "round-shapes", {"circle": "round_shapes:Circle", "module": "round_shapes"})
+    install(site, "others", {"circle": "nothing:Here"}, group="ticketry.colours")
+    shapes = registry(needs=("corners",))
+    assert shapes.names() == ("pi", "join", "circle", "module")
+    assert "round_shapes" not in sys.modules
+    assert shapes.where("circle") == "round-shapes 1.2"
+    assert shapes.target("circle") == "round_shapes:Circle"
+    assert shapes.get("circle").corners == 0
+    assert registry().get("module") is sys.modules["round_shapes"]
+
+
+def test_another_process_finds_it_too(site):
+    (site / "round_shapes.py").write_text("def circle(): return 'round'\n")
+    install(site, "round-shapes", {"circle": "round_shapes:circle"})
+    code = (
+        f"import sys; sys.path.append({str(site)!r}); from ticketry.registry import Registry; "
+        "print(Registry('shape', 'ticketry.shapes', {}).get('circle')())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "round"
+
+
+def test_ones_own_is_imported_from_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "own_shapes").mkdir()
+    (tmp_path / "own_shapes" / "__init__.py").write_text("class Square:\n    side = 2\n")
+    (tmp_path / "own_shapes" / "cube.py").write_text("corners = 8\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shapes = registry()
+    assert shapes.get("own_shapes:Square.side") == 2
+    assert shapes.get("own_shapes:cube").corners == 8, "a module of a package, which it does not import itself"
+    assert shapes.where("own_shapes:Square") == "own_shapes"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("import absent_package", "bad:Thing", "ModuleNotFoundError: No module named 'absent_package'"),
+        ("raise SystemExit(3)", "bad:Thing", "SystemExit: 3"),
+        ("raise AttributeError('mine')", "bad:Thing", "AttributeError: mine"),
+        ("class Other: corners = 1", "bad:Thing", r"the module bad \(.*bad.py\) has no 'Thing'"),
+        ("class Thing: sides = 1", "bad:Thing", "it has no corners, and a shape has corners and sides"),
+        ("", "not a module", "the module 'not a module' cannot be imported"),
+    ],
+)
+def test_a_package_that_cannot_be_used_is_named_and_disturbs_nothing(site, caplog, source, target, reason):
+    (site / "bad.py").write_text(source)
+    (site / "good.py").write_text("class Thing:\n    corners = sides = 4\n")
+    install(site, "bad-shapes", {"bad": target}, version="0.1")
+    install(site, "good-shapes", {"good": "good:Thing"})
+    shapes = Registry[Any]("shape", "ticketry.shapes", {}, needs=("corners", "sides"))
+    assert shapes.names() == ("bad", "good")
+    with pytest.raises(
+        PluginError, match=rf"the shape 'bad' of the package bad-shapes 0\.1 cannot be used: .*{reason}"
+    ):
+        shapes.get("bad")
+    assert shapes.get("good").corners == 4
+    assert list(shapes.usable()) == ["good"]
+    assert [record.getMessage() for record in caplog.records if "bad-shapes 0.1" in record.getMessage()]
+
+
+def test_a_built_in_name_stays_the_built_in_one(site, caplog):
+    install(site, "greedy", {"pi": "greedy:Pi", "tau": "greedy:Tau", "mine": "json:loads"})
+    shapes = registry(aliases={"tau": "pi"})
+    with caplog.at_level(logging.WARNING):
+        assert shapes.get("pi") == shapes.get("tau") == 3.141592653589793
+        assert shapes.names() == ("pi", "join", "mine")
+    assert shapes.where("tau") == "built in"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2, "once each"
+    assert "the package greedy 1.2 offers a shape 'pi'" in told[0]
+    assert "name the other as greedy:Pi" in told[0]
+
+
+def test_two_packages_of_one_name_are_an_error_until_one_is_chosen(site):
+    install(site, "first", {"circle": "json:loads"})
+    install(site, "second", {"circle": "json:dumps", "oval": "json:dumps"})
+    shapes = registry()
+    assert shapes.names() == ("pi", "join", "circle", "oval")
+    assert shapes.where("circle") == "first 1.2 and second 1.2"
+    with pytest.raises(PluginError, match=r"first 1.2 \(json:loads\) and second 1.2 \(json:dumps\)"):
+        shapes.get("circle")
+    assert shapes.get("json:dumps") is shapes.get("oval")
+
+
+def test_the_first_of_two_installed_versions_counts(site, tmp_path, monkeypatch):
+    install(site, "twice", {"circle": "json:loads"}, version="2.0")
+    install(tmp_path / "older", "twice", {"circle": "json:dumps", "oval": "json:dumps"}, version="1.0")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "older")])
+    assert registry().where("circle") == "twice 2.0"
+    assert "oval" not in registry()
+
+
+def test_damaged_metadata_of_one_package_does_not_hide_the_others(site, caplog):
+    info = install(site, "damaged", {})
+    (info / "entry_points.txt").write_text("[ticketry.shapes]\nno equals sign\n")
+    (install(site, "binary", {}) / "entry_points.txt").write_bytes(b"\xff\xfe\x00ticketry.")
+    install(site, "whole", {"circle": "json:loads"})
+    assert registry().names() == ("pi", "join", "circle")
+    assert "the entry points of the package damaged cannot be read" in caplog.text
+
+
+def test_an_unknown_name():
+    with pytest.raises(
+        UsageError, match=r"shape 'circle' is not known: pi, join, jn; or your own as package.module:ob"
+    ):
+        registry(aliases={"jn": "join"}).get("circle")
+    with pytest.raises(TaskError, match=r"no shape 'joined', but pi, join; .*; did you mean join\?$"):
+        registry(error=TaskError, unknown="no {kind} {name!r}, but {names}").where("joined")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "absent_module:Thing",
+            "shape 'absent_module:Thing' is not known: the module 'absent_module' cannot be imported",
+        ),
+        (":Thing", "cannot be imported"),
+        ("math:", r"the module math \(.*\) has no ''"),
+        ("math:pie", "has no 'pie'"),
+        ("math:e", "it has no corners, and a shape has corners"),
+    ],
+)
+def test_ones_own_that_is_none(name, reason):
+    with pytest.raises(TaskError, match=reason):
+        registry(error=TaskError, needs=("corners",)).get(name)
+
+
+def test_make():
+    def positive(name: str, found: Any) -> str:
+        if found < 0:
+            raise UsageError("it is below 0")
+        return f"{name}: {found:.2f}"
+
+    shapes = registry(make=positive)
+    assert shapes.get("pi") == "pi: 3.14"
+    assert shapes.get("math:e") == "math:e: 2.72"
+
+
+def test_did_you_mean():
+    assert did_you_mean("ResNet20", ["resnet-20", "vgg-16"]) == "did you mean resnet-20? "
+    assert did_you_mean("transformer", ["resnet-20"]) == ""
