@@ -143,7 +143,7 @@ def finished(command: Sequence[str], environment: Mapping[str, str] | None = Non
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on and with."""
-    from ticketry.lab.execute import processor
+    from ticketry.lab.environment import processor
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

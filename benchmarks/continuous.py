@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import ticketry as tk
-from ticketry.lab.meters import allocated_at_peak
-from ticketry.lab.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.costs.meters.memory import allocated_at_peak
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
 
 BATCH = 128
 PENALTY = 1e-8

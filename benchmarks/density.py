@@ -16,7 +16,7 @@ from pathlib import Path
 from common import Row, main, parser
 
 import ticketry as tk
-from ticketry.lab.found import Seeds
+from ticketry.lab.search_result import Seeds
 
 TARGETS = (0.5, 0.2, 0.1, 0.05, 0.02)
 

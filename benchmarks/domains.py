@@ -16,12 +16,12 @@ from lab_loop import lab_samples
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.allocator import keep_freed_memory
-from ticketry.lab.loop import initial_state, rebuilt
-from ticketry.lab.optimizer import make_optimizer
-from ticketry.lab.precision import Arithmetic
-from ticketry.tasks.course import Course
+from ticketry.lab.runners.process_guard import keep_freed_memory
+from ticketry.lab.training.optimizer import make_optimizer
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.tasks.language.task import Language
+from ticketry.tasks.task import Course
 
 DENSITY = 0.2
 ROUNDS, QUICK_ROUNDS = 21, 2

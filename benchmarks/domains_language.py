@@ -26,9 +26,9 @@ from common import Row, main, one_thread, parser, quartiles
 from peers import as_script, unpacked
 
 import ticketry as tk
-from ticketry.tasks import registry
-from ticketry.tasks.experiments import EXPERIMENTS
+from ticketry.tasks import catalogue
 from ticketry.tasks.language.task import Language
+from ticketry.tasks.presets import EXPERIMENTS
 
 PRESET, SEEDS, WITHIN = "ptb-lstm-short", 3, 1.03
 QUICK = 5_000
@@ -58,7 +58,7 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
 def _task(*, quick: bool) -> Language:
     preset = EXPERIMENTS[PRESET]
-    task = registry.get(
+    task = catalogue.get(
         preset.task, model=preset.model, options={**preset.options, **({"train": str(QUICK)} if quick else {})}
     )
     assert isinstance(task, Language)

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian, jacobian
 
 import ticketry as tk
-from ticketry.core.detect import relative_distance
-from ticketry.core.structure.roles import roles
-from ticketry.core.structure.saliency import channel_scores
-from ticketry.lab.meters import allocated_at_peak, step_flops
-from ticketry.lab.precision import Arithmetic, choose_arithmetic
-from ticketry.tasks.base import Spec
-from ticketry.tasks.registry import make
+from ticketry.core.layout import roles
+from ticketry.core.sparse_training.pruning_time import relative_distance
+from ticketry.core.structure.channel_wise.scores import channel_scores
+from ticketry.lab.costs.meters import allocated_at_peak, step_flops
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
+from ticketry.tasks.catalogue import make
+from ticketry.tasks.task import Spec
 
 BATCH = 128
 SHAPE = (3, 32, 32)

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.tasks.base import Spec
-from ticketry.tasks.registry import make
+from ticketry.tasks.catalogue import make
+from ticketry.tasks.task import Spec
 
 BATCH = 256
 DENSITIES = (0.1, 0.02)

@@ -35,13 +35,14 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.mask import Mask
-from ticketry.engine.bench.case import Case
-from ticketry.engine.bench.compare import Comparison, EngineTime, compare, saved_against
-from ticketry.engine.bench.curve import curve
-from ticketry.engine.bench.dense import Call, Contender, Shrunk, Sparse
+from ticketry.engine.bench.compare import compare, saved_against
+from ticketry.engine.bench.curve import Sweep, curve
+from ticketry.engine.bench.dense_engines import Call, Contender, Shrunk, Sparse, names, rivals
 from ticketry.engine.bench.masks import Pattern
-from ticketry.engine.bench.rivals import names, rivals
 from ticketry.engine.bench.timing import Timing
+from ticketry.engine.bench.workload import Case
+from ticketry.records.schema import as_json
+from ticketry.records.speed import EngineTime, Timed
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 GROUPS, SMALL = "groups:32", "groups:4:any"
@@ -118,7 +119,7 @@ COLD_COMPILE, WARM_COMPILE = 1.0, 0.1
 
 def tickets_of(paths: Sequence[Path], network: str) -> Iterator[tuple[str, Mask]]:
     """Masks of the tickets that are of this network."""
-    from ticketry.core.ticket import Ticket
+    from ticketry.core.ticket.ticket import Ticket
 
     for path in paths:
         ticket = Ticket.load(path, trained=False)
@@ -219,13 +220,13 @@ def _ordered(pattern: str, order: str) -> str:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _how(found: Comparison) -> str:
+def _how(found: Timed) -> str:
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     caches = "cold" if found.cold else "hot"
     return f"{threads}, {found.precision}, {caches}, {found.clock} time, {found.rounds} rounds"
 
 
-def _dense_row(setting: Setting, found: Comparison, row: EngineTime) -> Row | None:
+def _dense_row(setting: Setting, found: Timed, row: EngineTime) -> Row | None:
     if row.seconds is None:
         _say(f"{setting.name}: {row.engine} was not timed: {row.why}")
         return None
@@ -242,7 +243,7 @@ def _dense_row(setting: Setting, found: Comparison, row: EngineTime) -> Row | No
 
 
 def _saved_row(
-    setting: Setting, found: Comparison, timing: Timing, name: str, target: float | None, mask: Mask | None
+    setting: Setting, found: Timed, timing: Timing, name: str, target: float | None, mask: Mask | None
 ) -> Row | None:
     """None for an engine that could not be timed, such as ONNX Runtime in bf16."""
     row = next(row for row in found.times if row.engine == name)
@@ -291,7 +292,7 @@ def _weight_row(setting: Setting, contenders: Sequence[Contender], name: str, ma
     )
 
 
-def _dense_ratio_row(setting: Setting, found: Comparison, timing: Timing) -> Row:
+def _dense_ratio_row(setting: Setting, found: Timed, timing: Timing) -> Row:
     base = found.fastest
     assert base is not None
     saved = saved_against(next(row for row in found.times if row.engine == "no mask"), base, timing)
@@ -383,14 +384,14 @@ def curve_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing) 
             case,
             rivals(arguments.against),
             partial(compile_case, tune=arguments.tune),
-            pattern=pattern,
+            sweep=Sweep(pattern),
             timing=timing,
             say=lambda text, pattern=pattern: _say(f"{setting.name}, {pattern}: {text}"),
         )
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             file = arguments.figures / f"{setting.name.replace('@', '-')}-{pattern.replace(':', '-')}.svg"
-            file.write_text(time_by_density_svg({"curves": [found.describe()]}), encoding="utf-8")
+            file.write_text(time_by_density_svg({"curves": [as_json(found)]}), encoding="utf-8")
         for point in found.points:
             rows.append(
                 Row(

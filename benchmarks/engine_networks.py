@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ticketry.core.mask import Mask
 from ticketry.engine.bench.masks import synthetic
-from ticketry.engine.inputs import at_batch
+from ticketry.engine.example_inputs import at_batch
 from ticketry.tasks import models
 
 SEED = 0

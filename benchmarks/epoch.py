@@ -15,14 +15,15 @@ from collections.abc import Callable
 
 import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
+from lab_loop import begun
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
-from ticketry.lab.optimizer import make_optimizer
-from ticketry.lab.precision import choose_arithmetic
-from ticketry.lab.segment import Segment, Start
-from ticketry.lab.supervised import Supervised
+from ticketry.lab.training.optimizer import make_optimizer
+from ticketry.lab.training.precision import choose_arithmetic
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.supervised import Supervised
 
 TARGET = 1.05
 ROUNDS, QUICK_ROUNDS = 21, 3
@@ -59,7 +60,6 @@ def lab_case(task: tk.Task, examples: tk.Split, recipe: tk.Recipe, epochs: int) 
         task=task,
         recipe=recipe,
         start=Start(seed=0),
-        mask=None,
         first=0,
         last=epochs * per_epoch,
         total=epochs * per_epoch,
@@ -68,7 +68,7 @@ def lab_case(task: tk.Task, examples: tk.Split, recipe: tk.Recipe, epochs: int) 
         arithmetic=choose_arithmetic(task.build(), device="cpu"),
     )
     course = Supervised(task, tk.Splits(examples, examples, examples))
-    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
+    loop = begun(segment, course)
 
     def tick() -> None:
         time.monotonic()  # as the lab does after each step, for progress and checkpoints

@@ -19,8 +19,9 @@ import torch
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
-from ticketry.engine.cpu.program import Program
+from ticketry.engine.cpu.program import BlockSpec, Program
 from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Convolution
 
 LAYERS = {
     # of ResNet-18 and VGG-16 for CIFAR, and of ResNet-50: inputs, outputs, size of x, kernel, stride
@@ -86,11 +87,12 @@ def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str
     before, after = (Geometry.of(extent, extent, around, images) for extent in (size, size // stride))
     x = Planes.at(before, inputs, 64)
     y = Planes.at(after, outputs, 64 + inputs * before.bytes)
-    shape = {"stride": stride, "padding": kernel // 2, "target": processor}
     end = 64 + inputs * before.bytes + outputs * after.bytes
-    ops = conv(x, y, weight, act="relu", scratch=end, **shape)
-    size = end + scratch_bytes(before, after, weight, **shape)
-    return Program(ops, images, size, Library(processor)), cost(before, after, weight, **shape)
+    layer = Convolution(weight, stride=(stride, stride), padding=(kernel // 2, kernel // 2), act="relu")
+    spec = BlockSpec(processor, images, lambda _: end)
+    ops = conv(x, y, layer, None, spec)
+    size = end + scratch_bytes(x, y, layer, spec)
+    return Program(ops, images, size, Library(processor)), cost(x, y, layer, spec)
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:

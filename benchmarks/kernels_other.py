@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from ticketry.engine.cpu import planes
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes import Geometry, Planes
-from ticketry.engine.cpu.program import Op, Program
+from ticketry.engine.cpu.program import BlockSpec, Op, Program
 from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Window
 
 
 class Bench:
@@ -90,7 +91,7 @@ class Bench:
             kernel, stride, padding = ((number, number) for number in window)
             t = torch.randn(self.images, channels, size, size).contiguous(memory_format=torch.channels_last)
             ours, theirs = (planes.max_pool, F.max_pool2d) if "max" in label else (planes.avg_pool, F.avg_pool2d)
-            ops = ours(x, y, kernel, stride, padding)
+            ops = ours(x, y, Window(kernel, stride, padding))
             self.row(f"{label} {channels}x{size}x{size}", [x, y], ops, lambda f=theirs, t=t, w=window: f(t, *w))
         for channels, size in ((512, 4), (2048, 7)):
             x, y = self.values((channels, size, size, 1), (channels, 1, 1, 0))
@@ -125,7 +126,7 @@ class Bench:
         for heads, depth, tokens, causal in ((12, 64, 128, False), (12, 64, 197, False), (6, 32, 49, False)):
             values = self.values(*[(heads * depth, 1, tokens, 0)] * 4)
             tensors = [torch.randn(self.images, heads, tokens, depth) for _ in range(3)]
-            ops = planes.attention(*values, heads, depth**-0.5, causal)
+            ops = planes.attention(*values, heads, depth**-0.5, causal, BlockSpec(target()))
             self.row(
                 f"attention {heads}x{tokens}x{depth}",
                 values,

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ticketry.engine.cpu.emit import Emitter
+from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost, values
+from ticketry.engine.cpu.pixels import Geometry, Pixels, conv, cost
+from ticketry.engine.cpu.pixels import number_formats as values
 from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
-from ticketry.engine.cpu.program import Op, Program
+from ticketry.engine.cpu.program import BlockSpec, Op, Program
 from ticketry.engine.cpu.target import Target, target
+from ticketry.engine.cpu.window import Convolution
 
 ITEM = {"fp32": FLOAT, "bf16": HALF}
 LAYERS = {
@@ -89,11 +91,12 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
     after = (size - 1) // stride + 1
     y = Pixels(Geometry.of(after, after, outputs, 1, item), 64 + x.geometry.bytes(images))
     begin = time.thread_time()
-    common = {"stride": stride, "padding": kernel // 2, "rows": groups, "images": images, "target": processor}
-    ops = conv(x, y, weight, act="relu", **common)
+    layer = Convolution(weight, stride=(stride, stride), padding=(kernel // 2, kernel // 2), act="relu")
+    spec = BlockSpec(processor, images)
+    ops = conv(x, y, layer, None, spec)
     program = Program(ops, images, y.offset + y.geometry.bytes(images), Library(processor))
     build = time.thread_time() - begin
-    estimate = cost(x, y, weight, **common) * images * 1e-9
+    estimate = cost(x, y, layer, spec) * images * 1e-9
     dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
     kind = torch.float32 if item == FLOAT else torch.bfloat16
     dense = dense.to(kind)

@@ -20,15 +20,16 @@ from pathlib import Path
 from common import Row, main, one_thread, parser
 
 import ticketry as tk
-from ticketry.evidence.verdict import Looks
+from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import verify
-from ticketry.lab.found import Seeds
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab, default_workers
-from ticketry.run import Run, execute
+from ticketry.lab.search_result import Seeds
 from ticketry.search import method
 
 CASES, QUICK_CASES = 20, 1
-LOOKS = Looks((3, 5, 10, 20))
+PLAN = (3, 5, 10, 20)
 LOSING, WINNING = 0.02, 0.8
 
 
@@ -40,9 +41,15 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         Lab(arguments.store or folder, data=arguments.data, workers=default_workers()) as lab,
     ):
         tickets = [ticket_of(lab, seed) for seed in range(cases)]
-        losing = [verify(lab, losing_of(one), looks=LOOKS, noise=False, with_references=False) for one in tickets]
+        losing = [
+            verify(lab, losing_of(one), VerifySettings(interim=PLAN, noise=False, references=False)) for one in tickets
+        ]
         winning = [
-            verify(lab, one, claim="matches", controls=(), looks=LOOKS, noise=False, with_references=False)
+            verify(
+                lab,
+                one,
+                VerifySettings(claim="matches", controls=("none",), interim=PLAN, noise=False, references=False),
+            )
             for one in tickets
         ]
     rows = []
@@ -64,8 +71,8 @@ def ticket_of(lab: Lab, seed: int) -> tk.Ticket:
     """The ticket at 0.8 of a search from its own seeds."""
     task, chosen = tk.task("digits"), method("iterative")
     settings = chosen.Settings(densities=(WINNING,), rewind="3%")
-    record = execute(lab, Run(chosen, task, settings, task.recipe, replicates=1, seeds=Seeds.of(1000 * seed)))
-    return tk.Ticket.load(next(row["ticket"] for row in record["points"] if row["role"] == "ticket"))
+    record = execute(lab, SearchRequest(chosen, task, settings, task.recipe, replicates=1, seeds=Seeds.of(1000 * seed)))
+    return tk.Ticket.load(next(point.ticket for point in record.points if point.role == "ticket"))
 
 
 def losing_of(ticket: tk.Ticket) -> tk.Ticket:

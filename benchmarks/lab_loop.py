@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 
 import torch
 from common import timed
 
 import ticketry as tk
-from ticketry.lab.loop import Loop, TrainingState, initial_state
-from ticketry.lab.precision import Arithmetic
-from ticketry.lab.segment import Segment, Start
-from ticketry.tasks.course import Course
+from ticketry.lab.store import Store
+from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import TrainingState, initial_state
+from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.tasks.task import Course
 
 
 class _Enough(Exception):
     """Raised from the loop's tick: it leaves `train_until` between two steps, before the check at a segment's end."""
+
+
+def begun(segment: Segment, course: Course, store: Store | None = None) -> Loop:
+    """The lab's loop of a segment, from its initialisation."""
+    assert segment.start.seed is not None
+    start = TrainingState(0, initial_state(segment.task, segment.start.seed), {}, torch.zeros(0))
+    return Loop(store or Store(tempfile.mkdtemp()), course, segment, start)
 
 
 def lab_samples(
@@ -24,11 +35,12 @@ def lab_samples(
 ) -> Callable[[], float]:
     """Samples of so many steps, over a segment of the task's own recipe that is longer than the benchmark."""
     per_epoch = task.steps_per_epoch(course.sizes()["train"], task.recipe)
+    store = Store(tempfile.mkdtemp())
     segment = Segment(
         task=task,
         recipe=task.recipe,
         start=Start(seed=0),
-        mask=None,  # the loop is given the mask itself
+        variants=() if mask is None else (HeldMask(mask=store.put_mask(mask)),),
         first=0,
         last=100 * per_epoch,
         total=100 * per_epoch,
@@ -36,7 +48,7 @@ def lab_samples(
         order_seed=0,
         arithmetic=arithmetic,
     )
-    loop = Loop(course, segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), mask)
+    loop = begun(segment, course, store)
 
     def train(count: int) -> None:
         stop = loop.step + count

@@ -29,15 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 from common import Row, alternating, main, one_thread, parser, quartiles, timed
+from lab_loop import begun
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import ticketry as tk
-from ticketry.lab.loop import Loop, TrainingState, initial_state, rebuilt
-from ticketry.lab.precision import choose_arithmetic
-from ticketry.lab.segment import Segment, Start
-from ticketry.lab.supervised import course_of
+from ticketry.lab.training.precision import choose_arithmetic
+from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.supervised import course_of
 
 STEPS, QUICK_STEPS = 6, 2
 ROUNDS, QUICK_ROUNDS = 5, 1
@@ -103,7 +104,6 @@ def our_loop(data: Path | None, steps: int, precision: str, rounds: int) -> Call
         task=task,
         recipe=recipe,
         start=Start(seed=0),
-        mask=None,
         first=0,
         last=total,
         total=total,
@@ -111,7 +111,7 @@ def our_loop(data: Path | None, steps: int, precision: str, rounds: int) -> Call
         order_seed=0,
         arithmetic=choose_arithmetic(task.build(), device="cpu", precision=precision),
     )
-    loop = Loop(course_of(task, data), segment, TrainingState(0, initial_state(task, 0), {}, torch.zeros(0)), None)
+    loop = begun(segment, course_of(task, data))
     return lambda: loop.train_until(loop.step + steps, lambda: None)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from common import Row, alternating, main, parser, ratio_row, timed
 
 import ticketry as tk
-from ticketry.lab.found import Seeds
+from ticketry.lab.search_result import Seeds
 
 INITS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
 CORES = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from common import Row, main, parser
 
 import ticketry as tk
-from ticketry.lab.loop import initial_state, rebuilt
+from ticketry.lab.training.state import initial_state, rebuilt
 
 TARGET = 1.05
 DENSITY = 0.2

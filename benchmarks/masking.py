@@ -2,7 +2,8 @@
 
 Ways to train the same network on the same data, each beside its own dense twin:
 
-- lab: the lab's own loop (`ticketry.lab.loop.Loop`), with a mask and without, batches drawn and augmented as it does;
+- lab: the lab's own loop (`ticketry.lab.training.loop.Loop`), with a mask and without, batches drawn and augmented as
+  it does;
 - hold: a bare PyTorch loop over batches that are ready in memory, inside ``with tk.hold(model, mask)`` and without;
 - prune: the same bare loop with torch.nn.utils.prune (custom_from_mask), for comparison.
 
@@ -29,10 +30,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import ticketry as tk
-from ticketry.lab.loop import initial_state, rebuilt
-from ticketry.lab.optimizer import make_optimizer
-from ticketry.lab.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.supervised import Supervised
+from ticketry.lab.training.optimizer import make_optimizer
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.supervised import Supervised
 
 DENSITY = 0.2
 ROUNDS, QUICK_ROUNDS = 31, 3

@@ -1,13 +1,11 @@
-"""What it costs to train several networks that differ in start and data order alone, in three ways.
+"""What it costs to train several networks that differ in start and data order alone, in two ways.
 
 - one after another, in this process;
-- in a stack (`Lab(stack=...)`, `ticketry.lab.stacked`): in this process too, one forward and backward pass for all;
 - side by side in worker processes, one network and one thread each.
 
-All through `Lab.train_many`, so evaluation and storing are counted; every round trains other seeds. Stacks are beside
-one network with as many threads: CPU time in one thread on a CPU, wall time on a GPU (where there is one). Worker
-processes, which are started before, are beside one network after another with two threads, in wall time: nothing else
-may run on the machine.
+All through `Lab.train_many`, so evaluation and storing are counted; every round trains other seeds. Worker processes,
+which are started before, are beside one network after another with two threads, in wall time: nothing else may run on
+the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import Row, alternating, main, one_thread, parser, ratio_row, timed
 
 import ticketry as tk
@@ -45,24 +42,15 @@ class Setting:
     """Of the way that is measured."""
     base: Mapping[str, Any]
     """Of training one after another."""
-    clock: Callable[[], float] = time.perf_counter
     rounds: int = ROUNDS
 
 
 def settings() -> list[Setting]:
-    stacked, alone = {"device": "cpu", "stack": 16}, {"device": "cpu"}
-    side_by_side, in_turn = {**alone, "workers": CORES}, {**alone, "threads": CORES}
-    found = [
-        Setting("stacked", "digits", 16, "20ep", 0.5, stacked, alone, time.process_time),
+    side_by_side, in_turn = {"device": "cpu", "workers": CORES}, {"device": "cpu", "threads": CORES}
+    return [
         Setting(f"{CORES} workers", "fashion-mnist", 8, "2ep", 0.6, side_by_side, in_turn),
         Setting(f"{CORES} workers", "cifar10", 8, "30it", 0.6, side_by_side, in_turn, rounds=SLOW_ROUNDS),
-        Setting("stacked", "fashion-mnist", 8, "1ep", None, stacked, alone, time.process_time),
     ]
-    if torch.cuda.is_available():
-        stacked, alone = {"device": "cuda", "stack": 16}, {"device": "cuda"}
-        for task, length in (("digits", "20ep"), ("fashion-mnist", "2ep"), ("cifar10", "2ep")):
-            found.append(Setting("stacked", task, 16, length, None, stacked, alone))
-    return found
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
@@ -104,7 +92,7 @@ def case(lab: tk.Lab, task: tk.Task, setting: Setting, length: str) -> Callable[
     def sample() -> float:
         members = [next(seeds) for _ in range(setting.members)]
         segments = [lab.segment(task, start=seed, order_seed=seed, recipe=recipe) for seed in members]
-        return timed(lambda: lab.train_many(segments), setting.clock)
+        return timed(lambda: lab.train_many(segments), time.perf_counter)
 
     return sample
 

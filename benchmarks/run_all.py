@@ -22,7 +22,7 @@ BENCHMARKS = (
     "masking",
     "domains",
     "domains_language",
-    "domains_control",
+    "domains_reinforcement",
     "continuous",
     "early",
     "members",

@@ -1,6 +1,7 @@
 """How much of a whole search is not training: IMP on Fashion-MNIST with LeNet-300-100 and all controls.
 
-share = 1 - training seconds / (processes x wall seconds from the call of `ticketry.run.execute` to its return).
+share = 1 - training seconds / (processes x wall seconds from the call of
+`ticketry.experiments.search.execute` to its return).
 
 Everything in between counts: data, evaluation, the store, masks, tickets, the record, and with workers the start of
 their processes (each imports torch, and torch its compiler when it makes the first optimiser) and the time they wait
@@ -42,13 +43,14 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 def searched(folder: str, workers: int, size: dict[str, Any]) -> dict[str, Any]:
     """One search in this process; what it took, in seconds."""
     import ticketry as tk
-    from ticketry.run import Run, execute
+    from ticketry.experiments.request import SearchRequest
+    from ticketry.experiments.search import execute
     from ticketry.search import method
 
     one_thread()
     task = tk.task("fashion-mnist")
     iterative = method("iterative")
-    run = Run(
+    run = SearchRequest(
         method=iterative,
         task=task,
         settings=iterative.Settings(levels=size["levels"]),
@@ -144,14 +146,14 @@ class Parts:
         """Wrap the functions that make up a search."""
         from torch.optim import Optimizer
 
-        from ticketry.core.ticket import Ticket
+        from ticketry.core.ticket.ticket import Ticket
         from ticketry.evidence import controls
-        from ticketry.lab import execute
         from ticketry.lab.lab import Lab
-        from ticketry.lab.loop import Loop
-        from ticketry.lab.segment import Segment
         from ticketry.lab.store import Store
-        from ticketry.tasks.vision import ImageClassification
+        from ticketry.lab.training import execute
+        from ticketry.lab.training.loop import Loop
+        from ticketry.lab.training.segment import Segment
+        from ticketry.tasks.images.task import ImageClassification
 
         self._wrap(Loop, "train_until", "training steps")
         self._wrap(Loop, "__init__", "setting up and reading out a network")

@@ -1,8 +1,9 @@
 """How often a verdict is wrong, by simulation: false wins at the edge of the claim, and wins missed at a true tie.
 
-A verification looks at 3, 5, 7 and 10 seeds and stops when it can decide. Differences are drawn from a normal
-distribution (and a heavy-tailed one) with the spread of paired differences seen in docs/results. Repeats are all judged
-at once with NumPy by the same p-values and levels; some of them also one by one by `decide_after`, which must agree.
+A verification has interim analyses at 3, 5, 7 and 10 seeds and stops when it can decide. Differences are drawn from a
+normal distribution (and a heavy-tailed one) with the spread of paired differences seen in docs/results; other
+distributions are in `verdict_cells.py`. Repeats are all judged at once by the library's tests and levels; some of them
+also one by one by `decide_after`, which must agree.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import binomtest
 
-from ticketry.evidence.paired import one_sided
-from ticketry.evidence.verdict import Looks, decide_after
+from ticketry.evidence.judging.guarded_tests import guarded
+from ticketry.evidence.verdict import InterimAnalyses, decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 2000, 200, 60
 SEED = 20261120
@@ -27,8 +28,8 @@ CLEAR = 1.5
 """True difference to a control that does lose, in points."""
 TARGET_FALSE, TARGET_MISSED = 5.0, 20.0
 
-PLAN = Looks()
-EVERY = Looks(tuple(range(3, 11)))
+PLAN = InterimAnalyses()
+EVERY = InterimAnalyses(tuple(range(3, 11)))
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
@@ -44,8 +45,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     worse, wide = ("worse than dense by the margin", SPREADS[-1])
     rows += [
         row(f"false wins, heavy tails: {worse}", runs, -MARGIN, CLEAR, wide, TARGET_FALSE, heavy=True),
-        row(f"false wins, looks after every seed: {worse}", runs, -MARGIN, CLEAR, wide, TARGET_FALSE, plan=EVERY),
-        row("wins missed, looks after every seed: equal", runs, 0.0, CLEAR, wide, plan=EVERY, missed=True),
+        row(f"false wins, analyses after every seed: {worse}", runs, -MARGIN, CLEAR, wide, TARGET_FALSE, plan=EVERY),
+        row("wins missed, analyses after every seed: equal", runs, 0.0, CLEAR, wide, plan=EVERY, missed=True),
         row(f"false wins, every seed, no plan (5 % each time): {worse}", runs, -MARGIN, CLEAR, wide, plan=None),
     ]
     return rows
@@ -59,7 +60,7 @@ def row(
     spread: float,
     target: float | None = None,
     *,
-    plan: Looks | None = PLAN,
+    plan: InterimAnalyses | None = PLAN,
     missed: bool = False,
     heavy: bool = False,
 ) -> Row:
@@ -83,37 +84,30 @@ def noise(generator: np.random.Generator, shape: tuple[int, int], heavy: bool) -
     return generator.standard_t(5, shape) / (5 / 3) ** 0.5 if heavy else generator.standard_normal(shape)
 
 
-def verifications(dense: Any, control: Any, plan: Looks | None) -> tuple[Any, Any]:
+def verifications(dense: Any, control: Any, plan: InterimAnalyses | None) -> tuple[Any, Any]:
     """Whether each row of differences wins, and after how many seeds it was decided."""
-    looks = EVERY if plan is None else plan
-    levels = dict.fromkeys(looks.at, ALPHA) if plan is None else looks.alphas(ALPHA)
-    won, lost = np.zeros(len(dense), bool), np.zeros(len(dense), bool)
-    seeds = np.full(len(dense), looks.last)
+    interim = EVERY if plan is None else plan
+    levels = dict.fromkeys(interim.at, ALPHA) if plan is None else interim.alphas(ALPHA)
+    runs = len(dense)
+    good, bad, better, worse = (np.zeros(runs, bool) for _ in range(4))
+    seeds = np.full(runs, interim.last)
     for n, level in levels.items():
-        shown, refuted = p_values(dense[:, :n], control[:, :n])
-        undecided = ~(won | lost)
-        won |= undecided & (shown <= level)
-        lost |= undecided & ~won & (refuted <= level)
-        seeds[undecided & (won | lost)] = n
-    return won, seeds
+        still = ~(bad | ((good | bad) & (better | worse)))
+        for yes, no, part, null in ((good, bad, dense, -MARGIN), (better, worse, control, 0.0)):
+            shown, refuted = guarded(part[:, :n], null, MARGIN)
+            unanswered = still & ~(yes | no)
+            yes |= unanswered & (shown <= level)
+            no |= unanswered & ~yes & (refuted <= level)
+        seeds[still & (bad | (good & (better | worse)))] = n
+    return good & better, seeds
 
 
-def p_values(dense: Any, control: Any) -> tuple[Any, Any]:
-    """Of the claim (its weakest part) and of its refutation (its strongest, times two)."""
-    sides = [
-        one_sided(part.mean(axis=1), part.std(axis=1, ddof=1), part.shape[1], null)
-        for part, null in ((dense, -MARGIN), (control, 0.0))
-    ]
-    (above_dense, below_dense), (above_control, below_control) = sides
-    return np.maximum(above_dense, above_control), 2 * np.minimum(below_dense, below_control)
-
-
-def check(dense: Any, control: Any, plan: Looks, won: Any) -> None:
+def check(dense: Any, control: Any, plan: InterimAnalyses, won: Any) -> None:
     """End the benchmark if the library judges some of the rows differently."""
     ticket = np.full(plan.last, 50.0)
     for index in range(min(CHECKED, len(won))):
         controls = {"control": ticket - control[index]}
-        found = decide_after(ticket, ticket - dense[index], controls, looks=plan, margin=MARGIN, confidence=1 - ALPHA)
+        found = decide_after(ticket, ticket - dense[index], controls, interim=plan, margin=MARGIN, confidence=1 - ALPHA)
         if found.shown != won[index]:
             raise SystemExit(f"verification {index} is {found.outcome} by decide_after, but won is {won[index]} here")
 

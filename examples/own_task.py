@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ticketry.tasks.base import Split, Splits
-from ticketry.tasks.classification import Classification
 from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Split, Splits
 
 
 class Moons(Classification):

@@ -45,14 +45,14 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         "cartpole": cartpole_rows,
         "kill": kill_rows,
     }
-    return [row for name in arguments.control or chosen for row in chosen[name](arguments)]
+    return [row for name in arguments.only or chosen for row in chosen[name](arguments)]
 
 
 def options(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options of these rows."""
     clone = os.environ.get("CLEANRL")
     made.add_argument("--cleanrl", type=Path, default=clone, metavar="DIR", help="a clone of CleanRL (or $CLEANRL)")
-    made.add_argument("--control", nargs="*", choices=("steps", "cartpole", "kill"), help="only these rows of control")
+    made.add_argument("--only", nargs="*", choices=("steps", "cartpole", "kill"), help="only these rows")
     made.add_argument("--workers", type=int, default=2, help="networks that are trained side by side")
     return made
 
@@ -91,12 +91,12 @@ def steps_rows(arguments: argparse.Namespace) -> list[Row]:
 
 def _ours(count: int, copies: int) -> float:
     """Process seconds of so many environment steps with their updates, by the lab's loop."""
-    import torch
 
-    from ticketry.lab.loop import Loop, TrainingState, initial_state
-    from ticketry.lab.precision import Arithmetic
-    from ticketry.lab.segment import Segment, Start
-    from ticketry.tasks import registry
+    from lab_loop import begun
+
+    from ticketry.lab.training.precision import Arithmetic
+    from ticketry.lab.training.segment import Segment, Start
+    from ticketry.tasks import catalogue
 
     learning = {
         "copies": copies,
@@ -108,14 +108,13 @@ def _ours(count: int, copies: int) -> float:
         "period": 500 // _FREQUENCY,
         "loss": "squared",
     }
-    task = registry.get("cartpole", options={name: str(value) for name, value in learning.items()})
+    task = catalogue.get("cartpole", options={name: str(value) for name, value in learning.items()})
     recipe = task.recipe.changed(length="1000000it", batch=128, lr=2.5e-4, schedule="constant", clip=0.0)
     updates = count // _FREQUENCY
     segment = Segment(
         task=task,
         recipe=recipe,
         start=Start(seed=1),
-        mask=None,
         first=0,
         last=updates + 1,
         total=1_000_000,
@@ -123,7 +122,7 @@ def _ours(count: int, copies: int) -> float:
         order_seed=1,
         arithmetic=Arithmetic(),
     )
-    loop = Loop(task.course(), segment, TrainingState(0, initial_state(task, 1), {}, torch.zeros(0)), None)
+    loop = begun(segment, task.course())
     loop.train_until(1, lambda: None)  # the warm-up is not counted
     began = time.process_time()
     loop.train_until(updates + 1, lambda: None)
@@ -240,7 +239,7 @@ def _checkpoints(store: Path) -> set[str]:
 
 def _results(store: Path) -> dict[str, tuple[Any, ...]]:
     """Trajectory and step -> digests of weights and state, and the metrics."""
-    from ticketry.lab.files import read_json
+    from ticketry.lab.store.files import read_json
 
     found = {}
     for path in sorted((store / "results").rglob("*.json")):
@@ -251,4 +250,4 @@ def _results(store: Path) -> dict[str, tuple[Any, ...]]:
 
 
 if __name__ == "__main__":
-    main("control", rows, options(parser(__doc__)))
+    main("reinforcement", rows, options(parser(__doc__)))

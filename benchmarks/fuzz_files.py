@@ -1,0 +1,298 @@
+"""Files changed in every way, by structure and by bytes, and read: no crash, no hang, no traceback.
+
+    python benchmarks/fuzz_files.py --inputs 5000 --format ticket --output benchmarks/results/….json
+
+Each input is a good file of a format, changed: values of its JSON replaced by hostile ones, entries taken away,
+repeated or nested; entries of a safetensors header likewise; or bytes flipped, cut, repeated. Where it is changed by
+structure it gets a digest that is right, as whoever forges a file would give it. A reader may refuse with an error of
+the library's own. Anything else that is raised, or takes longer than ten seconds, is a failure: it is shown with the
+number of its input.
+
+Compiled models have a fuzzer of their own, `tests/engine/graph/fuzz_model_file.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import logging
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import ticketry as tk
+from flips import KEY, RUN, made
+from ticketry.cli.listing import read_record
+from ticketry.cli.search import read_arguments
+from ticketry.core.structure.shrinking.plan import ShrinkPlan
+from ticketry.core.ticket.folder import sealed_manifest
+from ticketry.errors import TicketryError
+from ticketry.evidence.asked_task import made_task
+from ticketry.experiments.store_records import damaged
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import digest_of
+from ticketry.lab.store.maintenance import check, collect
+from ticketry.records.ticket import Retraining, read_info
+from ticketry.report import evidence_of, summary_lines, verdict_line
+from ticketry.report.exporting import _tables
+from ticketry.report.subject import subject_of
+from ticketry.tasks.recipe import recipe_from
+
+SECONDS = 10
+MEMORY = 8 << 30
+HOSTILE: list[Any] = [
+    *(None, True, False, 0, -1, 1, 2, 1 << 31, 1 << 53, 1 << 64, -(1 << 63), 10**300, 0.5, -0.0, 1e300, 1e-320),
+    *("", "x", "../../evil", "/etc/passwd", "os:system", "a\0b", "\x1b[2J", "=1+1", "<b>", "9" * 500, "é" * 300, "end"),
+    *([], {}, [[]], [None], {"": 0}, [0] * 50, {"a": {"b": {"c": 1}}}, "digits", "2:4", "1e5", "nan", "0it", "100%"),
+]
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(holder, key) of everything in a JSON value."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in list(entries):
+        yield value, key
+        yield from places(part)
+
+
+def changed(value: Any, draw: random.Random) -> Any:
+    """A JSON value with up to three changes."""
+    value = copy.deepcopy(value)
+    for _ in range(draw.randint(1, 3)):
+        found = list(places(value))
+        if not found:
+            return draw.choice(HOSTILE)
+        holder, key = draw.choice(found)
+        how = draw.randrange(6)
+        if how < 3:
+            holder[key] = copy.deepcopy(draw.choice(HOSTILE))
+        elif how == 3:
+            del holder[key]
+        elif how == 4:
+            holder[key] = [holder[key]] * draw.choice((1, 2, 40))
+        elif isinstance(holder, dict):
+            holder[draw.choice(("x", "", key + "x" if isinstance(key, str) else "y"))] = holder.pop(key)
+    return value
+
+
+def damaged_bytes(data: bytes, draw: random.Random) -> bytes:
+    """Bytes flipped, cut, repeated or put in."""
+    made_of = bytearray(data)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(made_of) + 1)
+        how = draw.randrange(5)
+        if how == 0 and at < len(made_of):
+            made_of[at] ^= 1 << draw.randrange(8)
+        elif how == 1:
+            del made_of[at:]
+        elif how == 2:
+            made_of[at:at] = made_of[at : at + draw.randrange(64)]
+        elif how == 3:
+            del made_of[at : at + draw.randrange(64)]
+        else:
+            made_of[at:at] = draw.randbytes(draw.randrange(16))
+    return bytes(made_of)
+
+
+def changed_header(data: bytes, draw: random.Random) -> bytes:
+    """A safetensors file with changes in its header."""
+    length = int.from_bytes(data[:8], "little")
+    header = changed(json.loads(data[8 : 8 + length]), draw)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+# -- formats: each changes a good file in `store`, and gives what reads it --------------------------------------------
+
+
+def change_json(path: Path, draw: random.Random, seal: Callable[[dict[str, Any]], bytes]) -> None:
+    """By structure, with a digest that is right, or by bytes."""
+    if draw.random() < 0.25:
+        path.write_bytes(damaged_bytes(path.read_bytes(), draw))
+        return
+    values = json.loads(path.read_bytes())
+    values.pop("sha256", None)
+    values = changed(values, draw)
+    path.write_bytes(seal(values) if isinstance(values, dict) else json.dumps(values).encode())
+
+
+def sealed(values: dict[str, Any]) -> bytes:
+    return json.dumps({**values, "sha256": digest_of(values)}).encode()
+
+
+def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
+    folder = next(store.glob("runs/*/tickets/*"))
+    if draw.random() < 0.7:
+        change_json(folder / "ticket.json", draw, sealed_manifest)
+    else:
+        file = folder / draw.choice(("mask.safetensors", "start.safetensors", "model.safetensors"))
+        how = draw.choice((changed_header, damaged_bytes))
+        file.write_bytes(how(file.read_bytes(), draw))
+        manifest = json.loads((folder / "ticket.json").read_bytes())
+        manifest.pop("sha256")
+        data = file.read_bytes()
+        manifest["files"][file.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (folder / "ticket.json").write_bytes(sealed_manifest(manifest))
+
+    def read() -> None:
+        found = tk.Ticket.load(folder)
+        found.describe()
+        found._repr_html_()
+        told = read_info(Retraining, found.info, str(folder))
+        recipe_from(told.recipe)
+        made_task(found)
+
+    return read
+
+
+def record(store: Path, draw: random.Random) -> Callable[[], object]:
+    pattern = draw.choice(("runs/*/run.json", "evidence/*.json"))
+    path = next(store.glob(pattern))
+    change_json(path, draw, sealed)
+
+    def read() -> None:
+        run = read_record(next(store.glob("runs/*/run.json")))
+        subject = subject_of(run, evidence_of(store, [RUN]))
+        list(_tables(subject))
+        summary_lines(run)
+        verdict_line(run)
+
+    return read
+
+
+def results(store: Path, draw: random.Random) -> Callable[[], object]:
+    path = draw.choice([*store.glob("results/*/*/*.json"), *store.glob("memo/*/*/*.json"), store / "store.json"])
+    change_json(path, draw, sealed)
+
+    def read() -> None:
+        opened = Store(store)
+        for kind in ("masks", "removed"):
+            for file in store.glob(f"memo/{kind}/*/*.json"):
+                opened.memo(kind, file.stem)
+        check(opened, more=list(damaged(opened)))
+        collect(opened, dry_run=True, grace_seconds=0)
+        opened.trained(KEY, 5)
+
+    return read
+
+
+def plan(store: Path, draw: random.Random) -> Callable[[], object]:
+    path = store / "plan"
+    good = ShrinkPlan({"w": (6, 2)}, {"w": {0: (0, 2, 5)}}, {"layer": {"out_features": 3}}).to_bytes()
+    path.write_bytes(draw.choice((changed_header, damaged_bytes))(good, draw))
+    return lambda: ShrinkPlan.load(path)
+
+
+def run_file(store: Path, draw: random.Random) -> Callable[[], object]:
+    path = store / "again.toml"
+    good: dict[str, Any] = {
+        "method": "iterative",
+        "task": "digits",
+        "replicates": 2,
+        "controls": ["shuffled"],
+        "settings": {"rate": 0.2, "rewind": "3%", "levels": 2, "score": "magnitude"},
+        "recipe": {"length": "10ep", "lr": 0.1, "batch": 64, "milestones": ["50%"]},
+        "seeds": {"initialisation": 0, "order": 1, "mask": 2},
+        "options": {"train": 100},
+    }
+    if draw.random() < 0.3:
+        path.write_bytes(damaged_bytes(toml(good).encode(), draw))
+    else:
+        values = changed(good, draw)
+        path.write_text(toml(values) if isinstance(values, dict) else str(values), encoding="utf-8")
+
+    def read() -> None:
+        try:
+            read_arguments(["--config", str(path)], command="search")
+        except SystemExit:
+            return
+
+    return read
+
+
+def toml(values: dict[str, Any]) -> str:
+    """As TOML, inline; what it has no word for is left out."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(k)} = {word(v)}" for k, v in value.items() if v is not None) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(word(v) for v in value if v is not None) + "]"
+        return json.dumps(value)
+
+    return "\n".join(f"{json.dumps(key)} = {word(value)}" for key, value in values.items() if value is not None)
+
+
+FORMATS = {"ticket": ticket, "record": record, "store": results, "plan": plan, "run-file": run_file}
+
+
+def fuzz(name: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Counts of what happened, and the failures: each with the number of its input."""
+    counts, failures = Counter[str](), []
+    with tempfile.TemporaryDirectory() as folder:
+        store = made(Path(folder) / "store")
+        good = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+        for number in range(inputs):
+            draw = random.Random(f"{seed} {name} {number}")
+            for path, data in good.items():
+                if not path.exists() or path.read_bytes() != data:
+                    path.write_bytes(data)
+            counts["inputs"] += 1
+            read = FORMATS[name](store, draw)
+            signal.alarm(SECONDS)
+            try:
+                read()
+                counts["read"] += 1
+            except TicketryError:
+                counts["refused"] += 1
+            except BaseException as error:
+                counts["failed"] += 1
+                failures.append(f"{name} {number}: {''.join(traceback.format_exception(error)[-4:])}")
+            finally:
+                signal.alarm(0)
+    return counts, failures
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"it takes more than {SECONDS} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=1000, help="of each format")
+    parser.add_argument("--format", choices=[*FORMATS, "all"], default="all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGALRM, too_long)
+    logging.getLogger("ticketry").setLevel(logging.CRITICAL)
+    found, shown = {}, []
+    for name in FORMATS if arguments.format == "all" else [arguments.format]:
+        began = time.monotonic()
+        found[name], failures = fuzz(name, arguments.inputs, arguments.seed)
+        shown += failures
+        print(f"{name:10} {dict(found[name])}  in {time.monotonic() - began:.0f} s")
+    print("\n".join(shown[:20]))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if shown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
