@@ -64,7 +64,8 @@ class _Common(Printing, LabOptions):
     trust: bool = False
     """Use whatever the run file names: code of that name is imported and run, files and folders are opened."""
     verify: bool = False
-    """Verify the sparsest ticket that looks like a winner, from fresh seeds (as `ticketry verify` does)."""
+    """Verify the sparsest ticket that looks like a winner (or the only one), or its procedure, from fresh seeds, as
+    `ticketry verify` does."""
     bench: bool = False
     """Compile that ticket, and time it beside dense engines (as `ticketry bench` does)."""
     energy: Literal["meter", "estimate"] = "meter"
@@ -153,10 +154,8 @@ NO_WINNER = "{}  no level looks like a winner on the validation split, so no tic
 def _verify(run: Run) -> None:
     from ticketry.cli.progress import Progress
 
-    winner = run.winner()
-    if winner is not None:
-        with Progress(f"verifying {Path(winner.ticket).name}") as progress:
-            run.verify(on_event=progress.on_event, on_interim=interim_teller(progress))
+    with Progress(f"verifying {run.name}") as progress:
+        run.verify(on_event=progress.on_event, on_interim=interim_teller(progress))
 
 
 def request_by(chosen: Method, arguments: Any) -> SearchRequest:

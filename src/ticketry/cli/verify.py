@@ -1,4 +1,4 @@
-"""ticketry verify TICKET: does it win?"""
+"""ticketry verify TICKET|RUN: does it win?"""
 
 from __future__ import annotations
 
@@ -22,26 +22,32 @@ if TYPE_CHECKING:
     from ticketry.records.evidence import VerifyRecord
 
 _DESCRIPTION = """\
-Does a ticket win? It is trained again with seeds that no search has used. The dense network from the same start and
-controls that should lose are trained too, all for equally many steps. Seeds are added until an interim analysis decides
-or the limit is reached. Two answers: as good as dense, but for a margin? Better than every control? It wins if both are
-yes, matches if it is as good as dense, and loses if it is not.
+Does it win? A ticket is trained again from its start with seeds that no search has used. Where it keeps weights of its
+search (one-shot, gradual or dynamic pruning, gates), or with --about procedure, the whole search is repeated instead,
+from fresh seeds. The dense network and controls that should lose are trained too, for equally many steps. Seeds are
+added until an interim analysis decides or the limit is reached. Two answers: as good as dense, but for a margin? Better
+than every control? It wins if both are yes, matches if it is as good as dense, and loses if it is not.
 
 examples:
   ticketry verify .ticketry/runs/RUN/tickets/replicate-0-level-09
+  ticketry verify RUN --density 0.1
+  ticketry verify RUN --density 0.1 --about procedure
   ticketry verify my-ticket --margin 0.2 --interim 5,10,20
   ticketry verify my-ticket --claim matches --controls none --seeds 5 --json"""
 
 
 def main(words: Sequence[str]) -> int:
-    """Verify a ticket."""
+    """Verify a ticket, or the procedure that found it."""
     from ticketry.evidence.settings import VerifySettings
 
     flat: Any = tyro.conf.OmitArgPrefixes
     task_help = "Only for a ticket whose task cannot be made by the name that is written in it."
-    trust_help = "Use whatever task and network the ticket names: code of that name is imported and run."
+    trust_help = "Use whatever task, network and method the ticket names: code of that name is imported and run."
+    named_help = "The folder of a ticket; or a run, by its folder or its name in the store."
+    density_help = "Of a run's tickets; by default the sparsest level that looks like a winner, or the only one."
     fields: list[Any] = [
-        ("ticket", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The folder of a ticket.")]),
+        ("ticket", Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=named_help)]),
+        ("density", Annotated[float | None, tyro.conf.arg(help=density_help)], dataclasses.field(default=None)),
         ("settings", flat[VerifySettings], dataclasses.field(default=VerifySettings())),
         ("task", Annotated[str, tyro.conf.arg(help=task_help)], dataclasses.field(default="")),
         ("trust", Annotated[bool, tyro.conf.arg(help=trust_help)], dataclasses.field(default=False)),
@@ -59,15 +65,18 @@ def main(words: Sequence[str]) -> int:
 
 def _verified(arguments: Any, command: str) -> VerifyRecord:
     from ticketry.cli.progress import Progress
-    from ticketry.experiments.verify import task_of, verify_ticket
+    from ticketry.experiments.request import named_task
+    from ticketry.experiments.verify import ticket_of, verify_ticket
 
-    task = task_of(arguments.ticket, arguments.task, trust=arguments.trust)
-    with Progress(f"verifying {arguments.ticket.name}") as progress:
+    task = named_task(arguments.task) if arguments.task else None
+    ticket = ticket_of(arguments.ticket, arguments.store, arguments.density)
+    with Progress(f"verifying {ticket.name}") as progress:
         return verify_ticket(
-            arguments.ticket,
+            ticket,
             arguments.settings,
             arguments,
             task=task,
+            trust=arguments.trust,
             command=command,
             on_event=progress.on_event,
             on_interim=interim_teller(progress),
@@ -87,12 +96,19 @@ def told(record: VerifyRecord) -> list[str]:
     unit = metric.unit and f" {metric.unit}"
     points = " points" if metric.unit == "%" else unit
     seeds = f"{record.n} seed{'' if record.n == 1 else 's'}"
+    budgets = {network.role: network.budget for network in record.networks}
+    steps = f"{budgets['ticket']:,} steps for every network"
+    if budgets["dense"] != budgets["ticket"]:
+        steps += f", {budgets['dense']:,} for the dense one"
+    first = f"ticket   {record.ticket}"
+    if record.about == "procedure":
+        first = f"procedure {record.method}, the whole search with every seed, as in {record.run or record.ticket}"
     lines = [
-        f"ticket   {record.ticket}",
+        first,
         f"         {task.model} on {task.name}, {100 * record.density:.2f} % of {task.prunable:,} prunable"
-        f" weights ({record.kept:,} kept); {record.networks[0].budget:,} steps for every network",
-        f"verdict  {record.verdict.upper()}  (claim: {record.claim}; margin {record.margin:g}{points},"
-        f" confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",
+        f" weights ({record.kept:,} kept); {steps}",
+        f"verdict  {record.verdict.upper()}  ({record.claims_of}; claim: {record.claim}; margin"
+        f" {record.margin:g}{points}, confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",
     ]
     if record.answers:
         lines.append(f"         {record.answers}")

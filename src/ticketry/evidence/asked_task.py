@@ -7,7 +7,7 @@ import torch
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TaskError, TicketError, UsageError
-from ticketry.records.ticket import Asked, AskedTask, read_info
+from ticketry.records.ticket import Asked, AskedTask, Request, read_info
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened
 from ticketry.tasks.task import Spec, Task
@@ -27,10 +27,11 @@ def asked_of(ticket: Ticket) -> AskedTask | None:
     return read_info(Asked, ticket.info, name_of(ticket)).task
 
 
-def made_task(ticket: Ticket, *, trust: bool = False) -> Task:
+def made_task(ticket: Ticket, *, request: Request | None = None, trust: bool = False) -> Task:
     """The task of a ticket, from the request that is written in it.
 
     Args:
+        request: another that is written in it, in place of its own.
         trust: whether a user has allowed whatever the ticket names, see `tasks.file_requests`. If not, and the network
             may be larger than memory, the ticket has to fit it before memory is taken.
 
@@ -42,9 +43,10 @@ def made_task(ticket: Ticket, *, trust: bool = False) -> Task:
     if asked is None:
         raise TicketError(f"{of} does not tell its task, from which its model is built: name it with --task")
     model = asked.key.get("model")
+    request = request or asked.spec
     spec = (
-        Spec(asked.spec.name, asked.spec.model, tuple(sorted(asked.spec.options.items())))
-        if asked.spec
+        Spec(request.name, request.model, tuple(sorted(request.options.items())))
+        if request
         else Spec(asked.name, model if isinstance(model, str) else None)  # of before tickets had a spec
     )
     try:

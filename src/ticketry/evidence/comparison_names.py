@@ -51,16 +51,25 @@ SMALL_DENSE = "small_dense"
 """A narrower dense network with no more parameters than the ticket, where the task defines one."""
 RIVALS = (*(name for name in CONTROLS.built_in if name not in LONGER), SMALL_DENSE)
 """What a ticket should beat when it is verified."""
+STATIC = ("uniform", "erk")
+"""Of a procedure: random masks that nothing was searched for, held from the initialisation to the end. Their layers
+have one density, or those of Erdos-Renyi-Kernel (Evci et al. 2020, RigL, section 3)."""
+PROCEDURE_RIVALS = ("shuffled", *STATIC)
+"""What a procedure should beat when it is verified: random masks with its layers' densities, trained as its tickets
+are, and such as need no search at all (Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022)."""
+STRUCTURED_RIVALS = ("shuffled", "random_prune")
+"""Of a procedure whose masks have a structure, which `STATIC` masks do not have."""
 
 
-def check_rivals(names: tuple[str, ...]) -> None:
-    """Raises `UsageError` for a name that is neither one of `RIVALS` nor another control with the ticket's budget."""
+def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
+    """Raises `UsageError` for a name that is neither one of `known` nor another control with the ticket's budget."""
     for name in names:
-        if name in RIVALS:
+        if name in known:
             continue
         if name in LONGER or (name not in CONTROLS and ":" not in name):
             longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
-            raise UsageError(f"control {name!r}{longer or ' is not known'}: {', '.join(RIVALS)}")
+            of_procedures = " is a control of procedures (--about procedure)" if name in STATIC else ""
+            raise UsageError(f"control {name!r}{longer or of_procedures or ' is not known'}: {', '.join(known)}")
         CONTROLS.get(name)
 
 

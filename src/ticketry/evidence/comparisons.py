@@ -7,11 +7,15 @@ densely, from a fresh initialisation, up to the step that the ticket's start is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ticketry.core.seeds import mix
-from ticketry.evidence.comparison_names import CONTROLS, SMALL_DENSE, check_rivals
+from ticketry.evidence.comparison_names import CONTROLS, RIVALS, SMALL_DENSE, check_rivals
 from ticketry.evidence.controls import control_start, stored_control_mask
+from ticketry.evidence.dense_references import Reference, references, train_reference
+from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
@@ -31,19 +35,46 @@ class Trained:
 class Rivals:
     """Trains the ticket and its rivals, one seed at a time."""
 
-    def __init__(self, subject: Subject, controls: tuple[str, ...]) -> None:
+    uneven: tuple[str, ...] = ()
+    """Roles that are given other steps than the ticket: none."""
+
+    def __init__(self, subject: Subject, settings: VerifySettings) -> None:
         """Check the names of the controls.
 
         Raises:
             UsageError: see `check_rivals`.
         """
+        controls = settings.rivals(RIVALS)
         check_rivals(controls)
-        self.subject = subject
+        self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
         """Controls that are not defined here, and why."""
         self.small = self._narrower() if SMALL_DENSE in controls else None
         self.controls = tuple(name for name in controls if name not in self.left_out)
         self.roles = ("ticket", "dense", *self.controls)
+
+    def of_seed(self, number: int) -> dict[str, Trained]:
+        """The network of every role."""
+        seeds = self.subject.fresh_seeds(number)
+        return dict(
+            zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
+        )
+
+    def parents(self) -> list[str] | None:
+        """None: seeds of a ticket share its mask and its start by design, for the verdict is about that ticket."""
+        return None
+
+    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+        """The dense network at other budgets, with the first `count` seeds."""
+        shown, metric = references(self.subject), self.task.metric.name
+
+        def one(reference: Reference, seeds: Seeds) -> float:
+            with self.lab.telling("reference "):
+                return float(train_reference(self.subject, reference, seeds).metrics["test"][metric])
+
+        seeds = [self.subject.fresh_seeds(number) for number in range(count)]
+        values = self.lab.gather([partial(one, reference, each) for reference in shown for each in seeds])
+        return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
 
     def train(self, role: str, seeds: Seeds) -> Trained:
         """The network of a role, trained with a seed: from the store if it is there."""
@@ -100,11 +131,19 @@ class Rivals:
 
     def _narrower(self) -> Task | None:
         task, most = self.subject.task, self.subject.remaining
-        model = task.narrower(most) if task.spec else None
-        if task.spec is None or model is None:
-            self.left_out[SMALL_DENSE] = (
-                f"the task {task.name} defines no narrower form of {task.key().get('model', 'its network')} with at"
-                f" most {most:,} parameters"
-            )
-            return None
-        return catalogue.make(replace(task.spec, model=model))
+        small = narrower(task, most)
+        if small is None:
+            self.left_out[SMALL_DENSE] = no_narrower(task, most)
+        return small
+
+
+def narrower(task: Task, most: int) -> Task | None:
+    """The task with the largest narrower network of at most so many parameters; None where it defines none."""
+    model = task.narrower(most) if task.spec else None
+    return catalogue.make(replace(task.spec, model=model)) if task.spec and model else None
+
+
+def no_narrower(task: Task, most: int) -> str:
+    """Why there is no ``small_dense``."""
+    network = task.key().get("model", "its network")
+    return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"

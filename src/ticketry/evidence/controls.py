@@ -140,8 +140,9 @@ def trained_control(
     ticket = found.mask
     chosen = CONTROLS.get(control)
     shrunk = found.result.segment.whole_channels
-    form = Form.of(found.structured.by.kind if found.structured else "", shrunk=shrunk, pattern=found.pattern)
-    mask = stored_control_mask(lab, task, control, ticket, seeds, form) if chosen.changes_mask else ticket
+    mask = ticket
+    if chosen.changes_mask:
+        mask = stored_control_mask(lab, task, control, ticket, seeds, Form.of_found(found))
     if control in LONGER:
         return Trained(train_cycles(lab, task, recipe, mask, found, seeds, label))
     rewound, trained, begun = found.rewound, found.dense, None

@@ -6,7 +6,7 @@ in principle take fewer operations. Both are shown beside a verdict; neither dec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from ticketry.core.mask import Mask
@@ -52,11 +52,24 @@ def references(subject: Subject) -> list[Reference]:
 
 
 def train_reference(subject: Subject, reference: Reference, seeds: Seeds) -> Result:
-    """The dense network from its initialisation, its whole schedule stretched or squeezed to the reference's steps."""
-    lab, task = subject.lab, subject.task
-    recipe = stretched(subject.recipe, lab.per_epoch(task, subject.recipe), reference.steps)
-    segment = lab.segment(task, start=subject.seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    return lab.train(segment, label=reference.role)
+    """The dense network of the ticket's initialisation, trained for the reference's steps."""
+    own = replace(seeds, initialisation=subject.seeds.initialisation)
+    return train_for(subject.lab, subject.task, subject.recipe, reference.steps, own, label=reference.role)
+
+
+def train_for(
+    lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, mask: str | None = None, label: str = ""
+) -> Result:
+    """Train from the initialisation for so many steps: by the recipe, or by its whole schedule stretched or squeezed.
+
+    Args:
+        mask: digest of a stored mask that is held all the while; without one the network is dense.
+    """
+    per_epoch = lab.per_epoch(task, recipe)
+    if steps != recipe.steps(per_epoch):
+        recipe = stretched(recipe, per_epoch, steps)
+    segment = lab.segment(task, start=seeds.initialisation, mask=mask, order_seed=seeds.order, recipe=recipe)
+    return lab.train(segment, label=label)
 
 
 def stretched(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.core.structuring import Structuring
+from ticketry.lab.search_result import Found
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Form:
             return WEIGHTS if pattern == UNSTRUCTURED else cls("pattern", pattern=pattern)
         n_of_m = Structuring(kind=structure).n_of_m
         return cls("n:m", n_of_m[1]) if n_of_m else cls("rows")
+
+    @classmethod
+    def of_found(cls, found: Found) -> Form:
+        """Of the mask of a ticket that a search found."""
+        kind = found.structured.by.kind if found.structured else ""
+        return cls.of(kind, shrunk=found.result.segment.whole_channels, pattern=found.pattern)
 
     def key(self) -> dict[str, Any]:
         """What tells a control's mask from that of another form, as JSON values."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ticketry.choices import check_choices
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER, RIVALS, check_controls, check_line
+from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls, check_line
 from ticketry.evidence.judging.answers import Claim
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.step import Step
@@ -16,9 +17,17 @@ from ticketry.step import Step
 class VerifySettings:
     """Of a verification, see `evidence.verify`."""
 
-    controls: tuple[str, ...] = RIVALS
-    """What the ticket should beat: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list
-    controls`, or none."""
+    about: Literal["", "ticket", "procedure"] = ""
+    """What the verdict is about: ticket (this mask and this start, trained again with other orders of the data) or
+    procedure (method and settings: the whole search, again from fresh seeds). By default ticket where there is a start
+    to train from, else procedure."""
+    controls: tuple[str, ...] = ()
+    """What should be beaten: random_reinit, shuffled, random_prune, small_dense, others of `ticketry list controls`, of
+    a procedure also uniform and erk; or none. By default the first four for a ticket, and shuffled, uniform, erk for a
+    procedure."""
+    dense_at: Literal["budget", "cost"] = "budget"
+    """Training steps of the dense network that a procedure is compared with: budget (as many as are in its tickets'
+    weights) or cost (as many as the whole search has trained)."""
     claim: Claim | None = None
     """wins (no worse than dense and better than every control) or matches (no worse than dense); by default wins where
     there are controls."""
@@ -34,9 +43,10 @@ class VerifySettings:
     seeds: int | None = None
     """So many seeds, judged once, without interim analyses."""
     noise: bool = True
-    """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it."""
+    """The ticket with as many seeds again (A/A), for what a difference of nothing looks like; --no-noise saves it. Of a
+    procedure there is none: it would be as many searches again."""
     references: bool = True
-    """The dense network at the search's whole cost and at the ticket's FLOPs; --no-references saves them."""
+    """The dense network at the search's whole cost and, of a ticket, at its FLOPs; --no-references saves them."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -52,14 +62,14 @@ class VerifySettings:
         """The interim analyses; None where all seeds are judged once."""
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
-    @property
-    def rivals(self) -> tuple[str, ...]:
-        return () if self.controls == ("none",) else self.controls
+    def rivals(self, suited: tuple[str, ...]) -> tuple[str, ...]:
+        """The controls: those asked for, each once, or those that are `suited` if that was left open."""
+        return () if self.controls == ("none",) else tuple(dict.fromkeys(self.controls or suited))
 
     @property
     def what_is_claimed(self) -> Claim:
         """The claim that holds, if it was left open."""
-        return self.claim or ("wins" if self.rivals else "matches")
+        return self.claim or ("matches" if self.controls == ("none",) else "wins")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry.evidence.asked_task import made_task, name_of
 from ticketry.evidence.mask_form import WEIGHTS, Form
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import REWINDING, Seeds
+from ticketry.lab.search_result import GRADUAL, REWINDING, Seeds
 from ticketry.records.ticket import AskedTask, Retraining, read_info
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -72,14 +72,14 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
     """Read what a search has written into a ticket, and check that it fits the task.
 
     Args:
-        ticket: found by a search, rewound to its start (retrain ``continue`` or ``restart``).
+        ticket: found by a search, and rewound to its start (retrain ``continue`` or ``restart``) or pruned before any
+            training.
         task: for a ticket whose task cannot be made again by its name; otherwise it is made, or checked if given.
 
     Raises:
         TicketError: if the ticket does not tell how it was trained, or is of another model or task.
         TrustError: if it names a task or network that is not built in, or a place of this machine.
-        UsageError: if it keeps trained weights (retrain ``rewind_lr``, ``finetune``, ``none``, ``gradual``): then there
-            is no start to go from.
+        UsageError: if it keeps trained weights, see `begins_anew`: then there is no start to go from.
     """
     info = ticket.info
     missing = [name for name in _NEEDED if name not in info]
@@ -89,14 +89,15 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
             " a search has saved, or judge your own numbers with evidence.verdict"
         )
     told = read_info(Retraining, info, name_of(ticket))
-    if told.retrain not in REWINDING:
+    if not begins_anew(told):
         raise UsageError(
             f"this ticket keeps trained weights (retrain {told.retrain:.40}), so that no dense network or control has"
-            " its start and its budget: verify tickets of retrain continue or restart"
+            " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
+            " retrain continue or restart"
         )
     recipe, form = recipe_from(told.recipe), _form(told, ticket.mask, name_of(ticket))
     task = task or made_task(ticket)
-    _check_task(task, told.task)
+    check_task(task, told.task)
     model = lab.model(task)
     try:
         ticket.mask.parameters(model)
@@ -143,7 +144,13 @@ def _check_steps(told: Retraining, total: int, of: str) -> None:
             )
 
 
-def _check_task(task: Task, asked: AskedTask) -> None:
+def begins_anew(told: Retraining) -> bool:
+    """Whether all of the ticket's training follows its mask: rewound, or pruned before the first step."""
+    return told.retrain in REWINDING or (told.retrain == GRADUAL and told.rewind_step == told.segment.first == 0)
+
+
+def check_task(task: Task, asked: AskedTask) -> None:
+    """Raises `TicketError` unless it is the task that the ticket was found on."""
     own, written = json.loads(json.dumps(dict(task.key()))), asked.key
     if own == written:
         return

@@ -1,8 +1,10 @@
-"""Does this ticket win? Trained anew from seeds that no search has used, next to what it should beat.
+"""Does it win? Trained anew from seeds that no search has used, next to what it should beat.
 
-The verdict is about *one* ticket, its mask and its start: seeds differ in the data order (and augmentation) of its
-training, and in whatever is random in a control. A ticket may be chosen by any rule, for its verdict comes from fresh
-seeds. Whether the *method* finds winners is asked by `evidence.level_verdicts`, over whole searches.
+Two kinds of claim. One is about *a ticket*, its mask and its start: seeds differ in the data order (and augmentation)
+of its training, and in whatever is random in a control. It may be chosen by any rule, for its verdict comes from fresh
+seeds. The other is about *a procedure*, a method with its settings: the whole search is repeated from fresh seeds, so
+that everything differs (`evidence.procedure`). A run's own verdicts (`evidence.level_verdicts`) are about its procedure
+too, over replicates that its settings and its level may have been chosen by.
 """
 
 from __future__ import annotations
@@ -10,20 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparisons import Rivals, Trained
-from ticketry.evidence.dense_references import Reference, references, train_reference
+from ticketry.evidence.dense_references import Reference
 from ticketry.evidence.level_verdicts import default_margin, judgement, resolution
 from ticketry.evidence.paired_comparisons import Comparison, check_budgets, compare
+from ticketry.evidence.procedure import Procedure
+from ticketry.evidence.procedure_rivals import ProcedureRivals
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import Subject, subject
+from ticketry.evidence.ticket_under_test import subject
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import Seeds
 from ticketry.records.evidence import LeftOut, Network, Noise
 from ticketry.records.evidence import Reference as ReferenceTold
+from ticketry.records.verdict import About
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3
@@ -32,15 +36,33 @@ AGAIN = "again"
 """The ticket once more, of an A/A comparison."""
 
 
+class Compared(Protocol):
+    """What is under test beside what it should beat, trained one seed at a time."""
+
+    lab: Lab
+    left_out: dict[str, str]
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def uneven(self) -> tuple[str, ...]: ...
+    def of_seed(self, number: int) -> dict[str, Trained]: ...
+    def parents(self) -> Sequence[str] | None: ...
+    def parameters(self, role: str) -> int: ...
+    def model(self, role: str) -> str: ...
+    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]: ...
+
+
 @dataclass(frozen=True)
 class Verification:
     """A verdict with all that it rests on."""
 
+    about: About
     verdict: Verdict
     values: Mapping[str, Sequence[float]]
     """The metric on the test split by network (ticket, dense, controls), one value a seed."""
     budgets: Mapping[str, int]
-    """Training steps since initialisation: equal, which was checked."""
+    """Training steps since initialisation: equal with every seed, which was checked, but for those asked to differ."""
     parameters: Mapping[str, int]
     """That are not pruned."""
     models: Mapping[str, str]
@@ -51,14 +73,15 @@ class Verification:
     references: Sequence[tuple[Reference, Sequence[float]]]
     """The dense network at other budgets, and its values."""
     left_out: Mapping[str, str]
-    """Controls that are not defined for this ticket, and why."""
-    subject: Subject = field(repr=False)
+    """Controls that are not defined here, and why."""
+    compared: Rivals | ProcedureRivals = field(repr=False)
 
     def told(self) -> dict[str, Any]:
         """As fields of a `VerifyRecord`: those that evidence knows."""
         noise = self.noise
         return {
             **judgement(self.verdict),
+            "about": self.about,
             "networks": tuple(
                 Network(role, tuple(values), self.budgets[role], self.parameters[role], self.models[role])
                 for role, values in self.values.items()
@@ -98,51 +121,68 @@ def verify(
         TrainingError: if a loss is no longer a number.
     """
     settings = settings or VerifySettings()
-    plan = settings.plan
-    about = subject(lab, ticket, task)
-    rivals = Rivals(about, tuple(dict.fromkeys(settings.rivals)))
-    trained: dict[str, list[Trained]] = {role: [] for role in rivals.roles}
+    rivals = Rivals(subject(lab, ticket, task), settings)
+    made, trained = _decided(rivals, settings, on_interim)
+    again = _again(rivals, made.n) if settings.noise else []
+    noise = _minus_itself(rivals, _values(rivals, trained["ticket"]), again, made) if again else None
+    return _verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
+
+
+def verify_procedure(
+    procedure: Procedure,
+    settings: VerifySettings | None = None,
+    *,
+    on_interim: Callable[[Verdict], None] | None = None,
+) -> Verification:
+    """Repeat a whole search from fresh seeds beside what it should beat, until it is decided whether it wins.
+
+    As `verify`, but every seed has an initialisation, an order of the data and a search of its own, and so has what it
+    is compared with: pairs share their seed, and seeds share nothing.
+
+    Raises:
+        UsageError: for settings out of range; for unequal budgets; for a level that a repeated search does not reach.
+        TrainingError: if a loss is no longer a number.
+    """
+    settings = settings or VerifySettings()
+    rivals = ProcedureRivals(procedure, settings)
+    made, trained = _decided(rivals, settings, on_interim)
+    return _verification("procedure", rivals, settings, made, trained)
+
+
+def _decided(
+    rivals: Compared, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
+) -> tuple[Verdict, dict[str, list[Trained]]]:
+    """The verdict of the first analysis that decides, or of the last one, with all that was trained for it."""
+    plan, trained = settings.plan, dict[str, list[Trained]]()
     for count in plan.at if plan else (settings.seeds or 1,):
-        _add_seeds(about, rivals, trained, count)
-        made = _judged(about, trained, settings)
+        _add_seeds(rivals, trained, count)
+        made = _judged(rivals, trained, settings)
         if on_interim:
             on_interim(made)
         if made.decided:
             break
-    again = _again(about, rivals, made.n) if settings.noise else []
-    values = {role: _values(about, found) for role, found in trained.items()}
-    return Verification(
-        verdict=made,
-        values=values,
-        budgets={role: found[0].budget for role, found in trained.items()},
-        parameters={role: rivals.parameters(role) for role in trained},
-        models={role: rivals.model(role) for role in trained},
-        again=again,
-        noise=_compared(about, values["ticket"], again, made) if again else None,
-        references=_references(about, min(REFERENCE_SEEDS, made.n)) if settings.references else [],
-        left_out=rivals.left_out,
-        subject=about,
-    )
+    return made, trained
 
 
-def _add_seeds(about: Subject, rivals: Rivals, trained: dict[str, list[Trained]], count: int) -> None:
+def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) -> None:
     """Train every network with the seeds from those there are up to `count`."""
-    wanted = [(role, number) for number in range(len(trained["ticket"]), count) for role in rivals.roles]
 
-    def one(role: str, number: int) -> Trained:
-        with about.lab.telling(f"seed {number} "):
-            return rivals.train(role, about.fresh_seeds(number))
+    def one(number: int) -> dict[str, Trained]:
+        with rivals.lab.telling(f"seed {number} "):
+            return rivals.of_seed(number)
 
-    results = about.lab.gather([partial(one, role, number) for role, number in wanted])
-    for (role, _), result in zip(wanted, results, strict=True):
-        trained[role].append(result)
+    missing = range(len(trained.get("ticket", ())), count)
+    for found in rivals.lab.gather([partial(one, number) for number in missing]):
+        for role, result in found.items():
+            trained.setdefault(role, []).append(result)
 
 
-def _judged(about: Subject, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings) -> Verdict:
-    values = {role: _values(about, found) for role, found in trained.items()}
-    budgets = {role: [one.budget for one in found] for role, found in trained.items()}
-    check_budgets(budgets)
-    metric = about.task.metric
+def _judged(rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings) -> Verdict:
+    values = {role: _values(rivals, found) for role, found in trained.items()}
+    even = {role: found for role, found in trained.items() if role not in rivals.uneven}
+    for number in range(len(trained["ticket"])):
+        check_budgets({role: [found[number].budget] for role, found in even.items()})
+    metric = rivals.task.metric
     judged = verdict if settings.plan is None else partial(decide_after, interim=settings.plan)
     return judged(
         values["ticket"],
@@ -152,47 +192,60 @@ def _judged(about: Subject, trained: Mapping[str, Sequence[Trained]], settings: 
         margin=settings.margin or default_margin(metric.unit, values["dense"]),
         confidence=settings.confidence,
         higher_is_better=metric.higher_is_better,
-        resolution=resolution(metric.unit, about.lab.sizes(about.task)["test"]),
+        resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         least_spread=settings.least_spread,
+        parents=rivals.parents(),
     )
 
 
-def _again(about: Subject, rivals: Rivals, count: int) -> list[float]:
+def _verification(
+    about: About,
+    rivals: Rivals | ProcedureRivals,
+    settings: VerifySettings,
+    made: Verdict,
+    trained: Mapping[str, Sequence[Trained]],
+    *,
+    again: Sequence[float] = (),
+    noise: Comparison | None = None,
+) -> Verification:
+    return Verification(
+        about=about,
+        verdict=made,
+        values={role: _values(rivals, found) for role, found in trained.items()},
+        budgets={role: round(sum(one.budget for one in found) / len(found)) for role, found in trained.items()},
+        parameters={role: rivals.parameters(role) for role in trained},
+        models={role: rivals.model(role) for role in trained},
+        again=again,
+        noise=noise,
+        references=rivals.references(min(REFERENCE_SEEDS, made.n)) if settings.references else [],
+        left_out=rivals.left_out,
+        compared=rivals,
+    )
+
+
+def _again(rivals: Rivals, count: int) -> list[float]:
     """The ticket with as many seeds of its own."""
 
     def one(number: int) -> Trained:
-        with about.lab.telling(f"seed {number} {AGAIN} "):
-            return rivals.train("ticket", about.fresh_seeds(number, AGAIN))
+        with rivals.lab.telling(f"seed {number} {AGAIN} "):
+            return rivals.train("ticket", rivals.subject.fresh_seeds(number, AGAIN))
 
-    return _values(about, about.lab.gather([partial(one, number) for number in range(count)]))
+    return _values(rivals, rivals.lab.gather([partial(one, number) for number in range(count)]))
 
 
-def _compared(about: Subject, ticket: Sequence[float], again: Sequence[float], made: Verdict) -> Comparison:
-    metric = about.task.metric
+def _minus_itself(rivals: Rivals, ticket: Sequence[float], again: Sequence[float], made: Verdict) -> Comparison:
+    metric = rivals.task.metric
     return compare(
         ticket,
         again,
         margin=made.margin,
         confidence=made.confidence,
         higher_is_better=metric.higher_is_better,
-        resolution=resolution(metric.unit, about.lab.sizes(about.task)["test"]),
+        resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         name=AGAIN,
     )
 
 
-def _references(about: Subject, count: int) -> list[tuple[Reference, Sequence[float]]]:
-    shown = references(about)
-
-    def one(reference: Reference, seeds: Seeds) -> float:
-        with about.lab.telling("reference "):
-            result = train_reference(about, reference, seeds)
-        return float(result.metrics["test"][about.task.metric.name])
-
-    pieces = [partial(one, reference, about.fresh_seeds(number)) for reference in shown for number in range(count)]
-    values = about.lab.gather(pieces)
-    return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
-
-
-def _values(about: Subject, trained: Sequence[Trained]) -> list[float]:
-    name = about.task.metric.name
+def _values(rivals: Compared, trained: Sequence[Trained]) -> list[float]:
+    name = rivals.task.metric.name
     return [float(one.result.metrics["test"][name]) for one in trained]

@@ -27,7 +27,9 @@ class LabKeywords(TypedDict, total=False):
 class VerifyKeywords(LabKeywords, total=False):
     """Of `VerifySettings` too."""
 
+    about: Literal["", "ticket", "procedure"]
     controls: str | Sequence[str]
+    dense_at: Literal["budget", "cost"]
     claim: Claim | None
     margin: float | None
     least_spread: float | None

@@ -27,9 +27,15 @@ from ticketry.records.network import FirstLayer, Layer, Point
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
+from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
 OnPoint = Callable[[Point], None]
+
+
+def ticket_folder(run: Path, replicate: int, level: int) -> Path:
+    """Where a run, which has this folder, keeps a ticket."""
+    return run / "tickets" / f"replicate-{replicate}-level-{level:02d}"
 
 
 class Points:
@@ -152,6 +158,7 @@ class Points:
             "metrics": found.result.metrics,
             "level": found.level,
             "replicate": replicate,
+            "search": _searched(run, replicate, segment.recipe),
             "parameters": self.parameters,
             "seeds": asdict(run.seeds.replicate(replicate)),
             "rewind_step": found.rewound.segment.last,
@@ -162,13 +169,23 @@ class Points:
             "environment": environment(),
             **({"structure": as_json(structure)} if structure else {}),
         }
-        path = self._folder / "tickets" / f"replicate-{replicate}-level-{found.level:02d}"
+        path = ticket_folder(self._folder, replicate, found.level)
         if not Ticket.is_saved(path, info):
             # Of a mask that moved the start is that of the whole training, not of what came after the last move.
             begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
             start = lab.store.get_tensors(begun)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path
+
+
+def _searched(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
+    """The request, where a ticket's own entries do not tell it, see `records.ticket.Searched`."""
+    told: dict[str, Any] = {"replicates": run.replicates}
+    if recipe != run.recipe:
+        told["recipe"] = asdict(run.recipe)
+    if run.task_of(replicate) is not run.task:
+        told["task"] = _spec(run.task)
+    return told
 
 
 def _spec(task: Task) -> dict[str, Any] | None:

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from ticketry.experiments.points import OnPoint
     from ticketry.lab.runners.runner import OnEvent
 
-CLOSE = 0.1
-"""How far, relative to it, the density of tickets may lie from one that is asked for."""
-
 
 @dataclass(frozen=True)
 class RunTicket:
@@ -83,7 +80,7 @@ class Run:
     """Segments asked for and trained, and steps trained, this time: nothing is trained where all was in the store."""
     command: str = ""
     verification: VerifyRecord | None = None
-    """Of the ticket that `verify` chose."""
+    """Of the ticket that `verify` chose, or of its procedure."""
     timing: BenchRecord | None = None
     """Of the ticket that `bench` chose."""
 
@@ -142,11 +139,10 @@ class Run:
             raise UsageError(f"the run {self.name} found no tickets")
         found = self.tickets
         if density is not None:
-            nearest = min(found, key=lambda one: abs(one.density - density))
-            if abs(nearest.density - density) > CLOSE * density:
-                there = ", ".join(f"{one:.4g}" for one in sorted({one.density for one in found}, reverse=True))
-                raise UsageError(f"the run {self.name} has no tickets of density {density:g}; there are {there}")
-            found = tuple(one for one in found if one.level == nearest.level)
+            from ticketry.experiments.verify import nearest_level
+
+            level = nearest_level(self.record, density)
+            found = tuple(one for one in found if one.level == level)
         elif chosen := self.winner():
             found = tuple(one for one in found if one.level == chosen.level)
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
@@ -167,27 +163,38 @@ class Run:
         self,
         settings: VerifySettings | None = None,
         *,
+        density: float | None = None,
         on_event: OnEvent | None = None,
         on_interim: Callable[[Verdict], None] | None = None,
     ) -> VerifyRecord | None:
-        """Verify the sparsest ticket that looks like a winner, from fresh seeds; None if none does.
+        """Verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds; None if none does.
+
+        A run of one level is verified whatever it looks like.
 
         Args:
-            settings: by default with the run's own controls and a small dense network.
-        """
-        from ticketry.experiments.verify import verify_ticket
+            settings: by default, of a ticket, with the run's own controls and a small dense network.
+            density: of the level that is nearest, in place of that one.
 
-        chosen = self.winner()
+        Raises:
+            UsageError: if there are no tickets of about that density.
+        """
+        from ticketry.core.ticket.ticket import Ticket
+        from ticketry.experiments.verify import chosen_ticket, suited_claim, verify_ticket
+
+        chosen = chosen_ticket(self.record, density)
         if chosen is None:
             return None
-        controls = tuple(name for name in self.request.controls if name not in LONGER)
-        settings = settings or VerifySettings(controls=(*controls, SMALL_DENSE) if controls else ("none",))
-        task = self.request.task_of(chosen.replicate)
+        if settings is None:
+            controls: tuple[str, ...] = tuple(name for name in self.request.controls if name not in LONGER)
+            of_ticket = suited_claim(Ticket.load(chosen.ticket, trained=False)) == "ticket"
+            own = (*controls, SMALL_DENSE) if of_ticket else ()
+            settings = VerifySettings(controls=own if controls else ("none",))
         self.verification = verify_ticket(
             chosen.ticket,
             settings,
             self.options,
-            task=task,
+            task=self.request.task_of(chosen.replicate),
+            search=self.request,
             command=self.command,
             on_event=on_event,
             on_interim=on_interim,
@@ -261,7 +268,8 @@ class Run:
         told = [verdict_line(self.record), f"{len(self.tickets)} tickets in {self.path}"]
         if self.verification is not None:
             answers = self.verification.answers
-            told.append(f"verified from fresh seeds: {self.verification.verdict}{answers and f' ({answers})'}")
+            of, verdict = self.verification.claims_of, self.verification.verdict
+            told.append(f"verified from fresh seeds, {of}: {verdict}{answers and f' ({answers})'}")
         caption = f"{self.record.title} on {self.record.task.name}: {title}"
         return html_table(caption, [*header, "verdict"], table, told)
 
@@ -288,7 +296,8 @@ def run(
         controls: networks that should lose, trained beside each ticket; none for an empty list.
         seeds: of the first replicate; the next ones count up.
         recipe: how to train; or what differs from the task's own recipe, by name.
-        verify: verify the sparsest ticket that looks like a winner, from fresh seeds.
+        verify: verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds: see
+            `Run.verification`.
         options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``), those of `LabOptions`
             (``store``, ``data``, ``workers``, ``device`` …), ``energy`` (meter or estimate), and ``bench=True`` to
             time that ticket.

@@ -1,34 +1,46 @@
-"""A verification: of a saved ticket, or of a run's sparsest ticket that looks like a winner; with its record."""
+"""A verification, of a saved ticket or of the procedure that found it, with its record; and what of a run to verify."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
 
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.evidence.asked_task import made_task
-from ticketry.evidence.comparison_names import LONGER
+from ticketry.errors import UsageError
+from ticketry.evidence.asked_task import made_task, name_of
+from ticketry.evidence.comparison_names import LONGER, RIVALS
+from ticketry.evidence.comparisons import Rivals
 from ticketry.evidence.level_verdicts import default_margin, resolution
+from ticketry.evidence.procedure_rivals import ProcedureRivals
 from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.ticket_under_test import begins_anew
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
+from ticketry.evidence.verification import verify_procedure
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.points import ticket_folder
+from ticketry.experiments.procedures import procedure_of, search_of
 from ticketry.experiments.record_files import environment_told, run_of, task_told, written
-from ticketry.experiments.request import named_task
+from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.evidence import VerifyRecord
-from ticketry.records.network import Cost, Point
-from ticketry.records.run import RunRecord
+from ticketry.records.network import TICKET, Cost, Point
+from ticketry.records.run import RunRecord, read_run
+from ticketry.records.ticket import Retraining, read_info
+from ticketry.records.verdict import About
 from ticketry.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -36,37 +48,73 @@ if TYPE_CHECKING:
 
     from ticketry.experiments.keyword_types import VerifyKeywords
 
+CLOSE = 0.1
+"""How far, relative to it, the density of tickets may lie from one that is asked for."""
+
 
 def verify(
     ticket: str | PathLike[str],
     *,
+    density: float | None = None,
     task: str | Task | None = None,
     trust: bool = False,
     **options: Unpack[VerifyKeywords],
 ) -> VerifyRecord:
-    """Does a ticket win? Trained anew from fresh seeds, against dense and controls: what ``ticketry verify`` does.
+    """Does a ticket win, or the procedure that found it? What ``ticketry verify`` does.
+
+    A ticket is trained anew from its start with fresh seeds, against dense and controls. Of a procedure the whole
+    search is repeated from fresh seeds: for tickets that keep weights of their search, and with ``about="procedure"``.
 
     Args:
-        ticket: its folder, or one of a run's tickets.
+        ticket: its folder, or one of a run's tickets; or a run: its folder, or its name in the store.
+        density: of a run's tickets; by default of the sparsest level that looks like a winner, or the only one.
         task: only for a ticket whose task cannot be made by the name that is written in it.
-        trust: use whatever task and network the ticket names: code of that name is imported and run.
-        options: the fields of `VerifySettings` (``margin``, ``interim``, ``controls`` …) and of `LabOptions`
+        trust: use whatever task, method and network the ticket names: code of that name is imported and run.
+        options: the fields of `VerifySettings` (``about``, ``margin``, ``interim``, ``controls`` …) and of `LabOptions`
             (``store``, ``workers`` …).
 
     Raises:
-        UsageError: for an argument that is not known, or cannot be.
-        TicketError: for a ticket that cannot be trained anew.
-        TrustError: if it names a task or network that is not built in, or a place of this machine.
+        UsageError: for an argument that is not known, or cannot be; for a run of which no level looks like a winner.
+        TicketError: for a ticket that cannot be trained anew, or does not tell its search.
+        TrustError: if it names a task, method or network that is not built in, or a place of this machine.
     """
     settings, lab = settings_of(options, VerifySettings, LabOptions, what="verify(…)")
-    return verify_ticket(ticket, settings, lab, task=task_of(ticket, task or "", trust=trust))
+    folder = ticket_of(ticket, lab.store, density)
+    return verify_ticket(folder, settings, lab, task=named_task(task) if task else None, trust=trust)
 
 
-def task_of(ticket: str | PathLike[str], task: str | Task = "", *, trust: bool = False) -> Task | None:
-    """The task that a user names, or that the ticket names if they trust it; None leaves it to what is granted."""
-    if task:
-        return named_task(task)
-    return made_task(Ticket.load(Path(ticket), trained=False), trust=True) if trust else None
+def ticket_of(named: str | PathLike[str], store: Path, density: float | None = None) -> Path:
+    """The folder of the ticket that is meant.
+
+    Args:
+        named: a ticket's folder, or a run's, or a run's name in the store.
+        density: of a run's tickets, see `chosen_ticket`.
+
+    Raises:
+        UsageError: if a run has no such ticket, or a density is asked of a single ticket.
+    """
+    path = Path(named)
+    folder = path if (path / "run.json").is_file() else _run_called(str(named), store)
+    if folder is None:
+        if density is not None:
+            raise UsageError(f"{path} is no run, so that it has no tickets to choose from by density: name its run")
+        return path
+    record = read_run(read_sealed(folder / "run.json", required=True), str(folder / "run.json"))
+    chosen = chosen_ticket(record, density)
+    if chosen is None:
+        raise UsageError(
+            f"no level of the run {record.name} looks like a winner on the validation split: name one with --density;"
+            f" there are {_listed(record)}"
+        )
+    return ticket_folder(folder, chosen.replicate, chosen.level)
+
+
+def _run_called(name: str, store: Path) -> Path | None:
+    """The folder of a run of the store; None if there is none of this name."""
+    if not name or Path(name).name != name:
+        return None
+    folder = Paths(store).run(name)
+    return folder if (folder / "run.json").is_file() else None
 
 
 def verify_ticket(
@@ -75,13 +123,19 @@ def verify_ticket(
     options: LabOptions,
     *,
     task: Task | None = None,
+    search: SearchRequest | None = None,
+    trust: bool = False,
     command: str = "",
     on_event: OnEvent | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify a ticket in the lab that the options ask for: see `execute_verify`."""
-    with opened(options, task, on_event) as lab:
-        return execute_verify(lab, Path(ticket), settings, task=task, command=command, on_interim=on_interim)
+    """Verify a ticket, or its procedure, in the lab that the options ask for: see `execute_verify`."""
+    if trust and task is None:
+        task = made_task(Ticket.load(Path(ticket), trained=False), trust=True)
+    with opened(options, task or (search.task if search else None), on_event) as lab:
+        return execute_verify(
+            lab, Path(ticket), settings, task=task, search=search, trust=trust, command=command, on_interim=on_interim
+        )
 
 
 def execute_verify(
@@ -90,37 +144,126 @@ def execute_verify(
     settings: VerifySettings,
     *,
     task: Task | None = None,
+    search: SearchRequest | None = None,
+    trust: bool = False,
     command: str = "",
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify the ticket at `path`; write the record into the store's folder `evidence`, and return it."""
+    """Verify the ticket at `path`, or its procedure; write the record into the store's folder `evidence`.
+
+    Args:
+        task: of the ticket, where it is not to be made by the name that is written in it.
+        search: that found it, where it is at hand; otherwise the ticket tells it.
+        trust: of whatever the ticket names as its search.
+    """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
-    made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
-    done = lab.ledger.since(ledger)
-    described = {"ticket": made.subject.info["segment"], **vars(settings)}
-    name = f"verify-{digest_of(json.loads(json.dumps(described)))[:8]}"
-    about, info, root = made.subject, made.subject.info, lab.store.paths.root
-    metric = about.task.metric
+    if (settings.about or suited_claim(ticket)) == "ticket":
+        made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
+        told = _ticket_told(made.compared, settings)
+    else:
+        search = search or search_of(ticket, task, trust=trust)
+        level = int(ticket.info["level"])
+        made = verify_procedure(procedure_of(lab, search, level), settings, on_interim=on_interim)
+        told = _procedure_told(made.compared, search, level, settings)
+    done, root, metric = lab.ledger.since(ledger), lab.store.paths.root, made.compared.task.metric
     record = VerifyRecord(
-        name=name,
         ticket=str(path),
         run=run_of(root, Path(path)),
-        method=info.get("method", ""),
-        replicate=info.get("replicate", 0),
-        level=info.get("level", 0),
-        density=about.mask.density,
-        kept=about.mask.kept,
-        task=task_told(about.task, parameters=about.parameters, prunable=about.mask.total),
-        resolution=resolution(metric.unit, about.lab.sizes(about.task)["test"]),
+        resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
         interim=() if settings.seeds is not None else settings.interim,
+        **told,
         **made.told(),
         cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
-        environment=environment_told(lab, lab.arithmetic(about.task)),
+        environment=environment_told(lab, lab.arithmetic(made.compared.task)),
         command=command,
         store=str(root),
     )
-    return written(lab.store.paths.evidence(name), record, done, told_by="networks")
+    return written(lab.store.paths.evidence(record.name), record, done, told_by="networks")
+
+
+def suited_claim(ticket: Ticket) -> About:
+    """What a verdict is about by itself: the ticket, where all of its training follows its mask, else its procedure."""
+    return "ticket" if begins_anew(read_info(Retraining, ticket.info, name_of(ticket))) else "procedure"
+
+
+def _ticket_told(rivals: Rivals | ProcedureRivals, settings: VerifySettings) -> dict[str, Any]:
+    """Of the record of a ticket: the ticket."""
+    assert isinstance(rivals, Rivals)
+    about = rivals.subject
+    asked = {**vars(settings), "controls": settings.controls or RIVALS}
+    described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
+    return {
+        "name": _name({"ticket": about.info["segment"], **described}),
+        "method": about.info.get("method", ""),
+        "replicate": about.info.get("replicate", 0),
+        "level": about.info.get("level", 0),
+        "density": about.mask.density,
+        "kept": about.mask.kept,
+        "task": task_told(about.task, parameters=about.parameters, prunable=about.mask.total),
+    }
+
+
+def _procedure_told(
+    rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int, settings: VerifySettings
+) -> dict[str, Any]:
+    """Of the record of a procedure: what was repeated, and the means of what it found."""
+    assert isinstance(rivals, ProcedureRivals)
+    described = {name: value for name, value in search.identity().items() if name not in ("replicates", "controls")}
+    return {
+        "name": _name({"procedure": described, "level": level, **vars(settings)}),
+        "method": search.method.name,
+        "settings": asdict(search.settings),
+        "recipe": asdict(search.recipe),
+        "level": level,
+        "density": rivals.kept / rivals.total,
+        "kept": rivals.kept,
+        "task": task_told(search.task, parameters=rivals.parameters("dense"), prunable=rivals.total),
+    }
+
+
+def _name(described: dict[str, Any]) -> str:
+    return f"verify-{digest_of(json.loads(json.dumps(described)))[:8]}"
+
+
+# -- which ticket of a run ---------------------------------------------------------------------------------------------
+
+
+def chosen_ticket(record: RunRecord, density: float | None = None) -> Point | None:
+    """A run's ticket to verify, of the first replicate that has one; None if no level looks like a winner.
+
+    Args:
+        density: of the level that is nearest; by default `sparsest_winner`, or where there is one level only, that one.
+
+    Raises:
+        UsageError: if the run has no tickets of about that density.
+    """
+    tickets = [one for one in record.points if one.role == TICKET]
+    if density is not None:
+        tickets = [one for one in tickets if one.level == nearest_level(record, density)]
+    elif winner := sparsest_winner(record):
+        return winner
+    levels = {one.level for one in tickets}
+    return min(tickets, key=lambda one: one.replicate) if len(levels) == 1 else None
+
+
+def nearest_level(record: RunRecord, density: float) -> int:
+    """The level whose tickets come nearest to a density.
+
+    Raises:
+        UsageError: if none comes within `CLOSE` of it.
+    """
+    tickets = [one for one in record.points if one.role == TICKET]
+    nearest = min(tickets, key=lambda one: abs(one.density - density), default=None)
+    if nearest is None or abs(nearest.density - density) > CLOSE * density:
+        raise UsageError(f"the run {record.name} has no tickets of density {density:g}; there are {_listed(record)}")
+    return nearest.level
+
+
+def _listed(record: RunRecord) -> str:
+    """The densities of a run's tickets."""
+    found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
+    return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
 
 
 def sparsest_winner(record: RunRecord) -> Point | None:

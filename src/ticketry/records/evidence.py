@@ -18,13 +18,13 @@ _ADVICE = "Make it again with the command that wrote it; what is in the store is
 
 
 class Network(Part, frozen=True):
-    """One role's networks of a verification, one a seed."""
+    """One role's networks of a verification, one a seed. Counts that differ between seeds are their mean."""
 
     role: Role
     values: tuple[Number, ...]
     """The test metric, by seed."""
     budget: Count | None = None
-    """Training steps of each."""
+    """Training steps of each since its initialisation."""
     parameters: Count | None = None
     """Weights that are not zero."""
     model: str = ""
@@ -63,18 +63,24 @@ class LeftOut(Part, frozen=True):
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):
-    """One ticket against the dense network and controls, over paired seeds."""
+    """One ticket, or those of a search that was repeated, against the dense network and controls, over paired seeds."""
 
     format: Literal[1] = FORMAT
     name: str
     run: str = ""
     """That saved the ticket; empty for one from elsewhere."""
     ticket: str = ""
-    """Its folder."""
+    """Its folder; of a procedure the ticket by which it was named, which no number here is of."""
     method: str = ""
-    replicate: Count
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of a procedure: those of the method."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Of a procedure."""
+    replicate: Count | None = None
+    """That found the ticket; None for a procedure."""
     level: Count
     density: Density
+    """Of a procedure the mean of its masks', like `kept`."""
     kept: Count | None = None
     task: Task
     resolution: Number | None = None

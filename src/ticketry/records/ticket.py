@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import Meta, Struct, field
 
 from ticketry.errors import StoreError, TicketError
-from ticketry.records.schema import Count, Part, fault, read
+from ticketry.records.schema import AtLeastOne, Count, Part, fault, read
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -80,6 +80,36 @@ class Retraining(Part, frozen=True, kw_only=True):
     replicate: Count = 0
     level: Count = 0
     search_steps: Count | None = None
+
+
+class Searched(Part, frozen=True):
+    """The search as it was asked for, where the ticket's own entries do not tell it. Tickets of before lack it."""
+
+    replicates: AtLeastOne
+    recipe: dict[str, Any] | None = None
+    """Where the ticket's is another, as of a budget."""
+    task: Request | None = None
+    """Where each replicate had its own, such as a split."""
+
+
+class Ready(Part, frozen=True):
+    """What the ticket became after its search; `of` is the mask that it had then."""
+
+    of: str = ""
+
+
+class Repeating(Part, frozen=True, kw_only=True):
+    """All that a ticket has to tell for its search to be repeated."""
+
+    task: AskedTask
+    method: str
+    settings: dict[str, Any]
+    recipe: dict[str, Any]
+    seeds: Seeds
+    replicate: Count
+    level: AtLeastOne
+    search: Searched | None = None
+    structure: Ready = Ready()
 
 
 class Asked(Part, frozen=True):

@@ -9,6 +9,9 @@ from msgspec import Meta
 from ticketry.records.display import answers_text, verdict_table
 from ticketry.records.schema import Count, Density, Number, Part, Role, fault
 
+About = Literal["ticket", "procedure"]
+"""What a verdict is about: one mask with its start, or a method with its settings, the whole search repeated."""
+_About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"})]
 VERDICTS = ("wins", "matches", "loses", "undecided")
 ANSWERS = ("yes", "no", "undecided")
 _Answer = Annotated[Literal["yes", "no", "undecided"], Meta(extra={"problem": f"not one of {', '.join(ANSWERS)}"})]
@@ -91,8 +94,10 @@ class LongerDifference(Difference, frozen=True):
 
 
 class Judgement(Part, frozen=True, kw_only=True):
-    """What the paired differences of one level, or of one ticket, show."""
+    """What the paired differences of one level, of one ticket, or of a repeated search show."""
 
+    about: _About = "ticket"
+    """What is claimed of. Records of before 2026-11-22 do not say it: then verifications are of tickets."""
     verdict: Annotated[
         Literal["wins", "matches", "loses", "undecided"], Meta(extra={"problem": f"not one of {', '.join(VERDICTS)}"})
     ]
@@ -129,6 +134,11 @@ class Judgement(Part, frozen=True, kw_only=True):
             fault("interval", _NO_INTERVAL)
 
     @property
+    def claims_of(self) -> str:
+        """What the verdict is about, in words: this ticket or this procedure."""
+        return f"this {self.about}"
+
+    @property
     def answers(self) -> str:
         """Both answers in words; empty in records that have none."""
         return answers_text(
@@ -146,7 +156,7 @@ class Judgement(Part, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         rows = [(each.role, each.mean, each.low, each.high, each.p) for each in self.comparisons]
         return verdict_table(
-            self.verdict,
+            f"{self.claims_of}: {self.verdict}",
             claim=self.claim,
             margin=self.margin,
             confidence=self.confidence,
@@ -157,8 +167,9 @@ class Judgement(Part, frozen=True, kw_only=True):
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):
-    """The judgement of one level of a run."""
+    """The judgement of one level of a run: over its replicates, and so about its procedure."""
 
+    about: _About = "procedure"
     level: Count
     density: Density
     p_holm: Number | None = None

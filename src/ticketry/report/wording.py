@@ -24,7 +24,10 @@ _ROLES = {
     "random_prune": "random pruning",
     "cyclic": "cyclic training",
     "cyclic_random": "cyclic training, random masks",
+    "uniform": "random masks, uniform",
+    "erk": "random masks, ERK",
     "small_dense": "small dense network",
+    "dense_by_recipe": "dense, by the recipe",
     "dense_at_cost": "dense, at the whole cost",
     "dense_at_flops": "dense, at the same FLOPs",
 }

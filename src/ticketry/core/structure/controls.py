@@ -23,13 +23,18 @@ from ticketry.core.structure.shrinking.selection import (
 )
 
 
-def random_mask(like: Mask, seed: int) -> Mask:
-    """A random mask with as many weights over the whole scope as `like`; no layer is left empty."""
+def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
+    """A random mask with as many weights over the whole scope as `like`; no layer is left empty.
+
+    Args:
+        distribution: of these weights over the layers: ``global`` (as chance has it), ``uniform`` or ``erk``, see
+            `core.allocate`.
+    """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
         for index, (name, shape) in enumerate(like.shapes.items())
     }
-    return allocate(scores, like.density, collapse="keep")
+    return allocate(scores, like.density, distribution=distribution, collapse="keep")
 
 
 def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None) -> Mask:

@@ -263,7 +263,7 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_told(one, "level density verdict as_good_as_dense better_than_controls"),
+            **_told(one, "about level density verdict as_good_as_dense better_than_controls"),
             "not_beaten": "; ".join(one.not_beaten),
             **_told(one, "claim margin confidence n difference"),
             **_ends("low high", one.interval),
@@ -282,7 +282,7 @@ def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
     """Every difference of every verification: ticket minus the network named in `role`."""
     return [
         {
-            **_told(verify, "verify=name run replicate level density verdict as_good_as_dense"),
+            **_told(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
             **_told(verify, "better_than_controls claim margin confidence n"),
             **_told(row, "role mean low high p"),
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from typing_extensions import Self
 
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
@@ -36,6 +38,10 @@ class Targets(Sparing, Budgeted):
     def tickets(self) -> int:
         """How many tickets a replicate will find."""
         return len(self.targets)
+
+    def only(self, level: int) -> Self:
+        """The settings that find the ticket of this level alone: the same one, for each density has its own search."""
+        return replace(self, density=(self.targets[level - 1],), sparsity=())
 
 
 @dataclass(frozen=True, kw_only=True)

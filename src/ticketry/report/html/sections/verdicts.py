@@ -1,4 +1,4 @@
-"""Verdicts: of a run level by level, and of one ticket, with the numbers that they rest on."""
+"""Verdicts: of a run level by level, of one ticket or of a repeated search, with the numbers that they rest on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import DENSE
 from ticketry.records.schema import as_json
-from ticketry.records.verdict import Judgement, LevelVerdict
+from ticketry.records.verdict import About, Judgement, LevelVerdict
 from ticketry.report.figures import FOREST, SEEDS, Drawing
 from ticketry.report.html.blocks import (
     Byline,
@@ -117,36 +117,39 @@ def _verdicts_caption(results: Results, first: LevelVerdict) -> str:
         f"Claim: {first.claim}; margin {first.margin:.4g}{unit}; confidence {percent(first.confidence, 0)} %. The "
         f"verdict rests on p after Holm's correction for the {len(results.run.verdicts)} levels. It wins where it is "
         "as good as dense (worse by less than the margin) and better than every control, matches where it is as good "
-        "as dense, and loses where it is shown not to be. A verdict is about the method at that density: what its "
-        "next ticket will do."
+        "as dense, and loses where it is shown not to be. "
+        f"It is about {first.claims_of}, the search with its settings at that density: what its next ticket will do."
     )
     if first.beside:
         text += " Shown only: networks trained for as long as the whole search, that no verdict rests on."
     return text
 
 
-# -- of one ticket -----------------------------------------------------------------------------------------------------
+# -- of one ticket, or of a repeated search ----------------------------------------------------------------------------
 
 
 def verify_section(verify: VerifyRecord, drawings: Mapping[str, Drawing], place: Place) -> Section:
     """Verdict, differences, seeds, budgets, and what was left out and why."""
     style = seed_style(verify)
-    facts = [f"{verify.task.model} on {verify.task.name}", verify.method, f"replicate {verify.replicate}"]
+    which = "" if verify.replicate is None else f"replicate {verify.replicate}"
+    facts = [f"{verify.task.model} on {verify.task.name}", verify.method, which]
     label = metric_label(verify.task.metric)
     differences = (
         f"Mean differences in test {label} over paired seeds, with their two-sided {percent(verify.confidence, 0)} % "
         "intervals; to the right of 0 the ticket is better. Shaded: worse by less than the margin of "
-        f"{style.number(verify.margin)}, which still counts as equally good. Hollow: the ticket minus itself under "
-        "other seeds, what no difference looks like. "
+        f"{style.number(verify.margin)}, which still counts as equally good. "
     )
+    if verify.noise is not None:
+        differences += "Hollow: the ticket minus itself under other seeds, what no difference looks like. "
     values = f"Test {label} of every network trained; to the right: mean ± sd. "
     left_out = [(role_name(one.role), one.why, "") for one in verify.left_out]
     return Section(
         place.id("verification"),
-        f"Verification: ticket of level {verify.level}, {percent(verify.density)} % of the weights",
+        f"Verification of {verify.claims_of}: level {verify.level}, {percent(verify.density)} % of the weights",
         [
             Byline([fact for fact in facts if fact], verify.run or verify.ticket),
             Text(_sentence(verify, style), "lead", chip=verify.verdict),
+            Text(_CLAIMS[verify.about], "remark"),
             Items(verify.reasons) if verify.reasons else None,
             Facts(_facts(verify, style)),
             _assumed(verify, style, place),
@@ -160,12 +163,20 @@ def verify_section(verify: VerifyRecord, drawings: Mapping[str, Drawing], place:
     )
 
 
+_CLAIMS: dict[About, str] = {
+    "ticket": "The verdict is about this ticket: its mask and its start, trained again with other orders of the data.",
+    "procedure": "The verdict is about this procedure: the whole search with its settings, repeated from fresh seeds. "
+    "No replicate of the run is among them, for the settings may have been chosen by those.",
+}
+
+
 def _sentence(verify: VerifyRecord, style: Style) -> str:
     metric = verify.task.metric
     interval = f" ({style.interval(verify.interval)})" if verify.interval else ""
     side = "better" if verify.difference >= 0 else "worse"
+    whose = "the ticket's" if verify.about == "ticket" else "its tickets'"
     return (
-        f"Over {verify.n} paired seeds the ticket's test {metric.words} is "
+        f"Over {verify.n} paired seeds {whose} test {metric.words} is "
         f"{style.number(abs(verify.difference))}{points(metric)} {side} than the dense network's{interval}."
     )
 
@@ -194,7 +205,7 @@ def _facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
         (f"Claim: {verify.claim}", p_value(verify.p), f"at {percent(verify.confidence, 0)} % confidence"),
         ("Seeds", str(verify.n), analyses),
         ("Likely more seeds", seeds_text(verify), "to decide with a probability of 80 %"),
-        ("Noise floor (A/A)", number, remark),
+        *([("Noise floor (A/A)", number, remark)] if verify.about == "ticket" else []),
     ]
 
 
@@ -243,5 +254,9 @@ def _budgets(verify: VerifyRecord, style: Style, place: Place) -> Table | None:
         for role, values, steps, parameters, note in told
     ]
     head = ["network", f"test {metric_label(verify.task.metric)}", "n", "steps each", "weights not 0", ""]
-    caption = "What each network was given. Those compared have the same number of training steps."
+    caption = (
+        "What each network was given; counts are means over seeds. Those compared have equally many training steps"
+    )
+    even = len({one.budget for one in verify.networks}) == 1
+    caption += "." if even else ", but for the dense one."
     return Table(place.id("table-budgets"), caption, head, rows, "budgets") if rows else None

@@ -1,0 +1,93 @@
+"""The search behind a ticket, as it can be repeated: from what the ticket tells, within what its user trusts."""
+
+from __future__ import annotations
+
+from msgspec import convert, structs
+
+from ticketry.core.ticket.ticket import Ticket
+from ticketry.errors import TicketError, UsageError
+from ticketry.evidence.asked_task import made_task, name_of
+from ticketry.evidence.procedure import Procedure
+from ticketry.evidence.ticket_under_test import check_task
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.run_file import check_trust
+from ticketry.lab.lab import Lab
+from ticketry.lab.search_result import Seeds
+from ticketry.records.ticket import Repeating, read_info
+from ticketry.search import METHODS
+from ticketry.search import method as method_called
+from ticketry.search.common.densities import Targets
+from ticketry.search.gating.settings import GateSettings
+from ticketry.tasks.catalogue import of_replicate
+from ticketry.tasks.file_requests import refused
+from ticketry.tasks.recipe import recipe_from
+from ticketry.tasks.task import Task
+
+_ENTRIES = ("task", "method", "settings", "recipe", "seeds", "level")
+
+
+def search_of(ticket: Ticket, task: Task | None = None, *, trust: bool = False) -> SearchRequest:
+    """The search that found a ticket, without its controls.
+
+    Args:
+        task: of the ticket, where it cannot be made by the name that is written in it.
+        trust: whether a user has allowed whatever the ticket names: its method, settings and task.
+
+    Raises:
+        TicketError: if the ticket does not tell its search, or is of another task.
+        TrustError: if it names what is not built in.
+        UsageError: if a repeated search would not make it: its mask was given a structure afterwards.
+    """
+    of = name_of(ticket)
+    if missing := [name for name in _ENTRIES if name not in ticket.info]:
+        raise TicketError(f"{of} does not tell its {', '.join(missing)}, so that its search cannot be repeated")
+    told = read_info(Repeating, ticket.info, of)
+    if told.structure.of:
+        raise UsageError(
+            f"{of} was given its structure after its search, which a repeated search would not do: search with"
+            " --structure, and verify that run"
+        )
+    if told.search is None and told.settings.get("budget"):
+        raise TicketError(
+            f"{of} was saved by an older ticketry, and does not tell the recipe that its budget has changed: carry its"
+            " run out again (ticketry search --config run.toml), which trains nothing anew"
+        )
+    if not trust:
+        if METHODS.is_outside(told.method):
+            raise refused("search method", told.method, of)
+        check_trust({"settings": told.settings}, (), of=of)
+    method, searched = method_called(told.method), told.search
+    task = task or made_task(ticket, request=searched.task if searched else None, trust=trust)
+    check_task(of_replicate(task, told.replicate), told.task)
+    return SearchRequest(
+        method=method,
+        task=task,
+        settings=settings_of(told.settings, method.Settings, what=f"the search of {of}")[0],
+        recipe=recipe_from((searched and searched.recipe) or told.recipe),
+        replicates=searched.replicates if searched else told.replicate + 1,
+        seeds=convert(structs.asdict(told.seeds), Seeds).replicate(-told.replicate),
+    )
+
+
+def procedure_of(lab: Lab, search: SearchRequest, level: int) -> Procedure:
+    """A search as a procedure under test, which finds the tickets of a level.
+
+    Of data with several splits its replicates have those that the run has not had.
+    """
+    settings = search.settings
+    wanted: int | None = level
+    if isinstance(settings, Targets):
+        settings, wanted = settings.only(level), 1
+    elif isinstance(settings, GateSettings) and settings.target is not None:
+        wanted = None  # as many rounds as it takes to come to the density
+    return Procedure(
+        lab=lab,
+        search=search.method.search,
+        task_of=lambda number: search.task_of(search.replicates + number),
+        settings=settings,
+        recipe=search.recipe,
+        level=wanted,
+        seeds=search.seeds,
+        bounded=bool(getattr(settings, "budget", "")),
+    )
