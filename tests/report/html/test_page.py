@@ -304,7 +304,8 @@ def test_why_there_is_no_verdict(make_record):
 def test_a_verification_tells_everything(make_record, make_verify):
     text = "".join(_Reader(_page(make_record(levels=1), [make_verify()])).text).replace("\N{NO-BREAK SPACE}", " ")
     for part in (
-        "Verification: ticket of level 8, 16.8 % of the weights",
+        "Verification of this ticket: level 8, 16.8 % of the weights",
+        "The verdict is about this ticket: its mask and its start",
         "Over 7 paired seeds the ticket's test accuracy is",
         "interim analyses planned at 3, 5, 7, 10 seeds",
         "the same ticket, other seeds; sd of 3 differences",
