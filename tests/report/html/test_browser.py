@@ -39,9 +39,12 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(
-    scope="module", params=["three layers", "fifty layers", "no controls", "in progress", "perplexity", "everything"]
-)
+_SLOW = pytest.mark.slow
+_REPORTS = ["fifty layers", "everything"]
+_MORE_REPORTS = ["three layers", "no controls", "in progress", "perplexity"]
+
+
+@pytest.fixture(scope="module", params=[*_REPORTS, *(pytest.param(name, marks=_SLOW) for name in _MORE_REPORTS)])
 def report(
     request, tmp_path_factory, make_record, many_layers, partial_record, full_record, make_verify, make_stability
 ):
@@ -84,13 +87,20 @@ def _open(browser, path, width=1400, scheme="light"):
     return page, heard, [url for url in asked if not url.startswith("data:image/png;")]
 
 
-_WINDOWS = [(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")]
+_WINDOWS = [
+    pytest.param(width, scheme, id=f"{width}-{scheme}", marks=marks)
+    for width, scheme, marks in [
+        (400, "light", ()),
+        (1400, "dark", ()),
+        (400, "dark", _SLOW),
+        (1400, "light", _SLOW),
+    ]
+]
 
 
-@pytest.fixture(params=_WINDOWS, ids=str)
-def opened(request, browser, report):
+@pytest.fixture
+def opened(browser, report, width, scheme):
     """The page, its details open; at the end it has said nothing and asked for nothing but itself."""
-    width, scheme = request.param
     page, heard, asked = _open(browser, report, width, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     yield page, width, scheme
@@ -99,6 +109,7 @@ def opened(request, browser, report):
     assert asked == [report.as_uri()]
 
 
+@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
 def test_it_can_be_seen_and_fits(opened):
     page, width, scheme = opened
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -125,14 +136,14 @@ def _assert_nothing_touches(page, width):
         assert found["outside"] == []
 
 
+@pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
 def test_no_text_of_a_figure_touches_another(opened):
     page, width, _ = opened
     _assert_nothing_touches(page, width)
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"),
-    [pytest.param(*window, marks=[pytest.mark.slow] if window[1] == "dark" else []) for window in _WINDOWS],
+    ("width", "scheme"), [_WINDOWS[0], *(pytest.param(*one.values, marks=_SLOW) for one in _WINDOWS[1:])]
 )
 def test_a_comparison_of_a_thousand_networks_fits(browser, comparison, width, scheme):
     path, count = comparison

@@ -135,7 +135,7 @@ def _poisoned_run(record):
     return poisoned
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_hostile_text_stays_text(full_record, rewind_runs, make_verify, make_stability, make_bench, several):
     records = [full_record, rewind_runs[0]] if several else [full_record]
     evidence = [make_verify(), make_stability(), make_bench(), make_bench(curves=True)]
@@ -147,7 +147,9 @@ def test_hostile_text_stays_text(full_record, rewind_runs, make_verify, make_sta
     assert "<script>alert(1)</script>" in "".join(page.text)
 
 
-@pytest.mark.parametrize("what", ["no levels", "one level", "many levels", "everything"])
+@pytest.mark.parametrize(
+    "what", ["no levels", pytest.param("one level", marks=pytest.mark.slow), "many levels", "everything"]
+)
 def test_nothing_is_loaded_and_only_the_own_script_runs(make_record, full_record, make_verify, make_stability, what):
     if what == "everything":
         page = _page(full_record, [make_verify(), make_stability()])
@@ -179,7 +181,7 @@ def test_nothing_is_loaded_and_only_the_own_script_runs(make_record, full_record
     assert not re.search(r"\beval\b|Function\(|innerHTML|fetch\(|XMLHttpRequest|import\(", scripts[0])
 
 
-@pytest.mark.parametrize("what", ["one run", "everything", "several runs"])
+@pytest.mark.parametrize("what", ["one run", "everything", pytest.param("several runs", marks=pytest.mark.slow)])
 def test_links_within_the_page_lead_somewhere_and_ids_are_unique(
     make_record, full_record, rewind_runs, make_verify, make_stability, make_bench, what
 ):
