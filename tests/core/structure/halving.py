@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 import ticketry as tk
+from ticketry.core.structure.dependencies.channel_groups import Structure
 
 
 def example(*shape: int) -> Tensor:
@@ -43,10 +44,53 @@ def difference(model: nn.Module, small: nn.Module, mask: tk.Mask, inputs: Any, *
         torch.manual_seed(1)
         with torch.no_grad():
             outputs = network(*tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs))
-        found.append([value for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)])
+        found.append(tensors(outputs))
     apart = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(*found, strict=True)]
     assert all(a.shape == b.shape for a, b in zip(*found, strict=True))
     return max(apart)
+
+
+def halved(model: nn.Module, structure: Structure) -> tk.Mask:
+    """A mask at the density of half of the channels of each group that can lose any."""
+    groups = [group for group in structure.groups if group.prunable]
+    coupled = {member.name for group in groups for member in group.parameters}
+    every_second = without(model, groups)
+    counted = tk.Mask({name: every_second[name] for name in every_second if name in coupled | set(tk.scope(model))})
+    return tk.structure.channels(model, lambda: structure, counted.density, distribution="uniform")
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    plain = dict(outputs) if isinstance(outputs, dict) else outputs
+    return [leaf for leaf in tree_flatten(plain)[0] if isinstance(leaf, Tensor)]
+
+
+def gradients(network: nn.Module, x: Tensor, *, training: bool = True) -> dict[str, Tensor]:
+    """Name of a parameter -> its gradient, of a loss that all outputs are in."""
+    kind = next(network.parameters()).dtype
+    torch.manual_seed(1)
+    outputs = tensors(network.train(training)(x.to(kind) if x.is_floating_point() else x))
+    torch.stack([value.square().mean() for value in outputs if value.is_floating_point()]).sum().backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def gradients_apart(
+    model: nn.Module, small: nn.Module, mask: tk.Mask, plan: tk.structure.ShrinkPlan, x: Tensor, *, training: bool
+) -> tuple[float, str]:
+    """In float64, of each weight that is left, relative to the largest of its parameter; and the furthest parameter.
+
+    A largest below a thousandth of that of all parameters counts as that: the gradient of a shift before a norm, or of
+    keys in attention, is 0 but for rounding.
+    """
+    wanted = gradients(mask.apply_(copy.deepcopy(model)).double(), x, training=training)
+    found = gradients(copy.deepcopy(small).double(), x, training=training)
+    assert found.keys() == wanted.keys()
+    least = 1e-3 * max(float(gradient.abs().max()) for gradient in found.values())
+    apart = {}
+    for name, gradient in found.items():
+        expected = plan.cut(name, wanted[name])
+        apart[name] = float((gradient - expected).abs().max()) / max(float(expected.abs().max()), least)
+    furthest = max(apart, key=lambda name: apart[name])
+    return apart[furthest], furthest
 
 
 def check(model: nn.Module, x: Any, mask: tk.Mask, **options: Any) -> nn.Module:

@@ -243,3 +243,23 @@ def test_a_plan_sets_numbers_alone() -> None:
         hostile = tk.structure.ShrinkPlan(plan.shapes, plan.kept, {"": {name: 1}})
         with pytest.raises(StructureError, match=f"a number '{name}' of the module ''"):
             tk.structure.rebuild(model, hostile)
+
+
+class _Attends(nn.Module):
+    """Attention whose values lie in another order than the fused kernel takes, so that it runs as products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_all, self.out = nn.Linear(6, 3 * 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_all(x).transpose(1, 2).reshape(len(x), 1, 24, -1).transpose(2, 3).chunk(3, 3)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1))
+
+
+def test_a_scale_from_a_width_is_seen_where_attention_runs_as_products() -> None:
+    """Even where weights are so small that hardly anything comes of the scale."""
+    model = _Attends()
+    with torch.no_grad():
+        model.to_all.weight[:16] *= 1e-4
+    assert "scales its scores by the width" in groups_of(model, example(2, 5, 6))["to_all"].reason

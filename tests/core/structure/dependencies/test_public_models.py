@@ -9,18 +9,17 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 import ticketry as tk
+from ticketry.core.structure.shrinking.removal_trial import tried_structure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from halving import difference, without
+from halving import difference, gradients, gradients_apart, halved, tensors
 from public_models import NAMES, build, inputs, settled
 
 QUICK = ("torchvision:mobilenet_v3_large", "timm:vit_tiny_patch16_224", "u-net", "tagger", "encoder")
@@ -33,24 +32,15 @@ SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
 ALL = [pytest.param(name, marks=() if name in QUICK else SLOW) for name in NAMES]
 
 
-def tensors(outputs: Any) -> list[Tensor]:
-    plain = dict(outputs) if isinstance(outputs, dict) else outputs
-    return [leaf for leaf in tree_flatten(plain)[0] if isinstance(leaf, Tensor)]
-
-
-def halved(name: str) -> tuple[nn.Module, Tensor, tk.Mask]:
-    """A network, two inputs, and a mask at the density of half of the channels of each group that can lose any."""
+def made(name: str) -> tuple[nn.Module, Tensor, tk.Mask]:
+    """A network, two inputs, and a mask of half of its channels."""
     model, x = settled(build(name)), inputs(name)
-    groups = [group for group in tk.structure.channel_groups(model, x) if group.prunable]
-    coupled = {member.name for group in groups for member in group.parameters}
-    every_second = without(model, groups)
-    counted = tk.Mask({name: every_second[name] for name in every_second if name in coupled | set(tk.scope(model))})
-    return model, x, tk.structure.channels(model, x, counted.density, distribution="uniform")
+    return model, x, halved(model, tried_structure(model, x))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_half_of_the_channels(name: str, tmp_path: Path) -> None:
-    model, x, mask = halved(name)
+    model, x, mask = made(name)
     plan = tk.structure.shrink_plan(model, mask, x)
     small = tk.structure.rebuild(model, plan)
     for training in (False, True):
@@ -64,25 +54,11 @@ def test_half_of_the_channels(name: str, tmp_path: Path) -> None:
 
 def _trains(model: nn.Module, mask: tk.Mask, small: nn.Module, plan: tk.structure.ShrinkPlan, x: Tensor) -> None:
     """Each weight that is left has the gradient that it has in the masked network, in float64; most have one."""
-    wanted = _gradients(mask.apply_(copy.deepcopy(model)).double(), x)
-    found = _gradients(copy.deepcopy(small).double(), x)
-    assert found.keys() == wanted.keys()
-    largest = max(float(gradient.abs().max()) for gradient in found.values())
-    floor = 1e-12 * largest  # what is less is 0 but for rounding: of a shift before a norm, of the keys' in attention
-    for name, gradient in found.items():
-        expected = plan.cut(name, wanted[name])
-        assert float((gradient - expected).abs().max()) <= 1e-7 * float(expected.abs().max()) + floor, name
+    assert gradients_apart(model, small, mask, plan, x, training=True)[0] <= 1e-7
+    found = gradients(copy.deepcopy(small).double(), x)
+    floor = 1e-12 * max(float(gradient.abs().max()) for gradient in found.values())
     assert sum(float(gradient.abs().max()) > floor for gradient in found.values()) > 0.7 * len(list(small.parameters()))
-    assert all(bool(gradient.isfinite().all()) for gradient in _gradients(copy.deepcopy(small), x).values())
-
-
-def _gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Name of a parameter -> its gradient in training mode, of a loss that all outputs are in."""
-    kind = next(network.parameters()).dtype
-    torch.manual_seed(1)
-    outputs = tensors(network.train()(x.to(kind) if x.is_floating_point() else x))
-    torch.stack([value.square().mean() for value in outputs if value.is_floating_point()]).sum().backward()
-    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(copy.deepcopy(small), x).values())
 
 
 def _is_saved(name: str, small: nn.Module, plan: tk.structure.ShrinkPlan, x: Tensor, folder: Path) -> None:
@@ -109,6 +85,7 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, load_model
 import ticketry as tk
+from ticketry.core.structure.shrinking.removal_trial import tried_structure
 from core.structure.public_models import build, inputs
 for folder in map(Path, sys.argv[1:]):
     name = (folder / "name").read_text()
@@ -125,7 +102,7 @@ def test_saved_and_made_again_in_another_process(tmp_path: Path) -> None:
     """Bit for bit, from a file of weights, a plan, and the library's own function."""
     folders = []
     for name in ("torchvision:shufflenet_v2_x1_0", "torchvision:resnext50_32x4d", "timm:vit_tiny_patch16_224", "u-net"):
-        model, x, mask = halved(name)
+        model, x, mask = made(name)
         plan = tk.structure.shrink_plan(model, mask, x)
         small = tk.structure.rebuild(model, plan)
         folders.append(folder := tmp_path / str(len(folders)))

@@ -95,7 +95,7 @@ STAYING: dict[str, tuple[Operation, int, str]] = {
     "attention of one head, written out by torch": (
         lambda x: F.scaled_dot_product_attention(*[x.flatten(2).mT] * 3).mT.unflatten(2, (8, 8)),
         12,
-        "not the same without its channels: its outputs differ",
+        "scales its scores by the width",
     ),
     "number of positive channels": (
         lambda x: x / (1 + torch.linalg.vector_norm(x, ord=0, dim=1, keepdim=True)),

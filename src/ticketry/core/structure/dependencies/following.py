@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -130,6 +131,7 @@ def _run(found: Trace, arguments: Arguments, *, training: bool) -> None:
         exits.callback(register_module_forward_hook(leave, always_call=True).remove)
         exits.enter_context(plain_operations())
         exits.enter_context(_Watch(found))
+        exits.enter_context(_WatchAttention(found))
         outputs = run_model(found.model, arguments)
     found.stack.clear()
     for value in outputs:
@@ -190,6 +192,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = rule(t, call)
         t.provenance.computed(tensors, outputs_of(result))
         return result
+
+
+class _WatchAttention(TorchFunctionMode):
+    """Sees attention that takes its scale from a width, also where it runs as products and a softmax."""
+
+    def __init__(self, found: Trace) -> None:
+        super().__init__()
+        self._trace = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention and named.get("scale") is None:
+            query, key = (*args, *(named[name] for name in ("query", "key") if name in named))[:2]
+            rules_layer.freeze_scaled(self._trace, self._trace.book.get(query), self._trace.book.get(key))
+        return func(*args, **named)
 
 
 def _unused(found: Trace) -> list[str]:

@@ -55,9 +55,12 @@ def twin_of(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return twin.requires_grad_(False)
 
 
-def copied(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
-    """A deep copy in which some parameters and buffers (by `id`) are others: `tensors`, which are not copied."""
-    memo: dict[int, Any] = {}
+def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
+    """A deep copy in which some parameters and buffers (by `id`) are others: `tensors`, which are not copied.
+
+    Nor are the modules (by `id`) that are `shared`.
+    """
+    memo: dict[int, Any] = dict(shared or {})
     for tensor in _tensors(model):
         new = tensors.get(id(tensor))
         if new is not None and isinstance(tensor, nn.Parameter) and not isinstance(new, nn.Parameter):
@@ -69,7 +72,9 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy`, several times as fast for modules that leave their copying to it and hold plain values."""
-    if id(module) in memo or not _plainly_copied(type(module)):
+    if id(module) in memo:
+        return memo[id(module)]  # type: ignore[no-any-return]
+    if not _plainly_copied(type(module)):
         found: nn.Module = copy.deepcopy(module, memo)
         return found
     twin = memo[id(module)] = type(module).__new__(type(module))
@@ -79,6 +84,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif name == "_modules":
             children = {local: child if child is None else _copied(child, memo) for local, child in value.items()}
             twin.__dict__[name] = type(value)(children)
+        elif isinstance(value, Tensor) and not value.is_leaf:  # a computed weight, which deepcopy refuses
+            twin.__dict__[name] = memo[id(value)] = value.detach().clone()
         elif type(value) in (dict, OrderedDict) and not value:
             twin.__dict__[name] = type(value)()
         else:

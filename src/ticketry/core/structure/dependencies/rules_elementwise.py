@@ -128,14 +128,15 @@ def reduction(t: Trace, call: Call) -> Any:
         keeps = output.dim() == tensor.dim()
         order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
         axes_out = axes.take(order)
-        if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm"):
+        if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm"):
             axes_out.zero = [False] * len(order)
         t.book.set(output, axes_out if len(order) == output.dim() else Axes.plain(output.dim()))
     return result
 
 
 def _sums(call: Call) -> bool:
-    return call.name == "sum" or (call.name == "linalg_vector_norm" and float(call.argument("ord")) > 0)
+    power = {"linalg_vector_norm": call.argument("ord"), "norm": call.argument("p")}
+    return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
 
 
 def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
@@ -163,7 +164,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), like),
     **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), overwritten),
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), reduction),
-    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm"), reduction),
+    **dict.fromkeys(("argmax", "argmin", "var_mean", "linalg_vector_norm", "norm"), reduction),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("lift_fresh", "arange", "scalar_tensor", "linspace", "eye"), unlabelled),
 }

@@ -179,6 +179,24 @@ def layer_norm(t: Trace, call: Call) -> Any:
     return result
 
 
+def weight_norm(t: Trace, call: Call) -> Any:
+    """A weight g v / |v|, with one norm for each index of a dimension, to which the other dimensions are summed up."""
+    v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
+    for d, ids in enumerate(v.labels):
+        if d == call.argument("dim"):
+            v.labels[d] = t.join(ids, g.labels[d])
+            t.freeze(
+                v.labels[d],
+                "weight_norm divides by its norm, which is 0 without it: make the weight a parameter first"
+                " (torch.nn.utils.parametrize.remove_parametrizations)",
+            )
+        elif not v.zero[d]:
+            t.freeze(ids, f"{call.func} sums over it")
+    result = call.run()
+    set_axes(t, outputs_of(result), v)
+    return result
+
+
 # -- pooling and resizing ---------------------------------------------------------------------------------------------
 
 
@@ -200,13 +218,18 @@ def spatial(t: Trace, call: Call) -> Any:
 # -- attention and embeddings -----------------------------------------------------------------------------------------
 
 
+def freeze_scaled(t: Trace, *several: Axes) -> None:
+    """Of query and key, where no scale is given."""
+    for axes in several:
+        t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+
+
 def attention(t: Trace, call: Call) -> Any:
     """Query, key and value [batch, heads, length, width]: the scores are scaled by the width of query and key, which
     stays unless the scale is given."""
     q, k, v = (t.book.get(call.argument(name)) for name in ("query", "key", "value"))
     if call.argument("scale") is None:
-        for axes in (q, k):
-            t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
+        freeze_scaled(t, q, k)
     contract(t, q, -1, k, -1)
     for axes in (q, k, v):
         t.freeze(axes.labels[-2], "attention runs over it")
@@ -266,5 +289,6 @@ RULES: dict[str, Rule] = {
     ),
     "native_group_norm": group_norm,
     "native_layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
     "embedding": embedding,
 }

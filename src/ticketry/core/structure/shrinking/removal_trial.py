@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.scope import SHOWN, named_parameters, unwrapped
+from ticketry.core.scope import SHOWN, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import Structure, structure_of
 from ticketry.core.structure.dependencies.model_copies import (
     Arguments,
@@ -29,9 +30,10 @@ from ticketry.core.structure.dependencies.model_copies import (
     sharing,
     twin_of,
 )
+from ticketry.core.structure.dependencies.partial_copies import PartialCopies
 from ticketry.core.structure.dependencies.trace import Site
 from ticketry.core.structure.shrinking.plan import ShrinkPlan, cut_tensors, module_name, resized
-from ticketry.core.structure.shrinking.selection import Flags, Removed, kept_indices, plan_for, shapes_of
+from ticketry.core.structure.shrinking.selection import Flags, Removed, Sizes, kept_indices
 from ticketry.errors import ControlFlowError, StructureError, UsageError
 
 TOLERANCE = 1e-6
@@ -75,7 +77,14 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[st
         choices |= others
         last = _Trial(scrambled, arguments, structure_of(twin, arguments, choices, spared)).settled()
         best = last if last.free > best.free else best
-    return best
+    return best if dtype == torch.float64 else _tried_exactly(best, scrambled, arguments)
+
+
+def _tried_exactly(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
+    """Once more in float64, where the model runs in it: float32 hides what changes outputs by little."""
+    exact = _Trial(twin_of(scrambled, torch.float64), arguments_of(arguments, torch.float64), structure)
+    problem = exact.problem([*exact.half])
+    return structure if problem is None or not problem.ran else exact.settled()
 
 
 def structure_around(
@@ -149,11 +158,25 @@ class _Trial:
     bad: dict[int, str] = field(default_factory=dict)
     """Position of a group -> why it stays."""
 
+    @cached_property
+    def half(self) -> dict[int, Flags]:
+        """Position of a group that is not known to stay -> half of its channels."""
+        draw = np.random.default_rng(0)
+        return {
+            position: _half(group.size, draw) for position, group in enumerate(self.structure.groups) if group.prunable
+        }
+
+    @cached_property
+    def copies(self) -> PartialCopies:
+        return PartialCopies(self.twin, self.arguments)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return Sizes.of(self.twin)
+
     def settled(self) -> Structure:
         """All groups together; where that fails, the others without those of the module that failed, or by halves."""
-        positions = [position for position, group in enumerate(self.structure.groups) if group.prunable]
-        draw = np.random.default_rng(0)
-        self.half = {position: _half(self.structure.groups[position].size, draw) for position in positions}
+        positions = list(self.half)
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
@@ -218,25 +241,30 @@ class _Trial:
     def problem(self, positions: Sequence[int]) -> Problem | None:
         """What is wrong with the model without half of the channels of these groups."""
         removed = {position: self.half[position] for position in positions}
-        plan = plan_for(self.twin, self.structure, removed)
-        masked = sharing(self.twin, _masked_tensors(self.twin, self.structure, removed))
-        return compare(masked, smaller(self.twin, plan), self.arguments)
+        plan = self.sizes.plan(self.structure, removed)
+        return compare(self._masked(removed), self._smaller(plan), self.arguments)
+
+    def _masked(self, removed: Removed) -> nn.Module:
+        """The model with zeros in place of these channels."""
+        masked: dict[int, Tensor] = {}
+        for (name, dim), stay in kept_indices(self.structure, self.sizes.shapes, removed).items():
+            whole = self.sizes.tensors[name]
+            if isinstance(whole, nn.Parameter):
+                tensor = masked.setdefault(id(whole), whole.detach().clone())
+                tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
+        return self.copies.copy(masked)
+
+    def _smaller(self, plan: ShrinkPlan) -> nn.Module:
+        """`rebuild` with all that stays whole shared."""
+        cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
+        counting = [module for name, module in self.sizes.modules if module_name(name) in plan.attributes]
+        return resized(self.copies.copy(cut, counting), plan)
 
 
 def _half(size: int, draw: np.random.Generator) -> Flags:
     flags = np.zeros(size, dtype=bool)
     flags[draw.permutation(size)[: max(size // 2, 1)]] = True
     return flags
-
-
-def _masked_tensors(twin: nn.Module, structure: Structure, removed: Removed) -> dict[int, Tensor]:
-    """`id` of each parameter that has some of the channels -> itself without them."""
-    parameters, masked = named_parameters(twin), dict[int, Tensor]()
-    for (name, dim), stay in kept_indices(structure, shapes_of(twin), removed).items():
-        if name in parameters:
-            tensor = masked.setdefault(id(parameters[name]), parameters[name].detach().clone())
-            tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
-    return masked
 
 
 def smaller(twin: nn.Module, plan: ShrinkPlan) -> nn.Module:

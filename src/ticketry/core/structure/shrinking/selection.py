@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, normal_name, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
@@ -62,40 +65,65 @@ def channel_mask(
 
 def plan_for(model: nn.Module, structure: Structure, removed: Removed) -> ShrinkPlan:
     """The plan that keeps all channels but the removed ones."""
-    shapes = shapes_of(model)
-    flags = kept_indices(structure, shapes, removed)
-    kept: Kept = {}
-    for (name, dim), stay in sorted(flags.items()):
-        kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(stay).tolist())
-    plan = ShrinkPlan({name: shapes[name] for name in kept}, kept, {})
-    return ShrinkPlan(plan.shapes, kept, _attributes(unwrapped(model), structure, removed, plan))
+    return Sizes.of(model).plan(structure, removed)
 
 
 # -- what modules know of their sizes ---------------------------------------------------------------------------------
 
 
-def _attributes(
-    model: nn.Module, structure: Structure, removed: Removed, plan: ShrinkPlan
-) -> dict[str, dict[str, int]]:
-    """module -> attribute -> value, of those that change."""
-    counted: dict[str, dict[str, int]] = {}
-    for entry in structure.counted:
-        stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
-        counted.setdefault(entry.module, {})[entry.attribute] = sum(stays)
-    first_names = {id(tensor): name for name, tensor in tensors_of(model).items()}
-    changed: dict[str, dict[str, int]] = {}
-    for name, module in model.named_modules():
+@dataclass(frozen=True)
+class Sizes:
+    """The tensors of a model and the modules that know of their sizes, looked up once for many plans."""
 
-        def shape(local: str, module: nn.Module = module) -> tuple[int, ...]:
-            tensor = getattr(module, local)
-            first = first_names.get(id(tensor), "")
-            return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
+    tensors: Mapping[str, Tensor]
+    modules: Sequence[tuple[str, nn.Module]]
+    behind: Mapping[tuple[int, str], Tensor]
+    """(`id` of a module, local name of a weight that it computes) -> the parameter of that shape behind it."""
 
-        values = _sizes(module, shape, counted.get(name, {}))
-        new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
-        if new:
-            changed[module_name(name)] = new
-    return changed
+    @classmethod
+    def of(cls, model: nn.Module) -> Sizes:
+        inner, behind = unwrapped(model), dict[tuple[int, str], Tensor]()
+        for computed in computed_weights(inner):
+            shape = computed.value().shape
+            behind |= {(id(computed.module), computed.local): one for one in computed.originals if one.shape == shape}
+        return cls(tensors_of(inner), list(inner.named_modules()), behind)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def _first_names(self) -> dict[int, str]:
+        return {id(tensor): name for name, tensor in self.tensors.items()}
+
+    def plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
+        """The plan that keeps all channels but the removed ones."""
+        kept: Kept = {}
+        for (name, dim), stay in sorted(kept_indices(structure, self.shapes, removed).items()):
+            kept.setdefault(name, {})[dim] = tuple(np.flatnonzero(stay).tolist())
+        plan = ShrinkPlan({name: self.shapes[name] for name in kept}, kept, {})
+        return ShrinkPlan(plan.shapes, kept, self._attributes(structure, removed, plan))
+
+    def _attributes(self, structure: Structure, removed: Removed, plan: ShrinkPlan) -> dict[str, dict[str, int]]:
+        """module -> attribute -> value, of those that change."""
+        counted: dict[str, dict[str, int]] = {}
+        for entry in structure.counted:
+            stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
+            counted.setdefault(entry.module, {})[entry.attribute] = sum(stays)
+        changed: dict[str, dict[str, int]] = {}
+        for name, module in self.modules:
+
+            def shape(local: str, module: nn.Module = module) -> tuple[int, ...]:
+                computed = self.behind.get((id(module), local), module._parameters.get(f"{local}_orig"))
+                tensor: Tensor = getattr(module, local) if computed is None else computed
+                first = self._first_names.get(id(tensor), "")
+                return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
+
+            values = _sizes(module, shape, counted.get(name, {}))
+            new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
+            if new:
+                changed[module_name(name)] = new
+        return changed
 
 
 def _sizes(module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: dict[str, int]) -> dict[str, int]:

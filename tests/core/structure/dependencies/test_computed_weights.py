@@ -1,0 +1,65 @@
+"""Channels around layers whose weight is computed: gone where that is exact, and else a reason that says what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import ticketry as tk
+from ticketry.errors import StructureError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from halving import check, example, groups_of, without
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+WRAPS: dict[str, Wrap] = {
+    "weight_norm": parametrizations.weight_norm,
+    "weight_norm of the whole": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "old weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+}
+
+
+def network(wrap: Wrap) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), wrap(nn.Conv2d(8, 6, 3, padding=1)), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6 * 36, 5)),
+    ).eval()
+
+
+@pytest.mark.parametrize("name", WRAPS)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_what_enters_a_computed_weight_goes(name: str) -> None:
+    model, x = network(WRAPS[name]), example(2, 3, 6, 6)
+    groups = groups_of(model, x)
+    assert groups["0"].prunable
+    with torch.no_grad():
+        model(x)  # for `check`: copy.deepcopy refuses the old weight_norm's weight with its history
+    small = check(model, x, without(model, groups.values()))
+    assert small[0].out_channels == small[3].in_channels == 4
+    rows = groups["3"]
+    assert rows.prunable == (small[3].out_channels == 3)
+    if name in ("weight_norm", "old weight_norm"):  # a row without weights has the norm 0, by which it is divided
+        assert "remove_parametrizations" in rows.reason
+
+
+def test_without_its_parametrisation_all_go() -> None:
+    model, x = network(parametrizations.weight_norm), example(2, 3, 6, 6)
+    torch.nn.utils.parametrize.remove_parametrizations(model[3], "weight")
+    assert groups_of(model, x)["3"].prunable
+
+
+def test_nothing_but_rows_of_weight_norm_is_an_error_that_says_what_to_do() -> None:
+    wrap = parametrizations.weight_norm
+    model = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), wrap(nn.Linear(6, 3)))
+    with pytest.raises(StructureError, match=r"divides by its norm.*remove_parametrizations"):
+        tk.structure.channels(model, example(2, 4), 0.5)
