@@ -1,0 +1,197 @@
+"""A repeated search against trainings written out by hand: pairs, budgets, and what controls keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.core.seeds import mix
+from ticketry.core.structure.controls import random_mask
+from ticketry.errors import UsageError
+from ticketry.evidence.comparisons import Rivals
+from ticketry.evidence.controls import control_mask
+from ticketry.evidence.procedure import Procedure
+from ticketry.evidence.settings import VerifySettings
+from ticketry.evidence.ticket_under_test import subject
+from ticketry.evidence.verification import Verification, verify_procedure
+from ticketry.lab.search_result import Seeds
+from ticketry.lab.training.segment import Result, Start
+
+TASK = tk.task("digits")
+TOTAL = 20
+RECIPE = TASK.recipe.changed(length=f"{TOTAL}it", schedule="multistep", milestones=("50%",))
+RUN = Seeds(4, 5, 6)
+LAYERS = {"fc1.weight": (300, 64), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
+TWO = VerifySettings(seeds=2, references=False)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tk.Lab]:
+    with tk.Lab(tmp_path_factory.mktemp("procedure") / "store") as made:
+        yield made
+
+
+def procedure(lab: tk.Lab, method: str, level: int | None = 1, bounded: bool = False, **settings: Any) -> Procedure:
+    chosen = tk.search.method(method)
+    return Procedure(
+        lab=lab,
+        search=chosen.search,
+        task_of=lambda number: TASK,
+        settings=chosen.Settings(**settings),
+        recipe=RECIPE,
+        level=level,
+        seeds=RUN,
+        bounded=bounded,
+    )
+
+
+def fresh(number: int) -> Seeds:
+    return Seeds.of(mix(4, 5, 6, "procedure", number))
+
+
+def accuracies(results: list[Result]) -> list[float]:
+    return [float(one.metrics["test"]["accuracy"]) for one in results]
+
+
+@pytest.fixture(scope="module")
+def oneshot(lab: tk.Lab) -> Verification:
+    """Cut at the end and fine-tuned for as long again: the ticket has two trainings behind it."""
+    return verify_procedure(procedure(lab, "oneshot", density=(0.1,)), TWO)
+
+
+def test_every_network_is_trained_as_it_says(lab: tk.Lab, oneshot: Verification) -> None:
+    longer = RECIPE.changed(length=f"{2 * TOTAL}it", milestones=("50%",))
+    made: dict[str, list[Result]] = {role: [] for role in ("ticket", "dense", "shuffled", "uniform", "erk")}
+    for number in range(2):
+        seeds = fresh(number)
+        settings = tk.search.oneshot.Settings(density=(0.1,))
+        ((dense, ticket),) = tk.search.oneshot(lab, TASK, settings, recipe=RECIPE, seeds=seeds)
+        assert ticket.mask is not None
+        mask = lab.store.get_mask(ticket.mask)
+        made["ticket"].append(ticket.result)
+        begun = {"start": seeds.initialisation, "order_seed": seeds.order, "recipe": longer}
+        made["dense"].append(lab.train(lab.segment(TASK, **begun)))
+        for role in ("uniform", "erk"):
+            drawn = random_mask(mask, mix(seeds.mask, role), role)
+            made[role].append(lab.train(lab.segment(TASK, mask=drawn, **begun)))
+        finetuned = lab.segment(
+            TASK,
+            start=Start(state=dense.result.model),
+            mask=control_mask("shuffled", mask, seeds),
+            first=TOTAL,
+            last=2 * TOTAL,
+            order_seed=seeds.order,
+            recipe=RECIPE,
+        )
+        made["shuffled"].append(lab.train(finetuned))
+    assert oneshot.values == {role: accuracies(results) for role, results in made.items()}
+    assert oneshot.budgets == dict.fromkeys(made, 2 * TOTAL)
+    assert (oneshot.about, oneshot.verdict.groups) == ("procedure", 2)
+
+
+def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: Verification) -> None:
+    used = {getattr(RUN.replicate(n), which) for n in range(1000) for which in ("initialisation", "order", "mask")}
+    begun = []
+    for number in range(2):
+        found = oneshot.compared.of_seed(number)
+        seeds = fresh(number)
+        assert not {seeds.initialisation, seeds.order, seeds.mask} & used
+        assert all(one.result.segment.order_seed == seeds.order for one in found.values())
+        from_seed = {
+            role: one.result.segment.start.seed for role, one in found.items() if role not in ("ticket", "shuffled")
+        }
+        assert from_seed == dict.fromkeys(("dense", "uniform", "erk"), seeds.initialisation)
+        assert found["ticket"].result.segment.start == found["shuffled"].result.segment.start
+        begun.append(seeds.initialisation)
+    assert len(set(begun)) == 2
+
+
+def test_controls_keep_what_they_say(lab: tk.Lab, oneshot: Verification) -> None:
+    """Layer by layer, against the formulas; all of them as many weights as the ticket."""
+    found = oneshot.compared.of_seed(0)
+    masks = {role: lab.store.get_mask(str(one.result.segment.mask)) for role, one in found.items() if role != "dense"}
+    kept = {role: {layer.name: layer.kept for layer in mask.table()} for role, mask in masks.items()}
+    total = sum(a * b for a, b in LAYERS.values())
+    assert {mask.kept for mask in masks.values()} == {round(0.1 * total)}
+    assert kept["shuffled"] == kept["ticket"]
+    assert masks["shuffled"].overlap(masks["ticket"]) < 0.3
+    sides = sum(a + b for a, b in LAYERS.values())
+    for name, (a, b) in LAYERS.items():
+        assert abs(kept["uniform"][name] - 0.1 * a * b) <= 1
+        assert abs(kept["erk"][name] - round(0.1 * total) * (a + b) / sides) <= 1
+
+
+def test_the_recipe_s_own_dense_network_and_that_of_the_whole_cost_are_shown(lab: tk.Lab) -> None:
+    settings = VerifySettings(seeds=2, controls=("none",))
+    found = verify_procedure(procedure(lab, "oneshot", density=(0.1,), rewind="50%", retrain="finetune"), settings)
+    assert found.budgets == {"ticket": TOTAL + TOTAL // 2, "dense": TOTAL + TOTAL // 2}
+    ((recipe, values),) = found.references  # its cost is what is in its weights: no other reference
+    assert (recipe.role, recipe.steps) == ("dense_by_recipe", TOTAL)
+    own = [
+        lab.train(lab.segment(TASK, start=s.initialisation, order_seed=s.order, recipe=RECIPE))
+        for s in map(fresh, (0, 1))
+    ]
+    assert values == accuracies(own)
+    rewound = verify_procedure(procedure(lab, "iterative", level=2, densities=(0.5, 0.2), rewind="0"), settings)
+    assert rewound.budgets == {"ticket": TOTAL, "dense": TOTAL}
+    assert [(one.role, one.steps) for one, _ in rewound.references] == [("dense_at_cost", 3 * TOTAL)]
+
+
+def test_against_a_dense_network_at_the_whole_cost(lab: tk.Lab) -> None:
+    settings = VerifySettings(seeds=1, controls=("erk",), references=False, dense_at="cost")
+    found = verify_procedure(procedure(lab, "iterative", level=2, densities=(0.5, 0.2), rewind="0"), settings)
+    assert found.budgets == {"ticket": TOTAL, "dense": 3 * TOTAL, "erk": TOTAL}
+
+
+def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) -> None:
+    settings = VerifySettings(seeds=1, controls=("erk", "shuffled"), references=False)
+    found = verify_procedure(procedure(lab, "iterative", bounded=True, density=0.5, budget="steps"), settings)
+    assert found.budgets["dense"] == TOTAL
+    assert found.budgets["ticket"] == found.budgets["erk"] == found.budgets["shuffled"] < TOTAL
+
+
+def test_a_control_of_what_is_trained_again_at_each_level_is_trained_as_often(lab: tk.Lab) -> None:
+    again = procedure(lab, "iterative", level=2, densities=(0.5, 0.2), retrain="rewind_lr", rewind="50%")
+    found = verify_procedure(again, VerifySettings(seeds=1, controls=("shuffled",), references=False))
+    assert found.budgets == dict.fromkeys(("ticket", "dense", "shuffled"), TOTAL + 2 * (TOTAL // 2))
+    control = found.compared.of_seed(0)["shuffled"].result.segment
+    assert control.order_seed != fresh(0).order
+    assert (control.first, control.last) == (TOTAL // 2, TOTAL)
+
+
+def test_what_cannot_be_made_as_long_is_left_out(lab: tk.Lab) -> None:
+    gates = procedure(lab, "continuous", level=2, rounds=2, gate_lr=10.0, rewind="50%", retrain="none")
+    found = verify_procedure(gates, VerifySettings(seeds=1, controls=("shuffled", "erk"), references=False))
+    assert set(found.values) == {"ticket", "dense", "erk"}
+    assert f"it never has a ticket's {2 * TOTAL}" in found.left_out["shuffled"]
+    assert set(found.budgets.values()) == {2 * TOTAL}
+
+
+def test_a_level_that_is_not_found_is_told(lab: tk.Lab) -> None:
+    with pytest.raises(UsageError, match="seed number 1: the search found 1 tickets and none of level 7"):
+        verify_procedure(procedure(lab, "oneshot", level=7, density=(0.1,)), TWO)
+
+
+def test_controls_of_procedures_are_not_those_of_tickets(lab: tk.Lab) -> None:
+    with pytest.raises(UsageError, match="'erk' is a control of procedures"):
+        tk.evidence.comparison_names.check_rivals(("erk",))
+    with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
+        verify_procedure(procedure(lab, "oneshot"), VerifySettings(controls=("cyclic",)))
+
+
+@pytest.mark.parametrize("score", ["snip", "random", "crop"])
+def test_what_is_pruned_before_the_first_step_is_trained_again_like_the_ticket(
+    lab: tk.Lab, score: str, tmp_path: Any
+) -> None:
+    """The same seeds give the bits that the search has saved."""
+    options: dict[str, Any] = {"when": "0", "score": score, "density": 0.2, "store": tmp_path, "workers": 0}
+    run = tk.run("early", TASK, replicates=1, controls=(), recipe={"length": "20it"}, **options)
+    saved = run.tickets[0].load()
+    with tk.Lab(tmp_path) as own:
+        about = subject(own, saved)
+        again = Rivals(about, VerifySettings(controls=("none",))).train("ticket", about.seeds)
+    assert again.result.model == saved.info["trained_state"]
+    assert (again.budget, about.step) == (20, 0)
