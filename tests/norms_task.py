@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -17,8 +17,6 @@ class NormsTask(tk.Task):
     def __init__(self) -> None:
         self._digits = tk.task("digits")
         self.name, self.metric, self.recipe = "norms", self._digits.metric, self._digits.recipe
-        for part in ("prepare", "augment", "loss", "measure", "summary"):
-            setattr(self, part, getattr(self._digits, part))
 
     def key(self) -> Mapping[str, object]:
         return {"name": self.name}
@@ -32,3 +30,16 @@ class NormsTask(tk.Task):
 
     def load(self, data: Path | None = None) -> Splits:
         return self._digits.load(data)
+
+
+def _as_of_digits(part: str) -> Callable[..., object]:
+    return lambda self, *arguments, **named: getattr(self._digits, part)(*arguments, **named)
+
+
+for _part in ("prepare", "augment", "loss", "measure", "summary"):
+    setattr(NormsTask, _part, _as_of_digits(_part))
+
+
+def norms() -> NormsTask:
+    """For a command line."""
+    return NormsTask()

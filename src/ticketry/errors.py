@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class TicketryError(Exception):
     """Anything that ticketry refuses or cannot do. The command line prints its message and exits with `exit_code`."""
@@ -89,9 +91,19 @@ class TrainingError(TicketryError):
 
 
 class InterruptedTrainingError(TicketryError):
-    """Training was asked to stop; its state is stored and the same command goes on from there."""
+    """Training was asked to stop; its state is stored and the same command goes on from there.
 
-    exit_code = 130
+    Args:
+        number: of the signal that asked; by default that of Ctrl-C. The exit code is 128 + number.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message, number)  # as given, so that it can be pickled between processes
+        self.number = number
+        self.exit_code = 128 + number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RunnerError(TicketryError):

@@ -10,11 +10,14 @@ import importlib
 import io
 import os
 import select
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 from ticketry.errors import InterruptedTrainingError, TicketryError
+from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
 
 # command -> (module, what it does)
@@ -49,33 +52,52 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 if nobody reads the output any more (`| head`).
+    0 done, 1 failed, 2 wrong usage, 141 if nobody reads the output any more (`| head`); 128 + n if it was ended by the
+    signal n: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 131 by SIGQUIT.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of a terminal that lacks a letter
-    try:
-        code = _dispatch(words)
-        sys.stdout.flush()  # while it can be told whether anybody reads it
-        return code
-    except InterruptedTrainingError:
-        return _interrupted()
-    except TicketryError as error:
-        return _failed(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        return 141  # as if it had been ended by SIGPIPE, like other commands
-    except SystemExit as end:
-        # rich ends the process with code 1 where nobody reads it any more; tyro with 0 after --help and 2 otherwise
-        return 141 if _reader_is_gone() else _code(end)
-    except OSError as error:
-        return _failed(_told(error), 1)
-    except MemoryError:
-        return _failed("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
+    with heeded(command=True) as request:
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()  # while it can be told whether anybody reads it
+            return code
+        except BaseException as error:
+            if request.number:  # whatever came of it
+                return _ended(f"ended by {name_of(request.number)}", request.number, words)
+            return _explained(error, words)
+
+
+def _explained(error: BaseException, words: Sequence[str]) -> int:
+    """Tell what ended a command, and its exit code."""
+    match error:
+        case InterruptedTrainingError() if error.number != signal.SIGINT:
+            return _ended(f"ended, since a worker process got {name_of(error.number)}", error.number, words)
+        case InterruptedTrainingError() | KeyboardInterrupt():
+            return _ended("interrupted", signal.SIGINT, words)
+        case TicketryError():
+            return _failed(str(error), error.exit_code)
+        case BrokenPipeError() if _reader_is_gone():
+            return 141  # as if it had been ended by SIGPIPE, like other commands
+        case SystemExit():
+            # rich ends the process with code 1 where nobody reads it any more; tyro with 0 after --help and 2 otherwise
+            return 141 if _reader_is_gone() else _code(error)
+        case OSError() if not isinstance(error, BrokenPipeError):
+            return _failed(_told(error), 1)
+        case MemoryError():
+            return _failed("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
+    raise error
+
+
+def _ended(how: str, number: int, words: Sequence[str]) -> int:
+    """Tell that a signal ended a command, and its exit code."""
+    if number == signal.SIGINT:
+        how = "interrupted"
+    command = shlex.join(["ticketry", *words])
+    say(f"{how}; what was trained is stored, and the same command goes on from there: {command}")
+    return 128 + number
 
 
 def _failed(text: str, code: int) -> int:
@@ -151,8 +173,3 @@ def _hung_up(stream: TextIO) -> bool:
     except (AttributeError, OSError, ValueError):  # no poll, no pipe
         return False
     return any(event & select.POLLERR for _, event in watched.poll(0))
-
-
-def _interrupted() -> int:
-    print("ticketry: interrupted; what was trained is stored, and the same command goes on from there", file=sys.stderr)
-    return 130

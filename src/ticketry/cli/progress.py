@@ -41,10 +41,14 @@ class Progress:
                 self._done.add(event.key)
                 self._trained += event.kind == "finished"
                 self._asked += 1
+            elif event.kind == "stored":
+                self._active.pop(event.key, None)
             elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
                 self._active[event.key] = event
         if event.kind == "finished":
             self._on_finished(event)
+        if event.kind == "stored":
+            self.say(f"stored as it is: {event.label or 'a training'} at step {event.step} of {event.last}")
 
     def _on_finished(self, event: Event) -> None:
         if not self.drawn:

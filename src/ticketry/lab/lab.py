@@ -17,6 +17,7 @@ from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
+from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import Store
 from ticketry.lab.training.execute import Work, is_done
 from ticketry.lab.training.segment import Result as Result
@@ -149,15 +150,19 @@ class Lab(Answers):
     ) -> list[Result]:
         """The results of several segments, trained side by side where the lab has workers."""
         names = labels or [""] * len(segments)
-        futures = [self._submit(seg, tuple(keep), name, measure) for seg, name in zip(segments, names, strict=True)]
-        try:
-            for segment, future in zip(segments, futures, strict=True):
-                if future is not None:
-                    self._account(segment, (segment.key, tuple(keep), measure), future.result())
-        except BaseException as error:
-            if len(segments) > 1 or not isinstance(error, Exception):
-                self.stop()
-            raise
+        with heeded():
+            try:
+                waiting: dict[concurrent.futures.Future[Work], list[Segment]] = {}
+                for segment, name in zip(segments, names, strict=True):
+                    if future := self._submit(segment, tuple(keep), name, measure):
+                        waiting.setdefault(future, []).append(segment)
+                for future in concurrent.futures.as_completed(waiting):
+                    for segment in waiting[future]:
+                        self._account(segment, (segment.key, tuple(keep), measure), future.result())
+            except BaseException as error:
+                if len(segments) > 1 or not isinstance(error, Exception):
+                    self.stop()
+                raise
         return [self._result(segment) for segment in segments]
 
     def at(self, result: Result, step: int) -> Result:
@@ -176,7 +181,8 @@ class Lab(Answers):
             with self.telling(prefix):
                 return piece()
 
-        futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
+        with heeded():
+            futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
         self._raise_cause(futures)
         return [future.result() for future in futures]
 
@@ -228,6 +234,8 @@ class Lab(Answers):
         self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool
     ) -> concurrent.futures.Future[Work] | None:
         """A future of the work, or None if its results are there already."""
+        if number := asked():
+            raise InterruptedTrainingError("stopped before it began", number)
         key = segment.key
         for step in keep:
             if not segment.first <= step <= segment.last:

@@ -182,7 +182,12 @@ def unneeded(lab: Lab) -> list[Path]:
     leftover.write_bytes(b"half")
     finished = next(paths.results.glob("*/*")).name
     lab.store.put_partial(finished, 3, {"a": torch.zeros(3)})
-    return [orphan, leftover, *paths.partial.glob(f"{finished}-3-*")]
+    half_a_ticket = paths.runs / "imp-x" / "tickets" / ".level-01.0123abcd.tmp" / "mask.safetensors"
+    replaced = paths.runs / "imp-x" / "tickets" / ".level-02.0123abcd.old" / "mask.safetensors"
+    for path in (half_a_ticket, replaced):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    return [orphan, leftover, *paths.partial.glob(f"{finished}-3-*"), half_a_ticket, replaced]
 
 
 def test_collect_frees_what_nobody_needs(lab, points, searched):
@@ -192,7 +197,7 @@ def test_collect_frees_what_nobody_needs(lab, points, searched):
     before = snapshot(root)
     size = sum(path.stat().st_size for path in unneeded(lab))
     age(root, GRACE_SECONDS + 60)
-    assert collect(lab.store) == (3, size)
+    assert collect(lab.store) == (5, size)
     assert snapshot(root) == before
     assert collect(lab.store) == (0, 0)
     found, trained = again(lab, points)
@@ -204,7 +209,7 @@ def test_a_dry_run_deletes_nothing(lab, searched):
     files = unneeded(lab)
     age(lab.store.paths.root, GRACE_SECONDS + 60)
     before = snapshot(lab.store.paths.root)
-    assert collect(lab.store, dry_run=True) == (3, sum(path.stat().st_size for path in files))
+    assert collect(lab.store, dry_run=True) == (5, sum(path.stat().st_size for path in files))
     assert snapshot(lab.store.paths.root) == before
 
 
@@ -212,8 +217,9 @@ def test_what_is_young_is_left_alone(lab, searched):
     files = unneeded(lab)
     age(lab.store.paths.root, GRACE_SECONDS - 60)
     assert collect(lab.store) == (0, 0)
-    assert collect(lab.store, grace_seconds=60)[0] == 3
+    assert collect(lab.store, grace_seconds=60)[0] == 5
     assert not any(path.exists() for path in files)
+    assert not list(lab.store.paths.leftovers())
 
 
 def test_tensors_that_are_used_again_become_young(lab, searched):

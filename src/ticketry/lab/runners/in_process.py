@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import signal
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
+from ticketry.lab.runners.stopping import check
 from ticketry.lab.store import Store
 from ticketry.lab.training.execute import Work, execute
 from ticketry.lab.training.segment import Segment
@@ -31,15 +28,13 @@ class InProcess:
         watch = ReportingWatch(order.checkpoint_seconds, self._on_event, self._stop.is_set)
         with self._one_at_a_time:
             self._stop.clear()
-            with _interrupt_as_flag(self._stop):
-                try:
-                    future.set_result(
-                        execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure)
-                    )
-                except InterruptedTrainingError as error:
-                    raise KeyboardInterrupt from error
-                except Exception as error:
-                    future.set_exception(error)
+            try:
+                future.set_result(execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure))
+            except InterruptedTrainingError as error:
+                check()
+                raise KeyboardInterrupt from error
+            except Exception as error:
+                future.set_exception(error)
         return future
 
     def stop(self) -> None:
@@ -47,22 +42,3 @@ class InProcess:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-@contextlib.contextmanager
-def _interrupt_as_flag(flag: threading.Event) -> Iterator[None]:
-    """Turns the first Ctrl-C into a flag, so that training stops between two steps; the second one interrupts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous: Any = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)

@@ -12,14 +12,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, UsageError
 from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory
-from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
+from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
+from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
 from ticketry.lab.store import Store
 from ticketry.lab.training.execute import Work, execute
 from ticketry.lab.training.segment import Segment
@@ -49,12 +50,16 @@ class Processes:
             raise UsageError("the runner processes has at least one worker")
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
         self._events: Any = context.SimpleQueue()
-        self._stop = context.Event()
-        self._ending = threading.Lock()
+        # No event: a worker that is killed while it looks at one would leave it locked.
+        stopped, self._stop = context.Pipe(duplex=False)
+        self._stopped = False
+        self._signalled = 0
+        self._ending, self._asking = threading.Lock(), threading.Lock()
         self._pool = concurrent.futures.ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin, initargs=(self._events, self._stop, list(sys.path))
+            workers, mp_context=context, initializer=_begin, initargs=(self._events, stopped, list(sys.path))
         )
-        self._listener = threading.Thread(target=_listen, args=(self._events, on_event), daemon=True)
+        self._on_event = on_event
+        self._listener = threading.Thread(target=_listen, args=(self._events, self._heard), daemon=True)
         self._listener.start()
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
@@ -66,20 +71,36 @@ class Processes:
             )
         try:
             modules = tuple(type(variant).__module__ for variant in segment.variants)
-            future = self._pool.submit(_work, _Request(order, task.spec, segment.describe(), modules, keep))
+            request = _Request(order, task.spec, segment.describe(), modules, keep)
+            with held_back():  # it may start workers
+                future = self._pool.submit(_work, request)
         except BrokenProcessPool as error:
-            raise _lost_worker() from error
+            raise self._explained(error) from error
         except RuntimeError as error:
-            if not self._stop.is_set():
+            if not self._stopped:
                 raise
-            raise InterruptedTrainingError("this lab was stopped: go on with a new one on the same store") from error
+            raise self._interrupted("this lab was stopped: go on with a new one on the same store") from error
         answer: concurrent.futures.Future[Work] = concurrent.futures.Future()
-        future.add_done_callback(functools.partial(_pass_on, answer))
+        future.add_done_callback(functools.partial(self._pass_on, answer))
         return answer
 
     def stop(self) -> None:
-        self._stop.set()
+        self._ask_to_stop()
         self._shut_down()
+
+    def _ask_to_stop(self) -> None:
+        with self._asking:
+            if not self._stopped:
+                self._stopped = True
+                self._stop.send_bytes(b"stop")
+
+    def _heard(self, told: Event | int) -> None:
+        """What a worker tells: an event, or the signal that asked it to end. Then all store what they train."""
+        if isinstance(told, Event):
+            self._on_event(told)
+        elif not self._stopped:
+            self._signalled = told
+            self._ask_to_stop()
 
     def _shut_down(self) -> None:
         with self._ending:  # of two threads at once the second would find the pool's pipes closed
@@ -90,18 +111,28 @@ class Processes:
         self._events.put(None)
         self._listener.join(timeout=5)
 
+    def _pass_on(self, answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
+        if future.cancelled():
+            answer.set_exception(self._interrupted("stopped before it began"))
+        elif error := future.exception():
+            answer.set_exception(self._explained(error))
+        else:
+            answer.set_result(future.result())
 
-def _pass_on(answer: concurrent.futures.Future[Work], future: concurrent.futures.Future[Work]) -> None:
-    if future.cancelled():
-        answer.set_exception(InterruptedTrainingError("stopped before it began"))
-        return
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        error = _lost_worker()
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(future.result())
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, InterruptedTrainingError) and error.number == signal.SIGINT:
+            return self._interrupted(str(error))
+        if not isinstance(error, BrokenProcessPool):
+            return error
+        return self._interrupted("its worker process has left") if self._signalled else _lost_worker()
+
+    def _interrupted(self, message: str) -> InterruptedTrainingError:
+        """That training was stopped, and by which signal to a worker."""
+        if not self._signalled:
+            return InterruptedTrainingError(message)
+        return InterruptedTrainingError(
+            f"a worker process was told to end ({name_of(self._signalled)}): {message}", self._signalled
+        )
 
 
 def _lost_worker() -> RunnerError:
@@ -112,7 +143,7 @@ def _lost_worker() -> RunnerError:
     )
 
 
-def _listen(events: Any, on_event: OnEvent) -> None:
+def _listen(events: Any, on_event: Callable[[Any], None]) -> None:
     try:
         while (event := events.get()) is not None:
             on_event(event)
@@ -128,9 +159,9 @@ _worker: dict[str, Any] = {}
 
 
 def _begin(events: Any, stop: Any, path: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    heed_as_worker(stop, events.put)
     sys.path[:] = path
-    _worker.update(send=events.put, stopped=stop.is_set)
+    _worker["send"] = events.put
     keep_freed_memory()
     end_with_parent()
 
@@ -142,11 +173,11 @@ def _task(spec: Spec) -> Task:
 
 def _work(request: _Request) -> Work:
     order = request.order
-    with _portable_errors():
+    with _portable_errors(), interruptible():
         for module in request.modules:  # named by this process's parent, which has them imported
             importlib.import_module(module)
         segment = Segment.from_description(request.segment, _task(request.spec))
-        watch = ReportingWatch(order.checkpoint_seconds, _worker["send"], _worker["stopped"])
+        watch = ReportingWatch(order.checkpoint_seconds, _worker["send"])
         return execute(Store(order.store), order.data, segment, request.keep, watch, measure=order.measure)
 
 
@@ -154,6 +185,8 @@ def _work(request: _Request) -> Work:
 def _portable_errors() -> Iterator[None]:
     try:
         yield
+    except Stopped as stopped:
+        raise InterruptedTrainingError("stopped before it was trained", stopped.number) from stopped
     except Exception as error:
         raise _portable(error) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ticketry.errors import UsageError
+from ticketry.lab.runners.stopping import asked
 from ticketry.lab.training.execute import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
@@ -27,7 +28,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a segment: kind is started, waiting, progress, finished or cached."""
+    """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), finished or cached."""
 
     kind: str
     key: str
@@ -54,9 +55,9 @@ class Runner(Protocol):
 
 
 class ReportingWatch(Watch):
-    """A watch that sends events and obeys a stop."""
+    """A watch that sends events and obeys a stop, and signals."""
 
-    def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool]) -> None:
+    def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(checkpoint_seconds)
         self._send, self._stopped = send, stopped
 
@@ -66,8 +67,11 @@ class ReportingWatch(Watch):
     def waiting(self, segment: Segment) -> None:
         self._send(Event("waiting", segment.key, segment.first, segment.first, segment.last))
 
+    def stored(self, segment: Segment, step: int) -> None:
+        self._send(Event("stored", segment.key, segment.first, step, segment.last))
+
     def stop_asked(self) -> bool:
-        return self._stopped()
+        return bool(asked()) or self._stopped()
 
 
 def _makes_a_runner(name: str, found: Any) -> MakeRunner:

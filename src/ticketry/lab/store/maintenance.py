@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -114,13 +115,13 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
     files = size = 0
     for path in candidates:
         with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            if now - status.st_mtime < grace_seconds:
+            if now - path.stat().st_mtime < grace_seconds:
                 continue
-            files, size = files + 1, size + status.st_size
+            freed = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]  # a ticket's folder
+            files, size = files + len(freed), size + sum(one.stat().st_size for one in freed)
             if not dry_run:
                 with explained(path, "delete"):
-                    path.unlink(missing_ok=True)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return files, size
 
 

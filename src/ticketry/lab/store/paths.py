@@ -95,8 +95,9 @@ class Paths:
         return self._there(self.partial, pattern)
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files of writers that were killed."""
-        return self._there(self.root, "**/.*.tmp")
+        """Temporary files of writers that were killed, and folders of tickets that were being saved or replaced."""
+        for pattern in ("**/.*.tmp", "**/.*.old"):
+            yield from self._there(self.root, pattern)
 
     def aside(self, path: Path) -> Path:
         """Where a repair moves a file or folder of the store: what was moved there before stays."""

@@ -5,14 +5,11 @@ The order of the data is a pure function of (seed, epoch), so that any step's ba
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import signal
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
+from ticketry.lab.runners.stopping import held_back, serve_to_the_end
 from ticketry.tasks.task import Reader, Split
 
 
@@ -151,7 +149,7 @@ def _answers(requests: Iterator[Request], workers: int, *, pin: bool) -> Generat
     if not workers:
         yield from map(_Requests().__getitem__, requests)
         return
-    with _no_interrupt(), warnings.catch_warnings():
+    with held_back(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # so many were asked for
         loader = DataLoader(
             _Requests(),
@@ -201,21 +199,7 @@ def _context() -> Any:
     return context
 
 
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Processes started in this block never see Ctrl-C, which reaches the whole group; this one sees it after."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would end the block in Python before 3.12
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _begin(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains decides
+    serve_to_the_end()
     # Torch's own watch is over the parent by process number, and that is the server which forks.
     end_with_parent()

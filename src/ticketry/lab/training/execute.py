@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
+from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
 from ticketry.lab.store import Store
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment
@@ -34,6 +36,9 @@ class Watch:
 
     def waiting(self, segment: Segment) -> None:
         """Called before waiting for another process that trains the same."""
+
+    def stored(self, segment: Segment, step: int) -> None:
+        """Called when a state was stored because training is asked to stop."""
 
     def stop_asked(self) -> bool:
         """Whether training should store its state and stop."""
@@ -151,10 +156,19 @@ class Job:
         self.store.put_partial(self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
-        """Store the first missing result: that of `loop` as it is now."""
+        """Store the first missing result: that of `loop` as it is now. Asked to stop meanwhile, store its state."""
         state = loop.state()
-        stop = self.missing.pop(0)
-        assert stop == state.step
+        assert state.step == self.missing[0]
+        try:
+            check()
+            self._store_result(loop, state)  # measured, which may take long
+        except Stopped:
+            self.store_partial(state)
+            raise
+        del self.missing[0]
+
+    def _store_result(self, loop: Loop, state: TrainingState) -> None:
+        stop = state.step
         lasting: dict[str, dict[str, Tensor]] = {}
         on_the_way: dict[str, dict[str, Tensor]] = {}
         for name, own in state.variants.items():
@@ -205,12 +219,22 @@ class Training:
         self._mark = self._next_tick = time.monotonic()
         self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
         try:
-            self.loop.train_until(stop, self._tick)
+            with deferred():
+                self.loop.train_until(stop, self._tick)
         finally:
             self._count(time.monotonic())
             self.job.steps_trained += self.loop.step - before
-        self.job.store_result(self.loop)
+        try:
+            self.job.store_result(self.loop)
+        except Stopped as stopped:
+            raise self._interrupted() from stopped
         self.watch.progress(self.job.segment, stop)
+
+    def _interrupted(self) -> InterruptedTrainingError:
+        self.watch.stored(self.job.segment, self.loop.step)
+        return InterruptedTrainingError(
+            f"stopped at step {self.loop.step}; its state is stored", asked() or signal.SIGINT
+        )
 
     def _count(self, now: float) -> None:
         self.job.train_seconds += now - self._mark
@@ -229,7 +253,7 @@ class Training:
             self._mark = time.monotonic()
             self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
         if stop:
-            raise InterruptedTrainingError(f"stopped at step {self.loop.step}; its state is stored")
+            raise self._interrupted()
 
 
 def begun(store: Store, segment: Segment) -> TrainingState:

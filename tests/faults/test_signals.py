@@ -1,0 +1,122 @@
+"""SIGTERM, SIGHUP and SIGQUIT to a command or to one of its workers: it stores what it trains, says so, and goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.searching import QUICK, Search, assert_same, searched_here
+
+LONG = ("--recipe.length", "100000it", "--checkpoint-seconds", "1")
+
+
+def told_to_end(search: Search, number: signal.Signals, to: str) -> None:
+    """Send it once a network is being trained."""
+    assert search.wait_for("partial/*.safetensors")
+    time.sleep(0.3)
+    if to == "group":
+        os.killpg(search.process.pid, number)
+    else:
+        os.kill(search.process.pid if to == "command" else trainers(search)[0], number)
+
+
+def trainers(search: Search) -> list[int]:
+    """Its worker processes."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in search.workers()}
+    return sorted(pid for pid, line in lines.items() if b"spawn_main" in line)
+
+
+def ended_well(search: Search, number: signal.Signals) -> str:
+    """What it tells on standard error."""
+    code, out, err = search.finish(timeout=60)
+    assert (code, out) == (128 + number, ""), err
+    assert "Traceback" not in err, err
+    last = err.splitlines()[-1]
+    assert number.name in last
+    assert "what was trained is stored, and the same command goes on from there: ticketry search" in last
+    assert not search.workers()
+    return err
+
+
+@pytest.mark.parametrize(
+    ("number", "to", "workers"),
+    [
+        (signal.SIGTERM, "command", 0),
+        (signal.SIGHUP, "worker", 2),
+        pytest.param(signal.SIGTERM, "group", 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGQUIT, "command", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_trained_is_stored(tmp_path: Path, number: signal.Signals, to: str, workers: int) -> None:
+    """Of trainings that would last for minutes."""
+    store = tmp_path / "store"
+    search = Search(store, *LONG, workers=workers)
+    told_to_end(search, number, to)
+    told = re.findall(r"stored as it is: .* at step (\d+) of 100000", ended_well(search, number))
+    assert 1 <= len(told) <= max(workers, 1)
+    assert {path.stem.split("-")[1] for path in store.glob("partial/*.safetensors")} == set(told)
+
+
+@pytest.mark.parametrize("to", ["worker", *(pytest.param(to, marks=pytest.mark.slow) for to in ("command", "group"))])
+def test_it_goes_on_to_the_same(tmp_path: Path, undisturbed: dict[str, Any], to: str) -> None:
+    search = Search(tmp_path / "store")
+    told_to_end(search, signal.SIGTERM, to)
+    ended_well(search, signal.SIGTERM)
+    assert_same(searched_here(tmp_path / "store"), undisturbed)
+
+
+@pytest.mark.slow
+def test_nohup_stays_nohup(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    search = Search(tmp_path / "store", limit=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    told_to_end(search, signal.SIGHUP, "group")
+    assert_same(search.result(), undisturbed)
+
+
+def of_command(name: str, ticket: Path) -> Sequence[str]:
+    """A command that takes seconds, other than a search."""
+    if name == "stability":
+        return ("stability", *QUICK[1:], "--rewinds", "0,3%,10%")
+    if name == "bench":
+        return ("bench", str(ticket), "--rounds", "100000", "--json")
+    return (name, str(ticket), "--seeds", "9", "--checkpoint-seconds", "1000", "--json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("name", ["verify", "stability", "bench"])
+@pytest.mark.parametrize("to", ["command", "worker"])
+def test_other_commands(
+    tmp_path: Path, undisturbed: dict[str, Any], name: str, number: signal.Signals, to: str
+) -> None:
+    if to == "worker" and (name == "bench" or number == signal.SIGINT):
+        pytest.skip("it has no workers, or Ctrl-C is the command's")
+    ticket = next(Path(one["path"]) for one in undisturbed["tickets"])
+    words = [word for word in of_command(name, ticket) if not word.startswith("--levels")]
+    where = () if name == "bench" else ("--store", str(tmp_path / "store"), "--workers", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ticketry", *words, *where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    search = Search.__new__(Search)
+    search.process, search.store = process, tmp_path / "store"
+    if name == "bench":
+        time.sleep(6)
+        os.kill(process.pid, number)
+    else:
+        told_to_end(search, number, to)
+    code, out, err = search.finish(timeout=60)
+    assert (code, out) == (128 + number, ""), err
+    assert "Traceback" not in err
+    assert ("interrupted" if number == signal.SIGINT else number.name) in err.splitlines()[-1]
