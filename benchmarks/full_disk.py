@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -101,7 +102,7 @@ def one(case: Case, place: Path, position: int, wanted: Mapping[str, str]) -> Co
     ballast.unlink(missing_ok=True)
     if child.code == 0:
         counts["there was room enough"] += 1  # for a small file in the last pages, and no write after it
-    elif child.code != 1 or "no space is left" not in err or "Traceback" in err or out:
+    elif child.code != 1 or not re.search("[Nn]o space (is )?left", err) or "Traceback" in err or out:
         wrong.append(f"code {child.code}: {err[-600:]}")
     child = Child(case.words, work)
     child.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -52,6 +54,40 @@ def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         assert main(["store", "check", "--store", str(disk / "store")]) == 0
         assert_same(searched_here(disk / "store"), undisturbed)
+
+
+@pytest.mark.parametrize("file", ["mask.safetensors", "run.json"])
+def test_full_disk_at_what_is_written_last(
+    tmp_path: Path,
+    undisturbed: dict[str, Any],
+    finished_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+) -> None:
+    """Tickets and the record; every write of a search in turn is tried by benchmarks/full_disk.py."""
+    with _small_disk(tmp_path, "100m") as disk:
+        store, ballast = disk / "store", disk / "ballast"
+        shutil.copytree(finished_store, store)
+        shutil.rmtree(store / "runs")
+        write = Path.write_bytes
+
+        def full(path: Path, data: bytes) -> int:
+            if file in path.name and not ballast.exists():
+                left = os.statvfs(disk)
+                with open(ballast, "wb") as filled:
+                    os.posix_fallocate(filled.fileno(), 0, left.f_bfree * left.f_frsize)
+            return write(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        code, out, err = call(capsys, *QUICK, "--store", str(store), "--workers", "0")
+        assert (code, out) == (1, "")
+        assert re.search("no space (is )?left", err.lower())
+        assert "Traceback" not in err
+        assert not list(disk.glob("**/.*.tmp"))
+        ballast.unlink()
+        monkeypatch.undo()
+        assert_same(searched_here(store), undisturbed)
 
 
 @pytest.mark.slow  # as a full disk, by another error

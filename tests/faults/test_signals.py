@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +32,14 @@ def trainers(search: Search) -> list[int]:
     return sorted(pid for pid, line in lines.items() if b"spawn_main" in line)
 
 
-def ended_well(search: Search, number: signal.Signals) -> str:
+def ended_well(search: Search, number: signal.Signals, command: str = "search") -> str:
     """What it tells on standard error."""
     code, out, err = search.finish(timeout=60)
     assert (code, out) == (128 + number, ""), err
     assert "Traceback" not in err, err
     last = err.splitlines()[-1]
-    assert number.name in last
-    assert "what was trained is stored, and the same command goes on from there: ticketry search" in last
+    assert ("interrupted" if number == signal.SIGINT else number.name) in last
+    assert f"what was trained is stored, and the same command goes on from there: ticketry {command}" in last
     assert not search.workers()
     return err
 
@@ -81,42 +78,22 @@ def test_nohup_stays_nohup(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     assert_same(search.result(), undisturbed)
 
 
-def of_command(name: str, ticket: Path) -> Sequence[str]:
-    """A command that takes seconds, other than a search."""
-    if name == "stability":
-        return ("stability", *QUICK[1:], "--rewinds", "0,3%,10%")
-    if name == "bench":
-        return ("bench", str(ticket), "--rounds", "100000", "--json")
-    return (name, str(ticket), "--seeds", "9", "--checkpoint-seconds", "1000", "--json")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
-@pytest.mark.parametrize("name", ["verify", "stability", "bench"])
-@pytest.mark.parametrize("to", ["command", "worker"])
-def test_other_commands(
+@pytest.mark.parametrize("to", ["command", "worker", "group"])
+@pytest.mark.parametrize("name", ["search", "verify", "stability"])
+def test_every_command_that_trains(
     tmp_path: Path, undisturbed: dict[str, Any], name: str, number: signal.Signals, to: str
 ) -> None:
-    if to == "worker" and (name == "bench" or number == signal.SIGINT):
-        pytest.skip("it has no workers, or Ctrl-C is the command's")
-    ticket = next(Path(one["path"]) for one in undisturbed["tickets"])
-    words = [word for word in of_command(name, ticket) if not word.startswith("--levels")]
-    where = () if name == "bench" else ("--store", str(tmp_path / "store"), "--workers", "2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ticketry", *words, *where],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    search = Search.__new__(Search)
-    search.process, search.store = process, tmp_path / "store"
-    if name == "bench":
-        time.sleep(6)
-        os.kill(process.pid, number)
-    else:
-        told_to_end(search, number, to)
-    code, out, err = search.finish(timeout=60)
-    assert (code, out) == (128 + number, ""), err
-    assert "Traceback" not in err
-    assert ("interrupted" if number == signal.SIGINT else number.name) in err.splitlines()[-1]
+    """Whatever else there is, benchmarks/kills.py --signal tries."""
+    if to == "worker" and number == signal.SIGINT:
+        pytest.skip("Ctrl-C is the command's")
+    ticket = undisturbed["tickets"][0]["path"]
+    words = {
+        "search": QUICK,
+        "verify": ("verify", ticket, "--seeds", "20", "--checkpoint-seconds", "0.05", "--json"),
+        "stability": ("stability", *QUICK[1:4], *QUICK[8:], "--densities", "0.5,0.2", "--rewinds", "0,3%,10%"),
+    }[name]
+    search = Search(tmp_path / "store", quick=words)
+    told_to_end(search, number, to)
+    ended_well(search, number, name)
