@@ -139,7 +139,8 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
         return 0
     _tell(run, report)
     if arguments.verify:
-        print("\n".join(told(run.verification) if run.verification else [NO_WINNER.format("verdict", "verified")]))
+        none = NO_WINNER.format("verdict", "verified") + NAME_ONE.format(run.name)
+        print("\n".join(told(run.verification) if run.verification else [none]))
     if arguments.bench and run.timing:
         print()
         show(as_json(run.timing), layers=False)
@@ -149,6 +150,7 @@ def _search(chosen: Method, arguments: Any, command: str) -> int:
 
 
 NO_WINNER = "{}  no level looks like a winner on the validation split, so no ticket was {}"
+NAME_ONE = "; ticketry verify {} --density D does it for one that you name"
 
 
 def _verify(run: Run) -> None:

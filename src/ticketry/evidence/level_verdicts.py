@@ -18,12 +18,15 @@ from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.judging.answers import Claim
 from ticketry.evidence.paired_comparisons import Comparison, compare
 from ticketry.evidence.verdict import Verdict, holm_verdicts, verdict
-from ticketry.records.network import Point
+from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import Diagnosis, Difference, LevelVerdict, LongerDifference, Metric
 
 MARGIN_POINTS = 0.5
 MARGIN_SHARE = 0.01
+_AT_EQUAL_BUDGETS = (
+    "Weights of the search are in these tickets: ticketry verify RUN repeats it beside networks with as many steps"
+)
 
 
 def default_margin(unit: str, dense: Sequence[float]) -> float:
@@ -41,7 +44,9 @@ def with_verdicts(record: RunRecord, examples: int) -> RunRecord:
     try:
         return structs.replace(record, verdicts=tuple(judge(record.points, record.task.metric, examples)))
     except UsageError as error:
-        return structs.replace(record, verdict_error=str(error))
+        budgets = {role: {one.budget for one in record.points if one.role == role} for role in (DENSE, TICKET)}
+        advice = "" if budgets[DENSE] >= budgets[TICKET] else f". {_AT_EQUAL_BUDGETS}"
+        return structs.replace(record, verdict_error=f"{error}{advice}")
 
 
 def judge(

@@ -50,7 +50,7 @@ __all__ = [
     "stochastic",
 ]
 
-ALIASES = {"imp": "iterative"}
+ALIASES = {"imp": "iterative", "gmp": "gradual", "rigl": "dynamic"}
 _IN_FOLDERS = {"decorators": "gate_decorators.search"}
 
 METHODS: Registry[Method[Any]] = Registry(
