@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ticketry.core.structure.shrinking.shrink import shrink
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.engine.compiled import compile
+    from ticketry.engine.training.sparse_training import sparse_training
     from ticketry.experiments.bench import bench
     from ticketry.experiments.run import run
     from ticketry.experiments.stability import stability
@@ -66,6 +67,7 @@ _PUBLIC = {
     "score": "ticketry.core.score",
     "search": "ticketry.search",
     "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
+    "sparse_training": "ticketry.engine.training.sparse_training:sparse_training",
     "stability": "ticketry.experiments.stability:stability",
     "structure": "ticketry.core.structure",
     "task": "ticketry.tasks.catalogue:get",
@@ -103,6 +105,7 @@ __all__ = [
     "score",
     "search",
     "shrink",
+    "sparse_training",
     "stability",
     "structure",
     "task",

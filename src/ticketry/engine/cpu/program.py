@@ -183,6 +183,10 @@ class Program:
         self._give_back(workspace)
         return seconds
 
+    def session(self) -> Session:
+        """Working memory that keeps what it holds from call to call, for runs of some of the operations."""
+        return Session(self, self._take(1))
+
     def _take(self, threads: int) -> _Workspace:
         """A workspace nobody uses: two Python threads may run the program at once.
 
@@ -207,6 +211,25 @@ class Program:
     def _give_back(self, workspace: _Workspace) -> None:
         with self._lock:
             self._free.setdefault((os.getpid(), len(workspace.states)), []).append(workspace)
+
+
+class Session:
+    """Working memory of a program in which its operations run part by part, on one thread."""
+
+    def __init__(self, program: Program, workspace: _Workspace) -> None:
+        self._program, self._workspace = program, workspace
+        self.arena = workspace.arenas[0].bytes
+
+    def run(self, first: int, last: int, external: Sequence[int] = ()) -> None:
+        """Run the operations from one number to another (not included), the whole batch as one block."""
+        state, program = self._workspace.states[0], self._program
+        state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        entry = program._first_entry + 8 * first
+        program._drive(self._workspace.starts[0], entry, last - first, 0, 1, program.images, program.images)
+
+    def close(self) -> None:
+        """Give the memory to the next session. What it holds is not kept."""
+        self._program._give_back(self._workspace)
 
 
 def _rounded(size: int) -> int:

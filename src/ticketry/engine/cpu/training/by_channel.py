@@ -1,0 +1,260 @@
+"""Kernels that go through values channel by channel: batch norms, ReLU, sums, and their gradients.
+
+Each reads and writes the same pixels of some values, which may have different halos, with a few numbers for each
+channel; some also add up over all pixels and images of a channel, lane by lane: what the lanes give is added up by the
+caller, in float64.
+
+Batch norm: Ioffe and Szegedy, "Batch Normalization" (2015), section 3: its gradient is written as
+``a * g + b * x + c`` with numbers of the channel, where ``g`` is the gradient behind the norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.planes import lanes
+from ticketry.engine.cpu.planes.geometry import FLOAT
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.training.layout import IMAGES, Batch
+from ticketry.engine.cpu.window import Array
+
+_HEAD = 5
+"""Arguments before those of the values: channels, blocks, rows, images that there are, and the table."""
+
+_CHAINS = 4
+"""Sums under way side by side."""
+
+
+@dataclass(frozen=True)
+class ByChannel(Written):
+    """Args:
+    vectors: of a row of pixels.
+    masked: whether the last block has fewer images than planes: what is written there is 0, and adds nothing.
+    """
+
+    finished: ClassVar[bool] = True
+    numbers: ClassVar[int] = 0
+    """That the table has for each channel."""
+    sums: ClassVar[int] = 0
+    """That are added up for each channel: vectors in the table, behind the numbers of all channels."""
+    sides: ClassVar[int] = 1
+
+    vectors: int
+    masked: bool
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        """One vector: what it adds to each sum. ``at``: its place in each value; ``there``: its mask, or None."""
+        raise NotImplementedError
+
+    def write(self, e: Emitter) -> None:
+        b, width = e.b, FLOAT * e.target.lanes
+        channels, blocks, rows, images, table = *(e.arg(number) for number in range(_HEAD - 1)), e.table(_HEAD - 1)
+        unroll = math.gcd(self.vectors, 8)
+        places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.sides)]
+        with e.loop(*e.share(channels)) as channel:
+            given = e.at(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
+            numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
+            first = [e.at(e.arena(place[0]), b.mul(channel.index, place[1])) for place in places]
+            zeros = [e.splat(0.0)] * (self.sums * _CHAINS)
+            with e.loop(0, blocks, carried=zeros) as block:
+                there = self._there(e, b.sub(images, b.mul(block.index, e.i64(IMAGES))))
+                planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
+                with e.loop(0, rows, carried=block.carried) as row:
+                    lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
+                    with e.loop(0, self.vectors * width, unroll * width, carried=row.carried) as vector:
+                        totals = list(vector.carried)
+                        for part in range(unroll):
+                            byte = b.add(vector.index, e.i64(part * width))
+                            mask = None if there is None else there[part % len(there)]
+                            found = self.body(e, [e.at(line, byte) for line in lines], numbers, mask)
+                            for number, value in enumerate(found):
+                                place = number * _CHAINS + part % _CHAINS
+                                totals[place] = b.fadd(totals[place], value)
+                        vector.next = totals
+                    row.next = vector.results
+                block.next = row.results
+            sums = e.at(table, b.mul(channels, e.i64(FLOAT * self.numbers)))
+            for number in range(self.sums):
+                total = block.results[number * _CHAINS]
+                for part in block.results[number * _CHAINS + 1 : (number + 1) * _CHAINS]:
+                    total = b.fadd(total, part)
+                e.store(total, sums, b.add(b.mul(channel.index, e.i64(width * self.sums)), e.i64(width * number)))
+
+    def _there(self, e: Emitter, images: Any) -> list[Any] | None:
+        """The masks of the vectors of a position."""
+        if not self.masked:
+            return None
+        return [lanes.within(e, e.b.sub(images, e.i64(part))) for part in range(0, IMAGES, e.target.lanes)]
+
+
+def _only(e: Emitter, there: Any, value: Any) -> Any:
+    return value if there is None else e.select(there, value, e.splat(0.0))
+
+
+def _behind_relu(e: Emitter, relu: bool, at: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """The gradient before a ReLU, if there is one, and the places of the other values: ``at`` is dy, y if ReLU, …"""
+    gradient = e.load(at[0])
+    if not relu:
+        return gradient, at[1:]
+    kept = e.b.fcmp_ordered(">", e.load(at[1]), e.splat(0.0))
+    return e.select(kept, gradient, e.splat(0.0)), at[2:]
+
+
+@dataclass(frozen=True)
+class Moments(ByChannel):
+    """Sums of x less a number near its mean, and of their squares. Value: x."""
+
+    numbers: ClassVar[int] = 1
+    sums: ClassVar[int] = 2
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        value = _only(e, there, e.b.fsub(e.load(at[0]), numbers[0]))
+        return [value, e.b.fmul(value, value)]
+
+
+@dataclass(frozen=True)
+class Total(ByChannel):
+    """The sum of a value. Value: x."""
+
+    sums: ClassVar[int] = 1
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        return [_only(e, there, e.load(at[0]))]
+
+
+@dataclass(frozen=True)
+class Scale(ByChannel):
+    """``y = scale * x + shift``, then plus r, then ReLU. Values: x, y, r."""
+
+    numbers: ClassVar[int] = 2
+
+    relu: bool
+    residual: bool
+
+    @property
+    def sides(self) -> int:  # type: ignore[override]
+        return 3 if self.residual else 2
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        value = e.fma(e.load(at[0]), numbers[0], numbers[1])
+        if self.residual:
+            value = e.b.fadd(value, e.load(at[2]))
+        if self.relu:  # NaN stays NaN
+            value = e.select(e.b.fcmp_unordered(">", value, e.splat(0.0)), value, e.splat(0.0))
+        e.store(_only(e, there, value), at[1])
+        return []
+
+
+@dataclass(frozen=True)
+class NormSums(ByChannel):
+    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where a ReLU gave 0. Values: dy, y if ReLU, x.
+
+    ``keep``: g is written over dy.
+    """
+
+    numbers: ClassVar[int] = 1
+    sums: ClassVar[int] = 2
+
+    relu: bool
+    keep: bool
+
+    @property
+    def sides(self) -> int:  # type: ignore[override]
+        return 3 if self.relu else 2
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        gradient, (x, *_) = _behind_relu(e, self.relu, at)
+        if self.keep:
+            e.store(gradient, at[0])
+        centred = e.b.fsub(e.load(x), numbers[0])
+        return [gradient, e.b.fmul(gradient, _only(e, there, centred))]
+
+
+@dataclass(frozen=True)
+class NormGradient(ByChannel):
+    """``dx = a * g + b * x + c``. Values: dy, y if ReLU, x, dx."""
+
+    numbers: ClassVar[int] = 3
+
+    relu: bool
+
+    @property
+    def sides(self) -> int:  # type: ignore[override]
+        return 4 if self.relu else 3
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        gradient, (x, dx) = _behind_relu(e, self.relu, at)
+        rest = e.fma(e.load(x), numbers[1], numbers[2])
+        e.store(_only(e, there, e.fma(gradient, numbers[0], rest)), dx)
+        return []
+
+
+@dataclass(frozen=True)
+class Add(ByChannel):
+    """``y = g + r``, where g is a gradient behind a ReLU or not. Values: dy, y if ReLU, what is written, r if added."""
+
+    relu: bool
+    residual: bool
+
+    @property
+    def sides(self) -> int:  # type: ignore[override]
+        return 2 + self.relu + self.residual
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        value, (out, *other) = _behind_relu(e, self.relu, at)
+        e.store(e.b.fadd(value, e.load(other[0])) if self.residual else value, out)
+        return []
+
+
+def operation(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: bool) -> Op:
+    """A kernel over some values of the same pixels, and its table: numbers of each channel, then sums (see `sums_of`).
+
+    Args:
+        images: that there are: fewer than the blocks have, perhaps.
+    """
+    first = values[0]
+    height, width = first.geometry.height, first.geometry.width
+    for value in values[1:]:
+        if (value.geometry.height, value.geometry.width, value.channels, value.blocks) != (
+            height,
+            width,
+            first.channels,
+            first.blocks,
+        ):
+            raise ValueError(f"values of different pixels: {first} and {value}")
+    kernel = kind(width * IMAGES // target.lanes, images < first.blocks * IMAGES, **flags)
+    if len(values) != kernel.sides:
+        raise ValueError(f"{kernel} over {len(values)} values")
+    table = np.zeros(first.channels * (kernel.numbers + kernel.sums * target.lanes) + 1, dtype=np.float32)
+    args: list[int | Array] = [first.channels, first.blocks, height, images, table]
+    for value in values:
+        g = value.geometry
+        args += [value.offset + g.position(0, 0) * g.step, g.bytes, value.block_bytes, g.row * g.step]
+    return Op(kernel, tuple(args))
+
+
+def numbers_of(op: Op) -> Array:
+    """The part of an operation's table with the numbers of each channel: channels x numbers."""
+    kernel, table = _table(op)
+    return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
+
+
+def sums_of(op: Op) -> Array:
+    """What an operation added up: channels x sums, float64."""
+    kernel, table = _table(op)
+    found = table[int(op.args[0]) * kernel.numbers : -1].reshape(int(op.args[0]), kernel.sums, -1)
+    return np.asarray(found.sum(axis=2, dtype=np.float64))
+
+
+def _table(op: Op) -> tuple[ByChannel, Array]:
+    kernel, table = op.kernel, op.args[_HEAD - 1]
+    assert isinstance(kernel, ByChannel)
+    assert isinstance(table, np.ndarray)
+    return kernel, table

@@ -1,0 +1,231 @@
+"""A convolution (or a linear layer, as one of a single pixel) with its gradients: operations and their tables.
+
+The tables depend on the mask alone. Weights are gathered into them before each pass, by an index that is made with
+them: a table of weights is packed as if each weight were its own place in the dense tensor.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, single
+from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
+from ticketry.engine.cpu.planes.kernel_choice import Tiles
+from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.training.layout import Batch, Side, tiles
+from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
+from ticketry.engine.cpu.window import Array, Pair, Window
+
+NEAR = 32_000
+"""Bytes of inputs that the nearest cache keeps beside weights and outputs."""
+
+SECOND = 3 << 19
+"""Bytes of sums that stay in the second cache beside planes."""
+
+VECTORS = 16
+"""Of a tile, with 32 registers; 12 with 16."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a layer keeps, and how it slides over its input."""
+
+    kept: Array
+    """bool [O, I / groups, kh, kw]"""
+    window: Window
+    groups: int = 1
+
+    @property
+    def places(self) -> Array:
+        """int64 [O, I / groups, taps]: 1 + the place of a weight in the dense tensor, 0 where it is pruned."""
+        numbered = np.arange(1, self.kept.size + 1).reshape(self.kept.shape)
+        return np.asarray((numbered * self.kept).reshape(*self.kept.shape[:2], -1))
+
+    @property
+    def count(self) -> int:
+        return int(np.count_nonzero(self.kept))
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """An operation whose table of weights is to be filled from the dense weights before it runs."""
+
+    op: Op
+    index: Array
+    """int64: the place in the dense tensor of each entry of the table."""
+    table: int = 2
+    """Which argument of the operation the table is."""
+
+
+def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
+    """The halo that the gradient of an output needs, for the input's to be read from it."""
+    needed = 0
+    for axis in range(2):
+        for tap, position in itertools.product(range(window.size[axis]), range(size[axis])):
+            place, rest = divmod(_reached(window, axis, position, tap), window.stride[axis])
+            if rest == 0:
+                needed = max(needed, -place, place - out[axis] + 1)
+    return needed
+
+
+def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
+    """``y = conv(x)``, or with what a residual holds added to it. Pruned weights cost nothing."""
+    window = layer.window
+    shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
+    columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
+    sides = [Side(x, stride=window.stride), Side(y)] + ([] if residual is None else [Side(residual)])
+    matrix = _matrix(layer.places, columns, y, residual)
+    return [_sums(matrix, x, tiles(sides, _size(y), target.lanes, _most(target)), target)]
+
+
+def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
+    """The gradient by the input, phase by phase of the stride: pixels of x that the same taps reach from pixels of y.
+
+    Args:
+        residual: a gradient of x that is added; may be ``dx`` itself.
+    """
+    window, groups, found = layer.window, layer.groups, []
+    places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
+    height, width = _size(dx)
+    across, down = range(min(window.stride[1], width)), range(min(window.stride[0], height))
+    for phase in itertools.product(down, across):
+        taps, shifts = [], []
+        for number, tap in enumerate(window.taps):
+            reached = [divmod(_reached(window, axis, phase[axis], tap[axis]), window.stride[axis]) for axis in range(2)]
+            if all(rest == 0 for _, rest in reached):
+                taps.append(number)
+                shifts.append(dy.geometry.shift(reached[0][0], reached[1][0]))
+        transposed = places[:, :, :, taps].transpose(0, 2, 1, 3)  # groups, I, O, taps of the phase
+        columns = dy.channel_bytes.reshape(groups, -1, 1) + np.array(shifts, dtype=np.int64)
+        size = -(-(height - phase[0]) // window.stride[0]), -(-(width - phase[1]) // window.stride[1])
+        sides = [Side(dy), Side(dx, phase, window.stride)]
+        sides += [] if residual is None else [Side(residual, phase, window.stride)]
+        matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
+        cut = tiles(sides, size, target.lanes, _most(target))
+        found.append(_sums(matrix, dy, cut, target))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGradient:
+    """Operations that give the gradients of kept weights, packed, in an external tensor."""
+
+    ops: list[Op]
+    index: Array
+    """int64: of each gradient its place in the dense tensor, or -1 where the number means nothing."""
+    padded: int
+    """Elements that the external tensor has: gradients, and behind them some that mean nothing."""
+    scratch: int
+    """Bytes of the arena that are used meanwhile."""
+
+
+def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, scratch: int, number: int) -> WeightGradient:
+    """The gradient by the weights that are kept.
+
+    Args:
+        scratch: the byte of the arena where `WeightGradient.scratch` bytes may be used.
+        number: of the external tensor.
+    """
+    window, lanes = layer.window, target.lanes
+    shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
+    columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
+    cut = tiles([Side(x, stride=window.stride), Side(dy)], _size(dy), lanes, _most(target))
+    made = _filled_up(_tables(_matrix(layer.places, columns, dy, None), x, cut, target))
+    chunks = _chunks(made, FLOAT * lanes // TOGETHER)
+    args: list[int | Array] = [made.segments, made.columns, scratch, chunks, len(chunks)]
+    for t in cut:
+        args += [t.places, len(t.places)]
+    turns = -(-len(made.weights) // lanes)
+    vectors = turns * lanes // TOGETHER
+    ops = [
+        Op(Zero(), (scratch, vectors)),
+        Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)),
+        Op(Totals(), (scratch, turns, number)),
+    ]
+    return WeightGradient(ops, made.weights - 1, turns * lanes, vectors * lanes * FLOAT)
+
+
+def _filled_up(made: Tables) -> Tables:
+    """Tables whose segments have whole sets of columns: the last one again, with 0 for its weight."""
+    counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
+    filled = -(-counts // TOGETHER) * TOGETHER
+    first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
+    behind = np.arange(int(filled.sum())) - np.repeat(start, filled)
+    last = np.repeat(counts, filled) - 1
+    source = np.repeat(first, filled) + np.minimum(behind, last)
+    segments = made.segments.copy()
+    segments[:, 0] = filled << FLAG_BITS
+    weights = np.where(behind <= last, made.weights[source], 0)
+    return replace(made, segments=segments, columns=made.columns[source], weights=weights)
+
+
+def _reached(window: Window, axis: int, position: int, tap: int) -> int:
+    """Stride times the output that reads a position of the input by a tap."""
+    return position + window.padding[axis] - tap * window.dilation[axis]
+
+
+def _size(value: Batch) -> Pair:
+    return value.geometry.height, value.geometry.width
+
+
+def _most(target: Target) -> int:
+    return VECTORS if target.registers >= 32 else 12
+
+
+def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
+    """Rows over columns. ``places``: rows x inputs x taps; ``columns``: groups x inputs x taps."""
+    return Matrix(
+        places.reshape(len(places), places.shape[1] * places.shape[2]),
+        columns.reshape(len(columns), columns.shape[1] * columns.shape[2]),
+        places.shape[2],
+        y.channel_bytes,
+        None if residual is None else residual.channel_bytes,
+        np.zeros(len(places), dtype=np.float32),
+    )
+
+
+def _tables(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> Tables:
+    """Tables of single rows, by blocks of inputs whose part of a tile stays in the nearest cache."""
+    some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
+    lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
+    block = max(1, NEAR * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
+    made = single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=1)
+    for t in cut:
+        check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
+    return made
+
+
+def _sums(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> Gathered:
+    made = _tables(matrix, x, cut, target)
+    spec = Sums(
+        1,
+        tuple(t.shape for t in cut),
+        (False,) * len(cut),
+        matrix.residual is not None,
+        None,
+        made.blocked,
+        made.unit,
+        made.wide,
+        max(1, -(-8 // min(len(t.shape.x) for t in cut))),
+    )
+    weights = np.zeros(len(made.weights), dtype=np.float32)
+    args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
+    for t in cut:
+        args += [t.places, len(t.places), np.zeros(1, dtype=np.uint16)]
+    return Gathered(Op(spec, tuple(args)), made.weights - 1)
+
+
+def _chunks(made: Tables, width: int) -> Array:
+    """Runs of segments whose sums, of so many bytes each, stay in the second cache, as tables of chunks tell them."""
+    counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
+    before = np.cumsum(counts) - counts
+    cuts = np.searchsorted(before, np.arange(SECOND // width, int(counts.sum()), SECOND // width))
+    bounds = np.unique(np.concatenate([[0], cuts, [len(counts)]]))
+    found = [(low * made.segments.shape[1] * 4, high - low, before[low]) for low, high in itertools.pairwise(bounds)]
+    return np.array(found, dtype=np.int64)

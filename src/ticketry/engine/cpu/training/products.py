@@ -1,0 +1,142 @@
+"""The kernel: products of output gradients with shifted planes, only where weights are kept.
+
+The gradient of one weight is the sum, over all positions and images, of the gradient of its row's output with the
+input that its column reads there (a sampled dense-dense product). For a tile of positions the output gradients of a
+row stay in registers, and `TOGETHER` columns of the row at a time read the inputs of the tile:
+``sum over t of dy[row][t] * x[column][t]``, each a vector. Those are folded into one vector, some lanes a column, and
+added to what earlier tiles gave; the lanes of a column are added up at the end. So every sum has one order, whatever
+the machine does at the same time.
+
+The tables are those of `planes.row_sums` for the layer's forward pass, with columns filled up to whole sets of
+`TOGETHER` in each segment, and vectors of sums in the place of weights. Chunks, of which the sums stay in the second
+cache, go over all tiles one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ticketry.engine.cpu.emitter import I16, I32, I64, Emitter, Written
+from ticketry.engine.cpu.planes import lanes
+from ticketry.engine.cpu.planes.geometry import FLOAT
+from ticketry.engine.cpu.planes.kernel_choice import Shape
+from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
+
+SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
+"""Arguments: tables, where the sums lie in the arena, the number of chunks; then each shape's places, their number."""
+
+TOGETHER = 4
+"""Columns whose sums are folded into one vector."""
+
+_SEGMENT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Products(Written):
+    """Args:
+    shapes: of the tiles: x, and the gradient of y.
+    unit: bytes that columns are counted in.
+    wide: whether columns take 32 bits (signed) instead of 16.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: tuple[Shape, ...]
+    unit: int
+    wide: bool
+
+    def write(self, e: Emitter) -> None:
+        for number in range(len(self.shapes)):
+            _Body(e, self, number).emit()
+
+
+class _Body:
+    """The loops of one shape."""
+
+    def __init__(self, e: Emitter, spec: Products, number: int) -> None:
+        self.e, self.spec, self.shape = e, spec, spec.shapes[number]
+        self.segments, self.columns, self.chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
+        self.arena, self.sums = e.arena(), e.arena(e.arg(SUMS))
+        self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
+
+    def emit(self) -> None:
+        e, b = self.e, self.e.b
+        low, high = e.share(e.arg(CHUNK_COUNT))
+        with e.loop(low, high) as number:
+            chunk = e.at(self.chunks, b.mul(number.index, e.i64(24)))
+            start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
+            stop = b.add(start, b.mul(count, e.i64(_SEGMENT_BYTES)))
+            with e.loop(0, self.count) as tile:
+                place = e.at(self.places, b.mul(tile.index, e.i64(12)))
+                x, y = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(2))
+                with e.loop(start, stop, _SEGMENT_BYTES, [weight]) as loop:
+                    segment, begin = e.at(self.segments, loop.index), loop.carried[0]
+                    end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
+                    loop.next = [end]
+                    row = e.at(y, e.load_i32(segment, 8))
+                    self._segment([e.load(row, at) for at in self.shape.y], e.at(x, e.load_i32(segment, 4)), begin, end)
+
+    def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
+        e, b = self.e, self.e.b
+        with e.loop(begin, end, TOGETHER) as column:
+            place = e.at(self.sums, b.mul(column.index, e.i64(FLOAT * e.target.lanes // TOGETHER)))
+            inputs = [e.at(x, self._column(column.index, further)) for further in range(TOGETHER)]
+            parts: list[Any] = [None] * TOGETHER
+            for gradient, at in zip(gradients, self.shape.x, strict=True):
+                for number, pointer in enumerate(inputs):
+                    value, part = e.load(pointer, at), parts[number]
+                    parts[number] = b.fmul(gradient, value) if part is None else e.fma(gradient, value, part)
+            e.store(b.fadd(e.load(place), folded(e, parts)), place)
+
+    def _column(self, index: Any, further: int) -> Any:
+        """The byte where the column so many behind that of an index begins."""
+        e, b = self.e, self.e.b
+        kind, widen, size = (I32, b.sext, 4) if self.spec.wide else (I16, b.zext, 2)
+        value = b.load(
+            e.at(self.columns, b.add(b.mul(index, e.i64(size)), e.i64(further * size))), typ=kind, align=size
+        )
+        return b.mul(widen(value, I64), e.i64(self.spec.unit))
+
+
+@dataclass(frozen=True)
+class Zero(Written):
+    """Makes vectors in the arena zero. Arguments: where they begin, and how many."""
+
+    def write(self, e: Emitter) -> None:
+        place = e.arena(e.arg(0))
+        with e.loop(*e.share(e.arg(1))) as vector:
+            e.store(e.splat(0.0), place, e.b.mul(vector.index, e.i64(FLOAT * e.target.lanes)))
+
+
+@dataclass(frozen=True)
+class Totals(Written):
+    """Adds up the lanes of each column in the arena: as many totals as lanes a turn, one after the other in a tensor.
+
+    Arguments: where the sums begin; how many turns; the number of the external tensor.
+    """
+
+    def write(self, e: Emitter) -> None:
+        b, width = e.b, FLOAT * e.target.lanes
+        several = e.target.lanes // TOGETHER
+        place, out = e.arena(e.arg(0)), e.external(e.arg(2))
+        with e.loop(*e.share(e.arg(1))) as turn:
+            here = e.at(place, b.mul(turn.index, e.i64(width * several)))
+            e.store(
+                folded(e, [e.load(here, width * number) for number in range(several)]),
+                out,
+                b.mul(turn.index, e.i64(width)),
+            )
+
+
+def folded(e: Emitter, vectors: Sequence[Any]) -> Any:
+    """One vector with sums of neighbouring lanes: first those of the first of so many vectors (a power of two)."""
+    while len(vectors) > 1:
+        vectors = [_pairs(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
+    return vectors[0]
+
+
+def _pairs(e: Emitter, one: Any, other: Any) -> Any:
+    odd, even = (lanes.shuffle(e, one, other, range(start, 2 * e.target.lanes, 2)) for start in (1, 0))
+    return e.b.fadd(even, odd)

@@ -1,0 +1,346 @@
+"""The operations of each kind of node, forward and backward, added to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.training import pools
+from ticketry.engine.cpu.training.by_channel import (
+    Add,
+    Moments,
+    NormGradient,
+    NormSums,
+    Scale,
+    Total,
+    numbers_of,
+    operation,
+    sums_of,
+)
+from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.layout import Batch
+from ticketry.engine.cpu.window import Array
+from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
+from ticketry.engine.training.plan import Call, Plan
+from ticketry.errors import EngineError
+
+
+class Gradients:
+    """Gradients of values on the way back: each is made whole before the node that makes the value is done."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.of: dict[str, Batch] = {}
+        needed = set(plan.wanted)
+        for node in plan.region.nodes:
+            if isinstance(node, (Conv, Norm)) or needed.intersection(node.reads):
+                needed.add(node.y)
+        self.needed = needed
+
+    def take(self, name: str) -> Batch:
+        """The gradient of what a node makes, as it comes to that node."""
+        return self.of.pop(name)
+
+    def give(self, name: str, memory: Batch) -> None:
+        """Memory that holds a gradient of a value: its first, or one to be added."""
+        plan, there = self._plan, self.of.get(name)
+        if there is not None:
+            plan.add_into(memory, there)
+            plan.release(memory)
+        elif name in self.needed:
+            self.of[name] = memory
+        else:
+            plan.release(memory)
+
+    def pass_on(self, name: str, memory: Batch) -> None:
+        """A gradient in the layout of another value, which nobody reads after this, given to a value."""
+        plan = self._plan
+        if name in self.needed and name not in self.of:
+            wanted = plan.gradient_memory(name)
+            if wanted.geometry == memory.geometry:
+                plan.release(wanted)
+            else:
+                plan.add(
+                    "backward", [operation(Add, [memory, wanted], plan.live, plan.target, relu=False, residual=False)]
+                )
+                plan.release(memory)
+                memory = wanted
+        self.give(name, memory)
+
+
+def planned(
+    region: Region,
+    shapes: Mapping[str, Shape],
+    kept: Mapping[str, Array],
+    live: int,
+    wanted: frozenset[str],
+    library: Library,
+) -> Plan:
+    """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
+    plan = Plan(region, shapes, kept, live, wanted, library)
+    for name in region.inputs:
+        plan.move(f"load {name}", plan.values[name], out=False)
+    for node in region.nodes:
+        _forward(node, plan)
+    for name in region.outputs:
+        plan.move(f"store {name}", plan.values[name], out=True)
+    gradients = Gradients(plan)
+    for name in region.outputs:
+        gradients.of[name] = plan.gradient_memory(name)
+        plan.move(f"load gradient {name}", gradients.of[name], out=False)
+    for node in reversed(region.nodes):
+        if node.y in gradients.of:
+            _backward(node, plan, gradients)
+    for name in region.inputs:
+        if name in wanted and name in gradients.of:
+            plan.move(f"store gradient {name}", gradients.of[name], out=True)
+    plan.link()
+    return plan
+
+
+@singledispatch
+def _forward(node: Node, plan: Plan) -> None:
+    raise AssertionError(f"no operations for {node}")
+
+
+@singledispatch
+def _backward(node: Node, plan: Plan, gradients: Gradients) -> None:
+    raise AssertionError(f"no operations for {node}")
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+def _layer(node: Conv, plan: Plan) -> Layer:
+    kept = plan.kept.get(node.module)
+    if kept is None:  # not under the mask
+        kept = np.ones((node.outputs, node.inputs // node.groups, *node.window.size), dtype=bool)
+    return Layer(kept, node.window, node.groups)
+
+
+def _gathered(plan: Plan, when: str, node: Conv, found: list[Gathered]) -> range:
+    """Operations whose weights are gathered at the beginning of a pass."""
+    numbers = plan.add(when, [each.op for each in found])
+    indices = [torch.from_numpy(each.index) for each in found]
+
+    def gather(call: Call) -> None:
+        weight = call.parameters[node.module, "weight"].detach().reshape(-1)
+        for number, index in zip(numbers, indices, strict=True):
+            if len(index):
+                torch.index_select(weight, 0, index, out=torch.from_numpy(plan.table(number, 2)))
+
+    plan.prepare[when].append(gather)
+    return numbers
+
+
+@_forward.register
+def _(node: Conv, plan: Plan) -> None:
+    x, y = plan.values[node.x], plan.values[node.y]
+    found = forward(x, y, _layer(node, plan), plan.target)
+    number = _gathered(plan, "forward", node, found)[0]
+    if not node.bias:
+        return
+    segments = found[0].op.args[0]
+    assert isinstance(segments, np.ndarray)
+    rows = segments[:, 2] // y.geometry.bytes
+
+    def set_bias(call: Call) -> None:
+        bias = call.parameters[node.module, "bias"].detach().numpy()
+        plan.table(number, 0)[:, -1] = bias[rows].view(np.int32)
+
+    plan.prepare["forward"].append(set_bias)
+
+
+@_backward.register
+def _(node: Conv, plan: Plan, gradients: Gradients) -> None:
+    x, dy, layer = plan.values[node.x], gradients.take(node.y), _layer(node, plan)
+    if node.bias:
+        _bias_gradient(node, plan, dy)
+    _weight_gradient(node, plan, x, dy, layer)
+    if node.x in gradients.needed:
+        there = gradients.of.get(node.x)
+        dx = there or plan.gradient_memory(node.x)
+        _gathered(plan, "backward", node, input_gradient(dy, dx, layer, plan.target, there))
+        gradients.of[node.x] = dx
+    plan.release(dy)
+
+
+def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) -> None:
+    if not layer.count:
+
+        def nothing(call: Call) -> None:
+            call.gradients[node.module, "weight"] = torch.zeros_like(call.parameters[node.module, "weight"])
+
+        plan.then("backward", nothing)
+        return
+    made = weight_gradient(x, dy, layer, plan.target, 0, 0)
+    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch(made.scratch), 0)
+    elements = layer.kept.size
+    places = torch.from_numpy(np.where(made.index < 0, elements, made.index))
+
+    def products(call: Call, first: int, last: int) -> None:
+        if (node.module, "weight") not in call.wanted:
+            return
+        packed = torch.empty(made.padded)
+        call.session.run(first, last, [packed.data_ptr()])
+        # One element more, for the columns that only fill up sets.
+        gradient = torch.zeros(elements + 1).index_copy_(0, places, packed[: len(places)])
+        weight = call.parameters[node.module, "weight"]
+        call.gradients[node.module, "weight"] = gradient[:-1].view(weight.shape)
+
+    plan.add("backward", made.ops, products)
+
+
+def _bias_gradient(node: Conv, plan: Plan, dy: Batch) -> None:
+    def total(call: Call, first: int, last: int) -> None:
+        call.session.run(first, last)
+        sums = sums_of(plan.program.ops[first])[:, 0]
+        call.gradients[node.module, "bias"] = torch.from_numpy(sums.astype(np.float32))
+
+    plan.add("backward", [operation(Total, [dy], plan.live, plan.target)], total)
+
+
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+def _count(plan: Plan, value: Batch) -> int:
+    return plan.live * value.geometry.height * value.geometry.width
+
+
+@_forward.register
+def _(node: Norm, plan: Plan) -> None:
+    x, y = plan.values[node.x], plan.values[node.y]
+    values = [x, y] if node.residual is None else [x, y, plan.values[node.residual]]
+    scale = operation(Scale, values, plan.live, plan.target, relu=node.relu, residual=node.residual is not None)
+    if _count(plan, x) < 2:
+        raise EngineError(
+            f"{node.module}: a batch norm needs more than one value for each channel: train larger batches"
+        )
+    count, start = _count(plan, x), (x.offset + x.geometry.position(0, 0) * x.geometry.step) // 4
+    step = x.geometry.bytes // 4
+
+    def moments(call: Call, first: int, last: int) -> None:
+        ops = plan.program.ops
+        near = call.session.arena.view(np.float32)[start : start + step * x.channels : step].copy()
+        numbers_of(ops[first])[:, 0] = near
+        call.session.run(first, first + 1)
+        sums = sums_of(ops[first]) / count
+        mean, variance = near + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] ** 2, 0)
+        module = call.modules[node.module]
+        inverse = 1 / np.sqrt(variance + module.eps)
+        call.saved[node.y] = mean, inverse
+        _track(module, mean, variance * (count / max(1, count - 1)))
+        weight, bias = (call.parameters[node.module, name].detach().numpy() for name in ("weight", "bias"))
+        numbers = numbers_of(ops[first + 1])
+        numbers[:, 0] = weight * inverse
+        numbers[:, 1] = bias - weight * inverse * mean
+        call.session.run(first + 1, last)
+
+    plan.add("forward", [operation(Moments, [x], plan.live, plan.target), scale], moments)
+
+
+def _track(module: Any, mean: Array, variance: Array) -> None:
+    """Running statistics, as torch's batch norm keeps them."""
+    if not module.track_running_stats:
+        return
+    module.num_batches_tracked.add_(1)
+    share = module.momentum
+    if share is None:
+        share = 1 / float(module.num_batches_tracked)
+    for running, new in ((module.running_mean, mean), (module.running_var, variance)):
+        running.lerp_(torch.from_numpy(new).to(running.dtype), share)
+
+
+@_backward.register
+def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
+    x, y, dy = plan.values[node.x], plan.values[node.y], gradients.take(node.y)
+    behind = [y] if node.relu else []
+    keep = node.residual is not None and node.relu
+    sums = operation(NormSums, [dy, *behind, x], plan.live, plan.target, relu=node.relu, keep=keep)
+    behind = [] if keep else behind
+    dx = plan.gradient_memory(node.x)
+    back = operation(NormGradient, [dy, *behind, x, dx], plan.live, plan.target, relu=bool(behind))
+    count = _count(plan, x)
+
+    def norm(call: Call, first: int, last: int) -> None:
+        ops = plan.program.ops
+        mean, inverse = call.saved[node.y]
+        numbers_of(ops[first])[:, 0] = mean
+        call.session.run(first, first + 1)
+        found = sums_of(ops[first])
+        call.gradients[node.module, "weight"] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
+        call.gradients[node.module, "bias"] = torch.from_numpy(found[:, 0].astype(np.float32))
+        numbers = numbers_of(ops[first + 1])
+        a = call.parameters[node.module, "weight"].detach().numpy() * inverse
+        b = -a * inverse**2 * found[:, 1] / count
+        numbers[:, 0], numbers[:, 1] = a, b
+        numbers[:, 2] = -a * found[:, 0] / count - b * mean
+        call.session.run(first + 1, last)
+
+    plan.add("backward", [sums, back], norm)
+    gradients.give(node.x, dx)
+    if node.residual is None:
+        plan.release(dy)
+    else:
+        gradients.pass_on(node.residual, dy)
+
+
+# -- the rest ----------------------------------------------------------------------------------------------------------
+
+
+@_forward.register
+def _(node: Relu, plan: Plan) -> None:
+    x, y = plan.values[node.x], plan.values[node.y]
+    op = operation(Scale, [x, y], plan.live, plan.target, relu=True, residual=False)
+    numbers_of(op)[:] = 1, 0
+    plan.add("forward", [op])
+
+
+@_backward.register
+def _(node: Relu, plan: Plan, gradients: Gradients) -> None:
+    dy, y = gradients.take(node.y), plan.values[node.y]
+    if node.x in gradients.needed:
+        dx = plan.gradient_memory(node.x)
+        plan.add("backward", [operation(Add, [dy, y, dx], plan.live, plan.target, relu=True, residual=False)])
+        gradients.give(node.x, dx)
+    plan.release(dy)
+
+
+@_forward.register
+def _(node: Sum, plan: Plan) -> None:
+    values = [plan.values[name] for name in (node.x, node.y, node.other)]
+    plan.add("forward", [operation(Add, values, plan.live, plan.target, relu=False, residual=True)])
+
+
+@_backward.register
+def _(node: Sum, plan: Plan, gradients: Gradients) -> None:
+    dy = gradients.take(node.y)
+    if node.x in gradients.needed:
+        copy = plan.gradient_memory(node.x)
+        plan.add("backward", [operation(Add, [dy, copy], plan.live, plan.target, relu=False, residual=False)])
+        gradients.give(node.x, copy)
+    gradients.pass_on(node.other, dy)
+
+
+@_forward.register
+def _(node: Pool, plan: Plan) -> None:
+    x, y = plan.values[node.x], plan.values[node.y]
+    plan.add("forward", [pools.forth(x, y, node.size or plan.shapes[node.x][1:], largest=node.largest)])
+
+
+@_backward.register
+def _(node: Pool, plan: Plan, gradients: Gradients) -> None:
+    dy, x = gradients.take(node.y), plan.values[node.x]
+    if node.x in gradients.needed:
+        size = node.size or plan.shapes[node.x][1:]
+        dx = plan.gradient_memory(node.x)
+        if (plan.shapes[node.y][1] * size[0], plan.shapes[node.y][2] * size[1]) != plan.shapes[node.x][1:]:
+            plan.zero(dx)
+        plan.add("backward", [pools.back(dy, dx, x, size, largest=node.largest)])
+        gradients.give(node.x, dx)
+    plan.release(dy)

@@ -1,0 +1,185 @@
+"""What a region of a network consists of: layers between named values, and the shapes that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ticketry.engine.cpu.window import Pair, Window
+from ticketry.errors import EngineError
+
+Shape = tuple[int, int, int]
+"""Channels, rows, columns of a value: of one without pixels, rows and columns are 1."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution, or a linear layer as one of a single pixel."""
+
+    x: str
+    y: str
+    module: str
+    inputs: int
+    outputs: int
+    window: Window
+    groups: int
+    bias: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm with the batch's own statistics, then perhaps plus another value, then perhaps ReLU."""
+
+    x: str
+    y: str
+    module: str
+    residual: str | None = None
+    relu: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
+
+
+@dataclass(frozen=True)
+class Relu:
+    x: str
+    y: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Two values, added."""
+
+    x: str
+    other: str
+    y: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x, self.other)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The largest value or the mean of windows that lie side by side; of the whole plane without a size."""
+
+    x: str
+    y: str
+    size: Pair | None
+    largest: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+Node = Conv | Norm | Relu | Sum | Pool
+
+
+@dataclass(frozen=True)
+class Region:
+    """Layers that run one after the other without leaving the kernels' layout."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """(module, attribute) of every parameter, in order, each once."""
+        found: dict[tuple[str, str], None] = {}
+        for node in self.nodes:
+            if isinstance(node, Conv):
+                found[node.module, "weight"] = None
+                if node.bias:
+                    found[node.module, "bias"] = None
+            elif isinstance(node, Norm):
+                found[node.module, "weight"] = found[node.module, "bias"] = None
+        return list(found)
+
+    def shapes(self, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+        """The shape of every value.
+
+        Raises:
+            EngineError: they do not fit the layers.
+        """
+        found = dict(inputs)
+        for node in self.nodes:
+            found[node.y] = _shape(node, [found[name] for name in node.reads])
+        return found
+
+
+def _shape(node: Node, reads: Sequence[Shape]) -> Shape:
+    channels, height, width = reads[0]
+    if isinstance(node, Conv):
+        if channels != node.inputs:
+            raise EngineError(f"{node.module}: {channels} channels come in, not {node.inputs}")
+        rows, columns = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                (height, width),
+                node.window.size,
+                node.window.stride,
+                node.window.padding,
+                node.window.dilation,
+                strict=True,
+            )
+        )
+        if min(rows, columns) < 1:
+            raise EngineError(f"{node.module}: an image of {height} x {width} is smaller than its kernel")
+        return node.outputs, rows, columns
+    if isinstance(node, Pool):
+        size = node.size or (height, width)
+        if min(height // size[0], width // size[1]) < 1:
+            raise EngineError(f"{node.y}: an image of {height} x {width} is smaller than the pooling's window")
+        return channels, height // size[0], width // size[1]
+    if any(shape != reads[0] for shape in reads[1:]):
+        raise EngineError(f"{node.y}: values of the shapes {list(reads)} are added; they have to be the same")
+    return reads[0]
+
+
+def fused(region: Region) -> Region:
+    """The region with sums and ReLUs behind a norm made part of it, where nobody else reads what is between."""
+    nodes, uses = list(region.nodes), _uses(region)
+    number = 0
+    while number < len(nodes):
+        node = nodes[number]
+        if isinstance(node, (Relu, Sum)):
+            made = _into_norm(nodes, node, uses)
+            if made is not None:
+                before, norm = made
+                nodes[number] = norm
+                del nodes[before]
+                continue
+        number += 1
+    return replace(region, nodes=tuple(nodes))
+
+
+def _into_norm(nodes: Sequence[Node], node: Relu | Sum, uses: Mapping[str, int]) -> tuple[int, Norm] | None:
+    """The place of the norm that a node can be a part of, and the norm with it."""
+    for read in node.reads:
+        for place, norm in enumerate(nodes):
+            if norm.y != read or not isinstance(norm, Norm) or norm.relu or uses[read] != 1:
+                continue
+            if isinstance(node, Relu):
+                return place, replace(norm, y=node.y, relu=True)
+            if norm.residual is None and node.x != node.other:
+                other = node.other if read == node.x else node.x
+                return place, replace(norm, y=node.y, residual=other)
+    return None
+
+
+def _uses(region: Region) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in [*(name for node in region.nodes for name in node.reads), *region.outputs]:
+        counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,242 @@
+"""A region laid out for a batch: where its values and gradients lie, and which operations run in which order.
+
+What a norm needs between two passes over its values (a few numbers a channel) is computed in between, in float64. All
+else runs in the kernels, operation after operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
+from ticketry.engine.cpu.planes.move import load, store
+from ticketry.engine.cpu.program import Op, Program, Session
+from ticketry.engine.cpu.training.by_channel import Add, operation
+from ticketry.engine.cpu.training.convolution import halo_of_gradient
+from ticketry.engine.cpu.training.layout import IMAGES, Batch
+from ticketry.engine.cpu.training.products import Zero
+from ticketry.engine.cpu.window import Array
+from ticketry.engine.training.nodes import Conv, Region, Shape
+from ticketry.errors import EngineError
+
+_LARGEST = (1 << 31) - (1 << 24)
+"""Bytes of working memory that tables of 32 bits reach."""
+
+
+@dataclass
+class Call:
+    """What a step holds between its forward and its backward pass."""
+
+    session: Session
+    parameters: dict[tuple[str, str], Tensor]
+    modules: Mapping[str, Any]
+    saved: dict[str, Any] = field(default_factory=dict)
+    """Of each norm: mean and 1 / standard deviation."""
+    gradients: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    wanted: frozenset[tuple[str, str]] = frozenset()
+    """Parameters whose gradients are asked for."""
+    closed: bool = False
+
+    def close(self) -> None:
+        """Give the working memory back."""
+        if not self.closed:
+            self.closed = True
+            self.session.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+Stage = Callable[[Call], None]
+
+
+class Plan:
+    """Args:
+    kept: of modules under a mask, which weights are kept: bool [O, I / groups, kh, kw].
+    live: images of the batch. Blocks are filled up with more.
+    wanted: inputs whose gradients are asked for.
+
+    Raises:
+        EngineError: shapes do not fit.
+    """
+
+    program: Program
+
+    def __init__(
+        self,
+        region: Region,
+        shapes: Mapping[str, Shape],
+        kept: Mapping[str, Array],
+        live: int,
+        wanted: frozenset[str],
+        library: Library,
+    ) -> None:
+        self.region, self.kept, self.live, self.target = region, kept, live, library.target
+        self._library = library
+        self.blocks = -(-live // IMAGES)
+        self.wanted = wanted
+        self.shapes = region.shapes(shapes)
+        self.ops: list[Op] = []
+        self.stages: dict[str, list[Stage]] = {"forward": [], "backward": []}
+        self.prepare: dict[str, list[Stage]] = {"forward": [], "backward": []}
+        self._bytes = 0
+        self._free: dict[tuple[Any, ...], list[Batch]] = {}
+        self._halos = {name: self._halo(name) for name in self.shapes}
+        self.values = {name: self.memory(name) for name in self.shapes}
+        self.moves: dict[str, list[int]] = {}
+        self._scratch, self._scratch_bytes = 0, 0
+
+    def link(self) -> None:
+        """Make the program of the operations that were added.
+
+        Raises:
+            EngineError: the batch needs more working memory than kernels reach.
+        """
+        live = self.live
+        if self._bytes > _LARGEST:
+            raise EngineError(
+                f"a batch of {live} needs {self._bytes >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
+                " train with smaller batches, and add up their gradients"
+            )
+        self.program = Program(self.ops, self.blocks * IMAGES, self._bytes, self._library)
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def _halo(self, name: str) -> int:
+        """The halo that the convolutions which read a value need."""
+        needed = 0
+        for node in self.region.nodes:
+            if isinstance(node, Conv) and node.x == name:
+                for axis in range(2):
+                    size, outputs = self.shapes[name][1 + axis], self.shapes[node.y][1 + axis]
+                    last = node.window.input(outputs - 1, node.window.size[axis] - 1, axis)
+                    needed = max(needed, node.window.padding[axis], last - size + 1)
+        return needed
+
+    def _gradient_halo(self, name: str) -> int:
+        """The halo that the gradient of a value needs, if a convolution makes the value."""
+        for node in self.region.nodes:
+            if isinstance(node, Conv) and node.y == name:
+                return halo_of_gradient(self.shapes[node.x][1:], self.shapes[name][1:], node.window)
+        return 0
+
+    def memory(self, name: str) -> Batch:
+        """New memory for a value."""
+        channels, *size = self.shapes[name]
+        return self._reserve(Batch.of(channels, (size[0], size[1]), self._halos[name], self.blocks))
+
+    def gradient_memory(self, name: str) -> Batch:
+        """Memory for a gradient of a value: some that nobody uses any more, if there is."""
+        channels, *size = self.shapes[name]
+        made = Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks)
+        free = self._free.get((made.geometry, made.channels))
+        return free.pop() if free else self._reserve(made)
+
+    def release(self, memory: Batch) -> None:
+        """Let others use memory whose halos have stayed zero."""
+        self._free.setdefault((memory.geometry, memory.channels), []).append(memory)
+
+    def reserve_scratch(self, size: int) -> int:
+        """A byte from which on an operation may use so many: each time the same."""
+        if size > self._scratch_bytes:
+            self._scratch, self._scratch_bytes = self._bytes, size
+            self._bytes += -(-size // 64) * 64
+        return self._scratch
+
+    def _reserve(self, value: Batch) -> Batch:
+        made = Batch(value.geometry, value.channels, value.blocks, self._bytes)
+        self._bytes += made.bytes
+        return made
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    def add(self, when: str, ops: list[Op], stage: Callable[[Call, int, int], None] | None = None) -> range:
+        """Add operations to a pass. Without a stage of their own they run as they are, together with their neighbours.
+
+        Returns:
+            Their numbers in the program.
+        """
+        first, last = len(self.ops), len(self.ops) + len(ops)
+        self.ops += ops
+        stages = self.stages[when]
+        if stage is not None:
+            stages.append(lambda call: stage(call, first, last))
+        elif ops and stages and isinstance(stages[-1], _Run) and stages[-1].last == first:
+            stages[-1].last = last
+        elif ops:
+            stages.append(_Run(first, last))
+        return range(first, last)
+
+    def then(self, when: str, stage: Stage) -> None:
+        """Add what happens between operations."""
+        self.stages[when].append(stage)
+
+    def add_into(self, value: Batch, other: Batch) -> None:
+        """``other += value``, on the way back."""
+        add = operation(Add, [value, other, other], self.live, self.target, relu=False, residual=True)
+        self.add("backward", [add])
+
+    def zero(self, value: Batch) -> None:
+        """Make a gradient 0."""
+        self.add("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
+
+    # -- to and from tensors ----------------------------------------------------------------------------------------
+
+    def move(self, key: str, value: Batch, *, out: bool) -> None:
+        """Make the operations that load a value from a tensor, or store it to one: one for each block."""
+        channels, height, width = value.channels, value.geometry.height, value.geometry.width
+        strides = (channels * height * width, height * width, width, 1)
+        numbers = []
+        for block in range(value.blocks):
+            planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
+            numbers.append(len(self.ops))
+            self.ops += (store if out else load)(0, strides, planes)
+        self.moves[key] = numbers
+
+    def load(self, call: Call, key: str, tensor: Tensor) -> None:
+        """A tensor of all images, contiguous, into a value."""
+        self._moved(call, key, tensor)
+
+    def store(self, call: Call, key: str, shape: Shape) -> Tensor:
+        """A value as a tensor: all images x channels x rows x columns."""
+        tensor = torch.empty(self.blocks * IMAGES, *shape)
+        self._moved(call, key, tensor)
+        return tensor
+
+    def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
+        image = tensor[0].numel() * FLOAT
+        for block, number in enumerate(self.moves[key]):
+            call.session.run(number, number + 1, [tensor.data_ptr() + block * IMAGES * image])
+
+    def run(self, when: str, call: Call) -> None:
+        """A whole pass, between loads and stores."""
+        for stage in self.prepare[when]:
+            stage(call)
+        for stage in self.stages[when]:
+            stage(call)
+
+    # -- what the nodes' emission needs ------------------------------------------------------------------------------
+
+    def table(self, number: int, argument: int) -> Array:
+        """A table of an operation, as it lies in the program's memory."""
+        found = self.program.ops[number].args[argument]
+        assert isinstance(found, np.ndarray)
+        return found
+
+
+@dataclass
+class _Run:
+    """Operations from one number to another."""
+
+    first: int
+    last: int
+
+    def __call__(self, call: Call) -> None:
+        call.session.run(self.first, self.last)

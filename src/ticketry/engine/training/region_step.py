@@ -1,0 +1,139 @@
+"""A region as one node of autograd: forward in the kernels, its values kept in their layout, and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.training.layout import IMAGES
+from ticketry.engine.cpu.window import Array
+from ticketry.engine.training.emission import planned
+from ticketry.engine.training.nodes import Region, Shape
+from ticketry.engine.training.plan import Call, Plan
+from ticketry.errors import EngineError
+
+
+class RegionStep:
+    """A region that is called with tensors, images x channels (x rows x columns), and gives images x channels x …
+
+    Args:
+        modules: of the model, by name.
+        kept: of each convolution's module, which weights are kept.
+    """
+
+    def __init__(
+        self, region: Region, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], library: Library
+    ) -> None:
+        self.region = region
+        self._modules, self._kept, self._library = modules, kept, library
+        self._plans: dict[Any, Plan] = {}
+
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        parameters = [getattr(self._modules[module], name) for module, name in self.region.parameters]
+        for (module, name), parameter in zip(self.region.parameters, parameters, strict=True):
+            _require(parameter, f"{module}.{name}")
+        for tensor in inputs:
+            _require(tensor, "an input")
+        found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
+        return found
+
+    def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> Plan:
+        """The plan for inputs of these shapes, made when it is first needed."""
+        shapes = {name: _shape(tensor) for name, tensor in zip(self.region.inputs, inputs, strict=True)}
+        live = inputs[0].shape[0]
+        if any(tensor.shape[0] != live for tensor in inputs):
+            raise EngineError(f"inputs of {[tensor.shape[0] for tensor in inputs]} examples go into one layer")
+        key = live, wanted, tuple(shapes.items())
+        if key not in self._plans:
+            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library)
+        return self._plans[key]
+
+    def begin(
+        self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
+    ) -> tuple[Plan, Call]:
+        """A step with its inputs in the kernels' layout."""
+        plan = self.plan(inputs, wanted)
+        named = dict(zip(self.region.parameters, parameters, strict=True))
+        call = Call(plan.program.session(), named, self._modules)
+        for name, tensor in zip(self.region.inputs, inputs, strict=True):
+            plan.load(call, f"load {name}", _filled(tensor.detach(), plan.blocks * IMAGES))
+        return plan, call
+
+
+class _Function(torch.autograd.Function):
+    """Takes the step, how many inputs there are, the inputs, the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs, parameters = tensors[:count], tensors[count:]
+        needed = ctx.needs_input_grad[2:]
+        wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
+        plan, call = step.begin(inputs, wanted, parameters)
+        plan.run("forward", call)
+        live = plan.live
+        made = tuple(plan.store(call, f"store {name}", plan.shapes[name])[:live] for name in step.region.outputs)
+        if any(needed):
+            call.wanted = frozenset(
+                name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
+            )
+            ctx.save_for_backward(*parameters)
+            ctx.plan, ctx.call, ctx.shapes = plan, call, [tensor.shape for tensor in inputs]
+        else:
+            call.close()
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        plan, call = ctx.plan, ctx.call
+        if call.closed:
+            raise EngineError(
+                "backward runs a second time through a layer of sparse training, which keeps its values for one:"
+                " add losses up before, instead of retain_graph=True"
+            )
+        # By way of autograd, which notices where a weight was changed in between.
+        call.parameters = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
+        images = plan.blocks * IMAGES
+        for name, gradient in zip(plan.region.outputs, gradients, strict=True):
+            plan.load(call, f"load gradient {name}", _filled(gradient, images))
+        plan.run("backward", call)
+        found: list[Tensor | None] = []
+        for name, shape in zip(plan.region.inputs, ctx.shapes, strict=True):
+            key = f"store gradient {name}"
+            there = key in plan.moves
+            found.append(plan.store(call, key, plan.shapes[name])[: plan.live].reshape(shape) if there else None)
+        found += [call.gradients.get(name) if name in call.wanted else None for name in plan.region.parameters]
+        call.close()
+        return None, None, *found
+
+
+def _require(tensor: Tensor, what: str) -> None:
+    """Raises `EngineError` for a tensor that kernels cannot read."""
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        raise EngineError(
+            f"{what} is {tensor.dtype} on {tensor.device}: sparse training computes in float32 on the CPU, so leave the"
+            " model there, and train without autocast"
+        )
+
+
+def _shape(tensor: Tensor) -> Shape:
+    if tensor.dim() == 2:
+        return int(tensor.shape[1]), 1, 1
+    if tensor.dim() != 4:
+        raise EngineError(f"an input of {tuple(tensor.shape)}: images x channels x rows x columns are needed")
+    _, channels, height, width = tensor.shape
+    return int(channels), int(height), int(width)
+
+
+def _filled(tensor: Tensor, images: int) -> Tensor:
+    """The tensor, contiguous, with images of zeros behind its own."""
+    if len(tensor) == images:
+        return tensor.contiguous()
+    filled = tensor.new_zeros(images, *tensor.shape[1:])
+    filled[: len(tensor)] = tensor
+    return filled

@@ -1,0 +1,228 @@
+"""Layers as nodes of autograd, forward and backward, against torch in float64 under the mask."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Window
+from ticketry.engine.training.nodes import Conv, Norm, Pool, Region, Relu, Sum
+from ticketry.engine.training.region_step import RegionStep
+from ticketry.errors import EngineError
+
+
+@functools.cache
+def library(where: str) -> Library:
+    return Library(target(where))
+
+
+def near(found: Tensor | None, expected: Tensor | None, what: str) -> None:
+    assert found is not None, what
+    assert expected is not None, what
+    found, expected = found.detach(), expected.detach()
+    assert found.shape == expected.shape, what
+    scale = max(float(expected.abs().max()), 1e-3) if expected.numel() else 1.0
+    assert float((found - expected).abs().max()) <= 1e-4 * scale, what
+
+
+def check(
+    region: Region, model: nn.Module, x: Tensor, kept: dict[str, Any], where: str = "host", seed: int = 0
+) -> None:
+    """Outputs and all gradients of a region against those of the model that is the same, in float64."""
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for name, mask in kept.items():
+            modules[name].weight.mul_(torch.from_numpy(mask).view_as(modules[name].weight))
+    step = RegionStep(region, modules, kept, library(where))
+    mine = x.clone().requires_grad_()
+    (y,) = step([mine])
+    generator = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(y.shape, generator=generator)
+    y.backward(gradient)
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.double().zero_grad()
+    theirs = x.double().requires_grad_()
+    truth = model(theirs)
+    truth.backward(gradient.double().view_as(truth))
+    near(y, truth.view_as(y), "output")
+    near(mine.grad, theirs.grad, "gradient of the input")
+    for name, parameter in model.named_parameters():
+        mask = kept.get(name.removesuffix(".weight"))
+        assert parameter.grad is not None
+        expected = parameter.grad if mask is None or "weight" not in name else parameter.grad * torch.from_numpy(mask)
+        near(found[name], expected, name)
+        if mask is not None and "weight" in name:
+            assert not found[name][torch.from_numpy(~mask)].any()
+
+
+def one_layer(draw: Any, where: str) -> None:
+    pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs = groups * draw(st.integers(1, 7))
+    outputs = groups * draw(st.integers(1, 7))
+    if draw(st.integers(0, 3)) == 0:
+        groups = outputs = inputs  # depthwise
+    size, dilation, stride = draw(pairs), draw(st.one_of(st.just((1, 1)), pairs)), draw(pairs)
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, size, padding, strict=True)]
+    height, width = (low + draw(st.integers(0, 17)) for low in least)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    bias = draw(st.booleans())
+    torch.manual_seed(int(rng.integers(2**31)))
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias)
+    kept = rng.random(conv.weight.shape) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    node = Conv("x", "y", "0", inputs, outputs, Window(size, stride, padding, dilation), groups, bias)
+    x = torch.randn(draw(st.sampled_from([1, 5, 16, 40])), inputs, height, width)
+    check(Region(("x",), ("y",), (node,)), nn.Sequential(conv), x, {"0": kept}, where)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_convolution(data: st.DataObject) -> None:
+    one_layer(data.draw, "host")
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_convolution_on_any_processor(data: st.DataObject) -> None:
+    one_layer(data.draw, data.draw(st.sampled_from(["host", "avx2", "generic"])))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "images"), [(70, 33, 20), (1, 1, 1), (300, 10, 128)])
+def test_linear(inputs: int, outputs: int, images: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs)
+    kept = np.random.default_rng(0).random((outputs, inputs)) < 0.2
+    node = Conv("x", "y", "0", inputs, outputs, Window(), 1, True)
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("0", linear)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(x)
+
+    check(Region(("x",), ("y",), (node,)), Flat(), torch.randn(images, inputs), {"0": kept})
+
+
+def _conv(x: str, y: str, module: str, conv: nn.Conv2d) -> Conv:
+    window = Window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+    return Conv(x, y, module, conv.in_channels, conv.out_channels, window, conv.groups, conv.bias is not None)
+
+
+class Residual(nn.Module):
+    """Everything that regions know, with values that several layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.b, self.c = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.d = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.e = nn.Conv2d(8, 8, 1, stride=2, bias=False)
+        for norm in (self.b, self.c):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.b(self.a(x)))
+        second = torch.relu(self.c(self.d(first)) + first)
+        third = second + first
+        fourth = torch.relu(nn.functional.max_pool2d(third, 2)) + self.e(third)[:, :, :5, :4]
+        return nn.functional.avg_pool2d(fourth, (2, 2)).mean((2, 3), keepdim=True)
+
+    @property
+    def region(self) -> Region:
+        return Region(
+            ("x",),
+            ("out",),
+            (
+                _conv("x", "1", "a", self.a),
+                Norm("1", "2", "b", None, True),
+                _conv("2", "3", "d", self.d),
+                Norm("3", "4", "c", "2", True),
+                Sum("4", "2", "5"),
+                Pool("5", "6", (2, 2), True),
+                Relu("6", "7"),
+                _conv("5", "8", "e", self.e),
+                Sum("7", "8", "9"),
+                Pool("9", "10", (2, 2), False),
+                Pool("10", "out", None, False),
+            ),
+        )
+
+
+@pytest.mark.parametrize("images", [16, 21])
+@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
+def test_norms_sums_and_pools(images: int, where: str) -> None:
+    """The last block of 21 images is not full: the rest of it counts in no statistic."""
+    torch.manual_seed(3)
+    model = Residual()
+    rng = np.random.default_rng(1)
+    kept = {name: rng.random(model.get_submodule(name).weight.shape) < 0.4 for name in "ade"}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    twin = Residual()
+    twin.load_state_dict(model.state_dict())
+    x = 5 + torch.randn(images, 3, 10, 8)
+    with torch.no_grad():
+        for name, mask in kept.items():
+            twin.get_submodule(name).weight.mul_(torch.from_numpy(mask))
+    twin(x)
+    step = RegionStep(model.region, dict(model.named_modules()), kept, library(where))
+    step([x])
+    for name, norm in norms.items():
+        other = twin.get_submodule(name)
+        near(norm.running_mean, other.running_mean, name)
+        near(norm.running_var, other.running_var, name)
+        assert int(norm.num_batches_tracked) == int(other.num_batches_tracked) == 1
+    check(model.region, model, x, kept, where)
+
+
+def _linear_step() -> tuple[RegionStep, nn.Module]:
+    model = nn.Sequential(nn.Linear(4, 3))
+    region = Region(("x",), ("y",), (Conv("x", "y", "0", 4, 3, Window(), 1, True),))
+    return RegionStep(region, dict(model.named_modules()), {}, library("host")), model
+
+
+def test_two_steps_at_once() -> None:
+    step, _ = _linear_step()
+    x = torch.randn(2, 8, 4, requires_grad=True)
+    first, second = step([x[0]])[0], step([x[1]])[0]
+    (first.sum() - 2 * second.sum()).backward()
+    both = x.grad.clone()
+    x.grad = None
+    (step([x[0]])[0].sum() - 2 * step([x[1]])[0].sum()).backward()
+    assert torch.equal(both, x.grad)
+
+
+def test_a_second_backward_and_weights_changed_in_between_are_refused() -> None:
+    step, model = _linear_step()
+    loss = step([torch.randn(8, 4)])[0].sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(EngineError, match="a second time"):
+        loss.backward()
+    loss = step([torch.randn(8, 4)])[0].sum()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inputs_that_kernels_cannot_read() -> None:
+    step, _ = _linear_step()
+    with pytest.raises(EngineError, match="float64"):
+        step([torch.randn(8, 4, dtype=torch.float64)])
+    with pytest.raises(EngineError, match="5 channels come in, not 4"):
+        step([torch.randn(8, 5)])
+    with pytest.raises(EngineError, match="images x channels"):
+        step([torch.randn(8, 4, 2)])

@@ -1,0 +1,183 @@
+"""`tk.sparse_training` in a user's loop: the same training as of the masked model, in the model's own parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ticketry as tk
+from ticketry.engine.training.sparse_training import SparseTraining
+from ticketry.errors import CaptureError, EngineError, MaskError
+from ticketry.tasks.models.lenet import LeNet5, LeNet300100
+from ticketry.tasks.models.resnet import Block, ResNet
+from ticketry.tasks.models.vgg import VGG
+
+
+def same_width(width: int) -> int:
+    return width
+
+
+def resnet(width: int = 16) -> nn.Module:
+    return ResNet((3, 16, 16), 10, repeats=(1, 1, 1), width=width, scale=same_width, block=Block)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "resnet": (resnet, (3, 16, 16)),
+    "vgg": (lambda: VGG((3, 32, 32), 10, depth=11, scale=lambda width: width // 8), (3, 32, 32)),
+    "lenet-5": (lambda: LeNet5((1, 28, 28), 10, scale=same_width), (1, 28, 28)),
+    "lenet-300-100": (lambda: LeNet300100((1, 28, 28), 10, scale=same_width), (1, 28, 28)),
+}
+
+
+def data(shape: tuple[int, int, int], images: int = 32) -> tuple[Tensor, Tensor]:
+    """Images of ten classes that can be told apart."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 10, (images,), generator=generator)
+    means = torch.randn(10, *shape, generator=generator)
+    return means[labels] + torch.randn(images, *shape, generator=generator), labels
+
+
+def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.01) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3)
+    found = []
+    for step in range(steps):
+        mine = slice(step % 2 * (len(x) // 2), None)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[mine]), y[mine])
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fifty_steps_as_the_masked_model(name: str) -> None:
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = build().train()
+    twin = copy.deepcopy(model)
+    mask = tk.prune(model, density=0.2)
+    x, y = data(shape)
+    fast = tk.sparse_training(model, mask, x)
+    found = losses(fast, x, y, 50)
+    with tk.hold(twin, mask):
+        expected = losses(twin, x, y, 50)
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 1e-3
+    assert found[-1] < found[0] / 2
+    for parameter, kept in zip(mask.parameters(model).values(), mask.values(), strict=True):
+        assert not parameter[~kept].any()
+    fast.eval(), twin.eval()
+    assert torch.allclose(fast(x), twin(x), rtol=1e-2, atol=1e-2)
+    assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
+
+
+def test_bit_for_bit_the_same_twice() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = resnet()
+        x, y = data((3, 16, 16))
+        losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 5)
+        states.append(model.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_it_has_the_models_own_parameters() -> None:
+    model = resnet()
+    x, _ = data((3, 16, 16))
+    fast = tk.sparse_training(model, tk.prune(model, density=0.1), x)
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert all(one is other for one, other in zip(fast.parameters(), model.parameters(), strict=True))
+    assert fast.train().training
+    assert model.blocks[0].training
+    assert not fast.eval().training
+    assert not model.training
+    fast.train().load_state_dict(resnet().state_dict())
+    with pytest.raises(EngineError, match="copy the model"):
+        copy.deepcopy(fast)
+
+
+def test_masks_that_move_and_batches_of_any_size() -> None:
+    torch.manual_seed(0)
+    model = resnet().train()
+    x, y = data((3, 16, 16), 64)
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="uniform"), x[:8])
+    losses(fast, x, y, 2)
+    kernels = len(fast._library._addresses)
+    smaller = tk.prune(model, density=0.1, distribution="uniform")
+    fast.update(smaller)
+    losses(fast, x, y, 2)
+    assert len(fast._library._addresses) <= kernels + 2
+    twin = copy.deepcopy(model)
+    for images in (64, 37, 3):
+        for one in (fast, twin):
+            one.zero_grad()
+            F.cross_entropy(one(x[:images]), y[:images]).backward()
+        for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+            expected = theirs.grad * smaller[name] if name in smaller else theirs.grad
+            assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+    with pytest.raises(MaskError):
+        fast.update(tk.Mask({"nothing": torch.ones(1)}))
+
+
+class Mixed(nn.Module):
+    """Layers that kernels know between others, a layer that is called twice, and one that runs beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 32, 3, padding=1)
+        self.twice = nn.Conv2d(32, 32, 3, padding=1)
+        self.beside = nn.Conv2d(32, 32, 1)
+        self.norm = nn.GroupNorm(4, 32)
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        side = self.beside(x)
+        x = F.gelu(self.norm(self.twice(F.gelu(self.twice(x)) + side)))
+        return self.last((x + side).mean((2, 3)))
+
+
+def test_what_kernels_do_not_know_runs_in_torch_at_its_place() -> None:
+    torch.manual_seed(0)
+    model = Mixed().train()
+    twin = copy.deepcopy(model)
+    mask = tk.prune(model, density=0.2, score="random")
+    x, y = torch.randn(20, 8, 9, 9), torch.randint(0, 10, (20,))
+    fast = tk.sparse_training(model, mask, x)
+    mask.apply_(twin)
+    for one in (fast, twin):
+        F.cross_entropy(one(x), y).backward()
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        expected = theirs.grad * mask[name] if name in mask else theirs.grad
+        assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+    where = {layer.name: layer.where for layer in fast.layers()}
+    assert where["first"] == "engine"
+    assert any(layer.why for layer in fast.layers() if layer.where == "torch") or "torch" not in where.values()
+
+
+def test_clear_errors() -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else x
+
+    model = Deciding()
+    with pytest.raises(CaptureError, match="depends on its data"):
+        tk.sparse_training(model, tk.prune(model, density=0.5), torch.ones(2, 4))
+    double = nn.Sequential(nn.Linear(4, 4)).double()
+    with pytest.raises(EngineError, match="float64"):
+        tk.sparse_training(double, tk.prune(double, density=0.5), torch.ones(2, 4))
+    model = nn.Sequential(nn.Linear(4, 40))
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2), torch.ones(2, 4))
+    assert isinstance(fast, SparseTraining)
+    with pytest.raises(EngineError, match="arguments"):
+        fast(torch.ones(2, 4), torch.ones(2, 4))
