@@ -220,12 +220,17 @@ class Session:
         self._program, self._workspace = program, workspace
         self.arena = workspace.arenas[0].bytes
 
-    def run(self, first: int, last: int, external: Sequence[int] = ()) -> None:
-        """Run the operations from one number to another (not included), the whole batch as one block."""
+    def run(self, first: int, last: int, external: Sequence[int] = (), images: int | None = None) -> None:
+        """Run the operations from one number to another (not included) on one block: so many images, or all."""
         state, program = self._workspace.states[0], self._program
         state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
         entry = program._first_entry + 8 * first
-        program._drive(self._workspace.starts[0], entry, last - first, 0, 1, program.images, program.images)
+        images = program.images if images is None else images
+        program._drive(self._workspace.starts[0], entry, last - first, 0, 1, images, images)
+
+    def kernel(self, number: int) -> Kernel:
+        """The kernel of an operation."""
+        return self._program.ops[number].kernel
 
     def close(self) -> None:
         """Give the memory to the next session. What it holds is not kept."""

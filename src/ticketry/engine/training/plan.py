@@ -213,7 +213,7 @@ class Plan:
     def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
         image = tensor[0].numel() * FLOAT
         for block, number in enumerate(self.moves[key]):
-            call.session.run(number, number + 1, [tensor.data_ptr() + block * IMAGES * image])
+            call.session.run(number, number + 1, [tensor.data_ptr() + block * IMAGES * image], IMAGES)
 
     def run(self, when: str, call: Call) -> None:
         """A whole pass, between loads and stores."""
