@@ -1,0 +1,215 @@
+"""What the nodes of a traced graph are for the kernels: modules and functions that they know."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from ticketry.engine.cpu.window import Window
+from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Relu, Sum
+
+
+class Unknown(Exception):
+    """The reason why a node runs in torch."""
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The shape of a value; None of what is no tensor."""
+    found = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return found if isinstance(found, torch.Size) else None
+
+
+def _images(node: fx.Node) -> torch.Size:
+    shape = shape_of(node)
+    if shape is None or len(shape) != 4:
+        raise Unknown(f"reads {None if shape is None else tuple(shape)}, not images x channels x rows x columns")
+    return shape
+
+
+def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
+    _images(x)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise Unknown(f"padding {module.padding!r} of the mode {module.padding_mode!r}")
+    pairs = [(int(a), int(b)) for a, b in (module.kernel_size, module.stride, module.padding, module.dilation)]
+    return Conv(
+        x.name,
+        node.name,
+        str(node.target),
+        module.in_channels,
+        module.out_channels,
+        Window(*pairs),
+        module.groups,
+        module.bias is not None,
+    )
+
+
+def _linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
+    shape = shape_of(x)
+    if shape is None or len(shape) != 2:
+        raise Unknown(f"reads {None if shape is None else tuple(shape)}, not examples x features")
+    bias = module.bias is not None
+    return Conv(x.name, node.name, str(node.target), module.in_features, module.out_features, Window(), 1, bias)
+
+
+def _norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> Node:
+    shape = shape_of(x)
+    if not module.affine or shape is None or len(shape) not in (2, 4):
+        raise Unknown("a batch norm without scale and shift, or over sequences")
+    return Norm(x.name, node.name, str(node.target))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
+
+
+def _window(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, largest: bool, other: bool) -> Node:
+    _images(x)
+    size = _pair(size)
+    if _pair(size if stride is None or stride == () else stride) != size or _pair(padding) != (0, 0) or other:
+        raise Unknown("windows that do not lie side by side")
+    return Pool(x.name, node.name, size, largest)
+
+
+def _max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
+    other = m.dilation not in (1, (1, 1)) or m.ceil_mode or m.return_indices
+    return _window(node, x, m.kernel_size, m.stride, m.padding, True, other)
+
+
+def _avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
+    return _window(node, x, m.kernel_size, m.stride, m.padding, False, bool(m.ceil_mode or m.divisor_override))
+
+
+def _whole(node: fx.Node, x: fx.Node, size: Any) -> Node:
+    _images(x)
+    if size not in (1, (1, 1), [1, 1]):
+        raise Unknown("an adaptive pooling to more than one pixel")
+    return Pool(x.name, node.name, None, False)
+
+
+def _flat(node: fx.Node, x: fx.Node) -> None:
+    """A view without pixels of a value that has one."""
+    before, after = shape_of(x), shape_of(node)
+    if before is None or after is None or len(after) != 2 or tuple(before[2:]) not in ((), (1, 1)):
+        raise Unknown("another shape")
+    if tuple(before[:2]) != tuple(after):
+        raise Unknown("another shape")
+
+
+def _nothing(node: fx.Node, x: fx.Node, module: nn.Module) -> None:
+    return None
+
+
+def _dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
+    if module.p:
+        raise Unknown("dropout")
+
+
+_MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _norm,
+    nn.BatchNorm1d: _norm,
+    nn.ReLU: lambda node, x, module: Relu(x.name, node.name),
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: lambda node, x, module: _whole(node, x, module.output_size),
+    nn.Flatten: lambda node, x, module: _flat(node, x),
+    nn.Identity: _nothing,
+    nn.Dropout: _dropout,
+}
+
+
+def _arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
+    """What a function is called with behind its first argument, by name.
+
+    Raises:
+        Unknown: an argument that is not among these.
+    """
+    found = dict(defaults)
+    if len(node.args) - 1 > len(defaults) or set(node.kwargs) - set(defaults):
+        raise Unknown("unknown arguments")
+    found.update(zip(defaults, node.args[1:], strict=False))
+    found.update(node.kwargs)
+    return found
+
+
+def _input(node: fx.Node) -> fx.Node:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        raise Unknown("no tensor comes in")
+    return node.args[0]
+
+
+def _function_relu(node: fx.Node) -> Node:
+    _arguments(node, inplace=False)
+    return Relu(_input(node).name, node.name)
+
+
+def _function_sum(node: fx.Node) -> Node:
+    if len(node.args) != 2 or node.kwargs or not all(isinstance(one, fx.Node) for one in node.args):
+        raise Unknown("no sum of two values")
+    one, other = node.args
+    assert isinstance(one, fx.Node)
+    assert isinstance(other, fx.Node)
+    if shape_of(one) is None or shape_of(one) != shape_of(other) or len(shape_of(one) or ()) not in (2, 4):
+        raise Unknown("values of different shapes")
+    return Sum(one.name, other.name, node.name)
+
+
+def _function_flat(node: fx.Node) -> None:
+    _flat(node, _input(node))
+
+
+def _function_whole(node: fx.Node) -> Node:
+    return _whole(node, _input(node), _arguments(node, output_size=None)["output_size"])
+
+
+def _function_window(largest: bool) -> Callable[[fx.Node], Node]:
+    def lowered(node: fx.Node) -> Node:
+        a = _arguments(
+            node, kernel_size=None, stride=None, padding=0, **({"dilation": 1} if largest else {}), ceil_mode=False
+        )
+        other = bool(a["ceil_mode"]) or a.get("dilation", 1) not in (1, (1, 1))
+        return _window(node, _input(node), a["kernel_size"], a["stride"], a["padding"], largest, other)
+
+    return lowered
+
+
+_FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
+    F.relu: _function_relu,
+    torch.relu: _function_relu,
+    "relu": _function_relu,
+    operator.add: _function_sum,
+    operator.iadd: _function_sum,
+    torch.add: _function_sum,
+    torch.flatten: _function_flat,
+    "flatten": _function_flat,
+    F.adaptive_avg_pool2d: _function_whole,
+    F.max_pool2d: _function_window(True),
+    F.avg_pool2d: _function_window(False),
+}
+"""Functions, and names of methods."""
+
+
+def lowered_module(node: fx.Node, module: nn.Module) -> Node | None:
+    """What a call of a module is for the kernels; None: another name for its input.
+
+    Raises:
+        Unknown: nothing.
+    """
+    lower = _MODULES.get(type(module))
+    if lower is None or len(node.all_input_nodes) != 1:
+        raise Unknown(f"no kernels for {type(module).__name__}")
+    return lower(node, node.all_input_nodes[0], module)
+
+
+def lowered_function(node: fx.Node) -> Node | None:
+    """What a call of a function or method is for the kernels: as of `lowered_module`."""
+    function = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if function is None:
+        raise Unknown("no kernels")
+    return function(node)
