@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.graph.native import ACTS, Facts, infer
+from ticketry.engine.graph.attribute_kinds import ACTS
+from ticketry.engine.graph.native import Facts, infer
 from ticketry.errors import GraphError
 
 ACTIVATIONS = (None, *ACTS, {"leaky_relu": 0.1})

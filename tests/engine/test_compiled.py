@@ -14,6 +14,8 @@ from torch import nn
 
 import ticketry as tk
 from arenas import targets
+from ticketry.engine.capture import capture
+from ticketry.engine.compiled import Compiled
 from ticketry.errors import EngineError
 
 
@@ -293,12 +295,27 @@ def test_weights_in_memory_are_few(model, mask, fast):
 
 def test_print_says_what_was_measured_beside_eager(model, mask):
     x = torch.randn(2, 3, 10, 10)
-    assert "Not timed beside eager torch" in str(tk.compile(model, mask, x, threads=1))
-    said = str(tk.compile(model, mask, x, threads=1, tune=True)).splitlines()[-1]
-    found = re.fullmatch(
-        r"On the example inputs (\S+) times (as fast as|SLOWER than) eager torch: (\S+) ms on 1 .*, (\S+) ms on \d+",
-        said,
-    )
-    assert found, said
-    ours, theirs = float(found[3]), float(found[4])
-    assert (found[2] == "as fast as") == (ours <= theirs) or ours == theirs
+    assert "Not timed beside eager torch" in str(Compiled(capture(model, mask, x)))
+    for tune in (False, True):
+        said = str(tk.compile(model, mask, x, threads=1, tune=tune)).splitlines()[-1]
+        found = re.fullmatch(
+            r"On the example inputs (\S+) times (as fast as|SLOWER than) eager torch: (\S+) ms on 1 .*, (\S+) ms on \d+"
+            + ("" if tune else r" \(at a glance: .*\)"),
+            said,
+        )
+        assert found, said
+        ours, theirs = float(found[3]), float(found[4])
+        assert (found[2] == "as fast as") == (ours <= theirs) or ours == theirs
+
+
+def test_compiling_leaves_random_numbers_as_they_were(model, mask):
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    tk.compile(model, mask, torch.ones(2, 3, 10, 10), threads=1)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_a_model_on_shapes_alone_is_not_timed(model, mask):
+    fast = tk.compile(model, mask, torch.empty(2, 3, 10, 10, device="meta"), threads=1)
+    assert "Not timed" in str(fast)

@@ -42,6 +42,11 @@ Step = tuple["Native | Callable[..., Any]", tuple[str, ...], tuple[str, ...], tu
 _ROUNDS = 5
 """Calls that are timed beside eager torch."""
 
+_GLANCE = 2
+"""The same without tuning: of a call that is over in less than `_LONG` seconds. Else there is only one."""
+
+_LONG = 0.05
+
 _OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
 _OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
 """Runs a step of torch, given what it reads and the name of what it makes."""
@@ -85,29 +90,38 @@ def compile(
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, mask, example_inputs), threads=threads, target=target, precision=precision)
+    call = Arguments.of(example_inputs)
     if tune:
-        call = Arguments.of(example_inputs)
         made.tune(*call.args, **call.kwargs)
-        made.beside_eager = _beside_eager(made, model, call)
+    if not call.without_data:
+        made.beside_eager = _beside_eager(made, model, call, glance=not tune)
     return made
 
 
-def _beside_eager(made: Compiled, model: nn.Module, call: Arguments) -> str:
-    """What calls take in turns with eager torch's, medians of rounds after one that does not count."""
+def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
+    """What calls take in turns with eager torch's: medians of rounds after one that does not count.
+
+    A glance is two rounds, the quicker of each counting, and one where a call is long.
+    """
     eager = copy.deepcopy(model).eval()
     seconds: tuple[list[float], list[float]] = ([], [])
-    with torch.no_grad():
-        for turn in range(_ROUNDS + 1):
+    rounds = _GLANCE if glance else _ROUNDS
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for turn in range(rounds + 1):
             for one, samples in zip((made, eager), seconds, strict=True):
                 begin = time.perf_counter()
                 one(*call.args, **call.kwargs)
-                if turn:
-                    samples.append(time.perf_counter() - begin)
-    ours, theirs = (statistics.median(samples) for samples in seconds)
+                samples.append(time.perf_counter() - begin)
+            if glance and turn and seconds[1][-1] > _LONG:
+                break
+    if glance:
+        made.forget()
+    ours, theirs = ((min if glance else statistics.median)(samples[1:]) for samples in seconds)
     said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
     return (
         f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {made._threads()} threads,"
         f" {1e3 * theirs:.3f} ms on {torch.get_num_threads()}"
+        + (" (at a glance: tk.compile(..., tune=True) looks longer)" if glance else "")
     )
 
 
@@ -161,7 +175,7 @@ class Compiled(ForInference):
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]
         self._whole = self._only_region()
         self._seconds: dict[str, float] = {}
-        self.beside_eager = "Not timed beside eager torch, and so maybe slower: tk.compile(..., tune=True) times it"
+        self.beside_eager = "Not timed beside eager torch, and so maybe slower: tk.compile times what it has compiled"
         """What was measured beside the model itself, for people to read."""
         nn.Module.train(self, False)
 
@@ -199,6 +213,11 @@ class Compiled(ForInference):
 
         self._walk(values, tuned, lambda step, tensors, _: step(*tensors))
         return self
+
+    def forget(self) -> None:
+        """Free the programs of all batches that were called so far; the next call makes its own anew."""
+        for native in self._natives:
+            native.forget()
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """`layers` with the seconds of each, of a call on one thread: the median of some rounds."""

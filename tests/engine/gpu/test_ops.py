@@ -14,7 +14,7 @@ from ticketry.engine.gpu import ops, tuning
 from ticketry.engine.gpu.layout import is_inner
 from ticketry.engine.gpu.program import named_act
 from ticketry.engine.gpu.tables import pack
-from ticketry.engine.graph.native import ACTS
+from ticketry.engine.graph.attribute_kinds import ACTS
 from ticketry.engine.graph.reference import activation
 from ticketry.errors import EngineError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from engine.graph.graphs import small
 from interpreter import Program, reference, run
 from ticketry.engine.graph import Graph, Node, Value, node
-from ticketry.engine.graph.native import ACTS, NATIVE, Facts, infer
+from ticketry.engine.graph.attribute_kinds import ACTS
+from ticketry.engine.graph.native import NATIVE, Facts, infer
 from ticketry.engine.graph.reference import activation
 from ticketry.errors import EngineError, GraphError
 

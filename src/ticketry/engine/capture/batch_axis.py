@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ticketry.engine.capture.convert import Multiple, Sizes
-from ticketry.engine.capture.editor import Editor, NoMatchError, arguments, base, need, rewrite, value_of
-from ticketry.engine.capture.lower_layers import linear_input, linear_weights
-from ticketry.engine.graph import FLOATS, Graph, Json, Node, Value, aten, node
-from ticketry.errors import GraphError
-
-_LINEAR = ("linear", "addmm", "mm", "matmul")
+from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, need, rewrite, value_of
+from ticketry.engine.capture.lower_constants import constant_of, is_constant
+from ticketry.engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
+from ticketry.engine.capture.view_chains import VIEWS, chain_to, example_map, is_canonical, natively
+from ticketry.engine.graph import FLOATS, Graph, Node, Value, aten
 
 
 def straighten(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
@@ -33,8 +30,8 @@ def _straighten(editor: Editor, one: Node) -> list[Node] | str:
     need(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):
         return _view(editor, one)
-    need(base(one) in _LINEAR)
-    return _linear(editor, one)
+    rule = _ROW_BY_ROW.get(base(one), _act)
+    return rule(editor, one, arguments(one))
 
 
 def _view(editor: Editor, one: Node) -> list[Node] | str:
@@ -63,21 +60,87 @@ class _Layout:
         return made
 
 
-def _linear(editor: Editor, one: Node) -> list[Node]:
-    found = arguments(one)
-    x = value_of(linear_input(found))
-    sizes = editor.sizes.get(x or "")
-    if x is None or sizes is None or is_canonical(editor, x):
+Made = Callable[[list[str]], Node]
+"""Values on [N, ...] -> the native node that makes the result there."""
+
+
+def _on_rows(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
+    """An operation that works row by row, done where the batch of its inputs, of one shape but for the last axis, is
+    at axis 0."""
+    sizes = [editor.sizes.get(name or "") for name in inputs]
+    first = sizes[0]
+    if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
         raise NoMatchError
-    layouts = _layouts(sizes)
+    names = [str(name) for name in inputs]
+    need(not is_canonical(editor, names[0]))
+    need(len({editor.values[name].dtype for name in names}) == 1 and editor.values[names[0]].dtype in FLOATS)
+    layouts = _layouts(first)
     need(layouts)
+    nodes, rows, layout = _brought(editor, names[0], layouts)
+    brought = [rows]
+    for name in names[1:]:
+        more, rows, _ = _brought(editor, name, [layout])
+        nodes += more
+        brought.append(rows)
+    made = make(brought)
+    nodes.append(made)
+    last = (editor.shape(made.output) or (0,))[-1]
+    return [*nodes, *_torch(editor, made.output, layout.back(int(last or 0)), one.output, one.output)]
+
+
+def _linear(editor: Editor, one: Node, found: Found) -> list[Node]:
+    x = value_of(linear_input(found))
     weights = linear_weights(editor, one, found)
-    kinds = {editor.values[x].dtype, *(str(editor.tensors[name].dtype)[6:] for name in weights.values())}
-    need(len(kinds) == 1 and kinds <= FLOATS)
-    nodes, rows, layout = _brought(editor, x, layouts)
-    layer = editor.make("linear", (rows,), one.output, weights)
-    steps = layout.back(editor.tensors[weights["weight"]].shape[0])
-    return [*nodes, layer, *_torch(editor, layer.output, steps, one.output, one.output)]
+    need({str(editor.tensors[name].dtype)[6:] for name in weights.values()} == {editor.values[x or ""].dtype})
+    return _on_rows(editor, one, [x], lambda rows: editor.make("linear", (rows[0],), one.output, weights))
+
+
+def _norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+    def make(rows: list[str]) -> Node:
+        made = RULES[base(one)](editor, replace(one, output=rows[0]), {**found, "input": {"value": rows[0]}})
+        if not isinstance(made, list):
+            raise NoMatchError
+        return editor.make(made[-1].op, (rows[0],), one.output, made[-1].weights, **made[-1].attrs)
+
+    return _on_rows(editor, one, [value_of(found["input"])], make)
+
+
+def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
+    act = act_of(base(one), found)
+    need(act is not None)
+    x = value_of(found["self"])
+    return _on_rows(editor, one, [x], lambda rows: editor.make("act", (rows[0],), one.output, act=act))
+
+
+def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A sum or product of two values, or with a constant of the axes that all rows have."""
+    name, pair = base(one), [found["self"], found["other"]]
+    need(found.get("alpha", 1) == 1 and found.get("rounding_mode") is None)
+    if is_constant(editor, pair[0]) and name != "div":
+        pair.reverse()
+    x, other = value_of(pair[0]), value_of(pair[1])
+    if not is_constant(editor, pair[1]):
+        need(name in ("add", "mul") and editor.sizes.get(x or "") == editor.sizes.get(other or ""))
+        return _on_rows(editor, one, [x, other], lambda rows: editor.make(name, (rows[0], rows[1]), one.output))
+
+    def make(rows: list[str]) -> Node:
+        like = len(editor.sizes[x or ""])
+        constant = constant_of(editor, pair[1], rows[0])
+        need(constant.dim() < like or all(size == 1 for size in constant.shape[: constant.dim() - like + 1]))
+        constant = constant.reciprocal() if name == "div" else constant
+        op = "add_constant" if name == "add" else "mul_constant"
+        weights = {"constant": editor.constant(f"{one.output}.constant", constant)}
+        return editor.make(op, (rows[0],), one.output, weights)
+
+    return _on_rows(editor, one, [x], make)
+
+
+_ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
+    **dict.fromkeys(("linear", "addmm", "mm", "matmul"), _linear),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
+    **dict.fromkeys(("add", "mul", "div"), _pair),
+}
+"""Beside activations."""
 
 
 def _layouts(sizes: Sizes) -> list[_Layout]:
@@ -144,188 +207,4 @@ def _torch(editor: Editor, x: str, steps: Sequence[Step], like: str, output: str
         made = output if number == len(steps) else _free_value(editor, like)
         nodes.append(Node(op, (x,), made, {"args": [{"value": x}, *args], "kwargs": {}}, {}))
         x = made
-    return nodes
-
-
-_VIEWS = """
-view reshape _unsafe_view view_copy permute transpose swapaxes swapdims movedim moveaxis mT t squeeze unsqueeze select
-slice narrow flatten unflatten contiguous clone split split_with_sizes chunk unbind getitem
-"""
-VIEWS = frozenset(_VIEWS.split())
-_BATCHES = (2, 3)
-_LARGEST = 1 << 22
-"""Elements of an example: larger chains are left to torch."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Where the elements of a value come from."""
-
-    source: str
-    """A value with the batch at axis 0."""
-    size: int
-    """Elements of an example of the source."""
-    run: Callable[[int], Tensor]
-    """Number of examples -> number of the source's element at each place of the value"""
-
-
-def chain_to(editor: Editor, name: str) -> Chain:
-    """The chain of views that leads to a value from the nearest one with the batch at axis 0.
-
-    Raises:
-        NoMatchError: there is none, or it is too long to be run.
-    """
-    steps: list[Node] = []
-    while not is_canonical(editor, name) or not steps:
-        maker = editor.made_by(name, *VIEWS)
-        found = value_of(maker.attrs["args"][0]) if not maker.native else None
-        if found is None:
-            raise NoMatchError
-        steps.append(maker)
-        name = found
-    shape = editor.shape(name) or ()
-    need(prod(size or 1 for size in shape) <= _LARGEST)
-
-    def run(batch: int) -> Tensor:
-        sizes = [batch, *(int(size or 0) for size in shape[1:])]
-        made = torch.arange(prod(sizes)).view(sizes)
-        for one in reversed(steps):
-            viewed = value_of(one.attrs["args"][0])
-            inputs = [made if value == viewed else number(editor, value, batch) for value in one.inputs]
-            made = aten.prepare(one, editor.tensors, "cpu")(*inputs)
-        return made
-
-    return Chain(name, prod(int(size or 0) for size in shape[1:]), run)
-
-
-def is_canonical(editor: Editor, name: str) -> bool:
-    """Whether a value is a tensor of floats with the batch at axis 0."""
-    return editor.floating(name) and (editor.shape(name) or (0,))[0] is None
-
-
-def number(editor: Editor, name: str, batch: int) -> int:
-    """A size that depends on the number of examples; `GraphError` if it depends on more."""
-    one = editor.makers.get(name)
-    if one is not None and one.op == "aten.sym_size.int":
-        sizes = editor.size(value_of(one.attrs["args"][0]) or "")
-        if sizes is not None:
-            size = sizes[one.attrs["args"][1]]
-            return size.of_batch * batch if isinstance(size, Multiple) else int(size or 0)
-    if one is None or not one.op.startswith("operator.") or base(one) == "getitem":
-        raise GraphError(f"{name} is no size")
-    made = aten.prepare(one, {}, "cpu")(*(number(editor, part, batch) for part in one.inputs))
-    return int(made)
-
-
-def example_map(chain: Chain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """For each place of an example of the value its source, counted within the example.
-
-    Args:
-        layout: what puts the batch at axis 0, of (value, number of examples).
-
-    Raises:
-        NoMatchError: examples mix.
-    """
-    found: Tensor | None = None
-    for batch in _BATCHES:
-        try:
-            made = layout(chain.run(batch), batch)
-        except (GraphError, RuntimeError, IndexError, TypeError):
-            raise NoMatchError from None
-        need(made.numel() and made.shape[0] == batch)
-        for index in range(batch):
-            local = made[index] - index * chain.size
-            found = local if found is None else found
-            need(found.shape == local.shape and torch.equal(found, local))
-    assert found is not None
-    need(int(found.min()) >= 0 and int(found.max()) < chain.size)
-    return found
-
-
-def natively(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
-    """Native nodes that put the source's elements at `where` [...] into the value `output` [N, ...].
-
-    Returns:
-        Nodes, the last of which makes `output`; the source if it is the same.
-
-    Raises:
-        NoMatchError: it takes more than a reshape, a choice and a transpose.
-    """
-    shape = editor.shape(source) or ()
-    total = prod(int(size or 0) for size in shape[1:])
-    if (None, *where.shape) == shape and torch.equal(where.flatten(), torch.arange(total)):
-        return source
-    parts = _strides(where)
-    order = sorted(range(len(parts)), key=lambda index: -parts[index][1])
-    cuts = _cuts([parts[index] for index in order], int(where.flatten()[0]), total)
-    return _build(editor, source, output, cuts, order, parts)
-
-
-def _strides(where: Tensor) -> list[tuple[int, int]]:
-    """(size, stride) of the axes that `where` has, as fine as it takes; `NoMatchError` if it is no sum over axes."""
-    first = int(where.flatten()[0])
-    parts: list[tuple[int, int]] = []
-    total = torch.zeros((), dtype=torch.int64)
-    for axis in range(where.dim()):
-        line = where[tuple(slice(None) if other == axis else 0 for other in range(where.dim()))] - first
-        total = total.unsqueeze(-1) + line
-        parts += _radix(line.tolist())
-    need(torch.equal(total + first, where) and all(stride > 0 for _, stride in parts))
-    return parts
-
-
-def _radix(line: list[int]) -> list[tuple[int, int]]:
-    """A line of offsets as nested (size, stride), the outermost first."""
-    if len(line) == 1:
-        return []
-    step, length = line[1] - line[0], 2
-    while length < len(line) and line[length] - line[length - 1] == step:
-        length += 1
-    while len(line) % length:
-        length -= 1
-    return [*_radix(line[::length]), (length, step)]
-
-
-def _cuts(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """The source as axes of (size, which index of it; None: all of them), the outermost first."""
-    cuts: list[tuple[int, int | None]] = []
-    reach = 1
-    for size, stride in reversed(parts):
-        need(stride % reach == 0)
-        if stride > reach:
-            cuts.append((stride // reach, first // reach % (stride // reach)))
-        cuts.append((size, None))
-        reach = stride * size
-    need(total % reach == 0)
-    if total > reach:
-        cuts.append((total // reach, first // reach))
-    return cuts[::-1]
-
-
-def _build(
-    editor: Editor,
-    source: str,
-    output: str,
-    cuts: list[tuple[int, int | None]],
-    order: list[int],
-    parts: list[tuple[int, int]],
-) -> list[Node]:
-    nodes: list[Node] = []
-    current = source
-
-    def step(op: str, **attrs: Json) -> None:
-        nonlocal current
-        nodes.append(editor.make(op, (current,), output, **attrs))
-        current = nodes[-1].output
-
-    step("reshape", shape=[None, *(size for size, _ in cuts)])
-    for axis, (_, chosen) in enumerate(cuts, start=1):
-        if chosen is not None:
-            step("slice", axis=axis, start=chosen, stop=chosen + 1)
-    if any(chosen is not None for _, chosen in cuts):
-        step("reshape", shape=[None, *(parts[index][0] for index in order)])
-    if order != sorted(order):
-        step("transpose", axes=[0, *(1 + order.index(index) for index in range(len(order)))])
-    made = editor.shape(output) or ()
-    nodes.append(node("reshape", (current,), output, shape=list(made)))
     return nodes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -59,6 +59,8 @@ class Editor:
     holders: Mapping[str, int]
     """Weight -> number of nodes that have it, before the pass."""
 
+    _constants: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
     @classmethod
     def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
         holders = Counter(name for one in graph.nodes for name in one.weights.values())
@@ -111,6 +113,14 @@ class Editor:
         name = _free(name, self.tensors)
         self.tensors[name] = tensor
         return name
+
+    def constant(self, name: str, tensor: Tensor) -> str:
+        """A weight with these numbers: one that a rule has made before in this pass, or a new one."""
+        tensor = tensor.contiguous()
+        key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.tensor(name, tensor)
+        return self._constants[key]
 
     def replacement(self, name: str, tensor: Tensor) -> str:
         """A weight in the place of the one called `name`, under that name if no other node has it."""

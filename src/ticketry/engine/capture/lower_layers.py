@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,9 @@ from ticketry.engine.capture.editor import (
     tensor_of,
     value_of,
 )
+from ticketry.engine.capture.same_rows import rows_of
 from ticketry.engine.graph import Json, Node, node
-from ticketry.engine.graph.native import is_act
+from ticketry.engine.graph.attribute_kinds import is_act
 
 
 def _pair(value: Json) -> list[int]:
@@ -187,24 +188,59 @@ def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [node("softmax", (x,), one.output, axis=axis)]
 
 
-def _hides_nothing(editor: Editor, mask: Json) -> bool:
-    """Whether an attention mask is None, or a constant that lets everything be seen, perhaps expanded."""
-    if mask is None:
-        return True
-    name, maker = tensor_of(mask), editor.makers.get(value_of(mask) or "")
-    if maker is not None and base(maker) == "expand":
-        name = tensor_of(arguments(maker)["self"])
-    if name is None:
-        return False
-    known = editor.tensors[name]
-    return bool(known.all()) if known.dtype == torch.bool else not bool(known.any())
+def _rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
+    name = tensor_of(found["weight"])
+    dtype = getattr(torch, editor.values[x].dtype)
+    need(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (found["weight"] is None))
+    need(name is None or editor.tensors[name].dtype == dtype)
+    eps = torch.finfo(dtype).eps if found["eps"] is None else number(found["eps"])
+    return [node("rms_norm", (x,), one.output, {} if name is None else {"weight": name}, eps=eps)]
 
 
 def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
     q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
-    need(not found["dropout_p"] and not found["enable_gqa"] and _hides_nothing(editor, found["attn_mask"]))
-    need(len({(editor.shape(name) or ())[:2] for name in (q, k, v)}) == 1)
-    return [node("attention", (q, k, v), one.output, scale=found["scale"], causal=found["is_causal"])]
+    need(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
+    return [masked_attention(editor, (q, k, v), one.output, found["attn_mask"], found["scale"], found["is_causal"])]
+
+
+def masked_attention(
+    editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
+) -> Node:
+    """An attention whose mask is the same for every example, and leaves each query a key.
+
+    Raises:
+        NoMatchError: the mask is another one.
+    """
+    bias = None if mask is None else _bias_of(editor, mask, inputs)
+    if bias is not None and not causal:
+        # A mask that hides what follows is no matter of numbers.
+        hidden = torch.ones(bias.shape[1:], dtype=torch.bool).triu(1)
+        if bool((bias == torch.zeros_like(bias[0]).masked_fill(hidden, float("-inf"))).all()):
+            bias, causal = None, True
+    weights = {}
+    if bias is not None and bool(bias.any()):
+        need(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
+        weights["bias"] = editor.constant(f"{output}.bias", bias)
+    return node("attention", inputs, output, weights, scale=scale, causal=causal)
+
+
+def _bias_of(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
+    """What a mask adds to the scores: [heads or 1, T, S]."""
+    heads, queries = (editor.shape(inputs[0]) or ())[1:3]
+    keys = (editor.shape(inputs[1]) or ())[2]
+    name = tensor_of(mask)
+    known = editor.tensors[name] if name is not None else rows_of(editor.makers, editor.tensors, value_of(mask))
+    if known is None or known.dim() > 4:
+        raise NoMatchError
+    known = known.reshape((1,) * (4 - known.dim()) + tuple(known.shape))
+    need(known.shape[0] == 1 and known.shape[1] in (1, heads))
+    dtype = getattr(torch, editor.values[inputs[0]].dtype)
+    if known.dtype == torch.bool:
+        known = torch.zeros(known.shape, dtype=dtype).masked_fill(~known, float("-inf"))
+    need(known.dtype == dtype and not bool((known.isnan() | (known == float("inf"))).any()))
+    need(known.shape[2] in (1, queries) and known.shape[3] in (1, keys))
+    return known[0].expand(-1, int(queries or 0), int(keys or 0))
 
 
 # -- activations, sums, products, and operations that do nothing in evaluation mode ------------------------------------
@@ -246,6 +282,7 @@ def _act(editor: Editor, one: Node, found: Found) -> list[Node]:
 def _pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A sum or product of two values; of [N, C, H, W] and [N, C, 1, 1] the larger comes first."""
     need(found.get("alpha", 1) == 1)
+    need(all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other")))
     pair = editor.floats(one, found["self"], found["other"])
     made = editor.shape(one.output)
     if not made:
@@ -322,6 +359,7 @@ RULES: Mapping[str, Lowering] = {
     **dict.fromkeys(("linear", "matmul", "mm", "addmm"), _linear),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
     **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _adaptive),
     "mean": _mean,

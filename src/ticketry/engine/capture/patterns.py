@@ -239,13 +239,13 @@ def _fold_norm(editor: Editor, one: Node) -> list[Node]:
 
 
 def _fold_scale(editor: Editor, one: Node) -> list[Node]:
-    """A factor for each feature after a linear layer, as the layer scale of ConvNeXt."""
+    """A factor, or one for each feature, after a linear layer: layer scale, or the scale of queries."""
     found = arguments(one)
     x, factor = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
-    layer, weight = _open(editor, value_of(x)), tensor_of(factor)
-    if layer.op != "linear" or weight is None:
+    layer, weight, single = _open(editor, value_of(x)), tensor_of(factor), number_of(factor, editor.tensors)
+    if layer.op != "linear" or (weight is None and single is None):
         raise NoMatchError
-    tensor = editor.tensors[weight]
+    tensor = torch.tensor([single]) if weight is None else editor.tensors[weight]
     width = editor.tensors[layer.weights["weight"]].shape[0]
     need(editor.floating(one.output) and editor.shape(one.output) == editor.shape(layer.output))
     need(tensor.numel() == 1 or (tensor.numel() == width == tensor.shape[-1]))

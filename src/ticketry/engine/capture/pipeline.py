@@ -17,8 +17,11 @@ from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import Sizes, convert
 from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
+from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry.engine.capture.same_rows import compute_rows
+from ticketry.engine.capture.token_patterns import recognise_tokens
 from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional
 from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain
@@ -71,10 +74,11 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
-    graph = compute_constants(without_unused(graph))
+    graph = compute_rows(compute_constants(without_unused(graph)))
     graph = lower(graph, sizes)
     graph = straighten(graph, sizes)
-    for change in (recognise_acts, recognise_attention, fold_pads, fold_norms, tidy_shapes, fuse):
+    passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
+    for change in (*passes, lower_constants, tidy_shapes, fuse):
         graph = change(graph)
     return graph
 

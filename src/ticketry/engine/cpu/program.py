@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import threading
@@ -35,6 +36,15 @@ class Op:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """What an attention adds to its scores; several layers may add the same."""
+
+    name: str
+    values: np.ndarray[Any, Any]
+    """float32 [heads or 1, queries, keys], -inf where a query does not see a key."""
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """The blocks that operations are made for."""
 
@@ -43,6 +53,8 @@ class BlockSpec:
     """Of a block, mostly."""
     reserve: Callable[[int], int] | None = None
     """For so many bytes that one operation uses for itself: where in the arena they begin (a multiple of 64)."""
+    tables: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """Those that several operations have, by name."""
 
 
 @dataclass
@@ -111,13 +123,16 @@ class Program:
 
         The operations' tables become views of that memory, so that none is held twice.
         """
-        tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
-        offsets = np.cumsum([0, *(_rounded(table.nbytes) for table in tables)])
+        # What several operations share is there once.
+        tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
+        ends = list(itertools.accumulate(_rounded(table.nbytes) for table in tables.values()))
+        begins = dict(zip(tables, [0, *ends], strict=False))
+        size = ends[-1] if ends else 0
         arguments = sum(len(op.args) + 1 for op in self.ops)
-        self._memory = Memory(int(offsets[-1]) + 8 * (arguments + len(self.ops)))
-        words = self._memory.bytes[int(offsets[-1]) :].view(np.int64)
-        self._entries, at, number = words[: len(self.ops)], len(self.ops), 0
-        base = self._memory.address + int(offsets[-1])
+        self._memory = Memory(size + 8 * (arguments + len(self.ops)))
+        words = self._memory.bytes[size:].view(np.int64)
+        self._entries, at = words[: len(self.ops)], len(self.ops)
+        base = self._memory.address + size
         ops: list[Op] = []
         for index, (op, kernel) in enumerate(zip(self.ops, addresses, strict=True)):
             self._entries[index] = base + 8 * at
@@ -125,11 +140,10 @@ class Program:
             args: list[int | np.ndarray[Any, Any]] = []
             for position, arg in enumerate(op.args, start=at + 1):
                 if isinstance(arg, np.ndarray):
-                    words[position] = self._memory.address + int(offsets[number])
-                    raw = self._memory.bytes[int(offsets[number]) :][: arg.nbytes]
+                    words[position] = self._memory.address + begins[id(arg)]
+                    raw = self._memory.bytes[begins[id(arg)] :][: arg.nbytes]
                     raw[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
                     args.append(raw.view(arg.dtype).reshape(arg.shape))
-                    number += 1
                 else:
                     words[position] = int(arg)
                     args.append(arg)

@@ -4,6 +4,10 @@ conv2d           x [N, C, H, W] (, residual): stride, padding, dilation, groups,
                  weight [O, C / groups, kh, kw], bias [O]; act(conv(x) + bias + residual)
 linear           x [N, ..., I] (, residual): act; weight [O, I], bias [O]; act(x weight^T + bias + residual)
 add, mul         two values of one shape, or [N, C, H, W] and [N, C, 1, 1]: act
+add_constant, mul_constant
+                 x [N, ...]: act; constant, with x's axes but the batch, each of x's size or 1
+rotary           x [N, ..., d]: half; cos, sin, as a constant but with all d; x * cos + partner(x) * sin, where the
+                 partner of channel i is i + half for i < half, i - half below 2 half, and itself behind
 act              x: act
 max_pool2d       x [N, C, H, W]: kernel, stride, padding, dilation, ceil
 avg_pool2d       x [N, C, H, W]: kernel, stride, padding, ceil, count_include_pad
@@ -13,8 +17,10 @@ slice            x: axis >= 1, start, stop
 flatten          x [N, ...] -> [N, product]
 affine           x [N, C, ...]: act; scale [C], shift [C]; act(x * scale + shift)
 layer_norm       x [..., C]: eps; weight [C], bias [C], both or neither left out
+rms_norm         x [..., C]: eps; weight [C] or none; x / sqrt(mean(x^2) + eps) * weight
 softmax          x: axis >= 1
-attention        q [N, h, T, d], k [N, h, S, d], v [N, h, S, e]: scale (None: 1 / sqrt(d)), causal
+attention        q [N, h, T, d], k [N, g, S, d], v [N, g, S, e]: scale (None: 1 / sqrt(d)), causal; bias [h or 1, T, S],
+                 added to the scores, or none. Each of the g heads of k and v serves h / g neighbouring heads of q
 transpose        x: axes, a permutation that leaves axis 0
 reshape          x: shape, whose first entry is x's first size (None for the batch)
 channel_shuffle  x [N, C, H, W]: groups; [N, g, C / g, ...] -> [N, C / g, g, ...]
@@ -28,19 +34,13 @@ from math import prod
 from reprlib import Repr
 from typing import Any, TypeAlias
 
+from ticketry.engine.graph import attribute_kinds as kinds
 from ticketry.errors import GraphError
 
 Size: TypeAlias = "int | None"
 Shape: TypeAlias = "tuple[Size, ...]"
 Attrs: TypeAlias = "Mapping[str, Any]"
 
-ACTS = ("relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish", "hardsigmoid", "sigmoid", "tanh")
-"""An act is one of these, None, or {"leaky_relu": slope}."""
-
-_LARGEST_ATTR = 1 << 16
-"""Strides, paddings, dilations and kernels: beyond any network's."""
-_LARGEST_NUMBER = 3.4028234663852886e38
-"""The largest float32, which kernels compute with."""
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -124,42 +124,6 @@ def short(value: object) -> str:
 def _need(condition: bool, otherwise: str) -> None:
     if not condition:
         raise GraphError(otherwise)
-
-
-# -- kinds of attributes -----------------------------------------------------------------------------------------------
-
-
-def _count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value <= _LARGEST_ATTR
-
-
-def _pair(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(_count(n, least) for n in value)
-
-
-def _size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 40
-
-
-def _axis(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 16
-
-
-def _bool(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _number(value: Any) -> bool:
-    if type(value) is int:
-        return -(1 << 63) <= value < 1 << 63  # torch takes no larger ones
-    return type(value) is float and abs(value) <= _LARGEST_NUMBER  # false of NaN too
-
-
-def is_act(value: Any) -> bool:
-    """Whether `value` names an activation (None is the identity)."""
-    if isinstance(value, dict):
-        return set(value) == {"leaky_relu"} and _number(value["leaky_relu"])
-    return value is None or (isinstance(value, str) and value in ACTS)
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -277,6 +241,29 @@ def _affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape])
     return inputs[0]
 
 
+def _constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    (x,) = inputs
+    for role, given in weights.items():
+        fits = len(given) == len(x) - 1 and all(size in (1, own) for size, own in zip(given, x[1:], strict=True))
+        _need(fits, f"its {role} has the shape {given}, which is not spread over {x[1:]}")
+    return x
+
+
+def _rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    made = _constant(attrs, inputs, weights)
+    _need(
+        len(made) >= 2 and 2 * attrs["half"] <= int(made[-1] or 0), f"two halves of {attrs['half']} are not in {made}"
+    )
+    _need(weights["cos"] == weights["sin"] and weights["cos"][-1] == made[-1], "cos and sin differ, or are too short")
+    return made
+
+
+def _rms_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    _need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
+    _bias(weights, inputs[0][-1], "weight")
+    return inputs[0]
+
+
 def _layer_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     _need(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
     _need(len(weights) != 1, "it takes both a weight and a bias, or neither")
@@ -292,8 +279,11 @@ def _softmax(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]
 def _attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     q, k, v = inputs
     _need(len(q) == len(k) == len(v) == 4, "it takes [N, h, T, d]")
-    fits = q[1] == k[1] == v[1] and q[3] == k[3] and k[2] == v[2] and bool(q[3]) and bool(k[2])
-    _need(fits, f"the shapes {q}, {k}, {v} do not go together")
+    fits = k[1] == v[1] and q[3] == k[3] and k[2] == v[2] and bool(q[3]) and bool(k[2])
+    heads, groups = int(q[1] or 0), int(k[1] or 0)
+    _need(fits and groups > 0 and heads % groups == 0, f"the shapes {q}, {k}, {v} do not go together")
+    bias = weights.get("bias")
+    _need(bias is None or bias in ((heads, q[2], k[2]), (1, q[2], k[2])), f"its bias has the shape {bias}")
     return (*q[:3], v[3])
 
 
@@ -315,24 +305,16 @@ def _shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]
     return inputs[0]
 
 
-def _is_axes(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(_count(axis) for axis in value)
-
-
-def _is_shape(value: Any) -> bool:
-    sane = isinstance(value, (list, tuple)) and 0 < len(value) <= 16
-    return sane and (value[0] is None or _size(value[0])) and all(_size(size) for size in value[1:])
-
-
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-_ACT: Mapping[str, Callable[[Any], bool]] = {"act": is_act}
+_ACT: Mapping[str, Callable[[Any], bool]] = {"act": kinds.is_act}
+_EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: kinds.number(eps) and eps >= 0}
 _NO_ACT: Mapping[str, Any] = {"act": None}
 _WINDOW: Mapping[str, Callable[[Any], bool]] = {
-    "kernel": _pair(1),
-    "stride": _pair(1),
-    "padding": _pair(0),
-    "ceil": _bool,
+    "kernel": kinds.pair(1),
+    "stride": kinds.pair(1),
+    "padding": kinds.pair(0),
+    "ceil": kinds.boolean,
 }
 _STEPS: Mapping[str, Any] = {"stride": (1, 1), "padding": (0, 0)}
 _BIAS = frozenset({"bias"})
@@ -342,7 +324,13 @@ NATIVE: Mapping[str, Rule] = {
     "conv2d": Rule(
         (1, 2),
         _conv2d,
-        {**_ACT, "stride": _pair(1), "padding": _pair(0), "dilation": _pair(1), "groups": lambda n: _count(n, 1)},
+        {
+            **_ACT,
+            "stride": kinds.pair(1),
+            "padding": kinds.pair(0),
+            "dilation": kinds.pair(1),
+            "groups": lambda n: kinds.count(n, 1),
+        },
         {**_NO_ACT, **_STEPS, "dilation": (1, 1), "groups": 1},
         _WEIGHT,
         _BIAS,
@@ -350,31 +338,41 @@ NATIVE: Mapping[str, Rule] = {
     "linear": Rule((1, 2), _linear, _ACT, _NO_ACT, _WEIGHT, _BIAS),
     "add": Rule((2, 2), _pairwise, _ACT, _NO_ACT),
     "mul": Rule((2, 2), _pairwise, _ACT, _NO_ACT),
-    "act": Rule((1, 1), _same, {"act": lambda value: value is not None and is_act(value)}),
-    "max_pool2d": Rule((1, 1), _pool, {**_WINDOW, "dilation": _pair(1)}, {**_STEPS, "dilation": (1, 1), "ceil": False}),
-    "avg_pool2d": Rule(
-        (1, 1), _pool, {**_WINDOW, "count_include_pad": _bool}, {**_STEPS, "ceil": False, "count_include_pad": True}
+    "act": Rule((1, 1), _same, {"act": lambda value: value is not None and kinds.is_act(value)}),
+    "max_pool2d": Rule(
+        (1, 1), _pool, {**_WINDOW, "dilation": kinds.pair(1)}, {**_STEPS, "dilation": (1, 1), "ceil": False}
     ),
-    "global_avg_pool": Rule((1, 1), _global_pool, {"keepdim": _bool}, {"keepdim": True}),
-    "concat": Rule((1, 4096), _concat, {"axis": _axis}, {"axis": 1}),
-    "slice": Rule((1, 1), _slice, {"axis": _axis, "start": _size, "stop": _size}, {"axis": 1}),
+    "avg_pool2d": Rule(
+        (1, 1),
+        _pool,
+        {**_WINDOW, "count_include_pad": kinds.boolean},
+        {**_STEPS, "ceil": False, "count_include_pad": True},
+    ),
+    "global_avg_pool": Rule((1, 1), _global_pool, {"keepdim": kinds.boolean}, {"keepdim": True}),
+    "concat": Rule((1, 4096), _concat, {"axis": kinds.axis}, {"axis": 1}),
+    "slice": Rule((1, 1), _slice, {"axis": kinds.axis, "start": kinds.size, "stop": kinds.size}, {"axis": 1}),
     "flatten": Rule((1, 1), _flatten),
     "affine": Rule((1, 1), _affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
     "layer_norm": Rule(
         (1, 1),
         _layer_norm,
-        {"eps": lambda eps: _number(eps) and eps >= 0},
+        _EPS,
         {"eps": 1e-5},
         optional=frozenset({"weight", "bias"}),
     ),
-    "softmax": Rule((1, 1), _softmax, {"axis": _axis}),
+    "rms_norm": Rule((1, 1), _rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
+    "add_constant": Rule((1, 1), _constant, _ACT, _NO_ACT, frozenset({"constant"})),
+    "mul_constant": Rule((1, 1), _constant, _ACT, _NO_ACT, frozenset({"constant"})),
+    "rotary": Rule((1, 1), _rotary, {"half": lambda n: kinds.count(n, 1)}, required=frozenset({"cos", "sin"})),
+    "softmax": Rule((1, 1), _softmax, {"axis": kinds.axis}),
     "attention": Rule(
         (3, 3),
         _attention,
-        {"scale": lambda scale: scale is None or _number(scale), "causal": _bool},
+        {"scale": lambda scale: scale is None or kinds.number(scale), "causal": kinds.boolean},
         {"scale": None, "causal": False},
+        optional=_BIAS,
     ),
-    "transpose": Rule((1, 1), _transpose, {"axes": _is_axes}),
-    "reshape": Rule((1, 1), _reshape, {"shape": _is_shape}),
-    "channel_shuffle": Rule((1, 1), _shuffle, {"groups": lambda n: _count(n, 1)}),
+    "transpose": Rule((1, 1), _transpose, {"axes": kinds.is_axes}),
+    "reshape": Rule((1, 1), _reshape, {"shape": kinds.is_shape}),
+    "channel_shuffle": Rule((1, 1), _shuffle, {"groups": lambda n: kinds.count(n, 1)}),
 }

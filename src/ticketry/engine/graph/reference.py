@@ -163,6 +163,42 @@ def _layer_norm(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
     return lambda x: torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def _rms_norm(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    weight, eps = weights.get("weight"), attrs["eps"]
+    return lambda x: torch.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def _with_constant(operation: Function, attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    constant, act = weights["constant"], activation(attrs["act"], fresh=True)
+    if act is None:
+        return lambda x: operation(x, constant)
+    return lambda x: act(operation(x, constant))
+
+
+def _rotary(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    cos, sin, half = weights["cos"], weights["sin"], attrs["half"]
+
+    def rotary(x: Tensor) -> Tensor:
+        partner = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], -1)
+        return torch.addcmul(x * cos, partner, sin)
+
+    return rotary
+
+
+def _attention(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    scale, causal, bias = attrs["scale"], attrs["causal"], weights.get("bias")
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask, grouped = bias, k.shape[1] != q.shape[1]
+        if bias is not None and causal:  # torch takes only one of them
+            mask = bias.masked_fill(bias.new_ones(bias.shape[1:], dtype=torch.bool).triu(1), float("-inf"))
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
+        )
+
+    return attention
+
+
 def _channel_shuffle(attrs: _Attrs) -> Function:
     groups = attrs["groups"]
 
@@ -199,6 +235,11 @@ _WITH_WEIGHTS: Mapping[str, Callable[[_Attrs, _Weights, int], Function]] = {
     "linear": _linear,
     "affine": _affine,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "add_constant": partial(_with_constant, torch.add),
+    "mul_constant": partial(_with_constant, torch.mul),
+    "rotary": _rotary,
+    "attention": _attention,
 }
 _WITHOUT_WEIGHTS: Mapping[str, Callable[[_Attrs], Any]] = {
     "add": partial(_acted, torch.add),
@@ -211,7 +252,6 @@ _WITHOUT_WEIGHTS: Mapping[str, Callable[[_Attrs], Any]] = {
     "slice": _cut,
     "flatten": lambda attrs: partial(torch.flatten, start_dim=1),
     "softmax": lambda attrs: partial(torch.softmax, dim=attrs["axis"]),
-    "attention": lambda attrs: partial(F.scaled_dot_product_attention, is_causal=attrs["causal"], scale=attrs["scale"]),
     "transpose": lambda attrs: partial(torch.permute, dims=tuple(attrs["axes"])),
     "reshape": _reshape,
     "channel_shuffle": _channel_shuffle,

@@ -81,7 +81,8 @@ class PixelsArena:
         q, k, v = values
         keys = k.geometry.height * k.geometry.width
         halos = q.geometry.halo or k.geometry.halo or v.geometry.halo
-        if halos or keys > MOST_KEYS or not q.channels == k.channels == v.channels:
+        shapes = [form.planes.shape for form in task.inputs]
+        if halos or keys > MOST_KEYS or k.channels != v.channels or len({shape[1] for shape in shapes}) != 1:
             raise UnsupportedError("an attention that pixels have no kernel for")
 
     def _place(self, images: int) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from ticketry.engine.cpu.program import BlockSpec, Op
+import numpy as np
+
+from ticketry.engine.cpu.program import Bias, BlockSpec, Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Convolution, Window
 from ticketry.engine.plan.arenas import PixelsArena, PlanesArena
@@ -116,6 +118,50 @@ def convolution(sketch: Sketch, task: Task, arena: Arena) -> Convolution:
     return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
 
 
+def _held(sketch: Sketch, task: Task, role: str) -> Array:
+    """A constant as [channels, height, width] of the task's output, in the own order of its channels."""
+    form = task.output
+    spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
+    order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
+    found: Array = spread.permute(order).reshape(form.channels, *form.pixels).contiguous().numpy()
+    return found
+
+
+def _by_channel(emission: Emission, task: Task, role: str) -> Array:
+    """A constant that is the same at all positions, as float32 of each channel in the order in which those lie."""
+    form = task.output
+    constant = emission.sketch.weight(task.node, role).detach().cpu().float()
+    sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
+    flat: Array = constant.reshape(sizes).expand(form.planes.shape[:-1]).reshape(-1).numpy()
+    order = emission.arena.order(form)
+    return flat if order is None else flat[order]
+
+
+def _head_by_head(emission: Emission, task: Task, x: Any, y: Any) -> Any:
+    """An operation on the last axis, for each run of its channels."""
+    layout, kind, attrs = emission.layout, task.kind, task.node.attrs
+    size = task.output.planes.shape[-2]
+    alone = size == task.output.channels
+    weights = ["weight", "bias"] if kind == "layer_norm" else ["weight"] if kind == "rms_norm" else []
+    found: list[Array | None] = (
+        emission.ordered(task, *weights) if alone else [_plain(emission, task, role) for role in weights]
+    )
+    settings = [attrs["eps"]] if weights else []
+    operation = getattr(layout, kind)
+    if alone:
+        return operation(x, y, *found, *settings)
+    firsts = range(0, task.output.channels, size)
+    return [op for at in firsts for op in operation(x.part(at, size), y.part(at, size), *found, *settings)]
+
+
+def _plain(emission: Emission, task: Task, role: str) -> Array | None:
+    """A weight of one head's channels, in their own order."""
+    if role not in task.node.weights:
+        return None
+    found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
+    return found
+
+
 def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
     """What the layout's kernels do for a task, given where its inputs lie: a list of `Op`."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
@@ -123,7 +169,18 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
         return layout.load(task.number, strides(task.output, task.number in emission.last), y)
     if kind == "store":
         return layout.store(emission.inputs + task.number, strides(task.output), y)
+    if kind == "constant":
+        return layout.constant(_held(emission.sketch, task, "constant"), y)
     x, *others = inputs
+    if kind in ("add_constant", "mul_constant"):
+        operation = kind.removesuffix("_constant")
+        if others:
+            return layout.elementwise(operation, x, others[0], y, attrs["act"])
+        number = _by_channel(emission, task, "constant")
+        scale, shift = (number, np.zeros_like(number)) if operation == "mul" else (np.ones_like(number), number)
+        return layout.affine(x, y, scale, shift, attrs["act"])
+    if kind == "rotary":
+        return layout.rotary(x, *others, y, attrs["half"])
     if kind == "copy":
         return layout.copy(x, y)
     if kind in ("conv2d", "linear"):
@@ -135,10 +192,8 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
         return layout.apply(attrs["act"], x, y)
     if kind == "affine":
         return layout.affine(x, y, *emission.ordered(task, "scale", "shift"), attrs["act"])
-    if kind == "layer_norm":
-        return layout.layer_norm(x, y, *emission.ordered(task, "weight", "bias"), attrs["eps"])
-    if kind == "softmax":
-        return layout.softmax(x, y)
+    if kind in ("layer_norm", "rms_norm", "softmax"):
+        return _head_by_head(emission, task, x, y)
     if kind == "global_avg_pool":
         return layout.global_mean(x, y)
     if kind in ("max_pool2d", "avg_pool2d"):
@@ -148,4 +203,7 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
         return layout.avg_pool(x, y, window, attrs["count_include_pad"])
     heads, size = task.inputs[0].planes.shape[:2]
     scale = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
-    return layout.attention(*inputs, y, heads, scale, attrs["causal"], emission.spec)
+    name = task.node.weights.get("bias")
+    values = None if name is None else emission.sketch.graph.tensors[name].detach().cpu().float().numpy()
+    added = None if name is None else Bias(name, values)
+    return layout.attention(*inputs, y, heads, scale, attrs["causal"], emission.spec, added)

@@ -65,13 +65,16 @@ class Plans:
     def keep(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
         """Store a plan, its tables by numbers. A cache that cannot be written to is done without."""
         tables: dict[str, np.ndarray[Any, Any]] = {}
+        known: dict[int, str] = {}
         entries = []
         for op in ops:
             args: list[int | str] = []
             for arg in op.args:
                 if isinstance(arg, np.ndarray):
-                    args.append(str(len(tables)))
-                    tables[str(len(tables))] = np.ascontiguousarray(arg)
+                    if id(arg) not in known:
+                        known[id(arg)] = str(len(tables))
+                        tables[known[id(arg)]] = np.ascontiguousarray(arg)
+                    args.append(known[id(arg)])
                 else:
                     args.append(int(arg))
             entries.append([self._library.name(op.kernel), title(op.kernel), op.label, args])

@@ -135,6 +135,12 @@ class Native:
                     self.programs.pop(plan, None)
         return found
 
+    def forget(self) -> None:
+        """Free all programs."""
+        with self._lock:
+            self._ready.clear()
+            self.programs.clear()
+
     def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
         """How a batch is run: as was found fastest by `tune`, else as the costs estimate."""
         with self._lock:

@@ -46,6 +46,7 @@ class Sketch:
     storages: Storages = field(default_factory=Storages)
     tasks: list[Task] = field(default_factory=list)
     forms: dict[str, Form] = field(default_factory=dict)
+    _constants: dict[tuple[str, str, tuple[int, int]], Form] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def load(self, name: str, number: int) -> Form:
@@ -79,6 +80,16 @@ class Sketch:
         form = rule(self, node, [self.forms[name] for name in node.inputs])
         self.forms[node.output] = form
         return form
+
+    def constant(self, node: Node, role: str, like: Form, channels: Sequence[int]) -> Form:
+        """A weight as a value of the positions of another one, and so many channels in its own order."""
+        key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
+        if key not in self._constants:
+            held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
+            self._constants[key] = self.make(held, [], (like.labels, channels, like.pixels))
+            self.storages.pin(self._constants[key])
+        self.storages.alike([like, self._constants[key]])
+        return self._constants[key]
 
     def weight(self, node: Node, role: str = "weight") -> Tensor:
         return self.graph.tensors[node.weights[role]]
@@ -216,6 +227,58 @@ def _same(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     return y
 
 
+def _over_last(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    """An operation on the last axis, head by head where there are several axes of channels."""
+    (x,) = inputs
+    if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
+        raise UnsupportedError(f"a {node.op} over positions")
+    if x.labels.count("c") == 1:
+        return _same(sketch, node, inputs)
+    sketch.reads(x)
+    sketch.storages.pin(x)
+    y = sketch.make(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
+def _with_constant(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    if x.labels == "f":
+        raise UnsupportedError("a flattened value")
+    shape = sketch.weight(node, "constant").shape
+    sketch.reads(x)
+    values = [x]
+    if any(size > 1 for size, label in zip(shape, x.labels, strict=True) if label == "p"):
+        values.append(sketch.constant(node, "constant", x, x.planes.shape[:-1]))
+        sketch.storages.pin(x)
+        sketch.reads(x)
+        sketch.reads(values[1])
+    y = sketch.make(node, values, (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([*values, y])
+    if len(values) > 1:
+        sketch.storages.pin(y)
+    else:
+        sketch.storages.one_order(x, y)
+    return y
+
+
+def _rotary(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    (x,) = inputs
+    shape = sketch.weight(node, "cos").shape
+    heads = [size for size, label in zip(shape, x.labels, strict=False) if label == "c"][:-1]
+    if x.labels[-1] != "c" or x.labels == "f" or any(size > 1 for size in heads):
+        raise UnsupportedError("angles that differ between heads, or turn positions")
+    cos, sin = (sketch.constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
+    for form in (x, cos, sin):
+        sketch.reads(form)
+    sketch.storages.pin(x)
+    y = sketch.make(node, [x, cos, sin], (x.labels, x.planes.shape[:-1], x.pixels))
+    sketch.storages.alike([x, y])
+    sketch.storages.pin(y)
+    return y
+
+
 def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
     """An operation on each value, for which an axis has to be the only one of channels."""
 
@@ -225,6 +288,14 @@ def _over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
         return _same(sketch, node, inputs)
 
     return rule
+
+
+def _softmax(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
+    """Over the only axis of channels, or the last of several."""
+    (x,) = inputs
+    if _is_channels(x, int(node.attrs["axis"]) - 1):
+        return _same(sketch, node, inputs)
+    return _over_last(sketch, node, inputs)
 
 
 def _is_channels(form: Form, axis: int) -> bool:
@@ -253,7 +324,7 @@ def _attention(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
         sketch.reads(form)
         sketch.storages.pin(form)
     sketch.storages.alike([k, v])
-    heads, size = v.planes.shape[:2]
+    heads, size = q.planes.shape[0], v.planes.shape[1]
     y = sketch.make(node, inputs, ("cpc", [heads, size], q.pixels))
     sketch.storages.pin(y)
     return sketch.run(node, y)
@@ -285,8 +356,12 @@ _RULES: Mapping[str, Rule] = {
     "mul": _pairwise,
     "act": _same,
     "affine": _over_channels(lambda node: 0, "channels that are not the first axis"),
-    "layer_norm": _over_channels(lambda node: -1, "a norm over positions"),
-    "softmax": _over_channels(lambda node: int(node.attrs["axis"]) - 1, "a softmax over positions"),
+    "layer_norm": _over_last,
+    "rms_norm": _over_last,
+    "softmax": _softmax,
+    "add_constant": _with_constant,
+    "mul_constant": _with_constant,
+    "rotary": _rotary,
     **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), _pool),
     "attention": _attention,
     "concat": _concat,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.cpu.pixels.block import Block, close, targets
 from ticketry.engine.cpu.pixels import Geometry
 from ticketry.engine.cpu.pixels.attention import attention
-from ticketry.engine.cpu.program import BlockSpec
+from ticketry.engine.cpu.program import Bias, BlockSpec
 from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
@@ -21,6 +21,8 @@ from ticketry.errors import EngineError
     where=st.sampled_from(targets()),
     images=st.integers(1, 3),
     heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 3]),
+    biases=st.sampled_from(["none", "one", "each head's"]),
     size=st.integers(1, 70),
     queries=st.integers(1, 20),
     keys=st.integers(1, 90),
@@ -32,6 +34,8 @@ def test_attention(
     where: str,
     images: int,
     heads: int,
+    group: int,
+    biases: str,
     size: int,
     queries: int,
     keys: int,
@@ -42,19 +46,40 @@ def test_attention(
     rng = np.random.default_rng(seed)
     queries = keys if causal else queries
     block, here = Block(images), target(where)
-    data = [rng.standard_normal((images, heads * size, 1, n)).astype(np.float32) for n in (queries, keys, keys)]
+    shapes = [(group * heads, queries), (heads, keys), (heads, keys)]
+    data = [rng.standard_normal((images, count * size, 1, n)).astype(np.float32) for count, n in shapes]
+    bias = bias_of(rng, biases, group * heads, queries, keys)
     # Keys and values are channels of one wider value, as a layer that makes them at once leaves them.
     both = Geometry.of(1, keys, 2 * heads * size)
     k = block.place(both, 0, heads * size)
     v = k.part(heads * size, heads * size)
-    q, y = (block.place(Geometry.of(1, queries, heads * size)) for _ in range(2))
+    q, y = (block.place(Geometry.of(1, queries, group * heads * size)) for _ in range(2))
     for value, numbers in zip((q, k, v), data, strict=True):
         block.put(value, numbers)
-    ops = attention(q, k, v, y, heads, size**-0.5, causal, BlockSpec(here, images, block.reserve))
+    spec = BlockSpec(here, images, block.reserve)
+    ops = attention(q, k, v, y, group * heads, size**-0.5, causal, spec, bias)
     [result] = block.run(ops, [y], where, threads=threads)
-    tensors = [torch.from_numpy(each).double().reshape(images, heads, size, -1).transpose(2, 3) for each in data]
-    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
-    assert close(result, expected.transpose(2, 3).reshape(images, heads * size, 1, queries))
+    tensors = [torch.from_numpy(each).double().reshape(images, -1, size, each.shape[-1]) for each in data]
+    mask = mask_of(bias, causal, queries, keys)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(each.transpose(2, 3) for each in tensors), attn_mask=mask, enable_gqa=True
+    )
+    assert close(result, expected.transpose(2, 3).reshape(images, group * heads * size, 1, queries))
+
+
+def bias_of(rng: np.random.Generator, biases: str, heads: int, queries: int, keys: int) -> Bias | None:
+    """What is added to scores: every fifth key hidden, but the first."""
+    if biases == "none":
+        return None
+    values = rng.standard_normal((1 if biases == "one" else heads, queries, keys)).astype(np.float32)
+    values[:, :, 4::5] = -np.inf
+    return Bias("bias", values)
+
+
+def mask_of(bias: Bias | None, causal: bool, queries: int, keys: int) -> torch.Tensor:
+    """The same as torch takes it."""
+    mask = torch.zeros(1, queries, keys).double() if bias is None else torch.from_numpy(bias.values).double()
+    return mask.masked_fill(torch.ones(queries, keys).triu(1).bool(), float("-inf")) if causal else mask
 
 
 def test_values_that_do_not_fit() -> None:

@@ -16,7 +16,7 @@ from ticketry.errors import EngineError
 
 @settings(max_examples=40)
 @given(
-    operation=st.sampled_from(["layer_norm", "softmax"]),
+    operation=st.sampled_from(["layer_norm", "rms_norm", "softmax"]),
     where=st.sampled_from(targets()),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 200), st.integers(1, 3), st.integers(1, 5)),
     in_place=st.booleans(),
@@ -44,6 +44,11 @@ def test_over_channels(
     values = torch.from_numpy(data).double()
     if operation == "softmax":
         ops, expected = pixels.softmax(x, y), values.softmax(1)
+    elif operation == "rms_norm":
+        weight = rng.standard_normal(shape[1]).astype(np.float32)
+        ops = pixels.rms_norm(x, y, weight, 1e-3)
+        factor = torch.from_numpy(weight).double()
+        expected = torch.rms_norm(values.movedim(1, -1), (shape[1],), factor, 1e-3).movedim(-1, 1)
     else:
         weight, bias = rng.standard_normal((2, shape[1])).astype(np.float32)
         ops = pixels.layer_norm(x, y, weight, bias, 1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from arenas import Arena, targets
+from engine.cpu.pixels.test_attention import bias_of, mask_of
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
@@ -31,20 +33,24 @@ _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
     images=st.sampled_from([1, 2, 4, 8, 16]),
     halo=st.integers(0, 2),
     causal=st.booleans(),
+    biases=st.sampled_from(["none", "one", "each head's"]),
     scale=st.sampled_from([0.3, 30.0]),
     threads=st.integers(1, 3),
 )
-def test_attention(name, batch, heads, group, depth, values, tokens, images, halo, causal, scale, threads) -> None:
+def test_attention(
+    name, batch, heads, group, depth, values, tokens, images, halo, causal, biases, scale, threads
+) -> None:
     queries, keys = tokens
     shapes = [(heads * group, depth, queries), (heads, depth, keys), (heads, values, keys)]
     q, k, v = (torch.randn(batch, shape[0] * shape[1], 1, shape[2]) for shape in shapes)
     found = torch.empty(batch, heads * group * values, 1, queries)
+    bias = bias_of(np.random.default_rng(depth), biases, heads * group, queries, keys)
     arena = Arena(name, threads)
     planes = [arena.planes(Geometry.of(1, t.shape[3], halo, images), t.shape[1]) for t in (q, k, v, found)]
     moves = [op for number, t in enumerate((q, k, v)) for op in load(number, t.stride(), planes[number])]
     ops = [
         *moves,
-        *attention(*planes, heads * group, scale, causal, BlockSpec(target(name))),
+        *attention(*planes, heads * group, scale, causal, BlockSpec(target(name)), bias),
         *store(3, found.stride(), planes[3]),
     ]
     arena.run(ops, batch, [q, k, v, found])
@@ -52,7 +58,8 @@ def test_attention(name, batch, heads, group, depth, values, tokens, images, hal
         t.double().view(batch, shape[0], shape[1], shape[2]).transpose(2, 3)
         for t, shape in zip((q, k, v), shapes, strict=True)
     ]
-    wanted = scaled_dot_product_attention(*parts, scale=scale, is_causal=causal, enable_gqa=True)
+    mask = mask_of(bias, causal, queries, keys)
+    wanted = scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale, enable_gqa=True)
     wanted = wanted.transpose(2, 3).reshape(found.shape)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-6 * scale + 1e-5)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from arenas import Arena, targets
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.planes.norm import layer_norm, softmax
+from ticketry.engine.cpu.planes.norm import layer_norm, rms_norm, softmax
 
 _SHAPES = {
     "batch": st.integers(1, 18),
@@ -44,6 +44,22 @@ def test_layer_norm(name, batch, channels, size, images, layouts, in_place, thre
     double = [None if value is None else value.double() for value in (weight, bias)]
     wanted = F.layer_norm(x.double().movedim(1, -1), (channels,), *double, 1e-5).movedim(-1, 1)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", targets())
+@settings(max_examples=60)
+@given(**_SHAPES, scale=st.sampled_from([1e-4, 1.0, 200.0]), weighted=st.booleans())
+def test_rms_norm(name, batch, channels, size, images, layouts, in_place, threads, scale, weighted) -> None:
+    x = scale * torch.randn(batch, channels, *size)
+    weight = torch.randn(channels) if weighted else None
+    found = torch.empty_like(x)
+    arena = Arena(name, threads)
+    a, y = _planes(arena, channels, size, images, layouts, in_place)
+    ops = rms_norm(a, y, None if weight is None else weight.numpy(), 1e-6)
+    arena.run([*load(0, x.stride(), a), *ops, *store(1, found.stride(), y)], batch, [x, found])
+    factor = None if weight is None else weight.double()
+    wanted = torch.rms_norm(x.double().movedim(1, -1), (channels,), factor, 1e-6).movedim(-1, 1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", targets())

@@ -8,9 +8,10 @@ from ticketry.engine.cpu.pixels.attention import attention
 from ticketry.engine.cpu.pixels.conv import conv, cost
 from ticketry.engine.cpu.pixels.elementwise import affine, apply, copy, elementwise
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
-from ticketry.engine.cpu.pixels.move import load, store
-from ticketry.engine.cpu.pixels.norm import layer_norm, softmax
+from ticketry.engine.cpu.pixels.move import constant, load, store
+from ticketry.engine.cpu.pixels.norm import layer_norm, rms_norm, softmax
 from ticketry.engine.cpu.pixels.pool import avg_pool, global_mean, max_pool
+from ticketry.engine.cpu.pixels.rotary import rotary
 
 __all__ = [
     "Geometry",
@@ -19,6 +20,7 @@ __all__ = [
     "apply",
     "attention",
     "avg_pool",
+    "constant",
     "conv",
     "copy",
     "cost",
@@ -27,6 +29,8 @@ __all__ = [
     "layer_norm",
     "load",
     "max_pool",
+    "rms_norm",
+    "rotary",
     "softmax",
     "store",
 ]

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
@@ -19,7 +20,7 @@ from ticketry.engine.cpu.pixels import lanes as lane
 from ticketry.engine.cpu.pixels import loops
 from ticketry.engine.cpu.pixels.elementwise import copy
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Geometry, Pixels
-from ticketry.engine.cpu.program import BlockSpec, Op
+from ticketry.engine.cpu.program import Bias, BlockSpec, Op
 from ticketry.engine.cpu.target import Target
 from ticketry.errors import EngineError
 
@@ -38,32 +39,45 @@ class Arg(enum.IntEnum):
     V = 2
     Y = 3
     TURNED = 4
+    BIAS = 5
+    """float32 [heads or 1, queries, padded keys], where there is one."""
 
 
 def attention(
-    q: Pixels, k: Pixels, v: Pixels, y: Pixels, heads: int, scale: float, causal: bool, spec: BlockSpec
+    q: Pixels,
+    k: Pixels,
+    v: Pixels,
+    y: Pixels,
+    heads: int,
+    scale: float,
+    causal: bool,
+    spec: BlockSpec,
+    bias: Bias | None = None,
 ) -> list[Op]:
-    """``y = softmax(scale * q k') v``, head by head.
+    """``y = softmax(scale * q k' + bias) v``, head by head.
 
     Kernels compute in float32: values in bfloat16 are copied before and after.
 
     Args:
-        q, k, v: values without halo; a head is a run of channels. k and v have the same tokens.
+        q, k, v: values without halo; a head is a run of channels. k and v have the same tokens, and as many heads as
+            q or fewer, each for as many of q.
         y: none of the others' memory.
         causal: whether a token sees none behind itself.
+        bias: what is added to the scores.
 
     Raises:
         EngineError: values that do not fit, more than `MOST_KEYS` keys, or no scratch memory.
     """
     queries, keys, channels = _tokens(q), _tokens(k), q.channels
-    if not q.like(y) or not k.like(v) or k.channels != channels or channels % heads:
+    size = channels // heads
+    if not q.like(y) or not k.like(v) or channels % heads or k.channels % size or heads % (k.channels // size):
         raise EngineError(f"attention of {heads} heads: queries, keys, values and result do not fit")
     if keys > MOST_KEYS:
         raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
     if spec.reserve is None:
         raise EngineError("attention needs scratch memory")
     padded = _padded(keys, spec.target)
-    turned = spec.images * channels * padded * FLOAT
+    turned = spec.images * k.channels * padded * FLOAT
     if q.geometry.item != FLOAT:
         copies = [Geometry.of(value.geometry.height, value.geometry.width, value.channels) for value in (q, k, v, y)]
         ends = list(itertools.accumulate(geometry.bytes(spec.images) for geometry in copies))
@@ -72,13 +86,19 @@ def attention(
         inputs = [op for value, there in zip((q, k, v), wide, strict=False) for op in copy(value, there)]
         behind = replace(spec, reserve=lambda size: begin + ends[-1])
         q, k, v, result = wide
-        return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind), *copy(result, y)]
+        return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias), *copy(result, y)]
     begins = (*(loops.begin(value) for value in (q, k, v, y)), spec.reserve(turned))
     steps = [(value.geometry.pixel, value.geometry.image) for value in (q, k, v, y)]
-    attend = Attention(
-        queries, keys, heads, channels // heads, steps[0], steps[2], steps[3], padded, float(scale), causal
-    )
-    return [Op(TurnKeys(keys, channels, *steps[1], padded), begins), Op(attend, begins)]
+    group = channels // k.channels
+    settings = (steps[0], steps[2], steps[3], padded, float(scale), causal)
+    turn = Op(TurnKeys(keys, k.channels, *steps[1], padded), begins)
+    if bias is None:
+        return [turn, Op(Attention(queries, keys, heads, size, *settings, group), begins)]
+    if bias.name not in spec.tables:
+        room = ((0, 0), (0, 0), (0, padded - keys))
+        spec.tables[bias.name] = np.ascontiguousarray(np.pad(bias.values, room), np.float32)
+    attend = Attention(queries, keys, heads, size, *settings, group, len(bias.values))
+    return [turn, Op(attend, (*begins, spec.tables[bias.name]))]
 
 
 def _tokens(value: Pixels) -> int:
@@ -148,6 +168,10 @@ class Attention(Written):
     padded: int
     scale: float
     causal: bool
+    group: int = 1
+    """Heads of queries for each one of keys and values."""
+    biases: int = 0
+    """0 without a bias, 1 of one for all heads, or as many as those."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -194,17 +218,23 @@ class _Tile:
             left = range(full, self.kernel.size, e.target.lanes)
             self._values(e.i64(full), [min(e.target.lanes, self.kernel.size - at) for at in left], factors)
 
+    @property
+    def _key_head(self) -> ir.Value:
+        return self.e.b.udiv(self.head, self.e.i64(self.kernel.group))
+
     def _token(self, arg: Arg, steps: tuple[int, int], token: ir.Value) -> ir.Value:
         """The pointer to a token's channels of the head."""
+        head = self._key_head if arg is Arg.V else self.head
         e, b = self.e, self.e.b
         byte = b.add(b.mul(self.image, e.i64(steps[1])), b.mul(token, e.i64(steps[0])))
-        return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(self.head, e.i64(self.kernel.size * FLOAT))))
+        return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _scores(self, first: ir.Value) -> None:
         """Scores of all queries with some vectors of keys."""
         e, b, kernel = self.e, self.e.b, self.kernel
         size = e.target.lanes * FLOAT
-        start = b.mul(b.add(b.mul(self.image, e.i64(kernel.heads)), self.head), e.i64(kernel.size * self.row))
+        key_heads = e.i64(kernel.heads // kernel.group)
+        start = b.mul(b.add(b.mul(self.image, key_heads), self._key_head), e.i64(kernel.size * self.row))
         byte = b.mul(first, e.i64(FLOAT))
         keys = e.at(e.arena(e.arg(Arg.TURNED)), b.add(start, byte))
         query = self._token(Arg.Q, kernel.q, self.query)
@@ -220,7 +250,18 @@ class _Tile:
         place = e.at(self.stage, byte)
         for index, value in enumerate(channel.results):
             at = index // self.vectors * self.row + index % self.vectors * size
-            e.store(b.fmul(value, e.splat(kernel.scale)), place, at)
+            score = b.fmul(value, e.splat(kernel.scale))
+            if kernel.biases:
+                score = b.fadd(score, e.load(e.at(self._bias(), byte), at))
+            e.store(score, place, at)
+
+    def _bias(self) -> ir.Value:
+        """The pointer to what is added to the first query's scores."""
+        e, b, kernel = self.e, self.e.b, self.kernel
+        row = self.query
+        if kernel.biases > 1:
+            row = b.add(b.mul(self.head, e.i64(kernel.queries)), row)
+        return e.at(e.table(Arg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _powers(self, number: int) -> ir.Value:
         """Turn a query's scores into exponentials, zeros where it sees no key; their sum."""

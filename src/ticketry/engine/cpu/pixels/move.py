@@ -15,6 +15,7 @@ from ticketry.engine.cpu.pixels import loops, number_formats
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
 from ticketry.engine.cpu.pixels.loops import Strides
 from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.window import Array
 
 
 class Way(enum.Enum):
@@ -56,6 +57,15 @@ def store(number: int, strides: Sequence[int], x: Pixels) -> list[Op]:
     return [_move(number, strides, x, out=True)]
 
 
+def constant(values: Array, y: Pixels) -> list[Op]:
+    """Fill a value, for each image alike, with float32 [channels, height, width]."""
+    g = y.geometry
+    table = np.ascontiguousarray(values.transpose(1, 2, 0), np.float32)
+    kernel = Move(g.height, g.width, y.channels, Strides.of(y), Way.CHANNELS, False, True)
+    pixel = FLOAT * y.channels
+    return [Op(kernel, (loops.begin(y), table, 0, g.width * pixel, pixel, np.zeros(0, np.int64)))]
+
+
 def _move(number: int, strides: Sequence[int], value: Pixels, out: bool) -> Op:
     image, channel, row, column = (FLOAT * int(stride) for stride in strides)
     g = value.geometry
@@ -80,9 +90,11 @@ class Move(Written):
     value: Strides
     way: Way
     out: bool
+    held: bool = False
+    """Whether the tensor is a table, at the place of the number."""
 
     def write(self, e: Emitter) -> None:
-        outside = e.external(e.arg(Arg.NUMBER))
+        outside = e.table(Arg.NUMBER) if self.held else e.external(e.arg(Arg.NUMBER))
         with loops.rows(e, self.height, [(Arg.VALUE, self.value)]) as (image, y, (inside,)):
             number = e.b.add(image, e.state(State.FIRST))
             there = e.b.add(e.b.mul(number, e.arg(Arg.IMAGE)), e.b.mul(y, e.arg(Arg.ROW)))

@@ -1,4 +1,4 @@
-"""What needs all channels of a pixel at once: layer norm and softmax."""
+"""What needs all channels of a pixel at once: layer norm, root-mean-square norm and softmax."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def layer_norm(
     shape = (x.geometry.height, x.geometry.width, x.channels)
     kernel = LayerNorm(*shape, Strides.of(x), Strides.of(y), float(eps))
     return [Op(kernel, (loops.begin(x), loops.begin(y), *tables))]
+
+
+def rms_norm(x: Pixels, y: Pixels, weight: Array | None = None, eps: float = 1e-6) -> list[Op]:
+    """``y = x / sqrt(mean(x^2) + eps) * weight`` over the channels of a pixel; y may be x."""
+    loops.same_shape(x, y)
+    table = loops.whole_vectors(np.ones(x.channels) if weight is None else weight, x.channels)
+    shape = (x.geometry.height, x.geometry.width, x.channels)
+    return [Op(RmsNorm(*shape, Strides.of(x), Strides.of(y), float(eps)), (loops.begin(x), loops.begin(y), table))]
 
 
 def softmax(x: Pixels, y: Pixels) -> list[Op]:
@@ -113,6 +121,31 @@ class LayerNorm(_OverChannels):
                 value = b.fmul(b.fsub(loops.get(e, x, at, lanes, self.x.item), mean), factor)
                 value = e.fma(value, e.load(e.table(_SCALE), at), e.load(e.table(_SHIFT), at))
                 loops.put(e, value, y, at, lanes, self.y.item)
+
+        loops.vectors(e, self.channels, _AT_ONCE, write)
+
+
+@dataclass(frozen=True)
+class RmsNorm(_OverChannels):
+    """Each pixel's channels over the root of their mean square."""
+
+    eps: float
+
+    def _pixel(self, e: Emitter, x: ir.Value, y: ir.Value) -> None:
+        b = e.b
+
+        def add_square(byte: ir.Value, lanes: int, so_far: ir.Value) -> ir.Value:
+            value = loops.get(e, x, byte, lanes, self.x.item)  # 0 behind the last channel
+            return e.fma(value, value, so_far)
+
+        mean = b.fmul(lane.total(e, self._reduce(e, 0.0, add_square, b.fadd)), e.f32(1 / self.channels))
+        factor = e.splat(b.fdiv(e.f32(1.0), e.intrinsic("llvm.sqrt", b.fadd(mean, e.f32(self.eps)))))
+
+        def write(byte: ir.Value, counts: list[int]) -> None:
+            for number, lanes in enumerate(counts):
+                at = loops.next_vector(e, byte, number)
+                value = b.fmul(loops.get(e, x, at, lanes, self.x.item), factor)
+                loops.put(e, b.fmul(value, e.load(e.table(_SCALE), at)), y, at, lanes, self.y.item)
 
         loops.vectors(e, self.channels, _AT_ONCE, write)
 

@@ -5,10 +5,10 @@ Any row of weights may keep any columns: an input column is the address of a pla
 
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.conv import conv, cost, scratch_bytes
-from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise
+from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise, rotary
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
-from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.planes.norm import layer_norm, softmax
+from ticketry.engine.cpu.planes.move import constant, load, store
+from ticketry.engine.cpu.planes.norm import layer_norm, rms_norm, softmax
 from ticketry.engine.cpu.planes.pool import avg_pool, global_mean, max_pool
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "apply",
     "attention",
     "avg_pool",
+    "constant",
     "conv",
     "copy",
     "cost",
@@ -26,6 +27,8 @@ __all__ = [
     "layer_norm",
     "load",
     "max_pool",
+    "rms_norm",
+    "rotary",
     "scratch_bytes",
     "softmax",
     "store",

@@ -17,21 +17,33 @@ from ticketry.engine.cpu.activations import exp
 from ticketry.engine.cpu.emitter import I32, PTR, Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
-from ticketry.engine.cpu.program import BlockSpec, Op
+from ticketry.engine.cpu.program import Bias, BlockSpec, Op
+from ticketry.engine.cpu.window import Array
 from ticketry.errors import EngineError
 
 _MOST_KEYS = 12
 """A block of keys has at most as many."""
 
+_HIDDEN = -1e30
+
 
 def attention(
-    q: Planes, k: Planes, v: Planes, y: Planes, heads: int, scale: float, causal: bool, spec: BlockSpec
+    q: Planes,
+    k: Planes,
+    v: Planes,
+    y: Planes,
+    heads: int,
+    scale: float,
+    causal: bool,
+    spec: BlockSpec,
+    bias: Bias | None = None,
 ) -> list[Op]:
-    """``softmax(scale * q @ k.T) @ v`` for each image and head.
+    """``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
 
     Args:
         q, k, v, y: with heads * features channels, and tokens as positions. ``k`` and ``v`` may have other tokens than
             ``q``, and fewer heads, each for as many of ``q``. ``y`` shares memory with none of them.
+        bias: what is added to the scores.
         causal: whether a query sees the keys up to its own position only.
 
     Raises:
@@ -45,10 +57,23 @@ def attention(
         raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
     places = [_tokens(value.geometry) for value in (q, k, v, y)]
     queries, keys = places[0][0], places[1][0]
-    kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal)
+    kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal, bias is not None)
     args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
     number = np.array([scale], np.float32)
-    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number))]
+    added = () if bias is None else _added(bias, heads, spec)
+    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added))]
+
+
+def _added(bias: Bias, heads: int, spec: BlockSpec) -> tuple[Array | int, ...]:
+    """[heads or 1, keys, queries] with room behind the last query; bytes from head to head, and from key to key.
+
+    -inf becomes a number so low that nothing is left of its exponential, but that can be taken from itself.
+    """
+    if bias.name not in spec.tables:
+        turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
+        spec.tables[bias.name] = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, 0), (0, 4 * lanes.MOST))))
+    table = spec.tables[bias.name]
+    return (table, table.strides[0] if len(table) == heads else 0, table.strides[1])
 
 
 def _tokens(g: Geometry) -> tuple[int, int]:
@@ -68,6 +93,7 @@ class Attention(Written):
     keys: int
     """How many there are, at most `_MOST_KEYS`."""
     causal: bool
+    biased: bool = False
 
     def write(self, e: Emitter) -> None:
         _Writer(self, e).write()
@@ -128,7 +154,10 @@ class _Writer:
             new = b.mul(turn.index, e.i64(self.block))
             last = b.sub(self.count, e.i64(self.block))
             key = e.select(b.icmp_signed("<", new, last), new, last)
-            scores = self._masked(self._scores(head, first, key, part), first, key, new)
+            scores = [b.fmul(score, self.scale) for score in self._scores(head, first, key, part)]
+            if k.biased:
+                scores = self._biased(scores, head, first, key)
+            scores = self._masked(scores, first, key, new)
             most = [self._largest([largest[v], *scores[v :: self.across]]) for v in range(self.across)]
             shrink = [exp(e, b.fsub(old, now)) for old, now in zip(largest, most, strict=True)]
             totals = [b.fmul(total, factor) for total, factor in zip(totals, shrink, strict=True)]
@@ -153,14 +182,30 @@ class _Writer:
                 i.next += [e.fma(query, value, total) for query, total in pairs]
         return i.results
 
+    def _biased(self, scores: Sequence[ir.Value], head: ir.Value, first: ir.Value, key: ir.Value) -> list[ir.Value]:
+        """The scores with what is added to those of each query and key."""
+        e, b = self.e, self.e.b
+        by_head, by_key = e.arg(15), e.arg(16)
+        begin = e.at(e.table(14), b.add(b.mul(head, by_head), b.mul(first, e.i64(FLOAT))))
+        order = [lane // self.images for lane in range(e.target.lanes)]
+        found = []
+        for index, score in enumerate(scores):
+            j, v = divmod(index, self.across)
+            line = e.at(begin, b.mul(b.add(key, e.i64(j)), by_key))
+            few = b.load(
+                e.at(line, FLOAT * v * self.pixels), typ=ir.VectorType(score.type.element, self.pixels), align=FLOAT
+            )
+            found.append(b.fadd(score, lanes.shuffle(e, few, few, order)))
+        return found
+
     def _masked(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """The scores, scaled; -inf where the key has been seen in an earlier block, or is after the query."""
+        """The scores; -inf where the key has been seen in an earlier block, or is after the query."""
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))
         for index, score in enumerate(scores):
             j, v = divmod(index, self.across)
             here = b.add(key, e.i64(j))
-            value = e.select(b.icmp_signed("<", here, new), none, b.fmul(score, self.scale))
+            value = e.select(b.icmp_signed("<", here, new), none, score)
             if self.kernel.causal:
                 apart = b.trunc(b.sub(here, first), I32)
                 positions = [v * self.pixels + lane // self.images for lane in range(e.target.lanes)]

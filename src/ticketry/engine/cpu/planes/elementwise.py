@@ -54,6 +54,21 @@ def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) ->
     return [_op(Elementwise("affine", activation(act)), [x], y, [factors])]
 
 
+def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op]:
+    """``y = x * cos + partner * sin`` for each head, as many channels as ``cos`` and ``sin`` have.
+
+    The partner of a head's channel i is i + half for i < half, i - half below 2 half, and itself behind. ``y`` is none
+    of the others.
+    """
+    size = cos.channels
+    partner = np.arange(size)
+    partner[: 2 * half] = (partner[: 2 * half] + half) % (2 * half)
+    heads = np.arange(x.channels // size)[:, None] * size
+    crossed = Planes(x.geometry, x.offsets[(heads + partner).reshape(-1)])
+    repeated = [Planes(one.geometry, np.tile(one.offsets, len(heads))) for one in (cos, sin)]
+    return [_op(Elementwise("rotary", None), [x, repeated[0], crossed, repeated[1]], y, [])]
+
+
 def _op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables: Sequence[Any]) -> Op:
     geometries = [value.geometry for value in (*sources, y)]
     walked = [geometries[0], geometries[-1]] if kernel.spread else geometries
@@ -72,7 +87,7 @@ class Elementwise(Written):
     """``y = act(...)`` over runs of floats in the planes of each channel."""
 
     kind: str
-    """"copy", "affine" (one source), "add" or "mul" (two)."""
+    """"copy", "affine" (one source), "add", "mul" (two) or "rotary" (four)."""
     act: Activation
     images: int = 0
     """Where `spread`: of a position of the second source."""
@@ -81,7 +96,7 @@ class Elementwise(Written):
 
     def write(self, e: Emitter) -> None:
         b = e.b
-        values = 3 if self.kind in ("add", "mul") else 2
+        values = {"add": 3, "mul": 3, "rotary": 5}.get(self.kind, 2)
         channels, count, floats = (e.arg(i) for i in range(3))
         places = [(e.arg(3 + 2 * i), e.arg(4 + 2 * i)) for i in range(values)]
         tables = [e.table(3 + 2 * values + i) for i in range(values)]
@@ -105,6 +120,8 @@ class Elementwise(Written):
             return lambda x: activate(e, self.act, e.fma(x, scale, shift))
         if self.kind == "copy":
             return lambda x: activate(e, self.act, x)
+        if self.kind == "rotary":
+            return lambda x, cos, partner, sin: e.fma(partner, sin, b.fmul(x, cos))
         return lambda x, other: activate(e, self.act, (b.fadd if self.kind == "add" else b.fmul)(x, other))
 
     def _run(self, e: Emitter, floats: ir.Value, rows: Sequence[ir.Value], combine: Callable[..., ir.Value]) -> None:

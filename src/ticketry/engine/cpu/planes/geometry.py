@@ -81,3 +81,7 @@ class Planes:
     @property
     def channels(self) -> int:
         return len(self.offsets)
+
+    def part(self, first: int, channels: int) -> Planes:
+        """Some of the value's channels."""
+        return Planes(self.geometry, self.offsets[first : first + channels])

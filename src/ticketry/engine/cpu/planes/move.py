@@ -16,6 +16,7 @@ from ticketry.engine.cpu.emitter import F32, Emitter, State, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.window import Array
 
 
 def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
@@ -34,6 +35,15 @@ def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
 def store(number: int, strides: Sequence[int], x: Planes) -> list[Op]:
     """Write planes to an external tensor of float32 whose elements lie apart. Arguments as of `load`."""
     return [_move(number, strides, x, out=True)]
+
+
+def constant(values: Array, y: Planes) -> list[Op]:
+    """Fill planes, for each image alike, with float32 [channels, height, width]."""
+    g, width = y.geometry, values.shape[2]
+    kernel = Rows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
+    steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
+    place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
+    return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
 
 
 def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
@@ -59,14 +69,16 @@ def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
 class _Sides:
     """Both sides of a move, as its kernel reads them from the operation's arguments."""
 
-    def __init__(self, e: Emitter) -> None:
+    def __init__(self, e: Emitter, held: bool = False) -> None:
+        """`held`: the tensor is a table of the operation's."""
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
         self.start, self.row, self.step = (e.arg(i) for i in range(8, 11))
         self.planes = e.table(11)
         self.here = e.state(State.IMAGES)
-        self.tensor = e.at(e.external(self.number), e.b.mul(e.state(State.FIRST), self.by_image))
+        tensor = e.table(0) if held else e.external(self.number)
+        self.tensor = e.at(tensor, e.b.mul(e.state(State.FIRST), self.by_image))
 
     def outside(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Where a row of the block's first image begins in the tensor."""
@@ -133,9 +145,11 @@ class Rows(Written):
     width: int
     """Pixels of a row, or `lanes.MOST`."""
     out: bool
+    held: bool = False
+    """Whether the tensor is a table."""
 
     def write(self, e: Emitter) -> None:
-        s = _Sides(e)
+        s = _Sides(e, self.held)
         images = [s.image(n) for n in range(self.images)]
         with e.turns(s.channels, s.height) as (channel, y):
             outside, inside = s.outside(channel, y), s.inside(channel, y)
@@ -218,9 +232,10 @@ class Elements(Written):
     """Moves one element after the other: any strides, and values too small for vectors."""
 
     out: bool
+    held: bool = False
 
     def write(self, e: Emitter) -> None:
-        s = _Sides(e)
+        s = _Sides(e, self.held)
         with e.turns(s.channels, s.height) as (channel, y):
             outside, inside = s.outside(channel, y), s.inside(channel, y)
             with e.loop(0, s.width) as column:

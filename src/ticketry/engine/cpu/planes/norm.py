@@ -1,4 +1,4 @@
-"""Layer norm and softmax over the channels of each position: over a token's features, or a pixel's.
+"""Layer norm, root-mean-square norm and softmax over the channels of each position: a token's features, or a pixel's.
 
 A few vectors of positions at a time are gone through channel after channel, once for each sum and once to write; they
 stay in the cache meanwhile.
@@ -32,12 +32,18 @@ def layer_norm(x: Planes, y: Planes, weight: Array | None, bias: Array | None, e
     return [_op(LayerNorm(), x, y, [numbers, factors])]
 
 
+def rms_norm(x: Planes, y: Planes, weight: Array | None, eps: float) -> list[Op]:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the channels of each position; ``y`` may be ``x``."""
+    factors = np.ones(x.channels, np.float32) if weight is None else np.asarray(weight, np.float32)
+    return [_op(RmsNorm(), x, y, [np.array([1 / x.channels, eps], np.float32), factors])]
+
+
 def softmax(x: Planes, y: Planes) -> list[Op]:
     """``exp(x) / sum(exp(x))`` over the channels of each position; ``y`` may be ``x``."""
     return [_op(Softmax(), x, y, [])]
 
 
-def _op(kernel: LayerNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
+def _op(kernel: LayerNorm | RmsNorm | Softmax, x: Planes, y: Planes, tables: Sequence[Array]) -> Op:
     count, floats, places = lanes.runs([x.geometry, y.geometry])
     flat = [number for place in places for number in place]
     return Op(kernel, (x.channels, count, floats, *flat, x.offsets, y.offsets, *tables))
@@ -137,6 +143,34 @@ class LayerNorm(Written):
             weight, bias = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
             apart = [b.fsub(value, m) for value, m in zip(from_mean(channel), missed, strict=True)]
             s.write(channel, [e.fma(b.fmul(a, i), weight, bias) for a, i in zip(apart, inverse, strict=True)])
+            return []
+
+        s.each(write)
+
+
+@dataclass(frozen=True)
+class RmsNorm(Written):
+    """Over the root of the mean square."""
+
+    def write(self, e: Emitter) -> None:
+        _over_positions(e, self._normalise)
+
+    def _normalise(self, s: _Stack) -> None:
+        e, b = s.e, s.e.b
+        numbers, factors = e.table(9), e.table(10)
+        share, eps = e.splat(e.load_f32(numbers)), e.splat(e.load_f32(numbers, FLOAT))
+
+        def add_square(channel: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            return [e.fma(value, value, total) for total, value in zip(sums, s.read(channel), strict=True)]
+
+        squares = s.each(add_square, [e.splat(0.0) for _ in s.mask])
+        roots = [e.intrinsic("llvm.sqrt", e.fma(square, share, eps)) for square in squares]
+        inverse = [b.fdiv(e.splat(1.0), root) for root in roots]
+
+        def write(channel: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            weight = e.splat(e.load_f32(e.at(factors, b.mul(channel, e.i64(FLOAT)))))
+            values = zip(s.read(channel), inverse, strict=True)
+            s.write(channel, [b.fmul(b.fmul(value, i), weight) for value, i in values])
             return []
 
         s.each(write)
