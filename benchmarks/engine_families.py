@@ -31,8 +31,13 @@ SLOWER = 1.05
 """Times of eager torch's from which a network counts as slower."""
 
 _DECODER = {
-    **{"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"intermediate_size": 128, "max_position_embeddings": 64, "use_cache": False},
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "use_cache": False,
 }
 _GROUPED = {**_DECODER, "num_key_value_heads": 2}
 _ENCODER = {key: value for key, value in _DECODER.items() if key != "use_cache"}
@@ -63,9 +68,16 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": (
         "BartForConditionalGeneration",
         {
-            **{"vocab_size": 100, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "use_cache": False},
-            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 128},
-            **{"decoder_ffn_dim": 128, "max_position_embeddings": 64},
+            "vocab_size": 100,
+            "d_model": 64,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "use_cache": False,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128,
+            "max_position_embeddings": 64,
         },
     ),
     "bert": ("BertModel", _ENCODER),

@@ -187,9 +187,9 @@ def measured(family: str) -> dict[str, Any]:
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def in_a_process(family: str, seconds: int, gigabytes: int) -> dict[str, Any]:
-    """`measured`, or how the process ended."""
-    command = [sys.executable, str(Path(__file__)), "--one", family]
+def in_a_process(family: str, seconds: int, gigabytes: int, script: Path = Path(__file__)) -> dict[str, Any]:
+    """What `script --one` tells of it, or how the process ended."""
+    command = [sys.executable, str(script), "--one", family]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def limited() -> None:
