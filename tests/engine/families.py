@@ -105,6 +105,23 @@ def _gpt2(transformers: Any) -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
+def _decoder(kind: str, head: str = "ForCausalLM", **settings: Any) -> Callable[[], Made]:
+    """Of two layers; the settings of Llama's family unless others are given."""
+    size = settings or {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "use_cache": False,
+    }
+
+    def make(transformers: Any) -> nn.Module:
+        return getattr(transformers, f"{kind}{head}")(getattr(transformers, f"{kind}Config")(vocab_size=50, **size))
+
+    return _hugging(make, lambda: {"input_ids": words(2)})
+
+
 def _bert_inputs() -> Any:
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, 7:] = 0
@@ -123,6 +140,18 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "bert": _hugging(_bert, _bert_inputs),
     "bert without mask": _hugging(_bert, lambda: {"input_ids": words(2)}),
     "gpt2": _hugging(_gpt2, lambda: {"input_ids": words(2)}),
+    "llama": _decoder("Llama"),
+    "qwen3": _decoder("Qwen3"),
+    "opt": _decoder(
+        "OPT",
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=64,
+        use_cache=False,
+    ),
+    "t5 encoder": _decoder("T5", "EncoderModel", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
     "vit": _vision(
         "ViT", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, patch_size=16
     ),

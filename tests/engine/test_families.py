@@ -100,11 +100,8 @@ LEFT = {
     "u-net": {"conv_transpose2d", "upsample_bilinear2d"},
     "torch transformer": set(),
     "bert": {*EMBEDDING, "scaled_dot_product_attention", "to", "index", "__and__"},
-    "bert without mask": EMBEDDING,
-    "gpt2": {
-        *(*EMBEDDING, "scaled_dot_product_attention", "index", "__and__"),
-        *("slice", "sub", "diff", "ne", "cumsum", "eq", "le"),
-    },
+    "bert without mask": {"embedding"},
+    **{name: {"embedding"} for name in ("gpt2", "llama", "qwen3", "opt", "t5 encoder")},
     "vit": {"expand", "add", "sym_size"},
     "swin": {
         *("pad", "reshape", "transpose", "scaled_dot_product_attention", "roll", "add", "adaptive_avg_pool1d"),

@@ -93,8 +93,7 @@ def compile(
     call = Arguments.of(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)
-    if not call.without_data:
-        made.beside_eager = _beside_eager(made, model, call, glance=not tune)
+    made.beside_eager = _beside_eager(made, model, call, glance=not tune)
     return made
 
 

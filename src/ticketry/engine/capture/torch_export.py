@@ -55,12 +55,6 @@ class Arguments:
         return Arguments(args, kwargs)
 
     @property
-    def without_data(self) -> bool:
-        """Whether there is a tensor that is nothing but a shape."""
-        leaves = tree_flatten((self.args, self.kwargs))[0]
-        return any(isinstance(leaf, Tensor) and leaf.device.type == "meta" for leaf in leaves)
-
-    @property
     def examples(self) -> int | None:
         """The leading size of the first tensor that has one."""
         for leaf in tree_flatten((self.args, self.kwargs))[0]:

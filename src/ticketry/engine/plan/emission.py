@@ -202,8 +202,7 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
             return layout.max_pool(x, y, window)
         return layout.avg_pool(x, y, window, attrs["count_include_pad"])
     heads, size = task.inputs[0].planes.shape[:2]
-    scale = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
+    factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
     name = task.node.weights.get("bias")
-    values = None if name is None else emission.sketch.graph.tensors[name].detach().cpu().float().numpy()
-    added = None if name is None else Bias(name, values)
-    return layout.attention(*inputs, y, heads, scale, attrs["causal"], emission.spec, added)
+    added = None if name is None else Bias(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
+    return layout.attention(*inputs, y, heads, factor, attrs["causal"], emission.spec, added)
