@@ -94,7 +94,8 @@ KERNELS = {"cpu.activations", "cpu.emitter", "cpu.program", "cpu.target", "cpu.w
 """What the kernels of a layout stand on."""
 
 ENGINE = {
-    "graph.native": set(),
+    "graph.attribute_kinds": set(),
+    "graph.native": {"graph.attribute_kinds"},
     "graph.nodes": {"graph.native"},
     "graph.aten": {"graph.native", "graph.nodes"},
     "graph.graph": {"graph.native", "graph.nodes", "graph.aten"},

@@ -101,7 +101,8 @@ LEFT = {
     "torch transformer": set(),
     "bert": {*EMBEDDING, "scaled_dot_product_attention", "to", "index", "__and__"},
     "bert without mask": {"embedding"},
-    **{name: {"embedding"} for name in ("gpt2", "llama", "qwen3", "opt", "t5 encoder")},
+    **{name: {"embedding"} for name in ("gpt2", "opt", "t5 encoder")},
+    **{name: {"embedding", "to"} for name in ("llama", "qwen3")},  # norms go to float32 and back: no more than that
     "vit": {"expand", "add", "sym_size"},
     "swin": {
         *("pad", "reshape", "transpose", "scaled_dot_product_attention", "roll", "add", "adaptive_avg_pool1d"),
