@@ -63,6 +63,9 @@ def runs(native: Native, layout: str) -> bool:
     return True
 
 
+DECODERS = ("gpt2", "llama", "qwen3", "opt", "t5 encoder")
+"""Of which nothing stays in torch but looking up embeddings."""
+
 WAYS = [(target, layout) for target in targets() for layout in (None, "planes", "pixels")]
 """Targets that this processor runs, and layouts: None for the engine's choice."""
 
@@ -97,6 +100,8 @@ def test_other_families(name: str, target: str, layout: str | None) -> None:
         pytest.importorskip("transformers")
     fast = compiled(*FAMILIES[name](), target=target, layout=layout)
     assert in_engine(fast.graph, fast, "conv2d", "layer_norm")
+    if name in DECODERS:
+        assert {node.op.split(".")[1] for node in fast.graph.nodes if node.output in fast.reasons} == {"embedding"}
 
 
 @pytest.mark.slow

@@ -101,8 +101,10 @@ LEFT = {
     "torch transformer": set(),
     "bert": {*EMBEDDING, "scaled_dot_product_attention", "to", "index", "__and__"},
     "bert without mask": {"embedding"},
-    **{name: {"embedding"} for name in ("gpt2", "opt", "t5 encoder")},
-    **{name: {"embedding", "to"} for name in ("llama", "qwen3")},  # norms go to float32 and back: no more than that
+    **{name: {"embedding"} for name in ("gpt2", "opt")},
+    # In float64, as here, norms go to float32 and back: all of it, or a part.
+    **{name: {"embedding", "to"} for name in ("llama", "qwen3")},
+    "t5 encoder": {"embedding", "to", "pow", "mean", "rsqrt", "mul"},
     "vit": {"expand", "add", "sym_size"},
     "swin": {
         *("pad", "reshape", "transpose", "scaled_dot_product_attention", "roll", "add", "adaptive_avg_pool1d"),

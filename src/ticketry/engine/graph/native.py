@@ -34,7 +34,7 @@ from math import prod
 from reprlib import Repr
 from typing import Any, TypeAlias
 
-from ticketry.engine.graph import attribute_kinds as kinds
+import ticketry.engine.graph.attribute_kinds as kinds
 from ticketry.errors import GraphError
 
 Size: TypeAlias = "int | None"
