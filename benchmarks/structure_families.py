@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mobilevit": ("mobilevit_xxs", 64, {}),
     "mvitv2": ("mvitv2_tiny", 64, {"img_size": 64}),
     "naflexvit": ("naflexvit_so150m2_patch16_reg1_gap", 64, SHALLOW),
-    "nasnet": ("nasnetalarge", 96, {"num_features": 1008, "channel_multiplier": 2, "stem_size": 24}),
+    "nasnet": ("nasnetalarge", 64, {"num_features": 1152, "stem_size": 48}),
     "nest": ("nest_tiny", 64, {"img_size": 64}),
     "nextvit": ("nextvit_small", 64, {}),
     "nfnet": ("nf_regnet_b0", 64, {}),
@@ -103,7 +104,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "res2net": ("res2net50_14w_8s", 64, {}),
     "resnest": ("resnest14d", 64, {}),
     "resnet": ("resnet10t", 64, {}),
-    "resnetv2": ("resnetv2_50x1_bit", 64, {}),
+    "resnetv2": ("resnetv2_18", 64, {}),
     "rexnet": ("rexnet_100", 64, {}),
     "selecsls": ("selecsls42", 64, {}),
     "senet": ("legacy_seresnext26_32x4d", 64, {}),
@@ -194,13 +195,22 @@ def in_a_process(family: str, seconds: int, gigabytes: int, script: Path = Path(
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False, preexec_fn=limited
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=20 * seconds,
+            check=False,
+            preexec_fn=limited,
         )
     except subprocess.TimeoutExpired:
-        return {"outcome": "too long", "error": f"more than {seconds} s"}
+        return {"outcome": "too long", "error": f"more than {20 * seconds} s on a busy machine"}
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return {"outcome": "too long", "error": f"more than {seconds} s of a processor, or killed for memory"}
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
@@ -212,7 +222,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("families.json"))
     parser.add_argument("--only", nargs="*", choices=[*FAMILIES], default=[*FAMILIES], metavar="FAMILY")
     parser.add_argument("--again", action="store_true", help="what was not equal is measured once more")
-    parser.add_argument("--seconds", type=int, default=600, help="for one network")
+    parser.add_argument("--seconds", type=int, default=600, help="of a processor, for one network")
     parser.add_argument("--gigabytes", type=int, default=12, help="of addresses for one network")
     parser.add_argument("--one", choices=[*FAMILIES], metavar="FAMILY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.engine.compiled import load
+from ticketry.errors import EngineError
 
 LARGEST = torch.finfo(torch.float32).max
 FINITE = [0.0, -0.0, 1e-45, -1e-45, 1.1754943508222875e-38, 1e-30, 2.0**63, -(2.0**63), 1e19, 1e30, -1e30, 1e31]
@@ -89,6 +91,21 @@ def test_every_float_compiles(make, number, tmp_path):
     if make is Masked and math.isnan(number):
         pytest.skip("torch's own kernels differ")
     check(make(number), torch.randn(3, 5, 8), tmp_path)
+
+
+@pytest.mark.parametrize("number", [-0.0, math.inf, -math.inf, math.nan])
+def test_a_float_that_is_an_argument_goes_through_a_file(number: float, tmp_path: Path) -> None:
+    class Given(nn.Module):
+        def forward(self, x: Tensor, options: dict[str, float]) -> tuple[Tensor, float]:
+            return x.masked_fill(x > 0, options["float"]), options["float"]
+
+    x, options = torch.randn(3, 8), {"float": number}
+    made = load(tk.compile(Given(), None, (x, options)).save(tmp_path / "model.tk"))
+    found, told = made(x, options)
+    torch.testing.assert_close(found, Given()(x, options)[0], rtol=0, atol=0, equal_nan=True)
+    assert str(told) == str(number)
+    with pytest.raises(EngineError, match="captured with"):
+        made(x, {"float": 1.0})
 
 
 @pytest.mark.parametrize("number", INTS)

@@ -66,8 +66,18 @@ def test_weights_of_any_kind(dtype: torch.dtype, density: float, shape: tuple[in
     assert equal(graph, read)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_zeros_keep_their_sign(dtype: torch.dtype) -> None:
+    weight = torch.zeros(64).masked_fill(torch.arange(64) % 9 == 0, -0.0).to(dtype)
+    one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
+    values = {"x": Value("x", (None, 1)), "y": Value("y", (64,), str(dtype).removeprefix("torch."))}
+    read, _ = loads(dumps(Graph(("x",), "y", (one,), values, {"w": weight})))
+    assert torch.equal(read.tensors["w"].view(torch.uint8), weight.view(torch.uint8))
+    assert weight.view(torch.uint8).any()
+
+
 def test_sparse_weights_take_little_room():
-    weight = torch.randn(256, 256) * (torch.rand(256, 256) < 0.1)
+    weight = torch.randn(256, 256).masked_fill(torch.rand(256, 256) > 0.1, 0)
     one = Node("aten.clone.default", (), "y", {"args": [{"tensor": "w"}], "kwargs": {}}, {"w": "w"})
     values = {"x": Value("x", (None, 1)), "y": Value("y", (256, 256))}
     data = dumps(Graph(("x",), "y", (one,), values, {"w": weight}))
@@ -107,6 +117,7 @@ def weights(**facts: Any) -> dict[str, Any]:
         (lambda data: changed(data, tensors=weights(dtype="float64")), "another data type"),
         (lambda data: changed(data, tensors=weights(dtype="object")), "unknown data type"),
         (lambda data: changed(data, tensors=weights(packed=1)), "neither packed nor not"),
+        (lambda data: changed(data, tensors=weights(signed=1)), "neither signed nor not"),
     ],
 )
 def test_damaged_files(make: Any, message: str) -> None:

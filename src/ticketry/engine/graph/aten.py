@@ -26,7 +26,8 @@ from ticketry.errors import GraphError
 LEAST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1  # the largest is what torch takes for the end of an axis
 
 _MEMORY_FORMATS = ("contiguous_format", "channels_last", "channels_last_3d", "preserve_format")
-_FLOATS = ("inf", "-inf", "nan")
+NOT_FINITE = ("inf", "-inf", "nan")
+"""Floats that JSON has no number for, as they are spelled."""
 
 
 def is_number(value: Any) -> bool:
@@ -170,7 +171,7 @@ def _references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, 
 _CONTENTS: Mapping[str, Any] = {
     "dtype": DTYPES | UNFILED,
     "memory_format": _MEMORY_FORMATS,
-    "float": _FLOATS,
+    "float": NOT_FINITE,
     "device": ("own",),
 }
 

@@ -1,13 +1,15 @@
 """A graph as one file, model.tk: a safetensors container whose metadata is the graph in JSON. No pickle.
 
 It carries a digest of all its bytes (`core.sealed_files`), without which it is not read. Weights with many exact zeros
-are packed: one bit for each element, in the order of memory, and the values kept.
+are packed: one bit for each element, in the order of memory, and the values kept; where zeros are negative (a mask was
+multiplied with), another bit for the sign of each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from math import prod
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ticketry.core.mask_files import read_metadata
 from ticketry.core.sealed_files import sealed, unsealed
-from ticketry.engine.graph.aten import is_portable
+from ticketry.engine.graph.aten import NOT_FINITE, is_portable
 from ticketry.engine.graph.graph import Graph
 from ticketry.engine.graph.nodes import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
 from ticketry.engine.graph.shape_claims import probe
@@ -133,16 +135,24 @@ def _whole(data: bytes) -> bytes:
 def _store(name: str, tensor: Tensor, stored: dict[str, Tensor]) -> Json:
     """Put a weight's parts into `stored`; return what the table says of it."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    facts = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
     count = int(kept.sum())
     packed = (flat.numel() + 7) // 8 + count * flat.element_size() < flat.numel() * flat.element_size()
     if not packed:
         stored[f"dense:{name}"] = flat.clone()
         return facts
-    stored[f"bits:{name}"] = torch.from_numpy(np.packbits(kept.numpy(), bitorder="little"))
+    stored[f"bits:{name}"] = _bits(kept)
     stored[f"kept:{name}"] = flat[kept]
-    return {**facts, "packed": True}
+    facts["packed"] = True
+    if flat.is_floating_point() and bool((negative := torch.signbit(flat) & ~kept).any()):  # -0.0
+        stored[f"signs:{name}"] = _bits(negative)
+        facts["signed"] = True
+    return facts
+
+
+def _bits(flags: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
 
 
 def _tensors(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,18 +161,21 @@ def _tensors(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     wanted: set[str] = set()
     for name, facts in table.items():
         where = f"the weight {name[:80]!r}"
-        _need(isinstance(facts, dict) and set(facts) <= {"dtype", "shape", "packed"}, f"{where} has no facts")
+        known = {"dtype", "shape", "packed", "signed"}
+        _need(isinstance(facts, dict) and set(facts) <= known, f"{where} has no facts")
         shape, dtype = facts.get("shape"), facts.get("dtype")
         _need(isinstance(dtype, str) and dtype in DTYPES, f"{where} has an unknown data type")
         sane = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
         _need(sane and all(type(size) is int and 0 <= size <= LARGEST_SIZE for size in shape), f"{where} has no shape")
         _need(prod(max(size, 1) for size in shape) <= LARGEST_SIZE, f"{where} is too large")
         _need(facts.get("packed", True) is True, f"{where} is neither packed nor not")
-        keys = [f"bits:{name}", f"kept:{name}"] if "packed" in facts else [f"dense:{name}"]
+        _need("signed" not in facts or facts["signed"] is facts.get("packed"), f"{where} is neither signed nor not")
+        keys = [f"kept:{name}", f"bits:{name}"] if "packed" in facts else [f"dense:{name}"]
+        keys += [f"signs:{name}"] if "signed" in facts else []
         _need(all(key in stored for key in keys), f"{where} is not in the file")
         wanted.update(keys)
         parts = [stored[key] for key in keys]
-        _need(parts[-1].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
+        _need(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
         made[name] = _unpack(where, *parts, shape=shape) if "packed" in facts else _dense(where, parts[0], shape)
     _need(wanted == set(stored), "it holds tensors that are no weights of the graph")
     return made
@@ -173,15 +186,21 @@ def _dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
     return flat.view(shape)
 
 
-def _unpack(where: str, bits: Tensor, kept: Tensor, *, shape: list[int]) -> Tensor:
-    total = prod(shape)
-    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == ((total + 7) // 8,) and kept.dim() == 1
-    _need(fits, f"{where} has not the number of bits of its shape")
-    which = torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
-    _need(int(which.sum()) == kept.numel(), f"{where} has not the number of values that its bits say")
-    made = torch.zeros(total, dtype=kept.dtype)
+def _unpack(where: str, kept: Tensor, bits: Tensor, signs: Tensor | None = None, *, shape: list[int]) -> Tensor:
+    which = _flags(where, bits, prod(shape))
+    _need(kept.dim() == 1 and int(which.sum()) == kept.numel(), f"{where} has not the number of values of its bits")
+    made = torch.zeros(prod(shape), dtype=kept.dtype)
+    if signs is not None:
+        _need(made.is_floating_point(), f"{where} has signs of zeros that have none")
+        made[_flags(where, signs, prod(shape))] = -0.0
     made[which] = kept
     return made.view(shape)
+
+
+def _flags(where: str, bits: Tensor, total: int) -> Tensor:
+    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == ((total + 7) // 8,)
+    _need(fits, f"{where} has not the number of bits of its shape")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=total, bitorder="little").view(np.bool_))
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
@@ -190,13 +209,13 @@ def _unpack(where: str, bits: Tensor, kept: Tensor, *, shape: list[int]) -> Tens
 def _to_json(graph: Graph) -> Json:
     return {
         "inputs": list(graph.inputs),
-        "outputs": graph.outputs,
+        "outputs": _spelled(graph.outputs),
         "nodes": [[one.op, list(one.inputs), one.output, one.attrs, one.weights] for one in graph.nodes],
         "values": {
             name: [None if value.shape is None else list(value.shape), value.dtype]
             for name, value in graph.values.items()
         },
-        "signature": graph.signature,
+        "signature": _spelled(graph.signature),
         "notes": list(graph.notes),
     }
 
@@ -209,13 +228,32 @@ def _from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
     _need(isinstance(document["values"], dict), "its values are no object")
     return Graph(
         inputs=tuple(document["inputs"]),
-        outputs=document["outputs"],
+        outputs=_numbered(document["outputs"]),
         nodes=tuple(_node(entry) for entry in document["nodes"]),
         values={name: _value(name, entry) for name, entry in document["values"].items()},
         tensors=tensors,
-        signature=document["signature"],
+        signature=_numbered(document["signature"]),
         notes=tuple(document["notes"]),
     )
+
+
+def _spelled(tree: Json) -> Json:
+    """A tree of values with the floats that JSON has no number for as ``{"float": name}``."""
+    if isinstance(tree, dict):
+        return {key: _spelled(part) for key, part in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_spelled(part) for part in tree]
+    return {"float": str(tree)} if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _numbered(tree: Json) -> Json:
+    """The inverse of `_spelled`: only a constant is such a float, a dictionary may have a value of that name."""
+    if isinstance(tree, dict):
+        spelled = tree.get("constant") if set(tree) == {"constant"} else None
+        if isinstance(spelled, dict) and set(spelled) == {"float"} and spelled["float"] in NOT_FINITE:
+            return {"constant": float(spelled["float"])}
+        return {key: _numbered(part) for key, part in tree.items()}
+    return [_numbered(part) for part in tree] if isinstance(tree, list) else tree
 
 
 def _node(entry: Json) -> Node:

@@ -86,7 +86,7 @@ def _grouped(t: Trace, x: Axes, w: Axes, weight: Tensor, groups: int, transposed
     outputs = weight.shape[1] if transposed else weight.shape[0] // groups
     whole = groups >= inputs
     ids = x.labels[1]
-    if ids is None or w.labels[0] is None or (transposed and not whole):
+    if ids is None or w.labels[0] is None or (not whole and (transposed or w.labels[1] is None)):
         why = "a grouped convolution takes it, all of which stays"
         t.freeze(ids, why)
         t.freeze(w.labels[0], why)
