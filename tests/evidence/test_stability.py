@@ -258,11 +258,13 @@ def test_public_names_stay_what_they_are_whatever_is_imported_first():
     assert dir(tk.evidence) == [
         "CONTROLS",
         "Control",
+        "Procedure",
         "VerifySettings",
         *measures,
         "train_control",
         "verdict",
         "verify",
+        "verify_procedure",
     ]
     code = (
         "import sys, ticketry.evidence as e; assert 'torch' not in sys.modules\n"

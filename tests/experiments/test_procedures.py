@@ -142,9 +142,10 @@ def test_records_of_before_say_what_they_are_about() -> None:
 
 
 def test_levels_of_a_run_are_about_its_procedure(run: Run) -> None:
-    assert run.record.verdict_error.startswith("unequal budgets")
+    told = run.record.verdict_error
+    assert (told.startswith("unequal budgets"), "ticketry verify RUN" in told) == (True, True)
     options: dict[str, Any] = {"density": 0.5, "recipe": RECIPE, "store": run.options.store, "workers": 0}
-    made = tk.run("gradual", replicates=2, controls="shuffled", **options)
+    made = tk.run("gmp", replicates=2, controls="shuffled", **options)
     assert [one.claims_of for one in made.verdicts] == ["this procedure"]
 
 

@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     from ticketry.evidence.control import Control
     from ticketry.evidence.controls import train_control
     from ticketry.evidence.paired_comparisons import compare
+    from ticketry.evidence.procedure import Procedure
     from ticketry.evidence.settings import VerifySettings
-    from ticketry.evidence.verification import verify
+    from ticketry.evidence.verification import verify, verify_procedure
 
 _PUBLIC = {
     "CONTROLS": "ticketry.evidence.comparison_names",
     "Control": "ticketry.evidence.control",
+    "Procedure": "ticketry.evidence.procedure",
     "VerifySettings": "ticketry.evidence.settings",
     "barrier": "ticketry.evidence.connectivity",
     "compare": "ticketry.evidence.paired_comparisons",
     "instability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
     "verify": "ticketry.evidence.verification",
+    "verify_procedure": "ticketry.evidence.verification",
 }
 
 __all__ = [
     "CONTROLS",
     "Control",
+    "Procedure",
     "VerifySettings",
     "barrier",
     "compare",
@@ -45,6 +49,7 @@ __all__ = [
     "train_control",
     "verdict",
     "verify",
+    "verify_procedure",
 ]
 
 
