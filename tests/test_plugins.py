@@ -243,6 +243,7 @@ with tk.Lab("killed", on_event=on_event, checkpoint_seconds=1e-3) as lab:
 """
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_bit_for_bit(extras: Path, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(extras), str(ROOT / "src")])}
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=env, capture_output=True, text=True)

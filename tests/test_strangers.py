@@ -11,6 +11,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from samples import sample
 from strangers import MODEL, Watch, forged, info_of_digits, watch
 from ticketry.errors import TicketError, TrustError
 
@@ -230,7 +231,7 @@ ENTRIES = (
 )
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", sample(ENTRIES, ENTRIES[::4]))
 def test_entries_of_other_types(watch: Watch, capsys: pytest.CaptureFixture[str], entry: str) -> None:
     """Refused in a line before training, or carried out where the entry is not gone by; never a traceback."""
     for number, value in enumerate(ODD):

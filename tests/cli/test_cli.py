@@ -107,6 +107,7 @@ def test_wrong_run_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], tex
     assert err.startswith("ticketry: ")
 
 
+@pytest.mark.slow
 def test_seeds_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["search", "imp", *QUICK, "--levels", "1", "--replicates", "1", "--controls", "none", "--json"]
     runs = {}
@@ -122,6 +123,7 @@ def _pairs(runs: dict[str, tk.Ticket]) -> list[tuple[tk.Ticket, tk.Ticket]]:
     return [(runs["base"], runs["order"]), (runs["base"], runs["start"])]
 
 
+@pytest.mark.slow
 def test_own_task_with_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     words = ["search", "imp", "--task", "examples.own_task:Moons", "--option", "hidden=32", "noise=0.2"]

@@ -143,6 +143,7 @@ def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytes
         assert (code, out) == (2, ""), wrong
 
 
+@pytest.mark.slow
 def test_bench_of_a_model_file(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.tk"
     assert call(capsys, "compile", str(ticket), "-o", str(file))[0] == 0
@@ -156,6 +157,7 @@ def test_bench_of_a_model_file(ticket: Path, tmp_path: Path, capsys: pytest.Capt
     assert (code, "--ticket" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_bench_of_a_channel_wise_ticket_times_the_smaller_model_too(
     channel_ticket: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +316,7 @@ def test_a_task_of_ones_own(
     assert call(capsys, "compile", found, "-o", str(tmp_path / "m.tk"), "--trust")[0] == 0
 
 
+@pytest.mark.slow
 def test_nothing_but_json_on_standard_output(ticket: Path, tmp_path: Path) -> None:
     """In a process of its own: exporters and engines print from native code too."""
     words = ["bench", str(ticket), "--batch", "2", "--rounds", "2", "--json", "--store", str(tmp_path)]

@@ -53,6 +53,7 @@ def test_verify_tells_and_prints_json(
     assert [network["role"] for network in record["networks"]] == ["ticket", "dense", "shuffled"]
 
 
+@pytest.mark.slow
 def test_verify_in_worker_processes_gives_the_same(
     searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

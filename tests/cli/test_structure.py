@@ -35,6 +35,7 @@ def trained(path: Path) -> tuple[tk.Ticket, torch.nn.Module]:
     return found, found.apply(tk.task("digits").build(), "trained").eval()
 
 
+@pytest.mark.slow
 def test_groups_of_rows(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = tmp_path / "made"
     code, out, err = call(capsys, "structure", str(ticket), "--to", "regroup", "--rows", "4", "-o", str(made))

@@ -12,7 +12,7 @@ from torch import nn
 
 from arenas import targets
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
-from engine.test_families import HEAVY, call, doubled, other_batch, random_mask, tensors
+from engine.test_families import call, doubled, other_batch, random_mask, tensors
 from tasks.models.library_support import import_or_skip
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
@@ -70,12 +70,12 @@ WAYS = [(target, layout) for target in targets() for layout in (None, "planes", 
 """Targets that this processor runs, and layouts: None for the engine's choice."""
 
 
-def everywhere(names: Iterable[str], quick: Collection[str] = (), heavy: Collection[str] = ()) -> pytest.MarkDecorator:
-    """Each name in all ways. Without `slow`: the quick ones in all, others in the first, heavy ones not at all."""
+def everywhere(names: Iterable[str], quick: Collection[str] = (), once: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Each name in all ways. Without `slow`: the quick ones in all, some in the first, the others not at all."""
     marked = []
     for name in names:
         for way in WAYS:
-            slow = name in heavy or (way != WAYS[0] and name not in quick)
+            slow = name not in quick and (way != WAYS[0] or name not in once)
             marked.append(pytest.param(name, *way, marks=pytest.mark.slow if slow else ()))
     return pytest.mark.parametrize(("name", "target", "layout"), marked)
 
@@ -84,7 +84,7 @@ def in_engine(graph: Graph, fast: Compiled, *ops: str) -> bool:
     return not any(node.output in fast.reasons for node in graph.nodes if node.op in ops)
 
 
-@everywhere(names(), quick=("lenet-5", "resnet-20-8"), heavy=HEAVY)
+@everywhere(names(), quick=("lenet-5",), once=("resnet-20-8", "conv-4", "vgg-11"))
 def test_our_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
@@ -93,7 +93,7 @@ def test_our_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, l
     assert not fast.reasons
 
 
-@everywhere(FAMILIES, quick=("torch transformer", "mobilenet v2"))
+@everywhere(FAMILIES, quick=("torch transformer",), once=("mobilenet v2", "lstm tagger", "u-net", "bert", "vit"))
 def test_other_families(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     if name not in ("lstm tagger", "u-net", "torch transformer"):

@@ -94,6 +94,7 @@ def test_a_channel_wise_mask_makes_a_smaller_file(model: nn.Module, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_metadata(model: nn.Module, tmp_path: Path) -> None:
     for format in ("onnx", "pt2"):
         export(model, None, X, tmp_path / f"m.{format}", format=format, facts={"ticket": "mine"})
@@ -133,6 +134,7 @@ def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str
     assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
 
 
+@pytest.mark.slow
 def test_what_differs_from_its_source_is_not_written(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, shake, torchvision_size
 from interpreter import Program
+from samples import sample
 from tasks.models.library_support import import_or_skip
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
@@ -81,7 +82,7 @@ def torch_nodes(graph: Graph) -> set[str]:
     return {one.op.split(".")[1] for one in graph.nodes if not one.native}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in names()])
+@pytest.mark.parametrize("name", sample(names(), ("lenet-300-100", "resnet-20-8", "wrn-16-8", "vgg-16", "conv-4-16")))
 def test_our_own_networks_become_native_as_a_whole(name: str) -> None:
     torch.manual_seed(0)
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)

@@ -20,6 +20,7 @@ from faults.searching import QUICK, Search, assert_same, searched_here
 from ticketry.cli import main
 
 
+@pytest.mark.slow
 def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any], finished_store: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(finished_store, store)

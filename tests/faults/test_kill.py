@@ -14,6 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from faults.searching import QUICK, Search, assert_same, control, finished_results, language, searched_here
+from samples import sample
 
 
 @pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -24,7 +25,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
 CARRYING = [language, control]
 
 
-@pytest.mark.parametrize("kind", CARRYING)
+@pytest.mark.parametrize("kind", sample(CARRYING, 1))
 def test_kill_9_where_more_than_weights_is_carried(tmp_path: Path, kind: Callable[..., list[str]]) -> None:
     """Once, in the middle of a training, with what it has carried so far."""
     if kind is control:

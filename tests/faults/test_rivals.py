@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from faults.searching import Search, assert_same
 
 
@@ -18,6 +20,7 @@ def test_two_searches_on_one_store(tmp_path: Path, undisturbed: dict[str, Any]) 
     assert sum(steps) == undisturbed["now"]["steps_trained"], steps
 
 
+@pytest.mark.slow
 def test_a_killed_rival_does_not_block(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     store = tmp_path / "store"
     first = Search(store, workers=1)

@@ -49,6 +49,7 @@ def test_several_runs_on_one_page_with_their_evidence(store, capsys, tmp_path):
     assert "Verification" in page.read_text()
 
 
+@pytest.mark.slow
 def test_all_runs_and_their_files(store, capsys, tmp_path):
     code, out, _ = _call(capsys, "--all", "--store", store, "--export", tmp_path / "files", "--figures")
     assert code == 0

@@ -121,6 +121,7 @@ def test_the_same_records_give_the_same_bytes(make_record, tmp_path):
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 def test_several_runs_and_names_with_commas(make_record, tmp_path):
     runs = [make_record(levels=2, replicates=1, seed=seed) for seed in (0, 1)]
     runs[0]["run"], runs[1]["run"] = 'a, "b"\nc', "=SUM(1)"

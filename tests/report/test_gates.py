@@ -67,6 +67,7 @@ def test_no_section_without_rounds():
     assert 'id="gates"' not in render(subject_of([search_record(levels=2)]))
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_time_to_ticket(record):
     other = search_record(levels=8)
     other["run"] = "another"

@@ -195,6 +195,7 @@ def test_the_page_of_a_run(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     assert "measured time" not in plain
 
 
+@pytest.mark.slow
 def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
     text = write_report(runs, tmp_path / "several.html", evidence=evidence).read_text(encoding="utf-8")
     assert text.count("at equal time the") == 2, "a sentence a batch"

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.lab.search_result import GRADUAL, budget
@@ -35,11 +36,14 @@ def found_by(lab: tk.Lab, recipe: tk.Recipe = SGD, **settings: Any) -> list[tk.s
 
 @pytest.mark.parametrize(
     ("settings", "densities"),
-    [
-        (Settings(density=(0.1,), phase="20%"), (0.1,)),
-        (Settings(sparsity=(0.9, 0.5), warmup="0", phase="10it", distribution="erk"), (0.5, 0.1)),
-    ],
-    ids=["longer", "two-erk"],
+    sample(
+        [
+            (Settings(density=(0.1,), phase="20%"), (0.1,)),
+            (Settings(sparsity=(0.9, 0.5), warmup="0", phase="10it", distribution="erk"), (0.5, 0.1)),
+        ],
+        1,
+        ids=["longer", "two-erk"],
+    ),
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     found = check_search(METHOD, tmp_path, settings=settings, densities=densities)

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.seeds import mix
 from ticketry.core.sparse_training.schedule import cuts
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
@@ -38,11 +39,14 @@ def found_by(lab: tk.Lab, recipe: tk.Recipe = SGD, **settings: Any) -> list[tk.s
 
 @pytest.mark.parametrize(
     ("settings", "densities"),
-    [
-        (Settings(density=(0.1,)), (0.1,)),
-        (Settings(sparsity=(0.9, 0.5), begin="0", end="40it", frequency="7it", distribution="erk"), (0.5, 0.1)),
-    ],
-    ids=["default", "two-erk"],
+    sample(
+        [
+            (Settings(density=(0.1,)), (0.1,)),
+            (Settings(sparsity=(0.9, 0.5), begin="0", end="40it", frequency="7it", distribution="erk"), (0.5, 0.1)),
+        ],
+        1,
+        ids=["default", "two-erk"],
+    ),
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     found = check_search(METHOD, tmp_path, settings=settings, densities=densities)
@@ -144,6 +148,7 @@ def test_the_way_to_a_density(tmp_path: Path) -> None:
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"
 
 
+@pytest.mark.slow
 def test_densities_side_by_side_are_single_ones(tmp_path: Path) -> None:
     with tk.Lab(tmp_path / "together", workers=2) as lab:
         together = found_by(lab, density=(0.2, 0.5))

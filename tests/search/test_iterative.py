@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import LayerCollapseError, TicketryError, UsageError
 from ticketry.search import method, methods
 from ticketry.search.iterative import Settings, level_densities
@@ -16,14 +17,17 @@ QUICK = {"length": "40it"}
 
 @pytest.mark.parametrize(
     ("settings", "densities"),
-    [
-        (Settings(rate=0.5, levels=3, rewind="10%"), (0.5, 0.25, 0.125)),
-        (Settings(densities=(0.3, 0.11), rewind="0", distribution="layerwise"), (0.3, 0.11)),
-        (Settings(density=0.2, rate=0.5, rewind="20it", retrain="rewind_lr"), (0.5, 0.25, 0.2)),
-        (Settings(densities=(0.2,), rewind="end"), (0.2,)),
-        (Settings(densities=(0.4,), retrain="restart", distribution="erk", score="random"), (0.4,)),
-    ],
-    ids=["rewound", "original", "rewind-lr", "finetune-one-shot", "restart-random"],
+    sample(
+        [
+            (Settings(rate=0.5, levels=3, rewind="10%"), (0.5, 0.25, 0.125)),
+            (Settings(densities=(0.3, 0.11), rewind="0", distribution="layerwise"), (0.3, 0.11)),
+            (Settings(density=0.2, rate=0.5, rewind="20it", retrain="rewind_lr"), (0.5, 0.25, 0.2)),
+            (Settings(densities=(0.2,), rewind="end"), (0.2,)),
+            (Settings(densities=(0.4,), retrain="restart", distribution="erk", score="random"), (0.4,)),
+        ],
+        2,
+        ids=["rewound", "original", "rewind-lr", "finetune-one-shot", "restart-random"],
+    ),
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     check_search("iterative", tmp_path, settings=settings, densities=densities)

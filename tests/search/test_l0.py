@@ -78,6 +78,7 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
         assert torch.allclose(rewound[name], wanted, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_contract_of_channels(tmp_path: Path) -> None:
     task = NormsTask()
     settings = Settings(density=(0.5,), structured=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import budget
 from ticketry.search.oneshot import Settings
@@ -23,12 +24,15 @@ def found_by(lab: tk.Lab, method: Any, **settings: Any) -> list[tk.search.Found]
 
 @pytest.mark.parametrize(
     ("settings", "densities"),
-    [
-        (Settings(), (0.1,)),
-        (Settings(sparsity=(0.8, 0.5), rewind="30%", retrain="rewind_lr", distribution="layerwise"), (0.5, 0.2)),
-        (Settings(density=(0.3,), rewind="10%", retrain="continue", half_rate=("layers.4.weight",)), (0.3,)),
-    ],
-    ids=["default", "rewind-lr", "rewound"],
+    sample(
+        [
+            (Settings(), (0.1,)),
+            (Settings(sparsity=(0.8, 0.5), rewind="30%", retrain="rewind_lr", distribution="layerwise"), (0.5, 0.2)),
+            (Settings(density=(0.3,), rewind="10%", retrain="continue", half_rate=("layers.4.weight",)), (0.3,)),
+        ],
+        1,
+        ids=["default", "rewind-lr", "rewound"],
+    ),
 )
 def test_contract(tmp_path: Path, settings: Settings, densities: tuple[float, ...]) -> None:
     if settings.half_rate:

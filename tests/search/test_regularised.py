@@ -39,6 +39,7 @@ def test_contract_of_single_weights(tmp_path: Path) -> None:
     assert len(found) - 1 == settings.tickets() == 2
 
 
+@pytest.mark.slow
 def test_contract_of_channels(tmp_path: Path) -> None:
     task = NormsTask()
     settings = Settings(penalty="l1_scales", density=(0.5,))

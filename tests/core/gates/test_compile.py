@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.scope import scope
 
 
@@ -38,14 +39,14 @@ def _reset():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+@pytest.mark.parametrize("name", sample(["resnet", "lstm", "transformer"], 1))
 def test_compiled_after(build, name):
     case = build(name)
     g = tk.gates.attach(case.model.eval())
     check(case.model, g, torch.compile(case.model, backend="eager"), case.batches[0][0])
 
 
-@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
+@pytest.mark.parametrize("name", sample(["resnet", "lstm", "transformer"], 1))
 def test_compiled_and_run_before(build, name):
     case = build(name)
     compiled = torch.compile(case.model.eval(), backend="eager")
@@ -56,6 +57,7 @@ def test_compiled_and_run_before(build, name):
     torch.testing.assert_close(compiled(case.batches[0][0]), before)
 
 
+@pytest.mark.slow
 def test_gates_on_the_compiled_module(build):
     case = build("resnet")
     compiled = torch.compile(case.model.eval(), backend="eager")
@@ -66,7 +68,7 @@ def test_gates_on_the_compiled_module(build):
     check(plain, g, compiled, case.batches[0][0])
 
 
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("before", sample([True, False], 1))
 def test_module_compile(build, before):
     case = build("resnet")
     plain = build("resnet").model.eval()
@@ -79,6 +81,7 @@ def test_module_compile(build, before):
     check(plain, g, case.model, case.batches[0][0])
 
 
+@pytest.mark.slow
 def test_a_compiled_function_that_calls_the_model(build):
     case = build("resnet")
     case.model.eval()
@@ -88,7 +91,7 @@ def test_a_compiled_function_that_calls_the_model(build):
     check(case.model, g, lambda inputs: function(inputs) / 2, case.batches[0][0])
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", sample(["aot_eager", "eager"], 1))
 def test_training_of_a_compiled_model(build, backend):
     def run(compiled: bool):
         case = build("resnet")

@@ -178,6 +178,7 @@ def test_the_model_that_was_given_is_not_changed(case: Case) -> None:
     assert float(case.model.weight.detach().abs().sum()) > 0  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_real_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()

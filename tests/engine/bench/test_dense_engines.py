@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from samples import sample
 from ticketry.engine.bench import dense_engines
 from ticketry.engine.bench.compare import TOLERANCE
 from ticketry.engine.bench.dense_engines import Shrunk, UnavailableError, names, rivals
@@ -53,7 +54,7 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", sample(["fp32", "bf16"], 1))
 def test_images(name: str, precision: str) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), precision)
     (engine,) = rivals([name])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interpreter import Program
+from samples import sample
 from ticketry.engine.capture import capture
 from ticketry.engine.capture.torch_export import Arguments, export, functional, is_in_place
 from ticketry.errors import CaptureError
@@ -84,7 +85,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("function", CASES)
+@pytest.mark.parametrize("function", sample(CASES, 4))
 def test_in_place(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(3, 4, 5)
     model = Of(function)

@@ -142,6 +142,7 @@ def test_any_number_of_readers(folder: Make, tmp_path: Path, equal_bits, recipe:
         assert metrics == alone[1]
 
 
+@pytest.mark.slow
 def test_in_a_labs_own_process(folder: Make, tmp_path: Path, equal_bits) -> None:
     state, metrics = trained(tmp_path / "away", folder(workers=1), CROPPED, workers=1)
     here = trained(tmp_path / "here", folder(workers=0), CROPPED)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.lines import Line2D
 
+from samples import sample
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
@@ -132,7 +133,9 @@ def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_re
     ElementTree.fromstring(element.replace("xlink:href", "href"))
 
 
-@pytest.mark.parametrize("name", ["$\\frac", "<script>", "a&b", "\x00\x1b", "漢字", "_hidden", "x" * 300, ""])
+@pytest.mark.parametrize(
+    "name", sample(["$\\frac", "<script>", "\x00\x1b", "a&b", "漢字", "_hidden", "x" * 300, ""], 3)
+)
 def test_hostile_names_are_drawn_as_text(make_record, name):
     record = make_record(levels=1, replicates=1, metric=(name, "$", True), shapes={name: (4, 4), "other": (2, 2)})
     for drawing in drawn(run_figures(Results(read_run(record)))).values():
@@ -262,6 +265,7 @@ def test_a_study_without_barriers_or_distances_leaves_their_panels_out(make_stab
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12, unique=True))
+@pytest.mark.slow
 def test_any_rewind_steps_can_be_drawn(make_stability, steps):
     record = make_stability(replicates=1, levels=(3,), layers=False)
     rows = [row for row in record["rows"] if row["step"] == 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from made_records import search_record, verify_record
+from samples import sample
 from ticketry.report import write_report
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
@@ -35,7 +36,7 @@ def test_another_is_written(page, change):
     assert written_again(page, records, [verify_record()] if change == "evidence" else [])
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-30], lambda text: "", lambda text: text[5000:]])
+@pytest.mark.parametrize("damage", sample([lambda text: text[:-30], lambda text: "", lambda text: text[5000:]], 1))
 def test_a_damaged_page_is_written_anew(page, damage):
     whole = page.read_text()
     page.write_text(damage(whole))
@@ -43,6 +44,7 @@ def test_a_damaged_page_is_written_anew(page, damage):
     assert page.read_text() == whole
 
 
+@pytest.mark.slow
 def test_other_code_draws_anew(page, monkeypatch):
     monkeypatch.setattr("ticketry.report.writing._code", lambda: "other")
     assert written_again(page, search_record(levels=1, replicates=1))

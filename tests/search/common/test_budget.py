@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import UsageError
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
@@ -57,7 +58,7 @@ def whole(row: dict[str, Any], figure: str) -> float:
     return float(sum(row["cost"][phase][figure] for phase in ("dense", "search", "sparse")))
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", sample(STEPS, 1))
 def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     settings, trainings, rounding = STEPS[name]
     published = [row for row in made(lab, name, settings) if row["role"] == "ticket"][-1]
@@ -73,14 +74,14 @@ def test_steps_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     assert info["segment"]["total"] == int(TOTAL / trainings)
 
 
-@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("name", sample(ONE, 1))
 def test_a_method_of_one_training_keeps_the_steps_as_it_is(lab: Lab, name: str) -> None:
     plain, kept = (made(lab, name, ONE[name] | {"budget": budget}) for budget in ("", "steps"))
     assert whole(plain[-1], "steps") == TOTAL
     assert [row["key"] for row in plain] == [row["key"] for row in kept]
 
 
-@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("name", sample(ONE, 1))
 def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     rows = made(lab, name, ONE[name] | {"budget": "flops", "density": (0.3, 0.2)}, controls=("random_reinit",))
     dense = rows[0]["cost"]["dense"]["flops"]

@@ -280,6 +280,7 @@ def test_a_state_on_the_way_is_gone_on_from_and_measured(lab, points, tmp_path):
         assert everything(lab.store, part) == everything(other, part)
 
 
+@pytest.mark.slow
 def test_another_process_trains_the_same(tmp_path: Path, digits):
     found = []
     for workers in (0, 2):

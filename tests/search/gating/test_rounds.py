@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import LayerCollapseError, TrainingError, UsageError
 from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
@@ -41,7 +42,7 @@ def test_discovery() -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param(*(CONTINUOUS, {"rewind": "end", "temperature": "epoch", "reset": "code"}), marks=pytest.mark.slow),
-        (CONTINUOUS, {"density": 0.2, "rewind": "6it"}),
+        pytest.param(*(CONTINUOUS, {"density": 0.2, "rewind": "6it"}), marks=pytest.mark.slow),
         (STOCHASTIC, {"rewind": "10%"}),
     ],
     ids=["sequential", "parallel", "finetune", "density", "stochastic"],
@@ -96,6 +97,7 @@ def test_members_are_every_s0_with_every_penalty() -> None:
     assert CONTINUOUS.levels(settings) == 4 * 5
 
 
+@pytest.mark.slow
 def test_members_side_by_side_are_single_ones(tmp_path: Path) -> None:
     """Bit for bit, in other processes too, and with tickets of their own."""
     inits = (0.1, -0.1)
@@ -204,7 +206,7 @@ def test_continuous_gates_do_not_ask_for_the_seed_of_masks(shared_store: Path) -
 
 
 @pytest.mark.parametrize("method", [CONTINUOUS, STOCHASTIC], ids=["continuous", "stochastic"])
-@pytest.mark.parametrize("density", [0.5, 0.1, 0.03])
+@pytest.mark.parametrize("density", sample([0.1, 0.5, 0.03], 1))
 def test_a_density_is_hit(tmp_path: Path, method: Any, density: float) -> None:
     with tk.Lab(tmp_path) as lab:
         found = found_by(lab, method, rounds=3, density=density)

@@ -100,7 +100,7 @@ def _weights(case: Case, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     return weight
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(cases())
 def test_any_convolution(case: Case) -> None:
     rng = np.random.default_rng(case.seed)

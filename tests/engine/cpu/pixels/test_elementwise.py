@@ -36,7 +36,7 @@ def _value(block: Block, shape: tuple[int, ...], rng: np.random.Generator) -> tu
     return value, data
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     operation=st.sampled_from(["add", "mul"]), ones=st.tuples(*[st.booleans()] * 3), in_place=st.booleans(), **common
 )
@@ -61,7 +61,7 @@ def test_two_values(
     assert close(result, activated(torch.from_numpy(expected), act))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(operation=st.sampled_from(["affine", "apply", "copy"]), in_place=st.booleans(), **common)
 def test_one_value(
     operation: str, in_place: bool, where: str, shape: tuple[int, ...], act: Any, threads: int, seed: int

@@ -23,7 +23,7 @@ LAYOUTS = {
 }
 
 
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(
     where=st.sampled_from(targets()),
     images=st.integers(1, 4),

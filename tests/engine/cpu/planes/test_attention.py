@@ -22,7 +22,7 @@ _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(
     batch=st.integers(1, 18),
     heads=st.integers(1, 2),

@@ -30,7 +30,7 @@ def _planes(arena: Arena, channels: int, size: tuple[int, int], images: int, lay
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(**_SHAPES, affine=st.booleans(), far=st.sampled_from([0.0, 3000.0]))
 def test_layer_norm(name, batch, channels, size, images, layouts, in_place, threads, affine, far) -> None:
     x = torch.randn(batch, channels, *size) + far
@@ -47,7 +47,7 @@ def test_layer_norm(name, batch, channels, size, images, layouts, in_place, thre
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(**_SHAPES, scale=st.sampled_from([1e-4, 1.0, 200.0]), weighted=st.booleans())
 def test_rms_norm(name, batch, channels, size, images, layouts, in_place, threads, scale, weighted) -> None:
     x = scale * torch.randn(batch, channels, *size)
@@ -63,7 +63,7 @@ def test_rms_norm(name, batch, channels, size, images, layouts, in_place, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(**_SHAPES, scale=st.sampled_from([1.0, 200.0]))
 def test_softmax(name, batch, channels, size, images, layouts, in_place, threads, scale) -> None:
     x = scale * torch.randn(batch, channels, *size)

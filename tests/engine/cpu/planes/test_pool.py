@@ -50,7 +50,7 @@ _COMMON = {
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(**_COMMON)
 def test_max_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads) -> None:
     size, kernel, stride, padding, dilation = (
@@ -67,7 +67,7 @@ def test_max_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(**_COMMON, pads=st.booleans())
 def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads, pads) -> None:
     size, kernel, stride, padding = (
@@ -84,7 +84,7 @@ def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(
     st.integers(1, 20),
     st.integers(1, 5),
