@@ -249,7 +249,7 @@ def test_help_tells_placeholders_and_defaults(capsys: pytest.CaptureFixture[str]
     assert "--seeds INT So many seeds" in told
     assert "--claim {wins,matches}" in told
     assert "(default: 3 5 7 10)" in told
-    assert "--no-noise saves it. (done unless this is given)" in told
+    assert "--no-references saves them. (done unless this is given)" in told
 
 
 def test_help_and_lists_do_not_import_torch() -> None:

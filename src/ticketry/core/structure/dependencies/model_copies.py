@@ -67,6 +67,10 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         if new is not None:
             memo[id(tensor)] = new
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # a computed weight, which deepcopy refuses
+                memo.setdefault(id(value), value.detach().clone())
     return _copied(model, memo)
 
 
@@ -84,8 +88,6 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif name == "_modules":
             children = {local: child if child is None else _copied(child, memo) for local, child in value.items()}
             twin.__dict__[name] = type(value)(children)
-        elif isinstance(value, Tensor) and not value.is_leaf:  # a computed weight, which deepcopy refuses
-            twin.__dict__[name] = memo[id(value)] = value.detach().clone()
         elif type(value) in (dict, OrderedDict) and not value:
             twin.__dict__[name] = type(value)()
         else:
