@@ -333,3 +333,31 @@ def test_a_layer_that_is_replaced_inside_a_step_leaves_the_others_held():
 
     with hold(model, mask):
         own.step(closure)
+
+
+REPLACED = [way for name, way in WAYS.items() if name != "swapped"]
+
+
+@pytest.mark.parametrize("way", REPLACED)
+def test_an_optimizer_of_parameters_that_were_replaced_is_told(way):
+    model = network()
+    optimizer = sgd(model)
+    held = hold(model, prune(model, 0.3))
+    train(model, optimizer)
+    way(model)
+    train(model, optimizer)
+    with pytest.raises(HoldError, match=r"does not train '0.weight', .*make the optimiser after"):
+        held.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("way", REPLACED)
+def test_an_optimizer_that_gets_them_too_is_not(way):
+    model = network()
+    optimizer = sgd(model)
+    mask = prune(model, 0.3)
+    with hold(model, mask):
+        train(model, optimizer, steps=1)
+        way(model)
+        train(model, optimizer, steps=1)  # as it is: the model's own have no momentum yet
+        optimizer.add_param_group({"params": list(model.parameters())})
+        train(model, optimizer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -55,6 +57,42 @@ class HeldParameter:
 
     def _masked(self, gradient: Tensor) -> Tensor:
         return gradient * self.kept_like(gradient)
+
+
+class Orphans:
+    """Parameters that others took the names of, and whether an optimiser steps them instead of the model's own."""
+
+    def __init__(self) -> None:
+        self._lost: dict[str, weakref.ref[nn.Parameter]] = {}
+        self._stepped = Counter[str]()
+
+    def add(self, name: str, before: nn.Parameter, now: nn.Parameter | None) -> None:
+        """`now` has taken the name of `before`."""
+        if now is not before:  # torch.utils.swap_tensors keeps the object
+            self._lost[name] = weakref.ref(before)
+
+    def after_step(self, optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> None:
+        """Look at what an optimiser has stepped: parameters without a gradient are not meant to be trained."""
+        if not self._lost:
+            return
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, lost in list(self._lost.items()):
+            own = held[name].parameter if name in held else None
+            if own is not None and id(own) in stepped:
+                del self._lost[name]
+                del self._stepped[name]
+            elif id(lost()) in stepped and own is not None and own.grad is not None:
+                self._stepped[name] += 1
+
+    def require_none(self) -> None:
+        """Raises `HoldError` where the model's own parameter was left out of more steps than the one it came in."""
+        left_out = [name for name, steps in self._stepped.items() if steps > 1]
+        if left_out:
+            raise HoldError(
+                f"the optimiser does not train {', '.join(map(repr, left_out))}: another parameter took the name while"
+                " the mask was held (a load with assign=True, a layer that was rebuilt), and the optimiser still steps"
+                " the one before: make the optimiser after that, or give it the new one (add_param_group)"
+            )
 
 
 class _Edge(NamedTuple):

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask
-from ticketry.core.sparse_training._held import HeldParameter, Places, mask_history, states_of
+from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.errors import HoldError
 
 # Optimisers whose step treats every weight by itself and maps (weight 0, gradient 0, state 0) to weight 0: SGD with
@@ -54,6 +54,7 @@ class Hold:
         }
         self._known: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
         self._watch = _FiniteSteps(self._held)
+        self._orphans = Orphans()
         self._before_forward: torch.utils.hooks.RemovableHandle | None = None
         self.mask_gradients()  # those of a backward pass before the mask came
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -134,6 +135,7 @@ class Hold:
         self.release()
         if kind is None:
             self.check()
+            self._orphans.require_none()
 
     # -- optimisers ------------------------------------------------------------------------------------------------
 
@@ -146,6 +148,7 @@ class Hold:
             self.mask_state(optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self._orphans.after_step(optimizer, self._held)
         if optimizer not in self._known and not self._concerns(optimizer):
             return
         if type(optimizer) not in _ELEMENTWISE:
@@ -178,7 +181,9 @@ class Hold:
         """Hold the objects that now have the names, as those before them were held from the beginning on."""
         now = self._places.look()
         for name in [name for name, held in self._held.items() if not held.is_still(now.get(name))]:
-            self._held.pop(name).let_go()
+            before = self._held.pop(name)
+            before.let_go()
+            self._orphans.add(name, before.parameter, now.get(name))
         for name in now.keys() - self._held.keys():
             held = self._held[name] = HeldParameter(now[name], self._mask[self._places.masked_by[name]], self._hooks)
             held.mask()
@@ -286,7 +291,8 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
     Raises:
         MaskError: if the mask does not fit the model.
         HoldError: on leaving the block, if a removed weight is not 0: after a loss that is not finite it names the
-            step. At a step of an optimiser, if the model has lost a parameter of the mask.
+            step; or if the optimiser still steps a parameter that another took the name of. At a step of an optimiser,
+            if the model has lost a parameter of the mask.
 
         >>> with hold(model, mask):  # doctest: +SKIP
         ...     train(model)
