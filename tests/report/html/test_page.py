@@ -304,8 +304,13 @@ def test_why_there_is_no_verdict(make_record):
 
 
 def test_a_verification_tells_everything(make_record, make_verify):
-    text = "".join(_Reader(_page(make_record(levels=1), [make_verify()])).text).replace("\N{NO-BREAK SPACE}", " ")
+    whole = {**make_verify(noise=False), "name": "verify-whole", "about": "procedure", "replicate": None}
+    text = "".join(_Reader(_page(make_record(levels=1), [make_verify(), whole])).text).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
     for part in (
+        "Verification of this procedure: level 8, 16.8 % of the weights",
+        "Over 7 paired seeds its tickets' test accuracy is",
         "Verification of this ticket: level 8, 16.8 % of the weights",
         "The verdict is about this ticket: its mask and its start",
         "Over 7 paired seeds the ticket's test accuracy is",
