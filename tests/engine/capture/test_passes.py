@@ -225,6 +225,8 @@ def test_squeeze_and_excitation():
 ONE: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
     "mean": (lambda x: x.mean([-1, -2]), ["global_avg_pool"]),
     "mean of channels": (lambda x: x.mean(1), ["aten.mean.dim"]),
+    "mean, channels last": (lambda x: x.permute(0, 2, 3, 1).mean((1, 2)), ["global_avg_pool"]),
+    "mean of tokens": (lambda x: x.flatten(2).transpose(1, 2).mean(1), ["reshape", "global_avg_pool"]),
     "adaptive": (lambda x: F.adaptive_avg_pool2d(x, 1), ["global_avg_pool"]),
     "adaptive, even": (lambda x: F.adaptive_avg_pool2d(x, (3, 2)), ["avg_pool2d"]),
     "adaptive, uneven": (lambda x: F.adaptive_avg_pool2d(x, 4), ["aten.adaptive_avg_pool2d.default"]),

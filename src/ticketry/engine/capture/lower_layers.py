@@ -175,10 +175,20 @@ def _adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
 
 
 def _mean(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A mean over height and width."""
-    (x,) = editor.floats(one, found["self"], axes=4)
-    need(isinstance(found.get("dim"), list) and sorted(axis % 4 for axis in found["dim"]) == [2, 3])
-    return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
+    """A mean over height and width, wherever the channels are, or over tokens."""
+    (x,) = editor.floats(one, found["self"])
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
+    axes = sorted(axis % len(shape) for axis in found["dim"])
+    if (len(shape), axes) == (4, [2, 3]):
+        return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
+    need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
+    last = len(shape) - 1
+    nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
+    if len(shape) == 3:
+        nodes.append(editor.make("reshape", (nodes[-1].output,), one.output, shape=[shape[0], shape[2], 1, shape[1]]))
+    mean = editor.make("global_avg_pool", (nodes[-1].output,), one.output, keepdim=False)
+    return [*nodes, mean, node("reshape", (mean.output,), one.output, shape=list(made))]
 
 
 def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
