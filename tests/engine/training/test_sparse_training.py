@@ -42,7 +42,7 @@ def data(shape: tuple[int, int, int], images: int = 32) -> tuple[Tensor, Tensor]
     return means[labels] + torch.randn(images, *shape, generator=generator), labels
 
 
-def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.01) -> list[float]:
+def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.005) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-3)
     found = []
     for step in range(steps):
@@ -71,8 +71,7 @@ def test_fifty_steps_as_the_masked_model(name: str) -> None:
     assert found[-1] < found[0] / 2
     for parameter, kept in zip(mask.parameters(model).values(), mask.values(), strict=True):
         assert not parameter[~kept].any()
-    fast.eval(), twin.eval()
-    assert torch.allclose(fast(x), twin(x), rtol=1e-2, atol=1e-2)
+    assert torch.equal(fast.eval()(x), model(x))
     assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
 
 

@@ -116,7 +116,8 @@ class Program:
     @property
     def table_bytes(self) -> int:
         """Bytes of all tables: weights, biases, and where the inputs of each weight lie."""
-        return sum(arg.nbytes for op in self.ops for arg in op.args if isinstance(arg, np.ndarray))
+        tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
+        return sum({table.ctypes.data: table.nbytes for table in tables}.values())
 
     def _link(self, addresses: Sequence[int]) -> None:
         """Tables into one memory, then each operation's arguments, then the list of operations.

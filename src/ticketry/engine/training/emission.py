@@ -19,14 +19,14 @@ from ticketry.engine.cpu.training.by_channel import (
     Scale,
     Total,
     numbers_of,
-    operation,
+    operations,
     sums_of,
 )
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
-from ticketry.engine.training.plan import Call, Plan
+from ticketry.engine.training.plan import Call, Plan, Slot
 from ticketry.errors import EngineError
 
 
@@ -65,9 +65,7 @@ class Gradients:
             if wanted.geometry == memory.geometry:
                 plan.release(wanted)
             else:
-                plan.add(
-                    "backward", [operation(Add, [memory, wanted], plan.live, plan.target, relu=False, residual=False)]
-                )
+                add_copy(plan, memory, wanted)
                 plan.release(memory)
                 memory = wanted
         self.give(name, memory)
@@ -87,6 +85,7 @@ def planned(
         plan.move(f"load {name}", plan.values[name], out=False)
     for node in region.nodes:
         _forward(node, plan)
+    plan.finish("forward")
     for name in region.outputs:
         plan.move(f"store {name}", plan.values[name], out=True)
     gradients = Gradients(plan)
@@ -96,11 +95,17 @@ def planned(
     for node in reversed(region.nodes):
         if node.y in gradients.of:
             _backward(node, plan, gradients)
+    plan.finish("backward")
     for name in region.inputs:
         if name in wanted and name in gradients.of:
             plan.move(f"store gradient {name}", gradients.of[name], out=True)
     plan.link()
     return plan
+
+
+def add_copy(plan: Plan, source: Batch, goal: Batch) -> None:
+    """A copy of a gradient."""
+    plan.add("backward", operations(Add, [source, goal], plan.live, plan.target, relu=False, residual=False))
 
 
 @singledispatch
@@ -123,35 +128,35 @@ def _layer(node: Conv, plan: Plan) -> Layer:
     return Layer(kept, node.window, node.groups)
 
 
-def _gathered(plan: Plan, when: str, node: Conv, found: list[Gathered]) -> range:
+def _gathered(plan: Plan, when: str, node: Conv, found: list[Gathered]) -> list[Slot]:
     """Operations whose weights are gathered at the beginning of a pass."""
-    numbers = plan.add(when, [each.op for each in found])
+    slots = [plan.add(when, each.ops) for each in found]
     indices = [torch.from_numpy(each.index) for each in found]
 
     def gather(call: Call) -> None:
         weight = call.parameters[node.module, "weight"].detach().reshape(-1)
-        for number, index in zip(numbers, indices, strict=True):
+        for slot, index in zip(slots, indices, strict=True):
             if len(index):
-                torch.index_select(weight, 0, index, out=torch.from_numpy(plan.table(number, 2)))
+                torch.index_select(weight, 0, index, out=torch.from_numpy(plan.table(slot.number, 2)))
 
     plan.prepare[when].append(gather)
-    return numbers
+    return slots
 
 
 @_forward.register
 def _(node: Conv, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.values[node.y]
     found = forward(x, y, _layer(node, plan), plan.target)
-    number = _gathered(plan, "forward", node, found)[0]
+    slot = _gathered(plan, "forward", node, found)[0]
     if not node.bias:
         return
-    segments = found[0].op.args[0]
+    segments = found[0].ops[0].args[0]
     assert isinstance(segments, np.ndarray)
     rows = segments[:, 2] // y.geometry.bytes
 
     def set_bias(call: Call) -> None:
         bias = call.parameters[node.module, "bias"].detach().numpy()
-        plan.table(number, 0)[:, -1] = bias[rows].view(np.int32)
+        plan.table(slot.number, 0)[:, -1] = bias[rows].view(np.int32)
 
     plan.prepare["forward"].append(set_bias)
 
@@ -183,26 +188,28 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
     elements = layer.kept.size
     places = torch.from_numpy(np.where(made.index < 0, elements, made.index))
 
-    def products(call: Call, first: int, last: int) -> None:
-        if (node.module, "weight") not in call.wanted:
-            return
+    plan.add("backward", made.ops, made.begin)
+    end = plan.alone(made.end)
+
+    def totals(call: Call) -> None:
         packed = torch.empty(made.padded)
-        call.session.run(first, last, [packed.data_ptr()])
+        call.session.run(end.number, end.number + 1, [packed.data_ptr()])
         # One element more, for the columns that only fill up sets.
         gradient = torch.zeros(elements + 1).index_copy_(0, places, packed[: len(places)])
         weight = call.parameters[node.module, "weight"]
         call.gradients[node.module, "weight"] = gradient[:-1].view(weight.shape)
 
-    plan.add("backward", made.ops, products)
+    plan.later(totals)
 
 
 def _bias_gradient(node: Conv, plan: Plan, dy: Batch) -> None:
-    def total(call: Call, first: int, last: int) -> None:
-        call.session.run(first, last)
-        sums = sums_of(plan.program.ops[first])[:, 0]
+    slot = plan.add("backward", operations(Total, [dy], plan.live, plan.target))
+
+    def total(call: Call) -> None:
+        sums = sums_of(plan.program.ops[slot.number])[:, 0]
         call.gradients[node.module, "bias"] = torch.from_numpy(sums.astype(np.float32))
 
-    plan.add("backward", [operation(Total, [dy], plan.live, plan.target)], total)
+    plan.later(total)
 
 
 # -- norms -------------------------------------------------------------------------------------------------------------
@@ -216,32 +223,29 @@ def _count(plan: Plan, value: Batch) -> int:
 def _(node: Norm, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.values[node.y]
     values = [x, y] if node.residual is None else [x, y, plan.values[node.residual]]
-    scale = operation(Scale, values, plan.live, plan.target, relu=node.relu, residual=node.residual is not None)
-    if _count(plan, x) < 2:
+    count = _count(plan, x)
+    if count < 2:
         raise EngineError(
             f"{node.module}: a batch norm needs more than one value for each channel: train larger batches"
         )
-    count, start = _count(plan, x), (x.offset + x.geometry.position(0, 0) * x.geometry.step) // 4
-    step = x.geometry.bytes // 4
+    moments = plan.add("forward", operations(Moments, [x], plan.live, plan.target))
 
-    def moments(call: Call, first: int, last: int) -> None:
+    def statistics(call: Call) -> None:
         ops = plan.program.ops
-        near = call.session.arena.view(np.float32)[start : start + step * x.channels : step].copy()
-        numbers_of(ops[first])[:, 0] = near
-        call.session.run(first, first + 1)
-        sums = sums_of(ops[first]) / count
+        near, sums = numbers_of(ops[moments.number])[:, 0], sums_of(ops[moments.number]) / count
         mean, variance = near + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] ** 2, 0)
         module = call.modules[node.module]
         inverse = 1 / np.sqrt(variance + module.eps)
         call.saved[node.y] = mean, inverse
-        _track(module, mean, variance * (count / max(1, count - 1)))
+        _track(module, mean, variance * (count / (count - 1)))
         weight, bias = (call.parameters[node.module, name].detach().numpy() for name in ("weight", "bias"))
-        numbers = numbers_of(ops[first + 1])
+        numbers = numbers_of(ops[scale.number])
         numbers[:, 0] = weight * inverse
         numbers[:, 1] = bias - weight * inverse * mean
-        call.session.run(first + 1, last)
 
-    plan.add("forward", [operation(Moments, [x], plan.live, plan.target), scale], moments)
+    plan.then("forward", statistics)
+    flags = {"relu": node.relu, "residual": node.residual is not None}
+    scale = plan.add("forward", operations(Scale, values, plan.live, plan.target, **flags))
 
 
 def _track(module: Any, mean: Array, variance: Array) -> None:
@@ -261,28 +265,30 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
     x, y, dy = plan.values[node.x], plan.values[node.y], gradients.take(node.y)
     behind = [y] if node.relu else []
     keep = node.residual is not None and node.relu
-    sums = operation(NormSums, [dy, *behind, x], plan.live, plan.target, relu=node.relu, keep=keep)
-    behind = [] if keep else behind
-    dx = plan.gradient_memory(node.x)
-    back = operation(NormGradient, [dy, *behind, x, dx], plan.live, plan.target, relu=bool(behind))
+    found = operations(NormSums, [dy, *behind, x], plan.live, plan.target, relu=node.relu, keep=keep)
+    sums = plan.add("backward", found)
     count = _count(plan, x)
 
-    def norm(call: Call, first: int, last: int) -> None:
-        ops = plan.program.ops
+    def means(call: Call) -> None:
+        numbers_of(plan.program.ops[sums.number])[:, 0] = call.saved[node.y][0]
+
+    def norm(call: Call) -> None:
         mean, inverse = call.saved[node.y]
-        numbers_of(ops[first])[:, 0] = mean
-        call.session.run(first, first + 1)
-        found = sums_of(ops[first])
+        found = sums_of(plan.program.ops[sums.number])
         call.gradients[node.module, "weight"] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
         call.gradients[node.module, "bias"] = torch.from_numpy(found[:, 0].astype(np.float32))
-        numbers = numbers_of(ops[first + 1])
+        numbers = numbers_of(plan.program.ops[back.number])
         a = call.parameters[node.module, "weight"].detach().numpy() * inverse
         b = -a * inverse**2 * found[:, 1] / count
         numbers[:, 0], numbers[:, 1] = a, b
         numbers[:, 2] = -a * found[:, 0] / count - b * mean
-        call.session.run(first + 1, last)
 
-    plan.add("backward", [sums, back], norm)
+    plan.prepare["backward"].append(means)
+    plan.then("backward", norm)
+    behind = [] if keep else behind
+    dx = plan.gradient_memory(node.x)
+    values = [dy, *behind, x, dx]
+    back = plan.add("backward", operations(NormGradient, values, plan.live, plan.target, relu=bool(behind)))
     gradients.give(node.x, dx)
     if node.residual is None:
         plan.release(dy)
@@ -296,9 +302,9 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
 @_forward.register
 def _(node: Relu, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.values[node.y]
-    op = operation(Scale, [x, y], plan.live, plan.target, relu=True, residual=False)
-    numbers_of(op)[:] = 1, 0
-    plan.add("forward", [op])
+    ops = operations(Scale, [x, y], plan.live, plan.target, relu=True, residual=False)
+    numbers_of(ops[0])[:] = 1, 0
+    plan.add("forward", ops)
 
 
 @_backward.register
@@ -306,7 +312,7 @@ def _(node: Relu, plan: Plan, gradients: Gradients) -> None:
     dy, y = gradients.take(node.y), plan.values[node.y]
     if node.x in gradients.needed:
         dx = plan.gradient_memory(node.x)
-        plan.add("backward", [operation(Add, [dy, y, dx], plan.live, plan.target, relu=True, residual=False)])
+        plan.add("backward", operations(Add, [dy, y, dx], plan.live, plan.target, relu=True, residual=False))
         gradients.give(node.x, dx)
     plan.release(dy)
 
@@ -314,7 +320,7 @@ def _(node: Relu, plan: Plan, gradients: Gradients) -> None:
 @_forward.register
 def _(node: Sum, plan: Plan) -> None:
     values = [plan.values[name] for name in (node.x, node.y, node.other)]
-    plan.add("forward", [operation(Add, values, plan.live, plan.target, relu=False, residual=True)])
+    plan.add("forward", operations(Add, values, plan.live, plan.target, relu=False, residual=True))
 
 
 @_backward.register
@@ -322,7 +328,7 @@ def _(node: Sum, plan: Plan, gradients: Gradients) -> None:
     dy = gradients.take(node.y)
     if node.x in gradients.needed:
         copy = plan.gradient_memory(node.x)
-        plan.add("backward", [operation(Add, [dy, copy], plan.live, plan.target, relu=False, residual=False)])
+        plan.add("backward", operations(Add, [dy, copy], plan.live, plan.target, relu=False, residual=False))
         gradients.give(node.x, copy)
     gradients.pass_on(node.other, dy)
 

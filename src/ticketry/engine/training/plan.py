@@ -18,7 +18,7 @@ from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
-from ticketry.engine.cpu.training.by_channel import Add, operation
+from ticketry.engine.cpu.training.by_channel import Add, operations
 from ticketry.engine.cpu.training.convolution import halo_of_gradient
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
 from ticketry.engine.cpu.training.products import Zero
@@ -57,6 +57,13 @@ class Call:
 Stage = Callable[[Call], None]
 
 
+@dataclass
+class Slot:
+    """Where the first of some operations is in the program, known when all are in order."""
+
+    number: int = -1
+
+
 class Plan:
     """Args:
     kept: of modules under a mask, which weights are kept: bool [O, I / groups, kh, kw].
@@ -91,7 +98,9 @@ class Plan:
         self._halos = {name: self._halo(name) for name in self.shapes}
         self.values = {name: self.memory(name) for name in self.shapes}
         self.moves: dict[str, list[int]] = {}
-        self._scratch, self._scratch_bytes = 0, 0
+        self._scratch, self._scratch_bytes, self._scratch_taken = 0, 0, False
+        self._waiting: list[tuple[list[Op], Op | None, Slot]] = []
+        self._later: list[Stage] = []
 
     def link(self) -> None:
         """Make the program of the operations that were added.
@@ -144,7 +153,10 @@ class Plan:
         self._free.setdefault((memory.geometry, memory.channels), []).append(memory)
 
     def reserve_scratch(self, size: int) -> int:
-        """A byte from which on an operation may use so many: each time the same."""
+        """A byte from which on an operation of the way back may use so many, which others used before."""
+        if self._scratch_taken:
+            self.finish("backward")
+        self._scratch_taken = True
         if size > self._scratch_bytes:
             self._scratch, self._scratch_bytes = self._bytes, size
             self._bytes += -(-size // 64) * 64
@@ -157,31 +169,59 @@ class Plan:
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def add(self, when: str, ops: list[Op], stage: Callable[[Call, int, int], None] | None = None) -> range:
-        """Add operations to a pass. Without a stage of their own they run as they are, together with their neighbours.
+    def add(self, when: str, ops: list[Op], begin: Op | None = None) -> Slot:
+        """Add operations to a pass: one for each block, or one for all.
 
-        Returns:
-            Their numbers in the program.
+        Those of several kinds, one behind the other, run block by block, so that caches still have what one of them
+        leaves to the next. One for all blocks, and what is added by `then`, waits for all of those.
+
+        Args:
+            begin: runs before them.
         """
-        first, last = len(self.ops), len(self.ops) + len(ops)
-        self.ops += ops
-        stages = self.stages[when]
-        if stage is not None:
-            stages.append(lambda call: stage(call, first, last))
-        elif ops and stages and isinstance(stages[-1], _Run) and stages[-1].last == first:
-            stages[-1].last = last
-        elif ops:
-            stages.append(_Run(first, last))
-        return range(first, last)
+        slot = Slot()
+        if len(ops) == self.blocks:
+            self._waiting.append((ops, begin, slot))
+            return slot
+        self.finish(when)
+        first = len(self.ops)
+        self.ops += ops if begin is None else [begin, *ops]
+        slot.number = len(self.ops) - len(ops)
+        self.stages[when].append(_Run(first, len(self.ops)))
+        return slot
 
     def then(self, when: str, stage: Stage) -> None:
-        """Add what happens between operations."""
+        """Add what happens when all is done that was added before."""
+        self.finish(when)
         self.stages[when].append(stage)
+
+    def later(self, stage: Stage) -> None:
+        """Add what happens on the way back when all operations that wait now are done."""
+        self._later.append(stage)
+        if not self._waiting:
+            self.finish("backward")
+
+    def alone(self, op: Op) -> Slot:
+        """An operation that only a stage runs."""
+        self.ops.append(op)
+        return Slot(len(self.ops) - 1)
+
+    def finish(self, when: str) -> None:
+        """Let nothing wait any more."""
+        first = len(self.ops)
+        for block in range(self.blocks if self._waiting else 0):
+            for ops, begin, slot in self._waiting:
+                if block == 0:
+                    self.ops += [] if begin is None else [begin]
+                    slot.number = len(self.ops)
+                self.ops.append(ops[block])
+        if len(self.ops) > first:
+            self.stages[when].append(_Run(first, len(self.ops)))
+        self.stages[when] += self._later
+        self._waiting, self._later, self._scratch_taken = [], [], False
 
     def add_into(self, value: Batch, other: Batch) -> None:
         """``other += value``, on the way back."""
-        add = operation(Add, [value, other, other], self.live, self.target, relu=False, residual=True)
-        self.add("backward", [add])
+        self.add("backward", operations(Add, [value, other, other], self.live, self.target, relu=False, residual=True))
 
     def zero(self, value: Batch) -> None:
         """Make a gradient 0."""

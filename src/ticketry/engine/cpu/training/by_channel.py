@@ -22,11 +22,11 @@ from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.training.layout import IMAGES, Batch
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
 from ticketry.engine.cpu.window import Array
 
-_HEAD = 5
-"""Arguments before those of the values: channels, blocks, rows, images that there are, and the table."""
+_HEAD = 6
+"""Arguments before those of the values: channels, first block and end, rows, images that there are, and the table."""
 
 _CHAINS = 4
 """Sums under way side by side."""
@@ -45,6 +45,8 @@ class ByChannel(Written):
     sums: ClassVar[int] = 0
     """That are added up for each channel: vectors in the table, behind the numbers of all channels."""
     sides: ClassVar[int] = 1
+    near: ClassVar[bool] = False
+    """Whether the first number is the channel's first value, which the first block's kernel looks up."""
 
     vectors: int
     masked: bool
@@ -55,15 +57,25 @@ class ByChannel(Written):
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
-        channels, blocks, rows, images, table = *(e.arg(number) for number in range(_HEAD - 1)), e.table(_HEAD - 1)
+        channels, begin, end, rows, images, table = *(e.arg(number) for number in range(_HEAD - 1)), e.table(_HEAD - 1)
         unroll = math.gcd(self.vectors, 8)
         places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.sides)]
         with e.loop(*e.share(channels)) as channel:
             given = e.at(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
-            numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
             first = [e.at(e.arena(place[0]), b.mul(channel.index, place[1])) for place in places]
-            zeros = [e.splat(0.0)] * (self.sums * _CHAINS)
-            with e.loop(0, blocks, carried=zeros) as block:
+            if self.near:
+                with e.when(b.icmp_signed("==", begin, e.i64(0))):
+                    b.store(e.load_f32(first[0]), given, align=FLOAT)
+            numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
+            sums = e.at(
+                table,
+                b.add(b.mul(channels, e.i64(FLOAT * self.numbers)), b.mul(channel.index, e.i64(width * self.sums))),
+            )
+            begun = b.icmp_signed("!=", begin, e.i64(0))
+            totals = [e.splat(0.0)] * (self.sums * _CHAINS)
+            for number in range(self.sums):  # those of the blocks before
+                totals[number * _CHAINS] = e.select(begun, e.load(sums, width * number), e.splat(0.0))
+            with e.loop(begin, end, carried=totals) as block:
                 there = self._there(e, b.sub(images, b.mul(block.index, e.i64(IMAGES))))
                 planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
                 with e.loop(0, rows, carried=block.carried) as row:
@@ -80,12 +92,11 @@ class ByChannel(Written):
                         vector.next = totals
                     row.next = vector.results
                 block.next = row.results
-            sums = e.at(table, b.mul(channels, e.i64(FLOAT * self.numbers)))
             for number in range(self.sums):
                 total = block.results[number * _CHAINS]
                 for part in block.results[number * _CHAINS + 1 : (number + 1) * _CHAINS]:
                     total = b.fadd(total, part)
-                e.store(total, sums, b.add(b.mul(channel.index, e.i64(width * self.sums)), e.i64(width * number)))
+                e.store(total, sums, width * number)
 
     def _there(self, e: Emitter, images: Any) -> list[Any] | None:
         """The masks of the vectors of a position."""
@@ -112,6 +123,7 @@ class Moments(ByChannel):
     """Sums of x less a number near its mean, and of their squares. Value: x."""
 
     numbers: ClassVar[int] = 1
+    near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
@@ -213,8 +225,10 @@ class Add(ByChannel):
         return []
 
 
-def operation(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: bool) -> Op:
-    """A kernel over some values of the same pixels, and its table: numbers of each channel, then sums (see `sums_of`).
+def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: bool) -> list[Op]:
+    """A kernel over some values of the same pixels, block by block or over all at once (see `parts`).
+
+    They have one table: numbers of each channel, then sums (see `sums_of`), which each adds to those before.
 
     Args:
         images: that there are: fewer than the blocks have, perhaps.
@@ -233,11 +247,14 @@ def operation(kind: type[ByChannel], values: Sequence[Batch], images: int, targe
     if len(values) != kernel.sides:
         raise ValueError(f"{kernel} over {len(values)} values")
     table = np.zeros(first.channels * (kernel.numbers + kernel.sums * target.lanes) + 1, dtype=np.float32)
-    args: list[int | Array] = [first.channels, first.blocks, height, images, table]
+    places: list[int] = []
     for value in values:
         g = value.geometry
-        args += [value.offset + g.position(0, 0) * g.step, g.bytes, value.block_bytes, g.row * g.step]
-    return Op(kernel, tuple(args))
+        places += [value.offset + g.position(0, 0) * g.step, g.bytes, value.block_bytes, g.row * g.step]
+    return [
+        Op(kernel, (first.channels, part.start, part.stop, height, images, table, *places))
+        for part in parts(first.blocks, (height, width))
+    ]
 
 
 def numbers_of(op: Op) -> Array:

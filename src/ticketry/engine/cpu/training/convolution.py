@@ -18,7 +18,7 @@ from ticketry.engine.cpu.planes.kernel_choice import Tiles
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.training.layout import Batch, Side, tiles
+from ticketry.engine.cpu.training.layout import Batch, Side, parts, tiles
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
 from ticketry.engine.cpu.window import Array, Pair, Window
 
@@ -54,9 +54,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """An operation whose table of weights is to be filled from the dense weights before it runs."""
+    """Operations, one for each part of the blocks, whose table of weights is filled from the dense ones before."""
 
-    op: Op
+    ops: list[Op]
     index: Array
     """int64: the place in the dense tensor of each entry of the table."""
     table: int = 2
@@ -81,7 +81,7 @@ def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | 
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [Side(x, stride=window.stride), Side(y)] + ([] if residual is None else [Side(residual)])
     matrix = _matrix(layer.places, columns, y, residual)
-    return [_sums(matrix, x, tiles(sides, _size(y), target.lanes, _most(target)), target)]
+    return [_sums(matrix, sides, _size(y), target)]
 
 
 def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
@@ -107,8 +107,7 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
         sides = [Side(dy), Side(dx, phase, window.stride)]
         sides += [] if residual is None else [Side(residual, phase, window.stride)]
         matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
-        cut = tiles(sides, size, target.lanes, _most(target))
-        found.append(_sums(matrix, dy, cut, target))
+        found.append(_sums(matrix, sides, size, target))
     return found
 
 
@@ -116,7 +115,10 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
 class WeightGradient:
     """Operations that give the gradients of kept weights, packed, in an external tensor."""
 
+    begin: Op
     ops: list[Op]
+    """One for each part of the blocks."""
+    end: Op
     index: Array
     """int64: of each gradient its place in the dense tensor, or -1 where the number means nothing."""
     padded: int
@@ -135,20 +137,21 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, scratch: 
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
-    cut = tiles([Side(x, stride=window.stride), Side(dy)], _size(dy), lanes, _most(target))
+    sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
+    cut = tiles(sides, size, lanes, _most(target))
     made = _filled_up(_tables(_matrix(layer.places, columns, dy, None), x, cut, target))
     chunks = _chunks(made, FLOAT * lanes // TOGETHER)
-    args: list[int | Array] = [made.segments, made.columns, scratch, chunks, len(chunks)]
-    for t in cut:
-        args += [t.places, len(t.places)]
+    ops = []
+    for part in parts(x.blocks, size) if len(chunks) == 1 else [range(x.blocks)]:
+        cut = tiles(sides, size, lanes, _most(target), part)
+        args: list[int | Array] = [made.segments, made.columns, scratch, chunks, len(chunks)]
+        for t in cut:
+            args += [t.places, len(t.places)]
+        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
     turns = -(-len(made.weights) // lanes)
     vectors = turns * lanes // TOGETHER
-    ops = [
-        Op(Zero(), (scratch, vectors)),
-        Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)),
-        Op(Totals(), (scratch, turns, number)),
-    ]
-    return WeightGradient(ops, made.weights - 1, turns * lanes, vectors * lanes * FLOAT)
+    begin, end = Op(Zero(), (scratch, vectors)), Op(Totals(), (scratch, turns, number))
+    return WeightGradient(begin, ops, end, made.weights - 1, turns * lanes, vectors * lanes * FLOAT)
 
 
 def _filled_up(made: Tables) -> Tables:
@@ -201,24 +204,28 @@ def _tables(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> T
     return made
 
 
-def _sums(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> Gathered:
-    made = _tables(matrix, x, cut, target)
-    spec = Sums(
-        1,
-        tuple(t.shape for t in cut),
-        (False,) * len(cut),
-        matrix.residual is not None,
-        None,
-        made.blocked,
-        made.unit,
-        made.wide,
-        max(1, -(-8 // min(len(t.shape.x) for t in cut))),
-    )
-    weights = np.zeros(len(made.weights), dtype=np.float32)
-    args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
-    for t in cut:
-        args += [t.places, len(t.places), np.zeros(1, dtype=np.uint16)]
-    return Gathered(Op(spec, tuple(args)), made.weights - 1)
+def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target) -> Gathered:
+    x = sides[0].value
+    made = _tables(matrix, x, tiles(sides, size, target.lanes, _most(target)), target)
+    weights, masks, ops = np.zeros(len(made.weights), dtype=np.float32), np.zeros(1, dtype=np.uint16), []
+    for part in parts(x.blocks, size):
+        cut = tiles(sides, size, target.lanes, _most(target), part)
+        spec = Sums(
+            1,
+            tuple(t.shape for t in cut),
+            (False,) * len(cut),
+            matrix.residual is not None,
+            None,
+            made.blocked,
+            made.unit,
+            made.wide,
+            max(1, -(-8 // min(len(t.shape.x) for t in cut))),
+        )
+        args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
+        for t in cut:
+            args += [t.places, len(t.places), masks]
+        ops.append(Op(spec, tuple(args)))
+    return Gathered(ops, made.weights - 1)
 
 
 def _chunks(made: Tables, width: int) -> Array:

@@ -76,21 +76,23 @@ class Side:
         )
 
 
-def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int) -> list[Tiles]:
+def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
     """Tiles that cover so many rows and columns of every block once, each of at most ``most`` vectors.
 
     Args:
         sides: two, or three with that of a value which is added.
+        part: the blocks that are covered; all without it.
     """
     positions = max(1, most * lanes // IMAGES)
     rows, columns = _rectangle(size, positions)
-    together = max(1, min(sides[0].value.blocks, positions // (rows * columns)))
+    part = range(sides[0].value.blocks) if part is None else part
+    together = max(1, min(len(part), positions // (rows * columns)))
     sides = [*sides, sides[1]] if len(sides) == 2 else sides
     found: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
-    for block, blocks in split(sides[0].value.blocks, together):
+    for block, blocks in split(len(part), together):
         for top, height in split(size[0], rows):
             for left, width in split(size[1], columns):
-                places = tuple(side.place(block, top, left) for side in sides)
+                places = tuple(side.place(part[block], top, left) for side in sides)
                 found.setdefault((blocks, height, width), []).append(places)
     return [
         Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), np.array(places, dtype=np.int32), None)
@@ -106,3 +108,8 @@ def _rectangle(size: Pair, most: int) -> Pair:
     """
     columns = min(size[1], most)
     return max(1, min(size[0], most // columns)), columns
+
+
+def parts(blocks: int, size: Pair) -> list[range]:
+    """Blocks that an operation goes over at a time: one, if its pixels fill tiles: caches keep it for the next one."""
+    return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
