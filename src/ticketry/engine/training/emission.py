@@ -236,12 +236,12 @@ def _(node: Norm, plan: Plan) -> None:
         mean, variance = near + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] ** 2, 0)
         module = call.modules[node.module]
         inverse = 1 / np.sqrt(variance + module.eps)
-        call.saved[node.y] = mean, inverse
         _track(module, mean, variance * (count / (count - 1)))
         weight, bias = (call.parameters[node.module, name].detach().numpy() for name in ("weight", "bias"))
         numbers = numbers_of(ops[scale.number])
         numbers[:, 0] = weight * inverse
         numbers[:, 1] = bias - weight * inverse * mean
+        call.saved[node.y] = mean, inverse, numbers.copy()
 
     plan.then("forward", statistics)
     flags = {"relu": node.relu, "residual": node.residual is not None}
@@ -263,17 +263,19 @@ def _track(module: Any, mean: Array, variance: Array) -> None:
 @_backward.register
 def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
     x, y, dy = plan.values[node.x], plan.values[node.y], gradients.take(node.y)
-    behind = [y] if node.relu else []
-    keep = node.residual is not None and node.relu
-    found = operations(NormSums, [dy, *behind, x], plan.live, plan.target, relu=node.relu, keep=keep)
+    residual = node.residual is not None
+    values = [dy, x, y] if node.relu and residual else [dy, x]
+    found = operations(NormSums, values, plan.live, plan.target, relu=node.relu, residual=residual)
     sums = plan.add("backward", found)
     count = _count(plan, x)
 
     def means(call: Call) -> None:
-        numbers_of(plan.program.ops[sums.number])[:, 0] = call.saved[node.y][0]
+        mean, _, scale = call.saved[node.y]
+        numbers = numbers_of(plan.program.ops[sums.number])
+        numbers[:, 0], numbers[:, 1:] = mean, scale
 
     def norm(call: Call) -> None:
-        mean, inverse = call.saved[node.y]
+        mean, inverse, scale = call.saved[node.y]
         found = sums_of(plan.program.ops[sums.number])
         call.gradients[node.module, "weight"] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
         call.gradients[node.module, "bias"] = torch.from_numpy(found[:, 0].astype(np.float32))
@@ -282,13 +284,13 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
         b = -a * inverse**2 * found[:, 1] / count
         numbers[:, 0], numbers[:, 1] = a, b
         numbers[:, 2] = -a * found[:, 0] / count - b * mean
+        numbers[:, 3:] = scale
 
     plan.prepare["backward"].append(means)
     plan.then("backward", norm)
-    behind = [] if keep else behind
     dx = plan.gradient_memory(node.x)
-    values = [dy, *behind, x, dx]
-    back = plan.add("backward", operations(NormGradient, values, plan.live, plan.target, relu=bool(behind)))
+    relu = node.relu and not residual
+    back = plan.add("backward", operations(NormGradient, [dy, x, dx], plan.live, plan.target, relu=relu))
     gradients.give(node.x, dx)
     if node.residual is None:
         plan.release(dy)

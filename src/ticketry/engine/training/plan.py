@@ -38,7 +38,7 @@ class Call:
     parameters: dict[tuple[str, str], Tensor]
     modules: Mapping[str, Any]
     saved: dict[str, Any] = field(default_factory=dict)
-    """Of each norm: mean and 1 / standard deviation."""
+    """Of each norm: mean, 1 / standard deviation, and scale and shift as its kernel has them."""
     gradients: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     wanted: frozenset[tuple[str, str]] = frozenset()
     """Parameters whose gradients are asked for."""

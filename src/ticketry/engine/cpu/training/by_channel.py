@@ -166,45 +166,52 @@ class Scale(ByChannel):
 
 @dataclass(frozen=True)
 class NormSums(ByChannel):
-    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where a ReLU gave 0. Values: dy, y if ReLU, x.
+    """Sums of ``g`` and of ``g * (x - mean)``, where g is dy, or 0 where a ReLU gave 0. Values: dy, x, y if residual.
 
-    ``keep``: g is written over dy.
+    Numbers: mean, scale, shift. Where nothing was added before the ReLU, x tells what it gave, and y need not be read;
+    else g is written over dy.
     """
 
-    numbers: ClassVar[int] = 1
+    numbers: ClassVar[int] = 3
     sums: ClassVar[int] = 2
 
     relu: bool
-    keep: bool
+    residual: bool
 
     @property
     def sides(self) -> int:  # type: ignore[override]
-        return 3 if self.relu else 2
+        return 3 if self.relu and self.residual else 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        gradient, (x, *_) = _behind_relu(e, self.relu, at)
-        if self.keep:
+        x, gradient = e.load(at[1]), e.load(at[0])
+        if self.relu:
+            given = e.load(at[2]) if self.residual else e.fma(x, numbers[1], numbers[2])
+            gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
+        if self.relu and self.residual:
             e.store(gradient, at[0])
-        centred = e.b.fsub(e.load(x), numbers[0])
-        return [gradient, e.b.fmul(gradient, _only(e, there, centred))]
+        gradient = _only(e, there, gradient)
+        return [gradient, e.b.fmul(gradient, e.b.fsub(x, numbers[0]))]
 
 
 @dataclass(frozen=True)
 class NormGradient(ByChannel):
-    """``dx = a * g + b * x + c``. Values: dy, y if ReLU, x, dx."""
+    """``dx = a * g + b * x + c``, where g is dy, or 0 where a ReLU gave 0. Values: dy, x, dx.
 
-    numbers: ClassVar[int] = 3
+    Numbers: a, b, c; scale, shift.
+    """
+
+    numbers: ClassVar[int] = 5
+    sides: ClassVar[int] = 3
 
     relu: bool
 
-    @property
-    def sides(self) -> int:  # type: ignore[override]
-        return 4 if self.relu else 3
-
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        gradient, (x, dx) = _behind_relu(e, self.relu, at)
-        rest = e.fma(e.load(x), numbers[1], numbers[2])
-        e.store(_only(e, there, e.fma(gradient, numbers[0], rest)), dx)
+        x, gradient = e.load(at[1]), e.load(at[0])
+        if self.relu:
+            given = e.fma(x, numbers[3], numbers[4])
+            gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
+        rest = e.fma(x, numbers[1], numbers[2])
+        e.store(_only(e, there, e.fma(gradient, numbers[0], rest)), at[2])
         return []
 
 
