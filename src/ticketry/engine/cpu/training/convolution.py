@@ -88,9 +88,9 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
     """The gradient by the input, phase by phase of the stride: pixels of x that the same taps reach from pixels of y.
 
     Args:
-        residual: a gradient of x that is added; may be ``dx`` itself.
+        residual: a gradient of x that is added: ``dx`` itself, where a stride leaves pixels out.
     """
-    window, groups, found = layer.window, layer.groups, []
+    window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
     height, width = _size(dx)
     across, down = range(min(window.stride[1], width)), range(min(window.stride[0], height))
@@ -101,6 +101,9 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
             if all(rest == 0 for _, rest in reached):
                 taps.append(number)
                 shifts.append(dy.geometry.shift(reached[0][0], reached[1][0]))
+        if not taps:
+            untouched = True
+            continue
         transposed = places[:, :, :, taps].transpose(0, 2, 1, 3)  # groups, I, O, taps of the phase
         columns = dy.channel_bytes.reshape(groups, -1, 1) + np.array(shifts, dtype=np.int64)
         size = -(-(height - phase[0]) // window.stride[0]), -(-(width - phase[1]) // window.stride[1])
@@ -108,6 +111,10 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
         sides += [] if residual is None else [Side(residual, phase, window.stride)]
         matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
         found.append(_sums(matrix, sides, size, target))
+    if untouched and residual is None:
+        found.insert(0, _zeros(dx, target))
+    elif untouched and residual != dx:
+        raise ValueError("a stride that leaves pixels out adds to the gradient that is there, not to another one")
     return found
 
 
@@ -202,6 +209,16 @@ def _tables(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> T
     for t in cut:
         check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
     return made
+
+
+def _zeros(value: Batch, target: Target) -> Gathered:
+    """A value made 0, with nothing to gather."""
+    vectors = value.block_bytes // (FLOAT * target.lanes)
+    ops = [
+        Op(Zero(), (value.offset + part.start * value.block_bytes, len(part) * vectors))
+        for part in parts(value.blocks, _size(value))
+    ]
+    return Gathered(ops, np.zeros(0, dtype=np.int64))
 
 
 def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target) -> Gathered:
