@@ -55,7 +55,9 @@ def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.0
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["resnet", "lenet-300-100", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg", "lenet-5"))]
+)
 def test_fifty_steps_as_the_masked_model(name: str) -> None:
     build, shape = MODELS[name]
     torch.manual_seed(0)
