@@ -49,7 +49,8 @@ class Processes:
         if workers < 1:
             raise UsageError("the runner processes has at least one worker")
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
-        self._events: Any = context.SimpleQueue()
+        with held_back():  # it starts multiprocessing's tracker of resources, which a signal to the group would end
+            self._events: Any = context.SimpleQueue()
         # No event: a worker that is killed while it looks at one would leave it locked.
         stopped, self._stop = context.Pipe(duplex=False)
         self._stopped = False
