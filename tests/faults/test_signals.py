@@ -62,7 +62,8 @@ def test_what_is_trained_is_stored(tmp_path: Path, number: signal.Signals, to: s
     assert {path.stem.split("-")[1] for path in store.glob("partial/*.safetensors")} == set(told)
 
 
-@pytest.mark.parametrize("to", ["worker", *(pytest.param(to, marks=pytest.mark.slow) for to in ("command", "group"))])
+@pytest.mark.slow  # as after a kill, but for the signal
+@pytest.mark.parametrize("to", ["worker", "command", "group"])
 def test_it_goes_on_to_the_same(tmp_path: Path, undisturbed: dict[str, Any], to: str) -> None:
     search = Search(tmp_path / "store")
     told_to_end(search, signal.SIGTERM, to)
