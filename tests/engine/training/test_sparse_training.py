@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from samples import sample
 from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.errors import CaptureError, EngineError, MaskError
 from ticketry.tasks.models.lenet import LeNet5, LeNet300100
@@ -55,9 +56,7 @@ def losses(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float = 0.0
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet", "lenet-300-100", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg", "lenet-5"))]
-)
+@pytest.mark.parametrize("name", sample(MODELS, ["resnet"]))
 def test_fifty_steps_as_the_masked_model(name: str) -> None:
     build, shape = MODELS[name]
     torch.manual_seed(0)
@@ -75,6 +74,16 @@ def test_fifty_steps_as_the_masked_model(name: str) -> None:
         assert not parameter[~kept].any()
     assert torch.equal(fast.eval()(x), model(x))
     assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
+
+
+def test_linear_layers_alone_run_in_torch() -> None:
+    build, shape = MODELS["lenet-300-100"]
+    model = build().train()
+    mask = tk.prune(model, density=0.1, distribution="uniform")
+    fast = tk.sparse_training(model, mask, data(shape)[0])
+    assert {(layer.where, layer.why) for layer in fast.layers()} == {
+        ("torch", "linear layers without a convolution: faster dense")
+    }
 
 
 def test_bit_for_bit_the_same_twice() -> None:

@@ -47,7 +47,8 @@ class Part:
     inputs: dict[fx.Node, str] = field(default_factory=dict)
     outputs: list[fx.Node] = field(default_factory=list)
     seeds: int = 0
-    """Layers whose kernels gain by the mask."""
+    """Convolutions whose kernels gain by the mask. Linear layers gain beside them, and alone they do not: what is left
+    to do with each dense weight (gathered, scattered, stepped by the optimiser) is as much as their products."""
 
     def region(self) -> Region:
         """With what others read as outputs."""
@@ -106,8 +107,8 @@ class _Finder:
             if node.op == "call_module":
                 self.reasons[str(node.target)] = str(why)
             return
-        seed = isinstance(made, Conv) and self._gains(made)
-        starts = isinstance(made, Conv) and (seed or self._short(made))
+        gains = isinstance(made, Conv) and self._gains(made)
+        starts = isinstance(made, Conv) and (gains or self._short(made))
         part = next((part for part in self._around(node) if self._may_join(node, part)), None)
         if isinstance(made, Conv) and not starts:
             self.reasons[made.module] = self._dense(made)
@@ -117,9 +118,9 @@ class _Finder:
                 return
             part = Part()
             self.parts.append(part)
-        self._join(node, made, part, seed)
+        self._join(node, made, part, seed=gains and not isinstance(self.modules[str(node.target)], nn.Linear))
 
-    def _join(self, node: fx.Node, made: Node | None, part: Part, seed: bool) -> None:
+    def _join(self, node: fx.Node, made: Node | None, part: Part, *, seed: bool) -> None:
         for read in node.all_input_nodes:
             if read not in part.members:
                 part.inputs.setdefault(read, read.name)
@@ -176,6 +177,8 @@ class _Finder:
         kept = self.kept.get(conv.module)
         if kept is None:
             return "not in the mask: faster dense"
+        if self._gains(conv):
+            return "linear layers without a convolution: faster dense"
         return f"density {float(kept.mean()):.2f}: above {LIMIT} faster dense"
 
     def _lowered(self, node: fx.Node) -> Node | None:
