@@ -79,7 +79,7 @@ def test_fifty_steps_as_the_masked_model(name: str) -> None:
 def test_linear_layers_alone_run_in_torch() -> None:
     build, shape = MODELS["lenet-300-100"]
     model = build().train()
-    mask = tk.prune(model, density=0.1, distribution="uniform")
+    mask = tk.prune(model, density=0.1, distribution="layerwise")
     fast = tk.sparse_training(model, mask, data(shape)[0])
     assert {(layer.where, layer.why) for layer in fast.layers()} == {
         ("torch", "linear layers without a convolution: faster dense")
@@ -116,10 +116,10 @@ def test_masks_that_move_and_batches_of_any_size() -> None:
     torch.manual_seed(0)
     model = resnet().train()
     x, y = data((3, 16, 16), 64)
-    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="uniform"), x[:8])
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x[:8])
     losses(fast, x, y, 2)
     kernels = len(fast._library._addresses)
-    smaller = tk.prune(model, density=0.1, distribution="uniform")
+    smaller = tk.prune(model, density=0.1, distribution="layerwise")
     fast.update(smaller)
     losses(fast, x, y, 2)
     assert len(fast._library._addresses) <= kernels + 2
