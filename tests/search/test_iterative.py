@@ -142,7 +142,7 @@ def test_discovery() -> None:
     with pytest.raises(
         UsageError,
         match=r"not known: acdc, concrete, continuous, decorators, dynamic, early, gradual, iterative, l0, oneshot,"
-        r" regularised, stochastic, imp; or your own as package.module:object$",
+        r" regularised, stochastic, imp, gmp, rigl; or your own as package.module:object$",
     ):
         method("magic")
 
