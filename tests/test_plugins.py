@@ -354,6 +354,7 @@ def bad(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_bad_packages_are_named_and_all_else_works(bad: Path) -> None:
     told = command(bad, "list", "methods", "--json")
     assert told.returncode == 0

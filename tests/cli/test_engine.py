@@ -204,6 +204,7 @@ def test_a_file_compiled_in_bf16_is_loaded_so(ticket: Path, tmp_path: Path, caps
     assert tk.engine.load(tmp_path / "model.tk").precision == "bf16"
 
 
+@pytest.mark.slow
 def test_a_search_times_its_ticket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As `make demo` does."""
     words = ["search", "imp", "--rate", "0.5", "--levels", "2", "--recipe.length", "40it", "--workers", "0"]
@@ -303,6 +304,7 @@ def test_a_ticket_that_was_never_trained(tmp_path: Path, capsys: pytest.CaptureF
     assert call(capsys, *words, "--task", "digits")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

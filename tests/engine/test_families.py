@@ -121,7 +121,9 @@ LEFT = {
 """What stays in torch. A linear layer or convolution never does."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", sample(FAMILIES, ("torch transformer", "bert", "resnet", "lstm tagger", "mobilenet v2"))
+)
 def test_other_families(name: str) -> None:
     torch.manual_seed(0)
     if name not in ("lstm tagger", "u-net", "torch transformer"):

@@ -108,7 +108,10 @@ def _key(key: str) -> tuple[str, int]:
     ("words", "told"),
     [
         (["dynamic", "--frequency", "8it"], "once, sparse from step 0 on"),
-        (["dynamic", "--frequency", "8it", "--grow", "random", "--regrow"], "once, sparse from step 0 on"),
+        pytest.param(
+            *(["dynamic", "--frequency", "8it", "--grow", "random", "--regrow"], "once, sparse from step 0 on"),
+            marks=pytest.mark.slow,
+        ),
         (["acdc", "--phase", "10%"], "on from the last cut"),
     ],
 )

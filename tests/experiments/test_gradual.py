@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from samples import sample
 from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.evidence.controls import train_control
@@ -88,7 +89,7 @@ def test_controls_go_on_from_a_dense_network_at_the_last_cut(lab: tk.Lab, contro
     assert lab.store.get_mask(result.segment.mask).kept == lab.store.get_mask(ticket.mask).kept
 
 
-@pytest.mark.parametrize("method", ["gradual", "oneshot"])
+@pytest.mark.parametrize("method", sample(["gradual", "oneshot"], 1))
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     words = ["--density", "0.5,0.2", "--replicates", "1", "--recipe.length", "40it", "--workers", "0", "--json"]
     assert main(["search", method, "--store", str(tmp_path), "--controls", "shuffled", *words]) == 0

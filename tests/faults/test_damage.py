@@ -106,6 +106,7 @@ def test_quota(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     assert_same(searched_here(tmp_path / "store"), undisturbed)
 
 
+@pytest.mark.slow
 def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
     with _small_disk(tmp_path, "100m") as disk:
         shutil.copytree(finished_store, disk / "store")

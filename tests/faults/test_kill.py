@@ -17,7 +17,7 @@ from faults.searching import QUICK, Search, assert_same, control, finished_resul
 from samples import sample
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
     killed_at_random(tmp_path, moments, "--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
 
@@ -26,6 +26,7 @@ CARRYING = [language, control]
 
 
 @pytest.mark.parametrize("kind", sample(CARRYING, 1))
+@pytest.mark.slow
 def test_kill_9_where_more_than_weights_is_carried(tmp_path: Path, kind: Callable[..., list[str]]) -> None:
     """Once, in the middle of a training, with what it has carried so far."""
     if kind is control:

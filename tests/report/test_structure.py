@@ -238,6 +238,7 @@ def test_channels_share_axes_with_weights(runs: list[dict[str, Any]]) -> None:
         assert (len(subject_of([plain, other]).by_task) == 1) is together
 
 
+@pytest.mark.slow
 def test_files(runs: list[dict[str, Any]], evidence: list[dict[str, Any]], tmp_path: Path) -> None:
     names = {path.name for path in export(runs, tmp_path, evidence)}
     assert {"metric-by-time.svg", "metric-by-time.png", "run-2-structure.svg", "structure.csv", "times.csv"} <= names

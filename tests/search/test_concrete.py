@@ -50,7 +50,10 @@ def test_discovery() -> None:
     ("settings", "densities"),
     [
         ({"density": (0.1,)}, (0.1,)),
-        ({"sparsity": (0.95, 0.7), "rewind": "0", "objective": "loss", "mask_length": "50it"}, (0.3, 0.05)),
+        pytest.param(
+            *({"sparsity": (0.95, 0.7), "rewind": "0", "objective": "loss", "mask_length": "50it"}, (0.3, 0.05)),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *({"density": (0.2,), "retrain": "restart", "objective": "forward_kl", "mask_length": "40it"}, (0.2,)),
             marks=pytest.mark.slow,

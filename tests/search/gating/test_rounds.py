@@ -43,7 +43,7 @@ def test_discovery() -> None:
         ),
         pytest.param(*(CONTINUOUS, {"rewind": "end", "temperature": "epoch", "reset": "code"}), marks=pytest.mark.slow),
         pytest.param(*(CONTINUOUS, {"density": 0.2, "rewind": "6it"}), marks=pytest.mark.slow),
-        (STOCHASTIC, {"rewind": "10%"}),
+        pytest.param(*(STOCHASTIC, {"rewind": "10%"}), marks=pytest.mark.slow),
     ],
     ids=["sequential", "parallel", "finetune", "density", "stochastic"],
 )
