@@ -294,6 +294,16 @@ def test_the_estimate_is_that_of_the_slowest_part() -> None:
     assert found.more_seeds == max(part for part in parts if part is not None) - 4
 
 
+def test_the_estimate_is_of_a_refutation_where_that_is_nearer() -> None:
+    dense, control = [89.0, 88.2, 89.6, 88.4], [88.1, 88.0, 88.4, 88.1]
+    ticket = [87.9, 88.0, 88.0, 88.1]  # worse than dense by more than the margin, level with its control
+    found = verdict(ticket, dense, {"shuffled": control})
+    gap = np.subtract(dense, ticket)
+    needed = seeds_needed(gap.mean() - 0.5, gap.std(ddof=1), 0.05, least_spread=0.5)
+    assert needed is not None
+    assert (found.outcome, found.more_seeds) == ("undecided", needed - 4)
+
+
 def test_the_estimate_is_not_below_the_next_analysis() -> None:
     found = verdict(
         [88.9, 88.7, 88.8], [88.2, 88.4, 88.6], {"shuffled": [87.0, 87.9, 87.2]}, interim=InterimAnalyses((3, 8))
