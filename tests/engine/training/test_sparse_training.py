@@ -171,6 +171,26 @@ def test_what_kernels_do_not_know_runs_in_torch_at_its_place() -> None:
     assert any(layer.why for layer in fast.layers() if layer.where == "torch") or "torch" not in where.values()
 
 
+def test_the_way_of_a_model_in_training_mode_is_taken_whenever_it_was_captured() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(F.relu(self.conv(x)), 0.5, self.training)
+
+    model, x = Dropping().eval(), torch.randn(8, 4, 9, 9)
+    fast = tk.sparse_training(model, tk.prune(model, density=0.3), x)
+    assert torch.equal(fast(x), model(x))
+    fast.train()
+    torch.manual_seed(0)
+    found = fast(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, fast(x)), "other numbers are dropped"
+
+
 def test_clear_errors() -> None:
     class Deciding(nn.Module):
         def __init__(self) -> None:

@@ -56,17 +56,13 @@ class Part:
         return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes)))
 
 
-def capture(model: nn.Module, kept: Mapping[str, Array], example: tuple[Any, ...]) -> Captured:
+def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph) -> Captured:
     """The steps of a model.
 
     Args:
         kept: of each module under the mask, which weights are kept.
-        example: arguments of the model.
-
-    Raises:
-        CaptureError: the model cannot be traced.
+        graph: of the model, see `traced`.
     """
-    graph = traced(model, example)
     modules = dict(model.named_modules())
     finder = _Finder(modules, kept)
     for node in graph.nodes:
@@ -75,7 +71,11 @@ def capture(model: nn.Module, kept: Mapping[str, Array], example: tuple[Any, ...
 
 
 def traced(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph:
-    """The model's graph, each value with its shape for the example."""
+    """The model's graph, each value with its shape for the example.
+
+    Raises:
+        CaptureError: the model cannot be traced.
+    """
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:

@@ -16,7 +16,7 @@ from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.layers import table
-from ticketry.engine.training.capture import Part, capture
+from ticketry.engine.training.capture import Part, capture, traced
 from ticketry.engine.training.nodes import Conv, Norm
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError
@@ -68,6 +68,7 @@ class SparseTraining(nn.Module):
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._model = (model,)
         self._example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        self._graphs: dict[tuple[bool, ...], fx.Graph] = {}
         self._library = Library(find_target(target))
         self._hold: Hold | None = None
         self.update(mask)
@@ -80,12 +81,28 @@ class SparseTraining(nn.Module):
             MaskError: the mask does not fit the model.
         """
         model = self._model[0]
+        self._graph()  # before the mask is held: a model that cannot be traced stays as it is
         held = Hold(model, mask)
         if self._hold is not None:
             self._hold.release()
         self._hold, self.mask = held, mask
         self._kept = _kept(model, mask)
-        self._captured = capture(model, self._kept, self._example)
+        self._capture()
+
+    def _modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode: the way of a model may depend on it (functional dropout)."""
+        return tuple(module.training for module in self._model[0].modules())
+
+    def _graph(self) -> fx.Graph:
+        """The model's graph in the modes that its modules have now."""
+        modes = self._modes()
+        if modes not in self._graphs:
+            self._graphs[modes] = traced(self._model[0], self._example)
+        return self._graphs[modes]
+
+    def _capture(self) -> None:
+        model = self._model[0]
+        self._captured = capture(model, self._kept, self._graph())
         modules = dict(model.named_modules())
         self._steps = {
             id(step): RegionStep(step.region(), modules, self._kept, self._library)
@@ -106,7 +123,11 @@ class SparseTraining(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         model = self._model[0]
-        if not self.training or self._frozen():
+        if not self.training:
+            return model(*args, **kwargs)
+        if self._captured.graph is not self._graph():
+            self._capture()
+        if self._frozen():
             return model(*args, **kwargs)
         return _Walk(self, args, kwargs).result()
 
