@@ -183,8 +183,7 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
 
         plan.then("backward", nothing)
         return
-    made = weight_gradient(x, dy, layer, plan.target, 0, 0)
-    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch(made.scratch), 0)
+    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, 0)
     elements = layer.kept.size
     places = torch.from_numpy(np.where(made.index < 0, elements, made.index))
 

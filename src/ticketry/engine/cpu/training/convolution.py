@@ -7,7 +7,7 @@ them: a table of weights is packed as if each weight were its own place in the d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,15 +130,15 @@ class WeightGradient:
     """int64: of each gradient its place in the dense tensor, or -1 where the number means nothing."""
     padded: int
     """Elements that the external tensor has: gradients, and behind them some that mean nothing."""
-    scratch: int
-    """Bytes of the arena that are used meanwhile."""
 
 
-def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, scratch: int, number: int) -> WeightGradient:
+def weight_gradient(
+    x: Batch, dy: Batch, layer: Layer, target: Target, reserve: Callable[[int], int], number: int
+) -> WeightGradient:
     """The gradient by the weights that are kept.
 
     Args:
-        scratch: the byte of the arena where `WeightGradient.scratch` bytes may be used.
+        reserve: gives so many bytes of the arena, to be used meanwhile: the first one.
         number: of the external tensor.
     """
     window, lanes = layer.window, target.lanes
@@ -148,17 +148,17 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, scratch: 
     cut = tiles(sides, size, lanes, _most(target))
     made = _filled_up(_tables(_matrix(layer.places, columns, dy, None), x, cut, target))
     chunks = _chunks(made, FLOAT * lanes // TOGETHER)
-    ops = []
+    turns = -(-len(made.weights) // lanes)
+    vectors = turns * lanes // TOGETHER
+    scratch, ops = reserve(vectors * lanes * FLOAT), []
     for part in parts(x.blocks, size) if len(chunks) == 1 else [range(x.blocks)]:
         cut = tiles(sides, size, lanes, _most(target), part)
         args: list[int | Array] = [made.segments, made.columns, scratch, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
-    turns = -(-len(made.weights) // lanes)
-    vectors = turns * lanes // TOGETHER
     begin, end = Op(Zero(), (scratch, vectors)), Op(Totals(), (scratch, turns, number))
-    return WeightGradient(begin, ops, end, made.weights - 1, turns * lanes, vectors * lanes * FLOAT)
+    return WeightGradient(begin, ops, end, made.weights - 1, turns * lanes)
 
 
 def _filled_up(made: Tables) -> Tables:
