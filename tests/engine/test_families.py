@@ -20,8 +20,6 @@ from ticketry.engine.graph import Graph
 from ticketry.engine.graph.model_file import dumps, loads
 from ticketry.tasks.models.networks import build, names
 
-HEAVY = {"resnet-50-imagenet", "resnet-18-imagenet", "wrn-28-10", "wrn-16-8"}
-
 
 def random_mask(model: nn.Module, density: float = 0.5) -> Mask:
     generator = torch.Generator().manual_seed(1)
