@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from structure_families import FAMILIES, HERE, in_a_process
+from structure_families import FAMILIES, HERE, exit_code, swept
 
 EXACT = 1e-4
 """Largest difference to eager torch, relative to the largest output."""
@@ -253,15 +253,9 @@ def main() -> int:
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return 0
-    found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    for name in arguments.only:
-        if name in found and not (arguments.again and found[name]["outcome"] != "equal"):
-            continue
-        found[name] = in_a_process(name, arguments.seconds, arguments.gigabytes, Path(__file__))
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
-        print(name, found[name]["outcome"], found[name].get("error", "")[-300:], flush=True)
+    found = swept(arguments.only, arguments, Path(__file__))
     tell(found)
-    return 0 if all(one["outcome"] in ("equal", "refused") for one in found.values()) else 1
+    return exit_code(found)
 
 
 def tell(found: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,23 @@ def in_a_process(family: str, seconds: int, gigabytes: int, script: Path = Path(
         return {"outcome": "failed", "error": (done.stderr or f"exit {done.returncode}")[-2000:]}
 
 
+def swept(names: Sequence[str], arguments: argparse.Namespace, script: Path = Path(__file__)) -> dict[str, Any]:
+    """What is known of each network: of those named, what the file does not tell yet is measured and added to it."""
+    found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    for name in names:
+        if name in found and not (arguments.again and found[name]["outcome"] != "equal"):
+            continue
+        found[name] = in_a_process(name, arguments.seconds, arguments.gigabytes, script)
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+        print(name, found[name]["outcome"], found[name].get("error", "")[-300:], flush=True)
+    return found
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """0 if each network was equal or refused with a reason."""
+    return 0 if all(one["outcome"] in ("equal", "refused") for one in found.values()) else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("families.json"))
@@ -229,15 +247,9 @@ def main() -> int:
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return 0
-    found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    for family in arguments.only:
-        if family in found and not (arguments.again and found[family]["outcome"] != "equal"):
-            continue
-        found[family] = in_a_process(family, arguments.seconds, arguments.gigabytes)
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
-        print(family, found[family]["outcome"], found[family].get("error", "")[-300:], flush=True)
+    found = swept(arguments.only, arguments)
     print(dict(Counter(one["outcome"] for one in found.values())))
-    return 0 if all(one["outcome"] in ("equal", "refused") for one in found.values()) else 1
+    return exit_code(found)
 
 
 if __name__ == "__main__":

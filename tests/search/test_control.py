@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from samples import sample
 from search.every_method import LENGTH, METHODS, TWO
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.training.segment import Start
@@ -28,15 +29,11 @@ def pole() -> tk.Task:
     return catalogue.get("cartpole", model="mlp-16-8", options=OPTIONS)
 
 
-def quick_and_slow() -> list[Any]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-
-
 def test_every_method_is_here() -> None:
     assert set(METHODS) | {"decorators"} == set(tk.search.methods())
 
 
-@pytest.mark.parametrize("method", quick_and_slow())
+@pytest.mark.parametrize("method", sample(METHODS, QUICK))
 def test_contract(tmp_path: Path, method: str) -> None:
     task = pole()
     settings = getattr(tk.search, method).Settings(**METHODS[method])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import ticketry as tk
+from samples import sample
 from search.every_method import LENGTH, METHODS
 from ticketry.errors import TaskError, UsageError
 from ticketry.tasks import catalogue
@@ -29,11 +29,7 @@ def test_every_method_is_here() -> None:
     assert set(METHODS) | {"decorators"} == set(tk.search.methods())
 
 
-def quick_and_slow() -> list[Any]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-
-
-@pytest.mark.parametrize("method", quick_and_slow())
+@pytest.mark.parametrize("method", sample(METHODS, QUICK))
 def test_contract(tmp_path: Path, method: str) -> None:
     task = table(tmp_path)
     settings = getattr(tk.search, method).Settings(**METHODS[method])
