@@ -91,7 +91,8 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, str] | Non
     """The task of that name: built in, an installed package's, or module:object, see `user_task.load`.
 
     `model` chooses another network than the task's own. `options` go to the task: data sets in memory have ``train``,
-    for fewer training examples; see also `images.folder.make`, `regression.task.make` and their like.
+    for fewer training examples, and ``size``, for fewer pixels; see also `images.folder.make`,
+    `regression.task.make` and their like.
 
     Raises:
         TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.

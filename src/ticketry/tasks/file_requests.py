@@ -20,7 +20,7 @@ from ticketry.tasks.regression import facts as tables
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, Learning
 
 GRANTED = {
-    **dict.fromkeys(DATA_SETS.built_in, ("train",)),
+    **dict.fromkeys(DATA_SETS.built_in, ("train", "size")),
     **dict.fromkeys(PUBLISHED, ("train", "time", "dropout")),
     **dict.fromkeys(tables.UCI, tables.OPTIONS),
     **dict.fromkeys(ENVIRONMENTS, tuple(field.name for field in fields(Learning))),

@@ -98,3 +98,30 @@ def test_key_is_json_and_tells_tasks_apart() -> None:
     texts = [json.dumps(key, sort_keys=True) for key in keys]
     assert [json.loads(text) for text in texts] == keys
     assert len(set(texts)) == len(texts)
+
+
+def test_fewer_pixels_are_another_task_of_that_shape() -> None:
+    whole, same, small = (catalogue.get("cifar10", options=options) for options in ({}, {"size": "32"}, {"size": "16"}))
+    assert same.key() == whole.key()
+    assert small.key() != whole.key()
+    assert small.shape == (3, 16, 16)
+    assert small.recipe == whole.recipe
+    assert small.build()(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_a_crop_moves_smaller_images_by_the_same_share_of_them() -> None:
+    small = catalogue.get("cifar10", options={"size": "16"})
+    batch = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
+    batch[:, :, 8, 8] = 1
+    moved = small.augment(batch, ("crop",), torch.Generator().manual_seed(0))
+    assert sorted({row.nonzero()[0][1].item() - 8 for row in moved}) == [-2, -1, 0, 1, 2]
+    whole = catalogue.get("cifar10").augment(batch, ("crop",), torch.Generator().manual_seed(0))
+    assert sorted({row.nonzero()[0][1].item() - 8 for row in whole}) == list(range(-4, 5))
+
+
+@pytest.mark.parametrize("size", ["64", "15", "0", "small"])
+def test_a_size_that_whole_squares_of_pixels_do_not_give_is_told_with_those_that_they_do(size: str) -> None:
+    with pytest.raises(TaskError, match=r"option size of cifar10 is .*"):
+        catalogue.get("cifar10", options={"size": size})
+    with pytest.raises(TaskError, match=r"one of 32, 16, 8, 4, 2, 1 .*, not '15'"):
+        catalogue.get("cifar10", options={"size": "15"})

@@ -14,6 +14,7 @@ from ticketry.registry import BUILT_IN, source_digest
 from ticketry.registry import load as load_object
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.prepared import prepared
+from ticketry.tasks.data.shrink import shrunk
 from ticketry.tasks.data.splits import fewer
 from ticketry.tasks.images.facts import DATA_SETS
 from ticketry.tasks.task import Splits
@@ -22,7 +23,7 @@ VERSION = 1
 """Of what `load` returns. A change of a reader or of the split rule that moves an example or a pixel raises it."""
 
 
-def load(name: str, data: Path | None = None, *, train: int = 0) -> Splits:
+def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1) -> Splits:
     """The data set `name`: images uint8 [n, channels, height, width], targets int64 [n]; loaded once a process.
 
     The copy that an earlier process prepared in the cache folder comes first. Without one the published files are
@@ -31,13 +32,14 @@ def load(name: str, data: Path | None = None, *, train: int = 0) -> Splits:
 
     Args:
         train: only so many of the training examples, as many of each class (see `splits.fewer`); 0 is all.
+        factor: by how much height and width are divided: images are averaged over squares of so many pixels a side.
 
     Raises:
         TaskError: for an unknown name, or a number of training examples that cannot be had.
         DataError: if it is absent and cannot be downloaded, or not what its published digest says.
     """
     DATA_SETS.target(name)
-    return _load(name, places(data), train)
+    return _load(name, places(data), train, factor)
 
 
 def source(name: str) -> str:
@@ -48,7 +50,8 @@ def source(name: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, where: tuple[Place, ...], train: int) -> Splits:
+def _load(name: str, where: tuple[Place, ...], train: int, factor: int) -> Splits:
     tag = "-".join([name, str(VERSION), *([source(name)[:16]] if source(name) else [])])
     splits = prepared(tag, folder=where[-1].folder, make=lambda: load_object(DATA_SETS.get(name).read)(where))
-    return replace(splits, train=fewer(splits.train, train)) if train else splits
+    splits = replace(splits, train=fewer(splits.train, train)) if train else splits
+    return splits if factor == 1 else shrunk(splits, factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ticketry.errors import TaskError
 from ticketry.tasks import data as data_sets
 from ticketry.tasks import models
-from ticketry.tasks.images.facts import DATA_SETS
+from ticketry.tasks.images.facts import DATA_SETS, ImageData
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Splits
@@ -32,15 +32,15 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
 
 
-def crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [n, c, h, w] moved by up to 4 pixels along both axes, zeros moving in.
+def crop(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
+    """Each image [n, c, h, w] moved by up to `padding` pixels along both axes, zeros moving in.
 
-    One draw: [n, 2] of {0, ..., 8}, the top and the left edge of the crop in the image padded by 4 on all sides.
+    One draw: [n, 2] of {0, ..., 2 padding}, the top and the left edge of the crop in the image padded on all sides.
     """
     count, channels, height, width = images.shape
-    corner = torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator)
-    padded = F.pad(images, (PADDING,) * 4)
-    stride = width + 2 * PADDING
+    corner = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
+    padded = F.pad(images, (padding,) * 4)
+    stride = width + 2 * padding
     # Positions in a padded image laid out flat: one gather of single pixels is cheaper than one for each axis.
     window = (torch.arange(height)[:, None] * stride + torch.arange(width)).view(1, -1)
     positions = (corner[:, :1] * stride + corner[:, 1:] + window).to(images.device)
@@ -67,6 +67,8 @@ class Images(Classification):
     shape: tuple[int, int, int]
     """Channels, height, width."""
     classes: int
+    padding: int = PADDING
+    """How far ``crop`` moves images at most, in pixels."""
 
     def build(self) -> nn.Module:
         return models.build(self.model, shape=self.shape, classes=self.classes)
@@ -91,7 +93,7 @@ class Images(Classification):
                 raise TaskError(
                     f"the task {self.name} has no augmentation {name!r}: choose from {', '.join(_AUGMENTATIONS)}"
                 )
-            inputs = _AUGMENTATIONS[name](inputs, generator)
+            inputs = crop(inputs, generator, self.padding) if name == "crop" else flip(inputs, generator)
         return inputs
 
 
@@ -109,11 +111,19 @@ class ImageClassification(Images):
     std: tuple[float, ...]
     recipe: Recipe
     train: int = 0
+    factor: int = 1
+    """By how much height and width of the data set are divided."""
     spec: Spec | None = None
+
+    @property
+    def padding(self) -> int:  # type: ignore[override]
+        """The same share of an image at every resolution."""
+        return max(1, PADDING // self.factor)
 
     def key(self) -> Mapping[str, object]:
         return {
             **({"train": self.train} if self.train else {}),
+            **({"averaged": self.factor} if self.factor > 1 else {}),
             "name": self.name,
             "data_version": data_sets.VERSION,
             **({"data_source": source} if (source := data_sets.source(self.name)) else {}),
@@ -126,7 +136,7 @@ class ImageClassification(Images):
         }
 
     def load(self, data: Path | None = None) -> Splits:
-        return data_sets.load(self.name, data, train=self.train)
+        return data_sets.load(self.name, data, train=self.train, factor=self.factor)
 
 
 @lru_cache(maxsize=32)
@@ -147,7 +157,10 @@ def make(spec: Spec) -> ImageClassification:
     Raises:
         TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
     """
-    data = DATA_SETS.get(spec.name)
+    data, options = DATA_SETS.get(spec.name), Options(spec, ("train", "size"))
+    factor = _factor(data, options)
+    channels, height, width = data.shape
+    data = replace(data, shape=(channels, height // factor, width // factor))
     network = spec.model or data.model
     models.check(network, shape=data.shape)
     return ImageClassification(
@@ -159,6 +172,19 @@ def make(spec: Spec) -> ImageClassification:
         mean=data.mean,
         std=data.std,
         recipe=data.recipe_of(network),
-        train=Options(spec, ("train",)).whole("train", 0, least=None, what="number of training examples"),
+        train=options.whole("train", 0, least=None, what="number of training examples"),
+        factor=factor,
         spec=spec,
     )
+
+
+def _factor(data: ImageData, options: Options) -> int:
+    """By how much the option ``size`` makes images smaller, each side."""
+    _, height, width = data.shape
+    sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
+    size = options.whole("size", height, least=1)
+    if size not in sizes:
+        raise options.wrong(
+            "size", f"one of {', '.join(map(str, sizes))} (pixels, whole squares of which are averaged)"
+        )
+    return sizes[size]
