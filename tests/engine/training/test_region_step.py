@@ -205,6 +205,18 @@ def test_two_steps_at_once() -> None:
     assert torch.equal(both, x.grad)
 
 
+def test_other_weights_in_between() -> None:
+    """Both ways share tables of weights: a step that other weights came between has its own on the way back."""
+    step, model = _linear_step()
+    x = torch.randn(2, 8, 4, requires_grad=True)
+    first, weight = step([x[0]])[0], model[0].weight.detach().clone()
+    model[0].weight = nn.Parameter(torch.randn(3, 4))
+    second = step([x[1]])[0]
+    (first.sum() + second.sum()).backward()
+    expected = torch.stack([weight.sum(0), model[0].weight.detach().sum(0)])
+    torch.testing.assert_close(x.grad, expected[:, None].expand(2, 8, 4))
+
+
 def test_a_second_backward_and_weights_changed_in_between_are_refused() -> None:
     step, model = _linear_step()
     loss = step([torch.randn(8, 4)])[0].sum()

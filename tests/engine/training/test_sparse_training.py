@@ -135,6 +135,29 @@ def test_masks_that_move_and_batches_of_any_size() -> None:
         fast.update(tk.Mask({"nothing": torch.ones(1)}))
 
 
+def test_gradients_from_elsewhere_are_masked_too() -> None:
+    """Kernels give gradients that need no mask, unless something is added to them on their way to the parameter."""
+    torch.manual_seed(0)
+    model = resnet().train()
+    mask = tk.prune(model, density=0.2)
+    weights = list(mask.parameters(model).values())
+    weights[0].register_hook(lambda gradient: gradient.add_(1))
+    x, y = data((3, 16, 16))
+    fast = tk.sparse_training(model, mask, x)
+    F.cross_entropy(fast(x), y).backward()
+    alone = [weight.grad for weight in weights]
+    (F.cross_entropy(fast(x), y) + sum(weight.sum() for weight in weights)).backward()
+    for weight, before, kept in zip(weights, alone, mask.values(), strict=True):
+        assert before is weight.grad
+        assert weight.grad is not None
+        assert not weight.grad[~kept].any()
+    fast.zero_grad()
+    loss = F.cross_entropy(fast(x), y)
+    fast.update(tk.prune(model, density=0.1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # weights were set to 0
+        loss.backward()
+
+
 class Mixed(nn.Module):
     """Layers that kernels know between others, a layer that is called twice, and one that runs beside."""
 

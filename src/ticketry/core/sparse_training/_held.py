@@ -19,11 +19,25 @@ from ticketry.errors import HoldError
 _SCALES = ("exp_inf", "step_size")
 
 
+_MASKED = "_ticketry_masked"
+
+
+def mark_masked(gradient: Tensor, mask: Tensor) -> None:
+    """Tell hooks that a gradient is 0 where a mask prunes, so that it is not masked again as it is."""
+    setattr(gradient, _MASKED, (mask, gradient._version))
+
+
+def _is_masked(gradient: Tensor, mask: Tensor) -> bool:
+    """Whether a gradient was marked, with this mask, and nothing was added or written in place since then."""
+    marked = getattr(gradient, _MASKED, None)
+    return marked is not None and marked[0] is mask and marked[1] == gradient._version
+
+
 class HeldParameter:
     """A parameter and the weights of it that are kept."""
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
-        self.parameter = parameter
+        self.parameter, self._mask = parameter, mask
         # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
         self.kept = torch.empty_like(parameter.detach()).copy_(mask)
         """0 and 1 in the type, layout and place of the parameter."""
@@ -56,7 +70,7 @@ class HeldParameter:
             self._handle = None
 
     def _masked(self, gradient: Tensor) -> Tensor:
-        return gradient * self.kept_like(gradient)
+        return gradient if _is_masked(gradient, self._mask) else gradient * self.kept_like(gradient)
 
 
 class Orphans:

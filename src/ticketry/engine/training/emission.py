@@ -26,7 +26,7 @@ from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, i
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
-from ticketry.engine.training.plan import Call, Plan, Slot
+from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
 
 
@@ -128,37 +128,24 @@ def _layer(node: Conv, plan: Plan) -> Layer:
     return Layer(kept, node.window, node.groups)
 
 
-def _gathered(plan: Plan, when: str, node: Conv, found: list[Gathered]) -> list[Slot]:
-    """Operations whose weights are gathered at the beginning of a pass."""
-    slots = [plan.add(when, each.ops) for each in found]
-    indices = [torch.from_numpy(each.index) for each in found]
-
-    def gather(call: Call) -> None:
-        weight = call.parameters[node.module, "weight"].detach().reshape(-1)
-        for slot, index in zip(slots, indices, strict=True):
-            if len(index):
-                torch.index_select(weight, 0, index, out=torch.from_numpy(plan.table(slot.number, 2)))
-
-    plan.prepare[when].append(gather)
-    return slots
-
-
 @_forward.register
 def _(node: Conv, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.values[node.y]
-    found = forward(x, y, _layer(node, plan), plan.target)
-    slot = _gathered(plan, "forward", node, found)[0]
-    if not node.bias:
-        return
-    segments = found[0].ops[0].args[0]
+    found = forward(x, y, _layer(node, plan), plan.target)[0]
+    slot, gather = plan.add("forward", found.ops), plan.alone(found.gather())
+    plan.packed[node.module] = found
+
+    def fill(call: Call) -> None:
+        weight = call.parameters[node.module, "weight"].detach().contiguous()
+        call.session.run(gather.number, gather.number + 1, [weight.data_ptr()])
+        if node.bias:
+            bias = call.parameters[node.module, "bias"].detach().numpy()
+            plan.table(slot.number, 0)[:, -1] = bias[rows].view(np.int32)
+
+    segments = found.ops[0].args[0]
     assert isinstance(segments, np.ndarray)
     rows = segments[:, 2] // y.geometry.bytes
-
-    def set_bias(call: Call) -> None:
-        bias = call.parameters[node.module, "bias"].detach().numpy()
-        plan.table(slot.number, 0)[:, -1] = bias[rows].view(np.int32)
-
-    plan.prepare["forward"].append(set_bias)
+    plan.prepare["forward"].append(fill)
 
 
 @_backward.register
@@ -170,9 +157,18 @@ def _(node: Conv, plan: Plan, gradients: Gradients) -> None:
     if node.x in gradients.needed:
         there = gradients.of.get(node.x)
         dx = there or plan.gradient_memory(node.x)
-        _gathered(plan, "backward", node, input_gradient(dy, dx, layer, plan.target, there))
+        _gathered(plan, node, input_gradient(dy, dx, layer, plan.target, there))
         gradients.of[node.x] = dx
     plan.release(dy)
+
+
+def _gathered(plan: Plan, node: Conv, found: list[Gathered]) -> None:
+    """Operations whose weights are gathered, at the beginning of the way back, from those of the way there."""
+    for each in found:
+        plan.add("backward", each.ops)
+    gathers = [plan.alone(each.gather(plan.packed[node.module])).number for each in found if len(each.index)]
+    if gathers:
+        plan.prepare["backward"].append(lambda call: call.session.run(gathers[0], gathers[-1] + 1))
 
 
 def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) -> None:
@@ -183,20 +179,15 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
 
         plan.then("backward", nothing)
         return
-    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, 0)
-    elements = layer.kept.size
-    places = torch.from_numpy(np.where(made.index < 0, elements, made.index))
-
+    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch)
     plan.add("backward", made.ops, made.begin)
-    end = plan.alone(made.end)
+    ends = [plan.alone(op).number for op in made.end]
 
     def totals(call: Call) -> None:
-        packed = torch.empty(made.padded)
-        call.session.run(end.number, end.number + 1, [packed.data_ptr()])
-        # One element more, for the columns that only fill up sets.
-        gradient = torch.zeros(elements + 1).index_copy_(0, places, packed[: len(places)])
-        weight = call.parameters[node.module, "weight"]
-        call.gradients[node.module, "weight"] = gradient[:-1].view(weight.shape)
+        packed = torch.empty(made.packed)
+        gradient = torch.zeros(call.parameters[node.module, "weight"].shape)
+        call.session.run(ends[0], ends[-1] + 1, [packed.data_ptr(), gradient.data_ptr()])
+        call.gradients[node.module, "weight"] = gradient
 
     plan.later(totals)
 

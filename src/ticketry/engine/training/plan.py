@@ -6,6 +6,7 @@ else runs in the kernels, operation after operation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
-from ticketry.engine.cpu.training.convolution import halo_of_gradient
+from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
@@ -43,6 +44,7 @@ class Call:
     wanted: frozenset[tuple[str, str]] = frozenset()
     """Parameters whose gradients are asked for."""
     closed: bool = False
+    number: int = field(default_factory=itertools.count().__next__)
 
     def close(self) -> None:
         """Give the working memory back."""
@@ -101,6 +103,9 @@ class Plan:
         self._scratch, self._scratch_bytes, self._scratch_taken = 0, 0, False
         self._waiting: list[tuple[list[Op], Op | None, Slot]] = []
         self._later: list[Stage] = []
+        self.packed: dict[str, Gathered] = {}
+        """Module -> the operations of the way there, with its weights."""
+        self._filled = -1
 
     def link(self) -> None:
         """Make the program of the operations that were added.
@@ -257,7 +262,13 @@ class Plan:
 
     def run(self, when: str, call: Call) -> None:
         """A whole pass, between loads and stores."""
-        for stage in self.prepare[when]:
+        ready: list[Stage] = []
+        if when == "forward" or self._filled != call.number:  # another step, with other weights, may have been between
+            ready += self.prepare["forward"]
+            self._filled = call.number
+        if when == "backward":
+            ready += self.prepare["backward"]
+        for stage in ready:
             stage(call)
         for stage in self.stages[when]:
             stage(call)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ticketry.core.sparse_training._held import mark_masked
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.training.layout import IMAGES
 from ticketry.engine.cpu.window import Array
@@ -24,12 +25,18 @@ class RegionStep:
     Args:
         modules: of the model, by name.
         kept: of each convolution's module, which weights are kept.
+        masks: the same as tensors of the mask that is held, where one is.
     """
 
     def __init__(
-        self, region: Region, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], library: Library
+        self,
+        region: Region,
+        modules: Mapping[str, nn.Module],
+        kept: Mapping[str, Array],
+        library: Library,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.region = region
+        self.region, self.masks = region, masks or {}
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
 
@@ -82,7 +89,7 @@ class _Function(torch.autograd.Function):
                 name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
             )
             ctx.save_for_backward(*parameters)
-            ctx.plan, ctx.call, ctx.shapes = plan, call, [tensor.shape for tensor in inputs]
+            ctx.step, ctx.plan, ctx.call, ctx.shapes = step, plan, call, [tensor.shape for tensor in inputs]
         else:
             call.close()
         return made
@@ -107,7 +114,12 @@ class _Function(torch.autograd.Function):
             key = f"store gradient {name}"
             there = key in plan.moves
             found.append(plan.store(call, key, plan.shapes[name])[: plan.live].reshape(shape) if there else None)
-        found += [call.gradients.get(name) if name in call.wanted else None for name in plan.region.parameters]
+        for name in plan.region.parameters:
+            # Not kept here, so that autograd need not copy it.
+            gradient = call.gradients.pop(name, None) if name in call.wanted else None
+            if gradient is not None and name[1] == "weight" and name[0] in ctx.step.masks:
+                mark_masked(gradient, ctx.step.masks[name[0]])
+            found.append(gradient)
         call.close()
         return None, None, *found
 

@@ -104,8 +104,9 @@ class SparseTraining(nn.Module):
         model = self._model[0]
         self._captured = capture(model, self._kept, self._graph())
         modules = dict(model.named_modules())
+        masks = _masks(model, self.mask)
         self._steps = {
-            id(step): RegionStep(step.region(), modules, self._kept, self._library)
+            id(step): RegionStep(step.region(), modules, self._kept, self._library, masks)
             for step in self._captured.order
             if isinstance(step, Part)
         }
@@ -204,12 +205,17 @@ class _Walk:
             self._values[node] = value.flatten(1) if flat else value
 
 
-def _kept(model: nn.Module, mask: Mask) -> dict[str, Array]:
-    """Of every convolution and linear layer under the mask, which weights are kept."""
+def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
+    """Of every convolution and linear layer under the mask, its tensor of the mask."""
     names = {id(parameter): name for name, parameter in mask.parameters(model).items()}
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) in names:
-            kept = mask[names[id(module.weight)]].numpy()
-            found[name] = np.ascontiguousarray(kept.reshape(*kept.shape, 1, 1) if kept.ndim == 2 else kept)
-    return found
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return {name: mask[names[id(module.weight)]] for name, module in layers if id(module.weight) in names}
+
+
+def _kept(model: nn.Module, mask: Mask) -> dict[str, Array]:
+    """Of every convolution and linear layer under the mask, which weights are kept: O x I x rows x columns."""
+    kept = {name: tensor.numpy() for name, tensor in _masks(model, mask).items()}
+    return {
+        name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
+        for name, each in kept.items()
+    }

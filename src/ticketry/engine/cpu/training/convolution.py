@@ -19,6 +19,7 @@ from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.training.layout import Batch, Side, parts, tiles
+from ticketry.engine.cpu.training.packing import Gather, Scatter
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
 from ticketry.engine.cpu.window import Array, Pair, Window
 
@@ -59,8 +60,24 @@ class Gathered:
     ops: list[Op]
     index: Array
     """int64: the place in the dense tensor of each entry of the table."""
-    table: int = 2
-    """Which argument of the operation the table is."""
+
+    @property
+    def table(self) -> Array:
+        """float32: the weights, of all the operations."""
+        table = self.ops[0].args[2]
+        assert isinstance(table, np.ndarray)
+        return table
+
+    def gather(self, source: Gathered | None = None) -> Op:
+        """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
+        if source is None:
+            index, given = self.index, 0
+        else:
+            place = np.zeros(1 + source.index.max(initial=0), dtype=np.int64)
+            place[source.index] = np.arange(len(source.index))
+            index, given = place[self.index], source.table
+        packed = source is not None
+        return Op(Gather(packed), (index.astype(np.int32), self.table, len(index), given))
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
@@ -120,26 +137,22 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradient:
-    """Operations that give the gradients of kept weights, packed, in an external tensor."""
+    """Operations that give the gradients of kept weights."""
 
     begin: Op
     ops: list[Op]
     """One for each part of the blocks."""
-    end: Op
-    index: Array
-    """int64: of each gradient its place in the dense tensor, or -1 where the number means nothing."""
-    padded: int
-    """Elements that the external tensor has: gradients, and behind them some that mean nothing."""
+    end: list[Op]
+    """With two external tensors: one for packed gradients, and the dense one that they are scattered to."""
+    packed: int
+    """Elements of the first of these tensors."""
 
 
-def weight_gradient(
-    x: Batch, dy: Batch, layer: Layer, target: Target, reserve: Callable[[int], int], number: int
-) -> WeightGradient:
+def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: Callable[[int], int]) -> WeightGradient:
     """The gradient by the weights that are kept.
 
     Args:
         reserve: gives so many bytes of the arena, to be used meanwhile: the first one.
-        number: of the external tensor.
     """
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
@@ -157,12 +170,13 @@ def weight_gradient(
         for t in cut:
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
-    begin, end = Op(Zero(), (scratch, vectors)), Op(Totals(), (scratch, turns, number))
-    return WeightGradient(begin, ops, end, made.weights - 1, turns * lanes)
+    index = np.asarray(made.weights - 1, dtype=np.int32)
+    end = [Op(Totals(), (scratch, turns, 0)), Op(Scatter(), (index, len(index), 0, 1))]
+    return WeightGradient(Op(Zero(), (scratch, vectors)), ops, end, turns * lanes)
 
 
 def _filled_up(made: Tables) -> Tables:
-    """Tables whose segments have whole sets of columns: the last one again, with 0 for its weight."""
+    """Tables whose segments have whole sets of columns: the last one again, whose sum is the same bit for bit."""
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // TOGETHER) * TOGETHER
     first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
@@ -171,8 +185,7 @@ def _filled_up(made: Tables) -> Tables:
     source = np.repeat(first, filled) + np.minimum(behind, last)
     segments = made.segments.copy()
     segments[:, 0] = filled << FLAG_BITS
-    weights = np.where(behind <= last, made.weights[source], 0)
-    return replace(made, segments=segments, columns=made.columns[source], weights=weights)
+    return replace(made, segments=segments, columns=made.columns[source], weights=made.weights[source])
 
 
 def _reached(window: Window, axis: int, position: int, tap: int) -> int:
