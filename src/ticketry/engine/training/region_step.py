@@ -116,10 +116,10 @@ class _Function(torch.autograd.Function):
             found.append(plan.store(call, key, plan.shapes[name])[: plan.live].reshape(shape) if there else None)
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
-            gradient = call.gradients.pop(name, None) if name in call.wanted else None
-            if gradient is not None and name[1] == "weight" and name[0] in ctx.step.masks:
-                mark_masked(gradient, ctx.step.masks[name[0]])
-            found.append(gradient)
+            made = call.gradients.pop(name, None) if name in call.wanted else None
+            if made is not None and name[1] == "weight" and name[0] in ctx.step.masks:
+                mark_masked(made, ctx.step.masks[name[0]])
+            found.append(made)
         call.close()
         return None, None, *found
 

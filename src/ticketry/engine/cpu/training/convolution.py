@@ -70,14 +70,12 @@ class Gathered:
 
     def gather(self, source: Gathered | None = None) -> Op:
         """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
+        count = len(self.index)
         if source is None:
-            index, given = self.index, 0
-        else:
-            place = np.zeros(1 + source.index.max(initial=0), dtype=np.int64)
-            place[source.index] = np.arange(len(source.index))
-            index, given = place[self.index], source.table
-        packed = source is not None
-        return Op(Gather(packed), (index.astype(np.int32), self.table, len(index), given))
+            return Op(Gather(packed=False), (self.index.astype(np.int32), self.table, count, 0))
+        place = np.zeros(1 + source.index.max(initial=0), dtype=np.int32)
+        place[source.index] = np.arange(len(source.index))
+        return Op(Gather(packed=True), (place[self.index], self.table, count, source.table))
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
