@@ -259,7 +259,7 @@ class Compiled(ForInference):
         return _unpickled, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
 
     def __repr__(self) -> str:
-        return f"{table(self.layers(), self.target.name)}\n{self.beside_eager}"
+        return f"{table(self.layers(), f'Compiled for {self.target.name}')}\n{self.beside_eager}"
 
     def _threads(self) -> int:
         """Of a call: more than there are cores would only wait for each other."""

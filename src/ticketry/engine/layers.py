@@ -97,8 +97,8 @@ def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> di
     return {name: sorted(several)[len(several) // 2] for name, several in found.items()}
 
 
-def table(layers: Sequence[Layer], target: str) -> str:
-    """The rows as text, with the sum of what is known."""
+def table(layers: Sequence[Layer], title: str) -> str:
+    """The rows as text."""
     head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
     cells = [head]
     for layer in layers:
@@ -117,4 +117,4 @@ def table(layers: Sequence[Layer], target: str) -> str:
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([f"Compiled for {target}", *lines])
+    return "\n".join([title, *lines])

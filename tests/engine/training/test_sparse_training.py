@@ -118,11 +118,11 @@ def test_masks_that_move_and_batches_of_any_size() -> None:
     x, y = data((3, 16, 16), 64)
     fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x[:8])
     losses(fast, x, y, 2)
-    kernels = len(fast._library._addresses)
+    kernels = len(fast._context.library._addresses)
     smaller = tk.prune(model, density=0.1, distribution="layerwise")
     fast.update(smaller)
     losses(fast, x, y, 2)
-    assert len(fast._library._addresses) <= kernels + 2
+    assert len(fast._context.library._addresses) <= kernels + 2
     twin = copy.deepcopy(model)
     for images in (64, 37, 3):
         for one in (fast, twin):
@@ -214,23 +214,165 @@ def test_the_way_of_a_model_in_training_mode_is_taken_whenever_it_was_captured()
     assert not torch.equal(found, fast(x)), "other numbers are dropped"
 
 
-def test_clear_errors() -> None:
-    class Deciding(nn.Module):
+def gradients_agree(model: nn.Module, twin: nn.Module, mask: tk.Mask) -> None:
+    """Those of a model against those of its twin in torch, which was not held."""
+    for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if theirs.grad is None:
+            assert mine.grad is None, name
+            continue
+        expected = theirs.grad * mask[name] if name in mask else theirs.grad
+        assert torch.allclose(mine.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())), name
+
+
+class Stem(nn.Module):
+    """Can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor, *, twice: bool = False, scale: Tensor | None = None) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        x = 2 * x if twice else x
+        return x if scale is None else x * scale
+
+
+class Deciding(nn.Module):
+    """Its way depends on its data; what it calls can be traced, but for one module, whose layers can."""
+
+    def __init__(self, inner: bool = True) -> None:
+        super().__init__()
+        self.stem = Stem()
+        self.inner = Deciding(False) if inner else None
+        self.beside = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x, twice=bool(x.sum() > 0), scale=x.new_tensor(0.5) if len(x) % 2 else None)
+        x = self.beside(x)
+        return x if self.inner is None else self.inner(x)
+
+
+def test_parts_of_a_model_that_cannot_be_traced_run_by_themselves() -> None:
+    torch.manual_seed(0)
+    model = Deciding().train()
+    twin = copy.deepcopy(model)
+    mask = tk.prune(model, density=0.3, distribution="layerwise")
+    x = torch.randn(20, 8, 9, 9)
+    fast = tk.sparse_training(model, mask, x)
+    assert {layer.where for layer in fast.layers()} == {"engine"}
+    assert "its way depends on its data" in fast.untraced()["inner"]
+    assert "The model is not traced: its way depends on its data" in repr(fast)
+    mask.apply_(twin)
+    for sign, images in ((1, 20), (-1, 20), (1, 7), (-1, 20)):
+        for one in (fast, twin):
+            one.zero_grad()
+            one(sign * x[:images]).square().sum().backward()
+        gradients_agree(model, twin, mask)
+    assert len(fast._units[1]._forms) == 3
+    with fast.running():
+        found = model.stem(x)
+    torch.testing.assert_close(found, twin.stem(x), rtol=1e-4, atol=1e-5)
+    assert "forward" not in model.stem.__dict__
+
+
+def test_a_graph_that_is_not_its_code_is_not_taken() -> None:
+    class Counting(Stem):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    class Asking(Stem):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) if isinstance(x, Tensor) else super().forward(x, twice=True)
+
+    class Drawing(Stem):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) * torch.rand(())
+
+    class Changing(Stem):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            made = self.conv(x)
+            return made + F.relu(made, inplace=True)
+
+    x = torch.randn(8, 8, 9, 9)
+    for kind, why in ((Counting, "changes it"), (Asking, "something else"), (Drawing, "draws"), (Changing, "in place")):
+        torch.manual_seed(0)
+        model = kind().train()
+        twin = copy.deepcopy(model)
+        mask = tk.prune(model, density=0.3)
+        fast = tk.sparse_training(model, mask, x)
+        assert why in fast.untraced()[""], kind
+        assert fast.layers()[0].where == "engine"
+        mask.apply_(twin)
+        for _ in range(2):
+            for one in (fast, twin):
+                torch.manual_seed(3)
+                one.zero_grad()
+                one(x).square().sum().backward()
+            gradients_agree(model, twin, mask)
+
+
+def test_hooks_run_once() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()), nn.Conv2d(16, 16, 3)).train()
+    x, seen = torch.randn(8, 8, 9, 9), []
+    fast = tk.sparse_training(model, tk.prune(model, density=0.3), x)
+    for module in (model, model[0], model[0][0]):
+        module.register_forward_hook(lambda module, args, output: seen.append(type(module)))
+    for _ in range(2):
+        seen.clear()
+        fast(x)
+        assert seen == [nn.Conv2d, nn.Sequential, nn.Sequential]
+
+
+def test_frozen_norms_and_random_numbers_in_the_order_of_the_code() -> None:
+    class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(4, 4)
+            self.stem, self.last = Stem(), nn.Conv2d(16, 16, 3, padding=1)
+            self.one, self.two = nn.Dropout(0.5), nn.Dropout(0.3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) if x.sum() > 0 else x
+            first = self.stem(x)
+            one, two = self.one(x), self.two(x)
+            return self.last(first + torch.cat([two, two], 1)) + torch.cat([one, one], 1)
 
-    model = Deciding()
-    with pytest.raises(CaptureError, match="depends on its data"):
-        tk.sparse_training(model, tk.prune(model, density=0.5), torch.ones(2, 4))
+    torch.manual_seed(0)
+    model, x = Both().train(), torch.randn(8, 8, 9, 9)
+    twin = copy.deepcopy(model)
+    mask = tk.prune(model, density=0.3)
+    fast = tk.sparse_training(model, mask, x)
+    mask.apply_(twin)
+    for frozen in (False, True):
+        if frozen:
+            model.stem.norm.eval()
+            twin.stem.norm.eval()
+        for one in (fast, twin):
+            torch.manual_seed(3)
+            one.zero_grad()
+            one(x).square().sum().backward()
+        gradients_agree(model, twin, mask)
+        torch.testing.assert_close(model.stem.norm.running_mean, twin.stem.norm.running_mean)
+        assert [layer.where for layer in fast.layers()] == ["engine", "engine"]
+
+
+def test_a_model_of_which_nothing_runs_in_kernels_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 40)).train()
+    fast = tk.sparse_training(model, tk.prune(model, density=0.9), torch.ones(2, 4))
+    assert repr(fast).endswith("Nothing runs in kernels.")
+    assert torch.equal(fast(torch.ones(2, 4)), model(torch.ones(2, 4)))
+
+
+def test_clear_errors() -> None:
     double = nn.Sequential(nn.Linear(4, 4)).double()
     with pytest.raises(EngineError, match="float64"):
         tk.sparse_training(double, tk.prune(double, density=0.5), torch.ones(2, 4))
     model = nn.Sequential(nn.Linear(4, 40))
-    fast = tk.sparse_training(model, tk.prune(model, density=0.2), torch.ones(2, 4))
+    mask = tk.prune(model, density=0.2)
+    with pytest.raises(CaptureError, match="example inputs do not run"):
+        tk.sparse_training(model, mask, torch.ones(2, 5))
+    fast = tk.sparse_training(model, mask, torch.ones(2, 4))
     assert isinstance(fast, SparseTraining)
-    with pytest.raises(EngineError, match="arguments"):
+    with pytest.raises(TypeError, match="takes 2 positional arguments"):
         fast(torch.ones(2, 4), torch.ones(2, 4))

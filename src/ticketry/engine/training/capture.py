@@ -5,19 +5,17 @@ The model is traced symbolically (`torch.fx`), its modules as wholes: parameters
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.lowering import Unknown, lowered_function, lowered_module
+from ticketry.engine.training.lowering import Unknown, draws, lowered_function, lowered_module
 from ticketry.engine.training.nodes import Conv, Node, Norm, Region, Sum, fused
-from ticketry.errors import CaptureError
+
+LAYERS = (nn.Conv2d, nn.Linear)
+"""Modules with weights that kernels know."""
 
 LIMIT = 0.5
 """Above this density a layer runs in torch. 3x3 convolutions with 64 and 256 channels took 0.6 to 0.8 of torch's time,
@@ -61,33 +59,15 @@ def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph) -> Cap
 
     Args:
         kept: of each module under the mask, which weights are kept.
-        graph: of the model, see `traced`.
+        graph: of a call of it, see `tracing`.
     """
     modules = dict(model.named_modules())
     finder = _Finder(modules, kept)
+    random = [node for node in graph.nodes if draws(node, modules)]
+    finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
         finder.visit(node)
     return finder.captured(graph)
-
-
-def traced(model: nn.Module, example: tuple[Any, ...]) -> fx.Graph:
-    """The model's graph, each value with its shape for the example.
-
-    Raises:
-        CaptureError: the model cannot be traced.
-    """
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be traced, because its way depends on its data ({error}): put the part that"
-            " decides into a module of its own, or train the mask densely under tk.hold"
-        ) from error
-    # A copy, whose statistics may move; the random numbers that it draws are put back.
-    twin = fx.GraphModule(copy.deepcopy(model), graph)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        ShapeProp(twin).propagate(*example)
-    return graph
 
 
 class _Finder:
@@ -98,6 +78,8 @@ class _Finder:
         self.reasons: dict[str, str] = {}
         self.used: set[str] = set()
         """Modules that a region has: a second call of one runs in torch."""
+        self.after: dict[fx.Node, fx.Node] = {}
+        """Node that draws random numbers -> the one that draws before it."""
 
     def visit(self, node: fx.Node) -> None:
         """Make a node part of a region, if the kernels know it."""
@@ -161,8 +143,12 @@ class _Finder:
             key = id(whole) if whole is not None else id(one)
             if key not in seen:
                 seen.add(key)
-                queue += list(whole.inputs) if whole is not None else one.all_input_nodes
+                queue += list(whole.inputs) if whole is not None else self._before(one)
         return False
+
+    def _before(self, node: fx.Node) -> list[fx.Node]:
+        """What runs before a node in torch."""
+        return [*node.all_input_nodes, *(self.after[node] for _ in range(node in self.after))]
 
     # -- which nodes -------------------------------------------------------------------------------------------------
 
@@ -212,7 +198,7 @@ class _Finder:
             if id(step) in done:
                 return
             done.add(id(step))
-            for read in step.inputs if isinstance(step, Part) else step.all_input_nodes:
+            for read in step.inputs if isinstance(step, Part) else self._before(step):
                 visit(self.of.get(read, read))
             order.append(step)
 

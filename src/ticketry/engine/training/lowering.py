@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def _linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
 
 def _norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> Node:
     shape = shape_of(x)
+    if not module.training:
+        raise Unknown("a batch norm in evaluation mode")
     if not module.affine or shape is None or len(shape) not in (2, 4):
         raise Unknown("a batch norm without scale and shift, or over sequences")
     return Norm(x.name, node.name, str(node.target))
@@ -213,3 +216,21 @@ def lowered_function(node: fx.Node) -> Node | None:
     if function is None:
         raise Unknown("no kernels")
     return function(node)
+
+
+_DRAWING = re.compile(
+    "drop|rand|bernoulli|multinomial|normal|uniform|exponential|gumbel|rrelu|poisson|cauchy|geometric"
+)
+
+
+def draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node may draw random numbers: such nodes run in the order of the model's code."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        known = type(module) in _MODULES and not isinstance(module, nn.Dropout)
+        return bool(module._forward_hooks or module._forward_pre_hooks) or not known
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    attends = "attention" in str(name) and ("dropout_p" in node.kwargs or len(node.args) > 4)
+    return attends or bool(_DRAWING.search(str(name)))

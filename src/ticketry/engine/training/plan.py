@@ -250,10 +250,10 @@ class Plan:
         self._moved(call, key, tensor)
 
     def store(self, call: Call, key: str, shape: Shape) -> Tensor:
-        """A value as a tensor: all images x channels x rows x columns."""
+        """A value as a tensor: images x channels x rows x columns. No view: autograd lets it be changed."""
         tensor = torch.empty(self.blocks * IMAGES, *shape)
         self._moved(call, key, tensor)
-        return tensor
+        return tensor.resize_(self.live, *shape)
 
     def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
         image = tensor[0].numel() * FLOAT

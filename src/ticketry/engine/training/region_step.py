@@ -82,8 +82,7 @@ class _Function(torch.autograd.Function):
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
         plan, call = step.begin(inputs, wanted, parameters)
         plan.run("forward", call)
-        live = plan.live
-        made = tuple(plan.store(call, f"store {name}", plan.shapes[name])[:live] for name in step.region.outputs)
+        made = tuple(plan.store(call, f"store {name}", plan.shapes[name]) for name in step.region.outputs)
         if any(needed):
             call.wanted = frozenset(
                 name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
@@ -113,7 +112,7 @@ class _Function(torch.autograd.Function):
         for name, shape in zip(plan.region.inputs, ctx.shapes, strict=True):
             key = f"store gradient {name}"
             there = key in plan.moves
-            found.append(plan.store(call, key, plan.shapes[name])[: plan.live].reshape(shape) if there else None)
+            found.append(plan.store(call, key, plan.shapes[name]).reshape(shape) if there else None)
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from ticketry.core.mask import Mask
@@ -15,11 +16,12 @@ from ticketry.core.sparse_training.hold import Hold
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.window import Array
+from ticketry.engine.example_inputs import as_arguments
 from ticketry.engine.layers import table
-from ticketry.engine.training.capture import Part, capture, traced
-from ticketry.engine.training.nodes import Conv, Norm
-from ticketry.engine.training.region_step import RegionStep
-from ticketry.errors import EngineError
+from ticketry.engine.training.capture import LAYERS
+from ticketry.engine.training.tracing import copy_of
+from ticketry.engine.training.units import Context, Unit, running, units_of
+from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
 
 
@@ -31,8 +33,11 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
 
     In training mode, convolutions and linear layers under the mask (and batch norms, ReLUs, sums and pools around them)
     run in sparse kernels, forward and backward; all else runs in torch at its place. Layers that would be slower so, by
-    a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode, and where a norm
-    is in evaluation mode, the model itself runs in torch.
+    a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the model itself
+    runs in torch.
+
+    A model is traced by `torch.fx`. Where its way depends on its data, its code runs as it is, and the modules that it
+    calls are traced in its place, down to single layers.
 
         fast = tk.sparse_training(model, mask, images)
         optimizer = torch.optim.SGD(fast.parameters(), lr=0.1, momentum=0.9)
@@ -40,14 +45,14 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
         fast.update(smaller_mask)                        # a mask that moves
 
     Args:
-        model: float32 on the CPU; `torch.fx` has to be able to trace it.
+        model: float32 on the CPU.
         mask: of parameters of the model.
         example_inputs: a tensor or a tuple of arguments, the batch first. Other batches may have other sizes.
         target: as of `tk.compile`.
 
     Raises:
         MaskError: the mask does not fit the model.
-        CaptureError: the model cannot be traced.
+        CaptureError: the example does not run through the model.
         EngineError: it is not in float32 on the CPU.
         MissingExtraError: llvmlite is not installed.
     """
@@ -67,11 +72,11 @@ class SparseTraining(nn.Module):
         # The very dictionaries of the model: what takes a place in one takes it in the other.
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._model = (model,)
-        self._example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        self._graphs: dict[tuple[bool, ...], fx.Graph] = {}
-        self._library = Library(find_target(target))
+        self._context = Context(Library(find_target(target)))
+        self._units: list[Unit] = []
         self._hold: Hold | None = None
         self.update(mask)
+        self._try(as_arguments(example_inputs))
         self.train(model.training)
 
     def update(self, mask: Mask) -> None:
@@ -81,35 +86,49 @@ class SparseTraining(nn.Module):
             MaskError: the mask does not fit the model.
         """
         model = self._model[0]
-        self._graph()  # before the mask is held: a model that cannot be traced stays as it is
         held = Hold(model, mask)
         if self._hold is not None:
             self._hold.release()
         self._hold, self.mask = held, mask
-        self._kept = _kept(model, mask)
-        self._capture()
+        self._context.kept, self._context.masks = _kept(model, mask), _masks(model, mask)
+        before = {unit.name: unit for unit in self._units}
+        self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
+        for unit in self._units:
+            unit.forget()
 
-    def _modes(self) -> tuple[bool, ...]:
-        """Which modules are in training mode: the way of a model may depend on it (functional dropout)."""
-        return tuple(module.training for module in self._model[0].modules())
+    def _try(self, example: tuple[Any, ...]) -> None:
+        """Capture what a call of the model calls, by a copy in training mode."""
+        twin = copy_of(self._model[0]).train()
+        root = next(unit for unit in self._units if not unit.name)
+        form, _ = root.form(example, {}, twin=twin)
+        if form.traced is not None and not form.wholes:
+            return
+        calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-    def _graph(self) -> fx.Graph:
-        """The model's graph in the modes that its modules have now."""
-        modes = self._modes()
-        if modes not in self._graphs:
-            self._graphs[modes] = traced(self._model[0], self._example)
-        return self._graphs[modes]
+        def note(name: str) -> Callable[..., None]:
+            return lambda module, args, kwargs: None if name in calls else calls.update({name: (args, kwargs)})
 
-    def _capture(self) -> None:
-        model = self._model[0]
-        self._captured = capture(model, self._kept, self._graph())
-        modules = dict(model.named_modules())
-        masks = _masks(model, self.mask)
-        self._steps = {
-            id(step): RegionStep(step.region(), modules, self._kept, self._library, masks)
-            for step in self._captured.order
-            if isinstance(step, Part)
-        }
+        handles = [
+            twin.get_submodule(unit.name).register_forward_pre_hook(note(unit.name), with_kwargs=True)
+            for unit in self._units
+            if unit.name
+        ]
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                twin(*example)
+        except Exception as error:
+            raise CaptureError(
+                f"the example inputs do not run through {type(twin).__name__} in training mode: {error}"
+            ) from error
+        for handle in handles:
+            handle.remove()
+        inside, apart = ([""], [*form.wholes]) if form.traced is not None else ([], [])
+        for unit in self._units:
+            name = unit.name
+            if name in calls and (not _within(name, inside) or _within(name, apart)):
+                form, _ = unit.form(*calls[name], twin=twin.get_submodule(name))
+                if form.traced is not None:
+                    inside, apart = [*inside, name], [*apart, *(unit.named(whole) for whole in form.wholes)]
 
     def release(self) -> None:
         """Stop holding the mask."""
@@ -123,40 +142,49 @@ class SparseTraining(nn.Module):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        model = self._model[0]
-        if not self.training:
-            return model(*args, **kwargs)
-        if self._captured.graph is not self._graph():
-            self._capture()
-        if self._frozen():
-            return model(*args, **kwargs)
-        return _Walk(self, args, kwargs).result()
+        with self.running():
+            return self._model[0](*args, **kwargs)
 
-    def _frozen(self) -> bool:
-        """Whether a norm of a region uses its running statistics."""
-        norms = (node.module for step in self._steps.values() for node in step.region.nodes if isinstance(node, Norm))
-        return any(not self.get_submodule(name).training for name in norms)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Calls of the model itself, and of modules within it, run in kernels meanwhile: for methods beside `forward`.
+
+        with fast.running():
+            features = model.read(tokens)
+        """
+        with running(self._units):
+            yield
 
     def layers(self) -> list[Layer]:
         """A row for each layer with weights: where it runs, its density, and why it is in torch if it is."""
-        inside = {node.module for step in self._steps.values() for node in step.region.nodes if isinstance(node, Conv)}
+        inside = {name for unit in self._units for name in unit.inside()}
+        reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
         rows = []
         for name, module in self._model[0].named_modules():
-            if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            if not isinstance(module, LAYERS):
                 continue
-            kept = self._kept.get(name)
+            kept = self._context.kept.get(name)
             density = None if kept is None else float(kept.mean())
             count = None if kept is None else int(kept.sum())
             kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
             if name in inside:
                 rows.append(Layer(name, kind, "engine", "sums, products", density, count, "", None, None, ""))
             else:
-                why = self._captured.reasons.get(name, "called by a function, not as a module")
+                why = reasons.get(name, "not called as a module")
                 rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
         return rows
 
+    def untraced(self) -> dict[str, str]:
+        """Modules of which only parts are in kernels, because they cannot be traced as wholes, and why."""
+        return {unit.name: unit.last.why for unit in self._units if unit.last is not None and unit.last.why}
+
     def __repr__(self) -> str:
-        return table(self.layers(), self._library.target.name)
+        rows = self.layers()
+        told = [table(rows, f"Sparse training for {self._context.library.target.name}")]
+        told += [f"{name or 'The model'} is not traced: {why}" for name, why in self.untraced().items()]
+        if not any(row.where == "engine" for row in rows):
+            told.append("Nothing runs in kernels.")
+        return "\n".join(told)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         raise EngineError("a module of sparse training belongs to its model: copy the model, and make another of that")
@@ -165,50 +193,14 @@ class SparseTraining(nn.Module):
         raise EngineError("a module of sparse training is not pickled: save its state_dict, or the model")
 
 
-class _Walk:
-    """One forward pass, step by step."""
-
-    def __init__(self, fast: SparseTraining, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._fast, self._captured = fast, fast._captured
-        self._values: dict[fx.Node, Any] = {}
-        places = [node for node in self._captured.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(places, args, strict=False))
-        for node in places[len(args) :]:
-            if node.target in kwargs:
-                given[node] = kwargs[str(node.target)]
-            elif node.args:
-                given[node] = node.args[0]
-        if len(args) > len(places) or len(given) < len(places):
-            raise EngineError(f"{len(args)} arguments and {sorted(kwargs)} for {[str(node.target) for node in places]}")
-        self._values.update(given)
-
-    def result(self) -> Any:
-        """What the model returns."""
-        interpreter = fx.Interpreter(self._fast._model[0], garbage_collect_values=False, graph=self._captured.graph)
-        for step in self._captured.order:
-            if isinstance(step, Part):
-                self._region(step)
-            elif step.op == "output":
-                return fx.node.map_arg(step.args[0], self._values.__getitem__)
-            elif step.op != "placeholder":
-                args, kwargs = fx.node.map_arg((step.args, step.kwargs), self._values.__getitem__)
-                self._values[step] = getattr(interpreter, step.op)(step.target, args, dict(kwargs))
-        raise AssertionError("a graph ends with its output")
-
-    def _region(self, part: Part) -> None:
-        step = self._fast._steps[id(part)]
-        made = step([self._values[node] for node in part.inputs])
-        named = dict(zip(step.region.outputs, made, strict=True))
-        for node in part.outputs:
-            value: Tensor = named[part.members[node]]
-            flat = len(node.meta["tensor_meta"].shape) == 2
-            self._values[node] = value.flatten(1) if flat else value
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") or not module for module in modules)
 
 
 def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     """Of every convolution and linear layer under the mask, its tensor of the mask."""
     names = {id(parameter): name for name, parameter in mask.parameters(model).items()}
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
     return {name: mask[names[id(module.weight)]] for name, module in layers if id(module.weight) in names}
 
 
