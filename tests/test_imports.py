@@ -111,7 +111,7 @@ ENGINE = {
     "cpu.planes": KERNELS,
     "cpu.training": KERNELS | {"cpu.planes"},
     "plan": {"graph", "cpu"},
-    "training": {"cpu", "layers"},
+    "training": {"example_inputs", "cpu", "layers"},
     "export": {"example_inputs", "capture"},
 }
 """Part of the engine -> the other parts that it may import: a graph is made, run and stored without any kernel, kernels
