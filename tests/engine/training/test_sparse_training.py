@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -76,14 +77,54 @@ def test_fifty_steps_as_the_masked_model(name: str) -> None:
     assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
 
 
-def test_linear_layers_alone_run_in_torch() -> None:
+def test_small_linear_layers_alone_run_in_torch() -> None:
     build, shape = MODELS["lenet-300-100"]
     model = build().train()
     mask = tk.prune(model, density=0.1, distribution="layerwise")
     fast = tk.sparse_training(model, mask, data(shape)[0])
     assert {(layer.where, layer.why) for layer in fast.layers()} == {
-        ("torch", "linear layers without a convolution: faster dense")
+        ("torch", "small linear layers without a convolution: faster dense")
     }
+
+
+def test_large_linear_layers_and_gradients_that_are_kept() -> None:
+    """Gradients of large layers lie in memory that is used again, unless somebody has them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 1100), nn.ReLU(), nn.Linear(1100, 1000)).train()
+    mask = tk.prune(model, density=0.1, distribution="layerwise")
+    fast = tk.sparse_training(model, mask, torch.randn(4, 40))
+    assert {layer.where for layer in fast.layers()} == {"engine"}
+    weight, kept = model[2].weight, mask["2.weight"]
+    twin = copy.deepcopy(model).double()
+
+    def step() -> Tensor:
+        """The gradient that a step adds."""
+        x = torch.randn(20, 40)
+        twin.zero_grad()
+        twin(x.double()).square().sum().backward()
+        fast(x).square().sum().backward()
+        assert twin[2].weight.grad is not None
+        return (twin[2].weight.grad * kept).float()
+
+    def near(found: Any, expected: Tensor) -> None:
+        torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-3)
+
+    first = step()
+    shared = weight.grad.numpy()
+    model.zero_grad()
+    second = step()
+    near(weight.grad, second)
+    near(shared, first)
+    weight.grad.fill_(torch.nan)
+    del shared
+    for _ in range(2):
+        model.zero_grad()
+        expected = step()
+        near(weight.grad, expected)
+        weight.grad.fill_(torch.nan)
+    model.zero_grad()
+    both = step() + step()
+    near(weight.grad, both)
 
 
 def test_bit_for_bit_the_same_twice() -> None:

@@ -185,7 +185,7 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
 
     def totals(call: Call) -> None:
         packed = torch.empty(made.packed)
-        gradient = torch.zeros(call.parameters[node.module, "weight"].shape)
+        gradient = call.memory.empty(node.module, call.parameters[node.module, "weight"].shape)
         call.session.run(ends[0], ends[-1] + 1, [packed.data_ptr(), gradient.data_ptr()])
         call.gradients[node.module, "weight"] = gradient
 

@@ -24,11 +24,15 @@ from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
+from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.nodes import Conv, Region, Shape
 from ticketry.errors import EngineError
 
 _LARGEST = (1 << 31) - (1 << 24)
 """Bytes of working memory that tables of 32 bits reach."""
+
+_TENSORS = 48
+"""Blocks of a tensor that are moved at a time, each as a tensor from outside."""
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Call:
     session: Session
     parameters: dict[tuple[str, str], Tensor]
     modules: Mapping[str, Any]
+    memory: GradientMemory = field(default_factory=GradientMemory)
     saved: dict[str, Any] = field(default_factory=dict)
     """Of each norm: mean, 1 / standard deviation, and scale and shift as its kernel has them."""
     gradients: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -242,7 +247,7 @@ class Plan:
         for block in range(value.blocks):
             planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
             numbers.append(len(self.ops))
-            self.ops += (store if out else load)(0, strides, planes)
+            self.ops += (store if out else load)(block % _TENSORS, strides, planes)
         self.moves[key] = numbers
 
     def load(self, call: Call, key: str, tensor: Tensor) -> None:
@@ -257,8 +262,11 @@ class Plan:
 
     def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
         image = tensor[0].numel() * FLOAT
-        for block, number in enumerate(self.moves[key]):
-            call.session.run(number, number + 1, [tensor.data_ptr() + block * IMAGES * image], IMAGES)
+        numbers, begin = self.moves[key], tensor.data_ptr()
+        for first in range(0, len(numbers), _TENSORS):
+            some = numbers[first : first + _TENSORS]
+            begins = [begin + (first + block) * IMAGES * image for block in range(len(some))]
+            call.session.run(some[0], some[-1] + 1, begins, IMAGES)
 
     def run(self, when: str, call: Call) -> None:
         """A whole pass, between loads and stores."""

@@ -14,6 +14,7 @@ from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.training.layout import IMAGES
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.emission import planned
+from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.nodes import Region, Shape
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
@@ -39,6 +40,7 @@ class RegionStep:
         self.region, self.masks = region, masks or {}
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
+        self._memory = GradientMemory()
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         parameters = [getattr(self._modules[module], name) for module, name in self.region.parameters]
@@ -66,7 +68,7 @@ class RegionStep:
         """A step with its inputs in the kernels' layout."""
         plan = self.plan(inputs, wanted)
         named = dict(zip(self.region.parameters, parameters, strict=True))
-        call = Call(plan.program.session(), named, self._modules)
+        call = Call(plan.program.session(), named, self._modules, self._memory)
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
             plan.load(call, f"load {name}", _filled(tensor.detach(), plan.blocks * IMAGES))
         return plan, call

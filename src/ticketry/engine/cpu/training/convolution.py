@@ -19,7 +19,7 @@ from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.training.layout import Batch, Side, parts, tiles
-from ticketry.engine.cpu.training.packing import Gather, Scatter
+from ticketry.engine.cpu.training.packing import Gather, scatter
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
 from ticketry.engine.cpu.window import Array, Pair, Window
 
@@ -141,7 +141,7 @@ class WeightGradient:
     ops: list[Op]
     """One for each part of the blocks."""
     end: list[Op]
-    """With two external tensors: one for packed gradients, and the dense one that they are scattered to."""
+    """With two external tensors: one for packed gradients, and the dense one that they are written to, with zeros."""
     packed: int
     """Elements of the first of these tensors."""
 
@@ -168,8 +168,7 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
         for t in cut:
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
-    index = np.asarray(made.weights - 1, dtype=np.int32)
-    end = [Op(Totals(), (scratch, turns, 0)), Op(Scatter(), (index, len(index), 0, 1))]
+    end = [Op(Totals(), (scratch, turns, 0)), scatter(made.weights - 1, layer.kept.size)]
     return WeightGradient(Op(Zero(), (scratch, vectors)), ops, end, turns * lanes)
 
 
