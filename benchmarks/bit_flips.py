@@ -78,6 +78,13 @@ def of_a_file(path: Path, read: Callable[[], bool], flips: int, seed: int) -> Co
     return found
 
 
+def unpacked(bundle: Path) -> dict[str, bytes]:
+    """What a bundle puts into an empty store."""
+    with tempfile.TemporaryDirectory() as name:
+        tk.store.unpack(bundle, store=name)
+        return {str(path.relative_to(name)): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()}
+
+
 def network() -> nn.Module:
     """Convolutions and a linear layer, half of their weights gone."""
     torch.manual_seed(0)
@@ -96,6 +103,9 @@ def run(flips: int, repairs: int, seed: int) -> dict[str, dict[str, int]]:
         file = fast.save(folder / "model.tk")
         wanted = fast(inputs)
         found["model.tk"] = of_a_file(file, lambda: torch.equal(tk.engine.load(file)(inputs), wanted), flips, seed)
+        bundle = tk.store.pack((), folder / "results.tkz", store=made(folder / "packed")).path
+        whole = unpacked(bundle)
+        found["results.tkz"] = of_a_file(bundle, lambda: unpacked(bundle) == whole, flips, seed)
         plan = ShrinkPlan({"w": (6, 2)}, {"w": {0: (0, 2, 5)}}, {"layer": {"out_features": 3}})
         kept = plan.save(folder / "plan.safetensors")
         found["plan.safetensors"] = of_a_file(kept, lambda: ShrinkPlan.load(kept) == plan, flips, seed)

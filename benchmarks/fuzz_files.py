@@ -20,11 +20,13 @@ import json
 import logging
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +44,8 @@ from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.store_records import damaged
 from ticketry.lab.store import Store
-from ticketry.lab.store.files import digest_of
+from ticketry.lab.store.bundle_file import MAGIC
+from ticketry.lab.store.files import digest_of, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.records.ticket import Retraining, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
@@ -198,6 +201,45 @@ def plan(store: Path, draw: random.Random) -> Callable[[], object]:
     return lambda: ShrinkPlan.load(path)
 
 
+def bundle(store: Path, draw: random.Random) -> Callable[[], object]:
+    path, place = store / "results.tkz", store / "unpacked"
+    shutil.rmtree(place, ignore_errors=True)
+    tk.store.pack((), path, store=store)
+    data = path.read_bytes()
+    if draw.random() < 0.2:
+        path.write_bytes(damaged_bytes(data, draw))
+    else:
+        path.write_bytes(changed_bundle(data, draw))
+    return lambda: tk.store.unpack(path, store=place)
+
+
+def changed_bundle(data: bytes, draw: random.Random) -> bytes:
+    """With changes in its list or in one of its records, and digests that are right."""
+    start = len(MAGIC) + 65
+    length = int.from_bytes(data[start : start + 8], "little")
+    told = json.loads(data[start + 8 : start + 8 + length])
+    rest = data[start + 8 + length :]
+    if draw.random() < 0.5:
+        told = changed(told, draw)
+    else:
+        at, bodies = 0, []
+        for part in told["parts"]:
+            bodies.append(rest[at : at + part["packed"]])
+            at += part["packed"]
+        chosen = draw.choice([index for index, part in enumerate(told["parts"]) if part["kind"] != "blob"])
+        values = json.loads(zlib.decompress(bodies[chosen]))
+        values.pop("sha256", None)
+        made_of = changed(values, draw)
+        record = sealed_bytes(made_of) if isinstance(made_of, dict) else json.dumps(made_of).encode()
+        bodies[chosen] = zlib.compress(record, 9)
+        digest = hashlib.sha256(record).hexdigest()
+        told["parts"][chosen].update(size=len(record), packed=len(bodies[chosen]), sha256=digest)
+        rest = b"".join(bodies)
+    listed = json.dumps(told).encode()
+    whole = len(listed).to_bytes(8, "little") + listed + rest
+    return MAGIC + hashlib.sha256(whole).hexdigest().encode() + b"\n" + whole
+
+
 def run_file(store: Path, draw: random.Random) -> Callable[[], object]:
     path = store / "again.toml"
     good: dict[str, Any] = {
@@ -238,7 +280,7 @@ def toml(values: dict[str, Any]) -> str:
     return "\n".join(f"{json.dumps(key)} = {word(value)}" for key, value in values.items() if value is not None)
 
 
-FORMATS = {"ticket": ticket, "record": record, "store": results, "plan": plan, "run-file": run_file}
+FORMATS = {"ticket": ticket, "record": record, "store": results, "plan": plan, "run-file": run_file, "bundle": bundle}
 
 
 def fuzz(name: str, inputs: int, seed: int) -> tuple[Counter[str], list[str]]:

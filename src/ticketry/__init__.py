@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.engine.compiled import compile
     from ticketry.engine.training.sparse_training import sparse_training
+    from ticketry.experiments import bundles as store
     from ticketry.experiments.bench import bench
     from ticketry.experiments.run import run
     from ticketry.experiments.stability import stability
@@ -69,6 +70,7 @@ _PUBLIC = {
     "shrink": "ticketry.core.structure.shrinking.shrink:shrink",
     "sparse_training": "ticketry.engine.training.sparse_training:sparse_training",
     "stability": "ticketry.experiments.stability:stability",
+    "store": "ticketry.experiments.bundles",
     "structure": "ticketry.core.structure",
     "task": "ticketry.tasks.catalogue:get",
     "verify": "ticketry.experiments.verify:verify",
@@ -107,6 +109,7 @@ __all__ = [
     "shrink",
     "sparse_training",
     "stability",
+    "store",
     "structure",
     "task",
     "verify",

@@ -59,7 +59,7 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
     Raises:
         OSError: if it is not there, is no regular file or too large, or cannot be read.
     """
-    with _regular(path) as file:
+    with regular(path) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
         return file.read()
@@ -73,7 +73,7 @@ def private_content_of(path: Path) -> bytes:
     Raises:
         OSError: as `content_of`; and for a file of another's.
     """
-    with _regular(path) as file:
+    with regular(path) as file:
         if not _is_private(os.fstat(file.fileno())):
             raise PermissionError(errno.EPERM, "it is another user's, or others may write it", str(path))
         return file.read()
@@ -95,7 +95,12 @@ def _is_private(about: os.stat_result) -> bool:
     return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _regular(path: Path) -> BinaryIO:
+def regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read; a pipe or a device, which might never end, is refused.
+
+    Raises:
+        OSError: if it is not there, is no regular file, or cannot be read.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
@@ -161,7 +166,7 @@ def flush(path: Path) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's content, of which a little is in memory at a time; `OSError` if it cannot be read."""
     found = hashlib.sha256()
-    with _regular(path) as file:
+    with regular(path) as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()

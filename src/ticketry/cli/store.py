@@ -1,10 +1,10 @@
-"""ticketry store check|gc: look for damage, free space."""
+"""ticketry store check|gc|pack|unpack: look for damage, free space, move results to another machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,23 +36,52 @@ class _Collect:
     """Print the result as one JSON object."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pack:
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Names of runs (`ticketry list runs`); by default all that is in the store."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results.tkz")
+    """The bundle."""
+    weights: bool = False
+    """Pack the weights too: then nothing is trained again where it is unpacked."""
+    store: Path = Path(".ticketry")
+    """The store's folder."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Unpack:
+    bundle: tyro.conf.Positional[Path]
+    """A file that `ticketry store pack` wrote."""
+    store: Path = Path(".ticketry")
+    """The store's folder; made if absent. What is in it stays as it is."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
 _DESCRIPTION = """\
-Look for damage in a store, or free space in it.
+Look for damage in a store, free space in it, or move results from one machine to another.
 
 examples:
   ticketry store check --repair
-  ticketry store gc --dry-run"""
+  ticketry store gc --dry-run
+  ticketry store pack iterative-cifar10-0123abcd -o results.tkz
+  ticketry store unpack results.tkz --store elsewhere"""
 
 _Command = (
     Annotated[_Check, tyro.conf.subcommand("check", description="Read every file and compare it with its digest.")]
     | Annotated[_Collect, tyro.conf.subcommand("gc", description="Delete what no result refers to.")]
+    | Annotated[_Pack, tyro.conf.subcommand("pack", description="Write masks, records and metrics as one file.")]
+    | Annotated[_Unpack, tyro.conf.subcommand("unpack", description="Check such a file, and add it to a store.")]
 )
 
 
 def main(words: Sequence[str]) -> int:
-    """Check or collect."""
+    """Check, collect, pack or unpack."""
     arguments: Any = parse(_Command, words, prog="ticketry store", description=_DESCRIPTION)
-    return _check(arguments) if isinstance(arguments, _Check) else _collect(arguments)
+    done: dict[type, Callable[[Any], int]] = {_Check: _check, _Collect: _collect, _Pack: _pack, _Unpack: _unpack}
+    return done[type(arguments)](arguments)
 
 
 def existing(folder: Path) -> Path:
@@ -108,4 +137,32 @@ def _collect(arguments: _Collect) -> int:
         print(json.dumps({"files": files, "bytes": size, "dry_run": arguments.dry_run}))
     else:
         print(f"{'would free' if arguments.dry_run else 'freed'} {size / 1e6:.1f} MB in {files} files")
+    return 0
+
+
+def _pack(arguments: _Pack) -> int:
+    from ticketry.experiments.bundles import pack
+
+    packed = pack(arguments.runs, arguments.output, store=existing(arguments.store), weights=arguments.weights)
+    if arguments.json:
+        print(json.dumps(packed.as_json()))
+    else:
+        what = "with their weights" if packed.weights else "without weights"
+        print(f"packed {packed.runs} runs, {packed.results} results {what}: {packed.path}, {packed.bytes / 1e6:.2f} MB")
+    return 0
+
+
+def _unpack(arguments: _Unpack) -> int:
+    from ticketry.experiments.bundles import unpack
+
+    done = unpack(arguments.bundle, store=arguments.store)
+    if arguments.json:
+        values = {**vars(done), "runs": list(done.runs), "differing": [str(path) for path in done.differing]}
+        print(json.dumps(values))
+        return 0
+    print(f"unpacked {done.new} files into {arguments.store}; {done.known} were there")
+    for path in done.differing:
+        print(f"kept as it was, though the bundle has another: {path}")
+    if done.left_out:
+        print(f"the weights of {done.left_out} states are not in it: they are trained again when they are needed")
     return 0

@@ -97,7 +97,7 @@ class Points:
             structure = self._structure(found, before)
             pictures = structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
-        more["ticket"] = str(self._save(replicate, found, mask, phases, structure))
+        more["ticket"] = str(self._save(replicate, found, mask, phases, structure) or "")
         # Of whole channels every input has the same share, or the inputs' own channels would be missing.
         single = not found.result.segment.whole_channels
         if replicate == 0 and single and (picture := first_layer(mask, self._shape)):
@@ -142,7 +142,9 @@ class Points:
         assert found.mask is not None
         return structure_of(how.by, before.density, fits(self._lab, self._run.task, how, found.mask))
 
-    def _save(self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None) -> Path:
+    def _save(
+        self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None
+    ) -> Path | None:
         lab, run, segment = self._lab, self._run, found.result.segment
         assert segment.start.state is not None
         task, dense = run.task_of(replicate), self._dense[replicate]
@@ -173,6 +175,8 @@ class Points:
         if not Ticket.is_saved(path, info):
             # Of a mask that moved the start is that of the whole training, not of what came after the last move.
             begun = found.rewound.model if found.retrain == DYNAMIC else segment.start.state
+            if lab.store.left_out(found.result.model):  # of a bundle without weights: the record tells what it was
+                return None
             start = lab.store.get_tensors(begun)
             Ticket(mask, start, info, trained=lab.state(found.result)).save(path)
         return path

@@ -18,8 +18,9 @@ from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
-from ticketry.lab.store import Store
+from ticketry.lab.store import Store, digest_of
 from ticketry.lab.training.execute import Work, is_done
+from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import Variant
@@ -75,6 +76,8 @@ class Lab(Answers):
         self._runner: Runner | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
+        self._tasks: dict[str, Task] = {}
+        self.store.remake = Remaker(self.store, folder, self._tasks)
 
     # -- describing work ---------------------------------------------------------------------------------------------
 
@@ -108,6 +111,7 @@ class Lab(Answers):
             digest = self.store.put_mask(mask) if isinstance(mask, Mask) else mask
             variants = (*variants, Shrunk(mask=digest) if shrunk else HeldMask(mask=digest))
         recipe = recipe or task.recipe
+        self._tasks.setdefault(digest_of(dict(task.key())), task)
         per_epoch = self.per_epoch(task, recipe)
         total = recipe.steps(per_epoch)
         return Segment(

@@ -8,8 +8,8 @@ import threading
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import check
-from ticketry.lab.store import Store
 from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 
 
@@ -29,7 +29,8 @@ class InProcess:
         with self._one_at_a_time:
             self._stop.clear()
             try:
-                future.set_result(execute(Store(order.store), order.data, segment, keep, watch, measure=order.measure))
+                store = store_for(order.store, order.data, segment)
+                future.set_result(execute(store, order.data, segment, keep, watch, measure=order.measure))
             except InterruptedTrainingError as error:
                 check()
                 raise KeyboardInterrupt from error

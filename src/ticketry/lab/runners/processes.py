@@ -21,8 +21,8 @@ from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, Us
 from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory
 from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
-from ticketry.lab.store import Store
 from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec, Task
@@ -179,7 +179,8 @@ def _work(request: _Request) -> Work:
             importlib.import_module(module)
         segment = Segment.from_description(request.segment, _task(request.spec))
         watch = ReportingWatch(order.checkpoint_seconds, _worker["send"])
-        return execute(Store(order.store), order.data, segment, request.keep, watch, measure=order.measure)
+        store = store_for(order.store, order.data, segment)
+        return execute(store, order.data, segment, request.keep, watch, measure=order.measure)
 
 
 @contextlib.contextmanager

@@ -81,7 +81,12 @@ def digest_of(value: object) -> str:
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
     """A JSON file with a digest of what is in it, written atomically."""
-    write_json(path, {**record, _SEAL: digest_of(record)})
+    write_atomically(path, sealed_bytes(record))
+
+
+def sealed_bytes(record: Mapping[str, Any]) -> bytes:
+    """What `write_sealed` writes."""
+    return _bytes_of({**record, _SEAL: digest_of(record)})
 
 
 def read_sealed(path: Path, *, required: bool = False) -> dict[str, Any] | None:
@@ -109,3 +114,20 @@ def is_as_written(path: Path) -> bool:
     with explained(path, "read"):
         data = files.content_of(path, most=_LARGEST)
     return data == _bytes_of(json.loads(data))
+
+
+def unsealed(data: bytes, what: str) -> dict[str, Any]:
+    """The record in the bytes that `sealed_bytes` gave: in the very form in which they are written.
+
+    Raises:
+        StoreError: if they are not; `what` says of what.
+    """
+    try:
+        record = json.loads(data)
+        whole = isinstance(record, dict) and data == _bytes_of(record)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole or record.pop(_SEAL, None) != digest_of(record):
+        raise StoreError(f"{what} is damaged or forged: it is no record with its digest")
+    found: dict[str, Any] = record
+    return found

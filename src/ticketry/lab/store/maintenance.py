@@ -51,7 +51,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
         more: what else was found damaged: records, tickets and pages, of which the lab knows nothing.
     """
     health = Health()
-    good: set[str] = set()
+    good = {path.stem for path in store.paths.memo_files() if path.parent.parent.name == "left-out"}
     if not _is_whole(store.paths.format, lambda: store.read(store.paths.format) == DESCRIBED):
         health.damaged.append(store.paths.format)
     for path in store.paths.blob_files():

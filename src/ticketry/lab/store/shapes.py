@@ -59,6 +59,19 @@ class _Layers(msgspec.Struct):
     layers: list[dict[str, Any]]
 
 
+class _LeftOut(msgspec.Struct):
+    """Of weights that a bundle left out: the training that gives them, if it is known."""
+
+    trajectory: Digest | None
+    step: _Count
+
+
+class _Again(msgspec.Struct):
+    """Of weights that were trained again: what came out."""
+
+    model: Digest
+
+
 class _Bytes(msgspec.Struct):
     bytes: _Count
 
@@ -88,6 +101,8 @@ ANSWERS: dict[str, Any] = {
     "coverage": _Layers,
     "memory": _Bytes,
     "flops": _Flops,
+    "left-out": _LeftOut,
+    "again": _Again,
 }
 """Kind of answer -> what it holds; others may hold anything."""
 

@@ -52,6 +52,9 @@ class Store:
         StoreError: if the folder cannot be made, or holds a store of another format.
     """
 
+    remake: Callable[[str, str, int], None] | None = None
+    """Trains again what a bundle left out: digest, and the trajectory and step that give it."""
+
     def __init__(self, root: str | Path) -> None:
         self.paths = Paths(Path(root))
         known = self._format()
@@ -109,11 +112,35 @@ class Store:
                 data = content_of(path)
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise DamagedBlobError(f"{path} is missing. {_ADVICE}") from None
+                return self._made_again(digest)
             raise
         if hashlib.sha256(data).hexdigest() != digest:
             raise DamagedBlobError(f"{path} is damaged: its contents do not match its digest. {_ADVICE}")
         return data
+
+    def left_out(self, digest: str) -> bool:
+        """Whether these are weights that a bundle left out, and that were not trained again since."""
+        if self.paths.blob(digest).exists() or self.memo("left-out", digest) is None:
+            return False
+        again = self.memo("again", digest)
+        return again is None or not self.paths.blob(again["model"]).exists()
+
+    def _made_again(self, digest: str) -> bytes:
+        """The file of a digest that is not there, if a bundle left it out: trained again, once."""
+        path, told = self.paths.blob(digest), self.memo("left-out", digest)
+        if told is None:
+            raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
+        if self.left_out(digest):
+            if self.remake is None or told["trajectory"] is None:
+                raise StoreError(
+                    f"the weights {digest[:12]}… were left out of the bundle that was unpacked here: run the search"
+                    " that made them again, or pack them too, with --weights"
+                )
+            self.remake(digest, told["trajectory"], told["step"])
+        again = self.memo("again", digest)
+        if again is None and not path.exists():
+            raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
+        return self.get_bytes(digest if again is None else again["model"])
 
     def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
         return self.put_bytes(tensors_to_bytes(tensors))

@@ -124,6 +124,8 @@ class Job:
             record = self.store.trained(self.trajectory, step)
             if step > bound or (partial and partial[0] >= step) or not (record and record["training"]):
                 continue
+            if any(map(self.store.left_out, (record["model"], record["training"]))):
+                continue
             self._earlier_seconds = record["cost"]["train_seconds"]
             return self._stored_state(record)
         if partial:
@@ -169,20 +171,11 @@ class Job:
 
     def _store_result(self, loop: Loop, state: TrainingState) -> None:
         stop = state.step
-        lasting: dict[str, dict[str, Tensor]] = {}
-        on_the_way: dict[str, dict[str, Tensor]] = {}
-        for name, own in state.variants.items():
-            for entry, value in own.items():
-                part = lasting if loop.effects[name].lasting(entry) else on_the_way
-                part.setdefault(name, {})[entry] = value
         segment = self.segment.until(stop)
         record = {
             "segment": {**segment.describe(), "blobs": segment.blobs()},
             "step": stop,
-            "model": self.store.put_tensors(state.model),
-            # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
-            "training": self.store.put_tensors(_packed(state, on_the_way)) if stop < segment.total else None,
-            "variants": {name: self.store.put_tensors(own) for name, own in lasting.items()},
+            **self._tensors(loop, state),
             **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
             "loss": _curve(state.losses, segment.first),
             "cost": {
@@ -193,6 +186,21 @@ class Job:
             **loop.facts(),
         }
         self.store.put_result(self.trajectory, stop, record)
+
+    def _tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
+        """Store the tensors of a state; their digests."""
+        lasting: dict[str, dict[str, Tensor]] = {}
+        on_the_way: dict[str, dict[str, Tensor]] = {}
+        for name, own in state.variants.items():
+            for entry, value in own.items():
+                part = lasting if loop.effects[name].lasting(entry) else on_the_way
+                part.setdefault(name, {})[entry] = value
+        return {
+            "model": self.store.put_tensors(state.model),
+            # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
+            "training": self.store.put_tensors(_packed(state, on_the_way)) if state.step < self.segment.total else None,
+            "variants": {name: self.store.put_tensors(own) for name, own in lasting.items()},
+        }
 
     def _add_metrics(self, record: Mapping[str, Any]) -> None:
         loop = Loop(self.store, self.course, self.segment, self._stored_state(record))

@@ -1,0 +1,71 @@
+"""Results as one file, to move them from machine to machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ticketry.lab.store import Store
+from ticketry.lab.store.packing import pack as pack_store
+from ticketry.lab.store.unpacking import Unpacked
+from ticketry.lab.store.unpacking import unpack as unpack_store
+from ticketry.records.evidence import read_evidence
+from ticketry.records.run import read_run
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A bundle that was written."""
+
+    path: Path
+    bytes: int
+    runs: int
+    results: int
+    weights: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**vars(self), "path": str(self.path)}
+
+
+def pack(
+    runs: str | Iterable[str] = (),
+    path: str | Path = "results.tkz",
+    *,
+    store: str | Path = ".ticketry",
+    weights: bool = False,
+) -> Packed:
+    """Write the results of runs (masks, records, metrics) as one file: what ``ticketry store pack`` does.
+
+    Args:
+        runs: their names; none for all that is in the store.
+        path: the file.
+        weights: whether the weights go with it. Without them a mask takes one bit a weight and the dense weights are
+            trained again where a search goes on from it.
+
+    Raises:
+        StoreError: for a run that is not there, and whatever is damaged.
+    """
+    names = (runs,) if isinstance(runs, str) else tuple(runs)
+    target = Path(path)
+    contents = pack_store(Store(store), names, target, weights=weights)
+    results = sum(part.kind == "result" for part in contents.parts)
+    return Packed(target, target.stat().st_size, len(contents.runs), results, weights)
+
+
+def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
+    """Add what a bundle holds to a store, which is made if absent: what ``ticketry store unpack`` does.
+
+    All of it is checked before anything is written. What the store has already stays as it is.
+
+    Raises:
+        StoreError: if the bundle is damaged, forged, of other numerics, or of another format.
+    """
+    return unpack_store(Path(path), Path(store), check=_check)
+
+
+def _check(kind: str, values: dict[str, Any]) -> None:
+    read = read_run if kind == "run" else read_evidence
+    read(values, f"the record of the {kind}")

@@ -1,0 +1,135 @@
+"""A bundle into a store: all of it is checked before anything is written, and nothing that is there is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ticketry.errors import StoreError
+from ticketry.lab.store.bundle_file import Bundle, Contents, Part
+from ticketry.lab.store.files import digest_of, unsealed, write_atomically
+from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
+from ticketry.lab.store.store import FORMAT, NUMERICS, Store
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What was done."""
+
+    runs: tuple[str, ...]
+    new: int
+    """Files that the store did not have."""
+    known: int
+    """Files that it had, and that stay as they were."""
+    differing: tuple[Path, ...]
+    """Of those, the ones that are not what the bundle has."""
+    left_out: int
+    """States whose weights are not in the bundle: they are trained again when they are needed."""
+
+
+def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], None]) -> Unpacked:
+    """Add what a bundle holds to the store in `root`, which is made if absent.
+
+    Args:
+        check: of the record of a run or of evidence, kind and values: raises `StoreError` for what cannot be.
+
+    Raises:
+        StoreError: if the bundle is damaged, forged, or of other numerics or another format. Nothing is written then.
+    """
+    with Bundle(bundle) as opened:
+        _check_versions(opened.contents, bundle)
+        for part, data in opened.parts():
+            _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
+        store = Store(root)
+        new = known = 0
+        differing = []
+        for part, data in opened.parts():
+            path = _place(store.paths, part)
+            if not path.exists():
+                write_atomically(path, data)
+                new += 1
+                if part.kind == "run":
+                    write_atomically(path.with_name("run.toml"), unsealed(data, "run")["config"].encode())
+                continue
+            known += 1
+            if part.kind != "blob" and path.read_bytes() != data:
+                differing.append(path)
+    left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
+    return Unpacked(opened.contents.runs, new, known, tuple(differing), left_out)
+
+
+def _check_versions(contents: Contents, bundle: Path) -> None:
+    if contents.numerics != NUMERICS:
+        raise StoreError(
+            f"{bundle} has results of the numerics {contents.numerics}, this ticketry trains with {NUMERICS}: its"
+            " numbers would not be found here. Unpack it with the ticketry that packed it, or train again"
+        )
+    if contents.store != FORMAT:
+        raise StoreError(
+            f"{bundle} is of the store format {contents.store}, this ticketry reads {FORMAT}: use the ticketry that"
+            " made it"
+        )
+
+
+def _place(paths: Paths, part: Part) -> Path:
+    """Where a part belongs, inside the store: `OutsideError` for a name that is none."""
+    names = part.name
+    if part.kind == "blob":
+        return paths.blob(names[0])
+    if part.kind == "result":
+        return paths.result(names[0], int(names[1]))
+    if part.kind == "memo":
+        return paths.memo_file(*names)
+    return paths.run(names[0]) / "run.json" if part.kind == "run" else paths.evidence(names[0])
+
+
+def _check_part(paths: Paths, part: Part, data: bytes, check: Callable[[str, dict[str, Any]], None], what: str) -> None:
+    """Raises `StoreError` unless a part is what its name says."""
+    wanted = 2 if part.kind in ("result", "memo") else 1
+    if len(part.name) != wanted:
+        raise StoreError(f"{what}: a {part.kind} with {len(part.name)} names, not {wanted}")
+    key = part.name[-1] if part.kind == "memo" else part.name[0]
+    if part.kind in ("blob", "result", "memo") and fault(Digest, key):
+        raise StoreError(f"{what}: {key!r:.80} is no digest")
+    if part.kind == "result" and not (
+        part.name[1].isdecimal() and len(part.name[1]) < 19 and str(int(part.name[1])) == part.name[1]
+    ):
+        raise StoreError(f"{what}: {part.name[1]!r:.80} is no step")
+    if part.kind == "memo" and part.name[0] not in ANSWERS:
+        raise StoreError(f"{what}: there are no answers of the kind {part.name[0]!r:.80}")
+    _place(paths, part)
+    if part.kind == "blob":
+        if part.sha256 != key:
+            raise StoreError(f"{what}: its digest is another")
+        return
+    values = unsealed(data, what)
+    if part.kind == "result":
+        _check_result(part, values, what)
+    elif part.kind == "memo":
+        if why := fault(ANSWERS[part.name[0]], values):
+            raise StoreError(f"{what} is none: {why}")
+    else:
+        check(part.kind, values)
+        if part.kind == "run" and values.get("run") != key:
+            raise StoreError(f"{what}: the run calls itself {values.get('run')!r:.80}")
+
+
+def _check_result(part: Part, values: dict[str, Any], what: str) -> None:
+    """A result has to say what it is of, and its key has to be the digest of that."""
+    trajectory, step = part.name
+    if why := fault(Trained, values):
+        raise StoreError(f"{what} is no result: {why}")
+    segment = values.get("segment")
+    told = (
+        {name: value for name, value in segment.items() if name not in ("blobs", "last")}
+        if isinstance(segment, dict)
+        else {}
+    )
+    if values["step"] != int(step) or digest_of({"numerics": NUMERICS, **told}) != trajectory:
+        raise StoreError(f"{what}: the result is of another training than its key says")
+    blobs = segment.get("blobs", []) if isinstance(segment, dict) else []
+    if not isinstance(blobs, list) or any(fault(Digest, blob) for blob in blobs):
+        raise StoreError(f"{what}: what it names is no digest")

@@ -1,0 +1,245 @@
+"""Bundles: the same runs give the same file, what is unpacked is what was packed, and nothing else is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from cli.calling import call
+from flips import flip, made
+from ticketry.cli import main
+from ticketry.errors import StoreError, TicketryError
+from ticketry.lab.store.bundle_file import MAGIC
+
+SEARCH: dict[str, Any] = {
+    "task": "digits",
+    "rate": 0.5,
+    "rewind": "10%",
+    "replicates": 1,
+    "recipe": {"length": "40it"},
+    "controls": ["random_reinit"],
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with a search of two levels, and the run's name."""
+    store = tmp_path_factory.mktemp("bundles") / "store"
+    return store, tk.run("iterative", store=store, levels=2, **SEARCH).name
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def repacked(bundle: Path, change: Callable[[dict[str, Any]], None], more: bytes = b"") -> None:
+    """The bundle with a changed list of parts, and a digest that is right."""
+    data = bundle.read_bytes()
+    start = len(MAGIC) + 65
+    length = int.from_bytes(data[start : start + 8], "little")
+    told = json.loads(data[start + 8 : start + 8 + length])
+    change(told)
+    listed = json.dumps(told).encode()
+    whole = len(listed).to_bytes(8, "little") + listed + data[start + 8 + length :] + more
+    bundle.write_bytes(MAGIC + hashlib.sha256(whole).hexdigest().encode() + b"\n" + whole)
+
+
+def test_the_same_runs_give_the_same_bytes_wherever_they_are_packed(searched: tuple[Path, str], tmp_path: Path) -> None:
+    store, name = searched
+    for weights in (False, True):
+        first = tk.store.pack(name, tmp_path / "first.tkz", store=store, weights=weights).path.read_bytes()
+        assert tk.store.pack([name], tmp_path / "second.tkz", store=store, weights=weights).path.read_bytes() == first
+        elsewhere = tmp_path / f"elsewhere-{weights}"
+        tk.store.unpack(tmp_path / "first.tkz", store=elsewhere)
+        assert tk.store.pack(name, tmp_path / "third.tkz", store=elsewhere, weights=weights).path.read_bytes() == first
+
+
+def test_masks_and_records_without_weights_are_a_small_part(searched: tuple[Path, str], tmp_path: Path) -> None:
+    store, name = searched
+    small = tk.store.pack(name, tmp_path / "small.tkz", store=store)
+    large = tk.store.pack(name, tmp_path / "large.tkz", store=store, weights=True)
+    assert small.results == large.results
+    weights = 50_200
+    assert small.bytes < 3 * weights / 8 + 2_500 * small.results  # two masks and a control's, and records
+    assert large.bytes > 4 * weights * small.results
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_search_goes_on_from_its_masks_with_the_same_bits(
+    searched: tuple[Path, str], tmp_path: Path, workers: int
+) -> None:
+    store, name = searched
+    longer = tk.run("iterative", store=store, levels=3, **SEARCH)
+    tk.store.pack(name, tmp_path / "small.tkz", store=store)
+    elsewhere = tmp_path / "elsewhere"
+    tk.store.unpack(tmp_path / "small.tkz", store=elsewhere)
+    again = tk.run("iterative", store=elsewhere, levels=2, **{**SEARCH, "workers": workers})
+    assert again.now["segments_trained"] == 0, "the run itself is told without training"
+    on = tk.run("iterative", store=elsewhere, levels=3, **{**SEARCH, "workers": workers})
+    # the new level's ticket and its control; what they start from is trained again by the way
+    assert on.now["segments_trained"] == 2
+    assert [row.test for row in on.record.points] == [row.test for row in longer.record.points]
+    assert [bool(row.ticket) for row in on.record.points if row.role == "ticket"] == [False, False, True]
+    assert main(["store", "check", "--store", str(elsewhere)]) == 0
+    assert main(["store", "gc", "--grace-seconds", "0", "--store", str(elsewhere)]) == 0
+
+
+def test_other_bits_stand_for_those_of_the_bundle_and_that_is_told(
+    searched: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ticketry.lab.training import state
+
+    store, name = searched
+    tk.store.pack(name, tmp_path / "small.tkz", store=store)
+    tk.store.unpack(tmp_path / "small.tkz", store=tmp_path / "elsewhere")
+    drawn = state.initial_state
+
+    def other_processor(task: Any, seed: int) -> Any:
+        return {
+            key: value * (1 + 1e-6) if value.is_floating_point() else value for key, value in drawn(task, seed).items()
+        }
+
+    monkeypatch.setattr("ticketry.lab.training.execute.initial_state", other_processor)
+    on = tk.run("iterative", store=tmp_path / "elsewhere", levels=3, **SEARCH)
+    assert on.now["segments_trained"] == 2
+    assert "have other bits than the bundle's" in caplog.text
+    assert main(["store", "check", "--store", str(tmp_path / "elsewhere")]) == 0
+
+
+def test_with_weights_nothing_is_trained_again(searched: tuple[Path, str], tmp_path: Path) -> None:
+    store, name = searched
+    tk.store.pack(name, tmp_path / "large.tkz", store=store, weights=True)
+    done = tk.store.unpack(tmp_path / "large.tkz", store=tmp_path / "elsewhere")
+    assert done.left_out == 0
+    again = tk.run("iterative", store=tmp_path / "elsewhere", levels=2, **SEARCH)
+    assert again.now["segments_trained"] == 0
+    tickets = [one.load() for one in again.tickets]
+    assert [one.mask.density for one in tickets] == pytest.approx([0.5, 0.25], abs=1e-4)
+
+
+def test_unpacking_leaves_what_is_there_as_it_is(searched: tuple[Path, str], tmp_path: Path) -> None:
+    store, name = searched
+    tk.store.pack(name, tmp_path / "small.tkz", store=store)
+    before = files(store)
+    done = tk.store.unpack(tmp_path / "small.tkz", store=store)
+    assert {path: files(store)[path] for path in before} == before
+    assert done.known
+    assert done.differing == ()
+
+
+def test_the_command_line(searched: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, name = searched
+    bundle = tmp_path / "results.tkz"
+    assert main(["store", "pack", name, "-o", str(bundle), "--store", str(store), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"] == bundle.stat().st_size
+    assert main(["store", "unpack", str(bundle), "--store", str(tmp_path / "other")]) == 0
+    assert "trained again when they are needed" in capsys.readouterr().out
+    found = call(capsys, "store", "pack", "no-such-run", "--store", str(store))
+    assert found[0] == 1
+    assert f"there is no run no-such-run in {store}: it has" in found[2]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Of a store with one of everything."""
+    return tk.store.pack((), tmp_path / "results.tkz", store=made(tmp_path / "store")).path
+
+
+def _refused(bundle: Path, tmp_path: Path, match: str) -> None:
+    with pytest.raises(TicketryError, match=match):
+        tk.store.unpack(bundle, store=tmp_path / "place" / "elsewhere")
+    assert not (tmp_path / "place").exists(), "something was written"
+
+
+def test_every_flipped_bit_is_refused(bundle: Path, tmp_path: Path) -> None:
+    draw, size = random.Random(0), bundle.stat().st_size
+    for position in [0, 30, len(MAGIC), len(MAGIC) + 64, size - 1, *(draw.randrange(size) for _ in range(40))]:
+        before = flip(bundle, position, draw.randrange(8))
+        _refused(bundle, tmp_path, "is no bundle|do not match its digest")
+        bundle.write_bytes(before)
+    assert tk.store.unpack(bundle, store=tmp_path / "good").new
+
+
+def _renamed(kind: str, *name: str) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        next(part for part in told["parts"] if part["kind"] == kind)["name"] = list(name)
+
+    return change
+
+
+def _with(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda told: told.update(values)
+
+
+def _sized(kind: str, size: int) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        next(part for part in told["parts"] if part["kind"] == kind)["size"] = size
+
+    return change
+
+
+def _twice(told: dict[str, Any]) -> None:
+    told["parts"].append({**told["parts"][0], "packed": 0, "size": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_with(numerics=99), "results of the numerics 99, this ticketry trains with 1"),
+        (_with(store=1), "of the store format 1, this ticketry reads 2"),
+        (_with(format=2), "its list of parts is none"),
+        (_with(code="import os"), "its list of parts is none"),
+        (_with(parts=[]), "not the size that its list tells"),
+        (_renamed("run", "../../evil"), "no name of a file"),
+        (_renamed("run", "/etc"), "no name of a file"),
+        (_renamed("evidence", "a/b"), "no name of a file"),
+        (_renamed("result", "ab" * 32, "5"), "of another training than its key says"),
+        (_renamed("result", "../x", "5"), "no digest"),
+        (_renamed("memo", "../masks", "ab" * 32), "no answers of the kind"),
+        (_renamed("memo", "masks"), "with 1 names, not 2"),
+        (_renamed("blob", "ab" * 32), "its digest is another"),
+        (_sized("run", 1 << 40), "would take more than"),
+        (_sized("blob", 1 << 40), "two sizes"),
+        (_twice, "a part twice"),
+    ],
+)
+def test_forged_lists_are_refused_before_anything_is_written(
+    bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], match: str
+) -> None:
+    repacked(bundle, change)
+    _refused(bundle, tmp_path, match)
+
+
+def test_a_record_that_swells_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """50 MB of spaces, told as 10 bytes, and told as they are beside a file of a hundredth."""
+    swollen = zlib.compress(b" " * 50_000_000, 9)
+    part = {"kind": "run", "name": ["bomb"], "packed": len(swollen), "sha256": "ab" * 32}
+    for size, match in ((10, "not the size that is told"), (80 << 20, "would take more than")):
+        data = bundle.read_bytes()
+        repacked(bundle, lambda told, size=size: told["parts"].append({**part, "size": size}), swollen)
+        _refused(bundle, tmp_path, match)
+        bundle.write_bytes(data)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, tmp_path / "absent"):
+        with pytest.raises(StoreError, match="cannot read"):
+            tk.store.unpack(path, store=tmp_path / "elsewhere")
+    (tmp_path / "text").write_text("ticketry")
+    with pytest.raises(StoreError, match="is no bundle"):
+        tk.store.unpack(tmp_path / "text", store=tmp_path / "elsewhere")
