@@ -116,6 +116,21 @@ def test_linear(inputs: int, outputs: int, images: int) -> None:
     check(Region(("x",), ("y",), (node,)), Flat(), torch.randn(images, inputs), {"0": kept})
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
+@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
+def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(shape[-1], 37), nn.ReLU(), nn.Linear(37, 3))
+    rng = np.random.default_rng(0)
+    kept = {name: rng.random(model.get_submodule(name).weight.shape) < 0.3 for name in "02"}
+    nodes = (
+        Conv("x", "1", "0", shape[-1], 37, Window(), 1, True),
+        Relu("1", "2"),
+        Conv("2", "y", "2", 37, 3, Window(), 1, True),
+    )
+    check(Region(("x",), ("y",), nodes, tokens=True), model, torch.randn(shape), kept, where)
+
+
 def _conv(x: str, y: str, module: str, conv: nn.Conv2d) -> Conv:
     window = Window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
     return Conv(x, y, module, conv.in_channels, conv.out_channels, window, conv.groups, conv.bias is not None)

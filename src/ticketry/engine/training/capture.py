@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx, nn
 
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.lowering import Unknown, draws, lowered_function, lowered_module
+from ticketry.engine.training.lowering import Unknown, draws, layouts, lowered_function, lowered_module
 from ticketry.engine.training.nodes import Conv, Node, Norm, Region, Sum, fused
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -20,6 +20,9 @@ LAYERS = (nn.Conv2d, nn.Linear)
 LIMIT = 0.5
 """Above this density a layer runs in torch. 3x3 convolutions with 64 and 256 channels took 0.6 to 0.8 of torch's time,
 forward and back, with half of their weights, and 0.9 to 1.1 with 70 % (AVX-512, one thread)."""
+
+LIMIT_LINEAR = 0.3
+"""The same for a linear layer, whose dense products are faster."""
 
 SHORT = 64
 """Weights of a row, pruned ones too, up to which a layer takes part at any density: a stem, a depthwise convolution."""
@@ -45,20 +48,21 @@ class Captured:
 class Part:
     """A region being found: nodes of the traced graph, and what they are for the kernels."""
 
+    tokens: bool = False
     nodes: list[Node] = field(default_factory=list)
     members: dict[fx.Node, str] = field(default_factory=dict)
     """Node of the traced graph -> the value that it is in the region."""
     inputs: dict[fx.Node, str] = field(default_factory=dict)
     outputs: list[fx.Node] = field(default_factory=list)
     seeds: int = 0
-    """Convolutions whose kernels gain by the mask."""
+    """Layers whose kernels gain by the mask: convolutions, and linear layers over tokens."""
     pruned: int = 0
-    """Weights that linear layers are spared, see `ALONE`."""
+    """Weights that other linear layers are spared, see `ALONE`."""
 
     def region(self) -> Region:
         """With what others read as outputs."""
         names = dict.fromkeys(self.members[node] for node in self.outputs)
-        return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes)))
+        return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens))
 
 
 def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph) -> Captured:
@@ -98,18 +102,20 @@ class _Finder:
             return
         gains = isinstance(made, Conv) and self._gains(made)
         starts = isinstance(made, Conv) and (gains or self._short(made))
-        part = next((part for part in self._around(node) if self._may_join(node, part)), None)
+        layout = layouts(node, made)
+        around = [part for part in self._around(node) if part.tokens in layout]
+        part = next((part for part in around if self._may_join(node, part)), None)
         if isinstance(made, Conv) and not starts:
             self.reasons[made.module] = self._dense(made)
             return
         if part is None:
             if not starts:
                 return
-            part = Part()
+            part = Part(tokens=True in layout)
             self.parts.append(part)
         self._join(node, made, part)
         if isinstance(made, Conv) and gains:
-            if isinstance(self.modules[made.module], nn.Linear):
+            if isinstance(self.modules[made.module], nn.Linear) and not part.tokens:
                 part.pruned += int((~self.kept[made.module]).sum())
             else:
                 part.seeds += 1
@@ -135,7 +141,11 @@ class _Finder:
     # -- which region ------------------------------------------------------------------------------------------------
 
     def _around(self, node: fx.Node) -> list[Part]:
+        """Regions that make what a node reads; then those of tokens that read the same: queries, keys and values."""
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
+        for part in self.parts:
+            if part.tokens and any(read in part.inputs for read in node.all_input_nodes):
+                found.setdefault(id(part), part)
         return list(found.values())
 
     def _may_join(self, node: fx.Node, part: Part) -> bool:
@@ -165,7 +175,8 @@ class _Finder:
 
     def _gains(self, conv: Conv) -> bool:
         kept = self.kept.get(conv.module)
-        return kept is not None and float(kept.mean()) <= LIMIT
+        linear = isinstance(self.modules[conv.module], nn.Linear)
+        return kept is not None and float(kept.mean()) <= (LIMIT_LINEAR if linear else LIMIT)
 
     def _short(self, conv: Conv) -> bool:
         return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
@@ -176,7 +187,8 @@ class _Finder:
             return "not in the mask: faster dense"
         if self._gains(conv):
             return "small linear layers without a convolution: faster dense"
-        return f"density {float(kept.mean()):.2f}: above {LIMIT} faster dense"
+        limit = LIMIT_LINEAR if isinstance(self.modules[conv.module], nn.Linear) else LIMIT
+        return f"density {float(kept.mean()):.2f}: above {limit} faster dense"
 
     def _lowered(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":

@@ -51,7 +51,7 @@ def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
 
 def _linear(node: fx.Node, x: fx.Node, module: nn.Linear) -> Node:
     shape = shape_of(x)
-    if shape is None or len(shape) != 2:
+    if shape is None or len(shape) < 2:
         raise Unknown(f"reads {None if shape is None else tuple(shape)}, not examples x features")
     bias = module.bias is not None
     return Conv(x.name, node.name, str(node.target), module.in_features, module.out_features, Window(), 1, bias)
@@ -158,7 +158,7 @@ def _function_sum(node: fx.Node) -> Node:
     one, other = node.args
     assert isinstance(one, fx.Node)
     assert isinstance(other, fx.Node)
-    if shape_of(one) is None or shape_of(one) != shape_of(other) or len(shape_of(one) or ()) not in (2, 4):
+    if shape_of(one) is None or shape_of(one) != shape_of(other) or len(shape_of(one) or ()) < 2:
         raise Unknown("values of different shapes")
     return Sum(one.name, other.name, node.name)
 
@@ -234,3 +234,18 @@ def draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     attends = "attention" in str(name) and ("dropout_p" in node.kwargs or len(node.args) > 4)
     return attends or bool(_DRAWING.search(str(name)))
+
+
+def layouts(node: fx.Node, made: Node | None) -> set[bool]:
+    """In which regions a node may be: in those of tokens (True), of images (False).
+
+    A linear layer over examples x features is one over images without pixels.
+    """
+    sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
+    if made is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
+        return {False}
+    if isinstance(made, Conv) and made.window == Window():
+        return {False} if sizes in ({2}, {4}) else {True}
+    if isinstance(made, (Conv, Norm, Pool)):
+        return {False}
+    return {True, False} if sizes <= {2, 4} else {True}

@@ -92,6 +92,8 @@ class Region:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
+    tokens: bool = False
+    """Whether values are tokens x features, with any dimensions before the last, and not images x channels (x …)."""
 
     @property
     def parameters(self) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ else runs in the kernels, operation after operation.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,6 +244,8 @@ class Plan:
         """Make the operations that load a value from a tensor, or store it to one: one for each block."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
+        if self.region.tokens:  # sixteen neighbours, a token of each image, are the first position
+            strides = (channels, 1, IMAGES * channels, IMAGES * channels)
         numbers = []
         for block in range(value.blocks):
             planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
@@ -254,18 +257,19 @@ class Plan:
         """A tensor of all images, contiguous, into a value."""
         self._moved(call, key, tensor)
 
-    def store(self, call: Call, key: str, shape: Shape) -> Tensor:
-        """A value as a tensor: images x channels x rows x columns. No view: autograd lets it be changed."""
-        tensor = torch.empty(self.blocks * IMAGES, *shape)
+    def store(self, call: Call, key: str, shape: Sequence[int]) -> Tensor:
+        """A value as a tensor of a shape, with less than all images perhaps. No view: autograd lets it be changed."""
+        value = self.shapes[key.rpartition(" ")[2]]
+        tensor = torch.empty(self.blocks * IMAGES * math.prod(value))
         self._moved(call, key, tensor)
-        return tensor.resize_(self.live, *shape)
+        return tensor.resize_(*shape)
 
     def _moved(self, call: Call, key: str, tensor: Tensor) -> None:
-        image = tensor[0].numel() * FLOAT
+        size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
             some = numbers[first : first + _TENSORS]
-            begins = [begin + (first + block) * IMAGES * image for block in range(len(some))]
+            begins = [begin + (first + block) * size for block in range(len(some))]
             call.session.run(some[0], some[-1] + 1, begins, IMAGES)
 
     def run(self, when: str, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,12 @@ from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.nodes import Region, Shape
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
+
+TOKENS = 16
+"""Of a row of a block, where there are so many."""
+
+_PLANS = 8
+"""For inputs of other shapes that are kept."""
 
 
 class RegionStep:
@@ -53,12 +60,22 @@ class RegionStep:
 
     def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> Plan:
         """The plan for inputs of these shapes, made when it is first needed."""
-        shapes = {name: _shape(tensor) for name, tensor in zip(self.region.inputs, inputs, strict=True)}
-        live = inputs[0].shape[0]
-        if any(tensor.shape[0] != live for tensor in inputs):
-            raise EngineError(f"inputs of {[tensor.shape[0] for tensor in inputs]} examples go into one layer")
+        tokens = self.region.tokens
+        counts = [tensor[..., 0].numel() if tokens else len(tensor) for tensor in inputs]
+        if len(set(counts)) > 1:
+            raise EngineError(f"inputs of {counts} examples go into one layer")
+        live, width = counts[0], 1
+        if tokens:
+            width = TOKENS if live >= IMAGES * TOKENS else 1
+            live = -(-live // (IMAGES * width)) * IMAGES
+        shapes = {
+            name: (tensor.shape[-1], 1, width) if tokens else _shape(tensor)
+            for name, tensor in zip(self.region.inputs, inputs, strict=True)
+        }
         key = live, wanted, tuple(shapes.items())
         if key not in self._plans:
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
             self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library)
         return self._plans[key]
 
@@ -70,7 +87,7 @@ class RegionStep:
         named = dict(zip(self.region.parameters, parameters, strict=True))
         call = Call(plan.program.session(), named, self._modules, self._memory)
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.load(call, f"load {name}", _filled(tensor.detach(), plan.blocks * IMAGES))
+            plan.load(call, f"load {name}", _filled(tensor.detach(), plan, name))
         return plan, call
 
 
@@ -84,7 +101,11 @@ class _Function(torch.autograd.Function):
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
         plan, call = step.begin(inputs, wanted, parameters)
         plan.run("forward", call)
-        made = tuple(plan.store(call, f"store {name}", plan.shapes[name]) for name in step.region.outputs)
+        lead = inputs[0].shape[:-1]
+        made = tuple(
+            plan.store(call, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape))
+            for name, shape in ((name, plan.shapes[name]) for name in step.region.outputs)
+        )
         if any(needed):
             call.wanted = frozenset(
                 name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
@@ -106,15 +127,14 @@ class _Function(torch.autograd.Function):
             )
         # By way of autograd, which notices where a weight was changed in between.
         call.parameters = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
-        images = plan.blocks * IMAGES
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.load(call, f"load gradient {name}", _filled(gradient, images))
+            plan.load(call, f"load gradient {name}", _filled(gradient, plan, name))
         plan.run("backward", call)
         found: list[Tensor | None] = []
         for name, shape in zip(plan.region.inputs, ctx.shapes, strict=True):
             key = f"store gradient {name}"
             there = key in plan.moves
-            found.append(plan.store(call, key, plan.shapes[name]).reshape(shape) if there else None)
+            found.append(plan.store(call, key, shape) if there else None)
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
@@ -143,10 +163,12 @@ def _shape(tensor: Tensor) -> Shape:
     return int(channels), int(height), int(width)
 
 
-def _filled(tensor: Tensor, images: int) -> Tensor:
-    """The tensor, contiguous, with images of zeros behind its own."""
-    if len(tensor) == images:
-        return tensor.contiguous()
-    filled = tensor.new_zeros(images, *tensor.shape[1:])
-    filled[: len(tensor)] = tensor
+def _filled(tensor: Tensor, plan: Plan, name: str) -> Tensor:
+    """The tensor, contiguous, with images or tokens of zeros behind its own."""
+    tensor = tensor.contiguous()
+    elements = plan.blocks * IMAGES * math.prod(plan.shapes[name])
+    if tensor.numel() == elements:
+        return tensor
+    filled = tensor.new_zeros(elements)
+    filled[: tensor.numel()] = tensor.reshape(-1)
     return filled
