@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Conv, Norm, Pool, Region, Relu, Sum
+from ticketry.engine.training.nodes import Act, Conv, Norm, Pool, Region, Relu, Sum
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError
 
@@ -129,6 +131,34 @@ def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
         Conv("2", "y", "2", 37, 3, Window(), 1, True),
     )
     check(Region(("x",), ("y",), nodes, tokens=True), model, torch.randn(shape), kept, where)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu6": functional.relu6,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "hardswish": functional.hardswish,
+    "hardsigmoid": functional.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("where", ["host", "generic"])
+def test_activations(act: str, where: str) -> None:
+    step = RegionStep(Region(("x",), ("y",), (Act("x", "y", act),), tokens=True), {}, {}, library(where))
+    x = torch.cat([torch.linspace(-12, 12, 4816), torch.tensor([1e-6, -1e-6, 100.0, -100.0])])[:, None].requires_grad_()
+    exact, gradient = x.detach().double().requires_grad_(), torch.randn(len(x), 1)
+    (y,) = step([x])
+    y.backward(gradient)
+    expected = ACTIVATIONS[act](exact)
+    expected.backward(gradient.double())
+    assert torch.allclose(y.double(), expected, rtol=2e-6, atol=1e-6)
+    assert exact.grad is not None
+    assert x.grad is not None
+    assert torch.allclose(x.grad.double(), exact.grad, rtol=1e-5, atol=5e-6)
 
 
 def _conv(x: str, y: str, module: str, conv: nn.Conv2d) -> Conv:

@@ -77,19 +77,30 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
     if not isinstance(act, str):
         return _WITH_PARAMETER[act[0]](e, vector, act[1])
     if act in _LONG:
-        return e.b.call(_function(e, act, vector.type), [vector])
+        return e.b.call(_function(e, act, _PLAIN[act], vector.type), [vector])
     return _PLAIN[act](e, vector)
 
 
-def _function(e: Emitter, act: str, kind: Any) -> Any:
-    """The function of an activation in the module at hand."""
-    name = f"{act}.{kind.count}"
+def slope(e: Emitter, act: str, vector: Any) -> Any:
+    """The derivative of an activation at each value of a vector.
+
+    Raises:
+        EngineError: there is none in kernels.
+    """
+    if act not in SLOPES:
+        raise EngineError(f"no derivative of {act!r} in kernels: choose from {', '.join(SLOPES)}")
+    return e.b.call(_function(e, f"{act}.slope", SLOPES[act], vector.type), [vector])
+
+
+def _function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], kind: Any) -> Any:
+    """A function of a vector in the module at hand, by its name."""
+    name = f"{what}.{kind.count}"
     if name not in e.module.globals:
         function = ir.Function(e.module, ir.FunctionType(kind, [kind]), name)
         function.linkage = "internal"
         function.attributes.add("noinline")
         builder, e.b = e.b, ir.IRBuilder(function.append_basic_block("entry"))
-        e.b.ret(_PLAIN[act](e, function.args[0]))
+        e.b.ret(write(e, function.args[0]))
         e.b = builder
     return e.module.globals[name]
 
@@ -137,12 +148,19 @@ def tanh(e: Emitter, x: Any) -> Any:
 def gelu(e: Emitter, x: Any) -> Any:
     """x times the normal distribution function: through erfc of abs(x), which keeps its digits where it is small."""
     b = e.b
+    return b.fmul(x, _normal(e, x)[0])
+
+
+def _normal(e: Emitter, x: Any) -> tuple[Any, Any]:
+    """The normal distribution function, and exp(-x²/2)."""
+    b = e.b
     z = b.fmul(e.intrinsic("llvm.fabs", x), _all(x, 0.7071067811865476))
     one = _all(x, 1.0)
     t = b.fdiv(one, e.fma(z, _all(x, 0.5), one))
-    tail = b.fmul(b.fmul(t, _polynomial(e, t, _ERFC)), exp(e, b.fneg(b.fmul(z, z))))
+    bell = exp(e, b.fneg(b.fmul(z, z)))
+    tail = b.fmul(b.fmul(t, _polynomial(e, t, _ERFC)), bell)
     half = b.fmul(tail, _all(x, 0.5))
-    return b.fmul(x, e.select(b.fcmp_ordered("<", x, _all(x, 0.0)), half, b.fsub(one, half)))
+    return e.select(b.fcmp_ordered("<", x, _all(x, 0.0)), half, b.fsub(one, half)), bell
 
 
 def gelu_tanh(e: Emitter, x: Any) -> Any:
@@ -151,6 +169,51 @@ def gelu_tanh(e: Emitter, x: Any) -> Any:
     cubic = e.fma(b.fmul(x, x), _all(x, 0.044715), _all(x, 1.0))
     twice = b.fmul(b.fmul(x, cubic), _all(x, -2 * 0.7978845608028654))
     return b.fdiv(x, b.fadd(_all(x, 1.0), exp(e, twice)))
+
+
+def _gelu_slope(e: Emitter, x: Any) -> Any:
+    share, bell = _normal(e, x)
+    return e.fma(e.b.fmul(x, _all(x, 0.3989422804014327)), bell, share)
+
+
+def _gelu_tanh_slope(e: Emitter, x: Any) -> Any:
+    """Of x * sigmoid(2u): s + x * s * (1 - s) * 2u'."""
+    b, square, one, twice = e.b, e.b.fmul(x, x), _all(x, 1.0), _all(x, 2 * 0.7978845608028654)
+    s = sigmoid(e, b.fmul(b.fmul(x, twice), e.fma(square, _all(x, 0.044715), one)))
+    inner = b.fmul(twice, e.fma(square, _all(x, 3 * 0.044715), one))
+    return e.fma(b.fmul(b.fmul(x, inner), s), b.fsub(one, s), s)
+
+
+def _silu_slope(e: Emitter, x: Any) -> Any:
+    one, s = _all(x, 1.0), sigmoid(e, x)
+    return e.b.fmul(s, e.fma(x, e.b.fsub(one, s), one))
+
+
+def _sigmoid_slope(e: Emitter, x: Any) -> Any:
+    s = sigmoid(e, x)
+    return e.b.fmul(s, e.b.fsub(_all(x, 1.0), s))
+
+
+def _tanh_slope(e: Emitter, x: Any) -> Any:
+    t = tanh(e, x)
+    return e.b.fsub(_all(x, 1.0), e.b.fmul(t, t))
+
+
+def _relu6_slope(e: Emitter, x: Any) -> Any:
+    inside = e.b.and_(e.b.fcmp_ordered(">", x, _all(x, 0.0)), e.b.fcmp_ordered("<", x, _all(x, 6.0)))
+    return e.select(inside, _all(x, 1.0), _all(x, 0.0))
+
+
+def _hardsigmoid_slope(e: Emitter, x: Any) -> Any:
+    inside = e.b.and_(e.b.fcmp_ordered(">", x, _all(x, -3.0)), e.b.fcmp_ordered("<", x, _all(x, 3.0)))
+    return e.select(inside, _all(x, 1 / 6), _all(x, 0.0))
+
+
+def _hardswish_slope(e: Emitter, x: Any) -> Any:
+    """x / 3 + 1/2 between -3 and 3; there 0, here 1."""
+    middle = e.fma(x, _all(x, 1 / 3), _all(x, 0.5))
+    outside = e.select(e.b.fcmp_ordered(">", x, _all(x, 0.0)), _all(x, 1.0), _all(x, 0.0))
+    return e.select(e.b.fcmp_ordered("<", e.intrinsic("llvm.fabs", x), _all(x, 3.0)), middle, outside)
 
 
 def exp(e: Emitter, x: Any) -> Any:
@@ -200,5 +263,16 @@ _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {
     "sigmoid": sigmoid,
     "tanh": tanh,
 }
+SLOPES: dict[str, Callable[[Emitter, Any], Any]] = {
+    "relu6": _relu6_slope,
+    "silu": _silu_slope,
+    "gelu": _gelu_slope,
+    "gelu_tanh": _gelu_tanh_slope,
+    "hardswish": _hardswish_slope,
+    "hardsigmoid": _hardsigmoid_slope,
+    "sigmoid": _sigmoid_slope,
+    "tanh": _tanh_slope,
+}
+"""Activations whose derivative is in kernels."""
 _LONG = {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh"}
 _WITH_PARAMETER: dict[str, Callable[[Emitter, Any, float], Any]] = {"leaky_relu": leaky_relu}

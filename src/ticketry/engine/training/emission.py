@@ -12,6 +12,8 @@ import torch
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.training import pools
 from ticketry.engine.cpu.training.by_channel import (
+    Activated,
+    ActivationGradient,
     Add,
     Moments,
     NormGradient,
@@ -25,7 +27,7 @@ from ticketry.engine.cpu.training.by_channel import (
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
+from ticketry.engine.training.nodes import Act, Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
 
@@ -307,6 +309,26 @@ def _(node: Relu, plan: Plan, gradients: Gradients) -> None:
         plan.add("backward", operations(Add, [dy, y, dx], plan.live, plan.target, relu=True, residual=False))
         gradients.give(node.x, dx)
     plan.release(dy)
+
+
+@_forward.register
+def _(node: Act, plan: Plan) -> None:
+    plan.add("forward", operations(Activated, _values(plan, node.x, node.y), plan.live, plan.target, act=node.act))
+
+
+@_backward.register
+def _(node: Act, plan: Plan, gradients: Gradients) -> None:
+    dy = gradients.take(node.y)
+    if node.x in gradients.needed:
+        dx = plan.gradient_memory(node.x)
+        values = [dy, plan.values[node.x], dx]
+        plan.add("backward", operations(ActivationGradient, values, plan.live, plan.target, act=node.act))
+        gradients.give(node.x, dx)
+    plan.release(dy)
+
+
+def _values(plan: Plan, *names: str) -> list[Batch]:
+    return [plan.values[name] for name in names]
 
 
 @_forward.register

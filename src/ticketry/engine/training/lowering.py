@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Conv, Node, Norm, Pool, Relu, Sum
+from ticketry.engine.training.nodes import Act, Conv, Node, Norm, Pool, Relu, Sum
 
 
 class Unknown(Exception):
@@ -112,12 +112,29 @@ def _dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
         raise Unknown("dropout")
 
 
+def _act(act: str) -> Callable[[fx.Node, fx.Node, Any], Node]:
+    return lambda node, x, module: Act(x.name, node.name, act)
+
+
+def _gelu(node: fx.Node, x: fx.Node, module: nn.GELU) -> Node:
+    return Act(x.name, node.name, _GELU[module.approximate])
+
+
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+
 _MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     nn.BatchNorm2d: _norm,
     nn.BatchNorm1d: _norm,
     nn.ReLU: lambda node, x, module: Relu(x.name, node.name),
+    nn.ReLU6: _act("relu6"),
+    nn.SiLU: _act("silu"),
+    nn.GELU: _gelu,
+    nn.Hardswish: _act("hardswish"),
+    nn.Hardsigmoid: _act("hardsigmoid"),
+    nn.Sigmoid: _act("sigmoid"),
+    nn.Tanh: _act("tanh"),
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: lambda node, x, module: _whole(node, x, module.output_size),
@@ -150,6 +167,18 @@ def _input(node: fx.Node) -> fx.Node:
 def _function_relu(node: fx.Node) -> Node:
     _arguments(node, inplace=False)
     return Relu(_input(node).name, node.name)
+
+
+def _function_act(act: str) -> Callable[[fx.Node], Node]:
+    def lowered(node: fx.Node) -> Node:
+        _arguments(node, inplace=False)
+        return Act(_input(node).name, node.name, act)
+
+    return lowered
+
+
+def _function_gelu(node: fx.Node) -> Node:
+    return Act(_input(node).name, node.name, _GELU[_arguments(node, approximate="none")["approximate"]])
 
 
 def _function_sum(node: fx.Node) -> Node:
@@ -186,6 +215,13 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
     F.relu: _function_relu,
     torch.relu: _function_relu,
     "relu": _function_relu,
+    F.relu6: _function_act("relu6"),
+    F.silu: _function_act("silu"),
+    F.gelu: _function_gelu,
+    F.hardswish: _function_act("hardswish"),
+    F.hardsigmoid: _function_act("hardsigmoid"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _function_act("sigmoid")),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _function_act("tanh")),
     operator.add: _function_sum,
     operator.iadd: _function_sum,
     torch.add: _function_sum,

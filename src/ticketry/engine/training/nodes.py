@@ -56,6 +56,19 @@ class Relu:
 
 
 @dataclass(frozen=True)
+class Act:
+    """Another activation, by its name in `cpu.activations`."""
+
+    x: str
+    y: str
+    act: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True)
 class Sum:
     """Two values, added."""
 
@@ -82,7 +95,7 @@ class Pool:
         return (self.x,)
 
 
-Node = Conv | Norm | Relu | Sum | Pool
+Node = Conv | Norm | Relu | Act | Sum | Pool
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ticketry.engine.cpu.activations import activate, slope
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
@@ -232,7 +233,33 @@ class Add(ByChannel):
         return []
 
 
-def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: bool) -> list[Op]:
+@dataclass(frozen=True)
+class Activated(ByChannel):
+    """``y = act(x)``. Values: x, y."""
+
+    sides: ClassVar[int] = 2
+
+    act: str
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        e.store(_only(e, there, activate(e, self.act, e.load(at[0]))), at[1])
+        return []
+
+
+@dataclass(frozen=True)
+class ActivationGradient(ByChannel):
+    """``dx = dy * act'(x)``. Values: dy, x, dx."""
+
+    sides: ClassVar[int] = 3
+
+    act: str
+
+    def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
+        e.store(e.b.fmul(e.load(at[0]), slope(e, self.act, e.load(at[1]))), at[2])
+        return []
+
+
+def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any) -> list[Op]:
     """A kernel over some values of the same pixels, block by block or over all at once (see `parts`).
 
     They have one table: numbers of each channel, then sums (see `sums_of`), which each adds to those before.
