@@ -41,9 +41,10 @@ def test_repairing_leaves_a_sound_store(tmp_path: Path, capsys: pytest.CaptureFi
         assert any((store / "damaged").rglob("*")), "nothing is deleted"
 
 
-def test_files_changed_in_every_way_end_in_words() -> None:
-    """A sample of what the fuzzer does by thousands; a process of its own has a limit of memory."""
-    script = Path(__file__).parents[1] / "benchmarks" / "fuzz_files.py"
-    words = [sys.executable, str(script), "--inputs", "60", "--seed", "1"]
-    done = subprocess.run(words, capture_output=True, text=True)
+@pytest.mark.parametrize("words", [("fuzz_files.py", "--inputs", "40"), ("fuzz_readers.py", "--inputs", "4600")])
+def test_files_changed_in_every_way_end_in_words(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A sample of what the fuzzers do by thousands; a process of its own has a limit of memory."""
+    script = Path(__file__).parents[1] / "benchmarks" / words[0]
+    command = [sys.executable, str(script), *words[1:], "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 import ticketry as tk
 from ticketry.core.gates import KINDS
+from ticketry.core.sealed_files import sealed
 from ticketry.errors import MaskError, MissingExtraError, TicketryError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import check_surroundings
@@ -120,6 +122,25 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x10" + bytes(40))
     with pytest.raises(TicketryError, match="cannot be read"):
         read(tmp_path / "torn.safetensors")
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        '{"tensor": "7"}',
+        '{"tensor": []}',
+        '{"x": 1}',
+        '{"items": [1]}',
+        "[1]",
+        '{"items": {"a": {"x": {}}}}',
+        "[" * 5000,
+    ],
+)
+def test_files_with_the_right_digest_that_are_no_state(tmp_path: Path, described: str) -> None:
+    path = tmp_path / "forged.safetensors"
+    path.write_bytes(sealed(save({"0": torch.ones(2)}, metadata={"ticketry": described})))
+    with pytest.raises(TicketryError, match="take another checkpoint"):
+        read(path)
 
 
 def test_states_of_other_jobs_are_refused() -> None:

@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is missing, and training goes on from a checkpoint: take one that was written with this callback,"
             " or say where it lies with resume_from="
         ) from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise TicketryError(f"{path} cannot be read ({error}): take another checkpoint") from error
 
     def built(value: Any) -> Any:
@@ -62,5 +62,10 @@ def read(path: Path) -> dict[str, Any]:
             return {name: built(item) for name, item in value["items"].items()}
         return [built(item) for item in value] if isinstance(value, list) else value
 
-    state: dict[str, Any] = built(described)
+    try:
+        state = built(described)
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise TicketryError(f"{path} holds no state of a job: take another checkpoint")
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -88,6 +89,10 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
         raise StoreError(f"{what}: {place} {problem}. {advice}") from None
 
 
+class _Head(Part, frozen=True):
+    format: AtLeastOne
+
+
 def check_format(value: object, version: int, *, what: str, advice: str) -> None:
     """Refuse a record of another version.
 
@@ -95,10 +100,7 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
         StoreError: if the version is another, or there is none.
     """
 
-    class Head(Part, frozen=True):
-        format: AtLeastOne
-
-    found = read(Head, value, what=what, advice=advice).format
+    found = read(_Head, value, what=what, advice=advice).format
     if found != version:
         raise StoreError(
             f"{what}: format {found} is not the one this ticketry reads ({version}): "
@@ -137,7 +139,13 @@ def _fault_of(kind: Any, value: object, error: msgspec.ValidationError) -> tuple
     if missing := re.search(r"missing required field `(.*)`", text):
         path = f"{path}.{missing[1]}".strip(".")
     parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
-    return path or "the whole", _problem(_declared(inspect.type_info(kind), parts), _found(value, parts))
+    return path or "the whole", _problem(_declared(_type_of(kind), parts), _found(value, parts))
+
+
+@functools.cache
+def _type_of(kind: Any) -> inspect.Type:
+    """What is declared; to find it takes tens of milliseconds for a large record."""
+    return inspect.type_info(kind)
 
 
 def _found(value: Any, parts: list[str | int]) -> Any:

@@ -192,6 +192,28 @@ def test_damage_is_found_when_it_is_read(store, damage, kind):
 RECORD = {"model": "m" * 64, "metrics": {"test": {"accuracy": 97.25}}, "loss": [(10, 0.5)], "training": None}
 
 
+@pytest.mark.parametrize("data", [b"", b"\x08" + bytes(7) + b"[1, 2]  ", b"\x10" + bytes(40), b"{}" * 20])
+def test_a_file_with_the_right_digest_that_holds_no_tensors(store, data):
+    digest = store.put_bytes(data)
+    with pytest.raises(DamagedBlobError, match="holds no tensors"):
+        store.get_tensors(digest)
+    path = store.paths.partial_file(TRAJECTORY, 3, digest)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert store.partial(TRAJECTORY, 10) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": "\\ud800"}', '{"\\uDFFF": 1}', '{"a": ' + "[" * 5000, '{"a": ' + "9" * 5000 + "}"]
+)
+def test_json_that_cannot_be_written_again_is_damaged(store, text):
+    path = store.paths.memo_file("masks", TRAJECTORY)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read(path)
+
+
 def test_results_by_trajectory_and_step(store):
     assert store.result(TRAJECTORY, 5) is None
     assert store.stored_steps(TRAJECTORY) == []

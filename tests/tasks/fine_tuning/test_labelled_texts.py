@@ -57,6 +57,9 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         ("a.csv", b"text,label\n\0,1\n", "bytes that are 0"),
         ("a.jsonl", b'{"text": 1\n', "line 1 is no JSON"),
         ("a.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", b"[" * 5000, "line 1 is no JSON"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is no JSON"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}', "line 1 is no JSON"),
     ],
 )
 def test_what_is_no_text_with_labels_is_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:

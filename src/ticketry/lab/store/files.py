@@ -62,6 +62,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         text = ""
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a letter, which nothing could write or compare
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

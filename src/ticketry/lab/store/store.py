@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
@@ -146,8 +147,15 @@ class Store:
         return self.put_bytes(tensors_to_bytes(tensors))
 
     def get_tensors(self, digest: str) -> dict[str, Tensor]:
-        """By name, in the order of names: what is made of them must not depend on the order in which a file is read."""
-        return dict(sorted(safetensors_load(self.get_bytes(digest)).items()))
+        """The tensors in the file of this digest, by name, in the order of names.
+
+        Raises:
+            DamagedBlobError: as `get_bytes`; and if it holds something else.
+        """
+        try:
+            return _tensors_of(self.get_bytes(digest))
+        except _NO_TENSORS as error:
+            raise DamagedBlobError(f"{self.paths.blob(digest)} holds no tensors: {error!s:.120}. {_ADVICE}") from None
 
     def put_mask(self, mask: Mask) -> str:
         return self.put_bytes(to_bytes(mask))
@@ -206,7 +214,8 @@ class Store:
             except OSError:
                 continue
             if hashlib.sha256(data).hexdigest() == path.stem.rpartition("-")[2]:
-                return _step_of(path), safetensors_load(data)
+                with contextlib.suppress(*_NO_TENSORS):  # another's file, with a digest that is right
+                    return _step_of(path), _tensors_of(data)
         return None
 
     def drop_partials(self, trajectory: str, last: int, but: Path | None = None) -> None:
@@ -268,6 +277,15 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as a safetensors file; equal tensors give equal bytes. Shared ones are written each on its own."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(tensors.items())}
     return bytes(safetensors_save(plain))
+
+
+_NO_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
+"""What reading a file raises that is no safetensors file, or has a type that torch does not."""
+
+
+def _tensors_of(data: bytes) -> dict[str, Tensor]:
+    """By name, in the order of names: what is made of them must not depend on the order in which a file is read."""
+    return dict(sorted(safetensors_load(data).items()))
 
 
 def _step_of(path: Path) -> int:

@@ -118,7 +118,8 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:
             continue
         try:
             row = json.loads(written)
-        except json.JSONDecodeError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a letter can be written in JSON, and is no text
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {line} is no JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {line} is no JSON object with a text and a label")
