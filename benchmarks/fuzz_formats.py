@@ -37,7 +37,7 @@ from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.records.ticket import Repeating, Retraining, read_info
-from ticketry.report import summary_lines, verdict_line
+from ticketry.report import evidence_of, summary_lines, verdict_line
 from ticketry.report.exporting import _tables
 from ticketry.report.subject import subject_of
 from ticketry.tasks.data.table import read_table
@@ -176,13 +176,12 @@ def _evidence(folder: Path) -> Iterator[Format]:
         "curves": bench_record(batches=(1,), curves=True),
     }
     for name, record in made.items():
-        path = folder / name / "evidence.json"
+        path = folder / name / "evidence" / "one.json"
         good = {**record, "run": RUN}
 
         def read(path: Path = path) -> Any:
-            found = read_evidence(read_sealed(path) or {})
-            list(_tables(subject_of(run, [found])))
-            return found
+            list(_tables(subject_of(run, evidence_of(path.parents[1], [RUN]))))
+            return read_evidence(read_sealed(path) or {})
 
         yield Format(f"evidence of {name}", _json_put(path, good), read, lambda found: _text(as_json(found)))
 

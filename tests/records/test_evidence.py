@@ -189,6 +189,9 @@ def test_the_evidence_of_runs_is_found(tmp_path, make_verify, make_stability):
         (folder / f"{name}.json").write_text(json.dumps(record))
     assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
     assert evidence_of(tmp_path, ["c", "d"]) == [records["stability-1"]]
+    for number, kind in enumerate((["verify"], {}, None, 1.5)):
+        (folder / f"strange-{number}.json").write_text(json.dumps({**records["verify-1"], "kind": kind}))
+    assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
     assert evidence_of(tmp_path, ["b", "a"]) == [records["stability-1"], records["verify-1"]]
     assert evidence_of(tmp_path, ["d", ""]) == []
     (folder / "broken.json").write_text("{")

@@ -184,7 +184,7 @@ def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, 
         record = read_sealed(path)
         if record is None:  # it went away just now
             continue
-        if record.get("kind") in KINDS and wanted & _runs(record):
+        if str(record.get("kind")) in KINDS and wanted & _runs(record):
             found.append(record)
     return found
 
