@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -25,7 +26,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
@@ -97,26 +98,30 @@ class Plugin:
 
 
 class Reach(Plugin):
-    """Which lines of a module each test reaches, and how long it takes."""
+    """Which lines of some modules each test reaches, and how long it takes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.lines: dict[str, set[int]] = {}
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = {str(path) for path in paths}
+        self.lines: dict[str, dict[str, set[int]]] = {}
+        """By test, then by module; "" is what importing reaches."""
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
-        self.now = self.lines.setdefault("", set())  # what importing reaches
+        self.now = self._begin("")
         sys.settrace(self._call)
 
+    def _begin(self, test: str) -> dict[str, set[int]]:
+        return self.lines.setdefault(test, {path: set() for path in self.paths})
+
     def _call(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
-        return self._line if frame.f_code.co_filename == self.path else None
+        return self._line if frame.f_code.co_filename in self.paths else None
 
     def _line(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any]:
-        self.now.add(frame.f_lineno)
+        self.now[frame.f_code.co_filename].add(frame.f_lineno)
         return self._line
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.now = self.lines.setdefault(item.nodeid, set())
+        self.now = self._begin(item.nodeid)
         begin = time.process_time()
         result = yield
         self.seconds[item.nodeid] = time.process_time() - begin
@@ -161,6 +166,30 @@ def tests(arguments: Sequence[str], plugin: object) -> int:
         return int(pytest.main([*options, "-m", "not slow", *arguments], plugins=[plugin]))
 
 
+@functools.cache
+def reach(paths: tuple[Path, ...], wanted: tuple[str, ...]) -> dict[str, Any]:
+    """What `Reach` found of modules as they are, by their tests, all of which have to pass."""
+    with tempfile.TemporaryDirectory(prefix="reach-") as folder:
+        told = Path(folder) / "told"
+
+        def work() -> int:
+            plugin = Reach(paths)
+            code = tests(wanted, plugin)
+            lines = {
+                name: {path: sorted(each) for path, each in found.items() if each}
+                for name, found in plugin.lines.items()
+            }
+            told.write_text(json.dumps({"lines": lines, "seconds": plugin.seconds, "failed": plugin.failed}))
+            return code
+
+        code = forked(work, 3600)
+        found: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {}
+        if code != 0:
+            why = "\n".join(found.get("failed", []))
+            sys.exit(f"{', '.join(wanted)}: tests fail without any mutant (status {code})\n{why}")
+        return found
+
+
 # -- a module ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +199,8 @@ class Module:
 
     path: Path
     tests: list[str]
+    together: tuple[Path, ...]
+    """The modules with the same tests, itself among them."""
     fates: dict[str, str] = field(default_factory=dict)
     """Mutant's title -> killed, late (killed by its time), survived or unreached (no test reaches it)"""
     date: str = ""
@@ -206,52 +237,34 @@ class Module:
     def all(self) -> list[Mutant]:
         return list(mutants(self.path.read_text(encoding="utf-8")))
 
-    def reach(self) -> dict[str, Any]:
-        """What `Reach` found with the module as it is, all of whose tests have to pass."""
-        with tempfile.TemporaryDirectory(prefix="reach-") as folder:
-            told = Path(folder) / "told"
-
-            def work() -> int:
-                plugin = Reach(self.path)
-                code = tests(self.tests, plugin)
-                lines = {name: sorted(found) for name, found in plugin.lines.items()}
-                told.write_text(json.dumps({"lines": lines, "seconds": plugin.seconds, "failed": plugin.failed}))
-                return code
-
-            code = forked(work, 3600)
-            found: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {}
-            if code != 0:
-                why = "\n".join(found.get("failed", []))
-                sys.exit(f"{self.name}: its tests fail without any mutant (status {code})\n{why}")
-            return found
-
     def run(self, again: bool, deadline: float, sample: int | None = None) -> None:
-        """Try what was not tried yet; with `again` what survived too; with `sample` until so many are tried in all.
+        """Try what was not tried yet; with `again` what survived first; with `sample` until so many are tried in all.
 
         A sample is drawn at random, from the module's name, so that one that goes on is the larger sample.
         """
-        left = [m for m in self.all() if m.title not in self.fates or (again and self.fates[m.title] in ALIVE)]
+        alive = [mutant for mutant in self.all() if self.fates.get(mutant.title) in ALIVE] if again else []
+        new = [mutant for mutant in self.all() if mutant.title not in self.fates]
         if sample is not None:
-            random.Random(self.name).shuffle(left)
-            left = left[: max(0, sample - len(self.fates))]
+            random.Random(self.name).shuffle(new)
+            new = new[: max(0, sample - len(self.fates))]
+        left = [*alive, *new]
         if not left or time.monotonic() > deadline:
             return
-        reach = self.reach()
+        reached_by = reach(self.together, tuple(self.tests))
         for number, mutant in enumerate(left):
             if time.monotonic() > deadline:
                 return
-            self.fates[mutant.title] = fate = self._fate(mutant, reach)
+            self.fates[mutant.title] = fate = self._fate(mutant, reached_by)
             self.save()
             if fate in ALIVE:
                 print(f"{self.name} {number + 1}/{len(left)} {fate}: {mutant.title}", flush=True)
 
-    def _fate(self, mutant: Mutant, reach: dict[str, Any]) -> str:
-        seconds: dict[str, float] = reach["seconds"]
-        wanted = set(range(mutant.line, mutant.last + 1))
-        reached = sorted(
-            (name for name in seconds if wanted & set(reach["lines"][name])), key=lambda name: seconds[name]
-        )
-        at_import = bool(wanted & set(reach["lines"][""]))
+    def _fate(self, mutant: Mutant, reached_by: dict[str, Any]) -> str:
+        seconds: dict[str, float] = reached_by["seconds"]
+        wanted, path = set(range(mutant.line, mutant.last + 1)), str(self.path)
+        lines = {name: wanted & set(found.get(path, ())) for name, found in reached_by["lines"].items()}
+        reached = sorted((name for name in seconds if lines[name]), key=lambda name: seconds[name])
+        at_import = bool(lines[""])
         finder = Changed(self.path, mutant.tree)
 
         def work(names: Sequence[str]) -> Callable[[], int]:
@@ -279,11 +292,12 @@ ALIVE = {"survived", "unreached"}
 
 def modules() -> Iterator[Module]:
     """Those of config.toml."""
-    for one in tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))["module"]:
-        for path in sorted(ROOT.glob(one["path"])):
-            found = Module(path, one["tests"])
-            found.load()
-            yield found
+    rows = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))["module"]
+    paths = [(path, row["tests"]) for row in rows for path in sorted(ROOT.glob(row["path"]))]
+    for path, wanted in paths:
+        found = Module(path, wanted, tuple(other for other, its in paths if its == wanted))
+        found.load()
+        yield found
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

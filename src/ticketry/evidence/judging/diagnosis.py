@@ -50,7 +50,7 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
     gaps = values - np.median(values)
     far = _FAR * max(_MAD * float(np.median(np.abs(gaps))), least_spread)
     low, high = (tuple(int(seed) + 1 for seed in np.flatnonzero(side * gaps > far)) for side in (-1, 1))
-    bound = 1.0 if len(low) == n else float(betaincinv(len(low) + 1, n - len(low), 0.95))  # Clopper and Pearson
+    bound = float(betaincinv(len(low) + 1, n - len(low), 0.95))  # Clopper and Pearson; not all lie below their median
     skew, order = float(skewness(values)), float(correlation(values))
     reasons = []
     for seeds, word in ((low, "below"), (high, "above")):

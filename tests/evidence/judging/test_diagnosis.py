@@ -1,0 +1,75 @@
+"""What differences are said to show, by outliers placed by hand at the edge of the rule, and the words of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
+from ticketry.evidence.judging.guarded_tests import correlation, inflation
+
+
+def told(*differences: float, least: float = 0.01) -> Diagnosis:
+    found = diagnose(differences, least, "dense")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0, -4.0])
+@pytest.mark.parametrize(("far", "seen"), [(4.44, False), (4.46, True)])
+def test_an_outlier_is_three_spreads_from_the_median(shift: float, far: float, seen: bool) -> None:
+    """Deviations 0, 1, 1, 1, 1 and twice `far` have the median 1: a spread of 1.4826, and three of them are 4.4478."""
+    found = told(*(shift + value for value in (-far, -1.0, -1.0, 0.0, 1.0, 1.0, far)))
+    assert (found.low, found.high) == (((1,), (7,)) if seen else ((), ()))
+
+
+def test_an_outlier_lies_beyond_three_least_spreads_and_not_at_them() -> None:
+    assert told(0.0, 0.0, 0.0, 0.0, -3.0, 3.0, least=1.0).low == ()
+    beyond = told(0.0, 0.0, 0.0, 0.0, -3.01, 3.01, least=1.0)
+    assert (beyond.low, beyond.high) == ((5,), (6,))
+
+
+def test_several_collapses_are_listed_and_counted() -> None:
+    """Two of seven: the bound is Clopper and Pearson's."""
+    found = told(0.1, -9.0, 0.0, 0.2, 0.1, -8.0, 0.0, least=0.5)
+    assert found.low == (2, 6)
+    assert found.reasons[0] == ("dense: seed number 2, 6 lies far below the others: are rare collapses the rule here?")
+    assert found.collapse_rate == pytest.approx(stats.binomtest(2, 7).proportion_ci(0.9).high)
+
+
+def test_what_was_not_seen_is_not_excluded() -> None:
+    """With none of n, 1 - 0.05^(1/n)."""
+    for n in (3, 5, 30):
+        found = told(*np.linspace(-0.1, 0.1, n), least=5.0)
+        assert found.collapse_rate == pytest.approx(1 - 0.05 ** (1 / n))
+        assert (found.low, found.high) == ((), ())
+
+
+def test_skewness_and_correlation_are_scipys_and_pearsons_of_a_series_with_itself() -> None:
+    values = (0.3, -0.2, 0.9, 0.1, -0.4, 0.2)
+    found = told(*values, least=1.0)
+    centred = np.array(values) - np.mean(values)
+    assert found.skewness == pytest.approx(stats.skew(values, bias=False))
+    assert found.correlation == pytest.approx((centred[1:] @ centred[:-1]) / (centred @ centred))
+
+
+def test_a_moderate_order_is_told_too() -> None:
+    """A wave of about six seeds: the standard error is larger by less than half again."""
+    values = np.cos(np.arange(20.0))
+    order = float(correlation(values))
+    assert 1 < float(inflation(order, 20)) < 2
+    found = told(*values, least=5.0)
+    assert found.reasons == (
+        f"dense: differences hang together in their order (correlation {order:+.2f}), so that seeds may share"
+        " randomness: the standard error is taken to be larger",
+    )
+
+
+def test_skewed_differences_are_told_with_their_skewness() -> None:
+    values = (0.0, 0.1, -0.1, 0.05, -0.05, 0.0, 0.1, 4.0)
+    found = told(*values, least=5.0)
+    skew = stats.skew(values, bias=False)
+    assert found.reasons == (
+        f"dense: differences are skewed ({skew:+.1f}), so that their mean is less certain than it seems",
+    )
