@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Metric, Split, Splits, Task
+from ticketry.tasks.task import Split, Splits, Task
 
 
 class Lines(Task):

@@ -25,7 +25,7 @@ ALLOWED = {
     "choices": {"errors"},
     "step": LEAVES,
     "core": LEAVES,
-    "tasks": LEAVES | {"core"},
+    "tasks": LEAVES | {"core", "records"},
     "lab": LEAVES | {"tasks", "core", "records"},
     "search": LEAVES | {"lab", "tasks", "core", "records"},
     "evidence": LEAVES | {"lab", "tasks", "core", "records"},

@@ -33,16 +33,17 @@ if TYPE_CHECKING:
     from ticketry.experiments.verify import verify
     from ticketry.lab.costs import meters
     from ticketry.lab.lab import Lab
+    from ticketry.records.metric import Metric
     from ticketry.step import Step
     from ticketry.tasks.catalogue import get as task
     from ticketry.tasks.recipe import Recipe
-    from ticketry.tasks.task import Metric, Split, Splits, Task
+    from ticketry.tasks.task import Split, Splits, Task
 
 _PUBLIC = {
     "Hold": "ticketry.core.sparse_training.hold:Hold",
     "Lab": "ticketry.lab.lab:Lab",
     "Mask": "ticketry.core.mask:Mask",
-    "Metric": "ticketry.tasks.task:Metric",
+    "Metric": "ticketry.records.metric:Metric",
     "Recipe": "ticketry.tasks.recipe:Recipe",
     "Scope": "ticketry.core.scope:Scope",
     "Split": "ticketry.tasks.task:Split",

@@ -23,9 +23,10 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.data_loading import DataOrder
 from ticketry.lab.training.segment import Result
+from ticketry.records.metric import Metric
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Classification, Metric, Split, Splits
+from ticketry.tasks.task import Classification, Split, Splits
 
 
 def blobs(count: int, seed: int, shape: tuple[int, ...]) -> Split:

@@ -11,9 +11,10 @@ from scipy.stats import ttest_1samp
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
 from ticketry.evidence.level_verdicts import default_margin, judge, with_verdicts
+from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 from ticketry.records.run import RunRecord
-from ticketry.records.verdict import Metric, Task
+from ticketry.records.verdict import Task
 
 METRIC = Metric("accuracy", "%", True)
 DENSE = [90.0, 90.4, 89.8, 90.1, 90.2, 89.9, 90.3, 90.0, 90.1, 90.2]

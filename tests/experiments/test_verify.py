@@ -15,10 +15,11 @@ from ticketry.experiments.search import execute
 from ticketry.experiments.verify import execute_verify, sparsest_winner
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.files import read_sealed
+from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
-from ticketry.records.verdict import Metric, Task
+from ticketry.records.verdict import Task
 from ticketry.search import method
 from ticketry.tasks import catalogue
 

@@ -12,7 +12,8 @@ import pytest
 from made_records import bench_record, plain_record, search_record, structured_record, with_pictures, with_rounds
 from ticketry.errors import StoreError
 from ticketry.records.evidence import read_evidence
-from ticketry.records.network import Layer, Moment
+from ticketry.records.network import LayerDensity as Layer
+from ticketry.records.network import Moment
 from ticketry.records.run import RunRecord, read_run
 from ticketry.records.schema import as_json, read
 from ticketry.records.structure import StructureRecord

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -14,23 +13,10 @@ from torch import Tensor, nn
 
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.html_tables import html_table
+from ticketry.core.layer_density import LayerDensity
 from ticketry.core.scope import Scope, matching_parameters, normal_name
 from ticketry.core.seeds import generator
 from ticketry.errors import MaskError, ScopeError
-
-
-@dataclass(frozen=True)
-class LayerDensity:
-    """One row of a mask's table."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int
-    total: int
-
-    @property
-    def density(self) -> float:
-        return self.kept / self.total if self.total else 0.0
 
 
 class Mask(Mapping[str, Tensor]):
@@ -111,7 +97,7 @@ class Mask(Mapping[str, Tensor]):
     def table(self) -> tuple[LayerDensity, ...]:
         """Kept and total elements of each tensor, in order."""
         return tuple(
-            LayerDensity(name, tuple(tensor.shape), int(tensor.sum()), tensor.numel())
+            LayerDensity(name, int(tensor.sum()), tensor.numel(), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
         )
 

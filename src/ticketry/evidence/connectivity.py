@@ -28,8 +28,9 @@ from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Result
 from ticketry.lab.training.state import rebuilt
 from ticketry.lab.training.supervised import evaluate
+from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Metric, Task
+from ticketry.tasks.task import Course, Task
 
 _ONE_AT_A_TIME = threading.Lock()
 """`Arithmetic.active` sets what holds for the whole process, and gives it back: two threads would mix theirs up."""

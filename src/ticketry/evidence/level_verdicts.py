@@ -15,12 +15,19 @@ from msgspec import convert, structs
 
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER
-from ticketry.evidence.judging.answers import Claim
 from ticketry.evidence.paired_comparisons import Comparison, compare
 from ticketry.evidence.verdict import Verdict, holm_verdicts, verdict
+from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
-from ticketry.records.verdict import Diagnosis, Difference, LevelVerdict, LongerDifference, Metric
+from ticketry.records.verdict import (
+    Claim,
+    Diagnosis,
+    Difference,
+    Judged,
+    LevelVerdict,
+    LongerDifference,
+)
 
 MARGIN_POINTS = 0.5
 MARGIN_SHARE = 0.01
@@ -101,7 +108,7 @@ def judge(
                 confidence=confidence,
                 higher_is_better=metric.higher_is_better,
                 resolution=resolution(metric.unit, examples),
-                steps=_budgets({"dense": dense, **rows}),
+                steps=_budgets({DENSE: dense, **rows}),
                 parents=_parents(dense),
             )
         )
@@ -136,39 +143,20 @@ def judge(
 
 def judgement(made: Verdict) -> dict[str, Any]:
     """A verdict as the fields of a `Judgement`."""
-    comparisons = {"dense": made.dense, **made.controls}
+    compared, dense = {DENSE: made.dense, **made.controls}, made.dense
     return {
+        **{name: getattr(made, name) for name in Judged.__struct_fields__},
         "verdict": made.outcome,
-        "as_good_as_dense": made.as_good_as_dense,
-        "better_than_controls": made.better_than_controls,
-        "not_beaten": made.not_beaten,
-        "claim": made.claim,
-        "margin": made.margin,
-        "confidence": made.confidence,
-        "n": made.n,
-        "groups": made.groups,
-        "difference": made.dense.mean,
-        "interval": None if made.dense.low is None or made.dense.high is None else (made.dense.low, made.dense.high),
-        "p": made.p,
-        "p_as_good": made.p_as_good,
-        "p_loses": made.p_loses,
-        "p_better": made.p_better,
-        "p_not_better": made.p_not_better,
-        "more_seeds": made.more_seeds,
-        "reasons": made.reasons,
-        "assumptions": made.assumptions,
-        "comparisons": tuple(difference(role, one) for role, one in comparisons.items()),
+        "difference": dense.mean,
+        "interval": None if dense.low is None or dense.high is None else (dense.low, dense.high),
+        "comparisons": tuple(difference(role, one) for role, one in compared.items()),
     }
 
 
 def difference(role: str, one: Comparison) -> Difference:
     """The ticket minus one other network."""
-    p = one.p_noninferior if role == "dense" else one.p_superior
-    found = one.diagnosis
-    told = None
-    if found is not None:
-        told = Diagnosis(found.skewness, found.correlation, found.low, found.high, found.collapse_rate)
-    return Difference(role, one.mean, one.low, one.high, p, one.sd, told)
+    diagnosis = one.diagnosis and convert(one.diagnosis, Diagnosis, from_attributes=True)
+    return Difference(role=role, p=one.p_of(role), diagnosis=diagnosis, **one.numbers())
 
 
 def _budgets(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite, sqrt
 from typing import Any
 
+from msgspec.structs import replace
+
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
+from ticketry.records.network import DENSE
+from ticketry.records.verdict import MeanDifference
 
 MOST_SEEDS = 1000
 """Beyond this many seeds, the estimate of how many are needed gives up."""
@@ -25,8 +28,7 @@ _ROUNDING = 1e-9
 """A spread below this share of the values is the floating point's, not the networks'."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     """What the differences to one other network show. Every p-value is one-sided; 1 where nothing can be said.
 
     p-values are those of Student's t or, where there is a least spread, of `guarded_tests.guarded`.
@@ -34,24 +36,17 @@ class Comparison:
 
     n: int
     """Seeds."""
-    mean: float
-    """Mean difference in the metric's unit; above 0, the ticket is the better one."""
-    sd: float | None
-    """Standard deviation of the differences (n - 1); None for one seed."""
-    spread: float | None
+    spread: float | None = None
     """The standard deviation that was reckoned with: `sd`, but not below the resolution; None if there is none."""
-    low: float | None
-    """Lower end of the two-sided t interval of the mean; None if there is no spread."""
-    high: float | None
     margin: float
     confidence: float
-    p_noninferior: float
+    p_noninferior: float = 1.0
     """Of H0: mean <= -margin. Small: worse by less than the margin."""
-    p_superior: float
+    p_superior: float = 1.0
     """Of H0: mean <= 0. Small: better."""
-    p_inferior: float
+    p_inferior: float = 1.0
     """Of H0: mean >= -margin. Small: worse by more than the margin."""
-    p_worse: float
+    p_worse: float = 1.0
     """Of H0: mean >= 0. Small: worse."""
     note: str = ""
     """What is unusual about the spread of these differences, in words."""
@@ -66,6 +61,10 @@ class Comparison:
     def diagnosis(self) -> Diagnosis | None:
         """What the differences tell against the tests' assumptions; None for too few, and for plain t tests."""
         return None if self.least_spread is None else diagnose(self.differences, self.least_spread, self.name)
+
+    def p_of(self, network: str) -> float:
+        """Of what is to be shown: as good as the dense network, or better than a control."""
+        return self.p_noninferior if network == DENSE else self.p_superior
 
 
 def compare(
@@ -101,9 +100,19 @@ def compare(
     n, mean, sd = len(differences), *_moments(differences)
     scale = max(abs(value) for value in (*ticket, *other))
     spread, note = _spread(sd, scale, resolution, name)
+    found = Comparison(
+        n=n,
+        mean=mean,
+        sd=sd,
+        margin=margin,
+        confidence=confidence,
+        note=note,
+        least_spread=least_spread,
+        differences=differences,
+        name=name,
+    )
     if spread is None:
-        unknown = Comparison(n, mean, sd, None, None, None, margin, confidence, 1.0, 1.0, 1.0, 1.0, note)
-        return replace(unknown, least_spread=least_spread, differences=differences, name=name)
+        return found
 
     def p_values(null: float) -> tuple[Any, Any]:
         if least_spread is None:
@@ -113,23 +122,15 @@ def compare(
     p_noninferior, p_inferior = p_values(-margin)
     p_superior, p_worse = p_values(0.0)
     half = _half_width(spread, n, confidence)
-    return Comparison(
-        n,
-        mean,
-        sd,
-        spread,
-        mean - half,
-        mean + half,
-        margin,
-        confidence,
+    return replace(
+        found,
+        spread=spread,
+        low=mean - half,
+        high=mean + half,
         p_noninferior=float(p_noninferior),
         p_superior=float(p_superior),
         p_inferior=float(p_inferior),
         p_worse=float(p_worse),
-        note=note,
-        least_spread=least_spread,
-        differences=differences,
-        name=name,
     )
 
 

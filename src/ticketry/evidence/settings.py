@@ -8,8 +8,8 @@ from typing import Literal
 from ticketry.choices import check_choices
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS, LONGER, check_controls, check_line
-from ticketry.evidence.judging.answers import Claim
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
+from ticketry.records.verdict import Claim
 from ticketry.step import Step
 
 

@@ -19,12 +19,14 @@ Nothing here imports SciPy, NumPy or torch when it is imported, for `ticketry.ev
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_args
+
+from msgspec.structs import replace
 
 from ticketry.choices import check_choice
 from ticketry.errors import UsageError
-from ticketry.evidence.judging.answers import Claim, answer, outcome
+from ticketry.evidence.judging.answers import answer, outcome
 from ticketry.evidence.judging.guarded_tests import LEAST_SPREAD
 from ticketry.evidence.judging.interim_analyses import INTERIM as INTERIM
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses as InterimAnalyses
@@ -33,6 +35,7 @@ from ticketry.evidence.judging.one_verdict import Verdict as Verdict
 from ticketry.evidence.judging.verdict_words import assumptions_of, reasons_of
 from ticketry.evidence.paired_comparisons import Comparison, check_budgets, check_settings, compare
 from ticketry.records.network import DENSE
+from ticketry.records.verdict import Claim
 
 
 def verdict(

@@ -86,7 +86,7 @@ class Verification:
                 Network(role, tuple(values), self.budgets[role], self.parameters[role], self.models[role])
                 for role, values in self.values.items()
             ),
-            "noise": noise and Noise(noise.n, noise.mean, noise.sd, noise.low, noise.high, tuple(self.again)),
+            "noise": noise and Noise(n=noise.n, values=tuple(self.again), **noise.numbers()),
             "references": tuple(
                 ReferenceTold(one.role, one.steps, tuple(values), one.note) for one, values in self.references
             ),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Literal, TypedDict
 
-from ticketry.evidence.judging.answers import Claim
+from ticketry.records.verdict import Claim
 
 
 class LabKeywords(TypedDict, total=False):

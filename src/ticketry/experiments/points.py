@@ -23,7 +23,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import DYNAMIC, Found, budget
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import FirstLayer, Layer, Point
+from ticketry.records.network import FirstLayer, Point
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
@@ -73,9 +73,7 @@ class Points:
             self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
-        more: dict[str, Any] = {
-            "told_layers": tuple(convert(layer, Layer, from_attributes=True) for layer in mask.table())
-        }
+        more: dict[str, Any] = {"told_layers": mask.table()}
         self.total = mask.total
         if found.searched:
             more["search_steps"] = found.search_steps

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import Struct, convert
+from msgspec import Struct
 
 from ticketry.errors import StoreError
 from ticketry.lab.costs.ledger import Ledger
@@ -19,7 +18,6 @@ from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.records.schema import as_json, read
-from ticketry.records.verdict import Metric
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
 
@@ -61,8 +59,7 @@ def written(file: Path, record: R, done: Ledger, *, told_by: str) -> R:
 
 def task_told(task: Task, *, parameters: int, prunable: int) -> TaskTold:
     """A task, as records tell it."""
-    metric = convert(asdict(task.metric), Metric)
-    return TaskTold(task.name, str(task.key().get("model", "")), metric, parameters, prunable)
+    return TaskTold(task.name, str(task.key().get("model", "")), task.metric, parameters, prunable)
 
 
 def environment_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ticketry.errors import StoreError
 from ticketry.records.network import Cost
 from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Role, check_format, fault, measured, read
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
-from ticketry.records.verdict import Judgement, Task
+from ticketry.records.verdict import Judgement, MeanDifference, Task
 
 FORMAT: Final = 1
 _ADVICE = "Make it again with the command that wrote it; what is in the store is not trained again"
@@ -43,14 +43,10 @@ class Reference(Part, frozen=True):
     note: str = ""
 
 
-class Noise(Part, frozen=True):
+class Noise(MeanDifference, frozen=True, kw_only=True):
     """The same ticket under other seeds, minus itself: what a difference of nothing looks like (A/A)."""
 
     n: Count
-    mean: Number
-    sd: Number | None = None
-    low: Number | None = None
-    high: Number | None = None
     values: tuple[Number, ...] = ()
     """Of the ticket under the other seeds."""
 

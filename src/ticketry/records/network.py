@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, ValidationError, convert, field
 
+from ticketry.core.layer_density import LayerDensity as LayerDensity
 from ticketry.records.schema import (
     LARGEST,
-    AtLeastOne,
     Count,
     Density,
     NotNegative,
@@ -34,23 +34,6 @@ LARGEST_SIDE = 1 << 20
 
 
 _Look = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is not a step and a value"})]
-
-
-class Layer(Part, frozen=True):
-    """One tensor of the scope and how many of its elements a mask keeps."""
-
-    name: str
-    kept: Count
-    total: AtLeastOne
-    shape: tuple[Count, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kept > self.total:
-            fault("kept", f"is more than the layer's total ({self.total})")
-
-    @property
-    def density(self) -> float:
-        return self.kept / self.total
 
 
 class FirstLayer(Part, frozen=True):
@@ -236,10 +219,10 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     """That its mask was given after it was found."""
     ticket: str = ""
     """Its folder."""
-    told_layers: tuple[Layer, ...] | None = field(default=None, name="layers")
+    told_layers: tuple[LayerDensity, ...] | None = field(default=None, name="layers")
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[LayerDensity, ...]:
         """Empty where the record has none."""
         return self.told_layers or ()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from msgspec import field
 from msgspec.structs import force_setattr
 
 from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Positive, fault
+from ticketry.records.ticket import OfTicket
 
-FORMAT: Final = 1
 Place = Literal["engine", "torch"]
 """Where a layer is computed."""
 
@@ -152,28 +152,17 @@ class TimeCurve(Part, frozen=True, kw_only=True):
         force_setattr(self, "points", tuple(sorted(self.points, key=lambda point: -point.density)))
 
 
-class SpeedRecord(Part, frozen=True, kw_only=True):
+class SpeedRecord(OfTicket, frozen=True, kw_only=True):
     """What both kinds of timings tell: of which ticket, and how it was timed."""
 
-    format: Literal[1] = FORMAT
     name: str
     run: str = ""
     """That saved the ticket; empty for one from elsewhere."""
-    ticket: str = ""
-    task: str = ""
-    model: str = ""
-    weights: str = ""
-    """trained or start."""
-    density: Density
-    kept: Count | None = None
-    prunable: Count | None = None
-    parameters: Count | None = None
     precision: str = ""
     threads: Count | None = None
     tuned: bool = False
     """Whether several plans of the engine were timed at each batch, and the fastest kept."""
     date: str = ""
-    command: str = ""
 
     @property
     def comparisons(self) -> tuple[Timed, ...]:

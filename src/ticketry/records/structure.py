@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, get_type_hints
 
-from msgspec import UNSET, UnsetType, field
+from msgspec import UNSET, UnsetType, defstruct, field
 from msgspec.structs import force_setattr
 
 from ticketry.core.structuring import LayerFit as LayerFit
-from ticketry.records.schema import AtLeastOne, Count, Density, NearShare, NotNegative, Part, fault, share
+from ticketry.core.structuring import Structuring
+from ticketry.records.schema import AtLeastOne, NearShare, NotNegative, Part, fault, share
+from ticketry.records.ticket import OfTicket
 
-FORMAT: Final = 1
 _MOST_PIXELS = 1 << 20
 
 
@@ -42,7 +43,20 @@ class LayerPicture(Part, frozen=True):
                 fault(name, f"is {len(bits)} bytes long, which does not fit the shape")
 
 
-class Structure(Part, frozen=True, kw_only=True, omit_defaults=True):
+if TYPE_CHECKING:
+    _Options = Part
+else:  # what `core.structuring.Structuring` has beside the kind, left out where it has no meaning for the kind
+    _Options = defstruct(
+        "_Options",
+        [(option, told | UnsetType, UNSET) for option, told in get_type_hints(Structuring).items() if option != "kind"],
+        bases=(Part,),
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+    )
+
+
+class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
     """Of one ticket: the kind, the options that have a meaning for it, and how well the mask fits the one before."""
 
     kind: str
@@ -53,37 +67,16 @@ class Structure(Part, frozen=True, kw_only=True, omit_defaults=True):
     layers: tuple[LayerFit, ...] = ()
     """The last is of all layers together; empty if that was not measured."""
     pictures: tuple[LayerPicture, ...] = ()
-    plus: float | UnsetType = UNSET
-    match: bool | UnsetType = UNSET
-    score: str | UnsetType = UNSET
-    coupled: str | UnsetType = UNSET
-    rows: int | UnsetType = UNSET
-    method: str | UnsetType = UNSET
-    collapse: str | UnsetType = UNSET
-    density: float | UnsetType | None = UNSET
-    spare: tuple[str, ...] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         force_setattr(self, "before", share(self.before))
         force_setattr(self, "name", self.name or self.kind)
 
 
-class StructureRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
-    """A ticket that was given a structure."""
+class StructureRecord(OfTicket, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
+    """A ticket that was given a structure; `ticket` is the one that it was made of."""
 
-    format: Literal[1] = FORMAT
-    ticket: str
-    """The folder of the ticket that it was made of."""
     path: str
     """The folder of the ticket that was made."""
-    task: str
-    model: str
-    weights: str
-    """trained or start: which ones magnitudes are of."""
-    density: Density
-    kept: Count
-    prunable: Count
-    parameters: Count
     seconds: NotNegative
     structure: Structure
-    command: str = ""

@@ -1,14 +1,17 @@
-"""What a search writes into a ticket, as far as it is read again: how it was found, and how it is trained."""
+"""What a search writes into a ticket, as far as it is read again: how it was found, and how it is trained.
+
+And what records of one ticket have in common.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta, Struct, field
 
 from ticketry.errors import StoreError, TicketError
-from ticketry.records.schema import AtLeastOne, Count, Part, fault, read
+from ticketry.records.schema import AtLeastOne, Count, Density, Part, fault, read
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -65,12 +68,17 @@ class Structured(Part, frozen=True):
     kind: str = ""
 
 
-class Retraining(Part, frozen=True, kw_only=True):
-    """All that a ticket has to tell to be trained again."""
+class ForTraining(Part, frozen=True, kw_only=True):
+    """What a ticket has to tell for whatever is trained for it."""
 
     task: AskedTask
     recipe: dict[str, Any]
     seeds: Seeds
+
+
+class Retraining(ForTraining, frozen=True, kw_only=True):
+    """All that a ticket has to tell to be trained again."""
+
     segment: Trained
     retrain: str
     rewind_step: Count
@@ -98,14 +106,11 @@ class Ready(Part, frozen=True):
     of: str = ""
 
 
-class Repeating(Part, frozen=True, kw_only=True):
+class Repeating(ForTraining, frozen=True, kw_only=True):
     """All that a ticket has to tell for its search to be repeated."""
 
-    task: AskedTask
     method: str
     settings: dict[str, Any]
-    recipe: dict[str, Any]
-    seeds: Seeds
     replicate: Count
     level: AtLeastOne
     search: Searched | None = None
@@ -116,6 +121,23 @@ class Asked(Part, frozen=True):
     """A ticket's task alone."""
 
     task: AskedTask | None = None
+
+
+class OfTicket(Part, frozen=True, kw_only=True):
+    """A record of one saved ticket."""
+
+    format: Literal[1] = 1
+    ticket: str = ""
+    """Its folder."""
+    task: str = ""
+    model: str = ""
+    weights: str = ""
+    """trained or start: which ones were looked at."""
+    density: Density
+    kept: Count | None = None
+    prunable: Count | None = None
+    parameters: Count | None = None
+    command: str = ""
 
 
 def read_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:

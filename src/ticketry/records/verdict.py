@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta
 
-from ticketry.records.display import answers_text, verdict_table
+from ticketry.records.display import Cell, answers_text, verdict_table
+from ticketry.records.metric import Metric
 from ticketry.records.schema import Count, Density, Number, Part, Role, fault
 
 About = Literal["ticket", "procedure"]
 """What a verdict is about: one mask with its start, or a method with its settings, the whole search repeated."""
 _About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"})]
-VERDICTS = ("wins", "matches", "loses", "undecided")
-ANSWERS = ("yes", "no", "undecided")
-_Answer = Annotated[Literal["yes", "no", "undecided"], Meta(extra={"problem": f"not one of {', '.join(ANSWERS)}"})]
+Claim = Literal["wins", "matches"]
+Answer = Literal["yes", "no", "undecided"]
+Outcome = Literal["wins", "matches", "loses", "undecided"]
+VERDICTS: tuple[Outcome, ...] = get_args(Outcome)
+_Answer = Annotated[Answer, Meta(extra={"problem": f"not one of {', '.join(get_args(Answer))}"})]
 
 _NO_INTERVAL = "is not two numbers, the lower one first"
 _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL})]
-
-
-class Metric(Part, frozen=True):
-    """The number by which networks are compared (the records' own copy: that of the tasks needs torch)."""
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    scale: str = "linear"
-    """Of its axis: linear or log."""
-    summary: Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean nor iqm"})] = "mean"
-    """Over replicates: mean, or iqm (interquartile mean)."""
-
-    @property
-    def words(self) -> str:
-        """Its name as it is read: bits per character."""
-        return self.name.replace("_", " ")
-
-    @property
-    def sign(self) -> int:
-        """1 if more is better, else -1."""
-        return 1 if self.higher_is_better else -1
 
 
 class Task(Part, frozen=True):
@@ -58,75 +40,116 @@ class Task(Part, frozen=True):
             fault("prunable", f"is more than all parameters ({self.parameters})")
 
 
-class Diagnosis(Part, frozen=True):
-    """What paired differences tell against the assumptions of their test."""
+class Diagnosis(Part, frozen=True, kw_only=True):
+    """What paired differences tell against the assumptions of their test, in the order of seeds."""
 
     skewness: Number
     """Below 0: some seeds fall far short of the others."""
     correlation: Number
-    """Of each difference with the next, in the order of seeds."""
+    """Of each difference with the next."""
     low: tuple[Count, ...] = ()
     """Seeds (from 1) that lie far below the others: collapses."""
     high: tuple[Count, ...] = ()
-    collapse_rate: Number | None = None
-    """Upper bound, at 95 %, of the share of seeds that collapse."""
+    collapse_rate: Number
+    """Upper bound, at 95 %, of the share of seeds that collapse: with none of n, 1 - 0.05^(1/n)."""
 
 
-class Difference(Part, frozen=True):
-    """Ticket minus one other network over paired seeds; above 0, the ticket is the better one."""
+class MeanDifference(Part, frozen=True, kw_only=True):
+    """Of a ticket minus another network over paired seeds, in the metric's unit; above 0, the ticket is the better."""
 
-    role: Role
     mean: Number
     low: Number | None = None
+    """Lower end of the two-sided t interval of the mean; None if there is no spread."""
     high: Number | None = None
-    p: Number | None = None
     sd: Number | None = None
-    """Sample standard deviation (ddof = 1)."""
+    """Standard deviation of the differences (n - 1); None for one seed."""
+
+    def numbers(self) -> dict[str, Any]:
+        """These four by name, for another kind of difference."""
+        return {name: getattr(self, name) for name in MeanDifference.__struct_fields__}
+
+
+class Difference(MeanDifference, frozen=True, kw_only=True):
+    """Ticket minus one other network."""
+
+    role: Role
+    p: Number | None = None
     diagnosis: Diagnosis | None = None
     """None for too few seeds, and where no verdict rests on it."""
 
 
-class LongerDifference(Difference, frozen=True):
+class LongerDifference(Difference, frozen=True, kw_only=True):
     """Ticket minus a network that was trained for longer."""
 
     steps: Count | None = None
     """Of the other network."""
 
 
-class Judgement(Part, frozen=True, kw_only=True):
-    """What the paired differences of one level, of one ticket, or of a repeated search show."""
+Lacking = TypeVar("Lacking")
 
-    about: _About = "ticket"
-    """What is claimed of. Records of before 2026-11-22 do not say it: then verifications are of tickets."""
-    verdict: Annotated[
-        Literal["wins", "matches", "loses", "undecided"], Meta(extra={"problem": f"not one of {', '.join(VERDICTS)}"})
-    ]
-    as_good_as_dense: _Answer | None = None
-    """None in records of before 2026-11-22, which had one verdict on both questions."""
-    better_than_controls: _Answer | None = None
-    """Than every one of them."""
+
+class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
+    """The answers to both questions of a verdict, and what they rest on. p-values are corrected for interim analyses.
+
+    Lacking: None in records, of which those of before 2026-11-22 had one verdict on both questions; nothing else.
+    """
+
+    as_good_as_dense: _Answer | Lacking = None  # type: ignore[assignment]
+    better_than_controls: _Answer | Lacking = None  # type: ignore[assignment]
+    """Than every one of them; "undecided" where there are none."""
     not_beaten: tuple[Role, ...] = ()
     """Controls that the ticket is not shown to be better than."""
-    claim: str
+    claim: Claim
     margin: Number
     confidence: Number
     n: Count
     """Seeds, or replicates."""
-    groups: Count | None = None
-    """Of seeds that share nothing: as many as seeds, or as parents. None in older records."""
+    groups: Count | Lacking = None  # type: ignore[assignment]
+    """Of seeds that share nothing: as many as seeds, or as parents."""
+    p: Number
+    """Of the claim: small if it is shown."""
+    p_as_good: Number | Lacking = None  # type: ignore[assignment]
+    p_loses: Number | Lacking = None  # type: ignore[assignment]
+    """Of "not as good as dense"."""
+    p_better: Number | Lacking = None  # type: ignore[assignment]
+    """Of "better than every control"."""
+    p_not_better: Number | Lacking = None  # type: ignore[assignment]
+    more_seeds: Count | None = None
+    """About how many more would decide with a probability of 80 %, if the means and spreads stay what they are; 0 if it
+    is decided, None if more than `evidence.paired_comparisons.MOST_SEEDS` would be needed in all."""
+    reasons: tuple[str, ...] = ()
+    """Why, in words, with what the differences tell against the assumptions."""
+    assumptions: tuple[str, ...] = ()
+    """What all of it rests on, in words."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether no more seeds are needed: for "wins" both answers, unless dense has been shown to be better."""
+        answered = self.claim == "matches" or self.better_than_controls != "undecided"
+        return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
+
+    def shown_as(self, outcome: str, rows: Iterable[Sequence[Cell]]) -> str:
+        """As a notebook shows it, with a row for each comparison: see `verdict_table`."""
+        return verdict_table(
+            outcome,
+            claim=self.claim,
+            margin=self.margin,
+            confidence=self.confidence,
+            n=self.n,
+            rows=rows,
+            reasons=self.reasons,
+        )
+
+
+class Judgement(Judged[None], frozen=True, kw_only=True):
+    """What the paired differences of one level, of one ticket, or of a repeated search show."""
+
+    about: _About = "ticket"
+    """What is claimed of. Records of before 2026-11-22 do not say it: then verifications are of tickets."""
+    verdict: Annotated[Outcome, Meta(extra={"problem": f"not one of {', '.join(VERDICTS)}"})]
     difference: Number
     """Ticket minus dense."""
     interval: _Interval | None = None
-    p: Number
-    p_as_good: Number | None = None
-    p_loses: Number | None = None
-    p_better: Number | None = None
-    p_not_better: Number | None = None
-    more_seeds: Count | None = None
-    """That would likely decide."""
-    reasons: tuple[str, ...] = ()
-    assumptions: tuple[str, ...] = ()
-    """What it rests on, in words."""
     comparisons: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,23 +170,12 @@ class Judgement(Part, frozen=True, kw_only=True):
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed: for "wins" both answers, unless dense has been shown to be better."""
-        if self.as_good_as_dense is None:
-            return self.verdict != "undecided"
-        answered = self.claim == "matches" or self.better_than_controls != "undecided"
-        return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
+        """Whether no more seeds are needed; of a record without answers, whether its one verdict decides."""
+        return self.verdict != "undecided" if self.as_good_as_dense is None else super().decided
 
     def _repr_html_(self) -> str:
         rows = [(each.role, each.mean, each.low, each.high, each.p) for each in self.comparisons]
-        return verdict_table(
-            f"{self.claims_of}: {self.verdict}",
-            claim=self.claim,
-            margin=self.margin,
-            confidence=self.confidence,
-            n=self.n,
-            rows=rows,
-            reasons=self.reasons,
-        )
+        return self.shown_as(f"{self.claims_of}: {self.verdict}", rows)
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.records.verdict import Metric
+from ticketry.records.metric import Metric
 from ticketry.report.tables.results import Results, Split, Summary
 
 MINUS, NONE = "−", "–"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ticketry.errors import TaskError
+from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
 
 
@@ -26,21 +27,6 @@ class Spec:
     """The network asked for; None is the task's own choice."""
     options: tuple[tuple[str, str], ...] = ()
     """Names and values as they were written, k=v."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The number by which networks are compared."""
-
-    name: str = "accuracy"
-    unit: str = "%"
-    """What follows the number in tables: %, or nothing."""
-    higher_is_better: bool = True
-    scale: str = "linear"
-    """Of the axis in figures: linear, or log for what is compared by ratios."""
-    summary: str = "mean"
-    """Over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for what differs widely between
-    seeds."""
 
 
 class Reader(Protocol):

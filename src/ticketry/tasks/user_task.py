@@ -9,9 +9,10 @@ from functools import partial, wraps
 from typing import Any
 
 from ticketry.errors import TaskError, TicketryError, UsageError
+from ticketry.records.metric import Metric
 from ticketry.registry import Registry, source_digest
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Metric, Spec, Task
+from ticketry.tasks.task import Spec, Task
 
 _ATTRIBUTES = {"name": str, "metric": Metric, "recipe": Recipe}
 _METHODS = ("build", "load", "loss", "measure", "summary")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from made_records import with_verdicts
+from ticketry.records.metric import Metric
 from ticketry.records.run import read_run
-from ticketry.records.verdict import Metric
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
 from ticketry.report.figures.axes import Scale, ticks

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-Claim = Literal["wins", "matches"]
-Answer = Literal["yes", "no", "undecided"]
-Outcome = Literal["wins", "matches", "loses", "undecided"]
+from ticketry.records.verdict import Answer, Claim, Outcome
 
 
 def answer(p_yes: float, p_no: float, alpha: float) -> Answer:
@@ -25,8 +21,3 @@ def outcome(claim: Claim, as_good: Answer, better: Answer) -> Outcome:
     if as_good == "undecided":
         return "undecided"
     return "wins" if claim == "wins" and better == "yes" else "matches"
-
-
-def decided(claim: Claim, as_good: Answer, better: Answer) -> bool:
-    """Whether no more seeds are needed: for "wins" both answers, unless dense has been shown to be better."""
-    return as_good == "no" or (as_good == "yes" and (claim == "matches" or better != "undecided"))

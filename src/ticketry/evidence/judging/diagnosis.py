@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, correlation, inflation, skewness
+from ticketry.records.verdict import Diagnosis as Found
 
 _FAR = 3.0
-"""Spreads from the median, beyond which a seed is an outlier."""
+"""Spreads from the median, beyond which a seed is an outlier, and below the median a collapse."""
 _MAD = 1.4826
 """Standard deviations of a normal distribution to its median absolute deviation."""
 _SHOWN = 2.5758
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Of the differences of one comparison, in the order of seeds."""
+class Diagnosis(Found, frozen=True, kw_only=True):
+    """Of the differences of one comparison."""
 
-    skewness: float
-    """Below 0: some seeds fall far short of the others."""
-    correlation: float
-    """Of each difference with the next."""
-    low: tuple[int, ...]
-    """Seeds (from 1) whose difference is further below the median than `_FAR` spreads: collapses."""
-    high: tuple[int, ...]
-    collapse_rate: float
-    """Upper bound, at 95 %, of the share of seeds that collapse: with none of n, 1 - 0.05^(1/n)."""
     reasons: tuple[str, ...]
     """What is unusual, in words."""
 
@@ -66,4 +56,4 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
             f"{name}: differences hang together in their order (correlation {order:+.2f}), so that seeds may share"
             " randomness: the standard error is taken to be larger"
         )
-    return Diagnosis(skew, order, low, high, bound, tuple(reasons))
+    return Diagnosis(skewness=skew, correlation=order, low=low, high=high, collapse_rate=bound, reasons=tuple(reasons))

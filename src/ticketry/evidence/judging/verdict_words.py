@@ -8,15 +8,17 @@ from ticketry.evidence.judging.more_seeds import ASSUMED_SPREAD
 from ticketry.evidence.judging.one_verdict import Verdict
 from ticketry.evidence.paired_comparisons import MOST_SEEDS
 from ticketry.records.display import answers_text
+from ticketry.records.network import DENSE
 
 
 def reasons_of(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """The answers, a line a comparison, what is unusual, and what an undecided verdict asks for."""
     lines = [answers_text(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
-    for name, one in {"dense": made.dense, **made.controls}.items():
+    for name, one in {DENSE: made.dense, **made.controls}.items():
         interval = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
-        p, wanted = (one.p_noninferior, f"within {one.margin:g} of") if name == "dense" else (one.p_superior, "above")
-        lines.append(f"ticket - {name}: {one.mean:+.2f}{interval} over {_over(made)}; {wanted} it with p = {p:.2g}")
+        wanted = f"within {one.margin:g} of" if name == DENSE else "above"
+        told = f"{one.mean:+.2f}{interval} over {_over(made)}"
+        lines.append(f"ticket - {name}: {told}; {wanted} it with p = {one.p_of(name):.2g}")
         lines += [one.note] if one.note else []
         lines += one.diagnosis.reasons if one.diagnosis else ()
     if made.groups < made.n:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ticketry.records.verdict import Metric
+from ticketry.records.metric import Metric
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import percent, short_count
 

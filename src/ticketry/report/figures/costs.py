@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET
-from ticketry.records.verdict import Metric
 from ticketry.report.figures.axes import Scale, density_axis, label_places, log_axis, tick_label
 from ticketry.report.figures.metric_by_density import limits_of, low_high
 from ticketry.report.figures.panels import legend, name_points, panels, run_handles, settle

@@ -27,10 +27,10 @@ def differences(verify: VerifyRecord) -> list[Difference]:
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
         low, high = verify.interval or (None, None)
-        found = {DENSE: Difference(DENSE, verify.difference, low, high, verify.p), **found}
+        found = {DENSE: Difference(role=DENSE, mean=verify.difference, low=low, high=high, p=verify.p), **found}
     rows = [found.pop(DENSE), *found.values()]
     if verify.noise is not None:
-        rows.append(Difference(NOISE, verify.noise.mean, verify.noise.low, verify.noise.high, None))
+        rows.append(Difference(role=NOISE, mean=verify.noise.mean, low=verify.noise.low, high=verify.noise.high))
     return rows
 
 

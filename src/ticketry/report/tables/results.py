@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Literal
 
-from ticketry.records.network import DENSE, TICKET, Layer, Point
+from ticketry.records.metric import Metric
+from ticketry.records.network import DENSE, TICKET, LayerDensity, Point
 from ticketry.records.run import RunRecord
-from ticketry.records.verdict import Metric
 
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
@@ -171,7 +171,7 @@ def layer_profiles(results: Results) -> list[LayerProfile]:
     """Density by layer for every level whose tickets tell it, averaged over replicates."""
     profiles = []
     for group in results.of_role(TICKET):
-        by_layer: dict[str, list[Layer]] = {}
+        by_layer: dict[str, list[LayerDensity]] = {}
         for point in group.points.values():
             for layer in point.layers:
                 by_layer.setdefault(layer.name, []).append(layer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import TaskError
+from ticketry.records.metric import Metric
 from ticketry.tasks.language import corpus as corpora
 from ticketry.tasks.language import facts
 from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Tokenizer, Vocabulary, read
@@ -19,7 +20,7 @@ from ticketry.tasks.language.course import Text, steps_per_epoch
 from ticketry.tasks.models import language as models
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Metric, Spec, Task
+from ticketry.tasks.task import Course, Spec, Task
 
 PERPLEXITY = Metric("perplexity", unit="", higher_is_better=False, scale="log")
 BITS = Metric("bits_per_character", unit="", higher_is_better=False)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ticketry.errors import TaskError
+from ticketry.records.metric import Metric
 from ticketry.tasks import models
 from ticketry.tasks.data import uci
 from ticketry.tasks.data.locate import places
@@ -26,7 +27,7 @@ from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.regression.facts import EACH, MODEL, OPTIONS, RECIPE, TABLE, UCI
-from ticketry.tasks.task import Metric, Spec, Split, Splits, Task
+from ticketry.tasks.task import Spec, Split, Splits, Task
 
 
 class Regression(Task):

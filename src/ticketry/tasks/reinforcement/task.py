@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ticketry.core.seeds import generator, mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
+from ticketry.records.metric import Metric
 from ticketry.tasks import models
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.reinforcement.environments import Environments, Numbers, sizes_of
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.reinforcement.q_learning import Learner, Memory, difference, step_into
-from ticketry.tasks.task import Arithmetic, Course, Metric, Spec, Task
+from ticketry.tasks.task import Arithmetic, Course, Spec, Task
 
 VERSION = 1
 """Of how networks learn and are measured; a change that moves a number raises it."""

@@ -1,0 +1,46 @@
+"""The number by which networks are compared: what a task says of it, and its record. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Over = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean nor iqm"})]
+
+
+@dataclass(frozen=True, init=False)
+class Metric:
+    """The number by which networks are compared: accuracy in % if nothing else is said. A record has to say it."""
+
+    name: str
+    unit: str
+    """What follows the number in tables: %, or nothing."""
+    higher_is_better: bool
+    scale: str = "linear"
+    """Of the axis in figures: linear, or log for what is compared by ratios."""
+    summary: Over = "mean"
+    """Over replicates: mean, or iqm (interquartile mean with a bootstrap interval) for what differs widely between
+    seeds."""
+
+    def __init__(
+        self,
+        name: str = "accuracy",
+        unit: str = "%",
+        higher_is_better: bool = True,
+        scale: str = "linear",
+        summary: Over = "mean",
+    ) -> None:
+        for field, value in zip(self.__dataclass_fields__, (name, unit, higher_is_better, scale, summary), strict=True):
+            object.__setattr__(self, field, value)
+
+    @property
+    def words(self) -> str:
+        """Its name as it is read: bits per character."""
+        return self.name.replace("_", " ")
+
+    @property
+    def sign(self) -> int:
+        """1 if more is better, else -1."""
+        return 1 if self.higher_is_better else -1
