@@ -11,7 +11,7 @@ from ticketry.errors import StoreError
 from ticketry.records.network import Cost
 from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Role, check_format, fault, measured, read
 from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
-from ticketry.records.verdict import Judgement, MeanDifference, Task
+from ticketry.records.verdict import Experiment, Judgement, MeanDifference, Task
 
 FORMAT: Final = 1
 _ADVICE = "Make it again with the command that wrote it; what is in the store is not trained again"
@@ -159,22 +159,17 @@ class Rewind(Part, frozen=True):
     run: str = ""
 
 
-class StabilityRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="stability"):
+class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", tag="stability"):
     """Stability over rewind steps."""
 
     format: Literal[1] = FORMAT
     name: str
     runs: tuple[str, ...] = ()
-    task: Task
     rewinds: tuple[Rewind, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
     total_steps: AtLeastOne
     replicates: AtLeastOne
     rows: tuple[StabilityRow, ...]
     cost: Cost = Cost()
-    environment: dict[str, Any] = field(default_factory=dict)
-    command: str = ""
-    store: str = ""
 
     def __post_init__(self) -> None:
         seen: set[tuple[int, int, int, str]] = set()

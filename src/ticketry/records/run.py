@@ -11,7 +11,7 @@ from msgspec.structs import force_setattr
 from ticketry.errors import StoreError
 from ticketry.records.network import Cost, Point, check_metric
 from ticketry.records.schema import AtLeastOne, Count, Number, Part, Share, check_format, fault, read
-from ticketry.records.verdict import LevelVerdict, Task
+from ticketry.records.verdict import Experiment, LevelVerdict
 
 FORMAT: Final = 1
 _ADVICE = "Repeat the run to write the record anew; what is in the store is not trained again"
@@ -70,18 +70,16 @@ class ScheduleSteps(Part, frozen=True, omit_defaults=True):
     """That tickets start from."""
 
 
-class RunRecord(Part, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="search"):
-    """A whole run. The mappings are shown as they are, and may be empty."""
+class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="search"):
+    """A whole run."""
 
     format: Literal[1]
     name: str = field(name="run")
     method: str
     title: str = ""
     """Of the method."""
-    task: Task
     points: tuple[Point, ...]
     """All trained networks: no two of one replicate, level and role."""
-    settings: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     replicates: Count = 0
     seeds: dict[str, Any] = field(default_factory=dict)
@@ -89,11 +87,8 @@ class RunRecord(Part, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     controls: tuple[str, ...] = ()
     steps: ScheduleSteps = ScheduleSteps()
     told_cost: dict[str, Any] = field(default_factory=dict, name="cost")
-    environment: dict[str, Any] = field(default_factory=dict)
-    command: str = ""
     config: str = ""
     """The run file."""
-    store: str = ""
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
     """Why there are no verdicts; empty if that is not told."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from ticketry.records.display import Cell, answers_text, verdict_table
 from ticketry.records.metric import Metric
@@ -38,6 +38,16 @@ class Task(Part, frozen=True):
     def __post_init__(self) -> None:
         if self.prunable > self.parameters:
             fault("prunable", f"is more than all parameters ({self.parameters})")
+
+
+class Experiment(Part, frozen=True, kw_only=True):
+    """What records of whole experiments have in common. The mappings are shown as they are, and may be empty."""
+
+    task: Task
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    store: str = ""
 
 
 class Diagnosis(Part, frozen=True, kw_only=True):

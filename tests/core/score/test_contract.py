@@ -13,6 +13,7 @@ from ticketry.core import score
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
+from ticketry.core.score._measure import measuring
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry.testing import check_score
 
@@ -204,6 +205,42 @@ def test_a_loss_that_draws_gives_the_same_for_the_same_seed():
     assert not torch.equal(found(1), found(2))
     by_default = score.snip(model, scope(model), batches=[torch.ones(4, 5)], loss=noisy)["weight"]
     assert torch.equal(by_default, found(0))
+
+
+@pytest.mark.parametrize("name", [*OF_DATA, "grasp200"])
+def test_what_is_not_said_is_seed_0_norms_by_batch_and_the_whole_network(name):
+    """And each of them is handed on: another seed, running statistics or a mask gives other scores."""
+    torch.manual_seed(0)
+    model = Dropping()
+    model.norm.running_mean.normal_()
+    known, batches, function = scope(model), [torch.randn(8, 6)], score.get(name)
+
+    def noisy(model, batch):
+        return squared(model, batch + torch.randn_like(batch))
+
+    def found(**options):
+        torch.rand(1)
+        return function(model, known, batches=batches, loss=noisy, **options)["fc.weight"]
+
+    plain = found()
+    assert torch.equal(found(seed=0, norms="batch", at=None), plain)
+    assert torch.equal(found(at=Mask.ones(known)), plain)
+    half = Mask({key: torch.arange(shape[0] * shape[1]).view(shape) % 2 == 0 for key, shape in known.shapes.items()})
+    for options in ({"seed": 1}, {"norms": "running"}, {"at": half}):
+        assert not torch.allclose(found(**options), plain), options
+
+
+def test_a_measurement_is_by_batch_and_of_seed_0_if_nothing_is_said():
+    model = Dropping().eval()
+    with measuring(model, scope(model)):
+        assert (model.norm.training, model.drop.training, model.training) == (True, False, False)
+        drawn = torch.rand(3)
+    with measuring(model, scope(model), norms="running", seed=0):
+        assert not model.norm.training
+        assert torch.equal(torch.rand(3), drawn)
+    with measuring(model, scope(model), seed=1):
+        assert not torch.equal(torch.rand(3), drawn)
+    assert score.ScoreInputs() == score.ScoreInputs(batches=None, loss=None, seed=0)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from ticketry.core import score
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
+from ticketry.core.seeds import generator
 from ticketry.errors import UsageError
 
 
@@ -34,6 +36,25 @@ def test_magnitude_is_no_view_of_the_weights():
     assert model.weight.abs().sum() > 0
 
 
+def test_magnitude_of_a_computed_weight_is_of_what_the_layer_uses():
+    """w = g v / |v|, row by row, by hand: g of 6 and 10, rows of v of length 3 and 5."""
+    model = parametrizations.weight_norm(nn.Linear(2, 2))
+    with torch.no_grad():
+        model.parametrizations.weight.original0.copy_(torch.tensor([[6.0], [-10.0]]))
+        model.parametrizations.weight.original1.copy_(torch.tensor([[0.0, 3.0], [-3.0, 4.0]]))
+    found = score.magnitude(model, scope(model))
+    torch.testing.assert_close(found, {"parametrizations.weight.original1": torch.tensor([[0.0, 6.0], [6.0, 8.0]])})
+
+
+def test_magnitude_of_a_parameter_of_another_shape_than_its_weight_is_its_own():
+    """The lengths g of weight_norm, which are in scope only if they are asked for."""
+    model = parametrizations.weight_norm(nn.Linear(2, 2))
+    lengths = "parametrizations.weight.original0"
+    with torch.no_grad():
+        model.get_parameter(lengths).copy_(torch.tensor([[6.0], [-10.0]]))
+    assert score.magnitude(model, scope(model, include=[lengths]))[lengths].tolist() == [[6.0], [10.0]]
+
+
 class TestRandom:
     model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
 
@@ -44,6 +65,15 @@ class TestRandom:
         first, again, other = self.scores(0), self.scores(0), self.scores(1)
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not any(torch.equal(first[name], other[name]) for name in first)
+
+    def test_is_that_of_seed_0_by_default_and_of_a_generator_of_its_own(self):
+        """Each tensor's numbers are those of a generator whose seed is mixed from the seed, a word and its place."""
+        plain = score.random(self.model, scope(self.model))
+        for index, (name, values) in enumerate(plain.items()):
+            drawn = torch.rand((20, 20), dtype=torch.float64, generator=generator(0, "random", index))
+            assert values.dtype == torch.float64
+            assert torch.equal(values, drawn)
+            assert torch.equal(values, self.scores(0)[name])
 
     def test_layers_of_one_shape_differ(self):
         found = self.scores(0)
@@ -78,7 +108,7 @@ def test_names_and_functions_are_found():
 
 @pytest.mark.parametrize("name", ["magnitud", "", "os.path", "../secret"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(UsageError, match=r"is not known: .*magnitude"):
+    with pytest.raises(UsageError, match=r"^score .* is not known: .*magnitude"):
         score.get(name)
 
 
@@ -106,5 +136,5 @@ def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
         file.write("# changed\n")
     assert score.source_of("scores_of_mine:signed") != before
     for wrong in ("scores_of_mine:number", "scores_of_mine:absent", "no_such_module:signed"):
-        with pytest.raises(UsageError, match="is not known"):
+        with pytest.raises(UsageError, match=rf"^score '{wrong}' is not known"):
             score.get(wrong)

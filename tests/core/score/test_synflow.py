@@ -145,6 +145,94 @@ def test_iterated_it_empties_no_layer_where_one_shot_does():
     assert product.sum() > 0, "something passes from the inputs to the outputs"
 
 
+class Packed(nn.Module):
+    """A linear layer whose output is handed out in one form or another."""
+
+    def __init__(self, pack) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2, bias=False)
+        self.pack = pack
+
+    def forward(self, inputs, scale=None, **more):
+        return self.pack(self.fc(inputs) if scale is None else self.fc(inputs) * scale)
+
+
+@pytest.mark.parametrize(
+    ("pack", "times"),
+    [
+        (lambda out: (out, None, torch.arange(3)), 1),
+        (lambda out: [out, {"twice": 2 * out, "count": torch.ones(2, dtype=torch.long)}], 3),
+        (lambda out: {"logits": out.float()}, 1),
+        (lambda out: (out, (), [None]), 1),
+    ],
+)
+def test_all_numbers_that_a_model_returns_are_added_up(pack, times):
+    """With inputs of 1 each weight adds its magnitude to the sum, for each time that the output is in it."""
+    model = Packed(pack)
+    found = synflow(model, scope(model), batches=[torch.zeros(1, 3)])["fc.weight"]
+    torch.testing.assert_close(found, times * model.fc.weight.detach().double().abs(), rtol=1e-6, atol=0)
+    assert found.dtype == torch.float64
+
+
+def test_a_model_that_returns_something_else_is_refused():
+    model = Packed(lambda out: "text")
+    with pytest.raises(ScoreError, match=r"^synflow adds up tensors, and the model returns a str$"):
+        synflow(model, scope(model), batches=[torch.zeros(1, 3)])
+
+
+def test_inputs_of_any_structure_are_ones_and_the_rest_stays_as_it_is():
+    """Named arguments, numbers, indices and a scale of 0.5, which is no input, go in as the loss hands them."""
+    seen = {}
+
+    class Looking(Packed):
+        def forward(self, inputs, scale=None, **more):
+            seen.update(more, inputs=inputs, scale=scale)
+            return super().forward(inputs, scale)
+
+    model = Looking(lambda out: out)
+
+    def loss(network, batch):
+        parts = {"some": [batch, 3], "index": torch.tensor([7])}
+        return network(batch, scale=torch.tensor(0.5), parts=parts, word="w").sum()
+
+    found = synflow(model, scope(model), batches=[torch.full((4, 3), 9.0)], loss=loss)["fc.weight"]
+    torch.testing.assert_close(found, 4 * 0.5 * model.fc.weight.detach().double().abs(), rtol=1e-6, atol=0)
+    assert seen["inputs"].tolist() == seen["parts"]["some"][0].tolist() == [[1.0] * 3] * 4
+    assert (seen["scale"], seen["parts"]["some"][1], seen["parts"]["index"], seen["word"]) == (0.5, 3, 7, "w")
+
+
+def test_scores_of_a_network_that_draws_are_those_of_a_seed():
+    class Gates(Packed):
+        def forward(self, inputs):
+            return self.fc(inputs * torch.rand(inputs.shape[1]))
+
+    model = Gates(None)
+    torch.manual_seed(3)
+    plain, again, other = (
+        synflow(model, scope(model), batches=[torch.ones(1, 3)], **seed)["fc.weight"]
+        for seed in ({}, {"seed": 0}, {"seed": 1})
+    )
+    assert torch.equal(plain, again)
+    assert not torch.equal(plain, other)
+
+
+def test_buffers_keep_their_sign_and_their_kind():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2, bias=False)
+            self.register_buffer("sign", torch.tensor([1.0, -3.0]))
+            self.register_buffer("order", torch.tensor([1, 0]))
+
+        def forward(self, inputs):
+            return self.fc(inputs)[:, self.order] * self.sign
+
+    model = Shifted()
+    found = synflow(model, scope(model), batches=[torch.ones(1, 2)])["fc.weight"]
+    expected = model.fc.weight.detach().double().abs() * torch.tensor([[-3.0], [1.0]])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 class OwnNorm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs / inputs.norm(dim=-1, keepdim=True)

@@ -1,0 +1,159 @@
+"""What a variant of training is if it says nothing of its own, and how one of another package is told in keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ticketry.errors import UsageError
+from ticketry.lab.training.variant import Effect, Variant, ordered, variant_from
+from ticketry.lab.training.variants.held_mask import HeldMask
+from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.tasks.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Variant):
+    name = "noise"
+    scale: float = 0.01
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(Variant):
+    name = "alone"
+
+    def conflict(self, other: Variant) -> str | None:
+        return f"{other.name} disturbs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(Variant):
+    name = "zzz"
+    outermost = True
+
+
+PLACE = f"{__name__}:Noise"
+SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+NOISE = Noise(scale=0.5, layers=("fc",))
+NOWHERE: Any = None
+"""Surroundings and trainings that are not looked at."""
+
+
+# -- a variant that says nothing ---------------------------------------------------------------------------------------
+
+
+def test_a_variant_that_says_nothing_needs_nothing_and_disturbs_nobody() -> None:
+    assert (NOISE.masked_by(), NOISE.blobs(), NOISE.conflict(Alone())) == (None, (), None)
+    assert NOISE.first_state(NOWHERE, {}) == {}
+    assert NOISE.told_of_ticket() == NOISE.told_of_round({"metrics": {}}) == {}
+    assert NOISE.afresh() is NOISE
+    assert (NOISE.decides_flops(), NOISE.decides_memory()) == (None, "noise")
+    for flag in ("outermost", "computes_removed", "whole_channels"):
+        assert getattr(NOISE, flag) is False
+
+
+def test_a_variant_has_to_say_what_it_does() -> None:
+    with pytest.raises(NotImplementedError):
+        NOISE.effect(NOWHERE)
+
+
+def test_a_mask_is_what_a_variant_needs_from_the_store() -> None:
+    assert HeldMask(mask="m" * 64).blobs() == ("m" * 64,)
+
+
+def test_an_effect_that_says_nothing_changes_nothing() -> None:
+    effect, model, recipe = Effect(NOWHERE), nn.Linear(2, 1), Recipe()
+    state: Any = object()
+    entries = {"one": torch.ones(1)}
+    assert effect.around is NOWHERE
+    assert effect.entering(state) is effect.leaving(state) is state
+    assert effect.recipe(recipe) is recipe
+    assert effect.build(model) is model
+    assert effect.trained(model) is None
+    assert effect.entering_session(entries) is effect.leaving_session(entries) is entries
+    for moment in (effect.before_step, effect.after_backward, effect.after_step, effect.stopped, effect.check):
+        moment()
+    effect.begin(NOWHERE, {})
+    assert effect.loss("batch", lambda: torch.tensor(2.5)) == 2.5
+    assert effect.state() == effect.facts() == {}
+    assert effect.lasting("one") is False
+    assert effect.measured(lambda: {"test": {"accuracy": 0.5}}) == {"metrics": {"test": {"accuracy": 0.5}}}
+    assert effect.tensors() == []
+
+
+# -- in keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_description_has_what_is_not_by_default() -> None:
+    assert Noise().describe() == {}
+    assert NOISE.describe() == {"scale": 0.5, "layers": ("fc",)}
+    assert Noise.from_description({"scale": 0.5, "layers": ("fc",)}) == NOISE
+
+
+def test_a_variant_of_ones_own_is_told_by_its_place_and_its_source() -> None:
+    assert Noise.identity() == {"variant": "noise", "place": PLACE, "source": SOURCE}
+    assert HeldMask.identity() == {"variant": "held_mask"}
+
+
+def test_a_variant_comes_back_from_its_description() -> None:
+    described = {**Noise.identity(), **Noise(scale=0.5).describe()}
+    assert variant_from(json.loads(json.dumps(described))) == Noise(scale=0.5)
+    penalty = Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",))
+    assert variant_from({**Penalty.identity(), **penalty.describe()}) == penalty
+
+
+def test_a_variant_whose_source_has_changed_is_another_one() -> None:
+    for told in ({"source": "0" * 64}, {}):
+        described = {"variant": "noise", "place": PLACE, **told}
+        with pytest.raises(
+            UsageError, match=r"^the source of the variant of training 'noise' is no longer that of this"
+        ):
+            variant_from(described)
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"variant": "noise"}, "^the variant of training 'noise' is not known here: import"),
+        (
+            {"variant": "noise", "place": "else:Noise"},
+            "^the variant of training 'noise' of else:Noise is not known here",
+        ),
+    ],
+)
+def test_a_variant_that_was_not_imported_is_not_known(described: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        variant_from(described)
+
+
+@pytest.mark.parametrize("values", [{}, {"name": 3}, {"name": "two words"}])
+def test_a_name_has_to_be_an_identifier(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"^Nameless is no variant of training: its name is no identifier"):
+        type("Nameless", (Variant,), values)
+
+
+# -- together ----------------------------------------------------------------------------------------------------------
+
+
+def test_variants_begin_in_an_order_of_their_own() -> None:
+    """What removes weights before all others, then by name."""
+    penalty = Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",))
+    for given in ([First(), NOISE, penalty], [penalty, NOISE, First()], [NOISE, First(), penalty]):
+        assert ordered(tuple(given)) == (First(), NOISE, penalty)
+    assert ordered(()) == ()
+
+
+def test_either_of_two_may_refuse_the_other() -> None:
+    for pair in ((Alone(), NOISE), (NOISE, Alone())):
+        with pytest.raises(UsageError, match=r"^noise disturbs$"):
+            ordered(pair)
+    with pytest.raises(UsageError, match="at most one variant of training called 'noise'"):
+        ordered((NOISE, Noise()))
