@@ -233,6 +233,34 @@ def test_norms_sums_and_pools(images: int, where: str) -> None:
     check(model.region, model, x, kept, where)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_max_pool(data: st.DataObject) -> None:
+    """With many values that are the same: the first of them has the gradient, as in torch."""
+    size, stride = (data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4))) for _ in range(2))
+    padding = tuple(data.draw(st.integers(0, one // 2)) for one in size)
+    height, width = (one + data.draw(st.integers(0, 12)) for one in size)
+    ceil = data.draw(st.booleans())
+    pool = nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)  # type: ignore[arg-type]
+    x = torch.randint(-3, 2, (data.draw(st.sampled_from([1, 20])), 3, height, width)).float()
+    node = Pool("x", "y", size, True, stride, padding, ceil)
+    check(Region(("x",), ("y",), (node,)), nn.Sequential(pool), x, {})
+
+
+def test_nan_in_a_max_pool() -> None:
+    x = torch.tensor([[0.0, torch.nan, 2.0], [1.0, 3.0, torch.nan]]).view(1, 1, 2, 3)
+    node = Pool("x", "y", (2, 2), True, (1, 1))
+    found, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (y,) = RegionStep(Region(("x",), ("y",), (node,)), {}, {}, library("host"))([found])
+    expected = functional.max_pool2d(theirs, 2, 1)
+    torch.testing.assert_close(y, expected, equal_nan=True)
+    y.backward(torch.ones_like(y))
+    expected.backward(torch.ones_like(expected))
+    assert found.grad is not None
+    assert theirs.grad is not None
+    assert float(found.grad.sum()) == float(theirs.grad.sum())
+
+
 def _linear_step() -> tuple[RegionStep, nn.Module]:
     model = nn.Sequential(nn.Linear(4, 3))
     region = Region(("x",), ("y",), (Conv("x", "y", "0", 4, 3, Window(), 1, True),))

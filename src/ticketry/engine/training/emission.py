@@ -26,7 +26,7 @@ from ticketry.engine.cpu.training.by_channel import (
 )
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
 from ticketry.engine.cpu.training.layout import Batch
-from ticketry.engine.cpu.window import Array
+from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training.nodes import Act, Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
@@ -350,7 +350,16 @@ def _(node: Sum, plan: Plan, gradients: Gradients) -> None:
 @_forward.register
 def _(node: Pool, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.values[node.y]
+    if node.stride is not None:
+        plan.add("forward", [pools.forth_overlapping(x, y, _windows(node))])
+        return
     plan.add("forward", [pools.forth(x, y, node.size or plan.shapes[node.x][1:], largest=node.largest)])
+
+
+def _windows(node: Pool) -> Window:
+    assert node.size is not None
+    assert node.stride is not None
+    return Window(node.size, node.stride, node.padding)
 
 
 @_backward.register
@@ -359,8 +368,12 @@ def _(node: Pool, plan: Plan, gradients: Gradients) -> None:
     if node.x in gradients.needed:
         size = node.size or plan.shapes[node.x][1:]
         dx = plan.gradient_memory(node.x)
-        if (plan.shapes[node.y][1] * size[0], plan.shapes[node.y][2] * size[1]) != plan.shapes[node.x][1:]:
+        covered = plan.shapes[node.y][1] * size[0], plan.shapes[node.y][2] * size[1]
+        if node.stride is not None or covered != plan.shapes[node.x][1:]:
             plan.zero(dx)
-        plan.add("backward", [pools.back(dy, dx, x, size, largest=node.largest)])
+        if node.stride is None:
+            plan.add("backward", [pools.back(dy, dx, x, size, largest=node.largest)])
+        else:
+            plan.add("backward", [pools.back_overlapping(dy, dx, x, _windows(node))])
         gradients.give(node.x, dx)
     plan.release(dy)

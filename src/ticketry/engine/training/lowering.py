@@ -70,21 +70,33 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
 
-def _window(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, largest: bool, other: bool) -> Node:
+def _side_by_side(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, other: bool) -> Node:
     _images(x)
     size = _pair(size)
-    if _pair(size if stride is None or stride == () else stride) != size or _pair(padding) != (0, 0) or other:
-        raise Unknown("windows that do not lie side by side")
-    return Pool(x.name, node.name, size, largest)
+    if _pair(stride or size) != size or _pair(padding) != (0, 0) or other:
+        raise Unknown("means of windows that do not lie side by side")
+    return Pool(x.name, node.name, size, False)
+
+
+def _largest(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Node:
+    _images(x)
+    size, padding = _pair(size), _pair(padding)
+    stride = _pair(stride or size)
+    if _pair(dilation) != (1, 1):
+        raise Unknown("dilated windows")
+    if stride == size and padding == (0, 0) and not ceil:
+        return Pool(x.name, node.name, size, True)
+    return Pool(x.name, node.name, size, True, stride, padding, bool(ceil))
 
 
 def _max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
-    other = m.dilation not in (1, (1, 1)) or m.ceil_mode or m.return_indices
-    return _window(node, x, m.kernel_size, m.stride, m.padding, True, other)
+    if m.return_indices:
+        raise Unknown("places of the largest values")
+    return _largest(node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
 
 
 def _avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
-    return _window(node, x, m.kernel_size, m.stride, m.padding, False, bool(m.ceil_mode or m.divisor_override))
+    return _side_by_side(node, x, m.kernel_size, m.stride, m.padding, bool(m.ceil_mode or m.divisor_override))
 
 
 def _whole(node: fx.Node, x: fx.Node, size: Any) -> Node:
@@ -200,15 +212,16 @@ def _function_whole(node: fx.Node) -> Node:
     return _whole(node, _input(node), _arguments(node, output_size=None)["output_size"])
 
 
-def _function_window(largest: bool) -> Callable[[fx.Node], Node]:
-    def lowered(node: fx.Node) -> Node:
-        a = _arguments(
-            node, kernel_size=None, stride=None, padding=0, **({"dilation": 1} if largest else {}), ceil_mode=False
-        )
-        other = bool(a["ceil_mode"]) or a.get("dilation", 1) not in (1, (1, 1))
-        return _window(node, _input(node), a["kernel_size"], a["stride"], a["padding"], largest, other)
+def _function_max_pool(node: fx.Node) -> Node:
+    a = _arguments(node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    if a.pop("return_indices"):
+        raise Unknown("places of the largest values")
+    return _largest(node, _input(node), *a.values())
 
-    return lowered
+
+def _function_avg_pool(node: fx.Node) -> Node:
+    a = _arguments(node, kernel_size=None, stride=None, padding=0, ceil_mode=False)
+    return _side_by_side(node, _input(node), *a.values())
 
 
 _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
@@ -228,8 +241,8 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
     torch.flatten: _function_flat,
     "flatten": _function_flat,
     F.adaptive_avg_pool2d: _function_whole,
-    F.max_pool2d: _function_window(True),
-    F.avg_pool2d: _function_window(False),
+    F.max_pool2d: _function_max_pool,
+    F.avg_pool2d: _function_avg_pool,
 }
 """Functions, and names of methods."""
 

@@ -83,12 +83,19 @@ class Sum:
 
 @dataclass(frozen=True)
 class Pool:
-    """The largest value or the mean of windows that lie side by side; of the whole plane without a size."""
+    """The largest value or the mean of windows; of the whole plane without a size.
+
+    Without a stride windows lie side by side; with one, the largest value counts. Pixels outside the image never count.
+    """
 
     x: str
     y: str
     size: Pair | None
     largest: bool
+    stride: Pair | None = None
+    padding: Pair = (0, 0)
+    ceil: bool = False
+    """Whether a last window that reaches over the border counts."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -154,12 +161,21 @@ def _shape(node: Node, reads: Sequence[Shape]) -> Shape:
         return node.outputs, rows, columns
     if isinstance(node, Pool):
         size = node.size or (height, width)
-        if min(height // size[0], width // size[1]) < 1:
+        sizes = zip((height, width), size, node.stride or size, node.padding, strict=True)
+        rows, columns = (_windows(node, *axis) for axis in sizes)
+        if min(rows, columns) < 1:
             raise EngineError(f"{node.y}: an image of {height} x {width} is smaller than the pooling's window")
-        return channels, height // size[0], width // size[1]
+        return channels, rows, columns
     if any(shape != reads[0] for shape in reads[1:]):
         raise EngineError(f"{node.y}: values of the shapes {list(reads)} are added; they have to be the same")
     return reads[0]
+
+
+def _windows(node: Pool, extent: int, size: int, stride: int, padding: int) -> int:
+    """How many windows lie along an axis. Each begins in the image or in the padding before it."""
+    room = extent + 2 * padding - size
+    count = (-(-room // stride) if node.ceil else room // stride) + 1
+    return count - 1 if node.ceil and (count - 1) * stride >= extent + padding else count
 
 
 def fused(region: Region) -> Region:

@@ -1,4 +1,4 @@
-"""Pooling with its gradient: windows that lie side by side, or the whole plane."""
+"""Pooling with its gradient: windows that lie side by side, the whole plane, the largest of windows that overlap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
-from ticketry.engine.cpu.window import Pair
+from ticketry.engine.cpu.window import Pair, Window
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,9 @@ class Pool(Written):
 
     def _forth(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
         first, *others = [e.load(x, tap) for tap in self._taps(0)]
-        found = first
-        for value in others:
-            if self.largest:  # NaN wins, as in torch
-                larger = e.b.or_(e.b.fcmp_ordered(">", value, found), e.b.fcmp_unordered("uno", value, value))
-                found = e.select(larger, value, found)
-            else:
-                found = e.b.fadd(found, value)
+        found = _maximum(e, [first, *others]) if self.largest else first
+        for value in () if self.largest else others:
+            found = e.b.fadd(found, value)
         e.store(found if self.largest else e.b.fmul(found, e.splat(1 / (len(others) + 1))), y)
 
     def _back(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
@@ -98,3 +94,99 @@ def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, bac
         at = value.geometry
         args += [value.offset + at.position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
     return Op(Pool(size, steps, largest, backward), tuple(args))
+
+
+@dataclass(frozen=True)
+class Overlapping(Written):
+    """The largest value of windows that overlap, or reach over the border, where the nearest pixel stands for none.
+
+    Args:
+        window: size, stride and padding.
+        steps: bytes from one row, and from one position, to the next, in x or dx, and in x where gradients go back.
+        inside: rows and columns of x.
+        backward: whether gradients are added to dx: values are dy, dx, x; else y, x.
+    """
+
+    window: Window
+    steps: tuple[Pair, ...]
+    inside: Pair
+    backward: bool
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        planes, rows, columns, by_row, by_column = (e.arg(number) for number in range(5))
+        places = [(e.arena(e.arg(5 + 2 * side)), e.arg(6 + 2 * side)) for side in range(3)]
+        with e.loop(*e.share(planes)) as plane:
+            small, *large = [e.at(at, b.mul(plane.index, step)) for at, step in places]
+            with e.loop(0, rows) as row:
+                down = self._reached(e, row.index, 0)
+                line = e.at(small, b.mul(row.index, by_row))
+                with e.loop(0, columns) as column:
+                    across = self._reached(e, column.index, 1)
+                    here = e.at(line, b.mul(column.index, by_column))
+                    taps = [
+                        [
+                            e.at(e.at(value, b.mul(y, e.i64(step[0]))), b.mul(x, e.i64(step[1])))
+                            for y in down
+                            for x in across
+                        ]
+                        for value, step in zip(large, self.steps, strict=False)
+                    ]
+                    for part in range(0, IMAGES * FLOAT, e.target.lanes * FLOAT):
+                        if self.backward:
+                            self._back(e, here, taps[0], taps[1], part)
+                        else:
+                            self._forth(e, here, taps[0], part)
+
+    def _reached(self, e: Emitter, index: Any, axis: int) -> list[Any]:
+        """The rows or columns that a window sees, those outside as the nearest inside."""
+        b, w = e.b, self.window
+        begin = b.sub(b.mul(index, e.i64(w.stride[axis])), e.i64(w.padding[axis]))
+        last, found = e.i64(self.inside[axis] - 1), []
+        for tap in range(w.size[axis]):
+            place = b.add(begin, e.i64(tap))
+            place = e.select(b.icmp_signed("<", place, e.i64(0)), e.i64(0), place)
+            found.append(e.select(b.icmp_signed("<", place, last), place, last))
+        return found
+
+    def _forth(self, e: Emitter, y: Any, taps: list[Any], part: int) -> None:
+        e.store(_maximum(e, [e.load(tap, part) for tap in taps]), y, part)
+
+    def _back(self, e: Emitter, dy: Any, gradients: list[Any], taps: list[Any], part: int) -> None:
+        values = [e.load(tap, part) for tap in taps]
+        largest, left = _maximum(e, values), e.load(dy, part)
+        for tap, value in zip(gradients, values, strict=True):
+            # A NaN among them is the largest; only another one is like it.
+            same = e.b.fcmp_ordered("==", value, largest)
+            here = e.b.or_(same, e.b.fcmp_unordered("uno", value, value))
+            e.store(e.b.fadd(e.load(tap, part), e.select(here, left, e.splat(0.0))), tap, part)
+            left = e.select(here, e.splat(0.0), left)
+
+
+def _maximum(e: Emitter, values: list[Any]) -> Any:
+    """NaN wins, as in torch."""
+    found = values[0]
+    for value in values[1:]:
+        larger = e.b.or_(e.b.fcmp_ordered(">", value, found), e.b.fcmp_unordered("uno", value, value))
+        found = e.select(larger, value, found)
+    return found
+
+
+def forth_overlapping(x: Batch, y: Batch, window: Window) -> Op:
+    """``y``, the largest values of windows of x."""
+    return _overlapping(y, [x, x], window, False)
+
+
+def back_overlapping(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
+    """The gradient of x, added to dx."""
+    return _overlapping(dy, [dx, x], window, True)
+
+
+def _overlapping(small: Batch, large: list[Batch], window: Window, backward: bool) -> Op:
+    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
+    g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
+    args = [small.channels * small.blocks, g.height, g.width, g.row * g.step, g.step]
+    for value in (small, *large):
+        at = value.geometry
+        args += [value.offset + at.position(0, 0) * at.step, at.bytes]
+    return Op(Overlapping(window, steps, inside, backward), tuple(args))
