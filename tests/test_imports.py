@@ -26,7 +26,7 @@ ALLOWED = {
     "step": LEAVES,
     "core": LEAVES,
     "tasks": LEAVES | {"core", "records"},
-    "lab": LEAVES | {"tasks", "core", "records"},
+    "lab": LEAVES | {"tasks", "core", "records", "engine"},
     "search": LEAVES | {"lab", "tasks", "core", "records"},
     "evidence": LEAVES | {"lab", "tasks", "core", "records"},
     "records": LEAVES | {"core"},

@@ -21,6 +21,7 @@ class LabKeywords(TypedDict, total=False):
     device: str
     precision: str
     threads: int
+    kernels: str
     checkpoint_seconds: float
 
 

@@ -33,6 +33,8 @@ class LabOptions:
     """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
     threads: int = 1
     """CPU threads of one training; part of what decides its bits."""
+    kernels: Literal["auto", "dense", "sparse"] = "dense"
+    """dense, sparse or auto: whether networks under a mask train in kernels that compute only what is kept."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
 
@@ -141,6 +143,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             device=options.device,
             precision=options.precision,
             threads=options.threads,
+            kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,
         ) as lab:

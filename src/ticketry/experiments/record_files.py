@@ -16,7 +16,7 @@ from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.records.schema import as_json, read
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
@@ -70,6 +70,7 @@ def environment_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         "workers": lab.workers,
+        **({"kernels": lab.kernels.asked} if lab.kernels.asked != DENSE else {}),
         "date": now(),
     }
 

@@ -99,6 +99,7 @@ class _Entries(Struct):
     mask_seed: _Whole = 0
     workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
     threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    kernels: str = ""
     checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
 
 

@@ -20,6 +20,7 @@ from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import Store, digest_of
 from ticketry.lab.training.execute import Work, is_done
+from ticketry.lab.training.kernels import Kernels
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
 from ticketry.lab.training.segment import Segment, Start
@@ -42,6 +43,8 @@ class Lab(Answers):
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
         threads: CPU threads of a segment; part of its key.
+        kernels: dense, sparse or auto: whether networks under a mask train in kernels that compute only what is kept,
+            see `lab.training.kernels`; part of the key of the segments that do.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
         runner: where segments are trained: a name of `lab.runners`, another package's, or module:object; by default
@@ -57,6 +60,7 @@ class Lab(Answers):
         device: str = "auto",
         precision: str = "auto",
         threads: int = 1,
+        kernels: str = "dense",
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
         runner: str = "",
@@ -66,6 +70,7 @@ class Lab(Answers):
         folder = Path(data).resolve() if data is not None else None
         choices = {"device": device, "precision": precision, "threads": threads}
         super().__init__(Store(store), data=folder, choices=choices)
+        self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
         self.workers = workers
         self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
@@ -124,7 +129,7 @@ class Lab(Answers):
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.arithmetic(task),
+            arithmetic=self.kernels.arithmetic(task, self.arithmetic(task), variants),
         )
 
     # -- training ----------------------------------------------------------------------------------------------------

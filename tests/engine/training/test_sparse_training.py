@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -435,3 +436,11 @@ def test_clear_errors() -> None:
     assert isinstance(fast, SparseTraining)
     with pytest.raises(TypeError, match="takes 2 positional arguments"):
         fast(torch.ones(2, 4), torch.ones(2, 4))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_training_that_diverges_is_told_by_its_loss_alone() -> None:
+    x, y = data((3, 16, 16))
+    model = resnet()
+    found = losses(tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x), x, y, 6, rate=1e9)
+    assert not all(map(math.isfinite, found))

@@ -280,10 +280,9 @@ class Plan:
             self._filled = call.number
         if when == "backward":
             ready += self.prepare["backward"]
-        for stage in ready:
-            stage(call)
-        for stage in self.stages[when]:
-            stage(call)
+        with np.errstate(all="ignore"):  # a training that diverges is told by its loss, as in torch
+            for stage in (*ready, *self.stages[when]):
+                stage(call)
 
     # -- what the nodes' emission needs ------------------------------------------------------------------------------
 

@@ -59,11 +59,18 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
     return SparseTraining(model, mask, example_inputs, target=target)
 
 
-class SparseTraining(nn.Module):
-    """See `sparse_training`."""
+VERSION = 1
+"""Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
-    def __init__(self, model: nn.Module, mask: Mask, example_inputs: Any, *, target: str = "host") -> None:
+
+class SparseTraining(nn.Module):
+    """See `sparse_training`; `hooks` as of `Hold`."""
+
+    def __init__(
+        self, model: nn.Module, mask: Mask, example_inputs: Any, *, target: str = "host", hooks: bool = True
+    ) -> None:
         super().__init__()
+        self._hooks = hooks
         for name, parameter in model.named_parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise EngineError(
@@ -86,7 +93,7 @@ class SparseTraining(nn.Module):
             MaskError: the mask does not fit the model.
         """
         model = self._model[0]
-        held = Hold(model, mask)
+        held = Hold(model, mask, hooks=self._hooks)
         if self._hold is not None:
             self._hold.release()
         self._hold, self.mask = held, mask

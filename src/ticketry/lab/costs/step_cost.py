@@ -20,7 +20,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store import digest_of
 from ticketry.lab.training.loop import Loop
-from ticketry.lab.training.precision import ONE_AT_A_TIME
+from ticketry.lab.training.precision import DENSE, ONE_AT_A_TIME, Arithmetic
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.state import TrainingState, initial_state
 from ticketry.tasks.task import Task
@@ -77,7 +77,7 @@ def step_memory(lab: Lab, segment: Segment) -> int:
         "task": dict(segment.task.key()),
         "variants": {one.name: told for one in segment.variants if (told := one.decides_memory()) is not None},
         "recipe": recipe | {"momentum": bool(recipe["momentum"])},
-        "arithmetic": asdict(segment.arithmetic),
+        "arithmetic": _in_torch(segment).describe(),
         "torch": torch.__version__,
     }
     told = _remembered(lab, "memory", described, lambda: {"bytes": _loop(lab, segment, segment.recipe.batch).height()})
@@ -237,6 +237,7 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     course = lab.course(segment.task).few(examples)
     plain = replace(
         segment,
+        arithmetic=_in_torch(segment),
         recipe=replace(segment.recipe, batch=min(examples, course.sizes()["train"]), augment=()),
         start=Start(seed=0),
         first=0,
@@ -247,6 +248,11 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     )
     state = TrainingState(0, initial_state(segment.task, 0), {}, torch.zeros(0))
     return Loop(lab.store, course, plain, state)
+
+
+def _in_torch(segment: Segment) -> Arithmetic:
+    """The arithmetic of a segment without sparse kernels, whose work and memory are not torch's and cannot be counted."""
+    return replace(segment.arithmetic, kernels=DENSE)
 
 
 def _remembered(

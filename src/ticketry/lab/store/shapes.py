@@ -91,6 +91,17 @@ class _Flops(msgspec.Struct):
             raise ValueError("it tells no FLOPs")
 
 
+class _Kernels(msgspec.Struct):
+    """What sparse kernels leave out of a network's multiplications, or why there are none for it."""
+
+    left_out: _Share | None = None
+    why: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.left_out is None) == (self.why is None):
+            raise ValueError("it tells a share or a reason")
+
+
 ANSWERS: dict[str, Any] = {
     "masks": _Mask,
     "plans": _Plan,
@@ -103,6 +114,7 @@ ANSWERS: dict[str, Any] = {
     "flops": _Flops,
     "left-out": _LeftOut,
     "again": _Again,
+    "kernels": _Kernels,
 }
 """Kind of answer -> what it holds; others may hold anything."""
 

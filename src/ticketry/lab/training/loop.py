@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from ticketry.errors import TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
 from ticketry.lab.store import Store
+from ticketry.lab.training.kernels import FOLLOWED, in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
+from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, rebuilt, state_of
 from ticketry.lab.training.supervised import evaluate
@@ -37,7 +40,7 @@ class Loop:
         self.segment, self.task, self.step = segment, segment.task, state.step
         self._course, self._device = course, segment.arithmetic.device
         self._recipe = segment.recipe
-        around = segment.surroundings(store, course)
+        self._around = around = segment.surroundings(store, course)
         self.effects = {one.name: one.effect(around) for one in segment.variants}
         effects = list(self.effects.values())
         for effect in effects:
@@ -102,7 +105,7 @@ class Loop:
         step = self.step
         for before in self._before_step:
             before()
-        loss = self._differentiated(batch)
+        loss = self._differentiated(batch, self._network)
         for after in self._after_backward:
             after()
         if self._recipe.clip:
@@ -116,10 +119,20 @@ class Loop:
             after()
         self._losses[step - self.segment.first] = loss.detach()
 
-    def _differentiated(self, batch: Any) -> Tensor:
+    @cached_property
+    def _network(self) -> nn.Module:
+        """What steps compute with: the model, or its parameters in sparse kernels."""
+        kernels = self.segment.arithmetic.kernels
+        if kernels == DENSE:
+            return self.model
+        mask = self._around.mask
+        assert mask is not None
+        return in_kernels(self.model, mask, self._course.inputs(FOLLOWED), kernels)
+
+    def _differentiated(self, batch: Any, network: nn.Module) -> Tensor:
         """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
         self._seed_step()
-        loss = self._loss(batch)
+        loss = self._loss(batch, network)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -132,8 +145,8 @@ class Loop:
         if self._device == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _loss(self, batch: Any) -> Tensor:
-        loss = partial(self.session.loss, self.model, batch)
+    def _loss(self, batch: Any, network: nn.Module) -> Tensor:
+        loss = partial(self.session.loss, network, batch)
         for effect_loss in self._losses_of:
             loss = partial(effect_loss, batch, loss)
         return loss()
@@ -199,7 +212,7 @@ class Loop:
             TrainingError: if it is not finite.
         """
         with self._next_batch() as batch:
-            self._differentiated(batch)
+            self._differentiated(batch, self.model)
         found = {}
         for name, parameter in self.model.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -217,7 +230,7 @@ class Loop:
         with self._next_batch() as batch:
             for before in self._before_step:
                 before()
-            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
+            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch, self.model))
 
     def height(self) -> int:
         """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.
@@ -269,7 +282,11 @@ class Loop:
 
     def _metrics(self) -> Metrics:
         arithmetic = self.segment.arithmetic
-        found = {split: evaluate(self._course, self.model, split, arithmetic) for split in ("validation", "test")}
+        model = self.model
+        if arithmetic.kernels != DENSE:  # in the layout in which networks without kernels are evaluated, to the bit
+            arithmetic = replace(arithmetic, kernels=DENSE)
+            model = arithmetic.place(rebuilt(self.task, state_of(model)))
+        found = {split: evaluate(self._course, model, split, arithmetic) for split in ("validation", "test")}
         return {split: {name: round(value, 6) for name, value in own.items()} for split, own in found.items()}
 
 

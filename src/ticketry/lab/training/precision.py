@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from ticketry.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+DENSE = "dense"
 
 ONE_AT_A_TIME = threading.Lock()
 """Held by whoever trains or measures in this process: thread count and random state belong to the process."""
@@ -32,6 +34,15 @@ class Arithmetic:
     channels_last: bool = False
     threads: int = 1
     """Of one segment on a CPU, whatever runs it and whatever else runs."""
+    kernels: str = DENSE
+    """dense, or which sparse kernels a step under a mask runs in, see `lab.training.kernels`."""
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON values, for keys; dense kernels are what there was before others came, and add nothing."""
+        described = asdict(self)
+        if self.kernels == DENSE:
+            del described["kernels"]
+        return described
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -57,9 +68,11 @@ class Arithmetic:
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the memory layout."""
+        """The model on the device, in the memory layout; sparse kernels read weights as they lie in plain tensors."""
         model = model.to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
+        if not self.channels_last or self.kernels != DENSE:
+            return model
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def choose_arithmetic(

@@ -128,7 +128,7 @@ class Segment:
             "total": self.total,
             "per_epoch": self.per_epoch,
             "order_seed": self.order_seed,
-            "arithmetic": asdict(self.arithmetic),
+            "arithmetic": self.arithmetic.describe(),
         }
         described: dict[str, Any] = json.loads(json.dumps(values))
         return described

@@ -85,6 +85,8 @@ class Variant:
     """Whether it begins before all others and acts on gradients after them, as masks do."""
     computes_removed: ClassVar[bool] = False
     """Whether a step computes with weights that a mask removes, also where that need not be."""
+    sparse_kernels: ClassVar[bool] = False
+    """Whether a step may compute with only what the mask keeps, in kernels that take the model as it is."""
     whole_channels: ClassVar[bool] = False
     """Whether it trains the network without the channels that its mask removes."""
 

@@ -12,8 +12,10 @@ from ticketry.report.wording import value
 
 TOLERANCE = 0.05
 """As a share of the density that was asked for."""
-_MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "workers")
+_MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "workers", "kernels")
 """Of the environment: what seconds, memory and energy depend on."""
+_UNTOLD = {"kernels": "dense"}
+"""What holds where a record tells nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def schedules(labels: Sequence[str], runs: Sequence[Results], groups: Sequence[G
 def conditions(labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """How the machines and their use differ; empty if they are the same."""
     environments = [results.run.environment for results in runs]
-    return _differing(labels, [(key.replace("_", " "), [one.get(key) for one in environments]) for key in _MEASURED_BY])
+    return _differing(labels, [(key.replace("_", " "), [one.get(key, _UNTOLD.get(key)) for one in environments]) for key in _MEASURED_BY])
 
 
 def _differing(labels: Sequence[str], told: Sequence[tuple[str, Sequence[Any]]]) -> list[str]:

@@ -88,14 +88,23 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
     part = range(sides[0].value.blocks) if part is None else part
     together = max(1, min(len(part), positions // (rows * columns)))
     sides = [*sides, sides[1]] if len(sides) == 2 else sides
-    found: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
+    # Rows and columns that are split in as many parts have the same shapes of tiles in every block: found for one block,
+    # and moved to the others.
+    spots: dict[Pair, list[list[int]]] = {}
+    for top, height in split(size[0], rows):
+        for left, width in split(size[1], columns):
+            spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
+    steps = np.array([side.value.block_bytes for side in sides])
+    groups: dict[int, list[int]] = {}
     for block, blocks in split(len(part), together):
-        for top, height in split(size[0], rows):
-            for left, width in split(size[1], columns):
-                places = tuple(side.place(part[block], top, left) for side in sides)
-                found.setdefault((blocks, height, width), []).append(places)
+        groups.setdefault(blocks, []).append(part[block])
+    found = {
+        (blocks, *shape): (np.array(begins)[:, None, None] * steps + np.array(places)).reshape(-1, len(sides))
+        for blocks, begins in groups.items()
+        for shape, places in spots.items()
+    }
     return [
-        Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), np.array(places, dtype=np.int32), None)
+        Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), places.astype(np.int32), None)
         for shape, places in found.items()
     ]
 

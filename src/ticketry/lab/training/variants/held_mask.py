@@ -17,6 +17,7 @@ class HeldMask(Variant):
 
     name = "held_mask"
     outermost = True
+    sparse_kernels = True
     mask: str
     """Its digest."""
 

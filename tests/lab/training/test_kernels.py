@@ -1,0 +1,340 @@
+"""Segments in sparse kernels: which ones are, the same training as in torch, and the same bits however it is done."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from a_text import written
+from norms_task import NormsTask
+from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
+from ticketry.core.scope import scope
+from ticketry.engine.cpu import target as target_module
+from ticketry.errors import CaptureError, EngineError, MissingExtraError, TrainingError, UsageError
+from ticketry.lab.costs.step_cost import step_flops, step_memory
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import Store
+from ticketry.lab.training import kernels as kernels_module
+from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training.kernels import LEAST, kernels_here, left_out
+from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.state import initial_state, rebuilt
+from ticketry.lab.training.supervised import evaluate
+from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.search.common.moved_mask import first_gradient
+from ticketry.search.gating.gating import Gating
+from ticketry.tasks import catalogue
+from ticketry.tasks.recipe import Recipe
+
+pytest.importorskip("llvmlite")
+
+RECIPE = Recipe(length="60it", batch=64, lr=0.05, momentum=0.9, weight_decay=1e-4)
+MakeLab = Callable[..., Lab]
+
+
+@pytest.fixture(autouse=True)
+def a_processor_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the tests say the same everywhere."""
+    monkeypatch.setattr(kernels_module, "PROCESSORS", ("avx512", "avx2", "aarch64", "generic"))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MakeLab:
+    """A lab with some kernels, each on a store of its own."""
+    return lambda kernels, **more: Lab(tmp_path / f"{kernels}-{len(list(tmp_path.iterdir()))}", kernels=kernels, **more)
+
+
+def mask_of(task: Any, density: float = 0.2, seed: int = 1) -> Mask:
+    return prune(rebuilt(task, initial_state(task, 0)), density, score="random", seed=seed)
+
+
+def segment_of(lab: Lab, density: float = 0.2, **more: Any) -> Segment:
+    task = NormsTask()
+    return lab.segment(task, start=0, mask=mask_of(task, density), recipe=RECIPE, **more)
+
+
+def everything(store: Store, segment: Segment) -> dict[str, object]:
+    record = store.result(segment.trajectory, segment.last)
+    assert record is not None
+    return {name: record[name] for name in ("segment", "step", "model", "training", "metrics", "loss")}
+
+
+# -- which segments ----------------------------------------------------------------------------------------------------
+
+
+def test_dense_kernels_add_nothing_to_a_key(made):
+    segment = segment_of(made("dense"), density=0.9)
+    assert "kernels" not in segment.describe()["arithmetic"]
+    assert segment.key == segment_of(made("sparse", precision="fp32"), density=0.9).key
+
+
+def test_sparse_kernels_are_in_the_key_with_version_and_processor(made):
+    segment = segment_of(made("sparse", precision="fp32"))
+    told = segment.describe()["arithmetic"]["kernels"]
+    assert told == kernels_here()
+    assert told.split()[2] == target_module.target().name
+    assert Segment.from_description(segment.describe(), segment.task) == segment
+    for other in ("sparse 0 avx2", "dense"):
+        changed = replace(segment, arithmetic=replace(segment.arithmetic, kernels=other))
+        assert changed.trajectory != segment.trajectory
+
+
+DENSITIES = [(0.2, 0.1, 1.0), (0.5, 0.5, 0.5), (0.25, 1.0, 1.0), (0.9, 0.8, 0.7)]
+
+
+@pytest.mark.parametrize("densities", DENSITIES, ids=str)
+def test_auto_takes_what_leaves_out_enough(made, densities):
+    """Products counted by hand: 8x1x3x3 weights on 6x6 pixels, 12x8x3x3 on 4x4, 10x12 on one."""
+    task = NormsTask()
+    products = {"0.weight": 72 * 36, "3.weight": 864 * 16, "8.weight": 120}
+    shares = dict(zip(products, densities, strict=True))
+    weights = {name: torch.arange(math.prod(shape)).view(shape) for name, shape in mask_of(task).shapes.items()}
+    mask = Mask({name: weight < round(shares[name] * weight.numel()) for name, weight in weights.items()})
+    # The kernels take no layer above a half, but for those with few weights a row beside one that they take.
+    taken = [name for name, share in shares.items() if share <= 0.5 or name != "3.weight"]
+    taken = taken if min(densities[:2]) <= 0.5 else []
+    kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
+    share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
+    found = left_out(rebuilt(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
+    assert found == pytest.approx(share, abs=1e-6)
+    for kernels, enough in (("auto", share >= LEAST), ("sparse", share > 0)):
+        segment = made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=RECIPE)
+        assert segment.arithmetic.kernels == (kernels_here() if enough else "dense")
+
+
+def test_dense_networks_gates_and_small_networks_stay_dense(made):
+    task = NormsTask()
+    names = tuple(scope(task.build()))
+    for kernels in ("auto", "sparse"):
+        lab = made(kernels, precision="fp32")
+        whole = mask_of(task, 0.2)
+        assert lab.segment(task, start=0).arithmetic.kernels == "dense"
+        gates = lab.segment(task, start=0, mask=whole, variants=(Gating(scope=names),))
+        assert gates.arithmetic.kernels == "dense"
+        assert lab.segment(task, start=0, mask=whole, shrunk=True).arithmetic.kernels == "dense"
+        penalty = Penalty(kind="hoyer_square", strength=1e-4, names=names)
+        assert lab.segment(task, start=0, mask=whole, variants=(penalty,)).arithmetic.kernels == kernels_here()
+
+
+def test_linear_networks_are_as_the_engine_has_them(made):
+    """Alone they gain nothing: their segments are those of dense kernels, key and all."""
+    digits = catalogue.get("digits")
+    mask = mask_of(digits, 0.1)
+    segments = [made(kernels).segment(digits, start=0, mask=mask) for kernels in ("dense", "sparse", "auto")]
+    assert len({segment.key for segment in segments}) == 1
+
+
+def test_what_is_decided_needs_no_data_again(made, monkeypatch):
+    lab = made("sparse", precision="fp32")
+    before = segment_of(lab)
+    with Lab(lab.store.paths.root, kernels="sparse", precision="fp32") as again:
+        monkeypatch.setattr(again.kernels, "_course", None)
+        assert segment_of(again).key == before.key
+
+
+# -- where it cannot be ------------------------------------------------------------------------------------------------
+
+
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.head((y if y.mean() > 0 else -y).flatten(1))
+
+
+class DecidingTask(NormsTask):
+    def key(self) -> Mapping[str, object]:
+        return {"name": "deciding"}
+
+    def build(self) -> nn.Module:
+        return Decides()
+
+
+def test_unknown_kernels(tmp_path):
+    with pytest.raises(UsageError, match="kernels 'fast' is not known: auto, dense, sparse"):
+        Lab(tmp_path, kernels="fast")
+
+
+def test_bfloat16(made):
+    with pytest.raises(UsageError, match=r"compute in float32.*--precision fp32, or --kernels dense"):
+        made("sparse", precision="bf16").segment(NormsTask(), start=0)
+    assert segment_of(made("auto", precision="bf16")).arithmetic.kernels == "dense"
+
+
+def test_a_gpu(made, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match=r"compute on the CPU.*--device cpu"):
+        made("sparse", precision="fp32").segment(NormsTask(), start=0)
+    assert segment_of(made("auto", precision="fp32")).arithmetic.kernels == "dense"
+
+
+def test_a_network_that_cannot_be_traced(made):
+    """Said before anything is trained, the dense network too."""
+    task = DecidingTask()
+    with pytest.raises(CaptureError, match=r"norms cannot be trained in sparse kernels: Decides cannot be traced"):
+        made("sparse", precision="fp32").segment(task, start=0)
+    auto = made("auto", precision="fp32")
+    assert auto.segment(task, start=0, mask=mask_of(task)).arithmetic.kernels == "dense"
+
+
+def test_without_llvmlite(made, monkeypatch):
+    def missing() -> None:
+        raise MissingExtraError("llvmlite", "engine", "making kernels for this processor")
+
+    monkeypatch.setattr(kernels_module, "target", missing)
+    with pytest.raises(MissingExtraError, match="llvmlite"):
+        made("sparse", precision="fp32").segment(NormsTask(), start=0)
+    assert segment_of(made("auto", precision="fp32")).arithmetic.kernels == "dense"
+
+
+def test_networks_that_carry_a_state(made, tmp_path):
+    text = catalogue.get(f"text:{written(tmp_path)}", model="lstm@0.04", options={"time": "6"})
+    with pytest.raises(CaptureError, match="carry a state from one piece of a text to the next"):
+        made("sparse").segment(text, start=0)
+    assert made("auto").segment(text, start=0, mask=mask_of(text)).arithmetic.kernels == "dense"
+
+
+def test_a_training_of_another_processor(made):
+    lab = made("sparse", precision="fp32")
+    segment = segment_of(lab)
+    other = replace(segment, arithmetic=replace(segment.arithmetic, kernels="sparse 1 of-another"))
+    with pytest.raises(EngineError, match=r"'sparse 1 of-another', and those of this machine are 'sparse"):
+        lab.train(other)
+
+
+# -- the same training -------------------------------------------------------------------------------------------------
+
+
+def losses_of(lab: Lab, segment: Segment) -> list[float]:
+    return [loss for _, loss in lab.train(segment).record["loss"]]
+
+
+def test_losses_of_the_first_fifty_steps(made):
+    dense = losses_of(lab := made("dense"), segment_of(lab, last=50))
+    sparse = losses_of(lab := made("sparse", precision="fp32"), segment_of(lab, last=50))
+    assert len(dense) == len(sparse) == 50
+    assert max(abs(one - other) for one, other in zip(dense, sparse, strict=True)) < 1e-3
+    assert dense != sparse  # by rounding: they were other kernels
+
+
+def test_metrics_are_those_of_the_weights(made):
+    """To the bit what a lab without sparse kernels measures of them."""
+    lab = made("sparse", precision="fp32")
+    segment = segment_of(lab)
+    result = lab.train(segment)
+    plain = lab.arithmetic(segment.task)
+    model = plain.place(rebuilt(segment.task, lab.state(result)))
+    found = evaluate(lab.course(segment.task), model, "test", plain)
+    assert result.metrics["test"] == {name: round(value, 6) for name, value in found.items()}
+
+
+def test_removed_weights_stay_at_zero_with_a_penalty_too(made):
+    lab = made("sparse", precision="fp32")
+    names = tuple(scope(NormsTask().build()))
+    segment = segment_of(lab, variants=(Penalty(kind="hoyer_square", strength=1e-2, names=names),))
+    state, mask = lab.state(lab.train(segment)), lab.store.get_mask(segment.mask)
+    assert all(not state[name][~kept].any() for name, kept in mask.items())
+    assert losses_of(lab, segment) != losses_of(lab, segment_of(lab))
+
+
+def test_the_gradient_that_masks_grow_by_is_of_removed_weights_too(made):
+    lab = made("sparse", precision="fp32")
+    segment = segment_of(lab)
+    result = lab.train(segment.until(10), measure=False)
+    start = replace(segment.start, seed=None, state=result.model)
+    onward = replace(segment, start=start, first=10)
+    plain = replace(onward, arithmetic=lab.arithmetic(segment.task))
+    mask = lab.store.get_mask(segment.mask)
+    found, wanted = (first_gradient(lab, one) for one in (onward, plain))
+    for name, kept in mask.items():
+        assert found[name][~kept].any()
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_costs_are_told_as_of_torch(made):
+    lab = made("sparse", precision="fp32")
+    segment = segment_of(lab)
+    plain = replace(segment, arithmetic=lab.arithmetic(segment.task))
+    assert step_flops(lab, segment) == step_flops(lab, plain)
+    assert step_memory(lab, segment) == step_memory(lab, plain)
+
+
+def test_a_loss_that_is_no_number(made):
+    lab = made("sparse", precision="fp32")
+    task = NormsTask()
+    with pytest.raises(TrainingError, match="the loss is nan at step"):
+        lab.train(lab.segment(task, start=0, mask=mask_of(task), recipe=RECIPE.changed(lr=1e6)))
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------------
+
+
+def busy(until: threading.Event) -> None:
+    while not until.is_set():
+        torch.mm(torch.ones(200, 200), torch.ones(200, 200))
+
+
+def test_the_same_bits_on_another_load_and_with_kernels_from_the_cache(made, tmp_path, monkeypatch):
+    found = []
+    for load in (0, 3):
+        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "kernels"))  # empty at first, then not
+        lab, done = made("sparse", precision="fp32"), threading.Event()
+        others = [threading.Thread(target=busy, args=(done,)) for _ in range(load)]
+        for other in others:
+            other.start()
+        segment = segment_of(lab)
+        lab.train(segment)
+        done.set()
+        for other in others:
+            other.join()
+        found.append(everything(lab.store, segment))
+    assert found[0] == found[1]
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+from test_kernels import KilledAt, Store, segment_of, execute
+from ticketry.lab.lab import Lab
+lab = Lab({store!r}, kernels="sparse", precision="fp32")
+execute(lab.store, None, segment_of(lab), (), KilledAt(checkpoint_seconds=1e-9))
+"""
+
+
+class KilledAt(Watch):
+    """The process ends at step 37 as by kill -9."""
+
+    def progress(self, segment: Segment, step: int) -> None:
+        if step >= 37:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_killed_and_gone_on_with(made, tmp_path):
+    whole = made("sparse", precision="fp32")
+    segment = segment_of(whole)
+    whole.train(segment)
+    paths, store = [str(Path(__file__).parent), *sys.path], tmp_path / "killed"
+    ended = subprocess.run([sys.executable, "-c", KILLED.format(paths=paths, store=str(store))], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    with Lab(store, kernels="sparse", precision="fp32") as lab:
+        step, _ = lab.store.partial(segment.trajectory, segment.last)
+        assert 0 < step <= 37
+        assert execute(lab.store, None, segment_of(lab), (), Watch()).steps == segment.last - step
+        assert everything(lab.store, segment) == everything(whole.store, segment)
