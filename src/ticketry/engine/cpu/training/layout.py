@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,25 +89,31 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
     part = range(sides[0].value.blocks) if part is None else part
     together = max(1, min(len(part), positions // (rows * columns)))
     sides = [*sides, sides[1]] if len(sides) == 2 else sides
-    # Rows and columns that are split in as many parts have the same shapes of tiles in every block: found for one block,
-    # and moved to the others.
-    spots: dict[Pair, list[list[int]]] = {}
-    for top, height in split(size[0], rows):
-        for left, width in split(size[1], columns):
-            spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
     steps = np.array([side.value.block_bytes for side in sides])
     groups: dict[int, list[int]] = {}
     for block, blocks in split(len(part), together):
         groups.setdefault(blocks, []).append(part[block])
     found = {
-        (blocks, *shape): (np.array(begins)[:, None, None] * steps + np.array(places)).reshape(-1, len(sides))
+        (blocks, *shape): (np.array(begins)[:, None, None] * steps + places).reshape(-1, len(sides))
         for blocks, begins in groups.items()
-        for shape, places in spots.items()
+        for shape, places in _in_a_block(tuple(sides), size, rows, columns).items()
     }
     return [
         Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), places.astype(np.int32), None)
         for shape, places in found.items()
     ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_a_block(
+    sides: tuple[Side, ...], size: Pair, rows: int, columns: int
+) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+    """Where tiles begin in the first block, by rows and columns of a tile. It depends on no mask, and is asked for often."""
+    spots: dict[Pair, list[list[int]]] = {}
+    for top, height in split(size[0], rows):
+        for left, width in split(size[1], columns):
+            spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
+    return {shape: np.array(places, dtype=np.int64) for shape, places in spots.items()}
 
 
 def _rectangle(size: Pair, most: int) -> Pair:
