@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import tyro
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ticketry.experiments.request import SearchRequest
     from ticketry.experiments.run import Run
     from ticketry.lab.search_result import Seeds
+    from ticketry.records.run import RunRecord
     from ticketry.tasks.task import Task
 
 
@@ -213,18 +214,19 @@ def _arguments(
     options = _options((*common.option, *values_of(words, "--option")), _value(words, "--target"))
     settings, recipe = _settings(chosen, tables), _recipe(task, model, options, tables)
     flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
+    hints = get_type_hints(_Common, include_extras=True)
     fields: list[Any] = [
         *extra,
         ("settings", flat[chosen.Settings], dataclasses.field(default=settings)),
         ("recipe", Recipe, dataclasses.field(default=recipe)),
-        *((f.name, f.type, dataclasses.field(default=getattr(common, f.name))) for f in _changed(common)),
+        *((name, hints[name], dataclasses.field(default=getattr(common, name))) for name in _changed(common)),
     ]
     kind = dataclasses.make_dataclass("Search", fields, bases=(_Common,), frozen=True, kw_only=True)
     return parse(kind, words, prog=prog, description=about)
 
 
-def _changed(common: _Common) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(common) if getattr(common, field.name) != field.default]
+def _changed(common: _Common) -> list[str]:
+    return [field.name for field in dataclasses.fields(common) if getattr(common, field.name) != field.default]
 
 
 def _common_defaults(tables: Mapping[str, Any]) -> _Common:
@@ -305,12 +307,19 @@ def _tell(run: Run, report: Path) -> None:
         *(f"pruned   {line}" for line in moment_lines(record)),
         f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
         f"report   {report}",
-        f"again    ticketry search --config {folder / 'run.toml'} --store {record.store}{_trust(folder / 'run.toml')}",
+        f"again    {_again(folder / 'run.toml', record)}",
         "next     ticketry list tickets, or in Python:",
         f"         tk.Ticket.load({tickets[-1]!r}).apply(model, 'trained')" if tickets else "",
     ]
     print("\n".join(lines))
     sys.stdout.flush()
+
+
+def _again(file: Path, record: RunRecord) -> str:
+    """The command that answers from the store what was just trained."""
+    kernels = record.environment.get("kernels")
+    chosen = f" --kernels {kernels} --precision {record.environment['precision']}" if kernels else ""
+    return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file)}"
 
 
 def _trust(file: Path) -> str:

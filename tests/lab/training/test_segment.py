@@ -108,7 +108,13 @@ CHANGED_RECIPE = {
     "clip": 1.0,
     "augment": ("flip",),
 }
-CHANGED_ARITHMETIC = {"device": "cuda", "precision": "bf16", "channels_last": True, "threads": 2, "kernels": "sparse 1 avx2"}
+CHANGED_ARITHMETIC = {
+    "device": "cuda",
+    "precision": "bf16",
+    "channels_last": True,
+    "threads": 2,
+    "kernels": "sparse 1 avx2",
+}
 STARTS = [
     Start(seed=0),
     Start(seed=7, optimizer="o" * 64),

@@ -251,7 +251,7 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 
 
 def _in_torch(segment: Segment) -> Arithmetic:
-    """The arithmetic of a segment without sparse kernels, whose work and memory are not torch's and cannot be counted."""
+    """A segment's arithmetic without sparse kernels, whose work and memory are not torch's and cannot be counted."""
     return replace(segment.arithmetic, kernels=DENSE)
 
 

@@ -1,8 +1,8 @@
 """Whether a step under a mask computes with all weights, in torch, or with those that are kept, in sparse kernels.
 
-What was decided is part of a segment's arithmetic, and so of its key: ``dense``, which adds nothing to it, or ``sparse``
-with the version of the kernels' numbers and the class of processors (the width of its vectors), on which bits depend.
-Nothing is ever timed for it.
+What was decided is part of a segment's arithmetic, and so of its key: ``dense``, which adds nothing to it, or
+``sparse`` with the version of the kernels' numbers and the class of processors (the width of its vectors), on which
+bits depend. Nothing is ever timed for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ticketry.lab.store import Store, digest_of
 from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.variant import Variant
-from ticketry.tasks.models.language.base import LanguageModel
 from ticketry.tasks.task import Course, Task
 
 KERNELS = ("auto", DENSE, "sparse")
@@ -67,7 +66,7 @@ class Kernels:
 
         Raises:
             UsageError: ``sparse`` on a GPU or in bfloat16.
-            CaptureError, EngineError: ``sparse`` for a network that cannot be traced, or is not in float32.
+            CaptureError: ``sparse`` for a network that cannot be followed, or is not in float32.
             MissingExtraError: ``sparse`` without llvmlite.
         """
         if self.asked == DENSE:
@@ -114,8 +113,6 @@ class Kernels:
 
         def found() -> dict[str, Any]:
             model = rebuilt(task, initial_state(task, 0))
-            if isinstance(model, LanguageModel):
-                return {"why": "kernels do not take networks that carry a state from one piece of a text to the next"}
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
                 return {"left_out": left_out(model, kept, self._course(task).inputs(FOLLOWED))}
@@ -145,7 +142,7 @@ def left_out(model: nn.Module, mask: Mask, inputs: Any) -> float:
     return round(1 - found.left(of_mask) / found.dense, 6) if found.dense else 0.0
 
 
-def in_kernels(model: nn.Module, mask: Mask, inputs: Any, kernels: str) -> nn.Module:
+def in_kernels(model: nn.Module, mask: Mask, inputs: Any, kernels: str) -> SparseTraining:
     """The model with its steps in sparse kernels: the same parameters, whose mask somebody else holds.
 
     Raises:

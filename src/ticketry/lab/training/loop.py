@@ -105,7 +105,7 @@ class Loop:
         step = self.step
         for before in self._before_step:
             before()
-        loss = self._differentiated(batch, self._network)
+        loss = self._differentiated(batch, self._kernels)
         for after in self._after_backward:
             after()
         if self._recipe.clip:
@@ -120,19 +120,22 @@ class Loop:
         self._losses[step - self.segment.first] = loss.detach()
 
     @cached_property
-    def _network(self) -> nn.Module:
-        """What steps compute with: the model, or its parameters in sparse kernels."""
+    def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Around the loss of a step: calls of the model run in the kernels of the segment."""
         kernels = self.segment.arithmetic.kernels
         if kernels == DENSE:
-            return self.model
+            return contextlib.nullcontext
         mask = self._around.mask
         assert mask is not None
-        return in_kernels(self.model, mask, self._course.inputs(FOLLOWED), kernels)
+        return in_kernels(self.model, mask, self._course.inputs(FOLLOWED), kernels).running
 
-    def _differentiated(self, batch: Any, network: nn.Module) -> Tensor:
+    def _differentiated(
+        self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> Tensor:
         """The loss of this step's batch; the parameters have its gradients, those of removed weights too."""
         self._seed_step()
-        loss = self._loss(batch, network)
+        with kernels():
+            loss = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -145,8 +148,8 @@ class Loop:
         if self._device == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _loss(self, batch: Any, network: nn.Module) -> Tensor:
-        loss = partial(self.session.loss, network, batch)
+    def _loss(self, batch: Any) -> Tensor:
+        loss = partial(self.session.loss, self.model, batch)
         for effect_loss in self._losses_of:
             loss = partial(effect_loss, batch, loss)
         return loss()
@@ -212,7 +215,7 @@ class Loop:
             TrainingError: if it is not finite.
         """
         with self._next_batch() as batch:
-            self._differentiated(batch, self.model)
+            self._differentiated(batch)
         found = {}
         for name, parameter in self.model.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -230,7 +233,7 @@ class Loop:
         with self._next_batch() as batch:
             for before in self._before_step:
                 before()
-            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch, self.model))
+            return flops_by_weight(named_parameters(self.model), lambda: self._loss(batch))
 
     def height(self) -> int:
         """Bytes of tensors at the height of a training step: of the second, for the first makes the optimiser's state.

@@ -86,7 +86,10 @@ def schedules(labels: Sequence[str], runs: Sequence[Results], groups: Sequence[G
 def conditions(labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
     """How the machines and their use differ; empty if they are the same."""
     environments = [results.run.environment for results in runs]
-    return _differing(labels, [(key.replace("_", " "), [one.get(key, _UNTOLD.get(key)) for one in environments]) for key in _MEASURED_BY])
+    return _differing(
+        labels,
+        [(key.replace("_", " "), [one.get(key, _UNTOLD.get(key)) for one in environments]) for key in _MEASURED_BY],
+    )
 
 
 def _differing(labels: Sequence[str], told: Sequence[tuple[str, Sequence[Any]]]) -> list[str]:

@@ -108,7 +108,7 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
 def _in_a_block(
     sides: tuple[Side, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Where tiles begin in the first block, by rows and columns of a tile. It depends on no mask, and is asked for often."""
+    """Where tiles begin in the first block, by rows and columns of a tile. It depends on no mask and is often asked."""
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):

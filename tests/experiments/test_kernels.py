@@ -1,0 +1,72 @@
+"""Sparse kernels as an option: of a search in Python, on the command line and in a run file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.cli import main
+from ticketry.lab.training.kernels import kernels_here
+
+pytest.importorskip("llvmlite")
+
+ASKED: dict[str, Any] = {
+    "recipe": {"length": "12it", "optimizer": "sgd", "lr": 0.05},
+    "levels": 3,
+    "rate": 0.4,
+    "workers": 0,
+    "precision": "fp32",
+    "device": "cpu",
+}
+
+
+def kernels_of(store: Path) -> list[str]:
+    """Of all that was trained into a store."""
+    told = [json.loads(file.read_text())["segment"]["arithmetic"] for file in (store / "results").rglob("*.json")]
+    return sorted({one.get("kernels", "dense") for one in told})
+
+
+def test_a_search_and_its_controls(tmp_path: Path) -> None:
+    """The first level keeps 60 %, and its layers run in torch; the third 22 %."""
+    for kernels in ("dense", "sparse", "auto"):
+        store = tmp_path / kernels
+        asked = {"task": "norms_task:norms", "replicates": 1, "controls": ["shuffled"], **ASKED}
+        run = tk.run("iterative", **asked, kernels=kernels, store=store)
+        assert run.record.environment.get("kernels", "dense") == kernels
+        assert kernels_of(store) == (["dense"] if kernels == "dense" else ["dense", kernels_here()])
+
+
+def test_masks_that_move(tmp_path: Path) -> None:
+    settings = {**ASKED, "recipe": {"length": "24it", "optimizer": "sgd", "lr": 0.05}}
+    del settings["levels"], settings["rate"]
+    tk.run(
+        "dynamic",
+        task="norms_task:norms",
+        replicates=1,
+        controls=[],
+        kernels="sparse",
+        store=tmp_path,
+        density=[0.2],
+        frequency="6it",
+        **settings,
+    )
+    assert kernels_of(tmp_path) == ["dense", kernels_here()]
+
+
+def test_words_of_the_command_line_and_of_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    table = 'method = "iterative"\ntask = "norms_task:norms"\nkernels = "sparse"\nprecision = "fp32"\ncontrols = []\n'
+    file.write_text(f'{table}replicates = 1\n[settings]\nlevels = 2\nrate = 0.6\n[recipe]\nlength = "4it"\n')
+    common = ["search", "--config", str(file), "--trust", "--workers", "0", "--device", "cpu", "--store"]
+    assert main([*common, str(tmp_path / "one")]) == 0
+    assert kernels_of(tmp_path / "one") == ["dense", kernels_here()]
+    again = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("again"))
+    assert again.endswith("--kernels sparse --precision fp32 --trust")
+    assert main([*common, str(tmp_path / "two"), "--kernels", "dense"]) == 0
+    assert kernels_of(tmp_path / "two") == ["dense"]
+    assert main([*common, str(tmp_path / "three"), "--precision", "bf16"]) == 2
+    assert "sparse kernels compute in float32" in capsys.readouterr().err
