@@ -85,7 +85,7 @@ def classifier(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def gpt(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """Four blocks of width 256, over bytes, without dropout. Its embeddings, the weights of its last layer, are masked."""
+    """Four blocks of width 256, over bytes, without dropout. Its embeddings, tied to the last layer, are masked."""
     model = GPT(BYTES, context=CONTEXT, dropout=0.0, scale=int, width=256).train()
     x, y = torch.randint(0, BYTES, (2, batch, CONTEXT))
     return model, x, y

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Act, Conv, Norm, Pool, Region, Relu, Sum
+from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Norm, Pool, Region, Relu, Sum
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError
 
@@ -131,6 +131,19 @@ def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
         Conv("2", "y", "2", 37, 3, Window(), 1, True),
     )
     check(Region(("x",), ("y",), nodes, tokens=True), model, torch.randn(shape), kept, where)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
+@pytest.mark.parametrize("kind", ["scale and shift", "scale", "plain"])
+@pytest.mark.parametrize("where", ["host", "generic"])
+def test_layer_norm(shape: tuple[int, ...], kind: str, where: str) -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(shape[-1], eps=1e-4, elementwise_affine=kind != "plain", bias=kind == "scale and shift")
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    node = LayerNorm("x", "y", "0", 1e-4, norm.weight is not None, norm.bias is not None)
+    x = 3 + torch.randn(shape) * torch.rand(shape[:-1])[..., None]
+    check(Region(("x",), ("y",), (node,), tokens=True), nn.Sequential(norm), x, {}, where)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

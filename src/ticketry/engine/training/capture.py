@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.lowering import Unknown, draws, layouts, lowered_function, lowered_module
-from ticketry.engine.training.nodes import Conv, Node, Norm, Region, Sum, fused
+from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Region, Sum, fused
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """Modules with weights that kernels know."""
@@ -89,6 +89,8 @@ class _Finder:
         self.reasons: dict[str, str] = {}
         self.used: set[str] = set()
         """Modules that a region has: a second call of one runs in torch."""
+        self.free: dict[fx.Node, Node] = {}
+        """Nodes that kernels know, and that a region may begin with."""
         self.after: dict[fx.Node, fx.Node] = {}
         """Node that draws random numbers -> the one that draws before it."""
 
@@ -110,15 +112,25 @@ class _Finder:
             return
         if part is None:
             if not starts:
+                if isinstance(made, (Act, LayerNorm)) and True in layout:
+                    self.free[node] = made
                 return
             part = Part(tokens=True in layout)
             self.parts.append(part)
+            if part.tokens:
+                self._begin(part, node.all_input_nodes[0])
         self._join(node, made, part)
         if isinstance(made, Conv) and gains:
             if isinstance(self.modules[made.module], nn.Linear) and not part.tokens:
                 part.pruned += int((~self.kept[made.module]).sum())
             else:
                 part.seeds += 1
+
+    def _begin(self, part: Part, read: fx.Node) -> None:
+        """Let a region begin with what lies before its first layer."""
+        if read in self.free:
+            self._begin(part, read.all_input_nodes[0])
+            self._join(read, self.free.pop(read), part)
 
     def _join(self, node: fx.Node, made: Node | None, part: Part) -> None:
         for read in node.all_input_nodes:
@@ -128,7 +140,7 @@ class _Finder:
         self.of[node] = part
         if made is not None:
             part.nodes.append(_renamed(made, lambda name: self._names(part)[name]))
-        if isinstance(made, (Conv, Norm)):
+        if isinstance(made, (Conv, Norm, LayerNorm)):
             self.used.add(made.module)
 
     def _names(self, part: Part) -> dict[str, str]:

@@ -27,7 +27,8 @@ from ticketry.engine.cpu.training.by_channel import (
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Array, Window
-from ticketry.engine.training.nodes import Act, Conv, Node, Norm, Pool, Region, Relu, Shape, Sum
+from ticketry.engine.training import emission_of_tokens
+from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Pool, Region, Relu, Shape, Sum
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
 
@@ -40,7 +41,7 @@ class Gradients:
         self.of: dict[str, Batch] = {}
         needed = set(plan.wanted)
         for node in plan.region.nodes:
-            if isinstance(node, (Conv, Norm)) or needed.intersection(node.reads):
+            if isinstance(node, (Conv, Norm, LayerNorm)) or needed.intersection(node.reads):
                 needed.add(node.y)
         self.needed = needed
 
@@ -288,6 +289,19 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
         plan.release(dy)
     else:
         gradients.pass_on(node.residual, dy)
+
+
+@_forward.register
+def _(node: LayerNorm, plan: Plan) -> None:
+    plan.known[node.y] = emission_of_tokens.forward(node, plan)
+
+
+@_backward.register
+def _(node: LayerNorm, plan: Plan, gradients: Gradients) -> None:
+    dy, dx = gradients.take(node.y), plan.gradient_memory(node.x)
+    emission_of_tokens.backward(node, plan, dy, dx, plan.known[node.y])
+    gradients.give(node.x, dx)
+    plan.release(dy)
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ticketry.engine.cpu.window import Window
-from ticketry.engine.training.nodes import Act, Conv, Node, Norm, Pool, Relu, Sum
+from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Pool, Relu, Sum
 
 
 class Unknown(Exception):
@@ -64,6 +64,14 @@ def _norm(node: fx.Node, x: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) ->
     if not module.affine or shape is None or len(shape) not in (2, 4):
         raise Unknown("a batch norm without scale and shift, or over sequences")
     return Norm(x.name, node.name, str(node.target))
+
+
+def _layer_norm(node: fx.Node, x: fx.Node, module: nn.LayerNorm) -> Node:
+    shape = shape_of(x)
+    if shape is None or len(shape) < 2 or tuple(module.normalized_shape) != tuple(shape[-1:]):
+        raise Unknown("a layer norm over more than the last dimension")
+    scale, shift = module.elementwise_affine, module.elementwise_affine and module.bias is not None
+    return LayerNorm(x.name, node.name, str(node.target), module.eps, scale, shift)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -139,6 +147,7 @@ _MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] 
     nn.Linear: _linear,
     nn.BatchNorm2d: _norm,
     nn.BatchNorm1d: _norm,
+    nn.LayerNorm: _layer_norm,
     nn.ReLU: lambda node, x, module: Relu(x.name, node.name),
     nn.ReLU6: _act("relu6"),
     nn.SiLU: _act("silu"),
@@ -297,4 +306,6 @@ def layouts(node: fx.Node, made: Node | None) -> set[bool]:
         return {False} if sizes in ({2}, {4}) else {True}
     if isinstance(made, (Conv, Norm, Pool)):
         return {False}
+    if isinstance(made, LayerNorm):
+        return {True}
     return {True, False} if sizes <= {2, 4} else {True}

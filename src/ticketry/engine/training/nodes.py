@@ -46,6 +46,22 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class LayerNorm:
+    """A norm over the features of each token."""
+
+    x: str
+    y: str
+    module: str
+    epsilon: float
+    scale: bool
+    shift: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True)
 class Relu:
     x: str
     y: str
@@ -102,7 +118,7 @@ class Pool:
         return (self.x,)
 
 
-Node = Conv | Norm | Relu | Act | Sum | Pool
+Node = Conv | Norm | LayerNorm | Relu | Act | Sum | Pool
 
 
 @dataclass(frozen=True)
@@ -126,6 +142,9 @@ class Region:
                     found[node.module, "bias"] = None
             elif isinstance(node, Norm):
                 found[node.module, "weight"] = found[node.module, "bias"] = None
+            elif isinstance(node, LayerNorm):
+                named = {"weight": node.scale, "bias": node.shift}
+                found |= {(node.module, name): None for name, there in named.items() if there}
         return list(found)
 
     def shapes(self, inputs: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -111,6 +111,8 @@ class Plan:
         self._later: list[Stage] = []
         self.packed: dict[str, Gathered] = {}
         """Module -> the operations of the way there, with its weights."""
+        self.known: dict[str, list[Batch]] = {}
+        """Value that a layer norm makes -> what it keeps of each token."""
         self._filled = -1
 
     def link(self) -> None:
@@ -151,6 +153,11 @@ class Plan:
         """New memory for a value."""
         channels, *size = self.shapes[name]
         return self._reserve(Batch.of(channels, (size[0], size[1]), self._halos[name], self.blocks))
+
+    def token_memory(self, name: str) -> Batch:
+        """New memory for a number of each token of a value."""
+        _, *size = self.shapes[name]
+        return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks))
 
     def gradient_memory(self, name: str) -> Batch:
         """Memory for a gradient of a value: some that nobody uses any more, if there is."""

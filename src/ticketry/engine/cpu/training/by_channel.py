@@ -262,6 +262,8 @@ class ActivationGradient(ByChannel):
 def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any) -> list[Op]:
     """A kernel over some values of the same pixels, block by block or over all at once (see `parts`).
 
+    One with a single channel counts for all channels.
+
     They have one table: numbers of each channel, then sums (see `sums_of`), which each adds to those before.
 
     Args:
@@ -270,12 +272,8 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
     first = values[0]
     height, width = first.geometry.height, first.geometry.width
     for value in values[1:]:
-        if (value.geometry.height, value.geometry.width, value.channels, value.blocks) != (
-            height,
-            width,
-            first.channels,
-            first.blocks,
-        ):
+        size = value.geometry.height, value.geometry.width, value.blocks
+        if size != (height, width, first.blocks) or value.channels not in (1, first.channels):
             raise ValueError(f"values of different pixels: {first} and {value}")
     kernel = kind(width * IMAGES // target.lanes, images < first.blocks * IMAGES, **flags)
     if len(values) != kernel.sides:
@@ -284,7 +282,8 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
     places: list[int] = []
     for value in values:
         g = value.geometry
-        places += [value.offset + g.position(0, 0) * g.step, g.bytes, value.block_bytes, g.row * g.step]
+        apart = g.bytes if value.channels > 1 else 0
+        places += [value.offset + g.position(0, 0) * g.step, apart, value.block_bytes, g.row * g.step]
     return [
         Op(kernel, (first.channels, part.start, part.stop, height, images, table, *places))
         for part in parts(first.blocks, (height, width))
