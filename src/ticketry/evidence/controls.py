@@ -40,7 +40,7 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
     if source := CONTROLS.source(control):
         described["source"] = source
     if form == WEIGHTS:
-        return lab.remembered_mask(described, lambda: _drawn(control, lab.store.get_mask(ticket), seeds, Drawing(0)))
+        return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
     return lab.remembered_mask(
         {**described, **form.key(), "task": dict(task.key())},

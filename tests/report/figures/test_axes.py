@@ -14,8 +14,9 @@ from ticketry.records.metric import Metric
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
-from ticketry.report.figures.axes import Scale, ticks
+from ticketry.report.figures.axes import Scale, density_axis, ticks
 from ticketry.report.figures.metric_by_density import near_dense, whole_range
+from ticketry.report.figures.panels import panels, settle
 from ticketry.report.html.blocks import Place
 from ticketry.report.html.markup import html
 from ticketry.report.html.sections.verdicts import verdicts_section
@@ -106,3 +107,14 @@ def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
     ):
         found = html(verdicts_section(Results(read_run(record)), Place()))
         assert all(f">{head}<" in found for head in heads)
+
+
+def test_a_picture_of_twice_the_pixels_has_the_same_labels() -> None:
+    """Twenty densities on a narrow figure: labels that have no room at its own size have none at twice that size."""
+    figure, (axes,) = panels(1, True, 200)
+    density_axis(axes, [0.8**level for level in range(20)])
+    settle(figure)
+    shown = list(axes.xaxis.get_major_locator()())
+    assert 3 < len(shown) < 20
+    figure.set_dpi(2 * figure.dpi)
+    assert list(axes.xaxis.get_major_locator()()) == shown

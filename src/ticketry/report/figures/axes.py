@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ticketry.records.metric import Metric
+from ticketry.report.figures.panels import INCH
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import percent, short_count
 
@@ -45,8 +46,9 @@ class _FittingTicks(FixedLocator):
         self._axes, self._places, self._labels = axes, list(places), list(labels)
 
     def __call__(self) -> Any:
-        pixels = self._axes.transData.transform([(place, 1) for place in self._places])[:, 0].tolist()
-        return [self._places[index] for index in fitting(pixels, self._labels)]
+        pixels = self._axes.transData.transform([(place, 1) for place in self._places])[:, 0]
+        pixels *= INCH / self._axes.figure.dpi  # a PNG has more than a figure's own
+        return [self._places[index] for index in fitting(pixels.tolist(), self._labels)]
 
 
 def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
