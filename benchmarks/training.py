@@ -124,11 +124,17 @@ def parts(what: str, step: Step) -> list[Row]:
     run = Session.run
 
     def one_by_one(
-        self: Session, first: int, last: int, external: tuple[int, ...] = (), images: int | None = None
+        self: Session,
+        first: int,
+        last: int,
+        external: tuple[int, ...] = (),
+        images: int | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         for number in range(first, last):
             began = time.process_time()
-            run(self, number, number + 1, external, images)
+            run(self, number, number + 1, external, images, shared=shared)
             spent[title(self.kernel(number))] += time.process_time() - began
 
     step()

@@ -140,6 +140,28 @@ def test_bit_for_bit_the_same_twice() -> None:
     assert all(torch.equal(one, other) for one, other in zip(states[0].values(), states[1].values(), strict=True))
 
 
+@pytest.mark.parametrize("images", sample([80, 10], [80]))
+def test_several_threads(images: int) -> None:
+    """Each takes blocks of images, or shares operations where there are fewer blocks."""
+    found: dict[int, list[dict[str, Tensor]]] = {1: [], 3: []}
+    before = torch.get_num_threads()
+    try:
+        for threads, states in found.items():
+            torch.set_num_threads(threads)
+            for _ in range(2):
+                torch.manual_seed(0)
+                model = resnet()
+                x, y = data((3, 16, 16), images)
+                losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 3)
+                states.append(model.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    for states in found.values():
+        assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+        for name, one in states[0].items():
+            torch.testing.assert_close(one, found[1][0][name], rtol=1e-4, atol=1e-4)
+
+
 def test_it_has_the_models_own_parameters() -> None:
     model = resnet()
     x, _ = data((3, 16, 16))

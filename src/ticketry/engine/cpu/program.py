@@ -18,7 +18,7 @@ from ticketry.engine.cpu.driver import BARRIER_BYTES, Driver
 from ticketry.engine.cpu.emitter import State
 from ticketry.engine.cpu.jit import Kernel, Library
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.workers import Workers
+from ticketry.engine.cpu.workers import Job, Workers
 from ticketry.errors import EngineError
 
 _SLOTS = 64
@@ -198,9 +198,12 @@ class Program:
         self._give_back(workspace)
         return seconds
 
-    def session(self) -> Session:
-        """Working memory that keeps what it holds from call to call, for runs of some of the operations."""
-        return Session(self, self._take(1))
+    def session(self, threads: int = 1) -> Session:
+        """Working memory that keeps what it holds from call to call, for runs of some of the operations.
+
+        Several threads share each operation: of a program that is split in "parts".
+        """
+        return Session(self, self._take(threads))
 
     def _take(self, threads: int) -> _Workspace:
         """A workspace nobody uses: two Python threads may run the program at once.
@@ -229,19 +232,56 @@ class Program:
 
 
 class Session:
-    """Working memory of a program in which its operations run part by part, on one thread."""
+    """Working memory of a program in which its operations run part by part."""
 
     def __init__(self, program: Program, workspace: _Workspace) -> None:
         self._program, self._workspace = program, workspace
+        self._whole = True
+        """Whether no run was left by an error: who knows how it left the memory, and the threads."""
         self.arena = workspace.arenas[0].bytes
 
-    def run(self, first: int, last: int, external: Sequence[int] = (), images: int | None = None) -> None:
-        """Run the operations from one number to another (not included) on one block: so many images, or all."""
-        state, program = self._workspace.states[0], self._program
-        state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
-        entry = program._first_entry + 8 * first
+    def run(
+        self,
+        first: int,
+        last: int,
+        external: Sequence[int] = (),
+        images: int | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """Run the operations from one number to another (not included) on one block: so many images, or all.
+
+        Args:
+            shared: whether threads share each of them: worth while where they take longer than threads to wake up.
+        """
+        states = self._workspace.states if shared else self._workspace.states[:1]
+        for state in states:
+            state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
+        self._run([(first, last)] * len(states), images, apart=False)
+
+    def run_apart(self, bounds: Sequence[int]) -> None:
+        """Run operations, each thread those from one number to the next, which have nothing to do with one another."""
+        if len(self._workspace.states) == 1:
+            self.run(bounds[0], bounds[-1])
+        else:
+            self._run(list(itertools.pairwise(bounds)), None, apart=True)
+
+    def _run(self, ranges: Sequence[tuple[int, int]], images: int | None, *, apart: bool) -> None:
+        program, workspace = self._program, self._workspace
         images = program.images if images is None else images
-        program._drive(self._workspace.starts[0], entry, last - first, 0, 1, images, images)
+        jobs: list[Job] = []
+        for part, (first, last) in enumerate(ranges):
+            state = workspace.states[part]
+            state[State.PART], state[State.PARTS] = (0, 1) if apart else (part, len(ranges))
+            given = (program._first_entry + 8 * first, last - first, 0, 1, images, images)
+            jobs.append((program._drive, (workspace.starts[part], *given)))
+        if len(jobs) == 1:
+            program._drive(*jobs[0][1])
+            return
+        self._whole = False
+        holding = (program._memory, program.library, workspace.states, workspace.arenas, workspace.barrier)
+        workspace.workers.run(jobs, holding)
+        self._whole = True
 
     def kernel(self, number: int) -> Kernel:
         """The kernel of an operation."""
@@ -249,7 +289,8 @@ class Session:
 
     def close(self) -> None:
         """Give the memory to the next session. What it holds is not kept."""
-        self._program._give_back(self._workspace)
+        if self._whole:
+            self._program._give_back(self._workspace)
 
 
 def _rounded(size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
@@ -20,12 +21,13 @@ from ticketry.engine.cpu.training.by_channel import (
     NormSums,
     Scale,
     Total,
+    moments_of,
     numbers_of,
     operations,
     sums_of,
 )
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
-from ticketry.engine.cpu.training.layout import Batch
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training import emission_of_tokens
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Pool, Region, Relu, Shape, Sum
@@ -81,9 +83,10 @@ def planned(
     live: int,
     wanted: frozenset[str],
     library: Library,
+    threads: int = 1,
 ) -> Plan:
     """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
-    plan = Plan(region, shapes, kept, live, wanted, library)
+    plan = Plan(region, shapes, kept, live, wanted, library, threads)
     for name in region.inputs:
         plan.move(f"load {name}", plan.values[name], out=False)
     for node in region.nodes:
@@ -128,7 +131,7 @@ def _layer(node: Conv, plan: Plan) -> Layer:
     kept = plan.kept.get(node.module)
     if kept is None:  # not under the mask
         kept = np.ones((node.outputs, node.inputs // node.groups, *node.window.size), dtype=bool)
-    return Layer(kept, node.window, node.groups)
+    return Layer(kept, node.window, node.groups, plan.threads)
 
 
 @_forward.register
@@ -199,7 +202,7 @@ def _bias_gradient(node: Conv, plan: Plan, dy: Batch) -> None:
     slot = plan.add("backward", operations(Total, [dy], plan.live, plan.target))
 
     def total(call: Call) -> None:
-        sums = sums_of(plan.program.ops[slot.number])[:, 0]
+        sums = sums_of(plan.program.ops[slot.number], plan.target)[:, 0]
         call.gradients[node.module, "bias"] = torch.from_numpy(sums.astype(np.float32))
 
     plan.later(total)
@@ -221,12 +224,14 @@ def _(node: Norm, plan: Plan) -> None:
         raise EngineError(
             f"{node.module}: a batch norm needs more than one value for each channel: train larger batches"
         )
+    size = x.geometry.height, x.geometry.width
+    ends = [min(plan.live, IMAGES * part.stop) for part in parts(x.blocks, size)]
+    counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
     moments = plan.add("forward", operations(Moments, [x], plan.live, plan.target))
 
     def statistics(call: Call) -> None:
         ops = plan.program.ops
-        near, sums = numbers_of(ops[moments.number])[:, 0], sums_of(ops[moments.number]) / count
-        mean, variance = near + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] ** 2, 0)
+        mean, variance = moments_of(ops[moments.number], counts, plan.target)
         module = call.modules[node.module]
         inverse = 1 / np.sqrt(variance + module.eps)
         _track(module, mean, variance * (count / (count - 1)))
@@ -269,7 +274,7 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
 
     def norm(call: Call) -> None:
         mean, inverse, scale = call.saved[node.y]
-        found = sums_of(plan.program.ops[sums.number])
+        found = sums_of(plan.program.ops[sums.number], plan.target)
         call.gradients[node.module, "weight"] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
         call.gradients[node.module, "bias"] = torch.from_numpy(found[:, 0].astype(np.float32))
         numbers = numbers_of(plan.program.ops[back.number])

@@ -49,7 +49,7 @@ def backward(node: nodes.LayerNorm, plan: Plan, dy: Batch, dx: Batch, known: lis
         numbers_of(plan.program.ops[back.number])[:, 0] = scale
 
     def totals(call: Call) -> None:
-        found = sums_of(plan.program.ops[back.number]).astype(np.float32)
+        found = sums_of(plan.program.ops[back.number], plan.target).astype(np.float32)
         for column, (name, there) in enumerate((("weight", node.scale), ("bias", node.shift))):
             if there:
                 call.gradients[node.module, name] = torch.from_numpy(found[:, column].copy())

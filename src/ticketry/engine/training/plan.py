@@ -22,7 +22,7 @@ from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
 from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
-from ticketry.engine.cpu.training.layout import IMAGES, Batch
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.gradient_memory import GradientMemory
@@ -77,6 +77,7 @@ class Plan:
     kept: of modules under a mask, which weights are kept: bool [O, I / groups, kh, kw].
     live: images of the batch. Blocks are filled up with more.
     wanted: inputs whose gradients are asked for.
+    threads: that share each operation.
 
     Raises:
         EngineError: shapes do not fit.
@@ -92,7 +93,10 @@ class Plan:
         live: int,
         wanted: frozenset[str],
         library: Library,
+        threads: int = 1,
     ) -> None:
+        self.threads = threads
+        self._apart = -(-live // IMAGES) >= threads
         self.region, self.kept, self.live, self.target = region, kept, live, library.target
         self._library = library
         self.blocks = -(-live // IMAGES)
@@ -107,7 +111,7 @@ class Plan:
         self.values = {name: self.memory(name) for name in self.shapes}
         self.moves: dict[str, list[int]] = {}
         self._scratch, self._scratch_bytes, self._scratch_taken = 0, 0, False
-        self._waiting: list[tuple[list[Op], Op | None, Slot]] = []
+        self._waiting: list[tuple[list[Op], list[Op], Slot]] = []
         self._later: list[Stage] = []
         self.packed: dict[str, Gathered] = {}
         """Module -> the operations of the way there, with its weights."""
@@ -127,7 +131,7 @@ class Plan:
                 f"a batch of {live} needs {self._bytes >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
                 " train with smaller batches, and add up their gradients"
             )
-        self.program = Program(self.ops, self.blocks * IMAGES, self._bytes, self._library)
+        self.program = Program(self.ops, self.blocks * IMAGES, self._bytes, self._library, split="parts")
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -187,24 +191,24 @@ class Plan:
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def add(self, when: str, ops: list[Op], begin: Op | None = None) -> Slot:
+    def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
         """Add operations to a pass: one for each block, or one for all.
 
         Those of several kinds, one behind the other, run block by block, so that caches still have what one of them
         leaves to the next. One for all blocks, and what is added by `then`, waits for all of those.
 
         Args:
-            begin: runs before them.
+            begin: what runs before them: one operation, or one for each thread that takes blocks of its own.
         """
         slot = Slot()
         if len(ops) == self.blocks:
-            self._waiting.append((ops, begin, slot))
+            self._waiting.append((ops, list(begin), slot))
             return slot
         self.finish(when)
         first = len(self.ops)
-        self.ops += ops if begin is None else [begin, *ops]
+        self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
-        self.stages[when].append(_Run(first, len(self.ops)))
+        self.stages[when].append(_Run([first, len(self.ops)]))
         return slot
 
     def then(self, when: str, stage: Stage) -> None:
@@ -225,15 +229,18 @@ class Plan:
 
     def finish(self, when: str) -> None:
         """Let nothing wait any more."""
-        first = len(self.ops)
-        for block in range(self.blocks if self._waiting else 0):
-            for ops, begin, slot in self._waiting:
-                if block == 0:
-                    self.ops += [] if begin is None else [begin]
-                    slot.number = len(self.ops)
-                self.ops.append(ops[block])
-        if len(self.ops) > first:
-            self.stages[when].append(_Run(first, len(self.ops)))
+        bounds = [len(self.ops)]
+        for thread, share in enumerate(shares(self.blocks, self.threads if self._apart else 1)):
+            for block in share:
+                for ops, begin, slot in self._waiting:
+                    if block == share.start and thread < len(begin):
+                        self.ops.append(begin[thread])
+                    if block == 0:
+                        slot.number = len(self.ops)
+                    self.ops.append(ops[block])
+            bounds.append(len(self.ops))
+        if bounds[-1] > bounds[0]:
+            self.stages[when].append(_Run(bounds))
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
 
@@ -277,7 +284,7 @@ class Plan:
         for first in range(0, len(numbers), _TENSORS):
             some = numbers[first : first + _TENSORS]
             begins = [begin + (first + block) * size for block in range(len(some))]
-            call.session.run(some[0], some[-1] + 1, begins, IMAGES)
+            call.session.run(some[0], some[-1] + 1, begins, IMAGES, shared=True)
 
     def run(self, when: str, call: Call) -> None:
         """A whole pass, between loads and stores."""
@@ -302,10 +309,12 @@ class Plan:
 
 @dataclass
 class _Run:
-    """Operations from one number to another."""
+    """Operations from one number to another; of several threads each goes from one to the next."""
 
-    first: int
-    last: int
+    bounds: list[int]
 
     def __call__(self, call: Call) -> None:
-        call.session.run(self.first, self.last)
+        if len(self.bounds) > 2:
+            call.session.run_apart(self.bounds)
+        else:
+            call.session.run(self.bounds[0], self.bounds[-1], shared=True)

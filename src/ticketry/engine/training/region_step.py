@@ -26,6 +26,9 @@ TOKENS = 16
 _PLANS = 8
 """For inputs of other shapes that are kept."""
 
+MOST_THREADS = 8
+"""That share an operation: they wait for one another after each, and small ones have few parts."""
+
 
 class RegionStep:
     """A region that is called with tensors, images x channels (x rows x columns), and gives images x channels x …
@@ -72,11 +75,12 @@ class RegionStep:
             name: (tensor.shape[-1], 1, width) if tokens else _shape(tensor)
             for name, tensor in zip(self.region.inputs, inputs, strict=True)
         }
-        key = live, wanted, tuple(shapes.items())
+        threads = min(torch.get_num_threads(), MOST_THREADS)
+        key = live, wanted, threads, tuple(shapes.items())
         if key not in self._plans:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library)
+            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads)
         return self._plans[key]
 
     def begin(
@@ -85,7 +89,7 @@ class RegionStep:
         """A step with its inputs in the kernels' layout."""
         plan = self.plan(inputs, wanted)
         named = dict(zip(self.region.parameters, parameters, strict=True))
-        call = Call(plan.program.session(), named, self._modules, self._memory)
+        call = Call(plan.program.session(plan.threads), named, self._modules, self._memory)
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
             plan.load(call, f"load {name}", _filled(tensor.detach(), plan, name))
         return plan, call

@@ -26,8 +26,9 @@ from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
 from ticketry.engine.cpu.window import Array
 
-_HEAD = 6
-"""Arguments before those of the values: channels, first block and end, rows, images that there are, and the table."""
+_HEAD = 7
+"""Arguments before those of the values: channels, first block and end, rows, images that there are, the byte of the
+table where the operation's sums begin, and the table."""
 
 _CHAINS = 4
 """Sums under way side by side."""
@@ -47,10 +48,16 @@ class ByChannel(Written):
     """That are added up for each channel: vectors in the table, behind the numbers of all channels."""
     sides: ClassVar[int] = 1
     near: ClassVar[bool] = False
-    """Whether the first number is the channel's first value, which the first block's kernel looks up."""
+    """Whether the first number is a value of the channel, the first one that the operation sees. It comes behind the
+    sums, in all lanes."""
 
     vectors: int
     masked: bool
+
+    @property
+    def stored(self) -> int:
+        """Vectors of each channel in the table."""
+        return self.sums + self.near
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         """One vector: what it adds to each sum. ``at``: its place in each value; ``there``: its mask, or None."""
@@ -58,24 +65,17 @@ class ByChannel(Written):
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
-        channels, begin, end, rows, images, table = *(e.arg(number) for number in range(_HEAD - 1)), e.table(_HEAD - 1)
-        unroll = math.gcd(self.vectors, 8)
+        channels, begin, end, rows, images, place = (e.arg(number) for number in range(_HEAD - 1))
+        table, unroll = e.table(_HEAD - 1), math.gcd(self.vectors, 8)
         places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.sides)]
         with e.loop(*e.share(channels)) as channel:
             given = e.at(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
             first = [e.at(e.arena(place[0]), b.mul(channel.index, place[1])) for place in places]
-            if self.near:
-                with e.when(b.icmp_signed("==", begin, e.i64(0))):
-                    b.store(e.load_f32(first[0]), given, align=FLOAT)
             numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
-            sums = e.at(
-                table,
-                b.add(b.mul(channels, e.i64(FLOAT * self.numbers)), b.mul(channel.index, e.i64(width * self.sums))),
-            )
-            begun = b.icmp_signed("!=", begin, e.i64(0))
+            if self.near:
+                numbers.insert(0, e.splat(e.load_f32(first[0], b.mul(begin, places[0][2]))))
+            sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.stored))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
-            for number in range(self.sums):  # those of the blocks before
-                totals[number * _CHAINS] = e.select(begun, e.load(sums, width * number), e.splat(0.0))
             with e.loop(begin, end, carried=totals) as block:
                 there = self._there(e, b.sub(images, b.mul(block.index, e.i64(IMAGES))))
                 planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
@@ -98,6 +98,8 @@ class ByChannel(Written):
                 for part in block.results[number * _CHAINS + 1 : (number + 1) * _CHAINS]:
                     total = b.fadd(total, part)
                 e.store(total, sums, width * number)
+            if self.near:
+                e.store(numbers[0], sums, width * self.sums)
 
     def _there(self, e: Emitter, images: Any) -> list[Any] | None:
         """The masks of the vectors of a position."""
@@ -121,9 +123,8 @@ def _behind_relu(e: Emitter, relu: bool, at: Sequence[Any]) -> tuple[Any, Sequen
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sums of x less a number near its mean, and of their squares. Value: x."""
+    """Sums of x less a number near its mean, and of their squares: see `moments_of`. Value: x."""
 
-    numbers: ClassVar[int] = 1
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
 
@@ -264,7 +265,7 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
 
     One with a single channel counts for all channels.
 
-    They have one table: numbers of each channel, then sums (see `sums_of`), which each adds to those before.
+    They have one table: numbers of each channel, then sums of each of them (see `sums_of`).
 
     Args:
         images: that there are: fewer than the blocks have, perhaps.
@@ -278,15 +279,20 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
     kernel = kind(width * IMAGES // target.lanes, images < first.blocks * IMAGES, **flags)
     if len(values) != kernel.sides:
         raise ValueError(f"{kernel} over {len(values)} values")
-    table = np.zeros(first.channels * (kernel.numbers + kernel.sums * target.lanes) + 1, dtype=np.float32)
+    cut = parts(first.blocks, (height, width))
+    begin, each = first.channels * kernel.numbers, first.channels * kernel.stored * target.lanes
+    table = np.zeros(begin + len(cut) * each + 1, dtype=np.float32)
     places: list[int] = []
     for value in values:
         g = value.geometry
         apart = g.bytes if value.channels > 1 else 0
         places += [value.offset + g.position(0, 0) * g.step, apart, value.block_bytes, g.row * g.step]
     return [
-        Op(kernel, (first.channels, part.start, part.stop, height, images, table, *places))
-        for part in parts(first.blocks, (height, width))
+        Op(
+            kernel,
+            (first.channels, part.start, part.stop, height, images, (begin + number * each) * FLOAT, table, *places),
+        )
+        for number, part in enumerate(cut)
     ]
 
 
@@ -296,11 +302,33 @@ def numbers_of(op: Op) -> Array:
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
-def sums_of(op: Op) -> Array:
-    """What an operation added up: channels x sums, float64."""
+def sums_of(op: Op, target: Target) -> Array:
+    """What an operation, and the others of its table, added up: channels x sums, float64."""
+    return np.asarray(_stored(op, target).sum(axis=(0, 3), dtype=np.float64))
+
+
+def moments_of(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
+    """Mean and variance of each channel, float64, from those of the parts that operations of `Moments` went over.
+
+    Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
+
+    Args:
+        counts: values that each part has of a channel.
+    """
+    stored = _stored(op, target)
+    sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
+    numbers = np.array(counts, dtype=np.float64)[:, None]
+    means = near + sums[:, :, 0] / numbers
+    mean = (numbers * means).sum(axis=0) / numbers.sum()
+    squares = sums[:, :, 1] - sums[:, :, 0] ** 2 / numbers + numbers * (means - mean) ** 2
+    return mean, np.maximum(squares.sum(axis=0) / numbers.sum(), 0)
+
+
+def _stored(op: Op, target: Target) -> Array:
+    """Parts x channels x vectors x lanes."""
     kernel, table = _table(op)
-    found = table[int(op.args[0]) * kernel.numbers : -1].reshape(int(op.args[0]), kernel.sums, -1)
-    return np.asarray(found.sum(axis=2, dtype=np.float64))
+    channels = int(op.args[0])
+    return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.stored, target.lanes)
 
 
 def _table(op: Op) -> tuple[ByChannel, Array]:

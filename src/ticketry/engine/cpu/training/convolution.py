@@ -18,7 +18,7 @@ from ticketry.engine.cpu.planes.kernel_choice import Tiles
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.training.layout import Batch, Side, parts, tiles
+from ticketry.engine.cpu.training.layout import Batch, Side, apart, parts, shares, tiles
 from ticketry.engine.cpu.training.packing import Gather, scatter
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
 from ticketry.engine.cpu.window import Array, Pair, Window
@@ -28,6 +28,9 @@ NEAR = 32_000
 
 SECOND = 3 << 19
 """Bytes of sums that stay in the second cache beside planes."""
+
+UNITS = 4
+"""Of an operation, for each thread: tiles, and parts of the rows where tiles are too few."""
 
 VECTORS = 16
 """Of a tile, with 32 registers; 12 with 16."""
@@ -41,6 +44,8 @@ class Layer:
     """bool [O, I / groups, kh, kw]"""
     window: Window
     groups: int = 1
+    threads: int = 1
+    """That compute it. Of all that they give, gradients of weights alone depend on their number, in the last bits."""
 
     @property
     def places(self) -> Array:
@@ -96,7 +101,7 @@ def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | 
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [Side(x, stride=window.stride), Side(y)] + ([] if residual is None else [Side(residual)])
     matrix = _matrix(layer.places, columns, y, residual)
-    return [_sums(matrix, sides, _size(y), target)]
+    return [_sums(matrix, sides, _size(y), target, layer.threads)]
 
 
 def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
@@ -125,7 +130,7 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
         sides = [Side(dy), Side(dx, phase, window.stride)]
         sides += [] if residual is None else [Side(residual, phase, window.stride)]
         matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
-        found.append(_sums(matrix, sides, size, target))
+        found.append(_sums(matrix, sides, size, target, layer.threads))
     if untouched and residual is None:
         found.insert(0, _zeros(dx, target))
     elif untouched and residual != dx:
@@ -137,7 +142,8 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
 class WeightGradient:
     """Operations that give the gradients of kept weights."""
 
-    begin: Op
+    begin: list[Op]
+    """One, or one for each thread that takes blocks of its own."""
     ops: list[Op]
     """One for each part of the blocks."""
     end: list[Op]
@@ -158,18 +164,26 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
     cut = tiles(sides, size, lanes, _most(target))
     made = _filled_up(_tables(_matrix(layer.places, columns, dy, None), x, cut, target))
-    chunks = _chunks(made, FLOAT * lanes // TOGETHER)
+    several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
+    chunks, near = _chunks(made, FLOAT * lanes // TOGETHER, 1 if several > 1 else layer.threads)
+    if not near:
+        several = 1
+        chunks, _ = _chunks(made, FLOAT * lanes // TOGETHER, layer.threads)
     turns = -(-len(made.weights) // lanes)
     vectors = turns * lanes // TOGETHER
-    scratch, ops = reserve(vectors * lanes * FLOAT), []
-    for part in parts(x.blocks, size) if len(chunks) == 1 else [range(x.blocks)]:
+    width = vectors * lanes * FLOAT
+    scratch, ops = reserve(several * width), []
+    owners = [owner for owner, share in enumerate(shares(x.blocks, several)) for _ in share]
+    for part in parts(x.blocks, size) if near else [range(x.blocks)]:
         cut = tiles(sides, size, lanes, _most(target), part)
-        args: list[int | Array] = [made.segments, made.columns, scratch, chunks, len(chunks)]
+        sums = scratch + width * owners[part.start]
+        args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
-    end = [Op(Totals(), (scratch, turns, 0)), scatter(made.weights - 1, layer.kept.size)]
-    return WeightGradient(Op(Zero(), (scratch, vectors)), ops, end, turns * lanes)
+    begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
+    end = [Op(Totals(several), (scratch, turns, 0, width)), scatter(made.weights - 1, layer.kept.size)]
+    return WeightGradient(begin, ops, end, turns * lanes)
 
 
 def _filled_up(made: Tables) -> Tables:
@@ -210,12 +224,12 @@ def _matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> 
     )
 
 
-def _tables(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target) -> Tables:
+def _tables(matrix: Matrix, x: Batch, cut: Sequence[Tiles], target: Target, chunks: int = 1) -> Tables:
     """Tables of single rows, by blocks of inputs whose part of a tile stays in the nearest cache."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, NEAR * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
-    made = single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=1)
+    made = single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=chunks)
     for t in cut:
         check(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
     return made
@@ -231,9 +245,13 @@ def _zeros(value: Batch, target: Target) -> Gathered:
     return Gathered(ops, np.zeros(0, dtype=np.int64))
 
 
-def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target) -> Gathered:
+def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, threads: int) -> Gathered:
     x = sides[0].value
-    made = _tables(matrix, x, tiles(sides, size, target.lanes, _most(target)), target)
+    chunks = 1
+    if threads > 1 and not apart(x.blocks, size, threads):
+        some = tiles(sides, size, target.lanes, _most(target), parts(x.blocks, size)[0])
+        chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
+    made = _tables(matrix, x, tiles(sides, size, target.lanes, _most(target)), target, chunks)
     weights, masks, ops = np.zeros(len(made.weights), dtype=np.float32), np.zeros(1, dtype=np.uint16), []
     for part in parts(x.blocks, size):
         cut = tiles(sides, size, target.lanes, _most(target), part)
@@ -255,11 +273,15 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target) -> 
     return Gathered(ops, made.weights - 1)
 
 
-def _chunks(made: Tables, width: int) -> Array:
-    """Runs of segments whose sums, of so many bytes each, stay in the second cache, as tables of chunks tell them."""
+def _chunks(made: Tables, width: int, threads: int) -> tuple[Array, bool]:
+    """Runs of segments whose sums, of so many bytes each, stay in the second cache, as tables of chunks tell them.
+
+    As many for each of the threads that share an operation. Also whether one run would be enough.
+    """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
-    before = np.cumsum(counts) - counts
-    cuts = np.searchsorted(before, np.arange(SECOND // width, int(counts.sum()), SECOND // width))
-    bounds = np.unique(np.concatenate([[0], cuts, [len(counts)]]))
+    before, total = np.cumsum(counts) - counts, int(counts.sum())
+    runs = max(1, -(-total * width // SECOND))
+    several = -(-runs // threads) * threads
+    bounds = np.unique(np.searchsorted(before, [total * run // several for run in range(several)] + [total + 1]))
     found = [(low * made.segments.shape[1] * 4, high - low, before[low]) for low, high in itertools.pairwise(bounds)]
-    return np.array(found, dtype=np.int64)
+    return np.array(found, dtype=np.int64), runs == 1

@@ -129,3 +129,14 @@ def _rectangle(size: Pair, most: int) -> Pair:
 def parts(blocks: int, size: Pair) -> list[range]:
     """Blocks that an operation goes over at a time: one, if its pixels fill tiles: caches keep it for the next one."""
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
+
+
+def shares(blocks: int, threads: int) -> list[range]:
+    """The blocks of each thread: as even as can be, and as many threads as have some."""
+    threads = min(blocks, threads)
+    return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
+
+
+def apart(blocks: int, size: Pair, threads: int) -> bool:
+    """Whether threads take whole blocks each, or else share each operation: see `parts`."""
+    return threads > 1 and blocks >= threads and len(parts(blocks, size)) == blocks

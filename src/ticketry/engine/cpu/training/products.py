@@ -114,8 +114,14 @@ class Zero(Written):
 class Totals(Written):
     """Adds up the lanes of each column in the arena: as many totals as lanes a turn, one after the other in a tensor.
 
-    Arguments: where the sums begin; how many turns; the number of the external tensor.
+    Arguments: where the sums begin; how many turns; the number of the external tensor; bytes from one thread's sums to
+    those of the next.
+
+    Args:
+        several: threads that have sums of their own, which are added first.
     """
+
+    several: int = 1
 
     def write(self, e: Emitter) -> None:
         b, width = e.b, FLOAT * e.target.lanes
@@ -123,8 +129,12 @@ class Totals(Written):
         place, out = e.arena(e.arg(0)), e.external(e.arg(2))
         with e.loop(*e.share(e.arg(1))) as turn:
             here = e.at(place, b.mul(turn.index, e.i64(width * several)))
+            sums = [e.load(here, width * number) for number in range(several)]
+            for thread in range(1, self.several):
+                more = e.at(here, b.mul(e.i64(thread), e.arg(3)))
+                sums = [b.fadd(one, e.load(more, width * number)) for number, one in enumerate(sums)]
             e.store(
-                folded(e, [e.load(here, width * number) for number in range(several)]),
+                folded(e, sums),
                 out,
                 b.mul(turn.index, e.i64(width)),
             )
