@@ -14,9 +14,6 @@ from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.lowering import Unknown, draws, layouts, lowered_function, lowered_module
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Region, Sum, fused
 
-LAYERS = (nn.Conv2d, nn.Linear)
-"""Modules with weights that kernels know."""
-
 LIMIT = 0.5
 """Above this density a layer runs in torch. 3x3 convolutions with 64 and 256 channels took 0.6 to 0.8 of torch's time,
 forward and back, with half of their weights, and 0.9 to 1.1 with 70 % (AVX-512, one thread)."""

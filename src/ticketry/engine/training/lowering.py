@@ -34,9 +34,11 @@ def _images(node: fx.Node) -> torch.Size:
 
 def _conv(node: fx.Node, x: fx.Node, module: nn.Conv2d) -> Node:
     _images(x)
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+    both = module._reversed_padding_repeated_twice  # of the last axis before and behind, then of the one before
+    if both[::2] != both[1::2] or module.padding_mode != "zeros":
         raise Unknown(f"padding {module.padding!r} of the mode {module.padding_mode!r}")
-    pairs = [(int(a), int(b)) for a, b in (module.kernel_size, module.stride, module.padding, module.dilation)]
+    padding = both[::2][::-1]
+    pairs = [(int(a), int(b)) for a, b in (module.kernel_size, module.stride, padding, module.dilation)]
     return Conv(
         x.name,
         node.name,
@@ -256,13 +258,23 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
 """Functions, and names of methods."""
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of torch's whose code a module of a class derived from it runs; else its own class."""
+    own = type(module)
+    for base in own.__mro__:
+        same = base in _MODULES and own.forward is base.forward
+        if same and getattr(own, "_conv_forward", None) is getattr(base, "_conv_forward", None):
+            return base
+    return own
+
+
 def lowered_module(node: fx.Node, module: nn.Module) -> Node | None:
     """What a call of a module is for the kernels; None: another name for its input.
 
     Raises:
         Unknown: nothing.
     """
-    lower = _MODULES.get(type(module))
+    lower = _MODULES.get(kind_of(module))
     if lower is None or len(node.all_input_nodes) != 1:
         raise Unknown(f"no kernels for {type(module).__name__}")
     return lower(node, node.all_input_nodes[0], module)
@@ -285,7 +297,7 @@ def draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node may draw random numbers: such nodes run in the order of the model's code."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = type(module) in _MODULES and not isinstance(module, nn.Dropout)
+        known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)
         return bool(module._forward_hooks or module._forward_pre_hooks) or not known
     if node.op not in ("call_function", "call_method"):
         return False

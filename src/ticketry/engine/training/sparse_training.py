@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.example_inputs import as_arguments
 from ticketry.engine.layers import table
-from ticketry.engine.training.capture import LAYERS
-from ticketry.engine.training.tracing import copy_of
+from ticketry.engine.training.lowering import kind_of
+from ticketry.engine.training.tracing import LAYERS, copy_of
 from ticketry.engine.training.units import Context, Unit, running, units_of
 from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
@@ -47,7 +47,8 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
     Args:
         model: float32 on the CPU.
         mask: of parameters of the model.
-        example_inputs: a tensor or a tuple of arguments, the batch first. Other batches may have other sizes.
+        example_inputs: a tensor, a tuple of arguments or a dictionary of named ones, the batch first. Other batches may
+            have other sizes.
         target: as of `tk.compile`.
 
     Raises:
@@ -83,7 +84,8 @@ class SparseTraining(nn.Module):
         self._units: list[Unit] = []
         self._hold: Hold | None = None
         self.update(mask)
-        self._try(as_arguments(example_inputs))
+        named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+        self._try(() if named else as_arguments(example_inputs), named)
         self.train(model.training)
 
     def update(self, mask: Mask) -> None:
@@ -103,11 +105,11 @@ class SparseTraining(nn.Module):
         for unit in self._units:
             unit.forget()
 
-    def _try(self, example: tuple[Any, ...]) -> None:
+    def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Capture what a call of the model calls, by a copy in training mode."""
         twin = copy_of(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
-        form, _ = root.form(example, {}, twin=twin)
+        form, _ = root.form(example, named, twin=twin)
         if form.traced is not None and not form.wholes:
             return
         calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -122,7 +124,7 @@ class SparseTraining(nn.Module):
         ]
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                twin(*example)
+                twin(*example, **named)
         except Exception as error:
             raise CaptureError(
                 f"the example inputs do not run through {type(twin).__name__} in training mode: {error}"
@@ -166,9 +168,15 @@ class SparseTraining(nn.Module):
         """A row for each layer with weights: where it runs, its density, and why it is in torch if it is."""
         inside = {name for unit in self._units for name in unit.inside()}
         reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
+        held = {name.rpartition(".")[0] for name in self.mask}
         rows = []
         for name, module in self._model[0].named_modules():
             if not isinstance(module, LAYERS):
+                if name in held:
+                    why = f"no kernels for {type(module).__name__}"
+                    rows.append(
+                        Layer(name, type(module).__name__.lower(), "torch", "", None, None, "", None, None, why)
+                    )
                 continue
             kept = self._context.kept.get(name)
             density = None if kept is None else float(kept.mean())
@@ -177,7 +185,10 @@ class SparseTraining(nn.Module):
             if name in inside:
                 rows.append(Layer(name, kind, "engine", "sums, products", density, count, "", None, None, ""))
             else:
-                why = reasons.get(name, "not called as a module")
+                plain = kind_of(module) in LAYERS
+                why = reasons.get(
+                    name, "not called as a module" if plain else f"no kernels for {type(module).__name__}"
+                )
                 rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
         return rows
 

@@ -19,6 +19,11 @@ from torch.fx._symbolic_trace import PH
 from torch.fx.passes.shape_prop import ShapeProp, _extract_tensor_metadata
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ticketry.engine.training.lowering import kind_of
+
+LAYERS = (nn.Conv2d, nn.Linear)
+"""Modules with weights that kernels know."""
+
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """Arguments that are no tensors and may be part of a graph."""
 
@@ -232,4 +237,5 @@ class _Tracer(fx.Tracer):
         self._hooked = {name for name, one in module.named_modules() if has_hooks(one)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._hooked or super().is_leaf_module(m, module_qualified_name)
+        whole = module_qualified_name in self._hooked or kind_of(m) in LAYERS
+        return whole or super().is_leaf_module(m, module_qualified_name)

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.capture import LAYERS, Captured, Part, capture
+from ticketry.engine.training.capture import Captured, Part, capture
 from ticketry.engine.training.nodes import Conv
 from ticketry.engine.training.region_step import RegionStep
-from ticketry.engine.training.tracing import Substitute, Traced, Untraceable, alone, key_of, traced
+from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, key_of, traced
 
 _T = TypeVar("_T")
 
