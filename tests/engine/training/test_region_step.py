@@ -87,6 +87,35 @@ def one_layer(draw: Any, where: str) -> None:
     check(Region(("x",), ("y",), (node,)), nn.Sequential(conv), x, {"0": kept}, where)
 
 
+def a_layer_of_groups(draw: Any, where: str) -> None:
+    """Rows that keep the same columns, in any order; also a layer where some rows are left over."""
+    rows, sets, inputs = draw(st.sampled_from([4, 5, 6, 8, 16])), draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    size, stride = draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 2]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    torch.manual_seed(int(rng.integers(2**31)))
+    outputs = rows * sets + draw(st.sampled_from([0, 0, 1]))
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2)
+    kept = rng.random((sets + 1, inputs, size, size)) < draw(st.sampled_from([0.1, 0.5]))
+    kept = np.repeat(kept, rows, axis=0)[:outputs][rng.permutation(outputs)]
+    window = Window((size, size), (stride, stride), (size // 2, size // 2), (1, 1))
+    node = Conv("x", "y", "0", inputs, outputs, window, 1, True)
+    x = torch.randn(draw(st.sampled_from([5, 16, 40])), inputs, *draw(st.tuples(st.integers(1, 9), st.integers(1, 9))))
+    check(Region(("x",), ("y",), (node,)), nn.Sequential(conv), x, {"0": kept}, where)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_groups_of_rows(data: st.DataObject) -> None:
+    a_layer_of_groups(data.draw, "host")
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_groups_of_rows_on_any_processor(data: st.DataObject) -> None:
+    a_layer_of_groups(data.draw, data.draw(st.sampled_from(["host", "avx2", "generic"])))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_convolution(data: st.DataObject) -> None:

@@ -146,11 +146,9 @@ def _(node: Conv, plan: Plan) -> None:
         call.session.run(gather.number, gather.number + 1, [weight.data_ptr()])
         if node.bias:
             bias = call.parameters[node.module, "bias"].detach().numpy()
-            plan.table(slot.number, 0)[:, -1] = bias[rows].view(np.int32)
+            plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
 
-    segments = found.ops[0].args[0]
-    assert isinstance(segments, np.ndarray)
-    rows = segments[:, 2] // y.geometry.bytes
+    rows = found.rows // y.geometry.bytes
     plan.prepare["forward"].append(fill)
 
 

@@ -146,7 +146,7 @@ def _together(rows: int) -> list[int]:
     return [size for _, size in split(rows, 6)]
 
 
-def _vectors(rows: int, target: Target) -> tuple[int, ...]:
+def vectors(rows: int, target: Target) -> tuple[int, ...]:
     """Vectors a tile may have: sums, the inputs of one column and one weight stay in registers.
 
     For single rows smaller tiles too: the nearest cache keeps more inputs of those, so rows are taken up less often.
@@ -170,7 +170,7 @@ def _kinds(
     found = []
     for size, groups in rows.items():
         possible = []
-        for most in _vectors(size, target):
+        for most in vectors(size, target):
             tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
             block = _block(columns, tiles) if size == 1 else len(columns)
             kind = Kind(size, groups, tiles, block, 0.0)

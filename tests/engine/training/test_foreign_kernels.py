@@ -1,0 +1,36 @@
+"""Kernels of training for other processors than the host: compiled, with sums in vectors as wide as its own."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from foreign_code import assembly
+from ticketry.engine.cpu.planes.row_sums import Sums
+from ticketry.engine.cpu.target import foreign
+from ticketry.engine.cpu.training.convolution import Layer, forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.layout import Batch
+from ticketry.engine.cpu.training.products import Products
+from ticketry.engine.cpu.window import Window
+
+SUMS = {"avx512": r"vfmadd\d+ps\s.*zmm", "avx2": r"vfmadd\d+ps\s.*ymm", "aarch64": r"fmla\s+v\d+\.4s"}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("where", SUMS)
+def test_convolutions(where: str, rows: int) -> None:
+    target = foreign(where)
+    kept = np.repeat(np.random.default_rng(0).random((32 // rows, 16, 3, 3)) < 0.2, rows, axis=0)
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1))
+    x, y = (Batch.of(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))
+    layer = Layer(kept, window)
+    ops = [*forward(x, y, layer, target)[0].ops, *input_gradient(y, x, layer, target)[0].ops]
+    made = weight_gradient(x, y, layer, target, lambda size: 2 << 24)
+    kernels = dict.fromkeys(op.kernel for op in [*ops, *made.begin, *made.ops, *made.end])
+    assert {kernel.rows for kernel in kernels if isinstance(kernel, Sums)} == {1, rows}
+    for kernel in kernels:
+        text = assembly(kernel, "kernel", target)
+        if isinstance(kernel, (Sums, Products)):
+            assert len(re.findall(SUMS[where], text)) >= len(kernel.shapes[0].x)
