@@ -46,10 +46,12 @@ from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.store_records import damaged
 from ticketry.lab.store import Store
 from ticketry.lab.store.bundle_file import MAGIC
-from ticketry.lab.store.files import digest_of, sealed_bytes
+from ticketry.lab.store.files import digest_of, read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
+from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import Retraining, read_info
 from ticketry.report import evidence_of, summary_lines, verdict_line
+from ticketry.report.campaigns import markdown
 from ticketry.report.exporting import _tables
 from ticketry.report.subject import subject_of
 from ticketry.tasks.recipe import recipe_from
@@ -100,11 +102,13 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
 
 
 def record(store: Path, draw: random.Random) -> Callable[[], object]:
-    pattern = draw.choice(("runs/*/run.json", "evidence/*.json"))
+    pattern = draw.choice(("runs/*/run.json", "evidence/*.json", "campaigns/*.json"))
     path = next(store.glob(pattern))
     change_json(path, draw, sealed)
 
     def read() -> None:
+        if path.parent.name == "campaigns":
+            markdown(read_campaign_record(read_sealed(path, required=True) or {}, str(path)))
         run = read_record(next(store.glob("runs/*/run.json")))
         subject = subject_of(run, evidence_of(store, [RUN]))
         list(_tables(subject))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ FILES = (
     "runs/*/run.toml",
     "runs/*/report.html",
     "evidence/*.json",
+    "campaigns/*.json",
     "runs/*/tickets/*/ticket.json",
     "runs/*/tickets/*/mask.safetensors",
     "runs/*/tickets/*/start.safetensors",
@@ -44,6 +46,7 @@ def made(folder: Path) -> Path:
     write_sealed(store.paths.run(RUN) / "run.json", run)
     (store.paths.run(RUN) / "run.toml").write_text(run["config"])
     write_sealed(store.paths.evidence("verify-1"), {**verify_record(), "run": RUN})
+    write_sealed(store.paths.campaign("small-demo"), campaign_values())
     page = store.paths.run(RUN) / "report.html"
     if not _PAGE:
         _PAGE.append(write_report(run, page).read_bytes())
@@ -63,6 +66,27 @@ def made(folder: Path) -> Path:
 
 _PAGE: list[bytes] = []
 """Drawn once: it takes a second."""
+
+
+def campaign_values() -> dict[str, Any]:
+    """The record of a campaign with one claim."""
+    sides = {
+        "a": {"run": "one", "role": "ticket", "values": [9.0]},
+        "b": {"run": "one", "role": "dense", "values": [8.0]},
+    }
+    claim = {
+        "name": "better",
+        "statement": "It is.",
+        "metric": "accuracy",
+        "family": "all",
+        "found": "undecided",
+        **sides,
+    }
+    claim |= {"above": 0.0, "margin": 0.5, "confidence": 0.95, "n": 1, "limit": 3}
+    run = {"name": "one", "method": "imp", "task": "digits", "runs": [RUN], "replicates": 1}
+    campaign = {"format": 1, "kind": "campaign", "name": "small-demo", "title": "Small", "scale": "demo"}
+    files = [{"sha256": "ab" * 32, "since": "2026-11-22T00:00:00Z"}]
+    return {**campaign, "files": files, "claims": [claim], "runs": [run]}
 
 
 def trials(store: Path, pattern: str, *, count: int, seed: int) -> Iterator[tuple[Path, int, int]]:
@@ -117,5 +141,7 @@ def _reads_right(folder: Path, path: Path) -> bool:
     if "tickets" in path.parts:
         return tk.Ticket.load(path.parent).info == plain(info_of_digits(), "info")
     values = read_sealed(path) or {}
+    if place == "campaigns":
+        return all(values.get(name) == value for name, value in campaign_values().items())
     wanted = search_record(levels=1, replicates=2) if path.name == "run.json" else verify_record()
     return all(values.get(name) == value for name, value in wanted.items() if name not in ("run", "name"))

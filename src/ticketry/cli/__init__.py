@@ -29,9 +29,10 @@ COMMANDS = {
     "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),
     "export": ("export", "a ticket as ONNX or a torch.export archive, smaller where whole channels are gone"),
+    "reproduce": ("reproduce", "decide what papers claim: a campaign of runs and claims, by planned replicates"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, controls …, runs or tickets"),
-    "store": ("store", "check a store for damage, or free space in it"),
+    "store": ("store", "check a store for damage, free space in it, or move results as one file"),
 }
 
 # Else torch's profiler, which measures memory, tells on standard error that it began; it asks before it is imported.

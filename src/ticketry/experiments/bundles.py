@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ticketry.lab.store import Store
 from ticketry.lab.store.packing import pack as pack_store
 from ticketry.lab.store.unpacking import Unpacked
 from ticketry.lab.store.unpacking import unpack as unpack_store
+from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 
@@ -67,5 +68,11 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
 
 
 def _check(kind: str, values: dict[str, Any]) -> None:
-    read = read_run if kind == "run" else read_evidence
-    read(values, f"the record of the {kind}")
+    _READ[kind](values, f"the record of the {kind}")
+
+
+_READ: dict[str, Callable[[object, str], object]] = {
+    "run": read_run,
+    "evidence": read_evidence,
+    "campaign": read_campaign_record,
+}

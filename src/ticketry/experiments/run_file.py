@@ -57,20 +57,30 @@ def read_run_file(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: if it cannot be read, is not TOML, or has an entry of another type.
     """
-    try:
-        tables: dict[str, Any] = tomllib.loads(content_of(path, most=_LARGEST).decode())
-    except OSError as error:
-        raise UsageError(f"the run file {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the run file {path} is not TOML: {error}") from None
-    except RecursionError:
-        raise UsageError(f"the run file {path} is not TOML: it is nested too deeply") from None
+    _, tables = toml_tables(path, "run file")
     try:
         convert(tables, _Entries)
     except ValidationError as error:
         told, _, place = str(error).partition(" - at `$.")
         raise UsageError(f"the run file {path}: {place.rstrip('`') or 'it'} cannot be what it is: {told}") from None
     return tables
+
+
+def toml_tables(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """A file's text and its tables.
+
+    Raises:
+        UsageError: if it cannot be read, or is not TOML; `what` says what it was to be.
+    """
+    try:
+        text = content_of(path, most=_LARGEST).decode()
+        return text, tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the {what} {path} is not TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"the {what} {path} is not TOML: it is nested too deeply") from None
 
 
 _Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]

@@ -10,6 +10,7 @@ from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of
 from ticketry.lab.store import Store
 from ticketry.lab.store.files import is_as_written, read_sealed
+from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import RunRecord, read_run
 from ticketry.report.writing import is_whole
@@ -25,6 +26,9 @@ def damaged(store: Store) -> Iterator[Path]:
             yield path.with_name("run.toml")
     for path in store.paths.evidence_records():
         if not _is_evidence(path):
+            yield path
+    for path in store.paths.campaign_records():
+        if not _is_campaign(path):
             yield path
     for path in store.paths.tickets():
         if not path.name.startswith(".") and not _is_ticket(path):
@@ -55,6 +59,14 @@ def _is_evidence(path: Path) -> bool:
     try:
         read_evidence(read_sealed(path, required=True) or {})
         return is_as_written(path)
+    except StoreError:
+        return False
+
+
+def _is_campaign(path: Path) -> bool:
+    try:
+        record = read_campaign_record(read_sealed(path, required=True) or {})
+        return record.name == path.stem and is_as_written(path)
     except StoreError:
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -39,12 +39,21 @@ def write_report(
     """
     evidence = list(evidence)
     subject, made_of = subject_of(records, evidence), identity_of(records, evidence)
+
+    def drawn() -> str:
+        from ticketry.report.html.page import render  # with matplotlib, which takes long to come
+
+        return render(subject, made_of)
+
+    return write_page(path, made_of, drawn)
+
+
+def write_page(path: Path, made_of: str, draw: Callable[[], str]) -> Path:
+    """Write a page that `draw` makes, unless there is one of the same identity; `StoreError` if it cannot be done."""
     if has(path, made_of):
         return path
-    from ticketry.report.html.page import render  # with matplotlib, which takes long to come
-
     try:
-        write_atomically(path, _sealed(render(subject, made_of).encode()))
+        write_atomically(path, _sealed(draw().encode()))
     except OSError as error:
         raise StoreError(f"cannot write the report {path}: {error.strerror}; choose another place for it") from error
     return path
@@ -58,7 +67,7 @@ _END = b"</html>\n"
 _COMMENT = len("<!--  -->") + 64
 
 
-def identity_of(records: Any, evidence: Sequence[EvidenceValues]) -> str:
+def identity_of(records: Any, evidence: Sequence[EvidenceValues] = ()) -> str:
     """SHA-256 (hex) over the records and the code that draws them."""
     made_of = json.dumps([records, evidence], sort_keys=True, default=as_json)
     return hashlib.sha256(f"{_code()}{made_of}".encode(errors="surrogatepass")).hexdigest()

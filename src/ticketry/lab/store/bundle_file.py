@@ -36,7 +36,7 @@ _LARGEST_RECORD = 64 << 20
 _MOST_INFLATED, _AT_LEAST = 100, 64 << 20
 """Records may be so many times as large as the file, or so many bytes if that is more."""
 
-Kind = Literal["blob", "result", "memo", "run", "evidence"]
+Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
 _Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 

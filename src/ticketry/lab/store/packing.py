@@ -20,6 +20,7 @@ from ticketry.files import content_of
 from ticketry.lab.store.bundle_file import Contents, Source, write_bundle
 from ticketry.lab.store.files import digest_of, explained, sealed_bytes
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
+from ticketry.records.campaign import read_campaign_record
 
 _KEY = re.compile(r"\b([0-9a-f]{64})@([0-9]{1,18})\b")
 _OF_MASKS = ("masks", "plans")
@@ -92,8 +93,7 @@ class _Chosen:
         for trajectory, step in sorted(self.results):
             yield "result", (trajectory, str(step)), partial(_file, self.store.paths.result(trajectory, step))
         for kind, name, _ in sorted(self.records, key=lambda one: one[:2]):
-            path = self.store.paths.evidence(name) if kind == "evidence" else self.store.paths.run(name) / "run.json"
-            yield kind, (name,), partial(_file, path)
+            yield kind, (name,), partial(_file, self.store.paths.record(kind, name))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -108,6 +108,12 @@ class _Chosen:
             values = self.store.read(path, required=True) or {}
             if not self.runs or {values.get("run"), *_texts(values.get("runs"))} & set(self.runs):
                 yield "evidence", path.stem, values
+
+        for path in self.store.paths.campaign_records():
+            values = self.store.read(path, required=True) or {}
+            campaign = read_campaign_record(values, str(path))
+            if not self.runs or set(self.runs) >= {name for run in campaign.runs for name in run.runs}:
+                yield "campaign", path.stem, values
 
     # -- results -----------------------------------------------------------------------------------------------------
 

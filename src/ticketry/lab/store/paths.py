@@ -20,11 +20,12 @@ class Paths:
         self.memo = root / "memo"
         self.runs = root / "runs"
         self.evidences = root / "evidence"
+        self.campaigns = root / "campaigns"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """What only a store has, of which one is enough to know one by."""
-        return self.results, self.memo, self.runs, self.evidences
+        return self.results, self.memo, self.runs, self.evidences, self.campaigns
 
     def blob(self, digest: str) -> Path:
         """Tensors, named by the SHA-256 of the file."""
@@ -59,6 +60,10 @@ class Paths:
         """The record of a verification or of a stability analysis."""
         return self._inside("evidence", f"{name}.json")
 
+    def campaign(self, name: str) -> Path:
+        """The record of a campaign at a scale; its pages lie beside it."""
+        return self._inside("campaigns", f"{name}.json")
+
     # What is there: a link that leads out of the store is an error, so that nothing beyond it is read or deleted.
 
     def run_records(self) -> Iterator[Path]:
@@ -71,12 +76,25 @@ class Paths:
 
     def pages(self) -> Iterator[Path]:
         """The pages of reports."""
-        for folder, pattern in ((self.root, "report.html"), (self.runs, "*/report.html"), (self.evidences, "*.html")):
+        for folder, pattern in (
+            (self.root, "report.html"),
+            (self.runs, "*/report.html"),
+            (self.evidences, "*.html"),
+            (self.campaigns, "*.html"),
+        ):
             yield from self._there(folder, pattern)
 
     def evidence_records(self) -> Iterator[Path]:
         """The records of verifications, studies of stability and timings."""
         return self._there(self.evidences, "*.json")
+
+    def record(self, kind: str, name: str) -> Path:
+        """The record of a ``run``, of ``evidence`` or of a ``campaign``."""
+        return self.run(name) / "run.json" if kind == "run" else getattr(self, kind)(name)
+
+    def campaign_records(self) -> Iterator[Path]:
+        """The records of campaigns."""
+        return self._there(self.campaigns, "*.json")
 
     def blob_files(self) -> Iterator[Path]:
         """All stored tensors."""

@@ -83,7 +83,7 @@ def _place(paths: Paths, part: Part) -> Path:
         return paths.result(names[0], int(names[1]))
     if part.kind == "memo":
         return paths.memo_file(*names)
-    return paths.run(names[0]) / "run.json" if part.kind == "run" else paths.evidence(names[0])
+    return paths.record(part.kind, names[0])
 
 
 def _check_part(paths: Paths, part: Part, data: bytes, check: Callable[[str, dict[str, Any]], None], what: str) -> None:

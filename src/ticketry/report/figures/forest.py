@@ -27,7 +27,7 @@ def forest(verify: VerifyRecord, narrow: bool = False) -> Figure:
     names = ["ticket, other seeds (A/A)" if row.role == NOISE else shortened(role_name(row.role), 40) for row in found]
     labels = [(name, _numbers(style, row)) for name, row in zip(names, found, strict=True)]
     taken = "ticket minus …" if verify.task.metric.higher_is_better else "… minus ticket"
-    figure, axes, middles = _rows(labels, narrow, f"difference in test {short_metric(verify.task.metric)}")
+    figure, axes, middles = named_rows(labels, narrow, f"difference in test {short_metric(verify.task.metric)}")
     ends = [end for row in found for end in (row.mean, row.low, row.high) if end is not None]
     low, high = min([*ends, 0.0, -margin]), max([*ends, 0.0])
     room = 0.08 * (high - low) or 1.0
@@ -64,7 +64,9 @@ def seeds(verify: VerifyRecord, narrow: bool = False) -> Figure:
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = seed_style(verify)
     labels = [(shortened(network_name(role), 40), style.summary(summarise(values))) for role, values in groups]
-    figure, axes, middles = _rows(labels, narrow, f"test {short_metric(verify.task.metric)}, a dot a seed; bar: mean")
+    figure, axes, middles = named_rows(
+        labels, narrow, f"test {short_metric(verify.task.metric)}, a dot a seed; bar: mean"
+    )
     everything = [value for _, values in groups for value in values]
     room = 0.06 * (max(everything) - min(everything)) or 0.01 * abs(everything[0]) or 1.0
     axes.set_xlim(min(everything) - room, max(everything) + room)
@@ -82,7 +84,7 @@ def _numbers(style: Style, row: Difference) -> str:
     return f"{mean}{interval}" + ("" if row.p is None else f"  {p_value(row.p)}")
 
 
-def _rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
+def named_rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
     """Axes with horizontal rows, named to the left, with numbers to the right; on a narrow figure both above.
 
     The last is where each row's marks stand: on a narrow figure beneath its text.

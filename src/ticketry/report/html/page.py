@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 
 from ticketry.report.figures import (
@@ -44,12 +44,22 @@ _MOST_SAVED = 3
 
 def render(subject: Subject, made_of: str = "") -> str:
     """The whole document, with the identity of what it is made of. The same records give the same bytes."""
-    several, place, script = len(subject.runs) > 1, Place(), _script()
+    several, place = len(subject.runs) > 1, Place()
     sections = list(_several(subject, place) if several else _single(subject, place))
     head = _head_of_several(subject) if several else _head(subject)
-    found = {"sections": [section for section in sections if section is not None], "made_of": made_of, **head}
+    return document([section for section in sections if section is not None], head, made_of)
+
+
+def document(sections: Sequence[Section], head: Mapping[str, object], made_of: str = "") -> str:
+    """A page of these sections.
+
+    Args:
+        head: title, eyebrow, heading, facts, name and lead.
+        made_of: the identity of what it is made of.
+    """
+    script = _script()
     fixed = {"script": script, "style": _style(), "policy": _policy(script)}
-    return environment().get_template("page.html").render(**found, **fixed)
+    return environment().get_template("page.html").render(sections=sections, made_of=made_of, **head, **fixed)
 
 
 def _single(subject: Subject, place: Place) -> Iterator[Section | None]:

@@ -1,0 +1,119 @@
+"""ticketry reproduce NAME: decide the claims of a campaign."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ticketry.cli.arguments import parse
+from ticketry.cli.options import Printing
+from ticketry.errors import UsageError
+from ticketry.experiments.options import LabOptions
+from ticketry.records.schema import as_json
+
+if TYPE_CHECKING:
+    from ticketry.experiments.reproduce.campaign import Outcome
+
+_DESCRIPTION = """\
+Decide what papers claim. A campaign is a file: runs, and claims that one network is better than another by more than a
+bound. It is checked as a whole, then the searches that decide most claims go first, and replicates are added by planned
+interim analyses until each claim is confirmed, refuted, or undecided at the limit. What the store has is not trained
+again. A page tells claim by claim what was found.
+
+examples:
+  ticketry reproduce stabilizing
+  ticketry reproduce all --scale demo
+  ticketry reproduce stabilizing --scale cpu --plan
+  ticketry reproduce early --scale cpu --budget 8h --only early-beats-start
+  ticketry reproduce my-campaign.toml --scale cpu"""
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Reproduce(Printing, LabOptions):
+    campaign: tyro.conf.Positional[str]
+    """The name of a campaign, all of them (all), or a TOML file of your own."""
+    scale: Literal["demo", "cpu", "paper"] = "demo"
+    """demo (minutes, on digits), cpu (days, on two cores), paper (the papers' networks, data and lengths)."""
+    only: tuple[str, ...] = ()
+    """Names of claims; by default all."""
+    budget: str = ""
+    """How long it may take: 30min, 8h, 2d. No search is begun that would likely end later."""
+    plan: Annotated[bool, tyro.conf.arg(name="plan")] = False
+    """Only check the file, and say what is missing and how long it takes."""
+    trust: bool = False
+    """Use whatever your file names: code of that name is imported and run, files and folders are opened."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Carry out one campaign, or all."""
+    arguments: Any = parse(_Reproduce, words or ["--help"], prog="ticketry reproduce", description=_DESCRIPTION)
+    outcomes = _outcomes(arguments, shlex.join(["ticketry", "reproduce", *words]))
+    if arguments.json:
+        print(json.dumps([{**as_json(one.record), "page": str(one.page), "stopped": one.stopped} for one in outcomes]))
+        return 0
+    for one in outcomes:
+        print("\n".join(told(one)))
+    return 0
+
+
+def _outcomes(arguments: Any, command: str) -> list[Outcome]:
+    from ticketry.cli.progress import Progress
+    from ticketry.experiments.reproduce.campaign import reproduce
+    from ticketry.experiments.reproduce.campaign_file import built_in, read_campaign
+
+    names = list(built_in()) if arguments.campaign == "all" else [arguments.campaign]
+    # All are checked before anything is trained.
+    campaigns = [read_campaign(Path(name), arguments.scale, trust=arguments.trust) for name in names]
+    budget, found = seconds_of(arguments.budget), []
+    for campaign in campaigns:
+        with Progress(f"{campaign.name}, {campaign.scale}") as progress:
+            outcome = reproduce(
+                campaign,
+                arguments,
+                only=arguments.only,
+                budget=budget,
+                dry=arguments.plan,
+                command=command,
+                say=progress.say,
+                on_event=progress.on_event,
+            )
+        found.append(outcome)
+    return found
+
+
+def seconds_of(text: str) -> float:
+    """A time such as 90s, 30min, 8h or 2d; infinite if it is empty.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    if not text:
+        return math.inf
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)", text.strip())
+    if match is None or not float(match[1]) > 0:
+        raise UsageError(f"budget is a time such as 30min, 8h or 2d, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def told(outcome: Outcome) -> list[str]:
+    """A campaign in a few lines."""
+    from ticketry.report.tables.claims import CLAIMS, claim_cells, facts
+    from ticketry.report.wording import aligned
+
+    record = outcome.record
+    lines = [f"{record.title}, scale {record.scale}", ""]
+    lines += aligned([list(CLAIMS), *(claim_cells(claim) for claim in record.claims)])
+    lines += ["", *facts(record)[:2]]
+    if outcome.stopped:
+        lines.append(f"stopped  {outcome.stopped}")
+    return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]

@@ -1,0 +1,256 @@
+"""Carrying a campaign out: block after block of replicates, until every claim is decided, or the plan or time is up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ticketry.errors import UsageError
+from ticketry.evidence.level_verdicts import resolution
+from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
+from ticketry.experiments.reproduce.campaign_file import Campaign
+from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
+from ticketry.experiments.reproduce.planning import Block, Clock, blocks_of, missing
+from ticketry.experiments.search import execute
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.lab.store.paths import Paths
+from ticketry.records.campaign import CampaignRecord, CampaignRun, FileVersion, MethodRow
+from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.run import RunRecord
+from ticketry.records.schema import as_json
+from ticketry.report.campaigns import markdown, write_campaign_page
+from ticketry.report.tables.results import summarise
+from ticketry.report.wording import duration
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A campaign as far as it was carried out."""
+
+    record: CampaignRecord
+    page: Path
+    """HTML."""
+    text: Path
+    """The same as Markdown, for a folder of results."""
+    stopped: str = ""
+    """Why it ended before all was decided or tried; empty if it did not."""
+
+
+def reproduce(
+    campaign: Campaign,
+    options: LabOptions,
+    *,
+    only: Iterable[str] = (),
+    budget: float = math.inf,
+    dry: bool = False,
+    command: str = "",
+    say: Say = lambda _: None,
+    on_event: OnEvent | None = None,
+) -> Outcome:
+    """Decide the claims of a campaign. Everything that was trained before, for whatever, is taken from the store.
+
+    Args:
+        only: names of claims; by default all. Others are told as they stand.
+        budget: seconds: no block of replicates is begun that would likely end later.
+        dry: only plan, and measure steps.
+        say: called with a line of progress.
+
+    Raises:
+        UsageError: for a claim that the campaign has not.
+        TicketryError: for whatever makes training impossible.
+    """
+    wanted = _chosen(campaign, tuple(only))
+    with opened(options, None, on_event) as lab:
+        work = _Work(lab, campaign, command, say)
+        work.write()
+        stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
+        return Outcome(work.write(), *work.pages(), stopped)
+
+
+def _chosen(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
+    known = [claim.name for claim in campaign.claims]
+    chosen = {name for name in known for asked in only if name == asked or name.startswith(f"{asked} at ")}
+    for asked in only:
+        if not any(name == asked or name.startswith(f"{asked} at ") for name in known):
+            raise UsageError(f"the campaign {campaign.name} has no claim {asked!r}: it has {', '.join(known)}")
+    return chosen or set(known)
+
+
+class _Work:
+    """What is done of a campaign, and what is told of it."""
+
+    def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
+        self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
+        self._clock = Clock(lab, campaign)
+        self._paths = Paths(lab.store.paths.root)
+        self._name = f"{campaign.name}-{campaign.scale}"
+        self._file = self._paths.campaign(self._name)
+        earlier = earlier_record(self._file, CampaignRecord)
+        self._versions = _versions(campaign, earlier)
+        self._planned = {run.name: run.planned_seconds or 0.0 for run in (earlier.runs if earlier else ())}
+        self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
+        self._resolution = {
+            name: resolution(run.task.metric.unit, lab.sizes(run.task)["test"]) for name, run in campaign.runs.items()
+        }
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
+        """Search block after block; returns why it stopped early, if it did."""
+        while True:
+            decisions = [one for one in self.decisions() if one.claim.name in wanted]
+            waiting = missing(decisions, {name: len(done) for name, done in self._done.items()}, self._campaign.plan)
+            if not waiting:
+                return ""
+            left = self._clock.whole(list(waiting))
+            decided = sum(one.found != "undecided" for one in decisions)
+            self._say(
+                f"{decided} of {len(decisions)} claims decided; the next analysis of the others takes about"
+                f" {duration(left)}, and all that is planned at most {duration(self._most(decisions))}"
+            )
+            if dry:
+                return "only planned"
+            room = end - time.monotonic()
+            block = next((one for one in waiting if self._clock.estimate(one) <= room), None)
+            if block is None:
+                least = min(map(self._clock.estimate, waiting))
+                return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
+            self._search(block, waiting[block])
+
+    def decisions(self) -> list[Decision]:
+        """What is found of every claim."""
+        return decide(self._campaign.claims, self._done, self._campaign.plan, self._resolution)
+
+    def _most(self, decisions: list[Decision]) -> float:
+        """Seconds of all blocks that are left to those that are not decided."""
+        runs = {side.run for one in decisions if one.found == "undecided" for side in (one.claim.a, one.claim.b)}
+        left = [block for run in runs for block in blocks_of(run, self._campaign.plan)[len(self._done[run]) :]]
+        return self._clock.whole(left)
+
+    def _search(self, block: Block, claims: tuple[str, ...]) -> None:
+        planned = self._clock.estimate(block)
+        many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
+        self._say(f"{block.run}: replicates {block.first + 1} to {block.last}, about {duration(planned)}, for {many}")
+        began, asked, trained = time.monotonic(), self._lab.ledger.steps_asked, self._lab.ledger.steps_trained
+        self._done[block.run].append(execute(self._lab, block.request(self._campaign), command=self._command))
+        seconds = time.monotonic() - began
+        if self._lab.ledger.steps_trained - trained > (self._lab.ledger.steps_asked - asked) / 2:
+            self._clock.took(block, seconds)  # little of it was in the store
+        self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
+        self.write()
+
+    def _blocks_done(self, run: str) -> Iterable[RunRecord]:
+        for block in blocks_of(run, self._campaign.plan):
+            found = earlier_record(self._paths.run(block.request(self._campaign).name) / "run.json", RunRecord)
+            if found is None:
+                return
+            yield found
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def write(self) -> CampaignRecord:
+        """The record as it is now, written."""
+        campaign, costs = self._campaign, [one.cost for done in self._done.values() for one in done]
+        runs = tuple(self._run(name) for name in campaign.runs)
+        seconds = {run.name: run.seconds for run in runs}
+        decisions = self.decisions()
+        first = next(iter(campaign.runs.values()))
+        record = CampaignRecord(
+            name=self._name,
+            title=campaign.title,
+            paper=campaign.paper,
+            scale=campaign.scale,
+            files=self._versions,
+            claims=tuple(
+                one.told(campaign.plan, sum(seconds[run] for run in {one.claim.a.run, one.claim.b.run}))
+                for one in decisions
+            ),
+            runs=runs,
+            table=tuple(self._table()),
+            metric=first.task.metric.name,
+            planned_seconds=sum(self._planned.values()),
+            seconds=sum(seconds.values()),
+            segments_asked=sum(one.segments_asked or 0 for one in costs),
+            segments_trained=sum(one.segments_trained or 0 for one in costs),
+            environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
+            command=self._command,
+            config=campaign.text,
+            store=str(self._paths.root),
+        )
+        record = as_read(record)
+        write_sealed(self._file, as_json(record))
+        return record
+
+    def pages(self) -> tuple[Path, Path]:
+        """The page, and the same as Markdown."""
+        record = self.write()
+        text = self._file.with_suffix(".md")
+        write_atomically(text, markdown(record).encode())
+        return write_campaign_page(record, self._file.with_suffix(".html")), text
+
+    def _run(self, name: str) -> CampaignRun:
+        request, done = self._campaign.runs[name], self._done[name]
+        return CampaignRun(
+            name=name,
+            method=request.method.name,
+            title=request.method.title,
+            task=request.task.name,
+            model=str(request.task.key().get("model", "")),
+            settings=asdict(request.settings),
+            recipe=asdict(request.recipe),
+            controls=request.controls,
+            replicates=sum(one.replicates for one in done),
+            runs=tuple(one.name for one in done),
+            planned_seconds=self._planned.get(name),
+            seconds=sum(one.cost.wall_seconds or 0.0 for one in done),
+        )
+
+    def _table(self) -> Iterable[MethodRow]:
+        """A row for each dense network (once a task and recipe), each level's tickets and controls."""
+        seen = set[str]()
+        for name, request in self._campaign.runs.items():
+            points: dict[tuple[int, str], list[Point]] = {}
+            for record in self._done[name]:
+                for point in record.points:
+                    points.setdefault((point.level, point.role), []).append(point)
+            for (_, role), found in sorted(points.items(), key=lambda one: (one[0][0], one[0][1] != TICKET, one[0][1])):
+                if role == DENSE and (key := found[0].key) in seen:
+                    continue
+                if role == DENSE:
+                    seen.add(key)
+                yield _row(name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit)
+
+
+def _row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
+    found = summarise([point.metric(metric) for point in points])
+    costs = {
+        what: sum(cost_of(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")
+    }
+    return MethodRow(
+        run=run,
+        method=method,
+        role=role,
+        density=sum(point.density for point in points) / len(points),
+        n=found.n,
+        mean=found.mean,
+        sd=found.sd,
+        interval=found.interval,
+        unit=unit,
+        **{what: None if math.isnan(value) else value for what, value in costs.items()},
+    )
+
+
+def _versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
+    """The file's digests, each with when it was first seen: a change after the first runs does not go unnoticed."""
+    known = earlier.files if earlier else ()
+    if known and known[-1].sha256 == campaign.sha256:
+        return known
+    return (*known, FileVersion(campaign.sha256, now()))

@@ -1,0 +1,157 @@
+"""What the replicates so far say of each claim, by the tests and the plan of `ticketry.evidence`.
+
+"A minus B is above x" is the question of `evidence.verdict` whether a network is as good as another but for a margin m,
+asked of A and of B + x + m: answered yes where A - B is shown to be above x (confirmed), and no where it is shown to be
+below (refuted). Every claim is judged at the planned numbers of replicates alone; claims of a family are corrected
+together by Holm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
+from ticketry.experiments.reproduce.campaign_file import COSTS, Hypothesis, Side
+from ticketry.records import campaign as told
+from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.run import RunRecord
+
+Found = Literal["confirmed", "refuted", "undecided"]
+_OF_COSTS = {"steps": 1.0}
+"""The smallest step of a cost: so that equal numbers of steps in every replicate decide."""
+_WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A claim with what was found."""
+
+    claim: Hypothesis
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    verdict: Verdict | None
+    """None before the first planned analysis."""
+
+    @property
+    def found(self) -> Found:
+        return "undecided" if self.verdict is None else _WORDS[self.verdict.as_good_as_dense]
+
+    @property
+    def n(self) -> int:
+        """Replicates that were judged."""
+        return 0 if self.verdict is None else self.verdict.n
+
+    def told(self, plan: InterimAnalyses, seconds: float) -> told.Claim:
+        """As it stands in the record."""
+        claim, made = self.claim, self.verdict
+        shift = claim.above + claim.margin
+        difference = interval = None
+        if made is not None:
+            difference = made.dense.mean + shift
+            if made.dense.low is not None and made.dense.high is not None:
+                interval = (made.dense.low + shift, made.dense.high + shift)
+        return told.Claim(
+            **{name: getattr(claim, name) for name in _SAME},
+            a=told.Side(claim.a.run, claim.a.role, self.a[: self.n]),
+            b=told.Side(claim.b.run, claim.b.role, self.b[: self.n]),
+            found=self.found,
+            n=self.n,
+            limit=plan.last,
+            difference=difference,
+            interval=interval,
+            sd=made.dense.sd if made else None,
+            p_confirmed=made.p_as_good if made else 1.0,
+            p_refuted=made.p_loses if made else 1.0,
+            more=made.more_seeds if made else None,
+            seconds=seconds,
+        )
+
+
+_SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b")]
+"""Of a claim, what its record has under the same name."""
+
+
+def decide(
+    claims: Sequence[Hypothesis],
+    records: Mapping[str, Sequence[RunRecord]],
+    plan: InterimAnalyses,
+    resolution: Mapping[str, float | None],
+) -> list[Decision]:
+    """What the blocks of replicates that are done say of each claim.
+
+    Args:
+        records: of each run its blocks, in order.
+        resolution: of each run the smallest step of its task's metric.
+    """
+    made = [_judged(claim, records, plan, resolution) for claim in claims]
+    for family in dict.fromkeys(claim.family for claim in claims):
+        members = [index for index, one in enumerate(made) if one.claim.family == family]
+        judged = [made[index].verdict or _nothing(made[index], plan) for index in members]
+        for index, verdict in zip(members, holm_verdicts(judged), strict=True):
+            one = made[index]
+            made[index] = Decision(one.claim, one.a, one.b, verdict if one.verdict is not None else None)
+    return made
+
+
+def _judged(
+    claim: Hypothesis,
+    records: Mapping[str, Sequence[RunRecord]],
+    plan: InterimAnalyses,
+    resolution: Mapping[str, float | None],
+) -> Decision:
+    a, b = (_values(claim, side, records.get(side.run, ())) for side in (claim.a, claim.b))
+    at = max((n for n in plan.at if n <= min(len(a), len(b))), default=0)
+    verdict = None
+    if at:
+        step = _OF_COSTS.get(claim.metric) if claim.metric in COSTS else resolution.get(claim.a.run)
+        verdict = _verdict(claim, a[:at], b[:at], plan, step)
+    return Decision(claim, a, b, verdict)
+
+
+def _verdict(
+    claim: Hypothesis, a: Sequence[float], b: Sequence[float], plan: InterimAnalyses, resolution: float | None
+) -> Verdict:
+    shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
+    return decide_after(
+        a,
+        [value + shift for value in b],
+        interim=plan,
+        claim="matches",
+        margin=claim.margin,
+        confidence=claim.confidence,
+        higher_is_better=claim.higher_is_better,
+        resolution=resolution,
+    )
+
+
+def _nothing(decision: Decision, plan: InterimAnalyses) -> Verdict:
+    """The verdict of a claim without replicates: p-values of 1, so that the family is corrected for it too."""
+    return _verdict(decision.claim, [100.0], [100.0], plan, 1.0)
+
+
+def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
+    """Of each replicate, block by block."""
+    found = []
+    for record in blocks:
+        level = side.level
+        if level is None:
+            level = max(point.level for point in record.points if point.role == TICKET)
+        for replicate in range(record.replicates):
+            found.append(_value(claim, side.role, level, replicate, record))
+    return tuple(found)
+
+
+def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
+    role_level = 0 if role == DENSE else level
+    point = next(one for one in record.points if (one.replicate, one.level, one.role) == (replicate, role_level, role))
+    return cost_of(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)
+
+
+def cost_of(point: Point, what: str) -> float:
+    """Steps, FLOPs or seconds of all that a network needed; NaN where that was not measured."""
+    value = getattr(point.phases.whole, what) if point.phases else None
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,152 @@
+"""The record of a campaign: claims with what was found, the runs they rest on, and a table of all of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, field
+
+from ticketry.records.schema import Count, Density, NotNegative, Number, Part, Role, check_format, read
+
+FORMAT: Final = 1
+FOUND = ("confirmed", "refuted", "undecided")
+_ADVICE = "Run the campaign again to write it anew; what is in the store is not trained again"
+_Found = Annotated[
+    Literal["confirmed", "refuted", "undecided"], Meta(extra={"problem": f"not one of {', '.join(FOUND)}"})
+]
+
+
+class FileVersion(Part, frozen=True):
+    """The campaign's file as it was from a time on: the first is of before anything was trained."""
+
+    sha256: str
+    since: str
+
+
+class Side(Part, frozen=True):
+    """One of the two that a claim compares."""
+
+    run: str
+    role: Role
+    values: tuple[Number, ...] = ()
+    """Of each replicate, in their order."""
+
+
+class Claim(Part, frozen=True, kw_only=True):
+    """A minus B is above a bound; differences are turned so that above 0 A is the better one."""
+
+    name: str
+    statement: str
+    source: str = ""
+    """Paper and section."""
+    figure: str = ""
+    """What the source itself reports."""
+    a: Side
+    b: Side
+    density: Density | None = None
+    metric: str
+    unit: str = ""
+    higher_is_better: bool = True
+    above: Number
+    margin: Number
+    confidence: Number
+    family: str
+    """Claims that are corrected together."""
+    found: _Found
+    n: Count
+    """Replicates that were judged."""
+    limit: Count
+    """How many there may be."""
+    difference: Number | None = None
+    interval: tuple[Number, Number] | None = None
+    sd: Number | None = None
+    p_confirmed: Number = 1.0
+    """Corrected for interim analyses and for the family."""
+    p_refuted: Number = 1.0
+    more: Count | None = None
+    """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many."""
+    seconds: NotNegative = 0.0
+    """Training of both sides' runs, those that other claims rest on too."""
+
+
+class CampaignRun(Part, frozen=True, kw_only=True):
+    """A run of a campaign over its replicates."""
+
+    name: str
+    method: str
+    title: str = ""
+    task: str
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    controls: tuple[Role, ...] = ()
+    replicates: Count = 0
+    """Done."""
+    runs: tuple[str, ...] = ()
+    """Names of the searches in the store, block by block."""
+    planned_seconds: NotNegative | None = None
+    """Of the blocks that were done, as it was told before."""
+    seconds: NotNegative = 0.0
+    """They took."""
+
+
+class MethodRow(Part, frozen=True, kw_only=True):
+    """One network of the table of all methods: means over replicates."""
+
+    run: str
+    method: str
+    role: Role
+    density: Density
+    n: Count
+    mean: Number
+    sd: Number | None = None
+    interval: tuple[Number, Number] | None = None
+    unit: str = ""
+    steps: NotNegative | None = None
+    """Of everything that it needed, the search included."""
+    flops: NotNegative | None = None
+    seconds: NotNegative | None = None
+
+
+class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="campaign"):
+    """A campaign at a scale, as far as it has come."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    """Of the campaign and its scale."""
+    title: str
+    paper: str = ""
+    scale: str
+    files: tuple[FileVersion, ...]
+    claims: tuple[Claim, ...]
+    runs: tuple[CampaignRun, ...]
+    table: tuple[MethodRow, ...] = ()
+    metric: str = ""
+    planned_seconds: NotNegative = 0.0
+    """Of all blocks that were done."""
+    seconds: NotNegative = 0.0
+    segments_asked: Count = 0
+    segments_trained: Count = 0
+    environment: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    config: str = ""
+    """The file itself, as it is now."""
+    store: str = ""
+
+    @property
+    def decided(self) -> int:
+        """Claims that are confirmed or refuted."""
+        return sum(claim.found != "undecided" for claim in self.claims)
+
+
+def read_campaign_record(record: object, what: str = "campaign record") -> CampaignRecord:
+    """The record of a campaign, from its JSON values.
+
+    Raises:
+        StoreError: if it is of another format or kind, or if something is missing from it or impossible.
+    """
+    check_format(record, FORMAT, what=what, advice=_ADVICE)
+    if isinstance(record, Mapping) and record.get("kind") != "campaign":
+        record = {**record, "kind": "another kind"}
+    return read(CampaignRecord, record, what=what, advice=_ADVICE)

@@ -1,0 +1,107 @@
+"""A campaign as tables of words: its claims, its runs, and all methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ticketry.records.campaign import CampaignRecord, Claim, MethodRow, Side
+from ticketry.records.network import DENSE
+from ticketry.report.tables.results import Summary
+from ticketry.report.wording import NONE, Style, amount, duration, percent, role_name, short_count, short_p
+
+CLAIMS = ("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "p", "more needed", "training")
+METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
+RUNS = ("run", "method", "task", "network", "replicates", "planned", "took")
+
+
+def side_name(side: Side) -> str:
+    """What one side of a claim is, in words."""
+    return f"{role_name(side.role)} of {side.run}"
+
+
+def style_of(claim: Claim) -> Style:
+    """How a claim's numbers are written."""
+    return Style.fitting([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
+
+
+def claim_cells(claim: Claim) -> list[str]:
+    """A row of `CLAIMS`."""
+    style = style_of(claim)
+    p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
+    return [
+        claim.name,
+        claim.found,
+        NONE if claim.difference is None else style.number(claim.difference, sign=True),
+        f"above {style.number(claim.above)}",
+        style.interval(claim.interval),
+        f"{claim.n} of {claim.limit}",
+        NONE if claim.sd is None else style.number(claim.sd),
+        short_p(p),
+        "none" if claim.found != "undecided" else "too many" if claim.more is None else f"about {claim.more}",
+        duration(claim.seconds),
+    ]
+
+
+def method_rows(record: CampaignRecord) -> list[list[str]]:
+    """Rows of `METHODS`: dense networks first, then by density."""
+    rows = sorted(record.table, key=lambda row: (row.role != DENSE, -row.density))
+    style = Style.fitting([Summary(row.mean, row.sd, row.n) for row in rows], "")
+    return [_method_cells(row, style) for row in rows]
+
+
+def run_rows(record: CampaignRecord) -> list[list[str]]:
+    """Rows of `RUNS`."""
+    return [
+        [
+            run.name,
+            run.title or run.method,
+            run.task,
+            run.model,
+            str(run.replicates),
+            NONE if run.planned_seconds is None else duration(run.planned_seconds),
+            duration(run.seconds),
+        ]
+        for run in record.runs
+    ]
+
+
+def facts(record: CampaignRecord) -> list[str]:
+    """The whole in a few sentences."""
+    found = {
+        word: sum(claim.found == word for claim in record.claims) for word in ("confirmed", "refuted", "undecided")
+    }
+    told = [f"{count} {word}" for word, count in found.items() if count]
+    share = record.segments_trained / max(record.segments_asked, 1)
+    lines = [
+        f"{record.decided} of {len(record.claims)} claims decided: {', '.join(told)}.",
+        f"{record.segments_trained} trainings of {record.segments_asked} asked for ({share:.2f}); planned"
+        f" {duration(record.planned_seconds)}, took {duration(record.seconds)}.",
+    ]
+    first, *later = record.files
+    lines.append(f"The campaign's file was fixed on {first.since}, before its runs: SHA-256 {first.sha256}.")
+    lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
+    return lines
+
+
+def _method_cells(row: MethodRow, style: Style) -> list[str]:
+    return [
+        row.run,
+        role_name(row.role),
+        percent(row.density),
+        style.summary(Summary(row.mean, row.sd, row.n)),
+        NONE if row.interval is None else " to ".join(style.number(end) for end in row.interval),
+        str(row.n),
+        *(_cost(value, what) for value, what in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))),
+    ]
+
+
+def _cost(value: float | None, what: str) -> str:
+    if value is None:
+        return NONE
+    return short_count(value) if what == "steps" else amount(value, what)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as Markdown; what would end a cell is written as a letter."""
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines]

@@ -1,0 +1,136 @@
+"""A campaign carried out on digits: decided, told, gone on with, shared, moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.cli import main
+from ticketry.cli.reproduce import seconds_of
+from ticketry.errors import UsageError
+from ticketry.experiments.reproduce.campaign_file import built_in
+from ticketry.lab.store.files import read_sealed
+from ticketry.records.campaign import CampaignRecord, read_campaign_record
+
+SMALL = """
+title = "Masks matter"
+[scales.demo]
+interim = [3]
+[scales.demo.runs.tickets]
+method = "iterative"
+task = "digits"
+recipe = { length = "40it" }
+settings = { densities = [0.05] }
+controls = ["random_prune"]
+[claims.beat-random]
+statement = "Tickets are better than random masks."
+a = { run = "tickets" }
+b = { run = "tickets", role = "random_prune" }
+density = 0.05
+margin = 5
+[claims.no-cheaper]
+statement = "They cost fewer steps than the dense network."
+a = { run = "tickets" }
+b = { run = "tickets", role = "dense" }
+density = 0.05
+metric = "steps"
+margin = 1
+"""
+
+
+def record_of(store: Path) -> CampaignRecord:
+    return read_campaign_record(read_sealed(store / "campaigns" / "small-demo.json", required=True))
+
+
+def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    file.write_text(SMALL)
+    words = ["reproduce", str(file), "--store", str(store), "--workers", "0"]
+
+    # planned, and nothing searched: the file's digest and date stand in the record from here on
+    assert main([*words, "--plan"]) == 0
+    planned = record_of(store)
+    assert [claim.n for claim in planned.claims] == [0, 0]
+    assert "the next analysis of the others takes about" in capsys.readouterr().err
+    assert main([*words, "--budget", "0.001s"]) == 0
+    assert "the budget is spent" in capsys.readouterr().out
+    assert not list(store.glob("runs/*"))
+
+    # carried out
+    assert main([*words, "--only", "beat-random"]) == 0
+    done = record_of(store)
+    assert done.files == planned.files
+    beat, cheaper = done.claims
+    assert (beat.found, beat.n, beat.limit) == ("confirmed", 3, 3)
+    assert beat.difference == pytest.approx(sum(a - b for a, b in zip(beat.a.values, beat.b.values, strict=True)) / 3)
+    assert (cheaper.found, cheaper.difference) == ("refuted", -40.0)  # 40 steps more, with no spread at all
+    assert {(row.role, row.n) for row in done.table} == {("dense", 3), ("ticket", 3), ("random_prune", 3)}
+    out = capsys.readouterr().out
+    assert "beat-random" in out
+    assert "confirmed" in out
+
+    # again: nothing is trained, and the page stays
+    page = store / "campaigns" / "small-demo.html"
+    before = page.read_bytes(), record_of(store)
+    code, out, _ = call(capsys, *words, "--json")
+    assert code == 0
+    (again,) = json.loads(out)
+    assert again["segments_trained"] == done.segments_trained
+    assert record_of(store).claims == before[1].claims
+    assert b"beat-random" in page.read_bytes()
+    text = (store / "campaigns" / "small-demo.md").read_text()
+    assert "| beat-random | confirmed |" in text
+    assert main(["store", "check", "--store", str(store)]) == 0
+
+    # moved without weights: all is told there, and nothing is trained
+    bundle = tk.store.pack((), tmp_path / "all.tkz", store=store)
+    assert bundle.bytes < 300_000
+    tk.store.unpack(bundle.path, store=tmp_path / "elsewhere")
+    moved = record_of(tmp_path / "elsewhere")
+    assert moved.claims == record_of(store).claims
+    capsys.readouterr()
+    code, out, _ = call(capsys, *words[:3], str(tmp_path / "elsewhere"), *words[4:], "--json")
+    assert code == 0
+    assert [claim["found"] for claim in json.loads(out)[0]["claims"]] == ["confirmed", "refuted"]
+
+    # changed after its runs: that is told
+    file.write_text(SMALL.replace("margin = 5", "margin = 4"))
+    assert main(words) == 0
+    changed = record_of(store)
+    assert changed.files[0] == done.files[0]
+    assert len(changed.files) == 2
+    assert "It was changed after that" in (store / "campaigns" / "small-demo.md").read_text()
+
+
+def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    words = ["reproduce", str(file), "--store", str(tmp_path / "store"), "--workers", "0"]
+    code, _, err = call(capsys, *words, "--only", "beats")
+    assert code == 2
+    assert "the campaign small has no claim 'beats': it has beat-random, no-cheaper" in err
+    code, _, err = call(capsys, *words, "--scale", "cpu")
+    assert code == 2
+    assert "there is no cpu" in err
+    assert not (tmp_path / "store" / "results").exists(), "something was trained"
+
+
+def test_budgets_are_times() -> None:
+    assert [seconds_of(text) for text in ("90s", "30min", "8h", "1.5 h", "2d")] == [90, 1800, 28800, 5400, 172800]
+    assert seconds_of("") == float("inf")
+    for text in ("8", "h", "-1h", "0h", "8 hours", "1e3s"):
+        with pytest.raises(UsageError, match="budget is a time such as"):
+            seconds_of(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_the_demo_of_every_campaign_judges_every_claim(name: str, tmp_path: Path) -> None:
+    assert main(["reproduce", name, "--scale", "demo", "--store", str(tmp_path / "store")]) == 0
+    record = read_campaign_record(read_sealed(tmp_path / "store" / "campaigns" / f"{name}-demo.json", required=True))
+    assert all(claim.n >= 3 for claim in record.claims)
+    assert all(claim.found != "undecided" or claim.n == claim.limit for claim in record.claims)

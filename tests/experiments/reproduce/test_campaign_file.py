@@ -1,0 +1,127 @@
+"""Campaign files: those of the library can be judged at every scale; wrong ones are told with file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ticketry.errors import TrustError, UsageError
+from ticketry.experiments.reproduce.campaign_file import SCALES, built_in, planned_densities, read_campaign
+
+GOOD = """
+title = "A small campaign"
+paper = "nobody"
+
+[scales.demo]
+interim = [3, 5]
+densities = { few = 0.1 }
+
+[scales.demo.base]
+task = "digits"
+recipe = { length = "30it" }
+
+[scales.demo.runs.iterative]
+method = "iterative"
+settings = { densities = [0.3, 0.1] }
+controls = ["shuffled"]
+
+[scales.demo.runs.gradual]
+method = "gradual"
+settings = { density = [0.3, 0.1] }
+
+[claims.better]
+statement = "Iterative pruning is better."
+a = { run = "iterative" }
+b = { run = "gradual" }
+density = ["few", 0.3]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, scale: str) -> None:
+    campaign = read_campaign(Path(name), scale)
+    assert campaign.claims
+    assert {side.run for claim in campaign.claims for side in (claim.a, claim.b)} <= set(campaign.runs)
+    assert all(claim.statement.endswith(".") for claim in campaign.claims)
+    assert campaign.plan.at[0] >= 3, "three replicates at least"
+
+
+def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> None:
+    campaign = read_campaign(written(tmp_path, GOOD), "demo")
+    assert [(claim.name, claim.density) for claim in campaign.claims] == [
+        ("better at 10 %", 0.1),
+        ("better at 30 %", 0.3),
+    ]
+    assert [(claim.a.level, claim.b.level) for claim in campaign.claims] == [(2, 2), (1, 1)]
+    assert campaign.plan.at == (3, 5)
+    run = campaign.runs["iterative"]
+    assert (run.method.name, run.recipe.length, run.controls) == ("iterative", "30it", ("shuffled",))
+    assert planned_densities(run) == {0.3: 1, 0.1: 2}
+    assert campaign.claims[0].family == "small"
+    assert campaign.claims[0].higher_is_better
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "match"),
+    [
+        ('method = "gradual"', 'method = "graduall"', r"scales\.demo\.runs\.gradual: .*gradual"),
+        ('method = "gradual"', "", r"scales\.demo\.runs\.gradual: method is missing"),
+        ('density = ["few", 0.3]', "density = 0.2", r"better: .* no tickets of density 0\.2: it has 0\.3, 0\.1"),
+        ('density = ["few", 0.3]', 'density = "many"', r"claims\.better: density 'many' is none of .*, which are few"),
+        ('density = ["few", 0.3]', "", r"claims\.better: ticket of iterative has several densities"),
+        ('density = ["few", 0.3]', "density = [0.1, 0.1]", r"better: there are two claims called 'better at 10 %"),
+        ("[claims.better]", '[claims.better]\nstatement = "x"\n[claims.better]', r"is not TOML: .*twice|declare"),
+        ('run = "iterative" }', 'run = "one" }', r"claims\.better: there is no run 'one': there are iterative"),
+        ('run = "iterative" }', 'run = "gradual", role = "shuffled" }', r"gradual has no 'shuffled': it has ticket"),
+        ('run = "iterative" }', 'run = "gradual" }', r"claims\.better: it compares ticket of gradual with itself"),
+        ('statement = "Iter', 'margin = 0\nstatement = "Iter', r"claims\.better: a margin of 0"),
+        ('statement = "Iter', 'confidence = 2\nstatement = "Iter', r"claims\.better: a confidence of 2"),
+        ('statement = "Iter', 'metric = "beauty"\nstatement = "Iter', r"better: there is no metric 'beauty': acc"),
+        ('statement = "Iter', 'statment = "Iter', r"cannot be what it is: Object (contains unknown|missing)"),
+        ("interim = [3, 5]", "interim = [5, 3]", r"scales\.demo\.interim: interim analyses at \(5, 3\)"),
+        ("densities = [0.3, 0.1] }", "densitys = [0.3] }", r"runs\.iterative: .* no argument 'densitys'"),
+        ('length = "30it"', 'length = "30"', r"scales\.demo\.runs\.iterative: "),
+        ('controls = ["shuffled"]', 'controls = ["shufled"]', r"scales\.demo\.runs\.iterative: .*shufled"),
+        ('task = "digits"', 'task = "uci-energy"', r"differ from replicate to replicate: give its option split"),
+        ("[scales.demo.runs.gradual]", '[scales.demo.runs.gradual]\ntask = "mnist"', r"of different tasks"),
+        ('density = ["', 'scales = ["cpu"]\ndensity = ["', r"claims: none is made at the scale demo"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, after: str, match: str) -> None:
+    assert before in GOOD
+    path = written(tmp_path, GOOD.replace(before, after, 1))
+    with pytest.raises(UsageError, match=match) as told:
+        read_campaign(path, "demo")
+    assert str(path) in str(told.value)
+
+
+def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"scales: there is no paper: it has demo"):
+        read_campaign(written(tmp_path, GOOD), "paper")
+    with pytest.raises(UsageError, match=r"there is no campaign stabilising: choose one of .*stabilizing"):
+        read_campaign(Path("stabilising"), "demo")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_campaign(tmp_path / "absent.toml", "demo")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('method = "gradual"', 'method = "os:system"'),
+        ('task = "digits"', 'task = "os:system"'),
+        ('task = "digits"', 'task = "imagefolder"\noptions = { path = "/" }'),
+        ('controls = ["shuffled"]', 'controls = ["os:system"]'),
+        ("densities = [0.3, 0.1] }", 'densities = [0.3, 0.1], score = "os:system" }'),
+    ],
+)
+def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> None:
+    with pytest.raises(TrustError, match="--trust"):
+        read_campaign(written(tmp_path, GOOD.replace(before, after, 1)), "demo")

@@ -1,0 +1,157 @@
+"""Verdicts of claims against the tests of shifted pairs, and against Student's interval."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from made_records import search_record
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.paired_comparisons import compare
+from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
+from ticketry.experiments.reproduce.deciding import decide
+from ticketry.experiments.reproduce.planning import Block, missing
+from ticketry.records.run import RunRecord, read_run
+
+CLAIM = Hypothesis(
+    name="better",
+    statement="A is better.",
+    source="",
+    figure="",
+    a=Side("one", "ticket", 1),
+    b=Side("other", "ticket", 1),
+    density=0.1,
+    metric="accuracy",
+    unit="%",
+    higher_is_better=True,
+    above=0.0,
+    margin=0.5,
+    confidence=0.95,
+    family="all",
+)
+
+
+def block(values: list[float], metric: str = "accuracy") -> RunRecord:
+    """A block of replicates whose tickets of level 1 have these values."""
+    record: dict[str, Any] = search_record(levels=1, replicates=1)
+    record["replicates"], record["points"], record["verdicts"] = len(values), [], []
+    record["task"]["metric"]["name"] = metric
+    for replicate, value in enumerate(values):
+        common = {"replicate": replicate, "validation": {metric: 0.0}}
+        record["points"] += [
+            {**common, "level": 0, "role": "dense", "density": 1.0, "test": {metric: value - 1}},
+            {**common, "level": 1, "role": "ticket", "density": 0.1, "test": {metric: value}},
+        ]
+    return read_run(record)
+
+
+A = [91.2, 91.6, 91.9, 91.4, 91.5]
+B = [87.1, 88.0, 87.3, 87.9, 87.2]
+ONE_LOOK = InterimAnalyses((5,))
+
+
+def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan: InterimAnalyses) -> Any:
+    records = {
+        "one": [block(values, claim.metric) for values in a],
+        "other": [block(values, claim.metric) for values in b],
+    }
+    return decide([claim], records, plan, {"one": 0.01, "other": 0.01})[0]
+
+
+@pytest.mark.parametrize("above", [0.0, 3.0, -0.5, 4.0])
+def test_p_values_are_those_of_the_shifted_pairs(above: float) -> None:
+    found = decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).told(ONE_LOOK, 0.0)
+    shifted = compare(A, [value + above for value in B], margin=0.5, resolution=0.01, least_spread=0.5)
+    assert found.p_confirmed == pytest.approx(shifted.p_superior)
+    assert found.p_refuted == pytest.approx(shifted.p_worse)
+    differences = [one - other for one, other in zip(A, B, strict=True)]
+    assert found.difference == pytest.approx(sum(differences) / 5)
+    assert found.interval == pytest.approx(
+        stats.t.interval(0.95, 4, loc=sum(differences) / 5, scale=stats.sem(differences))
+    )
+
+
+def test_confirmed_refuted_and_undecided() -> None:
+    assert decided(CLAIM, [A], [B], ONE_LOOK).found == "confirmed"
+    assert decided(CLAIM, [B], [A], ONE_LOOK).found == "refuted"
+    assert decided(replace(CLAIM, above=8.0), [A], [B], ONE_LOOK).found == "refuted"
+    assert decided(replace(CLAIM, above=4.0), [A], [B], ONE_LOOK).found == "undecided"
+
+
+def test_of_what_is_better_when_less_the_lower_one_wins() -> None:
+    claim = replace(CLAIM, metric="rmse", unit="", higher_is_better=False)
+    assert decided(claim, [B], [A], ONE_LOOK).found == "confirmed"
+    assert decided(replace(claim, above=3.0), [B], [A], ONE_LOOK).found == "confirmed"
+    assert decided(replace(claim, above=8.0), [B], [A], ONE_LOOK).found == "refuted"
+    assert decided(claim, [A], [B], ONE_LOOK).found == "refuted"
+
+
+def test_the_dense_network_is_a_side() -> None:
+    claim = replace(CLAIM, b=Side("one", "dense", 0), above=0.5)
+    found = decided(claim, [A], [], ONE_LOOK)
+    assert found.b == tuple(value - 1 for value in A)
+    assert found.n == 5
+
+
+def test_only_planned_numbers_of_replicates_are_judged_and_they_are_paid_for() -> None:
+    plan = InterimAnalyses((3, 10))
+    assert decided(CLAIM, [A[:2]], [B[:2]], plan).verdict is None
+    found = decided(CLAIM, [A[:3], A[3:]], [B[:3], B[3:]], plan)
+    assert found.n == 3
+    alone = decided(CLAIM, [A[:3]], [B[:3]], InterimAnalyses((3,)))
+    assert found.verdict.p_as_good == pytest.approx(min(1.0, alone.verdict.p_as_good / (3 / 10) ** 3))
+
+
+def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
+    records = {"one": [block(A)], "other": [block(B)]}
+    claims = [replace(CLAIM, name=f"claim {number}", above=2.8 + 0.01 * number) for number in range(6)]
+    alone = decide(claims[:1], records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
+    together = decide(claims, records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
+    apart = decide([replace(claim, family=claim.name) for claim in claims], records, ONE_LOOK, {})[0].told(
+        ONE_LOOK, 0.0
+    )
+    assert together.p_confirmed == pytest.approx(6 * alone.p_confirmed)
+    assert apart.p_confirmed == alone.p_confirmed
+
+
+def test_a_claim_without_runs_counts_in_its_family() -> None:
+    records = {"one": [block(A)], "other": [block(B)]}
+    waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))
+    found = decide([CLAIM, waiting], records, ONE_LOOK, {})
+    alone = decide([CLAIM], records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
+    assert found[0].told(ONE_LOOK, 0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
+    assert (found[1].found, found[1].n) == ("undecided", 0)
+
+
+# -- what comes next ---------------------------------------------------------------------------------------------------
+
+
+def test_what_most_undecided_claims_need_comes_first() -> None:
+    plan = InterimAnalyses((3, 5))
+    third = replace(CLAIM, name="third", b=Side("third", "ticket", 1), family="third")
+    found = decide([CLAIM, third], {}, plan, {})
+    assert list(missing(found, {}, plan)) == [
+        Block("one", 0, 0, 3),
+        Block("other", 0, 0, 3),
+        Block("third", 0, 0, 3),
+    ]
+    assert missing(found, {}, plan)[Block("one", 0, 0, 3)] == ("better", "third")
+    later = missing(found, {"one": 1, "other": 1}, plan)
+    assert list(later) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5), Block("third", 0, 0, 3)] or list(later) == [
+        Block("third", 0, 0, 3),
+        Block("one", 1, 3, 5),
+        Block("other", 1, 3, 5),
+    ]
+
+
+def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
+    records = {"one": [block(A)], "other": [block(B)]}
+    done = {"one": 1, "other": 1}
+    assert missing(decide([CLAIM], records, ONE_LOOK, {}), done, ONE_LOOK) == {}
+    undecided = decide([replace(CLAIM, above=4.0)], records, ONE_LOOK, {})
+    assert undecided[0].found == "undecided"
+    assert missing(undecided, done, ONE_LOOK) == {}
+    assert undecided[0].told(ONE_LOOK, 0.0).more is None or undecided[0].told(ONE_LOOK, 0.0).more > 0
