@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,15 @@ def circles(root: Path) -> list[list[str]]:
         if name not in order:
             visit(name)
     return found
+
+
+def test_no_environment_is_in_the_repository() -> None:
+    """Neither as a folder nor as a link, which would take the place of the folder wherever it is checked out."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    told = subprocess.run(["git", "ls-files", ".venv"], cwd=root, capture_output=True, text=True, check=True)
+    assert told.stdout == "", "git rm --cached .venv"
 
 
 def test_no_circle_of_imports() -> None:

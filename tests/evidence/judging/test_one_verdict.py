@@ -25,3 +25,12 @@ def test_a_verdict_shows_its_comparisons() -> None:
     assert dense.p_noninferior != pytest.approx(dense.p_superior, rel=0.01)
     for reason in made.reasons:
         assert reason in page
+
+
+def test_a_claim_is_shown_if_the_verdict_is_what_is_claimed() -> None:
+    ticket, dense = [*NEAR, *NEAR], [*DENSE, *DENSE]
+    won = verdict(ticket, dense, {"shuffled": [*FAR, *FAR]})
+    assert (won.outcome, won.shown, won.decided) == ("wins", True, True)
+    tied = verdict(ticket, dense, {"shuffled": [*ticket[1:], ticket[0]]})
+    assert (tied.outcome, tied.shown, tied.decided) == ("matches", False, False)
+    assert verdict(ticket, dense, claim="matches").shown
