@@ -5,8 +5,8 @@
 Each network (untrained, small) has a process of its own, with limits of time and memory. What is found is added to the
 file, and networks that are in it are left out: stopped, the command goes on where it was; `--again` measures what was
 not equal once more. Every network is compiled without a mask and with a random one that keeps a tenth of the weights.
-Outputs are compared with eager torch's in float32, relative to the largest; times are medians of calls in turns, on one
-thread, and tell what they tell: networks this small spend much of eager's time on calls.
+Outputs are compared with eager torch's in float32, relative to the largest; times are medians of calls in turns, of the
+processor, on one thread, and tell what they tell: networks this small spend much of eager's time on calls.
 """
 
 from __future__ import annotations
@@ -223,15 +223,18 @@ def _apart(made: Any, right: Any) -> float:
 
 
 def in_turns(functions: list[Callable[[], Any]], rounds: int = 9, most: float = 20.0) -> list[float]:
-    """The median seconds of each, of calls in turns, one of which before does not count."""
+    """The median seconds of each, of calls in turns, one of which before does not count.
+
+    Seconds of the processor: by the clock a process that others crowd out is a hundred times as fast, or as slow.
+    """
     samples: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + most
     for turn in range(rounds + 1):
         for function, several in zip(functions, samples, strict=True):
-            began = time.perf_counter()
+            began = time.process_time()
             function()
             if turn:
-                several.append(time.perf_counter() - began)
+                several.append(time.process_time() - began)
         if turn >= 3 and time.perf_counter() > end:
             break
     return [statistics.median(several) for several in samples]

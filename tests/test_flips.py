@@ -48,3 +48,12 @@ def test_files_changed_in_every_way_end_in_words(tmp_path: Path, words: tuple[st
     command = [sys.executable, str(script), *words[1:], "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_commands_after_a_repair_give_what_they_gave(tmp_path: Path) -> None:
+    """One flip in each kind of file that a search and a verification leave."""
+    script = Path(__file__).parents[1] / "benchmarks" / "repairs.py"
+    command = [sys.executable, str(script), "--flips", "12", "--seed", "1", "--folder", str(tmp_path / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,0 +1,88 @@
+"""A bit flipped in a store, `store check --repair`, and the same commands again: is all as if nothing had happened?
+
+    python benchmarks/repairs.py --flips 2000 --counts repairs.json
+
+A search and a verification are done once. Then, again and again, in a copy of their store one bit of one file is
+flipped, each kind of file in turn. `store check` has to find it, `store check --repair` to leave a sound store, and the
+same search and verification to end with what they came to at first: records without timings, tickets and tensors to the
+last byte. Commands run in forks, which saves the seconds of importing. The counts are kept after each flip: the same
+command goes on, and adds to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from faults.disturbed import CASES, Child, difference, finished, fresh, left_behind, preloaded, undisturbed
+from flips import FILES, flip
+from ticketry.files import write_atomically
+
+CHECK = ["store", "check", "--store", "store"]
+
+
+def trial(pattern: str, place: Path, wanted: dict[str, str], draw: random.Random) -> tuple[Counter[str], list[str]]:
+    """Flip one bit in a file of a kind; what was counted, and what was wrong."""
+    case, counts, wrong = CASES["verify"], Counter({"flips": 1}), []
+    work = fresh(place)
+    path = draw.choice(sorted((work / "store").glob(pattern)))
+    flip(path, draw.randrange(path.stat().st_size), draw.randrange(8))
+    check = Child(CHECK, work)
+    check.wait()
+    counts["found by check"] += check.code == 1
+    repair = Child([*CHECK, "--repair"], work)
+    repair.wait()
+    counts["named by --repair"] += repair.code != 0
+    try:
+        if repair.code == 0:
+            finished(CHECK, work)
+        for words in (case.before, case.words):
+            finished(words, work)
+    except AssertionError as error:
+        wrong.append(str(error))
+    else:
+        shutil.rmtree(work / "store" / "damaged", ignore_errors=True)  # what was set aside
+        wrong += difference(left_behind(work), wanted)
+    counts["identical"] += not wrong
+    return counts, [f"{path.relative_to(work)}: {one}" for one in wrong]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flips", type=int, default=2000, help="in all, those counted before among them")
+    parser.add_argument("--counts", type=Path, default=Path("repairs.json"), help="where they are kept")
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/repairs"), help="where commands work; in memory")
+    parser.add_argument("--seed", type=int, default=os.getpid())
+    arguments = parser.parse_args()
+    preloaded()
+    draw, place = random.Random(arguments.seed), arguments.folder
+    counts = json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {}
+    shutil.rmtree(place, ignore_errors=True)
+    _, wanted = undisturbed(CASES["verify"], place)
+    shutil.rmtree(place / "base")
+    shutil.copytree(place / "work", place / "base")
+    kinds = [pattern for pattern in FILES if any((place / "base" / "store").glob(pattern))]
+    while sum(one["flips"] for one in counts.values()) < arguments.flips:
+        kind = min(kinds, key=lambda one: counts.get(one, {}).get("flips", 0))
+        more, wrong = trial(kind, place, wanted, draw)
+        counts[kind] = dict(Counter(counts.get(kind, {})) + more)
+        write_atomically(arguments.counts, (json.dumps(counts, indent=1, sort_keys=True) + "\n").encode())
+        if wrong:
+            print(f"NOT IDENTICAL {wrong[:5]}", flush=True)
+    total: Counter[str] = sum((Counter(one) for one in counts.values()), Counter())
+    for kind, one in counts.items():
+        print(f"{kind:40} {one}")
+    print(f"{'all':40} {dict(total)}")
+    return 0 if total["identical"] == total["flips"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
