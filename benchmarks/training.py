@@ -3,7 +3,7 @@
 A step is all of it: gradients to None, forward, loss, backward, fused SGD with momentum and weight decay, on a batch of
 noise that is ready in memory. Masks are random, of one density in every weight that is masked. Dense steps train the
 same network without a mask in eager torch, in channels_last and, with ``--compile``, in torch.compile; the ratio is
-taken to the one with the least median. One thread, float32, CPU time, in turns.
+taken to the one with the least median. One thread, float32, CPU time, in turns, unless asked otherwise.
 
 The parts of a sparse step (forward, input gradient, weight gradient, norms and the rest, by kernel) come from another
 run in which each operation is timed by itself.
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import resource
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import torch
-from common import Row, alternating, main, one_thread, parser, quartiles, timed
+from common import Row, alternating, in_fresh_process, main, one_thread, parser, quartiles, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,15 +32,27 @@ from ticketry.tasks import models
 from ticketry.tasks.models.language.gpt import GPT
 
 TARGETS = {
-    "resnet-18": {0.2: 0.38, 0.1: 0.24, 0.05: 0.17},
-    "vgg-16": {0.2: 0.38, 0.1: 0.24, 0.05: 0.17},
-    "resnet-20": {0.2: 0.45, 0.1: 0.33, 0.05: 0.28},
-    "resnet-50-imagenet": {0.2: 0.45, 0.1: 0.32, 0.05: 0.25},
-    "gpt": {0.2: 0.55, 0.1: 0.42, 0.05: 0.36},
-    "lenet-300-100": {0.2: 0.6, 0.1: 0.5, 0.05: 0.45},
-    "mlp-4096-4096": {0.2: 0.32, 0.1: 0.18, 0.05: 0.12},
+    "unstructured": {
+        "resnet-18": {0.2: 0.38, 0.1: 0.24, 0.05: 0.17},
+        "vgg-16": {0.2: 0.38, 0.1: 0.24, 0.05: 0.17},
+        "resnet-20": {0.2: 0.45, 0.1: 0.33, 0.05: 0.28},
+        "resnet-50-imagenet": {0.2: 0.45, 0.1: 0.32, 0.05: 0.25},
+        "gpt": {0.2: 0.55, 0.1: 0.42, 0.05: 0.36},
+        "lenet-300-100": {0.2: 0.6, 0.1: 0.5, 0.05: 0.45},
+        "mlp-4096-4096": {0.2: 0.32, 0.1: 0.18, 0.05: 0.12},
+    },
+    "groups:16": {
+        "resnet-18": {0.2: 0.32, 0.1: 0.20},
+        "vgg-16": {0.2: 0.32, 0.1: 0.20},
+        "resnet-50-imagenet": {0.2: 0.40, 0.1: 0.28},
+        "mlp-4096-4096": {0.2: 0.28, 0.1: 0.16},
+        "gpt": {0.2: 0.5, 0.1: 0.38},
+    },
 }
-"""Network -> density -> the ratio to reach."""
+"""Pattern -> network -> density -> the ratio to reach, of one thread."""
+
+LINE = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.37, 0.45]
+"""Densities of a line."""
 
 BATCHES = {"resnet-50-imagenet": 16, "gpt": 32}
 """Where it is not 128."""
@@ -52,10 +65,14 @@ Step = Callable[[], None]
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
+    torch.set_num_threads(arguments.threads)
     rows = []
     for name in arguments.networks:
+        if arguments.line:
+            rows.append(line(name, arguments))
+            continue
         for density in arguments.density:
-            rows += rows_of(name, density, arguments)
+            rows += memory(name, density, arguments) if arguments.memory else rows_of(name, density, arguments)
     return rows
 
 
@@ -66,15 +83,63 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     steps = dense_steps(model, x, y, arguments.compile)
     fast = tk.sparse_training(model, synthetic(model, arguments.pattern, density), x)
     steps["sparse"] = step_of(fast, x, y)
-    cases = {which: (lambda step=step: timed(step)) for which, step in steps.items()}
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    cases = {which: (lambda step=step: timed(step, clock)) for which, step in steps.items()}
     seconds = alternating(cases, 2 if arguments.quick else arguments.rounds, warm_up=2)
     best = min((which for which in seconds if which != "sparse"), key=lambda which: statistics.median(seconds[which]))
     low, median, high = quartiles([a / b for a, b in zip(seconds["sparse"], seconds[best], strict=True)])
     told = ", ".join(f"{which} {1e3 * statistics.median(some):.1f} ms" for which, some in seconds.items())
     what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept"
-    target = TARGETS.get(name, {}).get(density) if arguments.pattern == "unstructured" else None
+    what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
+    target = TARGETS.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
     made = Row(what, median, "", low, high, target=target, how=f"/ {best}; {told}", details=dict(seconds))
-    return [made, *parts(what, steps["sparse"])]
+    return [made, *(parts(what, steps["sparse"]) if arguments.threads == 1 else [])]
+
+
+def line(name: str, arguments: argparse.Namespace) -> Row:
+    """Twelve densities: the intercept of the line through time / time of the dense step, by least squares."""
+    batch = arguments.batch or BATCHES.get(name, 128)
+    model, x, y = classifier(name, batch)
+    dense = {which: timed_often(step, arguments.rounds) for which, step in dense_steps(model, x, y, False).items()}
+    best = min(dense, key=lambda which: dense[which])
+    ratios = []
+    for density in LINE:
+        fast = tk.sparse_training(copy.deepcopy(model), synthetic(model, arguments.pattern, density), x)
+        ratios.append(timed_often(step_of(fast, x, y), arguments.rounds) / dense[best])
+    slope, intercept = statistics.linear_regression(LINE, ratios)
+    spread = max(abs(ratio - intercept - slope * density) for density, ratio in zip(LINE, ratios, strict=True))
+    points = ", ".join(f"{density:.0%} {ratio:.3f}" for density, ratio in zip(LINE, ratios, strict=True))
+    how = f"/ {best}; slope {slope:.2f}, at most {spread:.3f} from the line; {points}"
+    what = f"{name}, batch {batch}, {arguments.pattern}: intercept of time against density"
+    return Row(what, intercept, target=0.08, how=how, details={"densities": LINE, "ratios": ratios, "dense": dense})
+
+
+def timed_often(step: Step, rounds: int) -> float:
+    """The median of some rounds behind one that does not count."""
+    step()
+    return statistics.median(timed(step) for _ in range(rounds))
+
+
+def memory(name: str, density: float, arguments: argparse.Namespace) -> list[Row]:
+    """What steps add to the memory of a process, at the most: with kernels / of the dense step, each in its own."""
+    batch = arguments.batch or BATCHES.get(name, 128)
+    dense, sparse = (in_fresh_process(peak, name, batch, arguments.pattern, kept) for kept in (None, density))
+    what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept: peak memory of a step"
+    told = f"dense {dense >> 20} MiB, sparse {sparse >> 20} MiB more than before the first step"
+    return [Row(what, sparse / dense, target=0.75, how=told, details={"dense": dense, "sparse": sparse})]
+
+
+def peak(name: str, batch: int, pattern: str, density: float | None) -> int:
+    """Bytes that the process takes at most in three steps, beyond what it took before: model, batch and libraries."""
+    one_thread()
+    model, x, y = classifier(name, batch)
+    if density is not None:
+        model = tk.sparse_training(model, synthetic(model, pattern, density), x)
+    step = step_of(model, x, y)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def classifier(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -149,10 +214,13 @@ def parts(what: str, step: Step) -> list[Row]:
 
 if __name__ == "__main__":
     options = parser(__doc__)
-    options.add_argument("networks", nargs="*", default=list(TARGETS))
+    options.add_argument("networks", nargs="*", default=list(TARGETS["unstructured"]))
     options.add_argument("--batch", type=int, help="default: 128; 16 of resnet-50-imagenet, 32 x 128 tokens of gpt")
     options.add_argument("--density", type=float, nargs="+", default=[0.2, 0.1, 0.05])
     options.add_argument("--pattern", default="unstructured", help="of the masks, as of `ticketry bench --pattern`")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
+    options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
+    options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
+    options.add_argument("--memory", action="store_true", help="peak memory of steps, dense ones in eager torch")
     main("training", measure, options)
