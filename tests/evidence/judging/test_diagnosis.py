@@ -28,6 +28,10 @@ def test_an_outlier_lies_beyond_three_least_spreads_and_not_at_them() -> None:
     assert told(0.0, 0.0, 0.0, 0.0, -3.0, 3.0, least=1.0).low == ()
     beyond = told(0.0, 0.0, 0.0, 0.0, -3.01, 3.01, least=1.0)
     assert (beyond.low, beyond.high) == ((5,), (6,))
+    assert [reason.split(" the others")[0] for reason in beyond.reasons] == [
+        "dense: seed number 5 lies far below",
+        "dense: seed number 6 lies far above",
+    ]
 
 
 def test_several_collapses_are_listed_and_counted() -> None:

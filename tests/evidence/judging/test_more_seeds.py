@@ -80,3 +80,20 @@ def test_at_least_one_more_is_asked_for() -> None:
     ticket = np.linspace(88, 89, 60)
     made = verdict(ticket.tolist(), (ticket - 0.25).tolist(), claim="matches")
     assert (made.outcome, made.more_seeds) == ("undecided", 1)
+
+
+def test_without_a_spread_one_of_four_fifths_of_the_margin_is_assumed() -> None:
+    """And a true difference of 0, so that the margin is what is to be shown."""
+    planned = seeds_needed(0.5, 0.4, 0.05, least_spread=0.5)
+    assert planned is not None
+    assert planned > 2
+    assert verdict([88.9], [88.2], {"shuffled": [87.0]}).more_seeds == planned - 1
+
+
+def test_seeds_that_hang_together_decide_nothing_where_as_many_others_would() -> None:
+    """Differences that rise from seed to seed: their error is taken to be larger, the estimate is of what it would be
+    without that. One more is the least that is asked for."""
+    ticket, rising = np.linspace(88, 89, 12), np.linspace(-0.45, 0.35, 12)
+    made = verdict(ticket.tolist(), (ticket - rising).tolist(), claim="matches", margin=0.4)
+    assert (made.outcome, made.more_seeds) == ("undecided", 1)
+    assert (seeds_needed(0.35, float(rising.std(ddof=1)), 0.05, least_spread=0.4) or 0) < 12

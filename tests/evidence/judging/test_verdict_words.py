@@ -229,6 +229,12 @@ def test_seeds_that_collapsed_are_counted() -> None:
     )
 
 
+def test_a_rate_is_told_in_whole_per_cent() -> None:
+    """1 - 0.05^(1/4) = 52.7 %."""
+    told = verdict(NEAR[:4], DENSE[:4], claim="matches").assumptions[3]
+    assert told == "none of 4 collapsed: a rate of up to 53 % is not excluded (at 95 %)"
+
+
 def test_two_seeds_tell_of_no_collapse() -> None:
     assert verdict(NEAR[:2], DENSE[:2], claim="matches").assumptions == (
         "seeds share no randomness",
