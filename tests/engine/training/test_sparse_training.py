@@ -396,6 +396,26 @@ def test_transformers() -> None:
     gradients_agree(model, twin, mask)
 
 
+def test_profile_tells_seconds_and_leaves_all_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = resnet().train()
+    x, y = data((3, 16, 16), 16)
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
+    F.cross_entropy(fast(x), y).backward()
+    before, numbers = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    layers = fast.profile(x, rounds=1)
+    assert all(layer.seconds and layer.share for layer in layers if layer.where == "engine")
+    assert sum(layer.share or 0 for layer in layers) == pytest.approx(1)
+    names = {layer.name for layer in layers}
+    assert {"batch norms", "load and store", "pools", "outside of kernels"} <= names
+    assert "batch norms" in repr(fast)
+    assert repr(fast).startswith("Sparse training for ")
+    assert all(torch.equal(one, other) for one, other in zip(before.values(), model.state_dict().values(), strict=True))
+    assert all(torch.equal(one, two.grad) for one, two in zip(gradients, model.parameters(), strict=True))
+    assert torch.equal(numbers, torch.get_rng_state())
+
+
 def test_hooks_run_once() -> None:
     model = nn.Sequential(nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()), nn.Conv2d(16, 16, 3)).train()
     x, seen = torch.randn(8, 8, 9, 9), []

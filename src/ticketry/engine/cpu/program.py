@@ -238,6 +238,8 @@ class Session:
         self._program, self._workspace = program, workspace
         self._whole = True
         """Whether no run was left by an error: who knows how it left the memory, and the threads."""
+        self.seconds: dict[str, float] | None = None
+        """Of operations by their labels, where they are asked for: each then runs by itself, on one thread."""
         self.arena = workspace.arenas[0].bytes
 
     def run(
@@ -266,9 +268,22 @@ class Session:
         else:
             self._run(list(itertools.pairwise(bounds)), None, apart=True)
 
+    def _timed(self, first: int, last: int, images: int, seconds: dict[str, float]) -> None:
+        state, program = self._workspace.states[0], self._program
+        state[State.PART], state[State.PARTS] = 0, 1
+        for number in range(first, last):
+            began = time.perf_counter()
+            program._drive(self._workspace.starts[0], program._first_entry + 8 * number, 1, 0, 1, images, images)
+            label = program.ops[number].label
+            seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - began
+
     def _run(self, ranges: Sequence[tuple[int, int]], images: int | None, *, apart: bool) -> None:
         program, workspace = self._program, self._workspace
         images = program.images if images is None else images
+        if self.seconds is not None:
+            for low, high in ranges if apart else ranges[:1]:
+                self._timed(low, high, images, self.seconds)
+            return
         jobs: list[Job] = []
         for part, (first, last) in enumerate(ranges):
             state = workspace.states[part]

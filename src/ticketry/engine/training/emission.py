@@ -34,6 +34,18 @@ from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Poo
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
 
+MOVES = "load and store"
+"""Label of what brings values into the kernels' layout and out of it."""
+
+_KINDS: dict[type, str] = {
+    Norm: "batch norms",
+    LayerNorm: "layer norms",
+    Relu: "activations",
+    Act: "activations",
+    Sum: "sums of values",
+    Pool: "pools",
+}
+
 
 class Gradients:
     """Gradients of values on the way back: each is made whole before the node that makes the value is done."""
@@ -87,11 +99,14 @@ def planned(
 ) -> Plan:
     """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
     plan = Plan(region, shapes, kept, live, wanted, library, threads)
+    plan.label = MOVES
     for name in region.inputs:
         plan.move(f"load {name}", plan.values[name], out=False)
     for node in region.nodes:
+        plan.label = _label(node)
         _forward(node, plan)
     plan.finish("forward")
+    plan.label = MOVES
     for name in region.outputs:
         plan.move(f"store {name}", plan.values[name], out=True)
     gradients = Gradients(plan)
@@ -100,13 +115,20 @@ def planned(
         plan.move(f"load gradient {name}", gradients.of[name], out=False)
     for node in reversed(region.nodes):
         if node.y in gradients.of:
+            plan.label = _label(node)
             _backward(node, plan, gradients)
     plan.finish("backward")
+    plan.label = MOVES
     for name in region.inputs:
         if name in wanted and name in gradients.of:
             plan.move(f"store gradient {name}", gradients.of[name], out=True)
     plan.link()
     return plan
+
+
+def _label(node: Node) -> str:
+    """A layer's module; of others what they are, all of a kind together."""
+    return node.module if isinstance(node, Conv) else _KINDS[type(node)]
 
 
 def add_copy(plan: Plan, source: Batch, goal: Batch) -> None:

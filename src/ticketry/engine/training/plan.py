@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,8 @@ class Plan:
         self.wanted = wanted
         self.shapes = region.shapes(shapes)
         self.ops: list[Op] = []
+        self.label = ""
+        """Of the operations that are added: what they do, or for which layer."""
         self.stages: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self.prepare: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self._bytes = 0
@@ -200,7 +202,7 @@ class Plan:
         Args:
             begin: what runs before them: one operation, or one for each thread that takes blocks of its own.
         """
-        slot = Slot()
+        slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
         if len(ops) == self.blocks:
             self._waiting.append((ops, list(begin), slot))
             return slot
@@ -224,8 +226,11 @@ class Plan:
 
     def alone(self, op: Op) -> Slot:
         """An operation that only a stage runs."""
-        self.ops.append(op)
+        self.ops += self._labelled([op])
         return Slot(len(self.ops) - 1)
+
+    def _labelled(self, ops: Sequence[Op]) -> list[Op]:
+        return [replace(op, label=self.label) for op in ops]
 
     def finish(self, when: str) -> None:
         """Let nothing wait any more."""
@@ -264,7 +269,7 @@ class Plan:
         for block in range(value.blocks):
             planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
             numbers.append(len(self.ops))
-            self.ops += (store if out else load)(block % _TENSORS, strides, planes)
+            self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes))
         self.moves[key] = numbers
 
     def load(self, call: Call, key: str, tensor: Tensor) -> None:

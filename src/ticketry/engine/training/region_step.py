@@ -50,6 +50,8 @@ class RegionStep:
         self.region, self.masks = region, masks or {}
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
+        self.seconds: dict[str, float] | None = None
+        """Of operations by their labels, where they are asked for, see `Session.seconds`."""
         self._memory = GradientMemory()
 
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -90,6 +92,7 @@ class RegionStep:
         plan = self.plan(inputs, wanted)
         named = dict(zip(self.region.parameters, parameters, strict=True))
         call = Call(plan.program.session(plan.threads), named, self._modules, self._memory)
+        call.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
             plan.load(call, f"load {name}", _filled(tensor.detach(), plan, name))
         return plan, call

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,8 @@ from ticketry.core.sparse_training.hold import Hold
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.example_inputs import as_arguments
-from ticketry.engine.layers import table
+from ticketry.engine.example_inputs import as_arguments, outputs_of
+from ticketry.engine.layers import median_seconds, table
 from ticketry.engine.training.lowering import kind_of
 from ticketry.engine.training.tracing import LAYERS, copy_of
 from ticketry.engine.training.units import Context, Unit, running, units_of
@@ -64,6 +66,9 @@ VERSION = 1
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
 
+OUTSIDE = "outside of kernels"
+
+
 class SparseTraining(nn.Module):
     """See `sparse_training`; `hooks` as of `Hold`."""
 
@@ -82,6 +87,7 @@ class SparseTraining(nn.Module):
         self._model = (model,)
         self._context = Context(Library(find_target(target)))
         self._units: list[Unit] = []
+        self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
         self.update(mask)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
@@ -102,6 +108,7 @@ class SparseTraining(nn.Module):
         self._context.kept, self._context.masks = _kept(model, mask), _masks(model, mask)
         before = {unit.name: unit for unit in self._units}
         self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
+        self._seconds = {}
         for unit in self._units:
             unit.forget()
 
@@ -164,8 +171,70 @@ class SparseTraining(nn.Module):
         with running(self._units):
             yield
 
+    def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
+        """Seconds of each layer, forward and back, on one thread: `layers` and ``print`` tell them from then on.
+
+        Operations are timed one by one. Of other rows, "outside of kernels" is what torch does, and what is done around
+        kernels. Gradients, statistics of norms and random numbers are left as they were.
+        """
+        model = self._model[0]
+        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self._pass(args, kwargs)  # makes plans and kernels
+                self._seconds = median_seconds(lambda: self._timed(args, kwargs), rounds)
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+        return self.layers()
+
+    def _pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._model[0].zero_grad()  # or they would be added to
+        made = [one for one in outputs_of(self(*args, **kwargs)) if one.requires_grad]
+        torch.autograd.backward(made, [torch.ones_like(one) for one in made])
+
+    def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
+        """Seconds of a pass forward and back: of layers, of what else is in kernels, and outside of them."""
+        steps = [step for unit in self._units for step in unit.steps]
+        for step in steps:
+            step.seconds = {}
+        began = time.perf_counter()
+        try:
+            self._pass(args, kwargs)
+            whole, found = time.perf_counter() - began, dict[str, float]()
+            for unit in self._units:
+                for name, seconds in unit.spent().items():
+                    found[name] = found.get(name, 0.0) + seconds
+        finally:
+            for step in steps:
+                step.seconds = None
+        return {**found, OUTSIDE: whole - sum(found.values())}
+
     def layers(self) -> list[Layer]:
-        """A row for each layer with weights: where it runs, its density, and why it is in torch if it is."""
+        """A row for each layer with weights: where it runs, its density, and why it is in torch if it is.
+
+        After `profile` also seconds, and rows for what else takes time.
+        """
+        rows, seconds = self._layers(), self._seconds
+        total, told = sum(seconds.values()), {row.name for row in rows}
+        rows += [
+            Layer(name, "", "torch" if name == OUTSIDE else "engine", "" if name == OUTSIDE else "passes")
+            for name in seconds
+            if name not in told
+        ]
+        times = [
+            (seconds[row.name], seconds[row.name] / total) if row.name in seconds else (None, None) for row in rows
+        ]
+        return [
+            msgspec.structs.replace(row, seconds=spent, share=share)
+            for row, (spent, share) in zip(rows, times, strict=True)
+        ]
+
+    def _layers(self) -> list[Layer]:
         inside = {name for unit in self._units for name in unit.inside()}
         reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
         held = {name.rpartition(".")[0] for name in self.mask}

@@ -149,6 +149,16 @@ class Unit(Substitute):
         """Layers that run in kernels, by their names in the model."""
         return {self.named(node.module) for step in self.steps for node in step.region.nodes if isinstance(node, Conv)}
 
+    def spent(self) -> dict[str, float]:
+        """Seconds of layers, by their names in the model, and of what else is in regions."""
+        inside, found = self.inside(), dict[str, float]()
+        for step in self.steps:
+            for label, seconds in (step.seconds or {}).items():
+                name = self.named(label)
+                name = name if name in inside else label
+                found[name] = found.get(name, 0.0) + seconds
+        return found
+
     def reasons(self) -> dict[str, str]:
         """Layers that run in torch, by their names in the model, and why."""
         captured = None if self.last is None else self.last.captured
