@@ -30,6 +30,7 @@ from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, i
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training import emission_of_tokens
+from ticketry.engine.training.gradients import Gradients
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Pool, Region, Relu, Shape, Sum
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
@@ -45,47 +46,6 @@ _KINDS: dict[type, str] = {
     Sum: "sums of values",
     Pool: "pools",
 }
-
-
-class Gradients:
-    """Gradients of values on the way back: each is made whole before the node that makes the value is done."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.of: dict[str, Batch] = {}
-        needed = set(plan.wanted)
-        for node in plan.region.nodes:
-            if isinstance(node, (Conv, Norm, LayerNorm)) or needed.intersection(node.reads):
-                needed.add(node.y)
-        self.needed = needed
-
-    def take(self, name: str) -> Batch:
-        """The gradient of what a node makes, as it comes to that node."""
-        return self.of.pop(name)
-
-    def give(self, name: str, memory: Batch) -> None:
-        """Memory that holds a gradient of a value: its first, or one to be added."""
-        plan, there = self._plan, self.of.get(name)
-        if there is not None:
-            plan.add_into(memory, there)
-            plan.release(memory)
-        elif name in self.needed:
-            self.of[name] = memory
-        else:
-            plan.release(memory)
-
-    def pass_on(self, name: str, memory: Batch) -> None:
-        """A gradient in the layout of another value, which nobody reads after this, given to a value."""
-        plan = self._plan
-        if name in self.needed and name not in self.of:
-            wanted = plan.gradient_memory(name)
-            if wanted.geometry == memory.geometry:
-                plan.release(wanted)
-            else:
-                add_copy(plan, memory, wanted)
-                plan.release(memory)
-                memory = wanted
-        self.give(name, memory)
 
 
 def planned(
@@ -129,11 +89,6 @@ def planned(
 def _label(node: Node) -> str:
     """A layer's module; of others what they are, all of a kind together."""
     return node.module if isinstance(node, Conv) else _KINDS[type(node)]
-
-
-def add_copy(plan: Plan, source: Batch, goal: Batch) -> None:
-    """A copy of a gradient."""
-    plan.add("backward", operations(Add, [source, goal], plan.live, plan.target, relu=False, residual=False))
 
 
 @singledispatch
