@@ -32,7 +32,7 @@ ALLOWED = {
     "records": LEAVES | {"core"},
     "report": LEAVES | {"lab", "records"},
     "engine": LEAVES | {"core", "records"},
-    "integrations": LEAVES | {"core"},
+    "integrations": LEAVES | {"core", "engine"},
     # Above the rooms. Nothing imports the command line, and no room anything of these.
     "testing": LEAVES | {"search", "lab", "tasks", "core"},
     "experiments": LEAVES | ROOMS,

@@ -24,7 +24,7 @@ class Job:
     """As a ticket's method."""
     one_optimizer: ClassVar[bool] = True
     """Whether steps can be told only where there is a single optimiser."""
-    one_process: ClassVar[bool] = False
+    one_process: bool = False
     """Whether it works in a single process only."""
 
     def __init__(self) -> None:

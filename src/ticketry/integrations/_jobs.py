@@ -17,6 +17,7 @@ from ticketry.core.sparse_training.gradual import Gradual, Schedule, gradual
 from ticketry.core.sparse_training.hold import Hold, hold
 from ticketry.errors import MaskError, UsageError
 from ticketry.integrations._job import Job
+from ticketry.integrations._kernels import Kernels
 
 T = TypeVar("T")
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -28,14 +29,21 @@ class Holding(Job):
     name = "hold"
     one_optimizer = False
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Mask, kernels: Kernels | None = None) -> None:
         super().__init__()
-        self._mask = mask
+        self._mask, self._kernels = mask, kernels or Kernels("dense", None)
+        self.one_process = self._kernels.sparse
         self._hold: Hold | None = None
 
     @property
     def mask(self) -> Mask:
         return self._mask
+
+    def before_step(self, done: int) -> None:
+        self._kernels.enter()
+
+    def after_update(self, done: int) -> None:
+        self._kernels.leave()
 
     def end(self) -> None:
         held = self._hold
@@ -45,6 +53,7 @@ class Holding(Job):
 
     def release(self) -> None:
         super().release()
+        self._kernels.release()
         if self._hold:
             self._hold.release()
             self._hold = None
@@ -53,6 +62,7 @@ class Holding(Job):
         return {"mask": self._mask.digest}
 
     def _attach(self, model: nn.Module, total: int) -> None:
+        self._kernels.attach(model, self._mask)
         self._hold = hold(model, self._mask)
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -65,9 +75,10 @@ class Pruning(Job):
 
     name = "gradual"
 
-    def __init__(self, density: float | None, options: Schedule) -> None:
+    def __init__(self, density: float | None, options: Schedule, kernels: Kernels | None = None) -> None:
         super().__init__()
-        self._density, self._options = density, options
+        self._density, self._options, self._kernels = density, options, kernels or Kernels("dense", None)
+        self.one_process = self._kernels.sparse
         self._gradual: Gradual | None = None
         self._fresh = True
 
@@ -84,7 +95,12 @@ class Pruning(Job):
             )
         pruning.done = done
 
+    def before_step(self, done: int) -> None:
+        self._kernels.follow(self.mask)
+        self._kernels.enter()
+
     def after_update(self, done: int) -> None:
+        self._kernels.leave()
         pruning = _begun(self._gradual)
         while pruning.done < done:
             pruning.step()
@@ -96,6 +112,7 @@ class Pruning(Job):
 
     def release(self) -> None:
         super().release()
+        self._kernels.release()
         if self._gradual:
             self._gradual.release()
 
@@ -104,6 +121,7 @@ class Pruning(Job):
 
     def _attach(self, model: nn.Module, total: int) -> None:
         self._gradual, self._fresh = gradual(model, self._density, steps=total, **self._options), True
+        self._kernels.attach(model, self.mask)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         _begun(self._gradual).load_state_dict(state)

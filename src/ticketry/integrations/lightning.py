@@ -23,6 +23,7 @@ from ticketry.core.sparse_training.gradual import Schedule
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
 from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
+from ticketry.integrations._kernels import Kernels
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -82,13 +83,16 @@ class HoldCallback(_JobCallback):
     The mask is checked when training ends: `HoldError` if a removed weight is not 0.
     """
 
-    def __init__(self, mask: Mask, *, module: str = "") -> None:
+    def __init__(self, mask: Mask, *, module: str = "", kernels: str = "dense", example_inputs: Any = None) -> None:
         """
         Args:
             mask: by names of parameters of the LightningModule, or of the part of it that `module` names.
             module: dotted name of that part, such as ``net`` for ``self.net``.
+            kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
+                errors come when training begins. On a CPU, in float32, in one process.
+            example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
         """
-        super().__init__(Holding(mask), module)
+        super().__init__(Holding(mask, Kernels(kernels, example_inputs)), module)
 
 
 class GradualCallback(_JobCallback):
@@ -99,16 +103,19 @@ class GradualCallback(_JobCallback):
         density: float | None = None,
         *,
         module: str = "",
+        kernels: str = "dense",
+        example_inputs: Any = None,
         **options: Unpack[Schedule],
     ) -> None:
         """
         Args:
             density: fraction of weights kept at the end.
             module: dotted name of the part of the LightningModule that is pruned; all of it if empty.
+            kernels, example_inputs: as of `HoldCallback`; kernels follow the mask.
             options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options), module)
+        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs)), module)
 
 
 class GatesCallback(_JobCallback):

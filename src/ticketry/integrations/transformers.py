@@ -24,6 +24,7 @@ from ticketry.errors import MissingExtraError, UsageError
 from ticketry.integrations._file import read, write
 from ticketry.integrations._job import Job, Owner, check_surroundings, part_of
 from ticketry.integrations._jobs import Gating, Holding, MakeOptimizer, Pruning
+from ticketry.integrations._kernels import Kernels
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -94,14 +95,25 @@ class HoldCallback(_JobCallback):
     The mask is checked when training ends: `HoldError` if a removed weight is not 0.
     """
 
-    def __init__(self, mask: Mask, *, module: str = "", resume_from: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        mask: Mask,
+        *,
+        module: str = "",
+        resume_from: str | Path | None = None,
+        kernels: str = "dense",
+        example_inputs: Any = None,
+    ) -> None:
         """
         Args:
             mask: by names of parameters of the model, or of the part of it that `module` names.
             module: dotted name of that part, such as ``bert``.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
+                errors come when training begins. On a CPU, in float32, in one process.
+            example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
         """
-        super().__init__(Holding(mask), module, resume_from)
+        super().__init__(Holding(mask, Kernels(kernels, example_inputs)), module, resume_from)
 
 
 class GradualCallback(_JobCallback):
@@ -113,6 +125,8 @@ class GradualCallback(_JobCallback):
         *,
         module: str = "",
         resume_from: str | Path | None = None,
+        kernels: str = "dense",
+        example_inputs: Any = None,
         **options: Unpack[Schedule],
     ) -> None:
         """
@@ -120,10 +134,11 @@ class GradualCallback(_JobCallback):
             density: fraction of weights kept at the end.
             module: dotted name of the part of the model that is pruned; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
+            kernels, example_inputs: as of `HoldCallback`; kernels follow the mask.
             options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options), module, resume_from)
+        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs)), module, resume_from)
 
 
 class GatesCallback(_JobCallback):

@@ -1,0 +1,85 @@
+"""Whole trainings in sparse kernels beside dense ones: the difference in accuracy over seeds, as a paired interval.
+
+Each seed is one initialisation, data order and mask (random, of one density over all layers): trained twice from the
+same weights, in torch under the mask and in sparse kernels. The interval is Student's, of the differences; beside it
+stands the spread of the seeds. Stopped and started again, it goes on: what is trained is in the store.
+
+    python benchmarks/training_equivalence.py lenet-5:fashion-mnist resnet-20:cifar10 --store FOLDER --length 3ep
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common import Row, main, one_thread, parser
+from scipy.stats import t
+
+from ticketry.core.prune import prune
+from ticketry.lab.lab import Lab
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Task
+
+KINDS = ("dense", "sparse")
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    one_thread()
+    rows = []
+    for asked in arguments.networks:
+        network, _, name = asked.partition(":")
+        options = dict(option.split("=", 1) for option in arguments.option)
+        task = catalogue.get(name, model=network, options=options)
+        values = {kind: trained(task, kind, arguments) for kind in KINDS}
+        rows += rows_of(asked, values, task.metric.unit, arguments)
+    return rows
+
+
+def trained(task: Task, kind: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of each seed the metric on the test split, the losses on the way, and the kernels."""
+    found = []
+    recipe = task.recipe.changed(length=arguments.length)
+    with Lab(arguments.store / kind, data=arguments.data, device="cpu", precision="fp32", kernels=kind) as lab:
+        for seed in range(arguments.seeds):
+            mask = prune(task.build(), arguments.density, score="random", seed=seed)
+            segment = lab.segment(task, start=seed, order_seed=seed, mask=mask, recipe=recipe)
+            result = lab.train(segment)
+            found.append(
+                {
+                    "kernels": segment.arithmetic.kernels,
+                    "metric": result.metrics["test"][task.metric.name],
+                    "losses": [loss for _, loss in result.record["loss"]],
+                    "steps": segment.steps,
+                }
+            )
+    return found
+
+
+def rows_of(asked: str, values: dict[str, list[dict[str, Any]]], unit: str, arguments: argparse.Namespace) -> list[Row]:
+    """The paired difference with its interval, and the spread of seeds."""
+    dense, sparse = (values[kind] for kind in KINDS)
+    differences = [one["metric"] - other["metric"] for one, other in zip(sparse, dense, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    half = t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5 if n > 1 else float("nan")
+    spread = statistics.stdev(one["metric"] for one in dense) if n > 1 else float("nan")
+    how = (
+        f"{arguments.length} ({dense[0]['steps']} steps), {arguments.density:g} kept, {n} seeds, {sparse[0]['kernels']}"
+    )
+    least = statistics.fmean(one["metric"] for one in dense)
+    return [
+        Row(f"{asked}: sparse - dense, 95 % interval", mean, unit, mean - half, mean + half, how=how, details=values),
+        Row(f"{asked}: standard deviation of seeds, dense", spread, unit, how=f"mean {least:.2f}"),
+    ]
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("networks", nargs="+", help="network:task, as lenet-5:fashion-mnist")
+    options.add_argument("--store", type=Path, required=True, help="folder of both stores")
+    options.add_argument("--option", nargs="*", default=[], help="of the tasks: size=16")
+    options.add_argument("--length", default="10ep")
+    options.add_argument("--density", type=float, default=0.1)
+    options.add_argument("--seeds", type=int, default=5)
+    main("training_equivalence", measure, options)

@@ -1,0 +1,197 @@
+"""Callbacks with sparse kernels: the same training as without, in kernels, in the trainers and without one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import ticketry as tk
+from ticketry.engine.training.region_step import RegionStep
+from ticketry.errors import EngineError, UsageError
+from ticketry.integrations._job import check_surroundings
+from ticketry.integrations._jobs import Holding, Pruning
+from ticketry.integrations._kernels import Kernels
+
+pytest.importorskip("llvmlite")
+
+STEPS = 12
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    )
+
+
+def data(count: int = 32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each region that runs in kernels."""
+    found: list[int] = []
+    run = RegionStep.__call__
+
+    def counted(self: RegionStep, *args: Any) -> Any:
+        found.append(len(found))
+        return run(self, *args)
+
+    monkeypatch.setattr(RegionStep, "__call__", counted)
+    return found
+
+
+def sparse() -> Kernels:
+    return Kernels("sparse", data()[0][:2])
+
+
+def trained(job: Any) -> tuple[list[float], nn.Module]:
+    """Losses of some steps as a trainer has them, and the model."""
+    model, (x, y), losses = network(), data(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    job.begin(model.train(), STEPS)
+    job.go_on(0)
+    for step in range(STEPS):
+        job.before_step(step)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        job.before_update(None)
+        optimizer.step()
+        job.after_update(step + 1)
+        losses.append(loss.item())
+    job.end()
+    return losses, model
+
+
+def test_a_held_mask(calls: list[int]) -> None:
+    mask = tk.prune(network(), density=0.2, score="random")
+    dense, _ = trained(Holding(mask))
+    assert not calls
+    losses, model = trained(Holding(mask, sparse()))
+    assert len(calls) == STEPS
+    assert losses == pytest.approx(dense, abs=1e-3)
+    assert not any(dict(model.named_parameters())[name][~kept].any() for name, kept in mask.items())
+    model(data()[0])  # in training mode, and in torch again
+    assert len(calls) == STEPS
+
+
+def test_a_mask_that_gets_smaller(calls: list[int]) -> None:
+    options: Any = {"begin": "2it", "end": "8it", "frequency": "2it"}
+    dense, _ = trained(Pruning(0.1, options))
+    job = Pruning(0.1, options, sparse())
+    losses, _ = trained(job)
+    assert 0 < len(calls) < STEPS  # as soon as layers are sparse enough
+    assert losses == pytest.approx(dense, abs=1e-3)
+    assert job.mask.density == pytest.approx(0.1, abs=0.01)
+
+
+def test_training_that_breaks_off_leaves_the_model_as_it_was() -> None:
+    job = Holding(tk.prune(network(), density=0.2, score="random"), sparse())
+    model = network().train()
+    job.begin(model, STEPS)
+    job.before_step(0)
+    assert "forward" in vars(model)
+    job.release()
+    assert "forward" not in vars(model)
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(UsageError, match="kernels 'fast' is not known: dense, sparse"):
+        Kernels("fast", None)
+    for kernels, example in (("sparse", None), ("dense", torch.zeros(1))):
+        with pytest.raises(UsageError, match="together"):
+            Kernels(kernels, example)
+    job = Holding(tk.prune(network(), density=0.2), sparse())
+    with pytest.raises(UsageError, match="trains in one process so far, and this training has 2"):
+        check_surroundings(job, optimizers=1, processes=2)
+    with pytest.raises(EngineError, match="computes in float32 on the CPU"):
+        job.begin(network().double(), STEPS)
+
+
+def test_in_lightning(tmp_path: Path, calls: list[int]) -> None:
+    L = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'ticketry[lightning]'")
+    from ticketry.integrations.lightning import HoldCallback
+
+    class Module(L.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.seen = network(), []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = cross_entropy(self.net(batch[0]), batch[1])
+            self.seen.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    mask = tk.prune(network(), density=0.2, score="random")
+    found = []
+    for more in ({}, {"kernels": "sparse", "example_inputs": data()[0][:2]}):
+        module = Module()
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = L.Trainer(
+                max_steps=STEPS,
+                accelerator="cpu",
+                callbacks=[HoldCallback(mask, module="net", **more)],
+                enable_checkpointing=False,
+                default_root_dir=tmp_path,
+                **quiet,
+            )
+            trainer.fit(
+                module, torch.utils.data.DataLoader([(x, y) for x, y in zip(*data(), strict=True)], batch_size=8)
+            )
+        found.append(module.seen)
+    assert len(calls) == STEPS
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+def test_in_transformers(tmp_path: Path, calls: list[int]) -> None:
+    T = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate")
+    from ticketry.integrations.transformers import HoldCallback
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            scores = self.net(x)
+            return {"loss": cross_entropy(scores, labels), "logits": scores}
+
+    mask = tk.prune(network(), density=0.2, score="random")
+    x, y = data()
+    rows = [{"x": one, "labels": label} for one, label in zip(x, y, strict=True)]
+    found = []
+    for more in ({}, {"kernels": "sparse", "example_inputs": x[:2]}):
+        model = Told()
+        arguments = T.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=STEPS,
+            per_device_train_batch_size=8,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            seed=3,
+        )
+        T.Trainer(model, arguments, train_dataset=rows, callbacks=[HoldCallback(mask, module="net", **more)]).train()
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert len(calls) == STEPS
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
