@@ -74,7 +74,12 @@ def test_example_before_training(names: dict[str, Any]) -> None:
 
 
 def test_every_example_is_run() -> None:
-    run_elsewhere = {"Lightning", "Transformers", "Rewind to pre-trained weights"}  # tests/integrations
+    run_elsewhere = {
+        "Lightning",
+        "Transformers",
+        "Rewind to pre-trained weights",
+        "Steps in sparse kernels",
+    }  # tests/integrations
     run_here = {
         "Hold a mask",
         "Prune before training",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_what_cannot_be() -> None:
         job.begin(network().double(), STEPS)
 
 
-def test_in_lightning(tmp_path: Path, calls: list[int]) -> None:
+def test_in_lightning(tmp_path: Path, calls: list[int], example: Callable[[str], str]) -> None:
     L = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'ticketry[lightning]'")
     from ticketry.integrations.lightning import HoldCallback
 
@@ -138,7 +139,9 @@ def test_in_lightning(tmp_path: Path, calls: list[int]) -> None:
 
     mask = tk.prune(network(), density=0.2, score="random")
     found = []
-    for more in ({}, {"kernels": "sparse", "example_inputs": data()[0][:2]}):
+    told: dict[str, Any] = {"mask": mask, "images": data()[0]}
+    exec(example("Steps in sparse kernels"), told)  # of docs/own-loop.md
+    for callback in (HoldCallback(mask, module="net"), told["callback"]):
         module = Module()
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         with warnings.catch_warnings():
@@ -146,7 +149,7 @@ def test_in_lightning(tmp_path: Path, calls: list[int]) -> None:
             trainer = L.Trainer(
                 max_steps=STEPS,
                 accelerator="cpu",
-                callbacks=[HoldCallback(mask, module="net", **more)],
+                callbacks=[callback],
                 enable_checkpointing=False,
                 default_root_dir=tmp_path,
                 **quiet,
