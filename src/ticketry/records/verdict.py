@@ -109,7 +109,7 @@ class Judged(Part, Generic[Lacking], frozen=True, kw_only=True):
     """Than every one of them; "undecided" where there are none."""
     not_beaten: tuple[Role, ...] = ()
     """Controls that the ticket is not shown to be better than."""
-    claim: Claim
+    claim: str
     margin: Number
     confidence: Number
     n: Count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ticketry.records.verdict import Answer, Claim, Outcome
+from ticketry.records.verdict import Answer, Outcome
 
 
 def answer(p_yes: float, p_no: float, alpha: float) -> Answer:
@@ -10,7 +10,7 @@ def answer(p_yes: float, p_no: float, alpha: float) -> Answer:
     return "yes" if p_yes <= alpha else "no" if p_no <= alpha else "undecided"
 
 
-def outcome(claim: Claim, as_good: Answer, better: Answer) -> Outcome:
+def outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
     """The strongest that is shown.
 
     "wins": as good as dense, and better than every control. "matches": as good as dense. "loses": shown not to be as
