@@ -92,6 +92,24 @@ def test_families(name: str) -> None:
     assert name == "lstm tagger" or any(layer.where == "engine" for layer in fast.layers())
 
 
+class Channels(nn.Module):
+    """Linear layers over the last of four dimensions, which are as many as rows and columns are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.conv(x))
+        return self.two(nn.functional.gelu(self.one(x))) + x
+
+
+def test_linear_layers_over_images() -> None:
+    torch.manual_seed(0)
+    fast = check(Channels(), torch.randn(1, 8, 8, 8))
+    assert {layer.where for layer in fast.layers()} == {"engine"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TORCHVISION if name not in LARGE])
 def test_torchvision(name: str) -> None:

@@ -101,7 +101,8 @@ class _Finder:
             return
         gains = isinstance(made, Conv) and self._gains(made)
         starts = isinstance(made, Conv) and (gains or self._short(made))
-        layout = layouts(node, made)
+        linear = node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Linear)
+        layout = layouts(node, made, linear=linear)
         around = [part for part in self._around(node) if part.tokens in layout]
         part = next((part for part in around if self._may_join(node, part)), None)
         if isinstance(made, Conv) and not starts:

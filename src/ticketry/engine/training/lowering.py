@@ -306,7 +306,7 @@ def draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return attends or bool(_DRAWING.search(str(name)))
 
 
-def layouts(node: fx.Node, made: Node | None) -> set[bool]:
+def layouts(node: fx.Node, made: Node | None, *, linear: bool) -> set[bool]:
     """In which regions a node may be: in those of tokens (True), of images (False).
 
     A linear layer over examples x features is one over images without pixels.
@@ -314,8 +314,8 @@ def layouts(node: fx.Node, made: Node | None) -> set[bool]:
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if made is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
         return {False}
-    if isinstance(made, Conv) and made.window == Window():
-        return {False} if sizes in ({2}, {4}) else {True}
+    if linear:
+        return {False} if sizes == {2} else {True}
     if isinstance(made, (Conv, Norm, Pool)):
         return {False}
     if isinstance(made, LayerNorm):
