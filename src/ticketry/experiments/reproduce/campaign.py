@@ -138,7 +138,9 @@ class _Work:
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
         planned = self._clock.estimate(block)
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
-        self._say(f"{block.run}: replicates {block.first + 1} to {block.last}, about {duration(planned)}, for {many}")
+        count = block.last - block.first
+        more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
+        self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
         began, asked, trained = time.monotonic(), self._lab.ledger.steps_asked, self._lab.ledger.steps_trained
         self._done[block.run].append(execute(self._lab, block.request(self._campaign), command=self._command))
         seconds = time.monotonic() - began

@@ -54,7 +54,7 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
     return [
         [
             run.name,
-            run.title or run.method,
+            run.method,
             run.task,
             run.model,
             str(run.replicates),
