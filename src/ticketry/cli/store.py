@@ -148,7 +148,8 @@ def _pack(arguments: _Pack) -> int:
         print(json.dumps(packed.as_json()))
     else:
         what = "with their weights" if packed.weights else "without weights"
-        print(f"packed {packed.runs} runs, {packed.results} results {what}: {packed.path}, {packed.bytes / 1e6:.2f} MB")
+        runs = f"{packed.runs} run{'s' if packed.runs > 1 else ''}"
+        print(f"packed {runs}, {packed.results} results {what}: {packed.path}, {packed.bytes / 1e6:.2f} MB")
     return 0
 
 
