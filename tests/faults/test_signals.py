@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from faults.searching import QUICK, Search, assert_same, searched_here
+
+pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage handles SIGTERM in its own way")
 
 LONG = ("--recipe.length", "100000it", "--checkpoint-seconds", "1")
 

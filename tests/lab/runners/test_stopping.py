@@ -12,7 +12,10 @@ import pytest
 from ticketry.lab.runners import stopping
 from ticketry.lab.runners.stopping import SIGNALS, Stopped, asked, check, deferred, heeded
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals"),
+    pytest.mark.skipif("coverage" in sys.modules, reason="coverage handles SIGTERM in its own way"),
+]
 
 
 def handlers() -> list[object]:
