@@ -8,8 +8,22 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
+from ticketry.lab.store.files import digest_of
+
 Place = tuple[Any, ...]
 """The keys on the way to a part of a JSON value."""
+
+RUN_FILE: dict[str, Any] = {
+    "method": "iterative",
+    "task": "digits",
+    "replicates": 2,
+    "controls": ["shuffled"],
+    "settings": {"rate": 0.2, "rewind": "3%", "levels": 2, "score": "magnitude"},
+    "recipe": {"length": "10ep", "lr": 0.1, "batch": 64, "milestones": ["50%"]},
+    "seeds": {"initialisation": 0, "order": 1, "mask": 2},
+    "options": {"train": 100},
+}
+"""What a good run file says."""
 
 
 def _nested(depth: int) -> Any:
@@ -104,6 +118,11 @@ def changed_header(data: bytes, draw: Random) -> bytes:
         header = changed(header, draw)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def sealed_values(values: dict[str, Any]) -> bytes:
+    """JSON with a digest that is right."""
+    return json.dumps({**values, "sha256": digest_of(values)}).encode()
 
 
 def toml(values: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fuzz_changes import changed, changed_header, damaged_bytes, toml
+from fuzz_changes import RUN_FILE, changed, changed_header, damaged_bytes, sealed_values, toml
 
 import ticketry as tk
 from flips import KEY, RUN, made
@@ -46,7 +46,7 @@ from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.store_records import damaged
 from ticketry.lab.store import Store
 from ticketry.lab.store.bundle_file import MAGIC
-from ticketry.lab.store.files import digest_of, read_sealed, sealed_bytes
+from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import Retraining, read_info
@@ -70,10 +70,6 @@ def change_json(path: Path, draw: random.Random, seal: Callable[[dict[str, Any]]
     values.pop("sha256", None)
     values = changed(values, draw)
     path.write_bytes(seal(values) if isinstance(values, dict) else json.dumps(values).encode())
-
-
-def sealed(values: dict[str, Any]) -> bytes:
-    return json.dumps({**values, "sha256": digest_of(values)}).encode()
 
 
 def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
@@ -104,7 +100,7 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
 def record(store: Path, draw: random.Random) -> Callable[[], object]:
     pattern = draw.choice(("runs/*/run.json", "evidence/*.json", "campaigns/*.json"))
     path = next(store.glob(pattern))
-    change_json(path, draw, sealed)
+    change_json(path, draw, sealed_values)
 
     def read() -> None:
         if path.parent.name == "campaigns":
@@ -120,7 +116,7 @@ def record(store: Path, draw: random.Random) -> Callable[[], object]:
 
 def results(store: Path, draw: random.Random) -> Callable[[], object]:
     path = draw.choice([*store.glob("results/*/*/*.json"), *store.glob("memo/*/*/*.json"), store / "store.json"])
-    change_json(path, draw, sealed)
+    change_json(path, draw, sealed_values)
 
     def read() -> None:
         opened = Store(store)
@@ -182,20 +178,10 @@ def changed_bundle(data: bytes, draw: random.Random) -> bytes:
 
 def run_file(store: Path, draw: random.Random) -> Callable[[], object]:
     path = store / "again.toml"
-    good: dict[str, Any] = {
-        "method": "iterative",
-        "task": "digits",
-        "replicates": 2,
-        "controls": ["shuffled"],
-        "settings": {"rate": 0.2, "rewind": "3%", "levels": 2, "score": "magnitude"},
-        "recipe": {"length": "10ep", "lr": 0.1, "batch": 64, "milestones": ["50%"]},
-        "seeds": {"initialisation": 0, "order": 1, "mask": 2},
-        "options": {"train": 100},
-    }
     if draw.random() < 0.3:
-        path.write_bytes(damaged_bytes(toml(good).encode(), draw))
+        path.write_bytes(damaged_bytes(toml(RUN_FILE).encode(), draw))
     else:
-        values = changed(good, draw)
+        values = changed(RUN_FILE, draw)
         path.write_text(toml(values) if isinstance(values, dict) else str(values), encoding="utf-8")
 
     def read() -> None:

@@ -12,7 +12,17 @@ from typing import Any
 
 import fuzz_model_file as model_files
 import torch
-from fuzz_changes import HOSTILE, Place, changed, changed_header, damaged_bytes, places, toml
+from fuzz_changes import (
+    HOSTILE,
+    RUN_FILE,
+    Place,
+    changed,
+    changed_header,
+    damaged_bytes,
+    places,
+    sealed_values,
+    toml,
+)
 from graphs import small
 
 import ticketry as tk
@@ -31,7 +41,7 @@ from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.store_records import damaged
 from ticketry.integrations import _file as job_file
 from ticketry.lab.store import Store
-from ticketry.lab.store.files import digest_of, read_sealed
+from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
@@ -76,12 +86,8 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _sealed(values: dict[str, Any]) -> bytes:
-    return json.dumps({**values, "sha256": digest_of(values)}).encode()
-
-
 def _json_put(
-    path: Path, good: dict[str, Any], seal: Callable[[dict[str, Any]], bytes] = _sealed
+    path: Path, good: dict[str, Any], seal: Callable[[dict[str, Any]], bytes] = sealed_values
 ) -> Callable[[Random, bool], None]:
     """Changes of a JSON file with a digest."""
     known: list[Place] = list(places(good))
@@ -327,24 +333,14 @@ def _settings(folder: Path) -> Iterator[Format]:
 
     folder.mkdir(parents=True)
     path = folder / "again.toml"
-    good: dict[str, Any] = {
-        "method": "iterative",
-        "task": "digits",
-        "replicates": 2,
-        "controls": ["shuffled"],
-        "settings": {"rate": 0.2, "rewind": "3%", "levels": 2, "score": "magnitude"},
-        "recipe": {"length": "10ep", "lr": 0.1, "batch": 64, "milestones": ["50%"]},
-        "seeds": {"initialisation": 0, "order": 1, "mask": 2},
-        "options": {"train": 100},
-    }
-    known = list(places(good))
-    path.write_text(toml(good))
+    known = list(places(RUN_FILE))
+    path.write_text(toml(RUN_FILE))
 
     def put(draw: Random, by_bytes: bool) -> None:
         if by_bytes:
-            path.write_bytes(damaged_bytes(toml(good).encode(), draw))
+            path.write_bytes(damaged_bytes(toml(RUN_FILE).encode(), draw))
         else:
-            values = changed(good, draw, known)
+            values = changed(RUN_FILE, draw, known)
             text = toml(values) if isinstance(values, dict) else str(values)
             path.write_bytes(text.encode(errors="surrogatepass"))
 

@@ -185,8 +185,11 @@ class _Finder:
 
     def _gains(self, conv: Conv) -> bool:
         kept = self.kept.get(conv.module)
-        linear = isinstance(self.modules[conv.module], nn.Linear)
-        return kept is not None and float(kept.mean()) <= (LIMIT_LINEAR if linear else LIMIT)
+        return kept is not None and float(kept.mean()) <= self._limit(conv)
+
+    def _limit(self, conv: Conv) -> float:
+        """The density from which on a layer is faster dense."""
+        return LIMIT_LINEAR if isinstance(self.modules[conv.module], nn.Linear) else LIMIT
 
     def _short(self, conv: Conv) -> bool:
         return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
@@ -197,8 +200,7 @@ class _Finder:
             return "not in the mask: faster dense"
         if self._gains(conv):
             return "small linear layers without a convolution: faster dense"
-        limit = LIMIT_LINEAR if isinstance(self.modules[conv.module], nn.Linear) else LIMIT
-        return f"density {float(kept.mean()):.2f}: above {limit} faster dense"
+        return f"density {float(kept.mean()):.2f}: above {self._limit(conv)} faster dense"
 
     def _lowered(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":
