@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,12 +21,14 @@ from ticketry.records.schema import as_json
 
 if TYPE_CHECKING:
     from ticketry.experiments.reproduce.campaign import Outcome
+    from ticketry.experiments.reproduce.campaign_file import Campaign
 
 _DESCRIPTION = """\
 Decide what papers claim. A campaign is a file: runs, and claims that one network is better than another by more than a
 bound. It is checked as a whole, then the searches that decide most claims go first, and replicates are added by planned
 interim analyses until each claim is confirmed, refuted, or undecided at the limit. What the store has is not trained
-again. A page tells claim by claim what was found.
+again. A page tells claim by claim what was found. Precision and kernels are those that the file says, unless they are
+given here.
 
 examples:
   ticketry reproduce stabilizing
@@ -57,7 +59,11 @@ class _Reproduce(Printing, LabOptions):
 def main(words: Sequence[str]) -> int:
     """Carry out one campaign, or all."""
     arguments: Any = parse(_Reproduce, words or ["--help"], prog="ticketry reproduce", description=_DESCRIPTION)
-    outcomes = _outcomes(arguments, shlex.join(["ticketry", "reproduce", *words]))
+    said = {word.partition("=")[0].removeprefix("--") for word in words}
+    chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
+    if chosen.get("precision") == "auto":
+        raise UsageError("a campaign is of one precision on all machines: choose fp32 or bf16")
+    outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     if arguments.json:
         print(json.dumps([{**as_json(one.record), "page": str(one.page), "stopped": one.stopped} for one in outcomes]))
         return 0
@@ -66,7 +72,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _outcomes(arguments: Any, command: str) -> list[Outcome]:
+def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
     from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.campaign import reproduce
     from ticketry.experiments.reproduce.campaign_file import built_in, read_campaign
@@ -78,7 +84,7 @@ def _outcomes(arguments: Any, command: str) -> list[Outcome]:
     for campaign in campaigns:
         with Progress(f"{campaign.name}, {campaign.scale}") as progress:
             outcome = reproduce(
-                campaign,
+                _changed(campaign, chosen),
                 arguments,
                 only=arguments.only,
                 budget=budget,
@@ -89,6 +95,12 @@ def _outcomes(arguments: Any, command: str) -> list[Outcome]:
             )
         found.append(outcome)
     return found
+
+
+def _changed(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
+    """The campaign in the precision and kernels that are given, if they are."""
+    kernels = dict.fromkeys(campaign.runs, chosen["kernels"]) if "kernels" in chosen else campaign.kernels
+    return dataclasses.replace(campaign, precision=chosen.get("precision", campaign.precision), kernels=kernels)
 
 
 def seconds_of(text: str) -> float:

@@ -317,8 +317,9 @@ def _tell(run: Run, report: Path) -> None:
 
 def _again(file: Path, record: RunRecord) -> str:
     """The command that answers from the store what was just trained."""
-    kernels = record.environment.get("kernels")
-    chosen = f" --kernels {kernels} --precision {record.environment['precision']}" if kernels else ""
+    told = {name: record.environment.get(name) for name in ("kernels", "precision")}
+    said = read_run_file(file)  # of an older version it does not say them
+    chosen = "".join(f" --{name} {word}" for name, word in told.items() if word and name not in said)
     return f"ticketry search --config {file} --store {record.store}{chosen}{_trust(file)}"
 
 

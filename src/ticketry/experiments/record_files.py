@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.training.precision import DENSE, Arithmetic
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.segment import Result
 from ticketry.records.schema import as_json, read
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
@@ -62,15 +64,21 @@ def task_told(task: Task, *, parameters: int, prunable: int) -> TaskTold:
     return TaskTold(task.name, str(task.key().get("model", "")), task.metric, parameters, prunable)
 
 
-def environment_told(lab: Lab, arithmetic: Arithmetic) -> dict[str, Any]:
-    """What decided the numbers of a record beside its settings, and when it was made."""
+def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
+    """What decided the numbers of a record beside its settings, and when it was made.
+
+    Args:
+        trained: its networks, which tell what kernels they were trained in.
+    """
+    used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **environment(),
         "device": arithmetic.device,
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         "workers": lab.workers,
-        **({"kernels": lab.kernels.asked} if lab.kernels.asked != DENSE else {}),
+        "kernels": lab.kernels.asked,
+        **({"kernels_used": used} if used else {}),
         "date": now(),
     }
 

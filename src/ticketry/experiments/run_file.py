@@ -29,14 +29,21 @@ _LARGEST = 16 << 20
 """Bytes of a run file."""
 
 
-def run_file(described: Mapping[str, Any], spec: Any) -> str:
-    """The TOML that repeats a run, from its description and the request that its task was made by."""
+def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str] | None = None) -> str:
+    """The TOML that repeats a run.
+
+    Args:
+        described: what was searched for, see `SearchRequest.describe`.
+        spec: the request that its task was made by.
+        chosen: what else decides bits, precision and kernels.
+    """
     top = {
         "method": described["method"],
         "task": spec.name if spec else described["task"].get("name", ""),
         "model": (spec.model if spec else None) or None,  # not written if the task's own
         "replicates": described["replicates"],
         "controls": described["controls"],
+        **(chosen or {}),
     }
     tables = {
         "options": dict(spec.options) if spec else {},

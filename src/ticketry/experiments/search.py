@@ -208,8 +208,10 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
                 seconds=seconds,
             )
         ),
-        environment=environment_told(lab, arithmetic),
+        environment=environment_told(lab, arithmetic, points.segments.values()),
         rounds=points.rounds.rows(),
-        config=run_file(run.describe(), run.task.spec),
+        config=run_file(
+            run.describe(), run.task.spec, {"precision": arithmetic.precision, "kernels": lab.kernels.asked}
+        ),
         store=str(lab.store.paths.root),
     )

@@ -216,6 +216,15 @@ class Lab(Answers):
         finally:
             self._told.prefix = before
 
+    @contextlib.contextmanager
+    def training_in(self, kernels: str) -> Iterator[None]:
+        """Let the segments that are described in a block be trained in other kernels: auto, dense or sparse."""
+        before, self.kernels = self.kernels, Kernels(kernels, self.store, self.course)
+        try:
+            yield
+        finally:
+            self.kernels = before
+
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:

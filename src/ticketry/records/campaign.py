@@ -70,6 +70,18 @@ class Claim(Part, frozen=True, kw_only=True):
     """Training of both sides' runs, those that other claims rest on too."""
 
 
+class TrainedOn(Part, frozen=True, kw_only=True):
+    """What decides the bits of a block of replicates, beside its settings."""
+
+    first: Count
+    last: Count
+    """Of the replicates; the last is not among them."""
+    precision: str = ""
+    kernels: tuple[str, ...] = ()
+    """Those that its networks were trained in; empty if its record does not tell."""
+    processor: str = ""
+
+
 class CampaignRun(Part, frozen=True, kw_only=True):
     """A run of a campaign over its replicates."""
 
@@ -85,6 +97,8 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Done."""
     runs: tuple[str, ...] = ()
     """Names of the searches in the store, block by block."""
+    blocks: tuple[TrainedOn, ...] = ()
+    """Of the same."""
     planned_seconds: NotNegative | None = None
     """Of the blocks that were done, as it was told before."""
     seconds: NotNegative = 0.0

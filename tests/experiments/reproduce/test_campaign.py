@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ticketry.cli.reproduce import seconds_of
 from ticketry.errors import UsageError
 from ticketry.experiments.reproduce.campaign_file import built_in
 from ticketry.lab.store.files import read_sealed
+from ticketry.lab.training.kernels import kernels_here
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 
 SMALL = """
@@ -117,6 +119,59 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert code == 2
     assert "there is no cpu" in err
     assert not (tmp_path / "store" / "results").exists(), "something was trained"
+
+
+def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three replicates are trained in sparse kernels of another name; then the limit is raised, and two more are."""
+    pytest.importorskip("llvmlite")
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    text = SMALL.replace("[scales.demo.runs", '[scales.demo.base]\nkernels = "sparse"\n[scales.demo.runs')
+    text = text.replace("digits", "norms_task:norms").replace("40it", "12it").replace("[0.05]", "[0.2]")
+    text = text.replace("density = 0.05", "density = 0.2").replace("margin = 5", "margin = 60")  # not decided by three
+    words = ["reproduce", str(file), "--store", str(store), "--only", "beat-random", "--trust", "--device", "cpu"]
+    words += ["--workers", "0"]
+
+    file.write_text(text)
+    own = kernels_here()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("ticketry.lab.training.kernels.kernels_here", lambda: "sparse 1 other")
+        assert main(words) == 0
+    assert trained_kernels(store) == {"dense": 3, "sparse 1 other": 6}
+    first = record_of(store)
+    assert [(one.first, one.last, one.kernels) for one in first.runs[0].blocks] == [(0, 3, ("dense", "sparse 1 other"))]
+    (block,) = store.glob("runs/*/run.json")
+    before = block.read_bytes()
+
+    file.write_text(text.replace("interim = [3]", "interim = [3, 5]"))
+    assert main(words) == 0
+    assert block.read_bytes() == before
+    assert trained_kernels(store) == {"dense": 5, "sparse 1 other": 6, own: 4}
+    both = record_of(store)
+    assert [(one.first, one.last, one.kernels) for one in both.runs[0].blocks] == [
+        (0, 3, ("dense", "sparse 1 other")),
+        (3, 5, ("dense", own)),
+    ]
+    assert {one.precision for one in both.runs[0].blocks} == {"fp32"}
+    assert both.claims[0].a.values[:3] == first.claims[0].a.values
+    assert len(both.claims[0].a.values) == 5
+    text = (store / "campaigns" / "small-demo.md").read_text()
+    assert f"fp32 + dense + sparse 1 other (replicates 1 to 3); fp32 + dense + {own} (replicates 4 to 5)" in text
+    assert 'precision = "fp32"\nkernels = "sparse"' in block.with_name("run.toml").read_text()
+
+    # of another precision they are other results: all are trained anew
+    file.write_text(file.read_text().replace('kernels = "sparse"', 'kernels = "dense"\nprecision = "bf16"'))
+    assert main([*words, "--plan"]) == 0
+    other = record_of(store)
+    assert (other.runs[0].replicates, other.claims[0].n) == (0, 0)
+
+
+def trained_kernels(store: Path) -> Counter[str]:
+    """How many networks were trained in which kernels."""
+    told = [read_sealed(file, required=True) for file in (store / "results").rglob("*.json")]
+    whole = [one["segment"]["arithmetic"] for one in told if one["segment"]["last"] == 12]
+    return Counter(one.get("kernels", "dense") for one in whole)
 
 
 def test_budgets_are_times() -> None:

@@ -21,6 +21,12 @@ densities = { few = 0.1 }
 task = "digits"
 recipe = { length = "30it" }
 
+[scales.demo.bases.other]
+task = "digits"
+recipe = { length = "20it" }
+kernels = "sparse"
+interim = [3]
+
 [scales.demo.runs.iterative]
 method = "iterative"
 settings = { densities = [0.3, 0.1] }
@@ -51,7 +57,8 @@ def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, 
     assert campaign.claims
     assert {side.run for claim in campaign.claims for side in (claim.a, claim.b)} <= set(campaign.runs)
     assert all(claim.statement.endswith(".") for claim in campaign.claims)
-    assert campaign.plan.at[0] >= 3, "three replicates at least"
+    assert all(plan.at[0] >= 3 for plan in campaign.plans.values()), "three replicates at least"
+    assert campaign.precision == "fp32", "results of several machines are of one precision"
 
 
 def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> None:
@@ -61,7 +68,7 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
         ("better at 30 %", 0.3),
     ]
     assert [(claim.a.level, claim.b.level) for claim in campaign.claims] == [(2, 2), (1, 1)]
-    assert campaign.plan.at == (3, 5)
+    assert {plan.at for plan in campaign.plans.values()} == {(3, 5)}
     run = campaign.runs["iterative"]
     assert (run.method.name, run.recipe.length, run.controls) == ("iterative", "30it", ("shuffled",))
     assert planned_densities(run) == {0.3: 1, 0.1: 2}
@@ -93,6 +100,12 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
         ('task = "digits"', 'task = "uci-energy"', r"differ from replicate to replicate: give its option split"),
         ("[scales.demo.runs.gradual]", '[scales.demo.runs.gradual]\ntask = "mnist"', r"of different tasks"),
         ('density = ["', 'scales = ["cpu"]\ndensity = ["', r"claims: none is made at the scale demo"),
+        ('method = "gradual"', 'method = "gradual"\nbase = "of"', r"gradual: base 'of' is none .* which are other$"),
+        ('method = "gradual"', 'method = "gradual"\nbase = "other"', r"iterative is judged at \(3, 5\) replicates and"),
+        ("interim = [3]", "interim = [1]", r"scales\.demo\.bases\.other\.interim: interim analyses at \(1,\)"),
+        ('task = "digits"', 'task = "digits"\nprecision = "auto"', r"scales.*precision cannot be what it is: .*'auto'"),
+        ('task = "digits"', 'task = "digits"\nkernels = "some"', r"scales.*kernels cannot be what it is: .*'some'"),
+        ('method = "gradual"', 'method = "gradual"\nprecision = "fp32"', r"runs.* unknown field `precision`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, after: str, match: str) -> None:
@@ -101,6 +114,27 @@ def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, a
     with pytest.raises(UsageError, match=match) as told:
         read_campaign(path, "demo")
     assert str(path) in str(told.value)
+
+
+def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicates(tmp_path: Path) -> None:
+    text = GOOD.replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
+    text = text.replace('method = "iterative"', 'base = "other"\nmethod = "iterative"')
+    campaign = read_campaign(written(tmp_path, text), "demo")
+    assert {run.recipe.length for run in campaign.runs.values()} == {"20it"}
+    assert {claim.plan.at for claim in campaign.claims} == {(3,)}
+    assert set(campaign.kernels.values()) == {"sparse"}
+    campaign = read_campaign(written(tmp_path, text.replace("interim = [3]\n", "")), "demo")
+    assert {claim.plan.at for claim in campaign.claims} == {(3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("said", "precision", "kernels"),
+    [("", "fp32", "dense"), ('precision = "bf16"\n', "bf16", "dense"), ('kernels = "auto"\n', "fp32", "auto")],
+)
+def test_precision_and_kernels_of_the_base(tmp_path: Path, said: str, precision: str, kernels: str) -> None:
+    path = written(tmp_path, GOOD.replace("[scales.demo.base]\n", f"[scales.demo.base]\n{said}"))
+    campaign = read_campaign(path, "demo")
+    assert (campaign.precision, *campaign.kernels.values()) == (precision, kernels, kernels)
 
 
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:

@@ -15,4 +15,4 @@ def test_the_campaign_of_the_page_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(block)
     campaign = read_campaign(tmp_path / "mine.toml", "demo")
     assert [claim.name for claim in campaign.claims] == ["weights-matter"]
-    assert campaign.plan.at == (3, 5, 7, 10)
+    assert campaign.claims[0].plan.at == (3, 5, 7, 10)

@@ -31,6 +31,7 @@ CLAIM = Hypothesis(
     margin=0.5,
     confidence=0.95,
     family="all",
+    plan=InterimAnalyses((5,)),
 )
 
 
@@ -50,7 +51,7 @@ def block(values: list[float], metric: str = "accuracy") -> RunRecord:
 
 A = [91.2, 91.6, 91.9, 91.4, 91.5]
 B = [87.1, 88.0, 87.3, 87.9, 87.2]
-ONE_LOOK = InterimAnalyses((5,))
+ONE_LOOK = CLAIM.plan
 
 
 def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan: InterimAnalyses) -> Any:
@@ -58,12 +59,12 @@ def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan:
         "one": [block(values, claim.metric) for values in a],
         "other": [block(values, claim.metric) for values in b],
     }
-    return decide([claim], records, plan, {"one": 0.01, "other": 0.01})[0]
+    return decide([replace(claim, plan=plan)], records, {"one": 0.01, "other": 0.01})[0]
 
 
 @pytest.mark.parametrize("above", [0.0, 3.0, -0.5, 4.0])
 def test_p_values_are_those_of_the_shifted_pairs(above: float) -> None:
-    found = decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).told(ONE_LOOK, 0.0)
+    found = decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).told(0.0)
     shifted = compare(A, [value + above for value in B], margin=0.5, resolution=0.01, least_spread=0.5)
     assert found.p_confirmed == pytest.approx(shifted.p_superior)
     assert found.p_refuted == pytest.approx(shifted.p_worse)
@@ -108,11 +109,9 @@ def test_only_planned_numbers_of_replicates_are_judged_and_they_are_paid_for() -
 def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     claims = [replace(CLAIM, name=f"claim {number}", above=2.8 + 0.01 * number) for number in range(6)]
-    alone = decide(claims[:1], records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
-    together = decide(claims, records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
-    apart = decide([replace(claim, family=claim.name) for claim in claims], records, ONE_LOOK, {})[0].told(
-        ONE_LOOK, 0.0
-    )
+    alone = decide(claims[:1], records, {})[0].told(0.0)
+    together = decide(claims, records, {})[0].told(0.0)
+    apart = decide([replace(claim, family=claim.name) for claim in claims], records, {})[0].told(0.0)
     assert together.p_confirmed == pytest.approx(6 * alone.p_confirmed)
     assert apart.p_confirmed == alone.p_confirmed
 
@@ -120,9 +119,9 @@ def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
 def test_a_claim_without_runs_counts_in_its_family() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))
-    found = decide([CLAIM, waiting], records, ONE_LOOK, {})
-    alone = decide([CLAIM], records, ONE_LOOK, {})[0].told(ONE_LOOK, 0.0)
-    assert found[0].told(ONE_LOOK, 0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
+    found = decide([CLAIM, waiting], records, {})
+    alone = decide([CLAIM], records, {})[0].told(0.0)
+    assert found[0].told(0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
     assert (found[1].found, found[1].n) == ("undecided", 0)
 
 
@@ -131,15 +130,16 @@ def test_a_claim_without_runs_counts_in_its_family() -> None:
 
 def test_what_most_undecided_claims_need_comes_first() -> None:
     plan = InterimAnalyses((3, 5))
-    third = replace(CLAIM, name="third", b=Side("third", "ticket", 1), family="third")
-    found = decide([CLAIM, third], {}, plan, {})
-    assert list(missing(found, {}, plan)) == [
+    claim = replace(CLAIM, plan=plan)
+    third = replace(claim, name="third", b=Side("third", "ticket", 1), family="third")
+    found = decide([claim, third], {}, {})
+    assert list(missing(found, {})) == [
         Block("one", 0, 0, 3),
         Block("other", 0, 0, 3),
         Block("third", 0, 0, 3),
     ]
-    assert missing(found, {}, plan)[Block("one", 0, 0, 3)] == ("better", "third")
-    later = missing(found, {"one": 1, "other": 1}, plan)
+    assert missing(found, {})[Block("one", 0, 0, 3)] == ("better", "third")
+    later = missing(found, {"one": 1, "other": 1})
     assert list(later) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5), Block("third", 0, 0, 3)] or list(later) == [
         Block("third", 0, 0, 3),
         Block("one", 1, 3, 5),
@@ -150,8 +150,8 @@ def test_what_most_undecided_claims_need_comes_first() -> None:
 def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     done = {"one": 1, "other": 1}
-    assert missing(decide([CLAIM], records, ONE_LOOK, {}), done, ONE_LOOK) == {}
-    undecided = decide([replace(CLAIM, above=4.0)], records, ONE_LOOK, {})
+    assert missing(decide([CLAIM], records, {}), done) == {}
+    undecided = decide([replace(CLAIM, above=4.0)], records, {})
     assert undecided[0].found == "undecided"
-    assert missing(undecided, done, ONE_LOOK) == {}
-    assert undecided[0].told(ONE_LOOK, 0.0).more is None or undecided[0].told(ONE_LOOK, 0.0).more > 0
+    assert missing(undecided, done) == {}
+    assert undecided[0].told(0.0).more is None or undecided[0].told(0.0).more > 0

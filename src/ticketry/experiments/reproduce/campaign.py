@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ticketry.errors import UsageError
@@ -20,7 +20,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.records.campaign import CampaignRecord, CampaignRun, FileVersion, MethodRow
+from ticketry.records.campaign import CampaignRecord, CampaignRun, FileVersion, MethodRow, TrainedOn
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
@@ -57,7 +57,11 @@ def reproduce(
 ) -> Outcome:
     """Decide the claims of a campaign. Everything that was trained before, for whatever, is taken from the store.
 
+    Blocks of replicates that are done in the campaign's precision are taken as they are, whatever kernels they were
+    trained in: the record tells. New ones are trained in those of this machine.
+
     Args:
+        options: but for precision and kernels, which are the campaign's.
         only: names of claims; by default all. Others are told as they stand.
         budget: seconds: no block of replicates is begun that would likely end later.
         dry: only plan, and measure steps.
@@ -68,7 +72,8 @@ def reproduce(
         TicketryError: for whatever makes training impossible.
     """
     wanted = _chosen(campaign, tuple(only))
-    with opened(options, None, on_event) as lab:
+    chosen = replace(options, precision=campaign.precision)
+    with opened(chosen, None, on_event) as lab:
         work = _Work(lab, campaign, command, say)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
@@ -97,9 +102,7 @@ class _Work:
         self._versions = _versions(campaign, earlier)
         self._planned = {run.name: run.planned_seconds or 0.0 for run in (earlier.runs if earlier else ())}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
-        self._resolution = {
-            name: resolution(run.task.metric.unit, lab.sizes(run.task)["test"]) for name, run in campaign.runs.items()
-        }
+        self._resolution: dict[str, float | None] = {}
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class _Work:
         """Search block after block; returns why it stopped early, if it did."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
-            waiting = missing(decisions, {name: len(done) for name, done in self._done.items()}, self._campaign.plan)
+            waiting = missing(decisions, {name: len(done) for name, done in self._done.items()})
             if not waiting:
                 return ""
             left = self._clock.whole(list(waiting))
@@ -127,12 +130,16 @@ class _Work:
 
     def decisions(self) -> list[Decision]:
         """What is found of every claim."""
-        return decide(self._campaign.claims, self._done, self._campaign.plan, self._resolution)
+        for name, done in self._done.items():
+            if done and name not in self._resolution:  # sizes are told by data, which a run that waits may not need yet
+                task = self._campaign.runs[name].task
+                self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
+        return decide(self._campaign.claims, self._done, self._resolution)
 
     def _most(self, decisions: list[Decision]) -> float:
         """Seconds of all blocks that are left to those that are not decided."""
         runs = {side.run for one in decisions if one.found == "undecided" for side in (one.claim.a, one.claim.b)}
-        left = [block for run in runs for block in blocks_of(run, self._campaign.plan)[len(self._done[run]) :]]
+        left = [block for run in runs for block in self._blocks(run)[len(self._done[run]) :]]
         return self._clock.whole(left)
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
@@ -142,17 +149,21 @@ class _Work:
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
         began, asked, trained = time.monotonic(), self._lab.ledger.steps_asked, self._lab.ledger.steps_trained
-        self._done[block.run].append(execute(self._lab, block.request(self._campaign), command=self._command))
+        with self._lab.training_in(self._campaign.kernels[block.run]):
+            self._done[block.run].append(execute(self._lab, block.request(self._campaign), command=self._command))
         seconds = time.monotonic() - began
         if self._lab.ledger.steps_trained - trained > (self._lab.ledger.steps_asked - asked) / 2:
             self._clock.took(block, seconds)  # little of it was in the store
         self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
         self.write()
 
+    def _blocks(self, run: str) -> list[Block]:
+        return blocks_of(run, self._campaign.plans[run])
+
     def _blocks_done(self, run: str) -> Iterable[RunRecord]:
-        for block in blocks_of(run, self._campaign.plan):
+        for block in self._blocks(run):
             found = earlier_record(self._paths.run(block.request(self._campaign).name) / "run.json", RunRecord)
-            if found is None:
+            if found is None or found.environment.get("precision") != self._campaign.precision:
                 return
             yield found
 
@@ -172,8 +183,7 @@ class _Work:
             scale=campaign.scale,
             files=self._versions,
             claims=tuple(
-                one.told(campaign.plan, sum(seconds[run] for run in {one.claim.a.run, one.claim.b.run}))
-                for one in decisions
+                one.told(sum(seconds[run] for run in {one.claim.a.run, one.claim.b.run})) for one in decisions
             ),
             runs=runs,
             table=tuple(self._table()),
@@ -211,6 +221,7 @@ class _Work:
             controls=request.controls,
             replicates=sum(one.replicates for one in done),
             runs=tuple(one.name for one in done),
+            blocks=tuple(_trained_on(done)),
             planned_seconds=self._planned.get(name),
             seconds=sum(one.cost.wall_seconds or 0.0 for one in done),
         )
@@ -229,6 +240,20 @@ class _Work:
                 if role == DENSE:
                     seen.add(key)
                 yield _row(name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit)
+
+
+def _trained_on(done: Iterable[RunRecord]) -> Iterator[TrainedOn]:
+    """How each block of replicates was trained."""
+    first = 0
+    for one in done:
+        yield TrainedOn(
+            first=first,
+            last=first + one.replicates,
+            precision=str(one.environment.get("precision", "")),
+            kernels=tuple(one.environment.get("kernels_used", ())),
+            processor=str(one.environment.get("processor", "")),
+        )
+        first += one.replicates
 
 
 def _row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:

@@ -27,6 +27,8 @@ from ticketry.tasks import catalogue
 
 T = TypeVar("T")
 Scale = Literal["demo", "cpu", "paper"]
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["auto", "dense", "sparse"]
 SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
 COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s"}
 """What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
@@ -65,6 +67,8 @@ class Hypothesis:
     margin: float
     confidence: float
     family: str
+    plan: InterimAnalyses
+    """At how many replicates it is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,14 @@ class Campaign:
     scale: Scale
     text: str
     """The file."""
-    plan: InterimAnalyses
+    precision: Precision = "fp32"
+    """Of all its runs, so that results of several machines are of one."""
+    kernels: Mapping[str, str]
+    """Of each run, the word; which ones they are follows from the machine."""
     runs: Mapping[str, SearchRequest]
     """Each as its first replicate."""
+    plans: Mapping[str, InterimAnalyses]
+    """Of each run: at how many replicates its claims are judged."""
     claims: tuple[Hypothesis, ...]
 
     @property
@@ -108,7 +117,7 @@ class _Claim(Struct, forbid_unknown_fields=True):
     scales: tuple[Scale, ...] = SCALES
 
 
-class _Run(Struct, forbid_unknown_fields=True):
+class _Search(Struct, forbid_unknown_fields=True):
     method: str = ""
     task: str = ""
     model: str = ""
@@ -118,10 +127,26 @@ class _Run(Struct, forbid_unknown_fields=True):
     controls: tuple[str, ...] = ()
 
 
+class _Run(_Search):
+    base: str = ""
+
+
+class _Base(_Search):
+    precision: Precision = "fp32"
+    kernels: Kernels = "dense"
+
+
+class _OtherBase(_Search):
+    kernels: Kernels | None = None
+    interim: tuple[int, ...] = ()
+
+
 class _Scale(Struct, forbid_unknown_fields=True):
     runs: dict[str, _Run]
-    base: _Run = msgspec.field(default_factory=_Run)
-    """What runs have that do not say otherwise."""
+    base: _Base = msgspec.field(default_factory=_Base)
+    """What runs have that do not say otherwise; its precision is that of all runs."""
+    bases: dict[str, _OtherBase] = {}
+    """Others, that runs name in the place of that one: of another network or data set."""
     interim: tuple[int, ...] = INTERIM
     densities: dict[str, float] = {}
 
@@ -162,8 +187,10 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         paper=made.file.paper,
         scale=scale,
         text=text,
-        plan=made.plan,
+        precision=made.base.precision,
+        kernels=made.kernels,
         runs=made.runs,
+        plans=made.plans,
         claims=tuple(made.claims()),
     )
 
@@ -185,15 +212,23 @@ class _Reading:
         if scale not in file.scales:
             raise self._wrong("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
         self._scale_name, self._scale = scale, file.scales[scale]
-        self.plan = self._explained(f"scales.{scale}.interim", lambda: InterimAnalyses(self._scale.interim))
+        self.base = self._scale.base
         if not self._scale.runs:
             raise self._wrong(f"scales.{scale}.runs", "it has no runs")
         self.runs = {name: self._run(name, run) for name, run in self._scale.runs.items()}
+        own = self._plan(f"scales.{scale}.interim", self._scale.interim)
+        others = {
+            name: self._plan(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
+            for name, base in self._scale.bases.items()
+        }
+        self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
+        self.kernels = {name: self._kernels(run) for name, run in self._scale.runs.items()}
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _run(self, name: str, run: _Run) -> SearchRequest:
-        base, place = self._scale.base, f"scales.{self._scale_name}.runs.{name}"
+        place = f"scales.{self._scale_name}.runs.{name}"
+        base = self._base_of(run, place)
         method, task = run.method or base.method, run.task or base.task or "digits"
         model, options = run.model or base.model, {**base.options, **run.options}
         settings, recipe = {**base.settings, **run.settings}, {**base.recipe, **run.recipe}
@@ -215,6 +250,20 @@ class _Reading:
             return request_of(found, chosen, own, replicates=1, controls=controls, seeds=seeds, recipe=recipe)
 
         return self._explained(place, made)
+
+    def _base_of(self, run: _Run, place: str) -> _Base | _OtherBase:
+        if not run.base:
+            return self.base
+        if run.base not in self._scale.bases:
+            known = ", ".join(self._scale.bases) or "none"
+            raise self._wrong(place, f"base {run.base!r} is none of scales.{self._scale_name}.bases, which are {known}")
+        return self._scale.bases[run.base]
+
+    def _plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
+        return self._explained(place, lambda: InterimAnalyses(at))
+
+    def _kernels(self, run: _Run) -> str:
+        return (self._scale.bases[run.base].kernels if run.base else None) or self.base.kernels
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
@@ -252,6 +301,12 @@ class _Reading:
         tasks = [self.runs[side.run].task for side in sides]
         if tasks[0].key() != tasks[1].key():
             raise UsageError(f"the runs {sides[0].run} and {sides[1].run} are of different tasks, and make no pairs")
+        plans = [self.plans[side.run] for side in sides]
+        if plans[0] != plans[1]:
+            raise UsageError(
+                f"the run {sides[0].run} is judged at {plans[0].at} replicates and {sides[1].run} at {plans[1].at}:"
+                " give both one interim"
+            )
         metric = tasks[0].metric
         named = claim.metric or metric.name
         if named not in (metric.name, *COSTS):
@@ -273,6 +328,7 @@ class _Reading:
             margin=claim.margin,
             confidence=claim.confidence,
             family=claim.family or self.path.stem,
+            plan=plans[0],
         )
 
     def _side(self, side: _Side, density: float | None) -> Side:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
 from ticketry.experiments.reproduce.campaign_file import COSTS, Hypothesis, Side
 from ticketry.records import campaign as told
@@ -45,7 +44,7 @@ class Decision:
         """Replicates that were judged."""
         return 0 if self.verdict is None else self.verdict.n
 
-    def told(self, plan: InterimAnalyses, seconds: float) -> told.Claim:
+    def told(self, seconds: float) -> told.Claim:
         """As it stands in the record."""
         claim, made = self.claim, self.verdict
         shift = claim.above + claim.margin
@@ -60,7 +59,7 @@ class Decision:
             b=told.Side(claim.b.run, claim.b.role, self.b[: self.n]),
             found=self.found,
             n=self.n,
-            limit=plan.last,
+            limit=claim.plan.last,
             difference=difference,
             interval=interval,
             sd=made.dense.sd if made else None,
@@ -71,14 +70,13 @@ class Decision:
         )
 
 
-_SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b")]
+_SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
 """Of a claim, what its record has under the same name."""
 
 
 def decide(
     claims: Sequence[Hypothesis],
     records: Mapping[str, Sequence[RunRecord]],
-    plan: InterimAnalyses,
     resolution: Mapping[str, float | None],
 ) -> list[Decision]:
     """What the blocks of replicates that are done say of each claim.
@@ -87,10 +85,10 @@ def decide(
         records: of each run its blocks, in order.
         resolution: of each run the smallest step of its task's metric.
     """
-    made = [_judged(claim, records, plan, resolution) for claim in claims]
+    made = [_judged(claim, records, resolution) for claim in claims]
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
-        judged = [made[index].verdict or _nothing(made[index], plan) for index in members]
+        judged = [made[index].verdict or _nothing(made[index].claim) for index in members]
         for index, verdict in zip(members, holm_verdicts(judged), strict=True):
             one = made[index]
             made[index] = Decision(one.claim, one.a, one.b, verdict if one.verdict is not None else None)
@@ -100,26 +98,23 @@ def decide(
 def _judged(
     claim: Hypothesis,
     records: Mapping[str, Sequence[RunRecord]],
-    plan: InterimAnalyses,
     resolution: Mapping[str, float | None],
 ) -> Decision:
     a, b = (_values(claim, side, records.get(side.run, ())) for side in (claim.a, claim.b))
-    at = max((n for n in plan.at if n <= min(len(a), len(b))), default=0)
+    at = max((n for n in claim.plan.at if n <= min(len(a), len(b))), default=0)
     verdict = None
     if at:
         step = _OF_COSTS.get(claim.metric) if claim.metric in COSTS else resolution.get(claim.a.run)
-        verdict = _verdict(claim, a[:at], b[:at], plan, step)
+        verdict = _verdict(claim, a[:at], b[:at], step)
     return Decision(claim, a, b, verdict)
 
 
-def _verdict(
-    claim: Hypothesis, a: Sequence[float], b: Sequence[float], plan: InterimAnalyses, resolution: float | None
-) -> Verdict:
+def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
     shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
     return decide_after(
         a,
         [value + shift for value in b],
-        interim=plan,
+        interim=claim.plan,
         claim="matches",
         margin=claim.margin,
         confidence=claim.confidence,
@@ -128,9 +123,9 @@ def _verdict(
     )
 
 
-def _nothing(decision: Decision, plan: InterimAnalyses) -> Verdict:
+def _nothing(claim: Hypothesis) -> Verdict:
     """The verdict of a claim without replicates: p-values of 1, so that the family is corrected for it too."""
-    return _verdict(decision.claim, [100.0], [100.0], plan, 1.0)
+    return _verdict(claim, [100.0], [100.0], 1.0)
 
 
 def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:

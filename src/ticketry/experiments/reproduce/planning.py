@@ -39,9 +39,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
 
 
-def missing(
-    decisions: Sequence[Decision], done: Mapping[str, int], plan: InterimAnalyses
-) -> dict[Block, tuple[str, ...]]:
+def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
     """The next blocks that undecided claims wait for, with the claims: what most of them need comes first.
 
     Args:
@@ -52,6 +50,7 @@ def missing(
         if one.found != "undecided":
             continue
         runs = {one.claim.a.run, one.claim.b.run}
+        plan = one.claim.plan
         behind = min(done.get(run, 0) for run in runs)
         for run in runs:
             if done.get(run, 0) == behind < len(plan.at):

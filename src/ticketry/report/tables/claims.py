@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ticketry.records.campaign import CampaignRecord, Claim, MethodRow, Side
+from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, MethodRow, Side, TrainedOn
 from ticketry.records.network import DENSE
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import NONE, Style, amount, duration, percent, role_name, short_count, short_p
 
 CLAIMS = ("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "p", "more needed", "training")
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
-RUNS = ("run", "method", "task", "network", "replicates", "planned", "took")
+RUNS = ("run", "method", "task", "network", "replicates", "planned", "took", "trained in")
 
 
 def side_name(side: Side) -> str:
@@ -60,9 +60,24 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
             str(run.replicates),
             NONE if run.planned_seconds is None else duration(run.planned_seconds),
             duration(run.seconds),
+            trained_in(run),
         ]
         for run in record.runs
     ]
+
+
+def trained_in(run: CampaignRun) -> str:
+    """The precision and kernels of a run's networks: with the replicates, where they are not those of all."""
+    blocks: dict[str, list[TrainedOn]] = {}
+    for one in run.blocks:
+        blocks.setdefault(" + ".join(filter(None, (one.precision, *one.kernels))), []).append(one)
+    if len(blocks) <= 1:
+        return "".join(blocks) or NONE
+    told = []
+    for name, those in blocks.items():
+        counts = ", ".join(f"{one.first + 1} to {one.last}" for one in those)
+        told.append(f"{name} (replicates {counts})")
+    return "; ".join(told)
 
 
 def facts(record: CampaignRecord) -> list[str]:
