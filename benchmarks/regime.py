@@ -1,0 +1,89 @@
+"""Which length of training converges: the dense network at several lengths and seeds, on both splits.
+
+A length counts as converged if twice the steps give the dense network at most 0.3 points more. Lengths of campaigns
+are taken from this table, before any ticket is trained (docs/results/regime.md). Stopped and started again, it goes on.
+
+    python benchmarks/regime.py resnet-20:cifar10 --option size=16 --length 4000it 8000it 16000it --store FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Row, main, one_thread, parser
+
+from ticketry.lab.lab import Lab
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Task
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    one_thread()
+    rows = []
+    for asked in arguments.networks:
+        network, _, name = asked.partition(":")
+        options = dict(option.split("=", 1) for option in arguments.option)
+        task = catalogue.get(name, model=network, options=options)
+        recipe = {"batch": arguments.batch} if arguments.batch else {}
+        # by seeds, then by lengths: a run that is stopped has whole seeds
+        found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}
+        for seed in range(arguments.seeds):
+            for length in arguments.length:
+                found[length].append(trained(task, length, seed, recipe, arguments))
+                print(asked, length, found[length][-1], flush=True)
+        rows += rows_of(asked, found, task.metric.unit)
+    return rows
+
+
+def trained(
+    task: Task, length: str, seed: int, recipe: dict[str, int], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The metric and the loss of one dense training, and its seconds of processor time (0 from the store)."""
+    changed = task.recipe.changed(**{**recipe, "length": length})
+    with Lab(arguments.store, data=arguments.data, device="cpu", precision="fp32", kernels=arguments.kernels) as lab:
+        segment = lab.segment(task, start=seed, order_seed=seed, recipe=changed)
+        began = time.process_time()
+        result = lab.train(segment)
+    metrics = result.metrics
+    return {
+        "seed": seed,
+        "steps": segment.steps,
+        "seconds": round(time.process_time() - began, 1),
+        "validation": metrics["validation"][task.metric.name],
+        "test": metrics["test"][task.metric.name],
+        "test loss": metrics["test"].get("loss"),
+        "kernels": segment.arithmetic.kernels,
+    }
+
+
+def rows_of(asked: str, found: dict[str, list[dict[str, Any]]], unit: str) -> list[Row]:
+    """Of each length the mean over seeds with least and greatest, and the gain of the next length."""
+    rows = []
+    lengths = list(found)
+    for length, longer in zip(lengths, [*lengths[1:], None], strict=True):
+        values = [one["test"] for one in found[length]]
+        how = f"{found[length][0]['steps']} steps, {len(values)} seeds"
+        if longer:
+            gains = [b["test"] - a["test"] for a, b in zip(found[length], found[longer], strict=True)]
+            how += f"; {longer} gives {statistics.fmean(gains):+.2f} [{min(gains):+.2f}, {max(gains):+.2f}]"
+        mean = statistics.fmean(values)
+        rows.append(
+            Row(f"{asked}, {length}, test", mean, unit, min(values), max(values), how=how, details=found[length])
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("networks", nargs="+", help="network:task, as resnet-20:cifar10")
+    options.add_argument("--store", type=Path, required=True)
+    options.add_argument("--option", nargs="*", default=[], help="of the tasks: size=16")
+    options.add_argument("--batch", type=int, help="by default the task's")
+    options.add_argument("--length", nargs="+", default=["4000it", "8000it", "16000it"])
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--kernels", default="dense")
+    main("regime", measure, options)
