@@ -17,9 +17,13 @@ from faults.searching import QUICK, Search, assert_same, control, finished_resul
 from samples import sample
 
 
-@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments(tmp_path: Path, moments: int) -> None:
-    killed_at_random(tmp_path, moments, "--levels", "3", "--recipe.length", f"{500 + 25 * moments}it")
+def test_kill_9_at_a_random_moment(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    killed_at_random(tmp_path, 1, undisturbed=undisturbed)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, 20, "--levels", "3", "--recipe.length", "1000it")
 
 
 CARRYING = [language, control]
@@ -52,8 +56,14 @@ def test_kill_9_ten_times_where_more_than_weights_is_carried(tmp_path: Path, kin
     killed_at_random(tmp_path, 10, quick=kind(tmp_path, updates=600, replicates=2))
 
 
-def killed_at_random(tmp_path: Path, moments: int, *long: str, quick: Sequence[str] = QUICK) -> None:
-    """Kill a search so often, go on each time, and compare with one that nobody killed."""
+def killed_at_random(
+    tmp_path: Path,
+    moments: int,
+    *long: str,
+    quick: Sequence[str] = QUICK,
+    undisturbed: dict[str, Any] | None = None,
+) -> None:
+    """Kill a search so often, go on each time, and compare with one that nobody killed, searched here if not given."""
     store, chance = tmp_path / "store", random.Random(moments)
     finished: dict[str, tuple[int, int]] = {}
     killed = 0
@@ -79,7 +89,7 @@ def killed_at_random(tmp_path: Path, moments: int, *long: str, quick: Sequence[s
     result = Search(store, *long, quick=quick).result()
     assert finished.items() <= finished_results(store).items()
     assert killed > moments / 2
-    assert_same(result, searched_here(tmp_path / "undisturbed", *long, quick=quick))
+    assert_same(result, undisturbed or searched_here(tmp_path / "undisturbed", *long, quick=quick))
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
