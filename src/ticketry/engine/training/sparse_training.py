@@ -22,7 +22,7 @@ from ticketry.engine.example_inputs import as_arguments, outputs_of
 from ticketry.engine.layers import median_seconds, table
 from ticketry.engine.training.lowering import kind_of
 from ticketry.engine.training.tracing import LAYERS, copy_of
-from ticketry.engine.training.units import Context, Unit, running, units_of
+from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of
 from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
 
@@ -89,6 +89,7 @@ class SparseTraining(nn.Module):
         self._units: list[Unit] = []
         self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
+        self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)
         self.update(mask)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         self._try(() if named else as_arguments(example_inputs), named)
@@ -158,6 +159,9 @@ class SparseTraining(nn.Module):
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._eager(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         with self.running():
             return self._model[0](*args, **kwargs)
 

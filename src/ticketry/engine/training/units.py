@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -22,6 +23,9 @@ from ticketry.engine.training.region_step import RegionStep
 from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, key_of, traced
 
 _T = TypeVar("_T")
+
+NOT_COMPILED = "sparse training runs kernels of its own, which torch.compile can neither read nor make faster"
+"""Why torch.compile leaves it alone, as it says under ``fullgraph=True``."""
 
 _FORMS = 16
 """Of calls that one module is traced for: what comes in more forms runs in torch."""
@@ -65,12 +69,16 @@ class Unit(Substitute):
         self._forms: dict[tuple[Any, ...], _Form] = {}
         self.last: _Form | None = None
         """The form of the call before."""
+        self._eager = torch.compiler.disable(self._called, reason=NOT_COMPILED)
 
     @property
     def module(self) -> nn.Module:
         return self._module[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._eager(*args, **kwargs)
+
+    def _called(self, *args: Any, **kwargs: Any) -> Any:
         if self.module.training and not self.context.walking:
             form, leaves = self.form(args, kwargs)
             if form.traced is not None and (form.steps or not isinstance(self.module, LAYERS)):
