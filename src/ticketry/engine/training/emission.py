@@ -31,6 +31,7 @@ from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training import emission_of_tokens
 from ticketry.engine.training.gradients import Gradients
+from ticketry.engine.training.lifetimes import lifetimes, read_back
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Pool, Region, Relu, Shape, Sum
 from ticketry.engine.training.plan import Call, Plan
 from ticketry.errors import EngineError
@@ -60,23 +61,34 @@ def planned(
     """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
     plan = Plan(region, shapes, kept, live, wanted, library, threads)
     plan.label = MOVES
+    lives = lifetimes(region)
     for name in region.inputs:
-        plan.move(f"load {name}", plan.values[name], out=False)
-    for node in region.nodes:
+        plan.move(f"load {name}", plan.make(name), out=False)
+    for node, over in zip(region.nodes, lives.after_forward, strict=True):
         plan.label = _label(node)
         _forward(node, plan)
+        for name in over:
+            plan.drop(name)
     plan.finish("forward")
     plan.label = MOVES
     for name in region.outputs:
         plan.move(f"store {name}", plan.values[name], out=True)
+    for name in lives.after_outputs:
+        plan.drop(name)
+    plan.finish("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
         gradients.of[name] = plan.gradient_memory(name)
         plan.move(f"load gradient {name}", gradients.of[name], out=False)
-    for node in reversed(region.nodes):
+    for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
         if node.y in gradients.of:
+            plan.label = _KINDS[Norm]
+            for name in read_back(node):
+                _again(name, lives.again, plan)
             plan.label = _label(node)
             _backward(node, plan, gradients)
+        for name in over:
+            plan.drop(name)
     plan.finish("backward")
     plan.label = MOVES
     for name in region.inputs:
@@ -113,7 +125,7 @@ def _layer(node: Conv, plan: Plan) -> Layer:
 
 @_forward.register
 def _(node: Conv, plan: Plan) -> None:
-    x, y = plan.values[node.x], plan.values[node.y]
+    x, y = plan.values[node.x], plan.make(node.y)
     found = forward(x, y, _layer(node, plan), plan.target)[0]
     slot, gather = plan.add("forward", found.ops), plan.alone(found.gather())
     plan.packed[node.module] = found
@@ -192,8 +204,7 @@ def _count(plan: Plan, value: Batch) -> int:
 
 @_forward.register
 def _(node: Norm, plan: Plan) -> None:
-    x, y = plan.values[node.x], plan.values[node.y]
-    values = [x, y] if node.residual is None else [x, y, plan.values[node.residual]]
+    x = plan.values[node.x]
     count = _count(plan, x)
     if count < 2:
         raise EngineError(
@@ -217,8 +228,25 @@ def _(node: Norm, plan: Plan) -> None:
         call.saved[node.y] = mean, inverse, numbers.copy()
 
     plan.then("forward", statistics)
+    values = [x, plan.make(node.y)] + ([] if node.residual is None else [plan.values[node.residual]])
     flags = {"relu": node.relu, "residual": node.residual is not None}
     scale = plan.add("forward", operations(Scale, values, plan.live, plan.target, **flags))
+
+
+def _again(name: str, makers: Mapping[str, Norm], plan: Plan) -> None:
+    """A value on the way back that a norm made on the way there, if it was not kept."""
+    if name in plan.present:
+        return
+    node = makers[name]
+    _again(node.x, makers, plan)
+    values = [plan.values[node.x], plan.make(node.y, "backward")]
+    found = operations(Scale, values, plan.live, plan.target, relu=node.relu, residual=False)
+    slot = plan.add("backward", found)
+
+    def fill(call: Call) -> None:
+        numbers_of(plan.program.ops[slot.number])[:] = call.saved[node.y][2]
+
+    plan.prepare["backward"].append(fill)
 
 
 def _track(module: Any, mean: Array, variance: Array) -> None:
@@ -289,7 +317,7 @@ def _(node: LayerNorm, plan: Plan, gradients: Gradients) -> None:
 
 @_forward.register
 def _(node: Relu, plan: Plan) -> None:
-    x, y = plan.values[node.x], plan.values[node.y]
+    x, y = plan.values[node.x], plan.make(node.y)
     ops = operations(Scale, [x, y], plan.live, plan.target, relu=True, residual=False)
     numbers_of(ops[0])[:] = 1, 0
     plan.add("forward", ops)
@@ -307,7 +335,9 @@ def _(node: Relu, plan: Plan, gradients: Gradients) -> None:
 
 @_forward.register
 def _(node: Act, plan: Plan) -> None:
-    plan.add("forward", operations(Activated, _values(plan, node.x, node.y), plan.live, plan.target, act=node.act))
+    plan.add(
+        "forward", operations(Activated, [plan.values[node.x], plan.make(node.y)], plan.live, plan.target, act=node.act)
+    )
 
 
 @_backward.register
@@ -321,13 +351,9 @@ def _(node: Act, plan: Plan, gradients: Gradients) -> None:
     plan.release(dy)
 
 
-def _values(plan: Plan, *names: str) -> list[Batch]:
-    return [plan.values[name] for name in names]
-
-
 @_forward.register
 def _(node: Sum, plan: Plan) -> None:
-    values = [plan.values[name] for name in (node.x, node.y, node.other)]
+    values = [plan.values[node.x], plan.make(node.y), plan.values[node.other]]
     plan.add("forward", operations(Add, values, plan.live, plan.target, relu=False, residual=True))
 
 
@@ -343,7 +369,7 @@ def _(node: Sum, plan: Plan, gradients: Gradients) -> None:
 
 @_forward.register
 def _(node: Pool, plan: Plan) -> None:
-    x, y = plan.values[node.x], plan.values[node.y]
+    x, y = plan.values[node.x], plan.make(node.y)
     if node.stride is not None:
         plan.add("forward", [pools.forth_overlapping(x, y, _windows(node))])
         return

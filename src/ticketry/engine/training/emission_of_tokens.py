@@ -22,8 +22,8 @@ from ticketry.engine.training.plan import Call, Plan
 
 def forward(node: nodes.LayerNorm, plan: Plan) -> list[Batch]:
     """The norm, and where it leaves the mean and 1 / deviation of each token for the way back."""
-    x, y = plan.values[node.x], plan.values[node.y]
-    known = [plan.token_memory(node.x) for _ in range(2)]
+    x, y = plan.values[node.x], plan.make(node.y)
+    known = [plan.token_memory(node.x, "forward") for _ in range(2)]
     plan.add("forward", token_operations(TokenMoments, [x, *known], node.epsilon, plan.target))
     slot = plan.add("forward", operations(LayerNorm, [x, y, *known], plan.live, plan.target))
 
@@ -38,10 +38,12 @@ def forward(node: nodes.LayerNorm, plan: Plan) -> list[Batch]:
 
 def backward(node: nodes.LayerNorm, plan: Plan, dy: Batch, dx: Batch, known: list[Batch]) -> None:
     """The gradients of what came in and of the parameters."""
-    x, means = plan.values[node.x], [plan.token_memory(node.x) for _ in range(2)]
+    x, means = plan.values[node.x], [plan.token_memory(node.x, "backward") for _ in range(2)]
     sums = plan.add("backward", token_operations(TokenSums, [dy, x, *known, *means], node.epsilon, plan.target))
     values = [dy, x, dx, *known, *means]
     back = plan.add("backward", operations(LayerNormGradient, values, plan.live, plan.target))
+    for memory in (*known, *means):
+        plan.release(memory)
 
     def fill(call: Call) -> None:
         scale = _scale(node, call)

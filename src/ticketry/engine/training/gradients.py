@@ -38,14 +38,12 @@ class Gradients:
     def pass_on(self, name: str, memory: Batch) -> None:
         """A gradient in the layout of another value, which nobody reads after this, given to a value."""
         plan = self._plan
-        if name in self.needed and name not in self.of:
+        first = name in self.needed and name not in self.of
+        if first and plan.gradient_layout(name).geometry != memory.geometry:
             wanted = plan.gradient_memory(name)
-            if wanted.geometry == memory.geometry:
-                plan.release(wanted)
-            else:
-                add_copy(plan, memory, wanted)
-                plan.release(memory)
-                memory = wanted
+            add_copy(plan, memory, wanted)
+            plan.release(memory)
+            memory = wanted
         self.give(name, memory)
 
 

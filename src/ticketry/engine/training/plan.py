@@ -22,10 +22,12 @@ from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
 from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
+from ticketry.engine.cpu.training.halos import border
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.gradient_memory import GradientMemory
+from ticketry.engine.training.memory import Arena, Place
 from ticketry.engine.training.nodes import Conv, Region, Shape
 from ticketry.errors import EngineError
 
@@ -107,12 +109,15 @@ class Plan:
         """Of the operations that are added: what they do, or for which layer."""
         self.stages: dict[str, list[Stage]] = {"forward": [], "backward": []}
         self.prepare: dict[str, list[Stage]] = {"forward": [], "backward": []}
-        self._bytes = 0
-        self._free: dict[tuple[Any, ...], list[Batch]] = {}
-        self._halos = {name: self._halo(name) for name in self.shapes}
-        self.values = {name: self.memory(name) for name in self.shapes}
+        self._arena = Arena()
+        self._places: dict[int, Place] = {}
+        """Of what is in use, by its offset."""
+        self._borders: list[tuple[Place, Op]] = []
+        self.values: dict[str, Batch] = {}
+        """Where values lie: of those that are not `present`, where they lay."""
+        self.present: set[str] = set()
         self.moves: dict[str, list[int]] = {}
-        self._scratch, self._scratch_bytes, self._scratch_taken = 0, 0, False
+        self._scratch, self._scratch_taken = Place(0, 0, None), False
         self._waiting: list[tuple[list[Op], list[Op], Slot]] = []
         self._later: list[Stage] = []
         self.packed: dict[str, Gathered] = {}
@@ -127,13 +132,16 @@ class Plan:
         Raises:
             EngineError: the batch needs more working memory than kernels reach.
         """
-        live = self.live
-        if self._bytes > _LARGEST:
+        live, size = self.live, self._arena.size
+        if size > _LARGEST:
             raise EngineError(
-                f"a batch of {live} needs {self._bytes >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
+                f"a batch of {live} needs {size >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
                 " train with smaller batches, and add up their gradients"
             )
-        self.program = Program(self.ops, self.blocks * IMAGES, self._bytes, self._library, split="parts")
+        # Zeros that nobody ever overwrites are there from the beginning.
+        stay = {id(op) for place, op in self._borders if self._arena.alone(place)}
+        ops = [replace(op, args=(0, *op.args[1:])) if id(op) in stay else op for op in self.ops]
+        self.program = Program(ops, self.blocks * IMAGES, size, self._library, split="parts")
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -155,40 +163,57 @@ class Plan:
                 return halo_of_gradient(self.shapes[node.x][1:], self.shapes[name][1:], node.window)
         return 0
 
-    def memory(self, name: str) -> Batch:
-        """New memory for a value."""
+    def make(self, name: str, when: str = "forward") -> Batch:
+        """Memory for a value, from now on."""
         channels, *size = self.shapes[name]
-        return self._reserve(Batch.of(channels, (size[0], size[1]), self._halos[name], self.blocks))
+        made = self._reserve(Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks), when)
+        self.values[name] = made
+        self.present.add(name)
+        return made
 
-    def token_memory(self, name: str) -> Batch:
-        """New memory for a number of each token of a value."""
+    def drop(self, name: str) -> None:
+        """No operation to come reads a value, unless it is made again."""
+        if name in self.present:
+            self.present.remove(name)
+            self.release(self.values[name])
+
+    def token_memory(self, name: str, when: str) -> Batch:
+        """Memory for a number of each token of a value."""
         _, *size = self.shapes[name]
-        return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks))
+        return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
     def gradient_memory(self, name: str) -> Batch:
-        """Memory for a gradient of a value: some that nobody uses any more, if there is."""
+        """Memory for a gradient of a value."""
+        return self._reserve(self.gradient_layout(name), "backward")
+
+    def gradient_layout(self, name: str) -> Batch:
+        """How a gradient of a value lies, somewhere."""
         channels, *size = self.shapes[name]
-        made = Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks)
-        free = self._free.get((made.geometry, made.channels))
-        return free.pop() if free else self._reserve(made)
+        return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks)
 
     def release(self, memory: Batch) -> None:
-        """Let others use memory whose halos have stayed zero."""
-        self._free.setdefault((memory.geometry, memory.channels), []).append(memory)
+        """Let others use memory."""
+        self._arena.give(self._places.pop(memory.offset))
 
     def reserve_scratch(self, size: int) -> int:
         """A byte from which on an operation of the way back may use so many, which others used before."""
         if self._scratch_taken:
             self.finish("backward")
         self._scratch_taken = True
-        if size > self._scratch_bytes:
-            self._scratch, self._scratch_bytes = self._bytes, size
-            self._bytes += -(-size // 64) * 64
-        return self._scratch
+        if size > self._scratch.end - self._scratch.begin:
+            if self._scratch.end:
+                self._arena.give(self._scratch)
+            self._scratch, _ = self._arena.take(-(-size // 64) * 64, "scratch")
+        return self._scratch.begin
 
-    def _reserve(self, value: Batch) -> Batch:
-        made = Batch(value.geometry, value.channels, value.blocks, self._bytes)
-        self._bytes += made.bytes
+    def _reserve(self, value: Batch, when: str) -> Batch:
+        place, clean = self._arena.take(value.bytes, (value.geometry, value.channels))
+        self._places[place.begin] = place
+        made = Batch(value.geometry, value.channels, value.blocks, place.begin)
+        if value.geometry.halo and not clean:
+            ops = self._labelled(border(made))
+            self._borders += [(place, op) for op in ops]
+            self.add(when, ops)
         return made
 
     # -- stages ----------------------------------------------------------------------------------------------------
@@ -230,7 +255,7 @@ class Plan:
         return Slot(len(self.ops) - 1)
 
     def _labelled(self, ops: Sequence[Op]) -> list[Op]:
-        return [replace(op, label=self.label) for op in ops]
+        return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def finish(self, when: str) -> None:
         """Let nothing wait any more."""
@@ -248,6 +273,7 @@ class Plan:
             self.stages[when].append(_Run(bounds))
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
+        self._arena.settle()
 
     def add_into(self, value: Batch, other: Batch) -> None:
         """``other += value``, on the way back."""

@@ -89,7 +89,7 @@ class SparseTraining(nn.Module):
         self._units: list[Unit] = []
         self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
-        self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)
+        self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
         self.update(mask)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         self._try(() if named else as_arguments(example_inputs), named)

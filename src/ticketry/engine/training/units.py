@@ -69,7 +69,7 @@ class Unit(Substitute):
         self._forms: dict[tuple[Any, ...], _Form] = {}
         self.last: _Form | None = None
         """The form of the call before."""
-        self._eager = torch.compiler.disable(self._called, reason=NOT_COMPILED)
+        self._eager = torch.compiler.disable(self._called, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
 
     @property
     def module(self) -> nn.Module:
