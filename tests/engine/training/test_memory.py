@@ -1,0 +1,126 @@
+"""Memory of a step that is used again: who has which bytes when, and that nothing is left over in it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ticketry as tk
+from engine.training.test_region_step import library
+from engine.training.test_sparse_training import MODELS, data, same_width
+from samples import sample
+from ticketry.engine.cpu.program import Program
+from ticketry.engine.cpu.training.halos import border
+from ticketry.engine.cpu.training.layout import Batch
+from ticketry.engine.training.lifetimes import lifetimes, read_back
+from ticketry.engine.training.memory import Arena, Place
+from ticketry.engine.training.nodes import Conv, Norm
+from ticketry.tasks.models.resnet import Block, ResNet
+
+SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
+"""Layout -> bytes."""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_places_are_given_once(data: st.DataObject) -> None:
+    """Against a list of who wrote which byte last, whether it may still be read, and by whom."""
+    arena, live, read = Arena(), list[Place](), list[Place]()
+    last: dict[int, tuple[object, int]] = {}
+    for _ in range(data.draw(st.integers(1, 40))):
+        what = data.draw(st.sampled_from(["take", "take", "give", "settle"]))
+        if what == "take":
+            layout = data.draw(st.sampled_from(sorted(SIZES)))
+            place, clean = arena.take(SIZES[layout], layout)
+            assert place.end - place.begin == SIZES[layout]
+            assert place.end <= arena.size
+            assert not any(place.meets(other) for other in live)
+            same = [(other.begin, other.layout) == (place.begin, layout) for other in read if place.meets(other)]
+            assert all(same), "operations that wait may still read other layouts there"
+            before = {last.get(byte) for byte in range(place.begin, place.end)}
+            assert clean == (before == {(layout, place.begin)})
+            last |= dict.fromkeys(range(place.begin, place.end), (layout, place.begin))
+            live.append(place)
+        elif what == "give" and live:
+            place = live.pop(data.draw(st.integers(0, len(live) - 1)))
+            arena.give(place)
+            read.append(place)
+        elif what == "settle":
+            arena.settle()
+            read.clear()
+
+
+def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
+    arena = Arena()
+    one, other = (arena.take(64, name)[0] for name in ("one", "other"))
+    arena.give(one)
+    assert arena.take(64, "third")[0].begin == 128, "operations that wait may still read it"
+    arena.give(other)
+    arena.settle()
+    whole, clean = arena.take(128, "whole")
+    assert (whole.begin, whole.end, clean, arena.size) == (0, 128, False, 192)
+    assert not arena.alone(one)
+    assert arena.alone(Place(128, 192, "third"))
+
+
+@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
+@pytest.mark.parametrize(("size", "halo"), [((5, 7), 1), ((4, 4), 2), ((1, 1), 3)])
+def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
+    value = Batch.of(3, size, halo, blocks=2, offset=128)
+    program = Program(border(value), 32, 128 + value.bytes + 64, library(where))
+    session = program.session()
+    memory = session.arena.view(np.float32)
+    memory[:] = np.arange(1, len(memory) + 1)
+    before = memory.copy()
+    session.run(0, len(program.ops))
+    expected, g = before.copy(), value.geometry
+    for plane in range(3 * 2):
+        start = (128 + plane * g.bytes) // 4
+        inside = {g.position(row, column) for row in range(size[0]) for column in range(size[1])}
+        for position in range(g.bytes // g.step):
+            if position not in inside:
+                expected[start + 16 * position : start + 16 * (position + 1)] = 0
+    assert np.array_equal(memory, expected)
+
+
+def gradients(fast: nn.Module, x: Tensor) -> list[Tensor]:
+    fast.zero_grad()
+    fast(x).square().sum().backward()
+    return [parameter.grad for parameter in fast.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("name", sample(MODELS, ["resnet", "vgg"]))
+def test_a_step_leaves_nothing_to_the_next_one(name: str) -> None:
+    """Bit for bit what a step gives in memory that nobody has used."""
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = build().train()
+    mask = tk.prune(model, density=0.3, distribution="layerwise")
+    x = data(shape, 40)[0]
+    used, fresh = (tk.sparse_training(copy.deepcopy(model), mask, x) for _ in range(2))
+    gradients(used, 100 * x.flip(0))
+    for one, other in zip(gradients(used, x), gradients(fresh, x), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_norms_are_computed_again_and_memory_is_shared() -> None:
+    model = ResNet((3, 16, 16), 10, repeats=(2, 2, 2), width=16, scale=same_width, block=Block).train()
+    x = data((3, 16, 16), 64)[0]
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
+    fast(x).sum().backward()
+    (step,) = (step for unit in fast._units for step in unit.steps)
+    (plan,) = step._plans.values()
+    lives = lifetimes(step.region)
+    assert lives.again
+    for name, maker in lives.again.items():
+        readers = [node for node in step.region.nodes if name in read_back(node)]
+        assert isinstance(maker, Norm)
+        assert all(isinstance(node, Conv) for node in readers)
+    values = sum(value.bytes for value in plan.values.values())
+    assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
