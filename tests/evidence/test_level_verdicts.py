@@ -98,6 +98,13 @@ def test_without_controls_the_claim_is_that_it_matches() -> None:
     assert [one.verdict for one in found] == ["matches", "matches", "loses"]
 
 
+def test_levels_without_controls_are_judged_beside_dense_alone() -> None:
+    found = judge([one for one in rows() if (one.role, one.level) != ("shuffled", 3)], METRIC, examples=10_000)
+    assert [one.claim for one in found] == ["wins", "wins", "matches"]
+    assert [one.verdict for one in found] == ["matches", "wins", "loses"]
+    assert [[each.role for each in one.comparisons] for one in found] == [["dense", "shuffled"]] * 2 + [["dense"]]
+
+
 def test_unequal_budgets_a_missing_replicate_and_nan_are_told() -> None:
     with pytest.raises(UsageError, match=r"unequal budgets .*shuffled: 90 steps"):
         judge(rows(budget=90), METRIC, examples=10_000)

@@ -40,6 +40,7 @@ def from_tables(tables: dict[str, Any]) -> SearchRequest:
         replicates=tables["replicates"],
         seeds=Seeds(**tables["seeds"]),
         controls=tuple(tables["controls"]),
+        control_densities=tuple(tables.get("control_densities", ())),
     )
 
 
@@ -58,6 +59,7 @@ CHANGES = {
     "order": {"seeds": Seeds(order=1)},
     "mask": {"seeds": Seeds(mask=1)},
     "controls": {"controls": ("shuffled",)},
+    "control densities": {"controls": ("shuffled",), "control_densities": (0.8,)},
     "other controls": {"controls": ("random_prune", "shuffled")},
     "rewind": {"settings": ITERATIVE.Settings(rewind="3%")},
     "levels": {"settings": ITERATIVE.Settings(levels=3)},
@@ -96,6 +98,20 @@ def test_a_name_can_be_a_folder():
 def test_an_unknown_control_is_refused():
     with pytest.raises(UsageError, match="placebo"):
         a_run(controls=("placebo",))
+
+
+def test_controls_beside_some_tickets_only():
+    run = a_run(controls=("shuffled", "random_prune"), control_densities=(0.64, 0.41))
+    assert run.controls_at(0.6400001) == ("shuffled", "random_prune")
+    assert run.controls_at(0.4096) == ("shuffled", "random_prune"), "within 2 %"
+    assert run.controls_at(0.512) == ()
+    assert (run.controls_of(5), a_run(controls=("shuffled",)).controls_of(5)) == (4, 5)
+    with pytest.raises(UsageError, match=r"no tickets of density 0.3: it has 0.8, 0.64"):
+        a_run(controls=("shuffled",), control_densities=(0.3,))
+    with pytest.raises(UsageError, match="no controls"):
+        a_run(control_densities=(0.8,))
+    with pytest.raises(UsageError, match="above 0 and at most 1, not 64"):
+        a_run(controls=("shuffled",), control_densities=(64.0,))
 
 
 # -- run files ---------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Live(Progress):
         if self._run.method.levels is None:
             return 0
         levels = self._run.method.levels(self._run.settings)
-        return self._run.replicates * (1 + levels * (1 + len(self._run.controls)))
+        return self._run.replicates * (1 + levels + self._run.controls_of(levels))
 
     def _eta(self) -> str:
         done, of = len(self._points), self._expected()

@@ -58,6 +58,9 @@ class _Common(Printing, LabOptions):
     """Networks that should lose, trained beside each ticket: random_reinit, shuffled, random_prune, others of
     `ticketry list controls`, or none. cyclic and cyclic_random train one mask for as long as the whole search, and are
     no part of the verdict."""
+    control_densities: tuple[float, ...] = ()
+    """Train controls beside tickets of these densities alone; the others are judged beside the dense network only.
+    By default beside all."""
     preset: str = ""
     """A published experiment (see `ticketry list presets`) to take all of this from; other options override it."""
     config: Path | None = None
@@ -171,6 +174,7 @@ def request_by(chosen: Method, arguments: Any) -> SearchRequest:
         arguments.settings,
         replicates=arguments.replicates,
         controls=arguments.controls,
+        control_densities=arguments.control_densities,
         seeds=arguments.seeds,
         recipe=arguments.recipe,
     )
@@ -242,8 +246,9 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         "energy",
     }
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
-    if isinstance(values.get("controls"), str):
-        values["controls"] = (values["controls"],)
+    for name in ("controls", "control_densities"):
+        if name in values and not isinstance(values[name], tuple):
+            values[name] = (values[name],)
     others = {"method", "options", "seeds", "settings", "recipe"}
     unknown = sorted(set(values) - known - others)
     if unknown:

@@ -70,7 +70,7 @@ def judge(
     Args:
         points: of a run's record.
         examples: of the test split.
-        claim: "wins" where there are controls, else "matches".
+        claim: by default "wins" for levels that have controls, else "matches".
         margin: see `default_margin`.
 
     Raises:
@@ -82,7 +82,7 @@ def judge(
     others = sorted({role for _, role, _ in table} - {"dense", "ticket"})
     roles, longer = [role for role in others if role not in LONGER], [role for role in others if role in LONGER]
     levels = sorted({level for level, role, _ in table if role == "ticket"})
-    claim = claim or ("wins" if roles else "matches")
+    present = {(level, role) for level, role, _ in table}
 
     def row(level: int, role: str) -> list[Point]:
         found = [table.get((level, role, replicate)) for replicate in replicates]
@@ -97,13 +97,14 @@ def judge(
     margin = margin or default_margin(metric.unit, values(dense))
     made: list[Verdict] = []
     for level in levels:
-        rows = {role: row(level, role) for role in ("ticket", *roles)}
+        rivals = [role for role in roles if (level, role) in present]
+        rows = {role: row(level, role) for role in ("ticket", *rivals)}
         made.append(
             verdict(
                 values(rows["ticket"]),
                 values(dense),
-                {role: values(rows[role]) for role in roles},
-                claim=claim,
+                {role: values(rows[role]) for role in rivals},
+                claim=claim or ("wins" if rivals else "matches"),
                 margin=margin,
                 confidence=confidence,
                 higher_is_better=metric.higher_is_better,
@@ -135,7 +136,7 @@ def judge(
             density=density,
             **{**judgement(one), "p": raw.p},
             p_holm=one.p,
-            beside=tuple(beside(level, role) for role in longer),
+            beside=tuple(beside(level, role) for role in longer if (level, role) in present),
         )
         for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)
     ]

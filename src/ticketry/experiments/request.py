@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ticketry import search
+from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.search import Method
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.structure import Restructuring
+from ticketry.search.iterative import Settings as IterativeSettings
+from ticketry.search.iterative import level_densities
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task
@@ -32,6 +35,8 @@ another one for runs that are stored."""
 
 
 USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
+TOLERANCE = 0.02
+"""Share by which a ticket's density may be off the one that is asked for by number."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,33 @@ class SearchRequest:
     replicates: int = 3
     seeds: Seeds = field(default_factory=Seeds)
     controls: tuple[str, ...] = ()
+    control_densities: tuple[float, ...] = ()
+    """Of the tickets that have controls; empty if all have."""
 
     def __post_init__(self) -> None:
         check_controls(self.controls)
+        if self.control_densities and not self.controls:
+            raise UsageError("control densities are given, but no controls")
+        planned = planned_densities(self)
+        for density in self.control_densities:
+            if not 0 < density <= 1:
+                raise UsageError(f"a control density is above 0 and at most 1, not {density:g}")
+            if planned:
+                level_of(density, planned, "the search")
+
+    def controls_at(self, density: float) -> tuple[str, ...]:
+        """The controls that are trained beside tickets of a density."""
+        asked = self.control_densities
+        return self.controls if not asked or any(_same(density, one) for one in asked) else ()
 
     def task_of(self, replicate: int) -> Task:
         """The task as that replicate has it: of data with several splits each may have its own."""
         return catalogue.of_replicate(self.task, replicate)
+
+    def controls_of(self, tickets: int) -> int:
+        """How many controls a replicate with so many tickets trains."""
+        beside = len(self.control_densities) if self.control_densities else tickets
+        return min(beside, tickets) * len(self.controls)
 
     @property
     def name(self) -> str:
@@ -60,9 +85,11 @@ class SearchRequest:
 
     def identity(self) -> dict[str, Any]:
         """What names are made of: as described, without what came later and says nothing."""
-        told = asdict(self.settings)
+        told, described = asdict(self.settings), self.describe()
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
-        return self.describe() | {"settings": settings}
+        if not self.control_densities:
+            del described["control_densities"]
+        return described | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
@@ -74,7 +101,36 @@ class SearchRequest:
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
             "controls": list(self.controls),
+            "control_densities": list(self.control_densities),
         }
+
+
+def planned_densities(request: SearchRequest) -> dict[float, int | None]:
+    """The densities of a search's tickets by level, as far as they are known before it: None is its last level."""
+    settings = request.settings
+    if isinstance(settings, IterativeSettings):
+        return {density: level for level, density in enumerate(level_densities(settings), start=1)}
+    if isinstance(targets := getattr(settings, "targets", None), tuple):
+        return {density: level for level, density in enumerate(targets, start=1)}
+    target = getattr(settings, "target", None)
+    return {} if target is None else {float(target): None}
+
+
+def level_of(density: float, planned: Mapping[float, int | None], what: str) -> int | None:
+    """The level of a density that is asked for by number, of those that are planned.
+
+    Raises:
+        UsageError: if there is none; `what` has the tickets.
+    """
+    for one, level in planned.items():
+        if _same(one, density):
+            return level
+    told = ", ".join(f"{one:g}" for one in planned) or "none that is known beforehand"
+    raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")
+
+
+def _same(density: float, asked: float) -> bool:
+    return abs(density / asked - 1) <= TOLERANCE
 
 
 def _in_a_path(name: str) -> str:
@@ -88,6 +144,7 @@ def request_of(
     *,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
+    control_densities: float | Iterable[float] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
 ) -> SearchRequest:
@@ -95,6 +152,7 @@ def request_of(
 
     Args:
         controls: one or several; none, or nothing, for none.
+        control_densities: of the tickets that have controls; all have if nothing is given.
         seeds: of the first replicate; one number for all three.
         recipe: what differs from the task's own, by name; or a whole recipe.
     """
@@ -108,6 +166,9 @@ def request_of(
         replicates=replicates,
         seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
         controls=() if named == ("none",) else named,
+        control_densities=(
+            (control_densities,) if isinstance(control_densities, int | float) else tuple(map(float, control_densities))
+        ),
     )
 
 

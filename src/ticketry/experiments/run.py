@@ -280,6 +280,7 @@ def run(
     *,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
+    control_densities: float | Iterable[float] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
     verify: bool = False,
@@ -294,6 +295,8 @@ def run(
         task: a name of ``ticketry list tasks``, package.module:object, or a task.
         replicates: how many times, each with other seeds.
         controls: networks that should lose, trained beside each ticket; none for an empty list.
+        control_densities: train them beside tickets of these densities alone; the others are judged beside the dense
+            network only.
         seeds: of the first replicate; the next ones count up.
         recipe: how to train; or what differs from the task's own recipe, by name.
         verify: verify the sparsest ticket that looks like a winner, or its procedure, from fresh seeds: see
@@ -309,7 +312,16 @@ def run(
     method = named_method(method)
     what = f"run({method.name!r}, …)"
     settings, lab_options, more = settings_of(options, method.Settings, LabOptions, _More, what=what)
-    request = request_of(method, task, settings, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe)
+    request = request_of(
+        method,
+        task,
+        settings,
+        replicates=replicates,
+        controls=controls,
+        control_densities=control_densities,
+        seeds=seeds,
+        recipe=recipe,
+    )
     made = carry_out(request, lab_options, energy=more.energy)
     if verify:
         made.verify()

@@ -43,6 +43,7 @@ def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str] 
         "model": (spec.model if spec else None) or None,  # not written if the task's own
         "replicates": described["replicates"],
         "controls": described["controls"],
+        "control_densities": described["control_densities"] or None,
         **(chosen or {}),
     }
     tables = {
@@ -105,6 +106,7 @@ class _Entries(Struct):
     device: str = ""
     precision: str = ""
     controls: str | tuple[str, ...] = ()
+    control_densities: float | tuple[float, ...] = ()
     options: dict[str, bool | int | float | str] = {}
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}

@@ -137,6 +137,14 @@ def test_precision_and_kernels_of_the_base(tmp_path: Path, said: str, precision:
     assert (campaign.precision, *campaign.kernels.values()) == (precision, kernels, kernels)
 
 
+def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> None:
+    beside = 'controls = ["shuffled"]\ncontrol_densities = [0.3]'
+    about = GOOD.replace('b = { run = "gradual" }', 'b = { run = "iterative", role = "shuffled" }')
+    path = written(tmp_path, about.replace('controls = ["shuffled"]', beside))
+    with pytest.raises(UsageError, match=r"shuffled beside tickets of density 0.3 alone"):
+        read_campaign(path, "demo")
+
+
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"scales: there is no paper: it has demo"):
         read_campaign(written(tmp_path, GOOD), "paper")

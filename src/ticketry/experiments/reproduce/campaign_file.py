@@ -17,12 +17,10 @@ from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.evidence.paired_comparisons import check_settings
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.request import SearchRequest, named_method, request_of
+from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
-from ticketry.search.iterative import Settings as IterativeSettings
-from ticketry.search.iterative import level_densities
 from ticketry.tasks import catalogue
 
 T = TypeVar("T")
@@ -33,8 +31,6 @@ SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
 COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s"}
 """What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
 better."""
-_TOLERANCE = 0.02
-"""Share by which a claim's density may be off the run's."""
 _SEED = 20_000
 """Of the first replicate: no seed that anybody tries settings with."""
 
@@ -125,6 +121,7 @@ class _Search(Struct, forbid_unknown_fields=True):
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     controls: tuple[str, ...] = ()
+    control_densities: tuple[float | str, ...] = ()
 
 
 class _Run(_Search):
@@ -232,7 +229,7 @@ class _Reading:
         method, task = run.method or base.method, run.task or base.task or "digits"
         model, options = run.model or base.model, {**base.options, **run.options}
         settings, recipe = {**base.settings, **run.settings}, {**base.recipe, **run.recipe}
-        controls = run.controls or base.controls
+        controls, beside = run.controls or base.controls, run.control_densities or base.control_densities
         if not method:
             raise self._wrong(place, "method is missing")
 
@@ -246,8 +243,16 @@ class _Reading:
             if chosen.of_replicate(1):
                 raise UsageError(f"the data of {task} differ from replicate to replicate: give its option split")
             (own,) = settings_of(settings, found.Settings, what=f"settings of {method}")
-            seeds = Seeds.of(_SEED)
-            return request_of(found, chosen, own, replicates=1, controls=controls, seeds=seeds, recipe=recipe)
+            return request_of(
+                found,
+                chosen,
+                own,
+                replicates=1,
+                controls=controls,
+                control_densities=[self._density(place, one) or 0.0 for one in beside] if controls else (),
+                seeds=Seeds.of(_SEED),
+                recipe=recipe,
+            )
 
         return self._explained(place, made)
 
@@ -342,7 +347,10 @@ class _Reading:
             return Side(side.run, DENSE, 0)
         if density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        return Side(side.run, side.role, _level(side.run, planned_densities(request), density))
+        if side.role != TICKET and side.role not in request.controls_at(density):
+            told = ", ".join(f"{one:g}" for one in request.control_densities)
+            raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
+        return Side(side.run, side.role, level_of(density, planned_densities(request), f"the run {side.run}"))
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
@@ -356,22 +364,3 @@ class _Reading:
             raise
         except TicketryError as error:
             raise self._wrong(place, str(error)) from None
-
-
-def planned_densities(request: SearchRequest) -> dict[float, int | None]:
-    """The densities of a run's tickets by level, as far as they are known before it: None is its last level."""
-    settings = request.settings
-    if isinstance(settings, IterativeSettings):
-        return {density: level for level, density in enumerate(level_densities(settings), start=1)}
-    if isinstance(targets := getattr(settings, "targets", None), tuple):
-        return {density: level for level, density in enumerate(targets, start=1)}
-    target = getattr(settings, "target", None)
-    return {} if target is None else {float(target): None}
-
-
-def _level(run: str, planned: Mapping[float, int | None], density: float) -> int | None:
-    for one, level in planned.items():
-        if abs(one / density - 1) <= _TOLERANCE:
-            return level
-    told = ", ".join(f"{one:g}" for one in planned) or "none that is known beforehand"
-    raise UsageError(f"the run {run} has no tickets of density {density:g}: it has {told}")

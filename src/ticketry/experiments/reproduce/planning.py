@@ -100,11 +100,11 @@ class Clock:
 def steps_of(lab: Lab, request: SearchRequest) -> int:
     """About how many steps one replicate trains: the dense network, tickets and controls, and rounds with gates."""
     whole = _dense(lab, request)
-    settings, controls = request.settings, len(request.controls)
+    settings = request.settings
     tickets = request.method.levels(settings) if request.method.levels else 1
     rounds = int(getattr(settings, "rounds", 0) or 0)
     own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
-    return whole.total * (1 + rounds) + tickets * (1 + controls) * own
+    return whole.total * (1 + rounds) + (tickets + request.controls_of(tickets)) * own
 
 
 def _rewinds(settings: object) -> bool:
