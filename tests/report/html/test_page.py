@@ -11,6 +11,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from ticketry.errors import StoreError
+from ticketry.experiments.run import run
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
 from ticketry.report.html.blocks import Cell, Part, Row, Table, Text, pairs
@@ -455,3 +456,15 @@ def test_versions_are_shown_as_people_read_them():
     )
     assert "<td>torch 2.13.0, &lt;b&gt; –</td>" in shown
     assert "Cost" not in shown
+
+
+def test_controls_beside_some_levels_alone_leave_the_other_rows_as_wide(tmp_path):
+    options = {"levels": 2, "rate": 0.5, "replicates": 1, "recipe": {"length": "5it"}, "workers": 0}
+    controls = {"controls": ["shuffled", "cyclic"], "control_densities": 0.25}
+    found = run("iterative", "digits", store=tmp_path, **options, **controls)
+    page = found.report(tmp_path / "page.html").read_text()
+    section = page[page.index('<section id="verdicts">') :]
+    assert "Claim: wins, but matches where there are no controls;" in section
+    read = _Reader(section[section.index("<table") : section.index("</table>") + len("</table>")])
+    head, *rows = read.rows
+    assert [len(row) for row in rows] == [len(head)] * 2

@@ -47,8 +47,8 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
             return None
         text = Text(f"No verdict could be made: {run.verdict_error}", "remark")
         return Section(place.id("verdicts"), "Verdicts", [text])
-    style, first = Style.of(results), run.verdicts[0]
-    controls = [one.role for one in first.comparisons if one.role != DENSE]
+    style, most = Style.of(results), max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
+    controls, longer = [one.role for one in most.comparisons if one.role != DENSE], [one.role for one in most.beside]
     # Differences are positive where tickets are better: of what is better when less, it is they that are taken away.
     less = not run.task.metric.higher_is_better
 
@@ -59,12 +59,12 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
         *("level", "weights remaining, %", Cell("verdict", "verdict")),
         *(("as good as dense", "better than every control") if _answered(run.verdicts) else ()),
         minus("dense") if less else "tickets minus dense",
-        f"{percent(first.confidence, 0)} % interval",
+        f"{percent(most.confidence, 0)} % interval",
         *(minus(role_name(role)) for role in controls),
-        *(f"{minus(role_name(each.role))} (shown only)" for each in first.beside),
+        *(f"{minus(role_name(role))} (shown only)" for role in longer),
         *("n", "p", "p, Holm", "likely more seeds"),
     ]
-    rows = [_verdict_row(style, one, controls, _answered(run.verdicts)) for one in run.verdicts]
+    rows = [_verdict_row(style, one, [*controls, *longer], _answered(run.verdicts)) for one in run.verdicts]
     reasons = [
         (f"level {one.level}, {percent(one.density)} %", "; ".join(one.reasons), one.verdict)
         for one in run.verdicts
@@ -74,9 +74,9 @@ def verdicts_section(results: Results, place: Place) -> Section | None:
         place.id("verdicts"),
         "Verdicts",
         [
-            Table(place.id("table-verdicts"), _verdicts_caption(results, first), head, rows, "verdicts"),
+            Table(place.id("table-verdicts"), _verdicts_caption(results, most), head, rows, "verdicts"),
             Folded("Why, level by level", [Notes(reasons)]) if reasons else None,
-            _assumed(first, style, place),
+            _assumed(most, style, place),
         ],
     )
 
@@ -94,33 +94,34 @@ def _better(judged: Judgement) -> str:
     return f"{judged.better_than_controls}: {names}" if names else judged.better_than_controls
 
 
-def _verdict_row(style: Style, one: LevelVerdict, controls: list[str], answered: bool) -> Row:
-    means = {each.role: style.number(each.mean, sign=True) for each in one.comparisons}
+def _verdict_row(style: Style, one: LevelVerdict, others: list[str], answered: bool) -> Row:
+    means = {each.role: style.number(each.mean, sign=True) for each in (*one.comparisons, *one.beside)}
     cells: list[Cell | str] = [
         percent(one.density),
         Cell(one.verdict, "verdict", chip=True),
         *((one.as_good_as_dense or NONE, Cell(_better(one), "note")) if answered else ()),
         style.number(one.difference, sign=True),
         style.interval(one.interval),
-        *(means.get(role, NONE) for role in controls),
-        *(style.number(each.mean, sign=True) for each in one.beside),
+        *(means.get(role, NONE) for role in others),
         *(str(one.n), short_p(one.p), short_p(one.p_holm), seeds_text(one)),
     ]
     return Row(str(one.level), cells)
 
 
-def _verdicts_caption(results: Results, first: LevelVerdict) -> str:
+def _verdicts_caption(results: Results, most: LevelVerdict) -> str:
     unit = points(results.run.task.metric)
-    others = "the dense network and controls" if len(first.comparisons) > 1 else "the dense network"
+    others = "the dense network and controls" if len(most.comparisons) > 1 else "the dense network"
+    some = any(one.claim != most.claim for one in results.run.verdicts)
+    claim = f"{most.claim}{', but matches where there are no controls' if some else ''}"
     text = (
         f"Each level's tickets against {others}, paired by replicate; a difference above 0 is in the tickets' favour. "
-        f"Claim: {first.claim}; margin {first.margin:.4g}{unit}; confidence {percent(first.confidence, 0)} %. The "
+        f"Claim: {claim}; margin {most.margin:.4g}{unit}; confidence {percent(most.confidence, 0)} %. The "
         f"verdict rests on p after Holm's correction for the {len(results.run.verdicts)} levels. It wins where it is "
         "as good as dense (worse by less than the margin) and better than every control, matches where it is as good "
         "as dense, and loses where it is shown not to be. "
-        f"It is about {first.claims_of}, the search with its settings at that density: what its next ticket will do."
+        f"It is about {most.claims_of}, the search with its settings at that density: what its next ticket will do."
     )
-    if first.beside:
+    if most.beside:
         text += " Shown only: networks trained for as long as the whole search, that no verdict rests on."
     return text
 
