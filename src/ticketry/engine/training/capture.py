@@ -10,13 +10,28 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
+from ticketry.engine.cpu.training.layout import IMAGES
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.lowering import Unknown, draws, layouts, lowered_function, lowered_module
+from ticketry.engine.training.lowering import (
+    Unknown,
+    draws,
+    layouts,
+    lowered_function,
+    lowered_module,
+    shape_of,
+)
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Region, Sum, fused
 
 LIMIT = 0.5
 """Above this density a layer runs in torch. 3x3 convolutions with 64 and 256 channels took 0.6 to 0.8 of torch's time,
 forward and back, with half of their weights, and 0.9 to 1.1 with 70 % (AVX-512, one thread)."""
+
+DENSE = 4
+"""Dense convolutions of a region from which on it pays by what is around them alone. With 32 registers they take 0.5 to
+1.1 of torch's time, about as much where planes are large; norms, ReLUs and sums beside them take a third (AVX-512)."""
+
+FULL = 1.15
+"""Images of whole blocks / those that there are, up to which dense convolutions take part."""
 
 LIMIT_LINEAR = 0.3
 """The same for a linear layer, whose dense products are faster."""
@@ -39,6 +54,8 @@ class Captured:
     order: list[fx.Node | Part]
     reasons: dict[str, str]
     """Layer that has weights -> why it runs in torch."""
+    dense: set[str]
+    """Layers in regions whose pruned weights take part as zeros."""
 
 
 @dataclass
@@ -55,6 +72,13 @@ class Part:
     """Layers whose kernels gain by the mask: convolutions, and linear layers over tokens."""
     pruned: int = 0
     """Weights that other linear layers are spared, see `ALONE`."""
+    dense: set[str] = field(default_factory=set)
+    """Convolutions with all their weights, see `DENSE`."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is faster than its layers in torch."""
+        return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> Region:
         """With what others read as outputs."""
@@ -62,15 +86,16 @@ class Part:
         return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens))
 
 
-def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph) -> Captured:
+def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph, *, dense: bool = False) -> Captured:
     """The steps of a model.
 
     Args:
         kept: of each module under the mask, which weights are kept.
         graph: of a call of it, see `tracing`.
+        dense: whether kernels are fast enough for convolutions with all their weights.
     """
     modules = dict(model.named_modules())
-    finder = _Finder(modules, kept)
+    finder = _Finder(modules, kept, dense)
     random = [node for node in graph.nodes if draws(node, modules)]
     finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
@@ -79,8 +104,8 @@ def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph) -> Cap
 
 
 class _Finder:
-    def __init__(self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array]) -> None:
-        self.modules, self.kept = modules, kept
+    def __init__(self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool) -> None:
+        self.modules, self.kept, self.dense = modules, kept, dense
         self.parts: list[Part] = []
         self.of: dict[fx.Node, Part] = {}
         self.reasons: dict[str, str] = {}
@@ -100,7 +125,9 @@ class _Finder:
                 self.reasons[str(node.target)] = str(why)
             return
         gains = isinstance(made, Conv) and self._gains(made)
-        starts = isinstance(made, Conv) and (gains or self._short(made))
+        short = isinstance(made, Conv) and (gains or self._short(made))
+        dense = isinstance(made, Conv) and not short and self._takes_all(node, made)
+        starts = short or dense
         linear = node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Linear)
         layout = layouts(node, made, linear=linear)
         around = [part for part in self._around(node) if part.tokens in layout]
@@ -118,6 +145,8 @@ class _Finder:
             if part.tokens:
                 self._begin(part, node.all_input_nodes[0])
         self._join(node, made, part)
+        if isinstance(made, Conv) and dense:
+            part.dense.add(made.module)
         if isinstance(made, Conv) and gains:
             if isinstance(self.modules[made.module], nn.Linear) and not part.tokens:
                 part.pruned += int((~self.kept[made.module]).sum())
@@ -194,6 +223,12 @@ class _Finder:
     def _short(self, conv: Conv) -> bool:
         return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
 
+    def _takes_all(self, node: fx.Node, conv: Conv) -> bool:
+        """Whether kernels do all of a convolution as fast as torch: where blocks of images are nearly full."""
+        shape = shape_of(node)
+        images = 0 if shape is None or len(shape) != 4 else int(shape[0])
+        return self.dense and conv.groups == 1 and 0 < -(-images // IMAGES) * IMAGES <= FULL * images
+
     def _dense(self, conv: Conv) -> str:
         kept = self.kept.get(conv.module)
         if kept is None:
@@ -215,7 +250,7 @@ class _Finder:
     def captured(self, graph: fx.Graph) -> Captured:
         """Steps in an order in which they can run."""
         for part in self.parts:
-            if not part.seeds and part.pruned < ALONE:
+            if not part.pays:
                 for node in part.members:
                     del self.of[node]
                 for made in part.nodes:
@@ -239,7 +274,8 @@ class _Finder:
 
         for node in graph.nodes:
             visit(self.of.get(node, node))
-        return Captured(graph, order, self.reasons)
+        dense = {name for part in self.parts if part.pays for name in part.dense}
+        return Captured(graph, order, self.reasons, dense)
 
 
 def _renamed(node: Node, name: Callable[[str], str]) -> Node:

@@ -27,7 +27,9 @@ from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
 
 
-def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target: str = "host") -> SparseTraining:
+def sparse_training(
+    model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host"
+) -> SparseTraining:
     """A module that trains like the model under the mask, with kernels that compute only what is kept.
 
     It has the model's own parameters, buffers and modules under their names: optimisers, state dicts, clipping and
@@ -48,7 +50,8 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
 
     Args:
         model: float32 on the CPU.
-        mask: of parameters of the model.
+        mask: of parameters of the model. None: nothing is pruned, and only convolutions in a row that kernels do as
+            fast as torch take part, with what is between them: on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a dictionary of named ones, the batch first. Other batches may
             have other sizes.
         target: as of `tk.compile`.
@@ -62,7 +65,7 @@ def sparse_training(model: nn.Module, mask: Mask, example_inputs: Any, *, target
     return SparseTraining(model, mask, example_inputs, target=target)
 
 
-VERSION = 1
+VERSION = 2
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
 
@@ -73,7 +76,7 @@ class SparseTraining(nn.Module):
     """See `sparse_training`; `hooks` as of `Hold`."""
 
     def __init__(
-        self, model: nn.Module, mask: Mask, example_inputs: Any, *, target: str = "host", hooks: bool = True
+        self, model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", hooks: bool = True
     ) -> None:
         super().__init__()
         self._hooks = hooks
@@ -95,18 +98,21 @@ class SparseTraining(nn.Module):
         self._try(() if named else as_arguments(example_inputs), named)
         self.train(model.training)
 
-    def update(self, mask: Mask) -> None:
-        """Hold another mask from now on. Tables are made anew at the next step, kernels only where shapes need others.
+    def update(self, mask: Mask | None) -> None:
+        """Hold another mask from now on, or none.
+
+        Tables are made anew at the next step, kernels only where shapes need others.
 
         Raises:
             MaskError: the mask does not fit the model.
         """
         model = self._model[0]
-        held = Hold(model, mask, hooks=self._hooks)
+        held = None if mask is None else Hold(model, mask, hooks=self._hooks)
         if self._hold is not None:
             self._hold.release()
         self._hold, self.mask = held, mask
-        self._context.kept, self._context.masks = _kept(model, mask), _masks(model, mask)
+        masks = {} if mask is None else _masks(model, mask)
+        self._context.kept, self._context.masks = _kept(masks), masks
         before = {unit.name: unit for unit in self._units}
         self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
         self._seconds = {}
@@ -241,7 +247,7 @@ class SparseTraining(nn.Module):
     def _layers(self) -> list[Layer]:
         inside = {name for unit in self._units for name in unit.inside()}
         reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
-        held = {name.rpartition(".")[0] for name in self.mask}
+        held = {name.rpartition(".")[0] for name in self.mask or ()}
         rows = []
         for name, module in self._model[0].named_modules():
             if not isinstance(module, LAYERS):
@@ -295,9 +301,9 @@ def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     return {name: mask[names[id(module.weight)]] for name, module in layers if id(module.weight) in names}
 
 
-def _kept(model: nn.Module, mask: Mask) -> dict[str, Array]:
+def _kept(masks: Mapping[str, Tensor]) -> dict[str, Array]:
     """Of every convolution and linear layer under the mask, which weights are kept: O x I x rows x columns."""
-    kept = {name: tensor.numpy() for name, tensor in _masks(model, mask).items()}
+    kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
         name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
         for name, each in kept.items()

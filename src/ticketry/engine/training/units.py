@@ -134,7 +134,11 @@ class Unit(Substitute):
     def _capture(self, form: _Form, found: Traced) -> None:
         kept, masks = self._own(self.context.kept), self._own(self.context.masks)
         modules = dict(self.module.named_modules())
-        form.captured = capture(self.module, kept, found.graph)
+        # With few registers they are slower.
+        form.captured = capture(self.module, kept, found.graph, dense=self.context.library.target.registers >= 32)
+        for name in form.captured.dense:  # the kernels give whole gradients: who holds the mask masks them
+            kept.pop(name, None)
+            masks.pop(name, None)
         form.steps = {
             id(step): RegionStep(step.region(), modules, kept, self.context.library, masks)
             for step in form.captured.order

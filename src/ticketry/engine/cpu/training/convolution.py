@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
@@ -29,6 +30,12 @@ NEAR = 32_000
 
 SECOND = 3 << 19
 """Bytes of sums that stay in the second cache beside planes."""
+
+PRODUCTS, FEW_PRODUCTS = (4, 5, 6, 3, 2), (2,)
+"""Rows that are multiplied together, with 32 registers and with 16, the best number first."""
+
+LONG = 48
+"""Vectors of a tile whose rows are multiplied together."""
 
 SHARING = 4
 """Rows that share their columns, from which on they are summed together."""
@@ -177,42 +184,51 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
-    cut = tiles(sides, size, lanes, _most(target))
-    made = _filled_up(_tables(_matrix(layer.places, columns, dy, None), x, cut))
+    matrix = _matrix(layer.places, columns, dy, None)
+    groups = _alike(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
+    rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target))
+    cut = tiles(sides, size, lanes, most)
+    made = _filled_up(shared(matrix, groups, chunks=1) if groups else _tables(matrix, x, cut), rows)
     _check(made, x, cut, target)
     several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
-    chunks, near = _chunks(made, FLOAT * lanes // TOGETHER, 1 if several > 1 else layer.threads)
+    width = rows * FLOAT * lanes // TOGETHER
+    chunks, near = _chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
-        chunks, _ = _chunks(made, FLOAT * lanes // TOGETHER, layer.threads)
+        chunks, _ = _chunks(made, width, layer.threads)
     turns = -(-len(made.weights) // lanes)
     vectors = turns * lanes // TOGETHER
     width = vectors * lanes * FLOAT
     scratch, ops = reserve(several * width), []
     owners = [owner for owner, share in enumerate(shares(x.blocks, several)) for _ in share]
     for part in parts(x.blocks, size) if near else [range(x.blocks)]:
-        cut = tiles(sides, size, lanes, _most(target), part)
+        cut = tiles(sides, size, lanes, most, part)
         sums = scratch + width * owners[part.start]
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
-        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide), tuple(args)))
+        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows), tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [Op(Totals(several), (scratch, turns, 0, width)), scatter(made.weights - 1, layer.kept.size)]
     return WeightGradient(begin, ops, end, turns * lanes)
 
 
-def _filled_up(made: Tables) -> Tables:
-    """Tables whose segments have whole sets of columns: the last one again, whose sum is the same bit for bit."""
+def _filled_up(made: Tables, rows: int) -> Tables:
+    """Tables whose segments have whole sets of columns: the last one again, whose sum is the same bit for bit.
+
+    Those of several rows have columns of their own, and weights are in the order of their sums.
+    """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // TOGETHER) * TOGETHER
     first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
-    behind = np.arange(int(filled.sum())) - np.repeat(start, filled)
-    last = np.repeat(counts, filled) - 1
-    source = np.repeat(first, filled) + np.minimum(behind, last)
+    behind = np.minimum(np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled) - 1)
     segments = made.segments.copy()
     segments[:, 0] = filled << FLAG_BITS
-    return replace(made, segments=segments, columns=made.columns[source], weights=made.weights[source])
+    columns = made.columns[np.repeat(first if rows == 1 else made.segments[:, 2], filled) + behind]
+    weights = made.weights[np.repeat(first, filled) + behind]
+    if rows > 1:
+        weights = weights.reshape(-1, TOGETHER, rows).swapaxes(1, 2).reshape(-1)
+    return replace(made, segments=segments, columns=columns, weights=weights)
 
 
 def _reached(window: Window, axis: int, position: int, tap: int) -> int:
@@ -313,6 +329,19 @@ def _groups(matrix: Matrix, target: Target) -> list[list[Array]]:
     if tile < IMAGES * FLOAT:  # not one position
         return []
     return kinds[rows] if target.registers >= 32 or columns * tile <= NEAR // 2 else []
+
+
+def _alike(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
+    """Groups of rows that keep the same columns, in sets of the first of these sizes that divides all of them."""
+    found = []
+    per = len(matrix.weight) // len(matrix.columns)
+    for group in range(len(matrix.columns)):
+        for same in row_groups(matrix.weight[group * per : (group + 1) * per]):
+            if not same.width:
+                return []
+            found.append(same.rows + group * per)
+    size = next((size for size in sizes if not any(len(rows) % size for rows in found)), 0)
+    return [list(rows.reshape(-1, size)) for rows in found] if size else []
 
 
 def _chunks(made: Tables, width: int, threads: int) -> tuple[Array, bool]:

@@ -7,9 +7,13 @@ row stay in registers, and `TOGETHER` columns of the row at a time read the inpu
 added to what earlier tiles gave; the lanes of a column are added up at the end. So every sum has one order, whatever
 the machine does at the same time.
 
+Rows that keep the same columns are multiplied several at a time: for each position of the tile, the output gradients
+of the rows and the inputs of the columns are loaded once, for the products of each with each.
+
 The tables are those of `planes.row_sums` for the layer's forward pass, with columns filled up to whole sets of
-`TOGETHER` in each segment, and vectors of sums in the place of weights. Chunks, of which the sums stay in the second
-cache, go over all tiles one after the other.
+`TOGETHER` in each segment, those of several rows not shared between segments, and vectors of sums in the place of
+weights: for each set of columns one of each row. Chunks, of which the sums stay in the second cache, go over all tiles
+one after the other.
 """
 
 from __future__ import annotations
@@ -30,8 +34,6 @@ SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 TOGETHER = 4
 """Columns whose sums are folded into one vector."""
 
-_SEGMENT_BYTES = 16
-
 
 @dataclass(frozen=True)
 class Products(Written):
@@ -39,6 +41,7 @@ class Products(Written):
     shapes: of the tiles: x, and the gradient of y.
     unit: bytes that columns are counted in.
     wide: whether columns take 32 bits (signed) instead of 16.
+    rows: that share columns.
     """
 
     finished: ClassVar[bool] = True
@@ -46,6 +49,16 @@ class Products(Written):
     shapes: tuple[Shape, ...]
     unit: int
     wide: bool
+    rows: int = 1
+
+    @property
+    def head(self) -> int:
+        """Words of a segment before those of its rows, as `Sums` has them."""
+        return 2 if self.rows == 1 else 3
+
+    @property
+    def segment_bytes(self) -> int:
+        return 4 * (self.head + 2 * self.rows)
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
@@ -67,16 +80,37 @@ class _Body:
         with e.loop(low, high) as number:
             chunk = e.at(self.chunks, b.mul(number.index, e.i64(24)))
             start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
-            stop = b.add(start, b.mul(count, e.i64(_SEGMENT_BYTES)))
+            stop = b.add(start, b.mul(count, e.i64(self.spec.segment_bytes)))
             with e.loop(0, self.count) as tile:
                 place = e.at(self.places, b.mul(tile.index, e.i64(12)))
                 x, y = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(2))
-                with e.loop(start, stop, _SEGMENT_BYTES, [weight]) as loop:
+                with e.loop(start, stop, self.spec.segment_bytes, [weight]) as loop:
                     segment, begin = e.at(self.segments, loop.index), loop.carried[0]
                     end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
                     loop.next = [end]
-                    row = e.at(y, e.load_i32(segment, 8))
-                    self._segment([e.load(row, at) for at in self.shape.y], e.at(x, e.load_i32(segment, 4)), begin, end)
+                    head, inputs = self.spec.head, e.at(x, e.load_i32(segment, 4))
+                    rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
+                    if self.spec.rows == 1:
+                        self._segment([e.load(rows[0], at) for at in self.shape.y], inputs, begin, end)
+                    else:
+                        self._several(rows, inputs, begin, end)
+
+    def _several(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
+        """Products of rows that share their columns."""
+        e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
+        with e.loop(begin, end, TOGETHER) as column:
+            place = e.at(self.sums, b.mul(column.index, e.i64(len(rows) * width // TOGETHER)))
+            inputs = [e.at(x, self._column(column.index, further)) for further in range(TOGETHER)]
+            parts = [[e.splat(0.0)] * TOGETHER for _ in rows]
+            for at, there in zip(self.shape.x, self.shape.y, strict=True):
+                gradients = [e.load(row, there) for row in rows]
+                for number, pointer in enumerate(inputs):
+                    value = e.load(pointer, at)
+                    for gradient, part in zip(gradients, parts, strict=True):
+                        part[number] = e.fma(gradient, value, part[number])
+            for number, part in enumerate(parts):
+                here = e.at(place, number * width)
+                e.store(b.fadd(e.load(here), folded(e, part)), here)
 
     def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
