@@ -75,7 +75,7 @@ def everything(store: Store, segment: Segment) -> dict[str, object]:
 
 
 def test_dense_kernels_add_nothing_to_a_key(made):
-    segment = segment_of(made("dense"), density=0.9)
+    segment = segment_of(made("dense", precision="fp32"), density=0.9)
     assert "kernels" not in segment.describe()["arithmetic"]
     assert segment.key == segment_of(made("sparse", precision="fp32"), density=0.9).key
 
