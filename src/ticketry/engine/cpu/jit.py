@@ -75,7 +75,7 @@ class Library:
                 self._addresses[name] = self._engine.get_function_address(name)
             return [self._addresses[name] for name in names]
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """What machine code depends on beside the kernel itself: the generators, LLVM, the target."""
         return f"{_sources()} {binding().llvm_version_info} {self.target!r}"

@@ -135,6 +135,7 @@ class Program:
         self._entries, at = words[: len(self.ops)], len(self.ops)
         base = self._memory.address + size
         ops: list[Op] = []
+        views: dict[int, np.ndarray[Any, Any]] = {}
         for index, (op, kernel) in enumerate(zip(self.ops, addresses, strict=True)):
             self._entries[index] = base + 8 * at
             words[at] = kernel
@@ -142,9 +143,12 @@ class Program:
             for position, arg in enumerate(op.args, start=at + 1):
                 if isinstance(arg, np.ndarray):
                     words[position] = self._memory.address + begins[id(arg)]
-                    raw = self._memory.bytes[begins[id(arg)] :][: arg.nbytes]
-                    raw[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
-                    args.append(raw.view(arg.dtype).reshape(arg.shape))
+                    view = views.get(id(arg))
+                    if view is None:
+                        raw = self._memory.bytes[begins[id(arg)] :][: arg.nbytes]
+                        raw[:] = np.ascontiguousarray(arg).reshape(-1).view(np.uint8)
+                        view = views[id(arg)] = raw.view(arg.dtype).reshape(arg.shape)
+                    args.append(view)
                 else:
                     words[position] = int(arg)
                     args.append(arg)

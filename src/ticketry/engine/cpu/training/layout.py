@@ -84,11 +84,17 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
         sides: two, or three with that of a value which is added.
         part: the blocks that are covered; all without it.
     """
+    part = range(sides[0].value.blocks) if part is None else part
+    return list(_tiles(tuple(sides), size, lanes, most, part))
+
+
+@functools.lru_cache(maxsize=4096)
+def _tiles(sides: tuple[Side, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
+    """They depend on no mask: a layer asks for the same ones several times, and again for each mask."""
     positions = max(1, most * lanes // IMAGES)
     rows, columns = _rectangle(size, positions)
-    part = range(sides[0].value.blocks) if part is None else part
     together = max(1, min(len(part), positions // (rows * columns)))
-    sides = [*sides, sides[1]] if len(sides) == 2 else sides
+    sides = (*sides, sides[1]) if len(sides) == 2 else sides
     steps = np.array([side.value.block_bytes for side in sides])
     groups: dict[int, list[int]] = {}
     for block, blocks in split(len(part), together):
@@ -96,12 +102,14 @@ def tiles(sides: Sequence[Side], size: Pair, lanes: int, most: int, part: range 
     found = {
         (blocks, *shape): (np.array(begins)[:, None, None] * steps + places).reshape(-1, len(sides))
         for blocks, begins in groups.items()
-        for shape, places in _in_a_block(tuple(sides), size, rows, columns).items()
+        for shape, places in _in_a_block(sides, size, rows, columns).items()
     }
-    return [
-        Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), places.astype(np.int32), None)
-        for shape, places in found.items()
-    ]
+    made = []
+    for shape, places in found.items():
+        narrow = places.astype(np.int32)
+        narrow.flags.writeable = False
+        made.append(Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), narrow, None))
+    return tuple(made)
 
 
 @functools.lru_cache(maxsize=1024)
