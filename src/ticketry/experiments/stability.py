@@ -148,7 +148,7 @@ def execute_stability(
             pieces += list(_pieces(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
     done = lab.ledger.since(ledger)
-    name = f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
+    name = record_name(run, settings)
     record = StabilityRecord(
         name=name,
         runs=tuple(rewind.run for rewind in rewinds),
@@ -164,6 +164,11 @@ def execute_stability(
         store=str(lab.store.paths.root),
     )
     return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
+
+
+def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
+    """What the record of an analysis is called in the store's folder `evidence`."""
+    return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
 def _searched(

@@ -68,6 +68,8 @@ class Claim(Part, frozen=True, kw_only=True):
     """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many."""
     seconds: NotNegative = 0.0
     """Training of both sides' runs, those that other claims rest on too."""
+    noise: tuple[Number, ...] = ()
+    """A/A, of a claim about the task's metric: the dense network under a second order of the data, minus itself."""
 
 
 class TrainedOn(Part, frozen=True, kw_only=True):
@@ -105,6 +107,21 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """They took."""
 
 
+class Twin(Part, frozen=True, kw_only=True):
+    """A replicate's dense network once more, under a second order of the data."""
+
+    of: str
+    """What network it is: a digest of task, recipe, seeds and precision."""
+    replicate: Count
+    value: Number
+    """On the test split."""
+    key: str = ""
+    """Of the segment in the store."""
+    seconds: NotNegative = 0.0
+    trained: bool = True
+    """For the campaign; if not, it was in the store."""
+
+
 class MethodRow(Part, frozen=True, kw_only=True):
     """One network of the table of all methods: means over replicates."""
 
@@ -136,6 +153,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     claims: tuple[Claim, ...]
     runs: tuple[CampaignRun, ...]
     table: tuple[MethodRow, ...] = ()
+    twins: tuple[Twin, ...] = ()
     metric: str = ""
     planned_seconds: NotNegative = 0.0
     """Of all blocks that were done."""

@@ -44,6 +44,10 @@ def markdown(record: CampaignRecord) -> str:
     lines += ["", *(f"- {fact}" for fact in facts(record)), "", "## Claims", ""]
     lines += markdown_table(CLAIMS, [claim_cells(claim) for claim in record.claims])
     lines += ["", "A is better than B by more than the bound: corrected for interim analyses and within families.", ""]
+    lines += [
+        "sd: of the differences, and of each side over seeds. A/A: dense networks in a second order minus themselves.",
+        "",
+    ]
     for claim in record.claims:
         at = "" if claim.density is None else f" at {percent(claim.density)} %"
         of = f"A: {side_name(claim.a)}, B: {side_name(claim.b)}{at}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.cli import main
 from ticketry.cli.reproduce import seconds_of
+from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
 from ticketry.experiments.reproduce.campaign_file import built_in
 from ticketry.lab.store.files import read_sealed
@@ -138,7 +140,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("ticketry.lab.training.kernels.kernels_here", lambda: "sparse 1 other")
         assert main(words) == 0
-    assert trained_kernels(store) == {"dense": 3, "sparse 1 other": 6}
+    assert trained_kernels(store) == {"dense": 3 + 3, "sparse 1 other": 6}  # with dense networks in a second order
     first = record_of(store)
     assert [(one.first, one.last, one.kernels) for one in first.runs[0].blocks] == [(0, 3, ("dense", "sparse 1 other"))]
     (block,) = store.glob("runs/*/run.json")
@@ -147,7 +149,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     file.write_text(text.replace("interim = [3]", "interim = [3, 5]"))
     assert main(words) == 0
     assert block.read_bytes() == before
-    assert trained_kernels(store) == {"dense": 5, "sparse 1 other": 6, own: 4}
+    assert trained_kernels(store) == {"dense": 5 + 5, "sparse 1 other": 6, own: 4}
     both = record_of(store)
     assert [(one.first, one.last, one.kernels) for one in both.runs[0].blocks] == [
         (0, 3, ("dense", "sparse 1 other")),
@@ -165,6 +167,77 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     assert main([*words, "--plan"]) == 0
     other = record_of(store)
     assert (other.runs[0].replicates, other.claims[0].n) == (0, 0)
+
+
+def test_stability_and_what_networks_differ_by_from_themselves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    text = SMALL.replace('controls = ["random_prune"]', "stability = { at = [0.05], points = 3 }").split("[claims")[0]
+    file.write_text(
+        text
+        + """
+[claims.far]
+statement = "Two orders of the data end nearer than 1000."
+a = { run = "tickets" }
+b = { value = 1000 }
+density = 0.05
+metric = "order-distance"
+[claims.barrier]
+statement = "There is a barrier of more than 90 points."
+a = { value = 90 }
+b = { run = "tickets" }
+density = 0.05
+metric = "barrier"
+[claims.worse]
+statement = "Tickets are worse."
+a = { run = "tickets", role = "dense" }
+b = { run = "tickets" }
+density = 0.05
+margin = 5
+"""
+    )
+    words = ["reproduce", str(file), "--store", str(store), "--workers", "0", "--device", "cpu"]
+    assert main(words) == 0
+    done = record_of(store)
+    far, steep, worse = done.claims
+    assert (far.found, steep.found) == ("confirmed", "refuted")
+    assert (far.unit, steep.unit, far.noise) == ("", "%", ())
+
+    # values are those of the analysis by itself, which trains nothing anew
+    seeds, recipe = 20_000, {"length": "40it"}
+    options = {"precision": "fp32", "device": "cpu", "workers": 0, "store": store}
+    asked = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False, "points": 3, "at": [0.05]}
+    alone = tk.stability(
+        "iterative", densities=[0.05], rewinds=["0"], controls=[], seeds=seeds, recipe=recipe, **asked, **options
+    ).record
+    assert far.a.values == tuple(row.data_order.l2 for row in alone.rows if row.data_order)
+    assert steep.b.values == tuple(row.barriers[0].height for row in alone.rows)
+
+    # A/A: the dense network's own training, but for the order of the data
+    lab = tk.Lab(store, precision="fp32", device="cpu")
+    task = tk.task("digits")
+    for number, difference in enumerate(worse.noise):
+        order = seeds + number
+        segment = lab.segment(task, start=order, order_seed=order, recipe=task.recipe.changed(**recipe))
+        twin = replace(segment, order_seed=mix(order, "second order"))
+        one, other = (lab.train(each).metrics["test"]["accuracy"] for each in (segment, twin))
+        assert difference == pytest.approx(other - one)
+    assert len(worse.noise) == 3
+    assert lab.ledger.segments_trained == 0
+    assert done.segments_trained == 3 * 4 - 1, "dense, ticket and both again; one of these was timed before"
+
+    # again, and elsewhere without weights: nothing is trained
+    capsys.readouterr()
+    bundle = tk.store.pack((), tmp_path / "all.tkz", store=store)
+    tk.store.unpack(bundle.path, store=tmp_path / "elsewhere")
+    for place in (store, tmp_path / "elsewhere"):
+        code, out, err = call(capsys, *words[:3], str(place), *words[4:], "--json")
+        assert code == 0
+        assert "trained," not in err
+        assert [claim["found"] for claim in json.loads(out)[0]["claims"]] == [one.found for one in done.claims]
+    page = (store / "campaigns" / "small-demo.md").read_text()
+    assert "of tickets, B: the number 1000 at 5" in page
 
 
 def trained_kernels(store: Path) -> Counter[str]:

@@ -31,6 +31,7 @@ interim = [3]
 method = "iterative"
 settings = { densities = [0.3, 0.1] }
 controls = ["shuffled"]
+stability = { at = ["few"], points = 5 }
 
 [scales.demo.runs.gradual]
 method = "gradual"
@@ -41,6 +42,13 @@ statement = "Iterative pruning is better."
 a = { run = "iterative" }
 b = { run = "gradual" }
 density = ["few", 0.3]
+
+[claims.stable]
+statement = "It has no barrier."
+a = { run = "iterative" }
+b = { value = 2 }
+density = "few"
+metric = "barrier"
 """
 
 
@@ -55,7 +63,7 @@ def written(folder: Path, text: str) -> Path:
 def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, scale: str) -> None:
     campaign = read_campaign(Path(name), scale)
     assert campaign.claims
-    assert {side.run for claim in campaign.claims for side in (claim.a, claim.b)} <= set(campaign.runs)
+    assert {run for claim in campaign.claims for run in claim.runs} <= set(campaign.runs)
     assert all(claim.statement.endswith(".") for claim in campaign.claims)
     assert all(plan.at[0] >= 3 for plan in campaign.plans.values()), "three replicates at least"
     assert campaign.precision == "fp32", "results of several machines are of one precision"
@@ -66,8 +74,13 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
     assert [(claim.name, claim.density) for claim in campaign.claims] == [
         ("better at 10 %", 0.1),
         ("better at 30 %", 0.3),
+        ("stable", 0.1),
     ]
-    assert [(claim.a.level, claim.b.level) for claim in campaign.claims] == [(2, 2), (1, 1)]
+    assert [(claim.a.level, claim.b.level) for claim in campaign.claims] == [(2, 2), (1, 1), (2, None)]
+    stable = campaign.claims[-1]
+    assert (stable.b.value, stable.runs, stable.unit, stable.higher_is_better) == (2.0, ("iterative",), "%", False)
+    asked = campaign.stability["iterative"]
+    assert (asked.rewinds, asked.at, asked.points, asked.dense) == (("0",), (0.1,), 5, False)
     assert {plan.at for plan in campaign.plans.values()} == {(3, 5)}
     run = campaign.runs["iterative"]
     assert (run.method.name, run.recipe.length, run.controls) == ("iterative", "30it", ("shuffled",))
@@ -99,7 +112,18 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
         ('controls = ["shuffled"]', 'controls = ["shufled"]', r"scales\.demo\.runs\.iterative: .*shufled"),
         ('task = "digits"', 'task = "uci-energy"', r"differ from replicate to replicate: give its option split"),
         ("[scales.demo.runs.gradual]", '[scales.demo.runs.gradual]\ntask = "mnist"', r"of different tasks"),
-        ('density = ["', 'scales = ["cpu"]\ndensity = ["', r"claims: none is made at the scale demo"),
+        ('b = { value = 2 }', 'b = { run = "gradual" }', r"claims\.stable: barrier is not measured of gradual: give"),
+        ('b = { value = 2 }', 'b = { run = "iterative", role = "shuffled" }', r"shuffled of iterative: only of"),
+        ('b = { value = 2 }', 'b = { run = "gradual", value = 2 }', r"claims\.stable: a side is a run or a number"),
+        ('a = { run = "iterative" }\nb = { value', 'a = { value = 3 }\nb = { value', r"both sides are numbers"),
+        ('density = "few"\nmetric', 'density = 0.3\nmetric', r"not measured at density 0\.3, only at 0\.1"),
+        ('at = ["few"], points = 5', "at = [0.2]", r"iterative\.stability|stability.*no tickets of density 0\.2"),
+        ('at = ["few"], points = 5', "at = [2]", r"stability: at names densities, not 2"),
+        ('at = ["few"], points = 5', 'at = "several"', r"stability: density 'several' is none of"),
+        ('at = ["few"], points = 5', "points = 0", r"claims\.stable: barriers of iterative are left out"),
+        ('at = ["few"], points = 5', 'rewinds = ["3%"]', r"stability: the rewind point is the run's own"),
+        ('at = ["few"], points = 5', "ad = [0.1]", r"stability has no argument 'ad'"),
+        ("settings = { density =", "stability = { points = 5 }\nsettings = { density =", r"gradual.*: it is of"),
         ('method = "gradual"', 'method = "gradual"\nbase = "of"', r"gradual: base 'of' is none .* which are other$"),
         ('method = "gradual"', 'method = "gradual"\nbase = "other"', r"iterative is judged at \(3, 5\) replicates and"),
         ("interim = [3]", "interim = [1]", r"scales\.demo\.bases\.other\.interim: interim analyses at \(1,\)"),
@@ -146,6 +170,9 @@ def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> No
 
 
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
+    elsewhere = GOOD.replace("\nstatement", '\nscales = ["cpu"]\nstatement')
+    with pytest.raises(UsageError, match=r"claims: none is made at the scale demo"):
+        read_campaign(written(tmp_path, elsewhere), "demo")
     with pytest.raises(UsageError, match=r"scales: there is no paper: it has demo"):
         read_campaign(written(tmp_path, GOOD), "paper")
     with pytest.raises(UsageError, match=r"there is no campaign stabilising: choose one of .*stabilizing"):

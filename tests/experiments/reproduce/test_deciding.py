@@ -11,9 +11,10 @@ from scipy import stats
 from made_records import search_record
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.paired_comparisons import compare
-from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
 from ticketry.experiments.reproduce.deciding import decide
+from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
 from ticketry.experiments.reproduce.planning import Block, missing
+from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.run import RunRecord, read_run
 
 CLAIM = Hypothesis(
@@ -155,3 +156,66 @@ def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     assert undecided[0].found == "undecided"
     assert missing(undecided, done) == {}
     assert undecided[0].told(0.0).more is None or undecided[0].told(0.0).more > 0
+
+
+# -- stability ---------------------------------------------------------------------------------------------------------
+
+
+def analysis(heights: list[float], apart: list[float]) -> StabilityRecord:
+    """A block of replicates whose tickets of level 1 have these barriers and distances."""
+    rows = tuple(
+        StabilityRow(
+            replicate=replicate,
+            step=0,
+            level=1,
+            density=0.1,
+            role="ticket",
+            value=90.0,
+            pruning=Distances(10 * l2, None),
+            data_order=Distances(l2, None),
+            barriers=(Curve("test", 0, height, (0.0, 0.5, 1.0), (0.0, height, 0.0)),),
+        )
+        for replicate, (height, l2) in enumerate(zip(heights, apart, strict=True))
+    )
+    task = block([1.0]).task
+    return StabilityRecord(
+        name="one", task=task, rewinds=(), total_steps=1, replicates=len(heights), rows=rows, settings={}
+    )
+
+
+STABLE = replace(CLAIM, metric="barrier", higher_is_better=False, b=Side("", "number", None, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("heights", "found"),
+    [
+        ([0.1, 0.3, 0.2, 0.0, 0.1], "confirmed"),
+        ([6.0, 7.5, 6.2, 5.9, 8.0], "refuted"),
+        ([1.9, 2.2, 2.1, 1.8, 2.0], "undecided"),
+    ],
+)
+def test_a_barrier_against_a_number(heights: list[float], found: str) -> None:
+    stable = {"one": [analysis(heights[:3], [1, 1, 1]), analysis(heights[3:], [1, 1])]}
+    judged = decide([STABLE], {}, {}, stable)[0]
+    assert judged.found == found
+    told = judged.told(0.0)
+    assert told.difference == pytest.approx(2 - sum(heights) / 5)
+    assert told.b.values == (2.0,) * 5
+    other_way = replace(STABLE, a=STABLE.b, b=STABLE.a)
+    opposite = {"confirmed": "refuted", "refuted": "confirmed", "undecided": "undecided"}
+    assert decide([other_way], {}, {}, stable)[0].found == opposite[found]
+
+
+def test_distances_are_better_the_lower() -> None:
+    stable = {"one": [analysis([0] * 5, [3, 4, 3, 4, 3])], "other": [analysis([0] * 5, [9, 8, 9, 9, 8])]}
+    order = replace(CLAIM, metric="order-distance", higher_is_better=False)
+    assert decide([order], {}, {}, stable)[0].told(0.0).difference == pytest.approx(8.6 - 3.4)
+    pruning = replace(order, metric="pruning-distance")
+    judged = decide([pruning], {}, {}, stable)[0]
+    assert judged.told(0.0).difference == pytest.approx(86 - 34)
+    assert judged.found == "confirmed"
+
+
+def test_what_is_not_analysed_waits() -> None:
+    assert decide([STABLE], {}, {}, {})[0].n == 0
+    assert list(missing(decide([STABLE], {}, {}, {}), {})) == [Block("one", 0, 0, 5)]

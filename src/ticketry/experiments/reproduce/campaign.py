@@ -15,12 +15,15 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
 from ticketry.experiments.reproduce.planning import Block, Clock, blocks_of, missing
+from ticketry.experiments.reproduce.twins import Twins
 from ticketry.experiments.search import execute
+from ticketry.experiments.stability import execute_stability, record_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import CampaignRecord, CampaignRun, FileVersion, MethodRow, TrainedOn
+from ticketry.records.evidence import StabilityRecord
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
@@ -101,7 +104,9 @@ class _Work:
         earlier = earlier_record(self._file, CampaignRecord)
         self._versions = _versions(campaign, earlier)
         self._planned = {run.name: run.planned_seconds or 0.0 for run in (earlier.runs if earlier else ())}
+        self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
+        self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
         self._resolution: dict[str, float | None] = {}
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -134,11 +139,11 @@ class _Work:
             if done and name not in self._resolution:  # sizes are told by data, which a run that waits may not need yet
                 task = self._campaign.runs[name].task
                 self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
-        return decide(self._campaign.claims, self._done, self._resolution)
+        return decide(self._campaign.claims, self._done, self._resolution, self._stable)
 
     def _most(self, decisions: list[Decision]) -> float:
         """Seconds of all blocks that are left to those that are not decided."""
-        runs = {side.run for one in decisions if one.found == "undecided" for side in (one.claim.a, one.claim.b)}
+        runs = {run for one in decisions if one.found == "undecided" for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks(run)[len(self._done[run]) :]]
         return self._clock.whole(left)
 
@@ -149,29 +154,46 @@ class _Work:
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
         began, asked, trained = time.monotonic(), self._lab.ledger.steps_asked, self._lab.ledger.steps_trained
-        with self._lab.training_in(self._campaign.kernels[block.run]):
-            self._done[block.run].append(execute(self._lab, block.request(self._campaign), command=self._command))
+        self._carry_out(block)
         seconds = time.monotonic() - began
         if self._lab.ledger.steps_trained - trained > (self._lab.ledger.steps_asked - asked) / 2:
             self._clock.took(block, seconds)  # little of it was in the store
         self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
         self.write()
 
+    def _carry_out(self, block: Block) -> None:
+        request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
+        with self._lab.training_in(self._campaign.kernels[block.run]):
+            if settings is None:
+                self._done[block.run].append(execute(self._lab, request, command=self._command))
+            else:
+                record, (searched,) = execute_stability(self._lab, request, settings, command=self._command)
+                self._done[block.run].append(searched)
+                self._stable[block.run].append(record)
+            self._twins.train(block)
+
     def _blocks(self, run: str) -> list[Block]:
         return blocks_of(run, self._campaign.plans[run])
 
     def _blocks_done(self, run: str) -> Iterable[RunRecord]:
         for block in self._blocks(run):
-            found = earlier_record(self._paths.run(block.request(self._campaign).name) / "run.json", RunRecord)
+            request, settings = block.request(self._campaign), self._campaign.stability.get(run)
+            found = earlier_record(self._paths.run(request.name) / "run.json", RunRecord)
             if found is None or found.environment.get("precision") != self._campaign.precision:
                 return
+            if settings is not None:
+                analysed = earlier_record(self._paths.evidence(record_name(request, settings)), StabilityRecord)
+                if analysed is None or analysed.environment.get("precision") != self._campaign.precision:
+                    return
+                self._stable[run].append(analysed)
             yield found
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def write(self) -> CampaignRecord:
         """The record as it is now, written."""
-        campaign, costs = self._campaign, [one.cost for done in self._done.values() for one in done]
+        campaign, twins = self._campaign, self._twins.told
+        costs = [one.cost for name, done in self._done.items() for one in self._stable.get(name, done)]
         runs = tuple(self._run(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
@@ -183,15 +205,17 @@ class _Work:
             scale=campaign.scale,
             files=self._versions,
             claims=tuple(
-                one.told(sum(seconds[run] for run in {one.claim.a.run, one.claim.b.run})) for one in decisions
+                one.told(sum(seconds[run] for run in one.claim.runs), self._twins.differences(one, self._done))
+                for one in decisions
             ),
             runs=runs,
             table=tuple(self._table()),
+            twins=twins,
             metric=first.task.metric.name,
             planned_seconds=sum(self._planned.values()),
-            seconds=sum(seconds.values()),
-            segments_asked=sum(one.segments_asked or 0 for one in costs),
-            segments_trained=sum(one.segments_trained or 0 for one in costs),
+            seconds=sum(seconds.values()) + sum(one.seconds for one in twins),
+            segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
+            segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
             environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
             command=self._command,
             config=campaign.text,
@@ -223,7 +247,7 @@ class _Work:
             runs=tuple(one.name for one in done),
             blocks=tuple(_trained_on(done)),
             planned_seconds=self._planned.get(name),
-            seconds=sum(one.cost.wall_seconds or 0.0 for one in done),
+            seconds=sum(one.cost.wall_seconds or 0.0 for one in self._stable.get(name, done)),  # with its searches
         )
 
     def _table(self) -> Iterable[MethodRow]:

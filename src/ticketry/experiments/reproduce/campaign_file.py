@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,9 @@ from msgspec import Struct, ValidationError, convert
 from ticketry.errors import TicketryError, TrustError, UsageError
 from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
 from ticketry.evidence.paired_comparisons import check_settings
+from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY, VALUE, Hypothesis, Side
 from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.search_result import Seeds
@@ -28,43 +30,10 @@ Scale = Literal["demo", "cpu", "paper"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "dense", "sparse"]
 SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
-COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s"}
-"""What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
-better."""
+_STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
+"""What holds of a run's stability if its file does not say otherwise."""
 _SEED = 20_000
 """Of the first replicate: no seed that anybody tries settings with."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two that a claim compares: a run's tickets, its dense network, or a control."""
-
-    run: str
-    role: str
-    level: int | None
-    """Of the run's tickets; 0 for the dense network, None for the last that is found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """A is better than B by more than `above`, see `records.campaign.Claim`."""
-
-    name: str
-    statement: str
-    source: str
-    figure: str
-    a: Side
-    b: Side
-    density: float | None
-    metric: str
-    unit: str
-    higher_is_better: bool
-    above: float
-    margin: float
-    confidence: float
-    family: str
-    plan: InterimAnalyses
-    """At how many replicates it is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +55,8 @@ class Campaign:
     plans: Mapping[str, InterimAnalyses]
     """Of each run: at how many replicates its claims are judged."""
     claims: tuple[Hypothesis, ...]
+    stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
+    """Of the runs whose networks are also trained with a second order of the data: what is measured of both."""
 
     @property
     def sha256(self) -> str:
@@ -94,8 +65,12 @@ class Campaign:
 
 
 class _Side(Struct, forbid_unknown_fields=True):
-    run: str
+    run: str = ""
     role: str = TICKET
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
 
 
 class _Claim(Struct, forbid_unknown_fields=True):
@@ -122,6 +97,7 @@ class _Search(Struct, forbid_unknown_fields=True):
     recipe: dict[str, Any] = {}
     controls: tuple[str, ...] = ()
     control_densities: tuple[float | str, ...] = ()
+    stability: dict[str, Any] = {}
 
 
 class _Run(_Search):
@@ -188,6 +164,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         kernels=made.kernels,
         runs=made.runs,
         plans=made.plans,
+        stability=made.stability,
         claims=tuple(made.claims()),
     )
 
@@ -213,6 +190,9 @@ class _Reading:
         if not self._scale.runs:
             raise self._wrong(f"scales.{scale}.runs", "it has no runs")
         self.runs = {name: self._run(name, run) for name, run in self._scale.runs.items()}
+        self.stability = {
+            name: found for name, run in self._scale.runs.items() if (found := self._stability(name, run)) is not None
+        }
         own = self._plan(f"scales.{scale}.interim", self._scale.interim)
         others = {
             name: self._plan(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
@@ -253,6 +233,31 @@ class _Reading:
                 seeds=Seeds.of(_SEED),
                 recipe=recipe,
             )
+
+        return self._explained(place, made)
+
+    def _stability(self, name: str, run: _Run) -> StabilitySettings | None:
+        place = f"scales.{self._scale_name}.runs.{name}"
+        asked = {**self._base_of(run, place).stability, **run.stability}
+        if not asked:
+            return None
+        place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
+
+        def made() -> StabilitySettings:
+            if "rewinds" in asked:
+                raise UsageError("the rewind point is the run's own: leave rewinds away")
+            if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("budget"):
+                raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
+            planned = planned_densities(self.runs[name])
+            at = asked.get("at", [])
+            named = [self._density(place, one) for one in (at if isinstance(at, list) else [at])]
+            if wrong := [one for one in named if not isinstance(one, float) or not 0 < one <= 1]:
+                raise UsageError(f"at names densities, not {wrong[0]!r:.60}")
+            levels = [level_of(one or 0.0, planned, f"the run {name}") for one in named]
+            at = [one for one, level in planned.items() if level in levels]
+            given = {**_STABILITY, **asked, "at": at, "rewinds": [words["rewind"]]}
+            found: StabilitySettings = settings_of(given, StabilitySettings, what=place)[0]
+            return found
 
         return self._explained(place, made)
 
@@ -300,24 +305,27 @@ class _Reading:
         return self._scale.densities[density]
 
     def _claim(self, name: str, claim: _Claim, density: float | None) -> Hypothesis:
-        sides = [self._side(side, density) for side in (claim.a, claim.b)]
+        sides = [self._side(side, density, claim.metric) for side in (claim.a, claim.b)]
         if sides[0] == sides[1]:
-            raise UsageError(f"it compares {claim.a.role} of {claim.a.run} with itself")
-        tasks = [self.runs[side.run].task for side in sides]
-        if tasks[0].key() != tasks[1].key():
-            raise UsageError(f"the runs {sides[0].run} and {sides[1].run} are of different tasks, and make no pairs")
-        plans = [self.plans[side.run] for side in sides]
-        if plans[0] != plans[1]:
+            raise UsageError(f"it compares {claim.a} with itself")
+        runs = [side.run for side in sides if side.value is None]
+        if not runs:
+            raise UsageError("both sides are numbers: name a run on one of them")
+        one, other = runs[0], runs[-1]
+        metric = self.runs[one].task.metric
+        if self.runs[one].task.key() != self.runs[other].task.key():
+            raise UsageError(f"the runs {one} and {other} are of different tasks, and make no pairs")
+        if self.plans[one] != self.plans[other]:
             raise UsageError(
-                f"the run {sides[0].run} is judged at {plans[0].at} replicates and {sides[1].run} at {plans[1].at}:"
+                f"the run {one} is judged at {self.plans[one].at} replicates and {other} at {self.plans[other].at}:"
                 " give both one interim"
             )
-        metric = tasks[0].metric
         named = claim.metric or metric.name
-        if named not in (metric.name, *COSTS):
-            raise UsageError(f"there is no metric {named!r}: {metric.name}, or of costs {', '.join(COSTS)}")
+        if named not in (metric.name, *COSTS, *STABILITY):
+            known = f"{metric.name}, or of costs {', '.join(COSTS)}, or of stability {', '.join(STABILITY)}"
+            raise UsageError(f"there is no metric {named!r}: {known}")
         check_settings(claim.margin, claim.confidence, None)
-        of_costs = named in COSTS
+        units = {**COSTS, **dict.fromkeys(STABILITY, ""), "barrier": metric.unit}
         return Hypothesis(
             name=name,
             statement=claim.statement,
@@ -327,16 +335,22 @@ class _Reading:
             b=sides[1],
             density=density,
             metric=named,
-            unit=COSTS[named] if of_costs else metric.unit,
-            higher_is_better=not of_costs and metric.higher_is_better,
+            unit=units.get(named, metric.unit),
+            higher_is_better=named not in units and metric.higher_is_better,
             above=claim.above,
             margin=claim.margin,
             confidence=claim.confidence,
             family=claim.family or self.path.stem,
-            plan=plans[0],
+            plan=self.plans[one],
         )
 
-    def _side(self, side: _Side, density: float | None) -> Side:
+    def _side(self, side: _Side, density: float | None, metric: str) -> Side:
+        if side.value is not None:
+            if side.run or side.role != TICKET:
+                raise UsageError(f"a side is a run or a number, not {side.run or side.role} and {side.value:g}")
+            return Side("", VALUE, None, side.value)
+        if metric in STABILITY:
+            return self._stable_side(side, density, metric)
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
         request = self.runs[side.run]
@@ -351,6 +365,35 @@ class _Reading:
             told = ", ".join(f"{one:g}" for one in request.control_densities)
             raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
         return Side(side.run, side.role, level_of(density, planned_densities(request), f"the run {side.run}"))
+
+    def _stable_side(self, side: _Side, density: float | None, metric: str) -> Side:
+        """One of a claim about what is measured between two orders of the data, or before and after pruning."""
+        if side.run not in self.runs:
+            raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
+        if (asked := self.stability.get(side.run)) is None:
+            raise UsageError(
+                f"{metric} is not measured of {side.run}: give it stability = {{ at = [{density or 0.1:g}] }}"
+            )
+        roles = {DENSE} if asked.dense else set()
+        roles |= {role or TICKET for role in asked.roles}
+        if side.role not in roles:
+            raise UsageError(
+                f"{metric} is not measured of {side.role} of {side.run}: only of {', '.join(sorted(roles))}"
+            )
+        if metric == "barrier" and not asked.points:
+            raise UsageError(f"barriers of {side.run} are left out: give its stability some points, such as 11")
+        if side.role == DENSE:
+            if metric != "barrier":
+                raise UsageError(f"the dense network has no {metric}: it is of tickets and other masks")
+            return Side(side.run, DENSE, 0)
+        if density is None:
+            raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
+        planned = planned_densities(self.runs[side.run])
+        level = level_of(density, planned, f"the run {side.run}")
+        if asked.at and level not in {level_of(one, planned, f"the run {side.run}") for one in asked.at}:
+            told = ", ".join(f"{one:g}" for one in asked.at)
+            raise UsageError(f"{metric} of {side.run} is not measured at density {density:g}, only at {told}")
+        return Side(side.run, side.role, level)
 
     # -- errors ------------------------------------------------------------------------------------------------------
 

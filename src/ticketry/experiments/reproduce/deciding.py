@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
-from ticketry.experiments.reproduce.campaign_file import COSTS, Hypothesis, Side
+from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY, Hypothesis, Side
 from ticketry.records import campaign as told
+from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 
 Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0}
 """The smallest step of a cost: so that equal numbers of steps in every replicate decide."""
+_ELSEWHERE = 100.0
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
 
@@ -44,8 +46,13 @@ class Decision:
         """Replicates that were judged."""
         return 0 if self.verdict is None else self.verdict.n
 
-    def told(self, seconds: float) -> told.Claim:
-        """As it stands in the record."""
+    def told(self, seconds: float, noise: Sequence[float] = ()) -> told.Claim:
+        """As it stands in the record.
+
+        Args:
+            seconds: of training.
+            noise: differences of its dense networks under two orders of the data.
+        """
         claim, made = self.claim, self.verdict
         shift = claim.above + claim.margin
         difference = interval = None
@@ -67,6 +74,7 @@ class Decision:
             p_refuted=made.p_loses if made else 1.0,
             more=made.more_seeds if made else None,
             seconds=seconds,
+            noise=tuple(noise),
         )
 
 
@@ -78,14 +86,16 @@ def decide(
     claims: Sequence[Hypothesis],
     records: Mapping[str, Sequence[RunRecord]],
     resolution: Mapping[str, float | None],
+    stable: Mapping[str, Sequence[StabilityRecord]] | None = None,
 ) -> list[Decision]:
     """What the blocks of replicates that are done say of each claim.
 
     Args:
         records: of each run its blocks, in order.
         resolution: of each run the smallest step of its task's metric.
+        stable: of each run with stability the same blocks' analyses.
     """
-    made = [_judged(claim, records, resolution) for claim in claims]
+    made = [_judged(claim, records, resolution, stable or {}) for claim in claims]
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
         judged = [made[index].verdict or _nothing(made[index].claim) for index in members]
@@ -99,21 +109,34 @@ def _judged(
     claim: Hypothesis,
     records: Mapping[str, Sequence[RunRecord]],
     resolution: Mapping[str, float | None],
+    stable: Mapping[str, Sequence[StabilityRecord]],
 ) -> Decision:
-    a, b = (_values(claim, side, records.get(side.run, ())) for side in (claim.a, claim.b))
+    a, b = (
+        _stabilities(claim, side, stable.get(side.run, ()))
+        if claim.metric in STABILITY
+        else _values(claim, side, records.get(side.run, ()))
+        for side in (claim.a, claim.b)
+    )
+    # A number is compared with every replicate.
+    a, b = (
+        own if side.value is None else (side.value,) * len(other)
+        for side, own, other in ((claim.a, a, b), (claim.b, b, a))
+    )
     at = max((n for n in claim.plan.at if n <= min(len(a), len(b))), default=0)
     verdict = None
     if at:
-        step = _OF_COSTS.get(claim.metric) if claim.metric in COSTS else resolution.get(claim.a.run)
+        step = _OF_COSTS.get(claim.metric) if claim.metric in COSTS else resolution.get(claim.runs[0])
         verdict = _verdict(claim, a[:at], b[:at], step)
     return Decision(claim, a, b, verdict)
 
 
 def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
     shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
+    # Only differences count; values between 0 and 1 would be taken for shares of 1.
+    same = _ELSEWHERE if claim.metric in STABILITY else 0.0
     return decide_after(
-        a,
-        [value + shift for value in b],
+        [value + same for value in a],
+        [value + same + shift for value in b],
         interim=claim.plan,
         claim="matches",
         margin=claim.margin,
@@ -126,6 +149,24 @@ def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resoluti
 def _nothing(claim: Hypothesis) -> Verdict:
     """The verdict of a claim without replicates: p-values of 1, so that the family is corrected for it too."""
     return _verdict(claim, [100.0], [100.0], 1.0)
+
+
+def _stabilities(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
+    """Of each replicate, block by block."""
+    found = []
+    for record in blocks:
+        rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
+        level = max(level for _, level in rows) if side.level is None else side.level
+        found += [_stability(claim.metric, rows[replicate, level]) for replicate in range(record.replicates)]
+    return tuple(found)
+
+
+def _stability(metric: str, row: StabilityRow) -> float:
+    if metric == "barrier":
+        return row.barriers[0].height
+    apart = row.data_order if metric == "order-distance" else row.pruning
+    assert apart is not None  # checked with the file
+    return apart.l2
 
 
 def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:

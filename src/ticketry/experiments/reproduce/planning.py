@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
+from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.request import SearchRequest
@@ -49,7 +50,7 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
     for one in decisions:
         if one.found != "undecided":
             continue
-        runs = {one.claim.a.run, one.claim.b.run}
+        runs = one.claim.runs
         plan = one.claim.plan
         behind = min(done.get(run, 0) for run in runs)
         for run in runs:
@@ -78,7 +79,7 @@ class Clock:
         if seen := self._seen.get(block.run):
             return count * seen[-1]
         request = self._campaign.runs[block.run]
-        steps = count * steps_of(self._lab, request)
+        steps = count * steps_of(self._lab, request, self._campaign.stability.get(block.run))
         return steps * self._seconds_a_step(request) / min(max(self._lab.workers, 1), count)
 
     def whole(self, blocks: Sequence[Block]) -> float:
@@ -86,7 +87,7 @@ class Clock:
         return sum(map(self.estimate, blocks))
 
     def _seconds_a_step(self, request: SearchRequest) -> float:
-        whole = _dense(self._lab, request)
+        whole = dense(self._lab, request)
         key = digest_of(whole.describe())
         if key not in self._step:
             timed = min(_TIMED, whole.last)
@@ -97,21 +98,28 @@ class Clock:
         return self._step[key]
 
 
-def steps_of(lab: Lab, request: SearchRequest) -> int:
-    """About how many steps one replicate trains: the dense network, tickets and controls, and rounds with gates."""
-    whole = _dense(lab, request)
+def steps_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> int:
+    """About how many steps one replicate trains: the dense network, tickets and controls, rounds with gates, and what
+    is trained once more in a second order of the data.
+    """
+    whole = dense(lab, request)
     settings = request.settings
     tickets = request.method.levels(settings) if request.method.levels else 1
     rounds = int(getattr(settings, "rounds", 0) or 0)
     own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
-    return whole.total * (1 + rounds) + (tickets + request.controls_of(tickets)) * own
+    again = 0
+    if stability is not None:
+        # Of other masks both orders are its own, unless they are controls anyway.
+        others = sum(2 - (role in request.controls) for role in stability.roles if role)
+        again = (len(stability.at) or tickets) * (1 + others) * own + stability.dense * own
+    return whole.total * (1 + rounds) + (tickets + request.controls_of(tickets)) * own + again
 
 
 def _rewinds(settings: object) -> bool:
     return hasattr(settings, "rewind") and getattr(settings, "retrain", "") in ("", "continue", "rewind_lr")
 
 
-def _dense(lab: Lab, request: SearchRequest) -> Segment:
-    """The dense training of the first replicate, which every method begins with."""
-    seeds = request.seeds
+def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
+    """The dense training of a replicate, which every method begins with."""
+    seeds = request.seeds.replicate(replicate)
     return lab.segment(request.task, start=seeds.initialisation, order_seed=seeds.order, recipe=request.recipe)

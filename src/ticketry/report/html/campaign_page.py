@@ -36,7 +36,9 @@ def _claims(record: CampaignRecord, place: Place) -> Section:
     rows = [_claim_row(claim) for claim in record.claims]
     caption = (
         "Every claim is that A is better than B by more than its bound. Verdicts are corrected for interim analyses and"
-        " within families (Holm); intervals are of the difference alone."
+        " within families (Holm); intervals are of the difference alone. Spreads are standard deviations of"
+        " the differences, and of each side over seeds; A/A is what dense networks differ by from themselves, trained"
+        " with another order of the data."
     )
     notes = [(claim.name, _told(claim), claim.found) for claim in record.claims]
     rows_of_figure = [

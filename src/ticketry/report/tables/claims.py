@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, MethodRow, Side, TrainedOn
 from ticketry.records.network import DENSE
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import NONE, Style, amount, duration, percent, role_name, short_count, short_p
 
-CLAIMS = ("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "p", "more needed", "training")
+CLAIMS = (
+    *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
+    "training",
+)
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
 RUNS = ("run", "method", "task", "network", "replicates", "planned", "took", "trained in")
 
 
+_LEAST = 2
+"""Values that have a spread."""
+
+
 def side_name(side: Side) -> str:
     """What one side of a claim is, in words."""
+    if not side.run:
+        return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}"
 
 
@@ -36,10 +46,26 @@ def claim_cells(claim: Claim) -> list[str]:
         style.interval(claim.interval),
         f"{claim.n} of {claim.limit}",
         NONE if claim.sd is None else style.number(claim.sd),
+        seeds_told(claim, style),
+        noise_told(claim, style),
         short_p(p),
         "none" if claim.found != "undecided" else "too many" if claim.more is None else f"about {claim.more}",
         duration(claim.seconds),
     ]
+
+
+def seeds_told(claim: Claim, style: Style) -> str:
+    """The spread of seeds: the standard deviation of each side's values."""
+    if claim.n < _LEAST:
+        return NONE
+    return ", ".join(style.number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
+
+
+def noise_told(claim: Claim, style: Style) -> str:
+    """The mean and standard deviation of the differences that one network has with itself, trained in two orders."""
+    if len(claim.noise) < _LEAST:
+        return NONE
+    return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
 
 
 def method_rows(record: CampaignRecord) -> list[list[str]]:

@@ -1,0 +1,94 @@
+"""A/A: the dense network of each replicate once more, under another order of the data.
+
+What two networks differ by that differ in nothing but luck is shown beside every claim. A twin has its replicate's
+initialisation and the second order of `evidence.stability`, with which it shares the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+
+from ticketry.core.seeds import mix
+from ticketry.experiments.reproduce.campaign_file import Campaign
+from ticketry.experiments.reproduce.deciding import Decision
+from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY
+from ticketry.experiments.reproduce.planning import Block, dense
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import digest_of
+from ticketry.lab.training.segment import Segment
+from ticketry.records.campaign import Twin
+from ticketry.records.network import DENSE
+from ticketry.records.run import RunRecord
+
+
+class Twins:
+    """Those of a campaign.
+
+    Args:
+        known: of its earlier record.
+    """
+
+    def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[Twin]) -> None:
+        self._lab, self._campaign = lab, campaign
+        self._of = {name: _what(campaign, name) for name in campaign.runs}
+        self._found = {(one.of, one.replicate): one for one in known if one.of in self._of.values()}
+
+    @property
+    def told(self) -> tuple[Twin, ...]:
+        """As they stand in the record."""
+        return tuple(self._found[key] for key in sorted(self._found))
+
+    def missing(self, block: Block) -> list[int]:
+        """Replicates of a block without one; runs of one task and recipe share them."""
+        return [one for one in range(block.first, block.last) if (self._of[block.run], one) not in self._found]
+
+    def train(self, block: Block) -> None:
+        """Train those that are missing."""
+        unknown, run = self.missing(block), self._campaign.runs[block.run]
+        began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
+        segments = [self._segment(block.run, replicate) for replicate in unknown]
+        labels = [f"replicate {replicate} dense (second order)" for replicate in unknown]
+        before = self._lab.ledger.segments_trained
+        results = self._lab.train_many(segments, labels=labels)
+        new = self._lab.ledger.segments_trained - before
+        seconds = (time.monotonic() - began) / max(len(unknown), 1)
+        for number, (replicate, result) in enumerate(zip(unknown, results, strict=True)):
+            self._found[of, replicate] = Twin(
+                of=of,
+                replicate=replicate,
+                value=result.metrics["test"][metric],
+                key=result.segment.key,
+                seconds=round(seconds, 3),
+                trained=number < new,
+            )
+
+    def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
+        """Twin minus dense network, of the replicates by which a claim about the task's metric is judged."""
+        claim = decision.claim
+        if claim.metric in (*COSTS, *STABILITY):
+            return ()
+        run = claim.runs[0]
+        values = dense_values(done[run], claim.metric)[: decision.n]
+        twins = [self._found.get((self._of[run], replicate)) for replicate in range(len(values))]
+        return tuple(one.value - value for one, value in zip(twins, values, strict=True) if one is not None)
+
+    def _segment(self, run: str, replicate: int) -> Segment:
+        segment = dense(self._lab, self._campaign.runs[run], replicate)
+        return replace(segment, order_seed=mix(segment.order_seed, "second order"))
+
+
+def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
+    """The dense networks' values on the test split, by replicate."""
+    return [
+        next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE)).metric(metric)
+        for record in blocks
+        for replicate in range(record.replicates)
+    ]
+
+
+def _what(campaign: Campaign, run: str) -> str:
+    """What a run's dense networks are: a digest of task, recipe, seeds and precision."""
+    request = campaign.runs[run]
+    return digest_of([dict(request.task.key()), asdict(request.recipe), asdict(request.seeds), campaign.precision])
