@@ -8,16 +8,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
-from msgspec import Struct, ValidationError, convert
+from msgspec import ValidationError, convert
 
 from ticketry.errors import TicketryError, TrustError, UsageError
-from ticketry.evidence.judging.interim_analyses import INTERIM, InterimAnalyses
+from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.paired_comparisons import check_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.reproduce.campaign_tables import SCALES as SCALES
+from ticketry.experiments.reproduce.campaign_tables import (
+    BaseTable,
+    ClaimTable,
+    FileTable,
+    OtherBaseTable,
+    Precision,
+    RunTable,
+    SideTable,
+)
+from ticketry.experiments.reproduce.campaign_tables import Scale as Scale
 from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY, VALUE, Hypothesis, Side
 from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
@@ -26,10 +36,6 @@ from ticketry.records.network import DENSE, TICKET
 from ticketry.tasks import catalogue
 
 T = TypeVar("T")
-Scale = Literal["demo", "cpu", "paper"]
-Precision = Literal["fp32", "bf16"]
-Kernels = Literal["auto", "dense", "sparse"]
-SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
 """What holds of a run's stability if its file does not say otherwise."""
 _SEED = 20_000
@@ -62,73 +68,6 @@ class Campaign:
     def sha256(self) -> str:
         """Of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-class _Side(Struct, forbid_unknown_fields=True):
-    run: str = ""
-    role: str = TICKET
-    value: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
-
-
-class _Claim(Struct, forbid_unknown_fields=True):
-    statement: str
-    a: _Side
-    b: _Side
-    source: str = ""
-    figure: str = ""
-    density: float | str | tuple[float | str, ...] | None = None
-    metric: str = ""
-    above: float = 0.0
-    margin: float = 0.5
-    confidence: float = 0.95
-    family: str = ""
-    scales: tuple[Scale, ...] = SCALES
-
-
-class _Search(Struct, forbid_unknown_fields=True):
-    method: str = ""
-    task: str = ""
-    model: str = ""
-    options: dict[str, bool | int | float | str] = {}
-    settings: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    controls: tuple[str, ...] = ()
-    control_densities: tuple[float | str, ...] = ()
-    stability: dict[str, Any] = {}
-
-
-class _Run(_Search):
-    base: str = ""
-
-
-class _Base(_Search):
-    precision: Precision = "fp32"
-    kernels: Kernels = "dense"
-
-
-class _OtherBase(_Search):
-    kernels: Kernels | None = None
-    interim: tuple[int, ...] = ()
-
-
-class _Scale(Struct, forbid_unknown_fields=True):
-    runs: dict[str, _Run]
-    base: _Base = msgspec.field(default_factory=_Base)
-    """What runs have that do not say otherwise; its precision is that of all runs."""
-    bases: dict[str, _OtherBase] = {}
-    """Others, that runs name in the place of that one: of another network or data set."""
-    interim: tuple[int, ...] = INTERIM
-    densities: dict[str, float] = {}
-
-
-class _File(Struct, forbid_unknown_fields=True):
-    title: str
-    scales: dict[Scale, _Scale]
-    claims: dict[str, _Claim]
-    paper: str = ""
 
 
 def built_in() -> dict[str, Path]:
@@ -169,9 +108,9 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
     )
 
 
-def _converted(tables: Mapping[str, Any], path: Path) -> _File:
+def _converted(tables: Mapping[str, Any], path: Path) -> FileTable:
     try:
-        return convert(tables, _File)
+        return convert(tables, FileTable)
     except ValidationError as error:
         told, _, place = str(error).partition(" - at `")
         where = place.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".") or "the whole"
@@ -181,7 +120,7 @@ def _converted(tables: Mapping[str, Any], path: Path) -> _File:
 class _Reading:
     """What a file says at one scale, checked part by part."""
 
-    def __init__(self, path: Path, file: _File, scale: Scale, trust: bool) -> None:
+    def __init__(self, path: Path, file: FileTable, scale: Scale, trust: bool) -> None:
         self.path, self.file, self._trust = path, file, trust
         if scale not in file.scales:
             raise self._wrong("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
@@ -203,7 +142,7 @@ class _Reading:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, run: _Run) -> SearchRequest:
+    def _run(self, name: str, run: RunTable) -> SearchRequest:
         place = f"scales.{self._scale_name}.runs.{name}"
         base = self._base_of(run, place)
         method, task = run.method or base.method, run.task or base.task or "digits"
@@ -236,7 +175,7 @@ class _Reading:
 
         return self._explained(place, made)
 
-    def _stability(self, name: str, run: _Run) -> StabilitySettings | None:
+    def _stability(self, name: str, run: RunTable) -> StabilitySettings | None:
         place = f"scales.{self._scale_name}.runs.{name}"
         asked = {**self._base_of(run, place).stability, **run.stability}
         if not asked:
@@ -261,7 +200,7 @@ class _Reading:
 
         return self._explained(place, made)
 
-    def _base_of(self, run: _Run, place: str) -> _Base | _OtherBase:
+    def _base_of(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
         if not run.base:
             return self.base
         if run.base not in self._scale.bases:
@@ -272,7 +211,7 @@ class _Reading:
     def _plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
         return self._explained(place, lambda: InterimAnalyses(at))
 
-    def _kernels(self, run: _Run) -> str:
+    def _kernels(self, run: RunTable) -> str:
         return (self._scale.bases[run.base].kernels if run.base else None) or self.base.kernels
 
     # -- claims ------------------------------------------------------------------------------------------------------
@@ -304,7 +243,7 @@ class _Reading:
             )
         return self._scale.densities[density]
 
-    def _claim(self, name: str, claim: _Claim, density: float | None) -> Hypothesis:
+    def _claim(self, name: str, claim: ClaimTable, density: float | None) -> Hypothesis:
         sides = [self._side(side, density, claim.metric) for side in (claim.a, claim.b)]
         if sides[0] == sides[1]:
             raise UsageError(f"it compares {claim.a} with itself")
@@ -344,7 +283,7 @@ class _Reading:
             plan=self.plans[one],
         )
 
-    def _side(self, side: _Side, density: float | None, metric: str) -> Side:
+    def _side(self, side: SideTable, density: float | None, metric: str) -> Side:
         if side.value is not None:
             if side.run or side.role != TICKET:
                 raise UsageError(f"a side is a run or a number, not {side.run or side.role} and {side.value:g}")
@@ -366,7 +305,7 @@ class _Reading:
             raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
         return Side(side.run, side.role, level_of(density, planned_densities(request), f"the run {side.run}"))
 
-    def _stable_side(self, side: _Side, density: float | None, metric: str) -> Side:
+    def _stable_side(self, side: SideTable, density: float | None, metric: str) -> Side:
         """One of a claim about what is measured between two orders of the data, or before and after pruning."""
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")

@@ -1,0 +1,83 @@
+"""The tables of a campaign file, by type; what they say together is checked in `campaign_file`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ticketry.evidence.judging.interim_analyses import INTERIM
+from ticketry.records.network import TICKET
+
+Scale = Literal["demo", "cpu", "paper"]
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["auto", "dense", "sparse"]
+SCALES: tuple[Scale, ...] = ("demo", "cpu", "paper")
+
+
+class SideTable(Struct, forbid_unknown_fields=True):
+    run: str = ""
+    role: str = TICKET
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"
+
+
+class ClaimTable(Struct, forbid_unknown_fields=True):
+    statement: str
+    a: SideTable
+    b: SideTable
+    source: str = ""
+    figure: str = ""
+    density: float | str | tuple[float | str, ...] | None = None
+    metric: str = ""
+    above: float = 0.0
+    margin: float = 0.5
+    confidence: float = 0.95
+    family: str = ""
+    scales: tuple[Scale, ...] = SCALES
+
+
+class SearchTable(Struct, forbid_unknown_fields=True):
+    method: str = ""
+    task: str = ""
+    model: str = ""
+    options: dict[str, bool | int | float | str] = {}
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    controls: tuple[str, ...] = ()
+    control_densities: tuple[float | str, ...] = ()
+    stability: dict[str, Any] = {}
+
+
+class RunTable(SearchTable):
+    base: str = ""
+
+
+class BaseTable(SearchTable):
+    precision: Precision = "fp32"
+    kernels: Kernels = "dense"
+
+
+class OtherBaseTable(SearchTable):
+    kernels: Kernels | None = None
+    interim: tuple[int, ...] = ()
+
+
+class ScaleTable(Struct, forbid_unknown_fields=True):
+    runs: dict[str, RunTable]
+    base: BaseTable = msgspec.field(default_factory=BaseTable)
+    """What runs have that do not say otherwise; its precision is that of all runs."""
+    bases: dict[str, OtherBaseTable] = {}
+    """Others, that runs name in the place of that one: of another network or data set."""
+    interim: tuple[int, ...] = INTERIM
+    densities: dict[str, float] = {}
+
+
+class FileTable(Struct, forbid_unknown_fields=True):
+    title: str
+    scales: dict[Scale, ScaleTable]
+    claims: dict[str, ClaimTable]
+    paper: str = ""
