@@ -35,6 +35,7 @@ examples:
   ticketry reproduce all --scale demo
   ticketry reproduce stabilizing --scale cpu --plan
   ticketry reproduce early --scale cpu --budget 8h --only early-beats-start
+  ticketry reproduce stabilizing --scale cpu --check 5 --draw 2026
   ticketry reproduce my-campaign.toml --scale cpu"""
 
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -52,6 +53,11 @@ class _Reproduce(Printing, LabOptions):
     """How long it may take: 30min, 8h, 2d. No search is begun that would likely end later."""
     plan: Annotated[bool, tyro.conf.arg(name="plan")] = False
     """Only check the file, and say what is missing and how long it takes."""
+    check: int = 0
+    """Train nothing of the campaign, but so many rows of what is done, drawn at random, again in an empty store, and
+    compare: bits on the same kind of machine, else whether they lie inside the interval of one more replicate."""
+    draw: int = 0
+    """Seed of that drawing."""
     trust: bool = False
     """Use whatever your file names: code of that name is imported and run, files and folders are opened."""
 
@@ -63,6 +69,8 @@ def main(words: Sequence[str]) -> int:
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
     if chosen.get("precision") == "auto":
         raise UsageError("a campaign is of one precision on all machines: choose fp32 or bf16")
+    if arguments.check:
+        return _check(arguments, chosen)
     outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     if arguments.json:
         print(json.dumps([{**as_json(one.record), "page": str(one.page), "stopped": one.stopped} for one in outcomes]))
@@ -72,16 +80,44 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
+def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
+    """Check what is done of campaigns; 1 if a row does not hold."""
     from ticketry.cli.progress import Progress
-    from ticketry.experiments.reproduce.campaign import reproduce
+    from ticketry.experiments.reproduce.checking import ROWS, check
+    from ticketry.report.wording import aligned
+
+    found = []
+    for campaign in _campaigns(arguments):
+        with Progress(f"{campaign.name}, {campaign.scale}: check") as progress:
+            found += check(
+                _changed(campaign, chosen),
+                arguments,
+                arguments.check,
+                draw=arguments.draw,
+                say=progress.say,
+                on_event=progress.on_event,
+            )
+    if arguments.json:
+        print(json.dumps([one.as_json() for one in found]))
+    else:
+        print("\n".join(aligned([list(ROWS), *(one.cells() for one in found)])))
+    return int(any(one.found == "outside" for one in found))
+
+
+def _campaigns(arguments: Any) -> list[Campaign]:
+    """Those that are named; all are checked before anything is trained."""
     from ticketry.experiments.reproduce.campaign_file import built_in, read_campaign
 
     names = list(built_in()) if arguments.campaign == "all" else [arguments.campaign]
-    # All are checked before anything is trained.
-    campaigns = [read_campaign(Path(name), arguments.scale, trust=arguments.trust) for name in names]
+    return [read_campaign(Path(name), arguments.scale, trust=arguments.trust) for name in names]
+
+
+def _outcomes(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
+    from ticketry.cli.progress import Progress
+    from ticketry.experiments.reproduce.campaign import reproduce
+
     budget, found = seconds_of(arguments.budget), []
-    for campaign in campaigns:
+    for campaign in _campaigns(arguments):
         with Progress(f"{campaign.name}, {campaign.scale}") as progress:
             outcome = reproduce(
                 _changed(campaign, chosen),

@@ -1,0 +1,248 @@
+"""An independent check of a campaign: rows drawn at random are trained again in an empty store, and compared.
+
+A row is one network of one replicate. What its training starts from (the dense network up to the rewind point, a
+control's own weights) is trained again with it; its mask is the campaign's, which is what a bundle has of it.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from typing import Any, Literal
+
+from ticketry.errors import StoreError, UsageError
+from ticketry.experiments.options import LabOptions, opened
+from ticketry.experiments.record_files import earlier_record
+from ticketry.experiments.reproduce.campaign_file import Campaign
+from ticketry.experiments.reproduce.planning import blocks_of
+from ticketry.lab.environment import environment
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners.runner import OnEvent
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import write_atomically
+from ticketry.lab.training.kernels import kernels_here
+from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
+from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.records.network import Point
+from ticketry.records.run import RunRecord
+from ticketry.report.tables.claims import markdown_table
+from ticketry.report.wording import percent, role_name
+from ticketry.tasks.task import Task
+
+Found = Literal["same bits", "inside", "outside"]
+_MACHINE = ("ticketry", "torch", "platform", "processor")
+"""What has to be the same for the same bits, beside the kernels."""
+ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a campaign."""
+
+    run: str
+    replicate: int
+    """Of the campaign, over all blocks."""
+    level: int
+    role: str
+    density: float
+    key: str
+    """Of its segment."""
+    value: float
+    """On the test split, as the table has it."""
+    others: tuple[float, ...]
+    """Of all replicates that the table's row is the mean of."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row that was trained again."""
+
+    row: Row
+    value: float
+    """That it gave now."""
+    interval: tuple[float, float] | None
+    """In which one more replicate lies with a probability of 95 %, by the row's own (Student's t); None for less than
+    two."""
+    same_bits: bool
+    """Whether weights and value are those of the campaign."""
+    same_machine: bool
+    """Whether versions, processor and kernels are, so that bits have to be."""
+
+    @property
+    def found(self) -> Found:
+        """Whether the row holds: on a machine of the same kind with the same bits, on others inside the interval."""
+        if self.same_bits:
+            return "same bits"
+        if self.same_machine or self.interval is None:
+            return "outside"
+        return "inside" if self.interval[0] <= self.value <= self.interval[1] else "outside"
+
+    def cells(self) -> list[str]:
+        """A row of `ROWS`."""
+        row = self.row
+        interval = "–" if self.interval is None else f"{self.interval[0]:.2f} to {self.interval[1]:.2f}"
+        named = [row.run, role_name(row.role), str(row.replicate + 1), percent(row.density)]
+        return [*named, f"{row.value:.2f}", f"{self.value:.2f}", interval, self.found]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "found": self.found}
+
+
+def check(
+    campaign: Campaign,
+    options: LabOptions,
+    count: int,
+    *,
+    draw: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+    on_event: OnEvent | None = None,
+) -> list[Checked]:
+    """Draw rows of what is done of a campaign, train each again in an empty store, and compare.
+
+    Args:
+        options: the store is the campaign's, which stays as it is but for a text in its folder `campaigns`.
+        count: how many; all if there are fewer.
+        draw: seed of the drawing.
+
+    Raises:
+        UsageError: if nothing of the campaign is done, or there is nothing to draw.
+        StoreError: for a row whose training is not told in the store.
+    """
+    if count < 1:
+        raise UsageError(f"{count} rows to check: give at least 1")
+    store = Store(options.store)
+    rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
+    if not rows:
+        raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
+    drawn = random.Random(draw).sample(rows, min(count, len(rows)))
+    sources = Sources(store)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="ticketry-check-") as folder:
+        for number, row in enumerate(drawn):
+            # Each in a store of its own: nothing of one helps another.
+            own = replace(options, store=Path(folder) / str(number), precision=campaign.precision)
+            say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
+            with opened(own, None, on_event) as lab:
+                found.append(trained_again(lab, campaign.runs[row.run].task, row, sources))
+    lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
+    lines += markdown_table(ROWS, [one.cells() for one in found])
+    text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
+    write_atomically(text, ("\n".join(lines) + "\n").encode())
+    return found
+
+
+def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
+    """Every network of the blocks that are done."""
+    for name, request in campaign.runs.items():
+        metric, first = request.task.metric.name, 0
+        found: list[tuple[int, Point]] = []
+        for block in blocks_of(name, campaign.plans[name]):
+            record = earlier_record(store.paths.run(block.request(campaign).name) / "run.json", RunRecord)
+            if record is None:
+                break
+            found += [(first + point.replicate, point) for point in record.points if point.key]
+            first += record.replicates
+        values: dict[tuple[int, str], list[float]] = {}
+        for _, point in found:
+            values.setdefault((point.level, point.role), []).append(point.metric(metric))
+        for replicate, point in found:
+            others = tuple(values[point.level, point.role])
+            told = (point.density, point.key, point.metric(metric))
+            yield Row(name, replicate, point.level, point.role, *told, others)
+
+
+def trained_again(lab: Lab, task: Task, row: Row, sources: Sources) -> Checked:
+    """Train a row's network, and whatever it starts from, in the lab's store, which is empty."""
+    trajectory, _, step = row.key.partition("@")
+    told = sources.record(trajectory, int(step))
+    result = _train(lab, task, trajectory, int(step), sources, measure=True)
+    value = result.metrics["test"][task.metric.name]
+    same_kernels = told["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
+    here = environment()
+    return Checked(
+        row=row,
+        value=value,
+        interval=interval(row.others),
+        same_bits=result.model == told["model"] and value == row.value,
+        same_machine=same_kernels and all(told["environment"].get(name) == here[name] for name in _MACHINE),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """In which one more value lies with a probability of 95 %, if all are normal; None for less than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy.special import stdtrit
+
+    mean = sum(values) / n
+    spread = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
+    return mean - half, mean + half
+
+
+class Sources:
+    """What a campaign's store tells of its trainings."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def record(self, trajectory: str, step: int) -> dict[str, Any]:
+        """The result; `StoreError` if it is not there."""
+        found = self._store.trained(trajectory, step)
+        if found is None:
+            raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
+        return found
+
+    def blob(self, digest: str) -> bytes | None:
+        """A file of the store; None if it is not there (weights that a bundle left out)."""
+        return self._store.get_bytes(digest) if self._store.paths.blob(digest).exists() else None
+
+    def maker(self, digest: str) -> tuple[str, int] | None:
+        """The trajectory and step that gave weights, or an optimiser's state."""
+        return self._makers.get(digest)
+
+    @cached_property
+    def _makers(self) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        for path in sorted(self._store.paths.result_files()):
+            trajectory, step = path.parent.name, int(path.stem)
+            for digest in _outputs(self.record(trajectory, step)).values():
+                found.setdefault(digest, (trajectory, step))
+        return found
+
+
+def _outputs(record: dict[str, Any]) -> dict[str, str]:
+    """What a result gave, by what it is."""
+    variants = {f"variant {name}": digest for name, digest in record["variants"].items()}
+    found = {"model": record["model"], "training": record["training"], **variants}
+    return {name: digest for name, digest in found.items() if digest}
+
+
+def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *, measure: bool) -> Result:
+    described = dict(sources.record(trajectory, step)["segment"])
+    blobs: Iterable[str] = described.pop("blobs", ())
+    segment = Segment.from_description({**described, "last": step}, task)
+    if segment.arithmetic.kernels != DENSE_KERNELS:
+        segment = replace(segment, arithmetic=replace(segment.arithmetic, kernels=kernels_here()))
+    again: dict[str, str] = {}
+    for digest in dict.fromkeys([*blobs, *segment.blobs()]):
+        if made_by := sources.maker(digest):
+            made = _train(lab, task, *made_by, sources, measure=False)
+            what = next(name for name, one in _outputs(sources.record(*made_by)).items() if one == digest)
+            again[digest] = _outputs(made.record)[what]
+        elif (data := sources.blob(digest)) is not None:
+            lab.store.put_bytes(data)  # a mask, or weights that no training gave
+        else:
+            raise StoreError(f"the weights {digest[:12]}… are neither in the store nor of a training that it tells of")
+    start = segment.start
+    if start.state is not None:
+        optimizer = again.get(start.optimizer, start.optimizer) if start.optimizer else None
+        segment = replace(segment, start=Start(state=again.get(start.state, start.state), optimizer=optimizer))
+    return lab.train(segment, label=f"step {step}", measure=measure)

@@ -1,0 +1,102 @@
+"""Rows of a campaign trained again: the same bits here, judged by the interval elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from scipy import stats
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.cli import main
+from ticketry.experiments.reproduce.checking import Checked, Row, interval
+from ticketry.lab.store.files import read_sealed, write_sealed
+
+SMALL = """
+title = "Rows"
+[scales.demo]
+interim = [3]
+[scales.demo.runs.tickets]
+method = "iterative"
+task = "digits"
+recipe = { length = "40it" }
+settings = { densities = [0.3, 0.1], rewind = "4it" }
+controls = ["random_reinit", "random_prune"]
+[claims.no-worse]
+statement = "Tickets are no worse."
+a = { run = "tickets" }
+b = { run = "tickets", role = "dense" }
+density = 0.1
+above = -90
+margin = 5
+"""
+
+
+def test_rows_that_are_trained_again_have_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store, moved = tmp_path / "small.toml", tmp_path / "store", tmp_path / "moved"
+    file.write_text(SMALL)
+    words = ["reproduce", str(file), "--workers", "0", "--device", "cpu", "--store"]
+    code, _, err = call(capsys, *words, str(store), "--check", "2")
+    assert code == 2
+    assert "nothing of the campaign small at the scale demo is in" in err
+    assert main([*words, str(store)]) == 0
+    bundle = tk.store.pack((), tmp_path / "all.tkz", store=store)  # without weights
+    tk.store.unpack(bundle.path, store=moved)
+    before = sorted(path for path in moved.rglob("*") if path.is_file())
+    capsys.readouterr()
+
+    # all 21 rows: three replicates of a dense network, two tickets and four controls
+    code, out, _ = call(capsys, *words, str(moved), "--check", "100", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert len(found) == 3 * (1 + 2 + 4)
+    assert {one["found"] for one in found} == {"same bits"}
+    assert len({(one["row"]["replicate"], one["row"]["level"], one["row"]["role"]) for one in found}) == 21
+    after = sorted(path for path in moved.rglob("*") if path.is_file())
+    assert set(after) - set(before) == {moved / "campaigns" / "small-demo.check.md"}, "the campaign's store stays"
+
+    # the draw is by its seed
+    drawn = []
+    for seed in ("1", "1", "2"):
+        code, out, _ = call(capsys, *words, str(store), "--check", "3", "--draw", seed, "--json")
+        assert code == 0
+        drawn.append([one["row"]["key"] for one in json.loads(out)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+    # a value that the table has and the training does not give
+    (record,) = store.glob("runs/*/run.json")
+    told = read_sealed(record, required=True)
+    for point in told["points"]:
+        point["test"]["accuracy"] -= 7
+    write_sealed(record, told)
+    code, out, _ = call(capsys, *words, str(store), "--check", "3")
+    assert code == 1
+    assert out.count("outside") == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "same_bits", "same_machine", "found"),
+    [
+        (91.0, True, True, "same bits"),
+        (91.0, True, False, "same bits"),
+        (91.1, False, False, "inside"),
+        (91.1, False, True, "outside"),  # where bits have to be the same, a near value is none of them
+        (80.0, False, False, "outside"),
+    ],
+)
+def test_what_is_found(value: float, same_bits: bool, same_machine: bool, found: str) -> None:
+    values = (91.0, 91.4, 90.8)
+    row = Row("run", 0, 1, "ticket", 0.1, "key", 91.0, values)
+    assert Checked(row, value, interval(values), same_bits, same_machine).found == found
+    alone = Checked(row, value, interval(values[:1]), same_bits, same_machine)
+    assert alone.interval is None
+    assert alone.found == ("same bits" if same_bits else "outside")
+
+
+def test_the_interval_is_of_one_more_replicate() -> None:
+    values = [91.0, 91.4, 90.8, 91.1]
+    expected = stats.t.interval(0.95, 3, loc=fmean(values), scale=stdev(values) * (1 + 1 / 4) ** 0.5)
+    assert interval(values) == pytest.approx(expected)
