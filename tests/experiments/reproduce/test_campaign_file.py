@@ -124,6 +124,10 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
         ('at = ["few"], points = 5', 'rewinds = ["3%"]', r"stability: the rewind point is the run's own"),
         ('at = ["few"], points = 5', "ad = [0.1]", r"stability has no argument 'ad'"),
         ("settings = { density =", "stability = { points = 5 }\nsettings = { density =", r"gradual.*: it is of"),
+        ('run = "gradual" }', 'run = "gradual", level = 3 }', r"gradual has tickets of levels 1 to 2"),
+        ('run = "gradual" }', 'run = "gradual", level = 1, density = 0.3 }', r"a side one or a density"),
+        ('run = "gradual" }', 'run = "gradual", density = 0.2 }', r"better.*no tickets of density 0\.2"),
+        ('b = { value = 2 }', 'b = { value = 2, level = 1 }', r"a side is a run or a number"),
         ('method = "gradual"', 'method = "gradual"\nbase = "of"', r"gradual: base 'of' is none .* which are other$"),
         ('method = "gradual"', 'method = "gradual"\nbase = "other"', r"iterative is judged at \(3, 5\) replicates and"),
         ("interim = [3]", "interim = [1]", r"scales\.demo\.bases\.other\.interim: interim analyses at \(1,\)"),
@@ -149,6 +153,13 @@ def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicate
     assert set(campaign.kernels.values()) == {"sparse"}
     campaign = read_campaign(written(tmp_path, text.replace("interim = [3]\n", "")), "demo")
     assert {claim.plan.at for claim in campaign.claims} == {(3, 5)}
+
+
+def test_a_side_may_have_a_density_or_a_level_of_its_own(tmp_path: Path) -> None:
+    text = GOOD.replace('a = { run = "iterative" }', 'a = { run = "iterative", level = 1 }', 1)
+    text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", density = 0.3 }')
+    (first, *_) = read_campaign(written(tmp_path, text), "demo").claims
+    assert (first.a.level, first.b.level) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as part
 from scipy import stats
 
 from made_records import search_record
@@ -214,6 +215,18 @@ def test_distances_are_better_the_lower() -> None:
     judged = decide([pruning], {}, {}, stable)[0]
     assert judged.told(0.0).difference == pytest.approx(86 - 34)
     assert judged.found == "confirmed"
+
+
+def test_densities_and_memory_are_better_the_lower_and_what_was_not_measured_decides_nothing() -> None:
+    records = {"one": [block(A)], "other": [block(B)]}
+    denser = part(records["other"][0].points[1], density=0.3)
+    points = tuple(part(denser, replicate=one.replicate) if one.role == "ticket" else one for one in block(B).points)
+    records["other"] = [part(block(B), points=points)]
+    density = replace(CLAIM, metric="density", higher_is_better=False, margin=0.01)
+    assert decide([density], records, {})[0].told(0.0).difference == pytest.approx(0.2)
+    assert decide([density], records, {})[0].found == "confirmed"
+    memory = replace(CLAIM, metric="memory", higher_is_better=False)  # these records do not tell it
+    assert (decide([memory], records, {})[0].n, decide([memory], records, {})[0].found) == (0, "undecided")
 
 
 def test_what_is_not_analysed_waits() -> None:

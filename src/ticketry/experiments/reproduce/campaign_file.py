@@ -28,7 +28,7 @@ from ticketry.experiments.reproduce.campaign_tables import (
     SideTable,
 )
 from ticketry.experiments.reproduce.campaign_tables import Scale as Scale
-from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY, VALUE, Hypothesis, Side
+from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, VALUE, Hypothesis, Side
 from ticketry.experiments.request import SearchRequest, level_of, named_method, planned_densities, request_of
 from ticketry.experiments.run_file import check_trust, toml_tables
 from ticketry.lab.search_result import Seeds
@@ -260,11 +260,11 @@ class _Reading:
                 " give both one interim"
             )
         named = claim.metric or metric.name
-        if named not in (metric.name, *COSTS, *STABILITY):
-            known = f"{metric.name}, or of costs {', '.join(COSTS)}, or of stability {', '.join(STABILITY)}"
+        if named not in (metric.name, DENSITY, *COSTS, *STABILITY):
+            known = f"{metric.name}, {DENSITY}, or of costs {', '.join(COSTS)}, or of stability {', '.join(STABILITY)}"
             raise UsageError(f"there is no metric {named!r}: {known}")
         check_settings(claim.margin, claim.confidence, None)
-        units = {**COSTS, **dict.fromkeys(STABILITY, ""), "barrier": metric.unit}
+        units = {**COSTS, DENSITY: "", **dict.fromkeys(STABILITY, ""), "barrier": metric.unit}
         return Hypothesis(
             name=name,
             statement=claim.statement,
@@ -285,9 +285,11 @@ class _Reading:
 
     def _side(self, side: SideTable, density: float | None, metric: str) -> Side:
         if side.value is not None:
-            if side.run or side.role != TICKET:
+            if side.run or side.role != TICKET or side.density or side.level:
                 raise UsageError(f"a side is a run or a number, not {side.run or side.role} and {side.value:g}")
             return Side("", VALUE, None, side.value)
+        if side.density is not None:
+            density = self._density("claims", side.density)
         if metric in STABILITY:
             return self._stable_side(side, density, metric)
         if side.run not in self.runs:
@@ -298,6 +300,11 @@ class _Reading:
             raise UsageError(f"the run {side.run} has no {side.role!r}: it has {', '.join(roles)}")
         if side.role == DENSE:
             return Side(side.run, DENSE, 0)
+        if side.level is not None:
+            levels = request.method.levels(request.settings) if request.method.levels else 1
+            if not 1 <= side.level <= levels or side.density is not None:
+                raise UsageError(f"the run {side.run} has tickets of levels 1 to {levels}, and a side one or a density")
+            return Side(side.run, side.role, side.level)
         if density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
         if side.role != TICKET and side.role not in request.controls_at(density):

@@ -20,6 +20,10 @@ class SideTable(Struct, forbid_unknown_fields=True):
     run: str = ""
     role: str = TICKET
     value: float | None = None
+    density: float | str | None = None
+    """If it is not the claim's."""
+    level: int | None = None
+    """Of tickets whose density is not known beforehand."""
 
     def __str__(self) -> str:
         return f"{self.role} of {self.run}" if self.value is None else f"{self.value:g}"

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
-from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY, Hypothesis, Side
+from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, Hypothesis, Side
 from ticketry.records import campaign as told
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.network import DENSE, TICKET, Point
@@ -24,6 +25,7 @@ Found = Literal["confirmed", "refuted", "undecided"]
 _OF_COSTS = {"steps": 1.0}
 """The smallest step of a cost: so that equal numbers of steps in every replicate decide."""
 _ELSEWHERE = 100.0
+_DENSITY_STEP = 1e-6
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
 
@@ -122,18 +124,28 @@ def _judged(
         own if side.value is None else (side.value,) * len(other)
         for side, own, other in ((claim.a, a, b), (claim.b, b, a))
     )
+    # What was not measured, or is not finite, decides nothing.
+    known = next((n for n, pair in enumerate(zip(a, b, strict=False)) if not all(map(isfinite, pair))), len(a))
+    a, b = a[:known], b[:known]
     at = max((n for n in claim.plan.at if n <= min(len(a), len(b))), default=0)
     verdict = None
     if at:
-        step = _OF_COSTS.get(claim.metric) if claim.metric in COSTS else resolution.get(claim.runs[0])
+        step = _steps_of(claim, resolution)
         verdict = _verdict(claim, a[:at], b[:at], step)
     return Decision(claim, a, b, verdict)
+
+
+def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
+    """The smallest step of a claim's metric."""
+    if claim.metric in COSTS:
+        return _OF_COSTS.get(claim.metric)
+    return _DENSITY_STEP if claim.metric == DENSITY else resolution.get(claim.runs[0])
 
 
 def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
     shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
     # Only differences count; values between 0 and 1 would be taken for shares of 1.
-    same = _ELSEWHERE if claim.metric in STABILITY else 0.0
+    same = _ELSEWHERE if claim.metric in (*STABILITY, DENSITY) else 0.0
     return decide_after(
         [value + same for value in a],
         [value + same + shift for value in b],
@@ -184,10 +196,12 @@ def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple
 def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
     role_level = 0 if role == DENSE else level
     point = next(one for one in record.points if (one.replicate, one.level, one.role) == (replicate, role_level, role))
+    if claim.metric == DENSITY:
+        return point.density
     return cost_of(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)
 
 
 def cost_of(point: Point, what: str) -> float:
-    """Steps, FLOPs or seconds of all that a network needed; NaN where that was not measured."""
+    """Steps, FLOPs, seconds or bytes of memory of all that a network needed; NaN where that was not measured."""
     value = getattr(point.phases.whole, what) if point.phases else None
     return float("nan") if value is None else float(value)

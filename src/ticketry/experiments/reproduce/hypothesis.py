@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 
-COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s"}
+COSTS = {"steps": "steps", "flops": "FLOPs", "seconds": "s", "memory": "B"}
 """What a claim may compare besides the task's metric, of all that a network needed, and its unit: the less the
-better."""
+better. Of memory it is the highest of any phase of training."""
+DENSITY = "density"
+"""Another: the fraction of weights kept, of masks whose density is an outcome; the less the better."""
 STABILITY = ("barrier", "order-distance", "pruning-distance")
 """What a claim may compare of runs with ``stability``, the less the better: the error barrier between two trainings
 that differ in the order of the data, their L2 distance, and that to the dense network pruned after training."""

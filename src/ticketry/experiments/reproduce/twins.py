@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from ticketry.core.seeds import mix
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
-from ticketry.experiments.reproduce.hypothesis import COSTS, STABILITY
+from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY
 from ticketry.experiments.reproduce.planning import Block, dense
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
@@ -67,7 +67,7 @@ class Twins:
     def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
         """Twin minus dense network, of the replicates by which a claim about the task's metric is judged."""
         claim = decision.claim
-        if claim.metric in (*COSTS, *STABILITY):
+        if claim.metric in (*COSTS, *STABILITY, DENSITY):
             return ()
         run = claim.runs[0]
         values = dense_values(done[run], claim.metric)[: decision.n]
