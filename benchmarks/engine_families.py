@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def built(name: str) -> tuple[Any, Any]:
     """The network in evaluation mode and two examples for it."""
     import torch
 
+    from tasks.models.library_support import import_or_skip
+
     if name.startswith("transformers:"):
+        if find_spec("torchvision"):
+            import_or_skip("torchvision")  # without its compiled part, models of images do not import beside it
         import transformers
 
         kind, settings = TRANSFORMERS[name.partition(":")[2]]
@@ -113,8 +118,6 @@ def built(name: str) -> tuple[Any, Any]:
         if "ConditionalGeneration" in kind:
             inputs["decoder_input_ids"] = torch.randint(3, 100, (2, TOKENS // 2))
         return model.eval(), inputs
-    from tasks.models.library_support import import_or_skip
-
     network, size, options = FAMILIES[name.partition(":")[2]]
     model = import_or_skip("timm").create_model(network, pretrained=False, num_classes=7, **options)
     return model.eval(), torch.randn(2, 3, size, size)
