@@ -16,14 +16,13 @@ import json
 import statistics
 import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from structure_families import FAMILIES, HERE, exit_code, swept
+from structure_families import FAMILIES, exit_code, prepare, swept
 
 EXACT = 1e-4
 """Largest difference to eager torch, relative to the largest output."""
@@ -102,11 +101,7 @@ def built(name: str) -> tuple[Any, Any]:
     """The network in evaluation mode and two examples for it."""
     import torch
 
-    from tasks.models.library_support import import_or_skip
-
     if name.startswith("transformers:"):
-        if find_spec("torchvision"):
-            import_or_skip("torchvision")  # without its compiled part, models of images do not import beside it
         import transformers
 
         kind, settings = TRANSFORMERS[name.partition(":")[2]]
@@ -118,6 +113,8 @@ def built(name: str) -> tuple[Any, Any]:
         if "ConditionalGeneration" in kind:
             inputs["decoder_input_ids"] = torch.randint(3, 100, (2, TOKENS // 2))
         return model.eval(), inputs
+    from tasks.models.library_support import import_or_skip
+
     network, size, options = FAMILIES[name.partition(":")[2]]
     model = import_or_skip("timm").create_model(network, pretrained=False, num_classes=7, **options)
     return model.eval(), torch.randn(2, 3, size, size)
@@ -125,13 +122,10 @@ def built(name: str) -> tuple[Any, Any]:
 
 def measured(name: str) -> dict[str, Any]:
     """What became of one network."""
-    sys.path[:1] = [str(HERE.parent / "tests")]  # not this folder
     import torch
 
     from engine.families import shake
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model, inputs = built(name)
     model = stirred(shake(model))
@@ -228,16 +222,18 @@ def _apart(made: Any, right: Any) -> float:
 def in_turns(functions: list[Callable[[], Any]], rounds: int = 9, most: float = 20.0) -> list[float]:
     """The median seconds of each, of calls in turns, one of which before does not count.
 
-    Seconds of the processor: by the clock a process that others crowd out is a hundred times as fast, or as slow.
+    Seconds of the processor: by the clock a process that others crowd out is a hundred times as fast, or as slow. And
+    of this thread, which is the only one that computes: a process whose time is limited (`RLIMIT_CPU`) reads its own
+    in steps of 10 ms.
     """
     samples: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + most
     for turn in range(rounds + 1):
         for function, several in zip(functions, samples, strict=True):
-            began = time.process_time()
+            began = time.thread_time()
             function()
             if turn:
-                several.append(time.process_time() - began)
+                several.append(time.thread_time() - began)
         if turn >= 3 and time.perf_counter() > end:
             break
     return [statistics.median(several) for several in samples]
@@ -256,12 +252,25 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=int, default=12, help="of addresses for one network")
     parser.add_argument("--one", choices=names, metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    prepare_engine(arguments.only)
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return 0
-    found = swept(arguments.only, arguments, Path(__file__))
+    found = swept(measured, arguments.only, arguments)
     tell(found)
     return exit_code(found)
+
+
+def prepare_engine(names: Sequence[str]) -> None:
+    """As `prepare`; and what torch.export and the compiler import, by a small network."""
+    prepare()
+    import torch
+
+    import ticketry as tk
+
+    if any(name.startswith("transformers:") for name in names):
+        import_module("transformers.models.llama.modeling_llama")  # most of the library comes with it
+    tk.compile(torch.nn.Linear(16, 16).eval(), None, torch.randn(2, 16))
 
 
 def tell(found: dict[str, Any]) -> None:

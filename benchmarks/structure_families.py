@@ -15,14 +15,14 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 
@@ -142,7 +142,6 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def measured(family: str) -> dict[str, Any]:
     """What became of one network."""
-    sys.path[:1] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "core" / "structure")]  # not this folder
     import torch
     from halving import difference, gradients_apart, halved
     from public_models import settled
@@ -153,8 +152,6 @@ def measured(family: str) -> dict[str, Any]:
     from ticketry.core.structure.shrinking.shrink import plan_of
     from ticketry.errors import TicketryError
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     name, size, options = FAMILIES[family]
     torch.manual_seed(0)
     model = settled(import_or_skip("timm").create_model(name, pretrained=False, num_classes=7, **options))
@@ -189,42 +186,50 @@ def measured(family: str) -> dict[str, Any]:
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def in_a_process(family: str, seconds: int, gigabytes: int, script: Path = Path(__file__)) -> dict[str, Any]:
-    """What `script --one` tells of it, or how the process ended."""
-    command = [sys.executable, str(script), "--one", family]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def in_a_process(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gigabytes: int) -> dict[str, Any]:
+    """What `measure` tells of a network in a fork of this process, or how the fork ended.
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=20 * seconds,
-            check=False,
-            preexec_fn=limited,
-        )
-    except subprocess.TimeoutExpired:
-        return {"outcome": "too long", "error": f"more than {20 * seconds} s on a busy machine"}
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    A fork has what this process imported: a process begun anew would take longer to import than most networks take.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _told(measure, name, seconds, gigabytes, writing)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return {"outcome": "too long", "error": f"more than {seconds} s of a processor, or killed for memory"}
-    try:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError):
-        return {"outcome": "failed", "error": (done.stderr or f"exit {done.returncode}")[-2000:]}
+    if status:
+        return {"outcome": "failed", "error": f"ended by signal {-status}" if status < 0 else text[-2000:]}
+    return dict(json.loads(text))
 
 
-def swept(names: Sequence[str], arguments: argparse.Namespace, script: Path = Path(__file__)) -> dict[str, Any]:
+def _told(measure: Callable[[str], dict[str, Any]], name: str, seconds: int, gigabytes: int, writing: int) -> NoReturn:
+    """The fork's life: limited, what it found written into the pipe, ended without what its parent does at its end."""
+    resource.setrlimit(resource.RLIMIT_AS, (gigabytes << 30, gigabytes << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    with os.fdopen(writing, "w") as pipe:
+        try:
+            pipe.write(json.dumps(measure(name)))
+            status = 0
+        except BaseException:  # its last words, whatever they are
+            pipe.write(traceback.format_exc())
+            status = 1
+    os._exit(status)
+
+
+def swept(
+    measure: Callable[[str], dict[str, Any]], names: Sequence[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """What is known of each network: of those named, what the file does not tell yet is measured and added to it."""
     found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     for name in names:
         if name in found and not (arguments.again and found[name]["outcome"] != "equal"):
             continue
-        found[name] = in_a_process(name, arguments.seconds, arguments.gigabytes, script)
+        found[name] = in_a_process(measure, name, arguments.seconds, arguments.gigabytes)
         arguments.output.write_text(json.dumps(found, indent=1) + "\n")
         print(name, found[name]["outcome"], found[name].get("error", "")[-300:], flush=True)
     return found
@@ -233,6 +238,18 @@ def swept(names: Sequence[str], arguments: argparse.Namespace, script: Path = Pa
 def exit_code(found: dict[str, Any]) -> int:
     """0 if each network was equal or refused with a reason."""
     return 0 if all(one["outcome"] in ("equal", "refused") for one in found.values()) else 1
+
+
+def prepare() -> None:
+    """What all networks need is imported once, in the process that is forked for each of them."""
+    sys.path[:1] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "core" / "structure")]  # not this folder
+    import torch
+
+    from tasks.models.library_support import import_or_skip
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    import_or_skip("timm")
 
 
 def main() -> int:
@@ -244,10 +261,11 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=int, default=12, help="of addresses for one network")
     parser.add_argument("--one", choices=[*FAMILIES], metavar="FAMILY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    prepare()
     if arguments.one:
         print(json.dumps(measured(arguments.one)))
         return 0
-    found = swept(arguments.only, arguments)
+    found = swept(measured, arguments.only, arguments)
     print(dict(Counter(one["outcome"] for one in found.values())))
     return exit_code(found)
 
