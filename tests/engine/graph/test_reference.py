@@ -165,6 +165,20 @@ def test_norms_and_attention():
         assert torch.allclose(compute("attention", q, k, v, scale=scale_, causal=causal), wanted)
 
 
+def test_windows_and_pads():
+    q, k, v, bias = randn(2, 3, 2, 4, 5), randn(2, 3, 2, 6, 5), randn(2, 3, 2, 6, 7), randn(3, 1, 4, 6)
+    for held in (None, bias, bias[:1], bias.repeat(1, 2, 1, 1)):
+        scores = torch.einsum("nwhtd,nwhsd->nwhts", q, k) * 0.3 + (0 if held is None else held)
+        wanted = torch.einsum("nwhts,nwhsd->nwhtd", scores.softmax(-1), v)
+        weights = {} if held is None else {"bias": held}
+        assert torch.allclose(compute("window_attention", q, k, v, weights=weights, scale=0.3), wanted)
+    x = randn(2, 3, 4)
+    made = compute("pad", x, before=[1, 0], after=[0, 2])
+    assert made.shape == (2, 4, 6)
+    assert torch.equal(made[:, 1:, :4], x)
+    assert made.count_nonzero() == x.numel()
+
+
 def test_every_native_operation_can_be_prepared():
     from ticketry.engine.graph.reference import _WITH_WEIGHTS, _WITHOUT_WEIGHTS
 

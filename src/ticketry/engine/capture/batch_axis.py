@@ -14,10 +14,21 @@ from typing import Any
 from torch import Tensor
 
 from ticketry.engine.capture.convert import Multiple, Sizes
-from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, need, rewrite, value_of
+from ticketry.engine.capture.editor import (
+    Editor,
+    Found,
+    NoMatchError,
+    arguments,
+    base,
+    need,
+    rewrite,
+    tensor_of,
+    value_of,
+)
 from ticketry.engine.capture.lower_constants import constant_of, is_constant
 from ticketry.engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
 from ticketry.engine.capture.view_chains import VIEWS, chain_to, example_map, is_canonical, natively
+from ticketry.engine.capture.written_attention import attention
 from ticketry.engine.graph import FLOATS, Graph, Node, Value, aten
 
 
@@ -135,8 +146,71 @@ def _pair(editor: Editor, one: Node, found: Found) -> list[Node]:
     return _on_rows(editor, one, [x], make)
 
 
+def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Over the last axis."""
+    x = value_of(found["self"])
+    last = len(editor.sizes.get(x or "", ())) - 1
+    need(found["dim"] in (-1, last) and found.get("dtype") is None)
+
+    def make(rows: list[str]) -> Node:
+        return editor.make("softmax", (rows[0],), one.output, axis=len(editor.shape(rows[0]) or ()) - 1)
+
+    return _on_rows(editor, one, [x], make)
+
+
+def _matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A product of a weight, or of two values of windows [N * W, h, T, d], window by window."""
+    names = [value_of(found[role]) for role in ("self", "other")]
+    if None in names:
+        return _linear(editor, one, found)
+    nodes, (left, right) = _windows(editor, [str(name) for name in names])
+    before, last = editor.shape(left) or (), (editor.shape(right) or ())[-1]
+    made = _free_value(editor, one.output, (*before[:-1], last))
+    attrs = {"args": [{"value": left}, {"value": right}], "kwargs": {}}
+    return [*nodes, Node("aten.matmul.default", (left, right), made, attrs, {}), _together(editor, made, one.output)]
+
+
+def _attention(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Attention in windows [N * W, h, T, d], with a bias that is a weight, the same for all windows."""
+    need(not found["dropout_p"] and not found["is_causal"])
+    nodes, (q, k, v) = _windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
+    mask, bias = found["attn_mask"], None
+    if mask is not None:
+        bias = editor.tensors.get(tensor_of(mask) or "")
+        if bias is None or bias.dim() > 4:
+            raise NoMatchError
+        bias = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
+        need(bias.is_floating_point() and bias.shape[0] == 1)
+    made = _free_value(editor, one.output, (*(editor.shape(q) or ())[:-1], (editor.shape(v) or ())[-1]))
+    return [*nodes, attention(editor, (q, k, v), made, bias, found["scale"]), _together(editor, made, one.output)]
+
+
+def _windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
+    """Values [N * W, h, ...] as [N, W, h, ...], where windows of an example are neighbours."""
+    sizes = [editor.sizes.get(name, ()) for name in names]
+    several = sizes[0][0] if sizes[0] else None
+    need(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
+    need(isinstance(several, Multiple) and several.of_batch > 1)
+    nodes, found = [], []
+    for name, size in zip(names, sizes, strict=True):
+        need(editor.values[name].dtype in FLOATS)
+        more, rows, _ = _brought(editor, name, _layouts(size)[:1])
+        nodes += more
+        found.append(rows)
+    return nodes, found
+
+
+def _together(editor: Editor, made: str, output: str) -> Node:
+    """[N, W, ...] as [N * W, ...]"""
+    sizes = [-1, *(int(size or 0) for size in (editor.shape(made) or ())[2:])]
+    return Node("aten.reshape.default", (made,), output, {"args": [{"value": made}, sizes], "kwargs": {}}, {})
+
+
 _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
-    **dict.fromkeys(("linear", "addmm", "mm", "matmul"), _linear),
+    **dict.fromkeys(("linear", "addmm", "mm"), _linear),
+    "matmul": _matmul,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("softmax", "_softmax"), _softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("add", "mul", "div"), _pair),
 }

@@ -18,11 +18,13 @@ from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import Sizes, convert
 from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
 from ticketry.engine.capture.lower_constants import lower_constants
+from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
 from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
 from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional
+from ticketry.engine.capture.written_attention import recognise_lengths, recognise_written_attention
 from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name
@@ -75,10 +77,11 @@ def _copy(model: nn.Module) -> nn.Module:
 def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """The graph with native nodes, norms folded and activations fused, wherever the operations allow it."""
     graph = compute_rows(compute_constants(without_unused(graph)))
-    graph = lower(graph, sizes)
+    graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
-    for change in (*passes, lower_constants, tidy_shapes, fuse):
+    rest = (lower_constants, tidy_shapes, recognise_written_attention, lower_moves, tidy_shapes, fuse)
+    for change in (*passes, *rest):
         graph = change(graph)
     return graph
 

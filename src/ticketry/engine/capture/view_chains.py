@@ -150,6 +150,7 @@ def _radix(line: list[int]) -> list[tuple[int, int]]:
         length += 1
     while len(line) % length:
         length -= 1
+    need(length > 1)
     return [*_radix(line[::length]), (length, step)]
 
 

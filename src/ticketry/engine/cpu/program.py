@@ -41,7 +41,18 @@ class Bias:
 
     name: str
     values: np.ndarray[Any, Any]
-    """float32 [heads or 1, queries, keys], -inf where a query does not see a key."""
+    """float32 [windows or 1 times heads or 1, queries, keys], -inf where a query does not see a key."""
+    by_head: int
+    """Tables from one head to the next: 1, or 0 where all have the same."""
+    by_window: int = 0
+    """From one window to the next."""
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
+        """Of [(windows or 1,) heads or 1, queries, keys]."""
+        heads = values.shape[-3]
+        several = values.ndim == 4 and len(values) > 1
+        return cls(name, values.reshape(-1, *values.shape[-2:]), int(heads > 1), heads if several else 0)
 
 
 @dataclass(frozen=True)

@@ -62,3 +62,8 @@ def is_shape(value: Any) -> bool:
     """A shape, whose first size may be None: the batch."""
     sane = isinstance(value, (list, tuple)) and 0 < len(value) <= 16
     return sane and (value[0] is None or size(value[0])) and all(size(one) for one in value[1:])
+
+
+def is_room(value: Any) -> bool:
+    """How much is added to each axis but the batch."""
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(count(one) for one in value)

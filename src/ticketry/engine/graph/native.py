@@ -21,6 +21,9 @@ rms_norm         x [..., C]: eps; weight [C] or none; x / sqrt(mean(x^2) + eps) 
 softmax          x: axis >= 1
 attention        q [N, h, T, d], k [N, g, S, d], v [N, g, S, e]: scale (None: 1 / sqrt(d)), causal; bias [h or 1, T, S],
                  added to the scores, or none. Each of the g heads of k and v serves h / g neighbouring heads of q
+window_attention the same in windows: q [N, W, h, T, d], k [N, W, h, S, d], v [N, W, h, S, e]: scale;
+                 bias [W or 1, h or 1, T, S], or none
+pad              x [N, ...]: before, after: how many zeros before and behind those of each axis but the batch
 transpose        x: axes, a permutation that leaves axis 0
 reshape          x: shape, whose first entry is x's first size (None for the batch)
 channel_shuffle  x [N, C, H, W]: groups; [N, g, C / g, ...] -> [N, C / g, g, ...]
@@ -287,6 +290,24 @@ def _attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shap
     return (*q[:3], v[3])
 
 
+def _window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    q, k, v = inputs
+    _need(len(q) == len(k) == len(v) == 5, "it takes [N, W, h, T, d]")
+    fits = q[1:3] == k[1:3] == v[1:3] and k[3] == v[3] and q[4] == k[4] and bool(q[4]) and bool(k[3])
+    _need(fits, f"the shapes {q}, {k}, {v} do not go together")
+    bias = weights.get("bias")
+    spread = bias is None or (len(bias) == 4 and bias[0] in (1, q[1]) and bias[1] in (1, q[2]))
+    _need(spread and (bias is None or bias[2:] == (q[3], k[3])), f"its bias has the shape {bias}")
+    return (*q[:4], v[4])
+
+
+def _pad(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    batch, *sizes = inputs[0]
+    before, after = attrs["before"], attrs["after"]
+    _need(len(before) == len(after) == len(sizes), f"it pads {len(before)} and {len(after)} axes of {inputs[0]}")
+    return (batch, *(low + int(size or 0) + high for low, size, high in zip(before, sizes, after, strict=True)))
+
+
 def _transpose(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axes = attrs["axes"]
     _need(sorted(axes) == list(range(len(inputs[0]))) and axes[0] == 0, f"{axes} is no order of {inputs[0]}'s axes")
@@ -372,6 +393,14 @@ NATIVE: Mapping[str, Rule] = {
         {"scale": None, "causal": False},
         optional=_BIAS,
     ),
+    "window_attention": Rule(
+        (3, 3),
+        _window_attention,
+        {"scale": lambda scale: scale is None or kinds.number(scale)},
+        {"scale": None},
+        optional=_BIAS,
+    ),
+    "pad": Rule((1, 1), _pad, {"before": kinds.is_room, "after": kinds.is_room}),
     "transpose": Rule((1, 1), _transpose, {"axes": kinds.is_axes}),
     "reshape": Rule((1, 1), _reshape, {"shape": kinds.is_shape}),
     "channel_shuffle": Rule((1, 1), _shuffle, {"groups": lambda n: kinds.count(n, 1)}),

@@ -199,6 +199,16 @@ def _attention(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
     return attention
 
 
+def _window_attention(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    scale, bias = attrs["scale"], weights.get("bias")
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+
+
+def _pad(attrs: _Attrs) -> Function:
+    room = [side for pair in zip(attrs["before"][::-1], attrs["after"][::-1], strict=True) for side in pair]
+    return lambda x: F.pad(x, room)
+
+
 def _channel_shuffle(attrs: _Attrs) -> Function:
     groups = attrs["groups"]
 
@@ -240,6 +250,7 @@ _WITH_WEIGHTS: Mapping[str, Callable[[_Attrs, _Weights, int], Function]] = {
     "mul_constant": partial(_with_constant, torch.mul),
     "rotary": _rotary,
     "attention": _attention,
+    "window_attention": _window_attention,
 }
 _WITHOUT_WEIGHTS: Mapping[str, Callable[[_Attrs], Any]] = {
     "add": partial(_acted, torch.add),
@@ -254,5 +265,6 @@ _WITHOUT_WEIGHTS: Mapping[str, Callable[[_Attrs], Any]] = {
     "softmax": lambda attrs: partial(torch.softmax, dim=attrs["axis"]),
     "transpose": lambda attrs: partial(torch.permute, dims=tuple(attrs["axes"])),
     "reshape": _reshape,
+    "pad": _pad,
     "channel_shuffle": _channel_shuffle,
 }

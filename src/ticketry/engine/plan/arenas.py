@@ -76,11 +76,12 @@ class PixelsArena:
     def check(self, task: Task) -> None:
         """`UnsupportedError` for inputs that cannot lie so, and for an attention that pixels have no kernel for."""
         values = [self.value(form) for form in task.inputs]
-        if task.kind != "attention":
+        if task.kind not in ("attention", "window_attention"):
             return
         q, k, v = values
-        keys = k.geometry.height * k.geometry.width
-        halos = q.geometry.halo or k.geometry.halo or v.geometry.halo
+        windows = task.kind == "window_attention"
+        keys = k.geometry.width * (1 if windows else k.geometry.height)
+        halos = not windows and (q.geometry.halo or k.geometry.halo or v.geometry.halo)
         shapes = [form.planes.shape for form in task.inputs]
         if halos or keys > MOST_KEYS or k.channels != v.channels or len({shape[1] for shape in shapes}) != 1:
             raise UnsupportedError("an attention that pixels have no kernel for")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,26 @@ def _held(sketch: Sketch, task: Task, role: str) -> Array:
     return found
 
 
+def _sources(emission: Emission, task: Task) -> tuple[Array, Array]:
+    """Of each element of the output the input it comes from (-1: none, it is 0) and its place there, all channels in
+    the order in which they lie."""
+    assert task.where is not None
+    order = emission.arena.order(task.output)
+    where = task.where if order is None else task.where[order]
+    of, element = np.full(where.shape, -1), np.zeros(where.shape, np.int64)
+    begin = 0
+    for number, form in enumerate(task.inputs):
+        positions = prod(form.pixels)
+        end = begin + form.channels * positions
+        inside = (where >= begin) & (where < end)
+        channel, position = np.divmod(where[inside] - begin, positions)
+        order = emission.arena.order(form)
+        of[inside] = number
+        element[inside] = (channel if order is None else np.argsort(order)[channel]) * positions + position
+        begin = end
+    return of, element
+
+
 def _by_channel(emission: Emission, task: Task, role: str) -> Array:
     """A constant that is the same at all positions, as float32 of each channel in the order in which those lie."""
     form = task.output
@@ -171,6 +192,8 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
         return layout.store(emission.inputs + task.number, strides(task.output), y)
     if kind == "constant":
         return layout.constant(_held(emission.sketch, task, "constant"), y)
+    if kind == "gather":
+        return layout.gather(inputs, y, _sources(emission, task))
     x, *others = inputs
     if kind in ("add_constant", "mul_constant"):
         operation = kind.removesuffix("_constant")
@@ -204,5 +227,7 @@ def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
     heads, size = task.inputs[0].planes.shape[:2]
     factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
     name = task.node.weights.get("bias")
-    added = None if name is None else Bias(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
-    return layout.attention(*inputs, y, heads, factor, attrs["causal"], emission.spec, added)
+    added = None if name is None else Bias.of(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
+    windows = kind == "window_attention"
+    causal = not windows and attrs["causal"]
+    return layout.attention(*inputs, y, heads, factor, causal, emission.spec, added, windows)

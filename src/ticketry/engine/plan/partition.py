@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ticketry.engine.graph import Graph, Node
+from ticketry.engine.plan.placing import VIEWS, add
+from ticketry.engine.plan.rearrangement import Rearranged
 from ticketry.engine.plan.sketch import Sketch
 from ticketry.engine.plan.value_axes import UnsupportedError
 
@@ -29,7 +31,7 @@ class Region:
             for name in node.inputs:
                 if name in waiting:
                     sketch.load(name, waiting.pop(name))
-            sketch.add(node)
+            add(sketch, node)
         for number, name in enumerate(self.outputs):
             sketch.store(name, number)
         return sketch
@@ -48,17 +50,34 @@ def partition(graph: Graph) -> Parts:
     """The largest regions there can be. A native node stays in torch where the layout cannot run it, and says why."""
     reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
     while True:
-        levels, regions = _levels(graph, reasons)
+        levels, regions, sketches = _levels(graph, reasons)
         poor = [region for region in regions.values() if not any(node.op in _WORTH for node in region.nodes)]
-        if not poor:
-            break
         for region in poor:
             reasons.update({node.output: "alone between torch nodes" for node in region.nodes})
+        moved = {name for level, region in regions.items() for name in _moved_for_torch(graph, region, sketches[level])}
+        reasons.update(dict.fromkeys(moved, "moved for torch alone"))
+        if not poor and not moved:
+            break
     return Parts(_steps(graph, levels, regions, reasons), reasons)
 
 
-def _levels(graph: Graph, reasons: dict[str, str]) -> tuple[dict[str, int], dict[int, Region]]:
-    """Value -> how often execution changed between torch and the engine before it; level -> its region.
+def _moved_for_torch(graph: Graph, region: Region, sketch: Sketch) -> set[str]:
+    """Values that the region would only put in another order, for torch to read: torch's views do that for nothing."""
+    readers: dict[str, list[str]] = {}
+    inside = {node.output for node in region.nodes}
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node.output)
+    found: set[str] = set()
+    for node in reversed(region.nodes):
+        made = isinstance(sketch.forms.get(node.output), Rearranged)
+        if made and node.op in VIEWS and all(one not in inside or one in found for one in readers.get(node.output, ())):
+            found.add(node.output)
+    return found
+
+
+def _levels(graph: Graph, reasons: dict[str, str]) -> tuple[dict[str, int], dict[int, Region], dict[int, Sketch]]:
+    """Value -> how often execution changed between torch and the engine before it; level -> its region, its sketch.
 
     Nodes that cannot be run where they are asked to be are put into `reasons`.
     """
@@ -74,7 +93,7 @@ def _levels(graph: Graph, reasons: dict[str, str]) -> tuple[dict[str, int], dict
                 for name in node.inputs:
                     if name not in sketch.forms:
                         sketch.load(name, 0)
-                sketch.add(node)
+                add(sketch, node)
             except UnsupportedError as error:
                 reasons[node.output] = str(error)
             else:
@@ -83,7 +102,7 @@ def _levels(graph: Graph, reasons: dict[str, str]) -> tuple[dict[str, int], dict
                 native.add(node.output)
                 continue
         levels[node.output] = max((levels[name] + (name in native) for name in node.inputs), default=0)
-    return levels, regions
+    return levels, regions, sketches
 
 
 def _steps(

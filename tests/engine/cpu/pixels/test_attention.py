@@ -73,7 +73,7 @@ def bias_of(rng: np.random.Generator, biases: str, heads: int, queries: int, key
         return None
     values = rng.standard_normal((1 if biases == "one" else heads, queries, keys)).astype(np.float32)
     values[:, :, 4::5] = -np.inf
-    return Bias("bias", values)
+    return Bias.of("bias", values)
 
 
 def mask_of(bias: Bias | None, causal: bool, queries: int, keys: int) -> torch.Tensor:
@@ -95,3 +95,41 @@ def test_values_that_do_not_fit() -> None:
     far = block.place(Geometry.of(1, 4097, 4))
     with pytest.raises(EngineError, match="at most 4096"):
         attention(far, far, far, far, 4, 1.0, False, spec)
+
+
+@settings(max_examples=30)
+@given(
+    where=st.sampled_from(targets()),
+    images=st.integers(1, 2),
+    windows=st.integers(1, 4),
+    heads=st.integers(1, 3),
+    biases=st.sampled_from([None, (1, 1), (1, 3), (4, 1), (4, 3)]),
+    size=st.integers(1, 40),
+    tokens=st.tuples(st.integers(1, 20), st.integers(1, 60)),
+    halo=st.integers(0, 1),
+    threads=st.sampled_from([1, 2]),
+)
+def test_windows(where, images, windows, heads, biases, size, tokens, halo, threads) -> None:
+    rng = np.random.default_rng(size)
+    block, here = Block(images), target(where)
+    queries, keys = tokens
+    data = [rng.standard_normal((images, heads * size, windows, n)).astype(np.float32) for n in (queries, keys, keys)]
+    places = [block.place(Geometry.of(windows, n, heads * size, halo)) for n in (queries, keys, keys, queries)]
+    for value, numbers in zip(places[:3], data, strict=True):
+        block.put(value, numbers)
+    bias = None
+    if biases is not None:
+        shape = (min(biases[0], windows), min(biases[1], heads), queries, keys)
+        bias = rng.standard_normal(shape).astype(np.float32)
+    held = None if bias is None else Bias.of("bias", bias)
+    ops = attention(*places, heads, 0.2, False, BlockSpec(here, images, block.reserve), held, True)
+    [result] = block.run(ops, [places[3]], where, threads=threads)
+    assert close(result, windowed(data, heads, 0.2, bias))
+
+
+def windowed(data: list[np.ndarray], heads: int, scale: float, bias: np.ndarray | None) -> torch.Tensor:
+    """Attention in windows of [images, channels, windows, tokens] by torch in float64."""
+    parts = [torch.from_numpy(each).double().unflatten(1, (heads, -1)).permute(0, 3, 1, 4, 2) for each in data]
+    mask = None if bias is None else torch.from_numpy(bias).double()
+    made = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
+    return made.permute(0, 2, 4, 1, 3).flatten(1, 2)

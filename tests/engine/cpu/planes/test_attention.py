@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from arenas import Arena, targets
-from engine.cpu.pixels.test_attention import bias_of, mask_of
+from engine.cpu.pixels.test_attention import bias_of, mask_of, windowed
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.program import BlockSpec
+from ticketry.engine.cpu.program import Bias, BlockSpec
 from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
@@ -74,3 +74,34 @@ def test_tokens_with_a_halo_between_are_told() -> None:
     value = Planes.at(Geometry.of(2, 4, 1, 1), 6, 0)
     with pytest.raises(EngineError, match="rows of 4 lie 5 positions apart"):
         attention(value, value, value, value, 2, 1.0, False, BlockSpec(target()))
+
+
+@pytest.mark.parametrize("name", targets())
+@settings(max_examples=20)
+@given(
+    batch=st.integers(1, 5),
+    windows=st.integers(1, 4),
+    heads=st.integers(1, 3),
+    biases=st.sampled_from([None, (1, 1), (1, 3), (4, 1), (4, 3)]),
+    depth=st.integers(1, 9),
+    tokens=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    images=st.sampled_from([1, 2, 8, 16]),
+    halo=st.integers(0, 1),
+    threads=st.integers(1, 2),
+)
+def test_windows(name, batch, windows, heads, biases, depth, tokens, images, halo, threads) -> None:
+    queries, keys = tokens
+    q, k, v = (torch.randn(batch, heads * depth, windows, n) for n in (queries, keys, keys))
+    found = torch.empty_like(q)
+    arena = Arena(name, threads)
+    planes = [arena.planes(Geometry.of(windows, t.shape[3], halo, images), heads * depth) for t in (q, k, v, found)]
+    bias = None
+    if biases is not None:
+        shape = (min(biases[0], windows), min(biases[1], heads), queries, keys)
+        bias = np.random.default_rng(depth).standard_normal(shape).astype(np.float32)
+    held = None if bias is None else Bias.of("bias", bias)
+    moves = [op for number, t in enumerate((q, k, v)) for op in load(number, t.stride(), planes[number])]
+    attend = attention(*planes, heads, 0.3, False, BlockSpec(target(name)), held, True)
+    arena.run([*moves, *attend, *store(3, found.stride(), planes[3])], batch, [q, k, v, found])
+    wanted = windowed([t.numpy() for t in (q, k, v)], heads, 0.3, bias)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)

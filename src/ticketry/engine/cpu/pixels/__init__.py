@@ -7,6 +7,7 @@ names here are those of `cpu.planes`, so that a region is emitted in the same wa
 from ticketry.engine.cpu.pixels.attention import attention
 from ticketry.engine.cpu.pixels.conv import conv, cost
 from ticketry.engine.cpu.pixels.elementwise import affine, apply, copy, elementwise
+from ticketry.engine.cpu.pixels.gather import gather
 from ticketry.engine.cpu.pixels.geometry import Geometry, Pixels
 from ticketry.engine.cpu.pixels.move import constant, load, store
 from ticketry.engine.cpu.pixels.norm import layer_norm, rms_norm, softmax
@@ -25,6 +26,7 @@ __all__ = [
     "copy",
     "cost",
     "elementwise",
+    "gather",
     "global_mean",
     "layer_norm",
     "load",

@@ -40,7 +40,7 @@ class Arg(enum.IntEnum):
     Y = 3
     TURNED = 4
     BIAS = 5
-    """float32 [heads or 1, queries, padded keys], where there is one."""
+    """float32 [windows or 1 times heads or 1, queries, padded keys], where there is one."""
 
 
 def attention(
@@ -53,6 +53,7 @@ def attention(
     causal: bool,
     spec: BlockSpec,
     bias: Bias | None = None,
+    windows: bool = False,
 ) -> list[Op]:
     """``y = softmax(scale * q k' + bias) v``, head by head.
 
@@ -64,20 +65,25 @@ def attention(
         y: none of the others' memory.
         causal: whether a token sees none behind itself.
         bias: what is added to the scores.
+        windows: whether each row of pixels is a window, whose tokens see those of the same window alone. Values may
+            have a halo then.
 
     Raises:
         EngineError: values that do not fit, more than `MOST_KEYS` keys, or no scratch memory.
     """
-    queries, keys, channels = _tokens(q), _tokens(k), q.channels
+    queries, keys, channels = _tokens(q, windows), _tokens(k, windows), q.channels
+    rows = q.geometry.height if windows else 1
     size = channels // heads
     if not q.like(y) or not k.like(v) or channels % heads or k.channels % size or heads % (k.channels // size):
         raise EngineError(f"attention of {heads} heads: queries, keys, values and result do not fit")
+    if windows and k.geometry.height != rows:
+        raise EngineError(f"{rows} windows of queries, and {k.geometry.height} of keys")
     if keys > MOST_KEYS:
         raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
     if spec.reserve is None:
         raise EngineError("attention needs scratch memory")
     padded = _padded(keys, spec.target)
-    turned = spec.images * k.channels * padded * FLOAT
+    turned = spec.images * rows * k.channels * padded * FLOAT
     if q.geometry.item != FLOAT:
         copies = [Geometry.of(value.geometry.height, value.geometry.width, value.channels) for value in (q, k, v, y)]
         ends = list(itertools.accumulate(geometry.bytes(spec.images) for geometry in copies))
@@ -86,22 +92,24 @@ def attention(
         inputs = [op for value, there in zip((q, k, v), wide, strict=False) for op in copy(value, there)]
         behind = replace(spec, reserve=lambda size: begin + ends[-1])
         q, k, v, result = wide
-        return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias), *copy(result, y)]
+        return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias, windows), *copy(result, y)]
     begins = (*(loops.begin(value) for value in (q, k, v, y)), spec.reserve(turned))
-    steps = [(value.geometry.pixel, value.geometry.image) for value in (q, k, v, y)]
+    steps = [(value.geometry.pixel, value.geometry.row, value.geometry.image) for value in (q, k, v, y)]
     group = channels // k.channels
     settings = (steps[0], steps[2], steps[3], padded, float(scale), causal)
-    turn = Op(TurnKeys(keys, k.channels, *steps[1], padded), begins)
+    turn = Op(TurnKeys(keys, k.channels, steps[1], padded, rows), begins)
     if bias is None:
-        return [turn, Op(Attention(queries, keys, heads, size, *settings, group), begins)]
+        return [turn, Op(Attention(queries, keys, heads, size, *settings, group, rows), begins)]
     if bias.name not in spec.tables:
         room = ((0, 0), (0, 0), (0, padded - keys))
         spec.tables[bias.name] = np.ascontiguousarray(np.pad(bias.values, room), np.float32)
-    attend = Attention(queries, keys, heads, size, *settings, group, len(bias.values))
+    attend = Attention(queries, keys, heads, size, *settings, group, rows, (bias.by_window, bias.by_head))
     return [turn, Op(attend, (*begins, spec.tables[bias.name]))]
 
 
-def _tokens(value: Pixels) -> int:
+def _tokens(value: Pixels, windows: bool) -> int:
+    if windows:
+        return value.geometry.width
     if value.geometry.halo:
         raise EngineError("attention over values with a halo")
     return value.geometry.height * value.geometry.width
@@ -113,25 +121,37 @@ def _padded(keys: int, target: Target) -> int:
     return -(-keys // step) * step
 
 
+Steps = tuple[int, int, int]
+"""Bytes from one token to the next, from one window to the next, and from one image to the next."""
+
+
+def _window(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
+    """The byte of a window's first token, of windows counted on from image to image."""
+    if windows == 1:
+        return e.b.mul(number, e.i64(steps[2]))
+    image, window = e.b.udiv(number, e.i64(windows)), e.b.urem(number, e.i64(windows))
+    return e.b.add(e.b.mul(image, e.i64(steps[2])), e.b.mul(window, e.i64(steps[1])))
+
+
 @dataclass(frozen=True)
 class TurnKeys(Written):
     """From [keys, channels] to [channels, padded keys], with zeros behind the last key."""
 
     keys: int
     channels: int
-    pixel: int
-    image: int
+    steps: Steps
     padded: int
+    windows: int = 1
 
     def write(self, e: Emitter) -> None:
         b, lanes = e.b, e.target.lanes
         blocks = self.padded // lanes
-        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(blocks)))
+        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.windows * blocks)))
         source, result = e.arena(e.arg(Arg.K)), e.arena(e.arg(Arg.TURNED))
         with e.loop(low, high) as turn:
             image = b.udiv(turn.index, e.i64(blocks))
             first = b.mul(b.sub(turn.index, b.mul(image, e.i64(blocks))), e.i64(lanes))
-            keys = e.at(source, b.add(b.mul(image, e.i64(self.image)), b.mul(first, e.i64(self.pixel))))
+            keys = e.at(source, b.add(_window(e, image, self.windows, self.steps), b.mul(first, e.i64(self.steps[0]))))
             row = FLOAT * self.padded
             place = e.at(result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT))))
 
@@ -147,8 +167,8 @@ class TurnKeys(Written):
         """Channels of a key, zeros of one behind the last: read from the last, so that nothing else is."""
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
-        back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.pixel)))
-        vector = loops.get(e, e.at(keys, e.b.sub(e.i64(number * self.pixel), back)), byte, count)
+        back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.steps[0])))
+        vector = loops.get(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
         return e.select(inside, vector, e.splat(0.0))
 
 
@@ -161,24 +181,24 @@ class Attention(Written):
     heads: int
     size: int
     """Channels of a head."""
-    q: tuple[int, int]
-    """Bytes from token to token and from image to image; v and y likewise."""
-    v: tuple[int, int]
-    y: tuple[int, int]
+    q: Steps
+    v: Steps
+    y: Steps
     padded: int
     scale: float
     causal: bool
     group: int = 1
     """Heads of queries for each one of keys and values."""
-    biases: int = 0
-    """0 without a bias, 1 of one for all heads, or as many as those."""
+    windows: int = 1
+    biases: tuple[int, int] | None = None
+    """Tables of a bias from one window to the next, and from one head to the next; None without one."""
 
     def write(self, e: Emitter) -> None:
         b = e.b
         tile = min(_TILE[e.target.registers][1], self.queries)
         tiles = -(-self.queries // tile)
         stage = e.scratch(tile * self.padded // e.target.lanes)
-        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.heads * tiles)))
+        low, high = e.share(b.mul(e.state(State.IMAGES), e.i64(self.windows * self.heads * tiles)))
         with e.loop(low, high) as turn:
             unit = b.udiv(turn.index, e.i64(tiles))
             image = b.udiv(unit, e.i64(self.heads))
@@ -193,7 +213,7 @@ class _Tile:
     """Writes what is done for some queries of one head."""
 
     def __init__(self, kernel: Attention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]) -> None:
-        """`place`: image, head and the first of so many queries."""
+        """`place`: image (times windows, and the window), head and the first of so many queries."""
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]
@@ -222,11 +242,11 @@ class _Tile:
     def _key_head(self) -> ir.Value:
         return self.e.b.udiv(self.head, self.e.i64(self.kernel.group))
 
-    def _token(self, arg: Arg, steps: tuple[int, int], token: ir.Value) -> ir.Value:
+    def _token(self, arg: Arg, steps: Steps, token: ir.Value) -> ir.Value:
         """The pointer to a token's channels of the head."""
         head = self._key_head if arg is Arg.V else self.head
         e, b = self.e, self.e.b
-        byte = b.add(b.mul(self.image, e.i64(steps[1])), b.mul(token, e.i64(steps[0])))
+        byte = b.add(_window(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
         return e.at(e.arena(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _scores(self, first: ir.Value) -> None:
@@ -251,7 +271,7 @@ class _Tile:
         for index, value in enumerate(channel.results):
             at = index // self.vectors * self.row + index % self.vectors * size
             score = b.fmul(value, e.splat(kernel.scale))
-            if kernel.biases:
+            if kernel.biases is not None:
                 score = b.fadd(score, e.load(e.at(self._bias(), byte), at))
             e.store(score, place, at)
 
@@ -259,8 +279,12 @@ class _Tile:
         """The pointer to what is added to the first query's scores."""
         e, b, kernel = self.e, self.e.b, self.kernel
         row = self.query
-        if kernel.biases > 1:
-            row = b.add(b.mul(self.head, e.i64(kernel.queries)), row)
+        by_window, by_head = kernel.biases or (0, 0)
+        if by_head:
+            row = b.add(b.mul(self.head, e.i64(by_head * kernel.queries)), row)
+        if by_window:
+            window = b.urem(self.image, e.i64(kernel.windows))
+            row = b.add(b.mul(window, e.i64(by_window * kernel.queries)), row)
         return e.at(e.table(Arg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _powers(self, number: int) -> ir.Value:

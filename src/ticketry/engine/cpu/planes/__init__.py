@@ -6,6 +6,7 @@ Any row of weights may keep any columns: an input column is the address of a pla
 from ticketry.engine.cpu.planes.attention import attention
 from ticketry.engine.cpu.planes.conv import conv, cost, scratch_bytes
 from ticketry.engine.cpu.planes.elementwise import affine, apply, copy, elementwise, rotary
+from ticketry.engine.cpu.planes.gather import gather
 from ticketry.engine.cpu.planes.geometry import Geometry, Planes
 from ticketry.engine.cpu.planes.move import constant, load, store
 from ticketry.engine.cpu.planes.norm import layer_norm, rms_norm, softmax
@@ -23,6 +24,7 @@ __all__ = [
     "copy",
     "cost",
     "elementwise",
+    "gather",
     "global_mean",
     "layer_norm",
     "load",

@@ -37,6 +37,7 @@ def attention(
     causal: bool,
     spec: BlockSpec,
     bias: Bias | None = None,
+    windows: bool = False,
 ) -> list[Op]:
     """``softmax(scale * q @ k.T + bias) @ v`` for each image and head.
 
@@ -45,6 +46,7 @@ def attention(
             ``q``, and fewer heads, each for as many of ``q``. ``y`` shares memory with none of them.
         bias: what is added to the scores.
         causal: whether a query sees the keys up to its own position only.
+        windows: whether each row of pixels is a window, whose tokens see those of the same window alone.
 
     Raises:
         EngineError: channels do not divide into heads, or tokens have a halo between them.
@@ -55,17 +57,22 @@ def attention(
     fitting = (heads * depth, key_heads * depth, key_heads * values, heads * values)
     if found != fitting or 0 in found or heads % key_heads:
         raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
-    places = [_tokens(value.geometry) for value in (q, k, v, y)]
+    geometries = [value.geometry for value in (q, k, v, y)]
+    places = [(g.width, g.position(0, 0) * g.step) if windows else _tokens(g) for g in geometries]
     queries, keys = places[0][0], places[1][0]
-    kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal, bias is not None)
+    if windows and len({g.height for g in geometries}) > 1:
+        raise EngineError("as many windows of queries as of keys have to be")
+    kernel = Attention(q.geometry.images, values, min(keys, _MOST_KEYS), causal, bias is not None, windows)
     args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
     number = np.array([scale], np.float32)
-    added = () if bias is None else _added(bias, heads, spec)
-    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added))]
+    added = (0, 0, 0, 0) if bias is None else _added(bias, spec)
+    rows = (q.geometry.height, *(g.row * g.step for g in geometries)) if windows else ()
+    return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added, *rows))]
 
 
-def _added(bias: Bias, heads: int, spec: BlockSpec) -> tuple[Array | int, ...]:
-    """[heads or 1, keys, queries] with room behind the last query; bytes from head to head, and from key to key.
+def _added(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
+    """[tables, keys, queries] with room behind the last query; bytes from head to head, from key to key, and from
+    window to window.
 
     -inf becomes a number so low that nothing is left of its exponential, but that can be taken from itself.
     """
@@ -73,7 +80,7 @@ def _added(bias: Bias, heads: int, spec: BlockSpec) -> tuple[Array | int, ...]:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
         spec.tables[bias.name] = np.ascontiguousarray(np.pad(turned, ((0, 0), (0, 0), (0, 4 * lanes.MOST))))
     table = spec.tables[bias.name]
-    return (table, table.strides[0] if len(table) == heads else 0, table.strides[1])
+    return (table, bias.by_head * table.strides[0], table.strides[1], bias.by_window * table.strides[0])
 
 
 def _tokens(g: Geometry) -> tuple[int, int]:
@@ -94,6 +101,7 @@ class Attention(Written):
     """How many there are, at most `_MOST_KEYS`."""
     causal: bool
     biased: bool = False
+    windows: bool = False
 
     def write(self, e: Emitter) -> None:
         _Writer(self, e).write()
@@ -115,6 +123,9 @@ class _Writer:
         """Tokens in a vector."""
         self.heads, self.group, self.depth, self.queries, self.count = (e.arg(i) for i in range(5))
         self.starts = [e.arg(5 + i) for i in range(4)]
+        self.begins = self.starts
+        """Of the window at hand."""
+        self.window = e.i64(0)
         self.tables = [e.table(9 + i) for i in range(4)]
         self.scale = e.splat(e.load_f32(e.table(13)))
         self.scores = self._memory(self.block * self.across)
@@ -133,7 +144,11 @@ class _Writer:
         e, b = self.e, self.e.b
         size = e.i64(self.across * self.pixels)
         tiles = b.mul(e.i64(self.parts), b.udiv(b.add(self.queries, b.sub(size, e.i64(1))), size))
-        with e.turns(self.heads, tiles) as (head, tile):
+        heads = b.mul(self.heads, e.arg(18)) if self.kernel.windows else self.heads
+        with e.turns(heads, tiles) as (head, tile):
+            if self.kernel.windows:
+                self.window, head = b.udiv(head, self.heads), b.urem(head, self.heads)
+                self.begins = [b.add(start, b.mul(self.window, e.arg(19 + i))) for i, start in enumerate(self.starts)]
             part, tile = b.urem(tile, e.i64(self.parts)), b.udiv(tile, e.i64(self.parts))
             self._tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
@@ -186,7 +201,8 @@ class _Writer:
         """The scores with what is added to those of each query and key."""
         e, b = self.e, self.e.b
         by_head, by_key = e.arg(15), e.arg(16)
-        begin = e.at(e.table(14), b.add(b.mul(head, by_head), b.mul(first, e.i64(FLOAT))))
+        table = b.add(b.mul(head, by_head), b.mul(self.window, e.arg(17)))
+        begin = e.at(e.table(14), b.add(table, b.mul(first, e.i64(FLOAT))))
         order = [lane // self.images for lane in range(e.target.lanes)]
         found = []
         for index, score in enumerate(scores):
@@ -277,7 +293,7 @@ class _Writer:
         """A token in a plane of the queries, keys, values or results."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
-        byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.starts[which]))
+        byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
         return self.e.at(self.e.arena(plane), byte)
 
     def _image_values(self, place: ir.Value, token: int) -> ir.Value:

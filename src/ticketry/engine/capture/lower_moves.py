@@ -1,0 +1,157 @@
+"""Rolls, pads, steps through an axis, repetitions, written as slices, concatenations, reshapes and zeros around values.
+
+The engine moves elements by one table, whatever they are written as. What is torch's own meaning of such an operation
+has to be recognised before: pads that belong to a convolution, heads of keys that are repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, need, rewrite
+from ticketry.engine.capture.lower_shapes import reshaped
+from ticketry.engine.graph import Graph, Node, node
+
+_MOST_COPIES = 64
+"""Of a value in one that repeats it."""
+
+
+def lower_moves(graph: Graph) -> Graph:
+    """The graph without these operations, where they leave the batch where it is."""
+    return rewrite(graph, _lower)
+
+
+def _lower(editor: Editor, one: Node) -> list[Node] | str:
+    need(not one.native)
+    rule = _RULES.get(base(one))
+    if rule is None:
+        raise NoMatchError
+    return rule(editor, one, arguments(one))
+
+
+def _moved(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...]]:
+    """The value that is moved and its sizes but the batch; what is made has the batch at the same place."""
+    (x,) = editor.floats(one, found.get("self", found.get("input")))
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    need(len(shape) >= 2 and made and shape[0] == made[0])
+    return x, tuple(int(size or 0) for size in shape[1:])
+
+
+def _finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
+    """The nodes, of which the last makes `output`."""
+    if not nodes:
+        return x
+    last = nodes[-1]
+    return [*nodes[:-1], node(last.op, last.inputs, output, last.weights, **last.attrs)]
+
+
+def _roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x, sizes = _moved(editor, one, found)
+    shifts, axes = found["shifts"], found["dims"]
+    need(axes and len(shifts) == len(axes) and all(type(shift) is int for shift in shifts))
+    nodes: list[Node] = []
+    current = x
+    for shift, given in zip(shifts, axes, strict=True):
+        axis = int(given) % (len(sizes) + 1)
+        need(axis)
+        size = sizes[axis - 1]
+        if not size or not shift % size:
+            continue
+        at = size - shift % size
+        parts = [
+            editor.make("slice", (current,), one.output, axis=axis, start=low, stop=high)
+            for low, high in ((at, size), (0, at))
+        ]
+        joined = editor.make("concat", tuple(part.output for part in parts), one.output, axis=axis)
+        nodes += [*parts, joined]
+        current = joined.output
+    return _finished(nodes, x, one.output)
+
+
+def _pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x, sizes = _moved(editor, one, found)
+    sides = found["pad"]
+    need(found.get("mode", "constant") == "constant" and not found["value"])
+    need(len(sides) <= 2 * len(sizes) and all(type(side) is int for side in sides))
+    pairs = [(0, 0)] * (len(sizes) - len(sides) // 2) + list(zip(sides[::2], sides[1::2], strict=True))[::-1]
+    nodes: list[Node] = []
+    current = x
+    for axis, ((low, high), size) in enumerate(zip(pairs, sizes, strict=True), start=1):
+        if low < 0 or high < 0:  # a pad of less than nothing cuts
+            start, stop = max(0, -low), size - max(0, -high)
+            nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
+            current = nodes[-1].output
+    before, after = ([max(0, pair[side]) for pair in pairs] for side in (0, 1))
+    if any((*before, *after)):
+        nodes.append(editor.make("pad", (current,), one.output, before=before, after=after))
+    return _finished(nodes, x, one.output)
+
+
+def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """x[:, start:stop:step]"""
+    x, sizes = _moved(editor, one, found)
+    axis, start, step = int(found["dim"]) % (len(sizes) + 1), found["start"] or 0, found["step"]
+    need(axis and type(start) is int and type(step) is int and step > 1)
+    size, places = sizes[axis - 1], int((editor.shape(one.output) or ())[axis] or 0)
+    start = min(start, size) if start >= 0 else max(start + size, 0)
+    nodes: list[Node] = []
+    stop = start + places * step
+    if stop > size:
+        room = [0] * len(sizes)
+        after = [stop - size if other == axis - 1 else 0 for other in range(len(sizes))]
+        nodes.append(editor.make("pad", (x,), one.output, before=room, after=after))
+    if start or stop < size:
+        current = nodes[-1].output if nodes else x
+        nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
+    cut = [None, *sizes[: axis - 1], places, step, *sizes[axis:]]
+    nodes.append(editor.make("reshape", (nodes[-1].output if nodes else x,), one.output, shape=cut))
+    nodes.append(editor.make("slice", (nodes[-1].output,), one.output, axis=axis + 1, start=0, stop=1))
+    return [*nodes, reshaped(editor, nodes[-1].output, one.output)]
+
+
+def _expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Axes of one element become of several, and new axes are put behind the batch."""
+    x, sizes = _moved(editor, one, found)
+    made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
+    need(len(made) == len(sizes))
+    copies = 1
+    nodes: list[Node] = []
+    for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True), start=1):
+        if size != wanted:
+            need(size == 1)
+            copies *= wanted
+            current = nodes[-1].output if nodes else x
+            nodes.append(editor.make("concat", (current,) * wanted, one.output, axis=axis))
+    need(copies <= _MOST_COPIES)
+    return _finished(nodes, x, one.output)
+
+
+def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    """Images whose pixels become squares of pixels."""
+    x, sizes = _moved(editor, one, found)
+    made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
+    need(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
+    nodes: list[Node] = []
+    current, shape = x, list(sizes)
+    for axis in (1, 2):
+        times = made[axis] // sizes[axis]
+        need(times <= _MOST_COPIES)
+        if times == 1:
+            continue
+        cut = editor.make("reshape", (current,), one.output, shape=[None, *shape[: axis + 1], 1, *shape[axis + 1 :]])
+        several = editor.make("concat", (cut.output,) * times, one.output, axis=axis + 2)
+        shape[axis] *= times
+        joined = editor.make("reshape", (several.output,), one.output, shape=[None, *shape])
+        nodes += [cut, several, joined]
+        current = joined.output
+    return _finished(nodes, x, one.output)
+
+
+_RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
+    "roll": _roll,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "slice": _steps,
+    "expand": _expand,
+    "upsample_nearest2d": _nearest,
+}

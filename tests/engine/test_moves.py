@@ -1,0 +1,147 @@
+"""Networks that move elements, in both layouts, against torch in float64: nothing of them stays in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ticketry as tk
+from ticketry.engine.capture import capture
+from ticketry.engine.compiled import Compiled
+
+C = 12
+
+
+class Mixer(nn.Module):
+    """Linear layers over tokens and over channels, with a gate over tokens (gMLP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, C, 2, 2)
+        self.norms = nn.ModuleList([nn.LayerNorm(C), nn.LayerNorm(C)])
+        self.tokens = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+        self.wide, self.gate, self.narrow = nn.Linear(C, 2 * C), nn.Linear(12, 12), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        u, v = F.gelu(self.wide(self.norms[1](x))).chunk(2, -1)
+        return x + self.narrow(u * self.gate(v.transpose(1, 2)).transpose(1, 2))
+
+
+class Windows(nn.Module):
+    """Attention in shifted windows with padding, a bias for each head and a mask for each window (Swin)."""
+
+    def __init__(self, fused: bool = False, cosine: bool = False, shift: int = 1) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, C, 2, 2), nn.LayerNorm(C)
+        self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.bias = nn.Parameter(torch.randn(1, 2, 6, 6))
+        self.scale = nn.Parameter(torch.rand(2, 1, 1) + 1)
+        self.fused, self.cosine, self.shift = fused, cosine, shift
+        mask = torch.zeros(4, 1, 6, 6)
+        mask[1, :, :3, 3:] = mask[2, :, 1, 2] = -100.0
+        self.register_buffer("mask", mask)
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 6, 3, 2, C // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            made = F.scaled_dot_product_attention(q, k, v, self.bias)
+        elif self.cosine:
+            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+            made = (scores * self.scale + self.bias).softmax(-1) @ v
+        else:
+            scores = (q * 0.4) @ k.transpose(-2, -1) + self.bias
+            scores = (scores.view(-1, 4, 2, 6, 6) + self.mask).view(-1, 2, 6, 6)
+            made = scores.softmax(-1) @ v
+        return self.out(made.transpose(1, 2).reshape(-1, 6, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        n, h, w, _ = x.shape
+        y = F.pad(torch.roll(self.norm(x), (-self.shift, -self.shift), (1, 2)), (0, 0, 0, 1, 0, 1))
+        y = y.view(n, 2, 2, 2, 3, C).permute(0, 1, 3, 2, 4, 5).reshape(-1, 6, C)
+        y = self.attention(y).view(n, 2, 2, 2, 3, C).permute(0, 1, 3, 2, 4, 5).reshape(n, 4, 6, C)
+        return x + torch.roll(y[:, :h, :w], (self.shift, self.shift), (1, 2))
+
+
+class Steps(nn.Module):
+    """Every second row and column, side by side (Swin's merging, YOLO's focus), and pixels repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(12, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, ::2], x[:, :, ::2, 1::2], x[:, :, 1::2, 1::2]], 1)
+        x = F.interpolate(self.one(x).relu(), scale_factor=2, mode="nearest")
+        return self.two(x)[:, :, 1::3]
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "mixer": (Mixer, (6, 8)),
+    "windows": (Windows, (6, 10)),
+    "windows, fused": (lambda: Windows(fused=True), (6, 10)),
+    "windows, cosine": (lambda: Windows(cosine=True), (6, 10)),
+    "windows, not shifted": (lambda: Windows(shift=0), (6, 10)),
+    "steps": (Steps, (8, 12)),
+}
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_stays_in_torch_and_all_is_as_in_float64(name: str, density: float) -> None:
+    make, size = CASES[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    mask = tk.prune(model, density=density, score="random") if density < 1 else None
+    graph = capture(model, mask, torch.randn(2, 3, *size))
+    if mask is not None:
+        mask.apply_(model)
+    exact = model.double()
+    for layout in ("planes", "pixels", None):
+        fast = Compiled(graph, threads=1)
+        assert [layer.why for layer in fast.layers() if layer.where == "torch"] == []
+        for native in fast._natives:
+            native.layout = layout
+        for batch in (1, 2, 5, 17):
+            x = torch.randn(batch, 3, *size)
+            with torch.no_grad():
+                torch.testing.assert_close(fast(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
+
+
+def test_two_threads_and_bf16() -> None:
+    torch.manual_seed(0)
+    model = Windows().eval()
+    x = torch.randn(3, 3, 6, 10)
+    graph = capture(model, None, x)
+    with torch.no_grad():
+        wanted = model(x)
+        for batch in (1, 3):
+            torch.testing.assert_close(Compiled(graph, threads=2)(x[:batch]), wanted[:batch], rtol=1e-4, atol=1e-5)
+        fast = Compiled(graph, threads=1)
+        if fast.target.bf16:
+            made = Compiled(graph, threads=1, precision="bf16")(x)
+            assert float((made - wanted).abs().max()) < 0.03 * float(wanted.abs().max())
+
+
+def test_what_only_torch_reads_is_left_to_its_views() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).reshape(x.shape[0], 2, 2, -1).roll(1, 3).transpose(2, 3).cumsum(1)
+
+    model = Turned().eval()
+    x = torch.randn(2, 3, 4, 4)
+    fast = Compiled(capture(model, None, x), threads=1)
+    where = {layer.kind: layer.where for layer in fast.layers()}
+    assert (where["conv2d"], where["concat"], where["transpose"]) == ("engine", "torch", "torch")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x))
