@@ -90,13 +90,14 @@ def test_arrows_go_one_way(path):
     assert not wrong, f"{path.relative_to(ROOT)} may not import these: {wrong}"
 
 
-KERNELS = {"cpu.activations", "cpu.emitter", "cpu.program", "cpu.target", "cpu.window"}
+KERNELS = {"cpu.activations", "cpu.copies", "cpu.emitter", "cpu.program", "cpu.target", "cpu.window"}
 """What the kernels of a layout stand on."""
 
 ENGINE = {
     "graph.attribute_kinds": set(),
-    "graph.native": {"graph.attribute_kinds"},
-    "graph.nodes": {"graph.native"},
+    "graph.native_shapes": set(),
+    "graph.native": {"graph.attribute_kinds", "graph.native_shapes"},
+    "graph.nodes": {"graph.native", "graph.native_shapes"},
     "graph.aten": {"graph.native", "graph.nodes"},
     "graph.graph": {"graph.native", "graph.nodes", "graph.aten"},
     "graph.memory": set(),

@@ -24,7 +24,7 @@ from ticketry.engine.gpu import kernels
 from ticketry.engine.gpu.layout import EIGHT, inner_empty, is_inner, outer_empty, padded
 from ticketry.engine.gpu.tables import has_taps
 from ticketry.engine.gpu.tuning import Config, choose
-from ticketry.engine.graph.native import windows
+from ticketry.engine.graph.native_shapes import windows
 from ticketry.errors import EngineError
 
 _WIDE = 1 << 31

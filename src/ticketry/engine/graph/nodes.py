@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ticketry.engine.graph.native import NATIVE, Size
+from ticketry.engine.graph.native import NATIVE
+from ticketry.engine.graph.native_shapes import Size
 from ticketry.errors import GraphError
 
 Json: TypeAlias = Any

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import arenas
 from engine.cpu.pixels.block import Array, Block, targets
 from ticketry.engine.cpu import pixels, planes
-from ticketry.engine.cpu.pixels.gather import copies
+from ticketry.engine.cpu.copies import copies
 
 KINDS = ("rows", "exchanged", "anyhow", "padded", "of two")
 

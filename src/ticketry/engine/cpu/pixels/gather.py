@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
 
-from ticketry.engine.cpu.emitter import F32, I16, Emitter, State, Written
+from ticketry.engine.cpu.copies import Copies, copies
 from ticketry.engine.cpu.pixels import loops
-from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
+from ticketry.engine.cpu.pixels.geometry import Pixels
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.window import Array
-
-_MOST_LENGTHS = 6
-"""Lengths of runs that have a kernel each: elements of more are copied one by one."""
-
-_UNROLLED = 4
-
-
-class Arg(enum.IntEnum):
-    """Arguments of the kernel."""
-
-    SOURCE = 0
-    """Bytes of the arena."""
-    RESULT = 1
-    SOURCE_IMAGE = 2
-    """Bytes from one image to the next."""
-    RESULT_IMAGE = 3
-    OUTER = 4
-    """How many entries the first table has."""
-    INNER = 5
-    STARTS = 6
-    """int64 [outer, 2]: bytes from the begin to where an entry is written, and to where it is read."""
-    RUNS = 7
-    """int64 [inner, 2]: the same from the start of an entry to each of its runs."""
 
 
 def gather(sources: Sequence[Pixels], y: Pixels, where: tuple[Array, Array]) -> list[Op]:
@@ -71,112 +45,3 @@ def _bytes(value: Pixels) -> Array:
     positions = (rows[:, None] + columns).reshape(-1)
     table: Array = np.arange(value.channels)[:, None] * g.item + positions
     return table
-
-
-# -- plans of copies ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Copies of runs of elements: from each start, each run."""
-
-    starts: Array
-    """int64 [entries, 2]: to, from."""
-    runs: Array
-    length: int
-    """Elements of a run."""
-
-
-def copies(goals: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Plan]]:
-    """Copies that fill `goals` from `places`, each with the number of its source (-1: zeros).
-
-    Args:
-        goals, places: bytes, int64 [outer, inner]: of `goals` the sum of one of each row and one of each column.
-        of: the number of the source of each.
-        size: bytes of an element.
-    """
-    for number in np.unique(of).tolist():
-        mine = of == number
-        rows, columns = mine.any(1), mine.any(0)
-        if mine[np.ix_(rows, columns)].all():
-            to, source = goals[np.ix_(rows, columns)], places[np.ix_(rows, columns)]
-            if number < 0:
-                source = np.zeros_like(to)
-            line, first = source[0] - source[0, 0], source[:, :1]
-            if np.array_equal(first + line, source):
-                starts = np.stack([to[:, 0], first[:, 0]], axis=-1)
-                for runs, length in _runs(to[0] - to[0, 0], line, size, number < 0):
-                    yield number, Plan(np.ascontiguousarray(starts), runs, length)
-                continue
-        to = goals[mine]
-        for runs, length in _runs(to, to if number < 0 else places[mine], size, number < 0):
-            yield number, Plan(np.zeros((1, 2), np.int64), runs, length)
-
-
-def _runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
-    """Elements that follow one another on both sides as runs, by their lengths: [runs, 2], and how long they are."""
-    breaks = np.diff(to) != size
-    if not zeros:
-        breaks = breaks | (np.diff(source) != size)
-    firsts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
-    lengths = np.diff(np.append(firsts, len(to)))
-    if len(np.unique(lengths)) > _MOST_LENGTHS:
-        firsts, lengths = np.arange(len(to)), np.ones(len(to), np.int64)
-    pairs = np.stack([to, source], axis=-1)
-    for length in np.unique(lengths).tolist():
-        yield np.ascontiguousarray(pairs[firsts[lengths == length]]), length
-
-
-@dataclass(frozen=True)
-class Copies(Written):
-    """Copies runs; arguments are listed in `Arg`."""
-
-    length: int
-    """Elements of a run."""
-    item: int
-    """Bytes of an element."""
-    by_image: bool
-    """Whether every image has the runs; otherwise elements hold all images."""
-    zeros: bool
-    """Whether zeros are written and nothing is read."""
-
-    def write(self, e: Emitter) -> None:
-        b = e.b
-        outer, inner = e.arg(Arg.OUTER), e.arg(Arg.INNER)
-        images = e.state(State.IMAGES) if self.by_image else e.i64(1)
-        source, result = e.arena(e.arg(Arg.SOURCE)), e.arena(e.arg(Arg.RESULT))
-        starts, runs = e.table(Arg.STARTS), e.table(Arg.RUNS)
-        with e.turns(images, outer) as (image, entry):
-            start = e.at(starts, b.mul(entry, e.i64(16)))
-            to = e.at(result, b.add(b.mul(image, e.arg(Arg.RESULT_IMAGE)), e.load_i64(start)))
-            there = e.at(source, b.add(b.mul(image, e.arg(Arg.SOURCE_IMAGE)), e.load_i64(start, 8)))
-            most = b.mul(b.udiv(inner, e.i64(_UNROLLED)), e.i64(_UNROLLED))
-            with e.loop(0, most, _UNROLLED) as turn:
-                pair = e.at(runs, b.mul(turn.index, e.i64(16)))
-                self._some(e, [e.at(pair, 16 * number) for number in range(_UNROLLED)], to, there)
-            with e.loop(most, inner) as turn:
-                self._some(e, [e.at(runs, b.mul(turn.index, e.i64(16)))], to, there)
-
-    def _some(self, e: Emitter, pairs: list[ir.Value], to: ir.Value, there: ir.Value) -> None:
-        ends = [(e.at(to, e.load_i64(pair)), e.at(there, e.load_i64(pair, 8))) for pair in pairs]
-        if self.length == 1:
-            values = [self._one(e, source) for _, source in ends]
-            for (goal, _), value in zip(ends, values, strict=True):
-                e.b.store(value, goal, align=self.item)
-            return
-
-        for goal, source in ends:
-
-            def some(byte: ir.Value, counts: list[int], goal: ir.Value = goal, source: ir.Value = source) -> None:
-                for number, count in enumerate(counts):
-                    at = loops.next_vector(e, byte, number)
-                    value = e.splat(0.0) if self.zeros else loops.get(e, source, at, count, self.item)
-                    loops.put(e, value, goal, at, count, self.item)
-
-            loops.vectors(e, self.length, 1, some)
-
-    def _one(self, e: Emitter, source: ir.Value) -> ir.Value:
-        kind = F32 if self.item == FLOAT else I16
-        if self.zeros:
-            return ir.Constant(kind, 0.0 if self.item == FLOAT else 0)
-        return e.b.load(source, typ=kind, align=self.item)

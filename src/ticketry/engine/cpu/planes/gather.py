@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ticketry.engine.cpu.pixels.gather import Copies, copies
+from ticketry.engine.cpu.copies import Copies, copies
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.window import Array
