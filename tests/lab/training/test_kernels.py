@@ -208,8 +208,8 @@ def test_without_llvmlite(made, monkeypatch):
 def test_a_training_of_another_processor(made):
     lab = made("sparse", precision="fp32")
     segment = segment_of(lab)
-    other = replace(segment, arithmetic=replace(segment.arithmetic, kernels="sparse 2 of-another"))
-    with pytest.raises(EngineError, match=r"'sparse 2 of-another', and those of this machine are 'sparse"):
+    other = replace(segment, arithmetic=replace(segment.arithmetic, kernels="sparse 3 of-another"))
+    with pytest.raises(EngineError, match=r"'sparse 3 of-another', and those of this machine are 'sparse"):
         lab.train(other)
 
 
