@@ -161,7 +161,7 @@ def told(outcome: Outcome) -> list[str]:
     record = outcome.record
     lines = [f"{record.title}, scale {record.scale}", ""]
     lines += aligned([list(CLAIMS), *(claim_cells(claim) for claim in record.claims)])
-    lines += ["", *facts(record)[:2]]
+    lines += ["", *facts(record)[:3]]
     if outcome.stopped:
         lines.append(f"stopped  {outcome.stopped}")
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]

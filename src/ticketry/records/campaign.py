@@ -117,6 +117,7 @@ class Twin(Part, frozen=True, kw_only=True):
     """On the test split."""
     key: str = ""
     """Of the segment in the store."""
+    steps: Count = 0
     seconds: NotNegative = 0.0
     trained: bool = True
     """For the campaign; if not, it was in the store."""
@@ -160,6 +161,10 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     seconds: NotNegative = 0.0
     segments_asked: Count = 0
     segments_trained: Count = 0
+    steps_trained: Count = 0
+    """For all claims together."""
+    steps_alone: Count = 0
+    """That claims would have trained each by itself."""
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     config: str = ""

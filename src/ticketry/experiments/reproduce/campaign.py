@@ -15,6 +15,7 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
 from ticketry.experiments.reproduce.planning import Block, Clock, blocks_of, missing
+from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability, record_name
@@ -97,7 +98,6 @@ class _Work:
 
     def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
-        self._clock = Clock(lab, campaign)
         self._paths = Paths(lab.store.paths.root)
         self._name = f"{campaign.name}-{campaign.scale}"
         self._file = self._paths.campaign(self._name)
@@ -107,6 +107,7 @@ class _Work:
         self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
+        self._clock = Clock(lab, campaign, self._twins.missing)
         self._resolution: dict[str, float | None] = {}
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class _Work:
         return self._clock.whole(left)
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
-        planned = self._clock.estimate(block)
+        planned, shared = self._clock.estimate(block), self._clock.shared(block)
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
@@ -157,7 +158,7 @@ class _Work:
         self._carry_out(block)
         seconds = time.monotonic() - began
         if self._lab.ledger.steps_trained - trained > (self._lab.ledger.steps_asked - asked) / 2:
-            self._clock.took(block, seconds)  # little of it was in the store
+            self._clock.took(block, seconds, shared)  # little of it was in the store
         self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
         self.write()
 
@@ -216,6 +217,8 @@ class _Work:
             seconds=sum(seconds.values()) + sum(one.seconds for one in twins),
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
+            steps_trained=sum(one.steps_trained or 0 for one in costs) + sum(one.trained * one.steps for one in twins),
+            steps_alone=steps_alone(decisions, self._done),
             environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
             command=self._command,
             config=campaign.text,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
@@ -13,9 +14,12 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
 from ticketry.lab.training.segment import Segment
+from ticketry.search.gating.settings import GateSettings
 
-_WARM, _TIMED = 10, 50
-"""Steps that are trained before those that are timed, and up to where."""
+_WARM, _TIMED = 10, 40
+"""Steps that are trained before those that are timed, and how many these are at first."""
+_LONG_ENOUGH, _MOST_TIMED = 2.0, 1000
+"""Seconds, and steps, after which no more are timed: a few milliseconds are no measure where others compute too."""
 
 
 @dataclass(frozen=True)
@@ -60,59 +64,104 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
     return {block: tuple(waiting[block]) for block in ranked}
 
 
+@dataclass
+class _Pace:
+    """How fast a task is trained here."""
+
+    step: float
+    """Seconds."""
+    training: float
+    """Seconds of a training beside its steps: evaluation, reading, writing."""
+
+
 class Clock:
-    """How long blocks take: by steps measured before anything of the kind was trained, then by blocks that are done."""
+    """How long blocks take: by steps measured before anything of the kind was trained, then by blocks that are done.
 
-    def __init__(self, lab: Lab, campaign: Campaign) -> None:
-        self._lab, self._campaign = lab, campaign
-        self._step: dict[str, float] = {}
+    Args:
+        twins: of a block, the replicates whose dense network is to be trained in a second order, see `twins`.
+    """
+
+    def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
+        self._lab, self._campaign, self._twins = lab, campaign, twins
+        self._pace: dict[str, _Pace] = {}
         self._seen: dict[str, list[float]] = {}
-        """Of each run: seconds a replicate."""
+        """Of each run: seconds a replicate, but for dense networks."""
 
-    def took(self, block: Block, seconds: float) -> None:
-        """Take note of a block that was trained whole just now."""
-        self._seen.setdefault(block.run, []).append(seconds / (block.last - block.first))
+    def took(self, block: Block, seconds: float, shared: float) -> None:
+        """Take note of a block that was trained just now; `shared` is what `shared` said before."""
+        self._seen.setdefault(block.run, []).append(max(seconds - shared, 0.0) / (block.last - block.first))
 
-    def estimate(self, block: Block) -> float:
-        """Seconds; of a dense network that another run trains too they are counted for both."""
+    def estimate(self, block: Block, counted: set[str] | None = None) -> float:
+        """Seconds. Dense networks that the store has or that are in `counted` take none; others are added to that."""
         count = block.last - block.first
         if seen := self._seen.get(block.run):
-            return count * seen[-1]
-        request = self._campaign.runs[block.run]
-        steps = count * steps_of(self._lab, request, self._campaign.stability.get(block.run))
-        return steps * self._seconds_a_step(request) / min(max(self._lab.workers, 1), count)
+            own = count * seen[-1]
+        else:
+            request = self._campaign.runs[block.run]
+            steps, trainings = work_of(self._lab, request, self._campaign.stability.get(block.run))
+            own = count * self._seconds(block, steps, trainings)
+        return own + self.shared(block, counted)
+
+    def shared(self, block: Block, counted: set[str] | None = None) -> float:
+        """Seconds of a block's dense networks, in both orders, that have still to be trained."""
+        request, known = self._campaign.runs[block.run], set[str]() if counted is None else counted
+        whole = [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
+        left = {one.key for one in whole if self._lab.store.trained(one.trajectory, one.last) is None}
+        left |= {f"twin of {whole[replicate - block.first].key}" for replicate in self._twins(block)}
+        left -= known
+        known |= left
+        return self._seconds(block, len(left) * whole[0].total, len(left))
 
     def whole(self, blocks: Sequence[Block]) -> float:
-        """Of several."""
-        return sum(map(self.estimate, blocks))
+        """Of several, one after the other: what they share is counted once."""
+        counted = set[str]()
+        return sum(self.estimate(block, counted) for block in blocks)
 
-    def _seconds_a_step(self, request: SearchRequest) -> float:
+    def _seconds(self, block: Block, steps: int, trainings: int) -> float:
+        pace = self._measured(self._campaign.runs[block.run])
+        side_by_side = min(max(self._lab.workers, 1), block.last - block.first)
+        return (steps * pace.step + trainings * pace.training) / side_by_side
+
+    def _measured(self, request: SearchRequest) -> _Pace:
+        """By the first steps of the first dense network, which goes on from there."""
         whole = dense(self._lab, request)
         key = digest_of(whole.describe())
-        if key not in self._step:
-            timed = min(_TIMED, whole.last)
-            warm = min(_WARM, timed - 1)
-            result = self._lab.train(whole.until(timed), keep=(warm,), label="to measure a step", measure=False)
-            before = self._lab.at(result, warm).train_seconds
-            self._step[key] = max(result.train_seconds - before, 1e-4) / max(timed - warm, 1)
-        return self._step[key]
+        if key not in self._pace:
+            at, pace = min(_WARM, whole.last - 1), _Pace(0.0, 0.0)
+            before = self._timed(whole, at)  # starts processes and reads the data, too
+            seconds, steps = 0.0, 0
+            while at < whole.last and seconds < _LONG_ENOUGH and steps < _MOST_TIMED:
+                begun, trained = time.monotonic(), self._lab.ledger.segments_trained
+                then = min(at + max(_TIMED, steps), whole.last)
+                now = self._timed(whole, then)
+                seconds, steps, at = seconds + now - before, steps + then - at, then
+                if self._lab.ledger.segments_trained > trained:  # else it was in the store, and took nothing
+                    pace.training = max(time.monotonic() - begun - (now - before), 0.0)
+                before = now
+            pace.step = max(seconds, 1e-4) / max(steps, 1)
+            self._pace[key] = pace
+        return self._pace[key]
+
+    def _timed(self, whole: Segment, step: int) -> float:
+        """Seconds of all training up to a step."""
+        return self._lab.train(whole.until(step), label="to measure a step", measure=step > _WARM).train_seconds
 
 
-def steps_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> int:
-    """About how many steps one replicate trains: the dense network, tickets and controls, rounds with gates, and what
-    is trained once more in a second order of the data.
+def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> tuple[int, int]:
+    """About how many steps one replicate trains beside the dense network, and in how many trainings: tickets and
+    controls, rounds with gates, and what is trained once more in a second order of the data.
     """
     whole = dense(lab, request)
     settings = request.settings
     tickets = request.method.levels(settings) if request.method.levels else 1
-    rounds = int(getattr(settings, "rounds", 0) or 0)
+    rounds = settings.rounds * len(settings.members) if isinstance(settings, GateSettings) else 0
     own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
-    again = 0
+    sparse = tickets + request.controls_of(tickets)
     if stability is not None:
         # Of other masks both orders are its own, unless they are controls anyway.
         others = sum(2 - (role in request.controls) for role in stability.roles if role)
-        again = (len(stability.at) or tickets) * (1 + others) * own + stability.dense * own
-    return whole.total * (1 + rounds) + (tickets + request.controls_of(tickets)) * own + again
+        sparse += (len(stability.at) or tickets) * (1 + others) + stability.dense
+    return whole.total * rounds + sparse * own, rounds + sparse
 
 
 def _rewinds(settings: object) -> bool:

@@ -60,6 +60,7 @@ class Twins:
                 replicate=replicate,
                 value=result.metrics["test"][metric],
                 key=result.segment.key,
+                steps=result.segment.steps,
                 seconds=round(seconds, 3),
                 trained=number < new,
             )

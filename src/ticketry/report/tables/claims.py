@@ -118,6 +118,11 @@ def facts(record: CampaignRecord) -> list[str]:
         f"{record.segments_trained} trainings of {record.segments_asked} asked for ({share:.2f}); planned"
         f" {duration(record.planned_seconds)}, took {duration(record.seconds)}.",
     ]
+    if record.steps_alone:
+        lines.append(
+            f"{short_count(record.steps_trained)} steps were trained; claims would have taken"
+            f" {short_count(record.steps_alone)} each by itself ({record.steps_trained / record.steps_alone:.2f})."
+        )
     first, *later = record.files
     lines.append(f"The campaign's file was fixed on {first.since}, before its runs: SHA-256 {first.sha256}.")
     lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
