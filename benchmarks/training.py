@@ -5,6 +5,10 @@ noise that is ready in memory. Masks are random, of one density in every weight 
 same network without a mask in eager torch, in channels_last and, with ``--compile``, in torch.compile; the ratio is
 taken to the one with the least median. One thread, float32, CPU time, in turns, unless asked otherwise.
 
+With ``--trained 100it`` masks are not random: the network is trained for so long on CIFAR-10 and pruned globally by
+magnitude, so that each layer keeps another share. The dense step's time is then multiplied by the share of its
+multiplications (forward and back, of all layers) that the mask leaves.
+
 The parts of a sparse step (forward, input gradient, weight gradient, norms and the rest, by kernel) come from another
 run in which each operation is timed by itself.
 """
@@ -15,9 +19,11 @@ import argparse
 import copy
 import resource
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from common import Row, alternating, in_fresh_process, main, one_thread, parser, quartiles, timed
@@ -28,7 +34,9 @@ import ticketry as tk
 from ticketry.engine.bench.masks import synthetic
 from ticketry.engine.cpu.jit import title
 from ticketry.engine.cpu.program import Session
-from ticketry.tasks import models
+from ticketry.lab.costs.meters.flops import step_flops
+from ticketry.lab.lab import Lab
+from ticketry.tasks import catalogue, models
 from ticketry.tasks.models.language.gpt import GPT
 
 TARGETS = {
@@ -51,6 +59,9 @@ TARGETS = {
 }
 """Pattern -> network -> density -> the ratio to reach, of one thread."""
 
+TICKET = 1.35
+"""The time of a step under a trained mask / its share of the multiplications, times the dense step, to reach."""
+
 LINE = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.37, 0.45]
 """Densities of a line."""
 
@@ -70,6 +81,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     for name in arguments.networks:
         if arguments.line:
             rows.append(line(name, arguments))
+            continue
+        if arguments.trained:
+            rows += tickets(name, arguments)
             continue
         for density in arguments.density:
             rows += memory(name, density, arguments) if arguments.memory else rows_of(name, density, arguments)
@@ -94,6 +108,52 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     target = TARGETS.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
     made = Row(what, median, "", low, high, target=target, how=f"/ {best}; {told}", details=dict(seconds))
     return [made, *(parts(what, steps["sparse"]) if arguments.threads == 1 else [])]
+
+
+def tickets(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """Steps under masks by global magnitude of a network that was trained on CIFAR-10."""
+    model = trained(name, arguments)
+    batch = arguments.batch or BATCHES.get(name, 128)
+    x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+    steps, rows = dense_steps(model, x, y, arguments.compile), []
+    for density in arguments.density:
+        mask = tk.prune(model, density, score="magnitude")
+        twin = copy.deepcopy(model)
+        flops = step_flops(twin, lambda twin=twin: F.cross_entropy(twin(x[:2]), y[:2]), mask)
+        share = flops.sparse / flops.dense
+        fast = tk.sparse_training(copy.deepcopy(model), mask, x)
+        cases = {**steps, "sparse": step_of(fast, x, y)}
+        seconds = alternating(
+            {which: (lambda step=step: timed(step)) for which, step in cases.items()},
+            2 if arguments.quick else arguments.rounds,
+            warm_up=2,
+        )
+        best = min(steps, key=lambda which: statistics.median(seconds[which]))
+        ratios = [a / b for a, b in zip(seconds["sparse"], seconds[best], strict=True)]
+        low, median, high = (ratio / share for ratio in quartiles(ratios))
+        kept = sorted(float(flags.float().mean()) for flags in mask.values())
+        how = (
+            f"time / {best} {statistics.median(ratios):.3f}, multiplications {share:.3f}; layers keep"
+            f" {kept[0]:.1%} to {kept[-1]:.1%}; trained for {arguments.trained}"
+        )
+        what = f"{name}, batch {batch}, global magnitude, {density:.0%} kept: time / share of multiplications"
+        details = {**seconds, "share": share, "kept": {key: float(one.float().mean()) for key, one in mask.items()}}
+        rows += [
+            Row(what, median, "", low, high, target=TICKET, how=how, details=details),
+            *parts(what, cases["sparse"]),
+        ]
+    return rows
+
+
+def trained(name: str, arguments: argparse.Namespace) -> nn.Module:
+    """The network, shortly trained by the task's recipe."""
+    task = catalogue.get("cifar10", model=name)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Lab(arguments.store or folder, data=arguments.data, device="cpu", precision="fp32") as lab,
+    ):
+        segment = lab.segment(task, start=0, recipe=task.recipe.changed(length=arguments.trained))
+        return lab.model(task, lab.train(segment, measure=False)).train()
 
 
 def line(name: str, arguments: argparse.Namespace) -> Row:
@@ -222,5 +282,9 @@ if __name__ == "__main__":
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
     options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
+    options.add_argument(
+        "--trained", metavar="LENGTH", help="masks of a network trained for so long on CIFAR-10: 100it"
+    )
+    options.add_argument("--store", type=Path, help="folder of what --trained trains; by default a temporary one")
     options.add_argument("--memory", action="store_true", help="peak memory of steps, dense ones in eager torch")
     main("training", measure, options)
