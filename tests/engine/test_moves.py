@@ -83,6 +83,20 @@ class Steps(nn.Module):
         return self.three(self.two(x)[:, :, 1::3])
 
 
+class Selective(nn.Module):
+    """Two branches that a softmax over them weighs, channel by channel (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(3, C, 3, padding=1), nn.Conv2d(3, C, 1)])
+        self.squeeze, self.excite = nn.Conv2d(C, 4, 1), nn.Conv2d(4, 2 * C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([branch(x).relu() for branch in self.branches], 1)
+        weights = self.excite(self.squeeze(x.sum(1).mean((2, 3), keepdim=True)).relu())
+        return (x * weights.view(-1, 2, C, 1, 1).softmax(1)).sum(1)
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "mixer": (Mixer, (6, 8)),
     "windows": (Windows, (6, 10)),
@@ -90,6 +104,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "windows, cosine": (lambda: Windows(cosine=True), (6, 10)),
     "windows, not shifted": (lambda: Windows(shift=0), (6, 10)),
     "steps": (Steps, (8, 12)),
+    "selective": (Selective, (6, 7)),
 }
 
 

@@ -22,6 +22,8 @@ def lower_moves(graph: Graph) -> Graph:
 
 
 def _lower(editor: Editor, one: Node) -> list[Node] | str:
+    if one.op == "softmax":
+        return _softmax(editor, one)
     need(not one.native)
     rule = _RULES.get(base(one))
     if rule is None:
@@ -147,6 +149,73 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return _finished(nodes, x, one.output)
 
 
+# -- branches side by side on an axis of their own, [N, K, C, H, W] (SKNet) --------------------------------------------
+
+_MOST_BRANCHES = 8
+
+
+def _branch(editor: Editor, x: str, axis: int, number: int) -> tuple[list[Node], str]:
+    """One of the values that lie side by side on an axis, without the axis."""
+    shape = editor.shape(x) or ()
+    part = editor.make("slice", (x,), x, axis=axis, start=number, stop=number + 1)
+    whole = editor.make("reshape", (part.output,), x, shape=[*shape[:axis], *shape[axis + 1 :]])
+    return [part, whole], whole.output
+
+
+def _stack(editor: Editor, one: Node, found: Found) -> list[Node]:
+    names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output) or ()
+    axis = int(found["dim"]) % len(shape)
+    need(axis and all(editor.shape(name) == (*shape[:axis], *shape[axis + 1 :]) for name in names))
+    wide = [*shape[:axis], 1, *shape[axis + 1 :]]
+    parts = [editor.make("reshape", (name,), one.output, shape=wide) for name in names]
+    return [*parts, node("concat", tuple(part.output for part in parts), one.output, axis=axis)]
+
+
+def _sum(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Over an axis of a few branches."""
+    x, sizes = _moved(editor, one, found)
+    need(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
+    axis = int(found["dim"][0]) % (len(sizes) + 1)
+    need(axis and 1 < sizes[axis - 1] <= _MOST_BRANCHES)
+    nodes, total = _branch(editor, x, axis, 0)
+    for number in range(1, sizes[axis - 1]):
+        more, part = _branch(editor, x, axis, number)
+        nodes += [*more, editor.make("add", (total, part), one.output)]
+        total = nodes[-1].output
+    return [*nodes, reshaped(editor, total, one.output)]
+
+
+def _gate(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """[N, K, C, H, W] times [N, K, C, 1, 1], branch by branch."""
+    x, other = editor.floats(one, found["self"], found["other"], axes=5)
+    if editor.shape(x) != editor.shape(one.output):
+        x, other = other, x
+    shape = editor.shape(x) or ()
+    need(shape == editor.shape(one.output) and editor.shape(other) == (*shape[:3], 1, 1))
+    need(1 < int(shape[1] or 0) <= _MOST_BRANCHES)
+    nodes: list[Node] = []
+    made = []
+    for number in range(int(shape[1] or 0)):
+        (left, value), (right, factor) = (_branch(editor, name, 1, number) for name in (x, other))
+        product = editor.make("mul", (value, factor), one.output)
+        wide = editor.make("reshape", (product.output,), one.output, shape=[None, 1, *shape[2:]])
+        nodes += [*left, *right, product, wide]
+        made.append(wide.output)
+    return [*nodes, node("concat", tuple(made), one.output, axis=1)]
+
+
+def _softmax(editor: Editor, one: Node) -> list[Node]:
+    """Over an axis that is not the last one, of more axes than images have: with that axis brought to the end."""
+    x, axis = one.inputs[0], int(one.attrs["axis"])
+    shape = editor.shape(x) or ()
+    need(len(shape) >= 5 and axis < len(shape) - 1)
+    order = [*(other for other in range(len(shape)) if other != axis), axis]
+    turned = editor.make("transpose", (x,), one.output, axes=order)
+    soft = editor.make("softmax", (turned.output,), one.output, axis=len(shape) - 1)
+    back = [order.index(other) for other in range(len(shape))]
+    return [turned, soft, node("transpose", (soft.output,), one.output, axes=back)]
+
+
 _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
     "roll": _roll,
     "pad": _pad,
@@ -154,4 +223,7 @@ _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
     "slice": _steps,
     "expand": _expand,
     "upsample_nearest2d": _nearest,
+    "stack": _stack,
+    "sum": _sum,
+    "mul": _gate,
 }

@@ -84,6 +84,8 @@ def _laid_anew(sketch: Sketch, node: Node, values: Sequence[Value], error: Unsup
     together = None
     if labels.count("p") > 2:
         values, labels, together = [_two_positions(sketch, value) for value in values], "ppc", values[0].axes
+        if "axis" in node.attrs:
+            node = replace(node, attrs={**node.attrs, "axis": len(labels)})
     first = sketch.laid(node, values[0], labels)
     same = first.pixels if node.op not in ("attention", "window_attention") and not _is_gate(values) else None
     laid = [first, *(sketch.laid(node, value, labels, same) for value in values[1:])]

@@ -181,6 +181,8 @@ def _softmax(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     (x,) = inputs
     if _is_channels(x, int(node.attrs["axis"]) - 1):
         return _same(sketch, node, inputs)
+    if x.pixels == (1, 1):
+        raise UnsupportedError("a softmax of many short rows")  # as positions they are done together
     return _over_last(sketch, node, inputs)
 
 
