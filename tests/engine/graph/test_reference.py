@@ -179,6 +179,28 @@ def test_windows_and_pads():
     assert made.count_nonzero() == x.numel()
 
 
+def test_torch_functions_in_the_place_of_operations_are_the_same():
+    from ticketry.engine.graph import aten
+
+    x, y = randn(2, 3, 4), randn(2, 4, 3)
+    arguments = {
+        "matmul": (x, y),
+        "bmm": (x, y),
+        "unsqueeze": (x, 1),
+        "permute": (x, [0, 2, 1]),
+        "reshape": (x, [2, 12]),
+        "cat": ([x, x], 1),
+        "stack": ([x, x], 1),
+        "select": (x, 1, 2),
+        "transpose": (x, 1, 2),
+        **dict.fromkeys(("exp", "neg", "sigmoid", "tanh"), (x,)),
+        **dict.fromkeys(("add", "sub", "mul", "div"), (x, x + 3)),
+    }
+    for op, function in aten._IN_PYTHON.items():
+        given = arguments[op.split(".")[1]]
+        assert torch.equal(function(*given), aten.find(op, trusted=True)(*given))
+
+
 def test_every_native_operation_can_be_prepared():
     from ticketry.engine.graph.reference import _WITH_WEIGHTS, _WITHOUT_WEIGHTS
 
