@@ -14,7 +14,10 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
 from ticketry.lab.training.segment import Segment
+from ticketry.search.concrete import Settings as ConcreteSettings
+from ticketry.search.concrete import mask_steps
 from ticketry.search.gating.settings import GateSettings
+from ticketry.search.iterative import Settings as IterativeSettings
 
 _WARM, _TIMED = 10, 40
 """Steps that are trained before those that are timed, and how many these are at first."""
@@ -161,7 +164,12 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         # Of other masks both orders are its own, unless they are controls anyway.
         others = sum(2 - (role in request.controls) for role in stability.roles if role)
         sparse += (len(stability.at) or tickets) * (1 + others) + stability.dense
-    return whole.total * rounds + sparse * own, rounds + sparse
+    if isinstance(settings, IterativeSettings) and settings.structure != "none":
+        sparse += tickets - 1  # the next level goes on from the mask without structure
+    steps, trainings = whole.total * rounds + sparse * own, rounds + sparse
+    if isinstance(settings, ConcreteSettings):
+        steps, trainings = steps + tickets * mask_steps(settings, whole), trainings + tickets
+    return steps, trainings
 
 
 def _rewinds(settings: object) -> bool:

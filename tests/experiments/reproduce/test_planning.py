@@ -1,0 +1,31 @@
+"""How much work a run is, against what a search in an empty store trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ticketry as tk
+from ticketry.experiments.reproduce.planning import dense, work_of
+
+ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "controls"),
+    [
+        ("iterative", {"densities": [0.5, 0.3], "rewind": "3it"}, ["shuffled", "random_reinit"]),
+        ("iterative", {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4}, []),
+        ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
+        ("early", {"density": [0.5, 0.3], "when": "0"}, []),
+    ],
+)
+def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
+    run = tk.run(method, "digits", controls=controls, store=tmp_path, **settings, **ASKED)
+    lab = tk.Lab(tmp_path, device="cpu")
+    steps, trainings = work_of(lab, run.request)
+    whole = dense(lab, run.request)
+    assert run.record.cost.steps_trained == pytest.approx(whole.total + steps, abs=3)  # random_reinit trains to step 3
+    assert run.record.cost.segments_trained == pytest.approx(1 + trainings, abs=1)
