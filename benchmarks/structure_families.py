@@ -121,7 +121,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "tnt": ("tnt_s_patch16_224", 64, {"img_size": 64}),
     "tresnet": ("tresnet_m", 64, {}),
     "twins": ("twins_svt_small", 64, {}),
-    "vgg": ("vgg11_bn", 32, {"feature_window_size": 1, "num_features": 512}),
+    "vgg": ("vgg11_bn", 32, {"mlp_ratio": 0.125}),
     "visformer": ("visformer_tiny", 64, {"img_size": 64}),
     "vision_transformer": ("vit_tiny_patch16_224", 64, {"img_size": 64}),
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", 64, {"img_size": 64}),

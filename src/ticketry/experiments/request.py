@@ -85,14 +85,13 @@ class SearchRequest:
 
     def identity(self) -> dict[str, Any]:
         """What names are made of: as described, without what came later and says nothing."""
-        told, described = asdict(self.settings), self.describe()
+        told = asdict(self.settings)
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
-        if not self.control_densities:
-            del described["control_densities"]
-        return described | {"settings": settings}
+        return self.describe() | {"settings": settings}
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; without densities of controls where all tickets have them."""
+        beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
@@ -101,7 +100,7 @@ class SearchRequest:
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
             "controls": list(self.controls),
-            "control_densities": list(self.control_densities),
+            **beside,
         }
 
 

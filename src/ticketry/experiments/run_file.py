@@ -43,7 +43,7 @@ def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str] 
         "model": (spec.model if spec else None) or None,  # not written if the task's own
         "replicates": described["replicates"],
         "controls": described["controls"],
-        "control_densities": described["control_densities"] or None,
+        "control_densities": described.get("control_densities"),
         **(chosen or {}),
     }
     tables = {

@@ -209,7 +209,11 @@ def _procedure_told(
 ) -> dict[str, Any]:
     """Of the record of a procedure: what was repeated, and the means of what it found."""
     assert isinstance(rivals, ProcedureRivals)
-    described = {name: value for name, value in search.identity().items() if name not in ("replicates", "controls")}
+    described = {
+        name: value
+        for name, value in search.identity().items()
+        if name not in ("replicates", "controls", "control_densities")
+    }
     return {
         "name": _name({"procedure": described, "level": level, **vars(settings)}),
         "method": search.method.name,
