@@ -173,6 +173,14 @@ BETTER = [value + 1 + index / 20 for index, value in enumerate(DENSE)]
     [
         (NEAR, {"shuffled": FAR}, "wins", "wins", ("yes", "yes"), ()),
         (NEAR, {"a": FAR, "b": NEAR[1:] + NEAR[:1]}, "wins", "matches", ("yes", "undecided"), ("b",)),
+        (
+            NEAR,
+            {"a": NEAR[2:] + NEAR[:2], "b": NEAR[1:] + NEAR[:1]},
+            "wins",
+            "matches",
+            ("yes", "undecided"),
+            ("a", "b"),
+        ),
         (NEAR, {"shuffled": NEAR[1:] + NEAR[:1]}, "matches", "matches", ("yes", "undecided"), ("shuffled",)),
         (NEAR, {"shuffled": FAR}, "matches", "matches", ("yes", "yes"), ()),
         (NEAR, {}, "matches", "matches", ("yes", "undecided"), ()),
