@@ -178,6 +178,14 @@ def short_processor(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-") or "unknown"
 
 
+def network_and_task(asked: str, options: Sequence[str]) -> Any:
+    """The task of words such as resnet-20:cifar10, with that network and options such as size=16."""
+    from ticketry.tasks import catalogue
+
+    network, _, name = asked.partition(":")
+    return catalogue.get(name, model=network, options=dict(option.split("=", 1) for option in options))
+
+
 def one_thread() -> None:
     """Let torch compute with one thread in this process."""
     import torch

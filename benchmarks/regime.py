@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Row, main, one_thread, parser
+from common import Row, main, network_and_task, one_thread, parser
 
 from ticketry.lab.lab import Lab
-from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 
 
@@ -25,9 +24,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
     rows = []
     for asked in arguments.networks:
-        network, _, name = asked.partition(":")
-        options = dict(option.split("=", 1) for option in arguments.option)
-        task = catalogue.get(name, model=network, options=options)
+        task = network_and_task(asked, arguments.option)
         recipe = {"batch": arguments.batch} if arguments.batch else {}
         # by seeds, then by lengths: a run that is stopped has whole seeds
         found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}

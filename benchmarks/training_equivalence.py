@@ -14,12 +14,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import Row, main, one_thread, parser
+from common import Row, main, network_and_task, one_thread, parser
 from scipy.stats import t
 
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
-from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 
 KINDS = ("dense", "sparse")
@@ -29,9 +28,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
     rows = []
     for asked in arguments.networks:
-        network, _, name = asked.partition(":")
-        options = dict(option.split("=", 1) for option in arguments.option)
-        task = catalogue.get(name, model=network, options=options)
+        task = network_and_task(asked, arguments.option)
         values = {kind: trained(task, kind, arguments) for kind in KINDS}
         rows += rows_of(asked, values, task.metric.unit, arguments)
     return rows

@@ -137,3 +137,8 @@ def _placeholder(kind: Any) -> str | None:
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
         return f"{_placeholder(inner[0]) or 'VALUE'} ..."
     return _PLACEHOLDERS.get(kind)
+
+
+def options_said(words: Sequence[str]) -> set[str]:
+    """The options that are given, as names of arguments and of a run file's entries."""
+    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ticketry.cli.arguments import parse
+from ticketry.cli.arguments import options_said, parse
 from ticketry.cli.options import Printing
 from ticketry.errors import UsageError
 from ticketry.experiments.options import LabOptions
@@ -65,7 +65,7 @@ class _Reproduce(Printing, LabOptions):
 def main(words: Sequence[str]) -> int:
     """Carry out one campaign, or all."""
     arguments: Any = parse(_Reproduce, words or ["--help"], prog="ticketry reproduce", description=_DESCRIPTION)
-    said = {word.partition("=")[0].removeprefix("--") for word in words}
+    said = options_said(words)
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
     if chosen.get("precision") == "auto":
         raise UsageError("a campaign is of one precision on all machines: choose fp32 or bf16")

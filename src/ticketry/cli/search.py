@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import tyro
 
-from ticketry.cli.arguments import parse, values_of
+from ticketry.cli.arguments import options_said, parse, values_of
 from ticketry.cli.bench import show
 from ticketry.cli.options import Printing, saying
 from ticketry.cli.verify import interim_teller, told
@@ -107,7 +107,7 @@ def read_arguments(
     tables = _tables(_value(rest, "--config"), _value(rest, "--preset"))
     named = bool(rest) and not rest[0].startswith("-")
     if (config := _value(rest, "--config")) and "--trust" not in rest:
-        check_trust(tables, {*_said(rest), *(["method"] if named else [])}, of=config)
+        check_trust(tables, {*options_said(rest), *(["method"] if named else [])}, of=config)
     name = rest.pop(0) if named else str(tables.get("method", default))
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
@@ -192,11 +192,6 @@ def _task(name: str, model: str, options: Sequence[str]) -> Task:
     if any(not separator for _, separator, _ in pairs):
         raise UsageError(f"an option of a task is written name=value, not {' '.join(options)}")
     return catalogue.get(name, model=model or None, options={key: value for key, _, value in pairs})
-
-
-def _said(words: Sequence[str]) -> set[str]:
-    """The options that are given, as names of a run file's entries."""
-    return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
 # -- arguments: the defaults come from the task and the run file, so that --help shows what holds ----------------------

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace as part
 from scipy import stats
 
+from a_claim import a_claim
 from made_records import search_record
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.paired_comparisons import compare
@@ -18,23 +19,7 @@ from ticketry.experiments.reproduce.planning import Block, missing
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.run import RunRecord, read_run
 
-CLAIM = Hypothesis(
-    name="better",
-    statement="A is better.",
-    source="",
-    figure="",
-    a=Side("one", "ticket", 1),
-    b=Side("other", "ticket", 1),
-    density=0.1,
-    metric="accuracy",
-    unit="%",
-    higher_is_better=True,
-    above=0.0,
-    margin=0.5,
-    confidence=0.95,
-    family="all",
-    plan=InterimAnalyses((5,)),
-)
+CLAIM = a_claim(Side("one", "ticket", 1), Side("other", "ticket", 1), InterimAnalyses((5,)))
 
 
 def block(values: list[float], metric: str = "accuracy") -> RunRecord:

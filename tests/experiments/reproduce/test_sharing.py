@@ -7,30 +7,15 @@ from typing import Any
 
 import pytest
 
+from a_claim import a_claim
 from made_records import search_record
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.experiments.reproduce.deciding import decide
-from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
+from ticketry.experiments.reproduce.hypothesis import Side
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.records.run import RunRecord, read_run
 
-CLAIM = Hypothesis(
-    name="better",
-    statement="A is better.",
-    source="",
-    figure="",
-    a=Side("one", "ticket", 2),
-    b=Side("one", "dense", 0),
-    density=0.1,
-    metric="accuracy",
-    unit="%",
-    higher_is_better=True,
-    above=0.0,
-    margin=0.5,
-    confidence=0.95,
-    family="all",
-    plan=InterimAnalyses((3,)),
-)
+CLAIM = a_claim(Side("one", "ticket", 2), Side("one", "dense", 0), InterimAnalyses((3,)))
 
 
 def run_of_two_levels() -> RunRecord:

@@ -14,7 +14,7 @@ from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
-from ticketry.experiments.reproduce.planning import Block, Clock, blocks_of, missing
+from ticketry.experiments.reproduce.planning import Block, Clock, blocks_done, blocks_of, missing
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins
 from ticketry.experiments.search import execute
@@ -177,13 +177,11 @@ class _Work:
         return blocks_of(run, self._campaign.plans[run])
 
     def _blocks_done(self, run: str) -> Iterable[RunRecord]:
-        for block in self._blocks(run):
-            request, settings = block.request(self._campaign), self._campaign.stability.get(run)
-            found = earlier_record(self._paths.run(request.name) / "run.json", RunRecord)
-            if found is None or found.environment.get("precision") != self._campaign.precision:
-                return
+        settings = self._campaign.stability.get(run)
+        for block, found in blocks_done(self._campaign, run, self._paths):
             if settings is not None:
-                analysed = earlier_record(self._paths.evidence(record_name(request, settings)), StabilityRecord)
+                name = record_name(block.request(self._campaign), settings)
+                analysed = earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precision:
                     return
                 self._stable[run].append(analysed)

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.experiments.reproduce.planning import blocks_of
+from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
@@ -28,8 +27,6 @@ from ticketry.lab.store.files import write_atomically
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
-from ticketry.records.network import Point
-from ticketry.records.run import RunRecord
 from ticketry.report.tables.claims import markdown_table
 from ticketry.report.wording import percent, role_name
 from ticketry.tasks.task import Task
@@ -140,14 +137,13 @@ def check(
 def rows_of(campaign: Campaign, store: Store) -> Iterator[Row]:
     """Every network of the blocks that are done."""
     for name, request in campaign.runs.items():
-        metric, first = request.task.metric.name, 0
-        found: list[tuple[int, Point]] = []
-        for block in blocks_of(name, campaign.plans[name]):
-            record = earlier_record(store.paths.run(block.request(campaign).name) / "run.json", RunRecord)
-            if record is None:
-                break
-            found += [(first + point.replicate, point) for point in record.points if point.key]
-            first += record.replicates
+        metric = request.task.metric.name
+        found = [
+            (block.first + point.replicate, point)
+            for block, record in blocks_done(campaign, name, store.paths)
+            for point in record.points
+            if point.key
+        ]
         values: dict[tuple[int, str], list[float]] = {}
         for _, point in found:
             values.setdefault((point.level, point.role), []).append(point.metric(metric))

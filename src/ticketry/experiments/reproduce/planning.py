@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.settings import StabilitySettings
+from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
+from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.segment import Segment
+from ticketry.records.run import RunRecord
 from ticketry.search.concrete import Settings as ConcreteSettings
 from ticketry.search.concrete import mask_steps
 from ticketry.search.gating.settings import GateSettings
@@ -45,6 +48,15 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
     """All blocks of a run, up to the limit."""
     ends = (0, *plan.at)
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
+
+
+def blocks_done(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
+    """Those of a run that a store has in the campaign's precision, from the first up to one that is missing."""
+    for block in blocks_of(run, campaign.plans[run]):
+        found = earlier_record(paths.run(block.request(campaign).name) / "run.json", RunRecord)
+        if found is None or found.environment.get("precision") != campaign.precision:
+            return
+        yield block, found
 
 
 def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
