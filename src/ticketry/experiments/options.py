@@ -34,7 +34,7 @@ class LabOptions:
     threads: int = 1
     """CPU threads of one training; part of what decides its bits."""
     kernels: Literal["auto", "dense", "sparse"] = "dense"
-    """dense, sparse or auto: whether networks under a mask train in kernels that compute only what is kept."""
+    """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
 

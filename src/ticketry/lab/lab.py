@@ -43,8 +43,8 @@ class Lab(Answers):
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
         threads: CPU threads of a segment; part of its key.
-        kernels: dense, sparse or auto: whether networks under a mask train in kernels that compute only what is kept,
-            see `lab.training.kernels`; part of the key of the segments that do.
+        kernels: dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps, see
+            `lab.training.kernels`; part of the key of the segments that do.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
         runner: where segments are trained: a name of `lab.runners`, another package's, or module:object; by default
@@ -129,7 +129,7 @@ class Lab(Answers):
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.kernels.arithmetic(task, self.arithmetic(task), variants),
+            arithmetic=self.kernels.arithmetic(task, self.arithmetic(task), variants, recipe.batch),
         )
 
     # -- training ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import Watch, execute
-from ticketry.lab.training.kernels import LEAST, kernels_here, left_out
+from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import evaluate
@@ -95,20 +95,21 @@ DENSITIES = [(0.2, 0.1, 1.0), (0.5, 0.5, 0.5), (0.25, 1.0, 1.0), (0.9, 0.8, 0.7)
 
 
 @pytest.mark.parametrize("densities", DENSITIES, ids=str)
-def test_auto_takes_what_leaves_out_enough(made, densities):
+def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     """Products counted by hand: 8x1x3x3 weights on 6x6 pixels, 12x8x3x3 on 4x4, 10x12 on one."""
+    monkeypatch.setattr(kernels_module, "DENSE_PROCESSORS", ())
     task = NormsTask()
     products = {"0.weight": 72 * 36, "3.weight": 864 * 16, "8.weight": 120}
     shares = dict(zip(products, densities, strict=True))
     weights = {name: torch.arange(math.prod(shape)).view(shape) for name, shape in mask_of(task).shapes.items()}
     mask = Mask({name: weight < round(shares[name] * weight.numel()) for name, weight in weights.items()})
-    # The kernels take no layer above a half, but for those with few weights a row beside one that they take.
-    taken = [name for name, share in shares.items() if share <= 0.5 or name != "3.weight"]
-    taken = taken if min(densities[:2]) <= 0.5 else []
+    # The kernels take no layer above a half, but for those with few weights a row next to one that they take.
+    taken = [] if min(densities[:2]) > 0.5 else [*products] if densities[1] <= 0.5 else ["0.weight"]
     kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
     share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
-    found = left_out(rebuilt(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
-    assert found == pytest.approx(share, abs=1e-6)
+    found = share_of(rebuilt(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
+    assert found.left_out == pytest.approx(share, abs=1e-6)
+    assert found.inside == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
     for kernels, enough in (("auto", share >= LEAST), ("sparse", share > 0)):
         segment = made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=RECIPE)
         assert segment.arithmetic.kernels == (kernels_here() if enough else "dense")
@@ -126,6 +127,61 @@ def test_dense_networks_gates_and_small_networks_stay_dense(made):
         assert lab.segment(task, start=0, mask=whole, shrunk=True).arithmetic.kernels == "dense"
         penalty = Penalty(kind="hoyer_square", strength=1e-4, names=names)
         assert lab.segment(task, start=0, mask=whole, variants=(penalty,)).arithmetic.kernels == kernels_here()
+
+
+class DeepTask(NormsTask):
+    """Five convolutions in a row, of which the first has 1/20 of the products of all, and the linear layer 1/1000."""
+
+    def key(self) -> Mapping[str, object]:
+        return {"name": "deep"}
+
+    def build(self) -> nn.Module:
+        layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()]
+        for _ in range(4):
+            layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@pytest.fixture
+def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the tests say the same wherever kernels take dense convolutions."""
+    if target_module.target().registers < 32:
+        pytest.skip("few registers: dense convolutions run in torch")
+    monkeypatch.setattr(kernels_module, "DENSE_PROCESSORS", kernels_module.PROCESSORS)
+
+
+@pytest.mark.usefixtures("dense_kernels")
+@pytest.mark.parametrize("density", [None, 1.0, 0.8])
+def test_auto_takes_dense_networks_that_kernels_do_all_of(made, density):
+    task = DeepTask()
+    mask = None if density is None else mask_of(task, density)
+
+    def chosen(kernels: str, batch: int) -> str:
+        recipe = RECIPE.changed(batch=batch)
+        return made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=recipe).arithmetic.kernels
+
+    assert chosen("auto", 64) == chosen("auto", 30) == kernels_here()
+    assert chosen("auto", 8) == "dense"  # half of a block of images would be computed for nothing
+    assert chosen("auto", 20) == "dense"
+    assert chosen("sparse", 64) == "dense"
+
+
+@pytest.mark.usefixtures("dense_kernels")
+def test_auto_leaves_dense_networks_to_other_processors(made, monkeypatch):
+    monkeypatch.setattr(kernels_module, "DENSE_PROCESSORS", ())
+    assert made("auto", precision="fp32").segment(DeepTask(), start=0, recipe=RECIPE).arithmetic.kernels == "dense"
+
+
+@pytest.mark.usefixtures("dense_kernels")
+def test_a_dense_network_trains_in_kernels_as_in_torch(made):
+    found = []
+    for kernels in ("dense", "auto"):
+        lab = made(kernels, precision="fp32")
+        segment = lab.segment(DeepTask(), start=0, recipe=RECIPE, last=50)
+        found.append(losses_of(lab, segment))
+    dense, auto = found
+    assert max(abs(one - other) for one, other in zip(dense, auto, strict=True)) < 1e-3
+    assert dense != auto  # by rounding: they were other kernels
 
 
 def test_linear_networks_are_as_the_engine_has_them(made):

@@ -227,7 +227,7 @@ class _Finder:
         """Whether kernels do all of a convolution as fast as torch: where blocks of images are nearly full."""
         shape = shape_of(node)
         images = 0 if shape is None or len(shape) != 4 else int(shape[0])
-        return self.dense and conv.groups == 1 and 0 < -(-images // IMAGES) * IMAGES <= FULL * images
+        return self.dense and conv.groups == 1 and full(images)
 
     def _dense(self, conv: Conv) -> str:
         kept = self.kept.get(conv.module)
@@ -276,6 +276,11 @@ class _Finder:
             visit(self.of.get(node, node))
         dense = {name for part in self.parts if part.pays for name in part.dense}
         return Captured(graph, order, self.reasons, dense)
+
+
+def full(images: int) -> bool:
+    """Whether a batch fills whole blocks of images, but for a few, see `FULL`."""
+    return 0 < -(-images // IMAGES) * IMAGES <= FULL * images
 
 
 def _renamed(node: Node, name: Callable[[str], str]) -> Node:

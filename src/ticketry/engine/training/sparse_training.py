@@ -71,6 +71,9 @@ VERSION = 3
 
 OUTSIDE = "outside of kernels"
 
+ALL_WEIGHTS = "all weights"
+"""Kernels of a layer that computes with its pruned weights, as zeros."""
+
 
 class SparseTraining(nn.Module):
     """See `sparse_training`; `hooks` as of `Hold`."""
@@ -246,6 +249,7 @@ class SparseTraining(nn.Module):
 
     def _layers(self) -> list[Layer]:
         inside = {name for unit in self._units for name in unit.inside()}
+        dense = {name for unit in self._units for name in unit.dense()}
         reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
         held = {name.rpartition(".")[0] for name in self.mask or ()}
         rows = []
@@ -262,7 +266,8 @@ class SparseTraining(nn.Module):
             count = None if kept is None else int(kept.sum())
             kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
             if name in inside:
-                rows.append(Layer(name, kind, "engine", "sums, products", density, count, "", None, None, ""))
+                how = ALL_WEIGHTS if name in dense else "sums, products"
+                rows.append(Layer(name, kind, "engine", how, density, count, "", None, None, ""))
             else:
                 plain = kind_of(module) in LAYERS
                 why = reasons.get(

@@ -161,6 +161,11 @@ class Unit(Substitute):
         """Layers that run in kernels, by their names in the model."""
         return {self.named(node.module) for step in self.steps for node in step.region.nodes if isinstance(node, Conv)}
 
+    def dense(self) -> set[str]:
+        """Those of them that compute with all their weights, pruned ones as zeros."""
+        captured = None if self.last is None else self.last.captured
+        return set() if captured is None else {self.named(name) for name in captured.dense}
+
     def spent(self) -> dict[str, float]:
         """Seconds of layers, by their names in the model, and of what else is in regions."""
         inside, found = self.inside(), dict[str, float]()

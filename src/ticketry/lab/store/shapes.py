@@ -92,9 +92,10 @@ class _Flops(msgspec.Struct):
 
 
 class _Kernels(msgspec.Struct):
-    """What sparse kernels leave out of a network's multiplications, or why there are none for it."""
+    """What kernels do and leave out of a network's multiplications, or why there are none for it."""
 
     left_out: _Share | None = None
+    inside: _Share | None = None
     why: str | None = None
 
     def __post_init__(self) -> None:

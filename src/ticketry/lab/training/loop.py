@@ -125,9 +125,7 @@ class Loop:
         kernels = self.segment.arithmetic.kernels
         if kernels == DENSE:
             return contextlib.nullcontext
-        mask = self._around.mask
-        assert mask is not None
-        return in_kernels(self.model, mask, self._course.inputs(FOLLOWED), kernels).running
+        return in_kernels(self.model, self._around.mask, self._course.inputs(FOLLOWED), kernels).running
 
     def _differentiated(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
