@@ -97,7 +97,7 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     model, x, y = gpt(batch) if name == "gpt" else classifier(name, batch)
     steps = dense_steps(model, x, y, arguments.compile)
     fast = tk.sparse_training(model, None if density == 1 else synthetic(model, arguments.pattern, density), x)
-    steps["sparse"] = step_of(fast, x, y)
+    steps["sparse"] = step_of(fast, x, y, kept=arguments.kept)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     cases = {which: (lambda step=step: timed(step, clock)) for which, step in steps.items()}
     seconds = alternating(cases, 2 if arguments.quick else arguments.rounds, warm_up=2)
@@ -106,6 +106,7 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     told = ", ".join(f"{which} {1e3 * statistics.median(some):.1f} ms" for which, some in seconds.items())
     what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept"
     what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
+    what += ", kept parameters" if arguments.kept else ""
     target = TARGETS.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
     made = Row(what, median, "", low, high, target=target, how=f"/ {best}; {told}", details=dict(seconds))
     return [made, *(parts(what, steps["sparse"]) if arguments.threads == 1 else [])]
@@ -217,9 +218,10 @@ def gpt(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, y
 
 
-def step_of(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """A whole step of a user's loop."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+def step_of(model: nn.Module, x: Tensor, y: Tensor, *, kept: bool = False) -> Step:
+    """A whole step of a user's loop; `kept`: with parameters that have kept weights alone."""
+    parameters = model.kept_parameters() if kept else model.parameters()  # type: ignore[operator]
+    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -282,6 +284,7 @@ if __name__ == "__main__":
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
+    options.add_argument("--kept", action="store_true", help="the optimiser has `kept_parameters` in sparse steps")
     options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
     options.add_argument(
         "--trained", metavar="LENGTH", help="masks of a network trained for so long on CIFAR-10: 100it"

@@ -69,7 +69,9 @@ class HeldParameter:
             self._handle.remove()
             self._handle = None
 
-    def _masked(self, gradient: Tensor) -> Tensor:
+    def _masked(self, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # of a function that has none for it
+            return None
         return gradient if _is_masked(gradient, self._mask) else gradient * self.kept_like(gradient)
 
 

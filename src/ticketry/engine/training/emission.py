@@ -57,9 +57,10 @@ def planned(
     wanted: frozenset[str],
     library: Library,
     threads: int = 1,
+    rows: frozenset[str] = frozenset(),
 ) -> Plan:
     """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
-    plan = Plan(region, shapes, kept, live, wanted, library, threads)
+    plan = Plan(region, shapes, kept, live, wanted, library, threads, rows)
     plan.label = MOVES
     lives = lifetimes(region)
     for name in region.inputs:
@@ -120,7 +121,7 @@ def _layer(node: Conv, plan: Plan) -> Layer:
     kept = plan.kept.get(node.module)
     if kept is None:  # not under the mask
         kept = np.ones((node.outputs, node.inputs // node.groups, *node.window.size), dtype=bool)
-    return Layer(kept, node.window, node.groups, plan.threads)
+    return Layer(kept, node.window, node.groups, plan.threads, node.module in plan.rows)
 
 
 @_forward.register

@@ -80,6 +80,7 @@ class Plan:
     live: images of the batch. Blocks are filled up with more.
     wanted: inputs whose gradients are asked for.
     threads: that share each operation.
+    rows: modules whose weights come as rows of what is kept, see `kept_weights`.
 
     Raises:
         EngineError: shapes do not fit.
@@ -96,8 +97,9 @@ class Plan:
         wanted: frozenset[str],
         library: Library,
         threads: int = 1,
+        rows: frozenset[str] = frozenset(),
     ) -> None:
-        self.threads = threads
+        self.threads, self.rows = threads, rows
         self._apart = -(-live // IMAGES) >= threads
         self.region, self.kept, self.live, self.target = region, kept, live, library.target
         self._library = library

@@ -37,6 +37,7 @@ class RegionStep:
         modules: of the model, by name.
         kept: of each convolution's module, which weights are kept.
         masks: the same as tensors of the mask that is held, where one is.
+        rows: of modules whose kept weights are parameters of their own, these.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class RegionStep:
         kept: Mapping[str, Array],
         library: Library,
         masks: Mapping[str, Tensor] | None = None,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.region, self.masks = region, masks or {}
+        self.region, self.masks, self.rows = region, masks or {}, rows or {}
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
         self.seconds: dict[str, float] | None = None
@@ -62,6 +64,11 @@ class RegionStep:
             _require(tensor, "an input")
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
+
+    def named(self, parameters: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
+        """The region's parameters by module and name, rows in the place of weights that have one."""
+        named = dict(zip(self.region.parameters, parameters, strict=True))
+        return {key: self.rows.get(key[0], one) if key[1] == "weight" else one for key, one in named.items()}
 
     def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> Plan:
         """The plan for inputs of these shapes, made when it is first needed."""
@@ -82,7 +89,8 @@ class RegionStep:
         if key not in self._plans:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads)
+            rows = frozenset(self.rows)
+            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads, rows)
         return self._plans[key]
 
     def begin(
@@ -90,8 +98,7 @@ class RegionStep:
     ) -> tuple[Plan, Call]:
         """A step with its inputs in the kernels' layout."""
         plan = self.plan(inputs, wanted)
-        named = dict(zip(self.region.parameters, parameters, strict=True))
-        call = Call(plan.program.session(plan.threads), named, self._modules, self._memory)
+        call = Call(plan.program.session(plan.threads), self.named(parameters), self._modules, self._memory)
         call.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
             plan.load(call, f"load {name}", _filled(tensor.detach(), plan, name))
@@ -133,7 +140,7 @@ class _Function(torch.autograd.Function):
                 " add losses up before, instead of retain_graph=True"
             )
         # By way of autograd, which notices where a weight was changed in between.
-        call.parameters = dict(zip(plan.region.parameters, ctx.saved_tensors, strict=True))
+        call.parameters = ctx.step.named(ctx.saved_tensors)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
             plan.load(call, f"load gradient {name}", _filled(gradient, plan, name))
         plan.run("backward", call)
@@ -145,11 +152,20 @@ class _Function(torch.autograd.Function):
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
-            if made is not None and name[1] == "weight" and name[0] in ctx.step.masks:
-                mark_masked(made, ctx.step.masks[name[0]])
+            if made is not None and name[1] == "weight":
+                if name[0] in ctx.step.rows:
+                    _give(made, ctx.step.rows[name[0]])
+                    made = None
+                elif name[0] in ctx.step.masks:
+                    mark_masked(made, ctx.step.masks[name[0]])
             found.append(made)
         call.close()
         return None, None, *found
+
+
+def _give(made: Tensor, row: Tensor) -> None:
+    """Add a gradient to that of a row. Rows are in no graph: another mask changes their size."""
+    row.grad = made if row.grad is None else row.grad + made
 
 
 def _require(tensor: Tensor, what: str) -> None:

@@ -20,6 +20,7 @@ from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.example_inputs import as_arguments, outputs_of
 from ticketry.engine.layers import median_seconds, table
+from ticketry.engine.training.kept_weights import KeptWeights
 from ticketry.engine.training.lowering import kind_of
 from ticketry.engine.training.tracing import LAYERS, copy_of
 from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of
@@ -95,6 +96,7 @@ class SparseTraining(nn.Module):
         self._units: list[Unit] = []
         self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
+        self._weights: KeptWeights | None = None
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
         self.update(mask)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
@@ -116,11 +118,44 @@ class SparseTraining(nn.Module):
         self._hold, self.mask = held, mask
         masks = {} if mask is None else _masks(model, mask)
         self._context.kept, self._context.masks = _kept(masks), masks
+        if self._weights is not None:
+            self._weights.take(masks)
+            self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
         before = {unit.name: unit for unit in self._units}
         self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
         self._seconds = {}
+        self._forget()
+
+    def _forget(self) -> None:
         for unit in self._units:
             unit.forget()
+
+    def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """`kept_parameters` with their names, those of the model's parameters."""
+        if self.mask is None:
+            raise EngineError("without a mask all weights are kept: train parameters() themselves")
+        if self._weights is None:
+            masks = self._context.masks
+            self._weights = KeptWeights(dict(self._model[0].named_modules()), masks, self._context.library)
+            self._context.rows = self._weights.parameters
+            self._forget()
+        rows = {id(row.dense): row.parameter for row in self._weights.rows.values()}
+        for name, parameter in self._model[0].named_parameters():
+            yield name, rows.get(id(parameter), parameter)
+
+    def kept_parameters(self) -> list[nn.Parameter]:
+        """The parameters, those of convolutions and linear layers under the mask without what it prunes.
+
+        Of these each is a row of numbers, in the order of the weights that are kept. Given to an optimiser in the place
+        of `parameters`, they make gradients, the optimiser's state and its steps as small as what is kept; optimisers
+        that move every weight by itself (SGD, the Adam family) do what they do with dense ones. The model has their
+        numbers after each step of any optimiser, and before each call; its own tensors get no gradients then. Ask for
+        them once the model's state is loaded, and clip them, not `parameters`. `update` lets them follow a mask.
+
+        Raises:
+            EngineError: there is no mask.
+        """
+        return [parameter for _, parameter in self.named_kept_parameters()]
 
     def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Capture what a call of the model calls, by a copy in training mode."""
@@ -157,7 +192,12 @@ class SparseTraining(nn.Module):
                     inside, apart = [*inside, name], [*apart, *(unit.named(whole) for whole in form.wholes)]
 
     def release(self) -> None:
-        """Stop holding the mask."""
+        """Stop holding the mask; `kept_parameters` have nothing to do with the model any more."""
+        if self._weights is not None:
+            self._weights.settle()
+            self._weights.release()
+            self._weights, self._context.rows = None, {}
+            self._forget()
         if self._hold is not None:
             self._hold.release()
             self._hold = None
@@ -181,6 +221,8 @@ class SparseTraining(nn.Module):
         with fast.running():
             features = model.read(tokens)
         """
+        if self._weights is not None:
+            self._weights.settle()
         with running(self._units):
             yield
 

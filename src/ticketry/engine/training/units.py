@@ -40,6 +40,8 @@ class Context:
     """Of each layer under the mask, by the name of its module in the model, which weights are kept."""
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """The same as the mask's tensors."""
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of those whose kept weights are parameters of their own, these."""
     walking: bool = False
     """Whether a graph is being gone through, whose modules run as they are."""
 
@@ -132,15 +134,16 @@ class Unit(Substitute):
         }
 
     def _capture(self, form: _Form, found: Traced) -> None:
-        kept, masks = self._own(self.context.kept), self._own(self.context.masks)
+        context = self.context
+        kept, masks, rows = self._own(context.kept), self._own(context.masks), self._own(context.rows)
         modules = dict(self.module.named_modules())
         # With few registers they are slower.
         form.captured = capture(self.module, kept, found.graph, dense=self.context.library.target.registers >= 32)
         for name in form.captured.dense:  # the kernels give whole gradients: who holds the mask masks them
-            kept.pop(name, None)
-            masks.pop(name, None)
+            for pruned in kept, masks, rows:
+                pruned.pop(name, None)
         form.steps = {
-            id(step): RegionStep(step.region(), modules, kept, self.context.library, masks)
+            id(step): RegionStep(step.region(), modules, kept, self.context.library, masks, rows)
             for step in form.captured.order
             if isinstance(step, Part)
         }

@@ -62,6 +62,8 @@ class Layer:
     groups: int = 1
     threads: int = 1
     """That compute it. Of all that they give, gradients of weights alone depend on their number, in the last bits."""
+    alone: bool = False
+    """Whether its weights come, and their gradients go, as a row of the kept ones alone."""
 
     @property
     def places(self) -> Array:
@@ -81,6 +83,8 @@ class Gathered:
     ops: list[Op]
     index: Array
     """int64: the place in the dense tensor of each entry of the table."""
+    alone: bool = False
+    """Whether weights come as a row of the kept ones alone."""
 
     @property
     def rows(self) -> Array:
@@ -104,7 +108,8 @@ class Gathered:
         """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
         count = len(self.index)
         if source is None:
-            return Op(Gather(packed=False), (self.index.astype(np.int32), self.table, count, 0))
+            index = np.unique(self.index, return_inverse=True)[1] if self.alone else self.index
+            return Op(Gather(packed=False), (index.astype(np.int32), self.table, count, 0))
         place = np.zeros(1 + source.index.max(initial=0), dtype=np.int32)
         place[source.index] = np.arange(len(source.index))
         return Op(Gather(packed=True), (place[self.index], self.table, count, source.table))
@@ -128,7 +133,7 @@ def forward(x: Batch, y: Batch, layer: Layer, target: Target, residual: Batch | 
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [Side(x, stride=window.stride), Side(y)] + ([] if residual is None else [Side(residual)])
     matrix = _matrix(layer.places, columns, y, residual)
-    return [_sums(matrix, sides, _size(y), target, layer.threads)]
+    return [replace(_sums(matrix, sides, _size(y), target, layer.threads), alone=layer.alone)]
 
 
 def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual: Batch | None = None) -> list[Gathered]:
@@ -215,7 +220,10 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows), tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
-    end = [Op(Totals(several), (scratch, turns, 0, width)), scatter(made.weights - 1, layer.kept.size)]
+    end = [
+        Op(Totals(several), (scratch, turns, 0, width)),
+        scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
+    ]
     return WeightGradient(begin, ops, end, turns * lanes)
 
 

@@ -38,6 +38,27 @@ class Gather(Written):
             e.b.store(e.load_f32(source, place), e.at(table, byte), align=FLOAT)
 
 
+@dataclass(frozen=True)
+class Copy(Written):
+    """``goal[i] = source[index[i]]``. Arguments: index (int32), how many; the numbers of the two tensors from outside.
+
+    Args:
+        spread: whether it is the goal's places that are told: ``goal[index[i]] = source[i]``.
+    """
+
+    finished: ClassVar[bool] = True
+
+    spread: bool
+
+    def write(self, e: Emitter) -> None:
+        index, source, goal = e.table(0), e.external(e.arg(2)), e.external(e.arg(3))
+        with e.loop(*e.share(e.arg(1))) as loop:
+            byte = e.b.mul(loop.index, e.i64(FLOAT))
+            there = e.b.mul(e.load_i32(index, byte), e.i64(FLOAT))
+            origin, end = (byte, there) if self.spread else (there, byte)
+            e.b.store(e.load_f32(source, origin), e.at(goal, end), align=FLOAT)
+
+
 PART = 4096
 """Numbers of a dense tensor that are made at a time: they stay in the nearest cache meanwhile."""
 
@@ -72,14 +93,17 @@ class Scatter(Written):
                 b.store(value, e.at(goal, b.mul(e.load_i32(places, at), e.i64(FLOAT))), align=FLOAT)
 
 
-def scatter(places: Array, elements: int) -> Op:
+def scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
     """The operation that makes a dense tensor of so many elements, the external one 1, of packed numbers, the 0.
 
     Args:
         places: int64: of each packed number its place in the dense tensor. A place may come several times with the same
             number.
+        alone: whether it makes a tensor of the packed numbers alone, in the order of their places.
     """
     found, order = np.unique(places, return_index=True)
+    if alone:
+        return Op(Copy(spread=False), (order.astype(np.int32), len(order), 0, 1))
     parts = -(-elements // PART)
     firsts = np.searchsorted(found, PART * np.arange(parts + 1))
     return Op(Scatter(), (*(each.astype(np.int32) for each in (found, order, firsts)), parts, elements, 0, 1))
