@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import ticketry as tk
 from engine.training.test_sparse_training import data, resnet
 from ticketry.engine.cpu.target import target
+from ticketry.engine.training.capture import LIMITS, SHORT
+from ticketry.engine.training.sparse_training import ALL_WEIGHTS
 
 FAST = target().registers >= 32
 """Whether kernels of this processor are fast enough."""
@@ -45,6 +47,18 @@ def test_gradients_are_those_of_the_masked_model(density: float | None) -> None:
             truth = truth * mask[name]
             assert not mine.grad[~mask[name]].any(), name
         assert float((mine.grad - truth).abs().max()) <= 1e-4 * max(float(truth.abs().max()), 1e-3), name
+
+
+@pytest.mark.skipif(target().name not in LIMITS, reason="the limit of density is that of all processors")
+@pytest.mark.parametrize(
+    ("images", "density", "found"), [(32, 0.65, "sums, products"), (32, 0.75, ALL_WEIGHTS), (8, 0.65, "")]
+)
+def test_the_limit_of_density_is_higher_where_blocks_are_full(images: int, density: float, found: str) -> None:
+    model = resnet().train()
+    names = [name for name, one in model.named_parameters() if one.dim() == 4 and one[0].numel() > SHORT]
+    mask = tk.Mask({name: torch.rand(model.get_parameter(name).shape) < density for name in names})
+    fast = tk.sparse_training(model, mask, data((3, 16, 16), images)[0])
+    assert {layer.kernel for layer in fast.layers() if f"{layer.name}.weight" in names} == {found}
 
 
 def test_a_batch_that_fills_half_of_its_blocks_runs_in_torch() -> None:

@@ -23,8 +23,13 @@ from ticketry.engine.training.lowering import (
 from ticketry.engine.training.nodes import Act, Conv, LayerNorm, Node, Norm, Region, Sum, fused
 
 LIMIT = 0.5
-"""Above this density a layer runs in torch. 3x3 convolutions with 64 and 256 channels took 0.6 to 0.8 of torch's time,
-forward and back, with half of their weights, and 0.9 to 1.1 with 70 % (AVX-512, one thread)."""
+"""Above this density a layer runs in torch, or with all its weights."""
+
+LIMITS = {"avx512": 0.7}
+"""The same for convolutions of more than a pixel, on processors on which it was measured, where blocks are full: four 3x3
+convolutions in a row with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of those with all weights
+with 70 % of them, no more than in torch, and 0.93 to 1.03 with 80 %. 1x1 convolutions of 1,024 channels took 1.25 with
+70 %, of 256 channels 0.91."""
 
 DENSE = 4
 """Dense convolutions of a region from which on it pays by what is around them alone. With 32 registers they take 0.5 to
@@ -86,16 +91,19 @@ class Part:
         return fused(Region(tuple(self.inputs.values()), tuple(names), tuple(self.nodes), self.tokens))
 
 
-def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph, *, dense: bool = False) -> Captured:
+def capture(
+    model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph, *, dense: bool = False, limit: float = LIMIT
+) -> Captured:
     """The steps of a model.
 
     Args:
         kept: of each module under the mask, which weights are kept.
         graph: of a call of it, see `tracing`.
         dense: whether kernels are fast enough for convolutions with all their weights.
+        limit: of the density of convolutions in sparse kernels where blocks are full, see `LIMITS`.
     """
     modules = dict(model.named_modules())
-    finder = _Finder(modules, kept, dense)
+    finder = _Finder(modules, kept, dense, limit)
     random = [node for node in graph.nodes if draws(node, modules)]
     finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
@@ -104,8 +112,8 @@ def capture(model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph, *, den
 
 
 class _Finder:
-    def __init__(self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool) -> None:
-        self.modules, self.kept, self.dense = modules, kept, dense
+    def __init__(self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool, limit: float) -> None:
+        self.modules, self.kept, self.dense, self.limit = modules, kept, dense, limit
         self.parts: list[Part] = []
         self.of: dict[fx.Node, Part] = {}
         self.reasons: dict[str, str] = {}
@@ -124,7 +132,7 @@ class _Finder:
             if node.op == "call_module":
                 self.reasons[str(node.target)] = str(why)
             return
-        gains = isinstance(made, Conv) and self._gains(made)
+        gains = isinstance(made, Conv) and self._gains(node, made)
         short = isinstance(made, Conv) and (gains or self._short(made))
         dense = isinstance(made, Conv) and not short and self._takes_all(node, made)
         starts = short or dense
@@ -133,7 +141,7 @@ class _Finder:
         around = [part for part in self._around(node) if part.tokens in layout]
         part = next((part for part in around if self._may_join(node, part)), None)
         if isinstance(made, Conv) and not starts:
-            self.reasons[made.module] = self._dense(made)
+            self.reasons[made.module] = self._dense(node, made)
             return
         if part is None:
             if not starts:
@@ -212,30 +220,30 @@ class _Finder:
 
     # -- which nodes -------------------------------------------------------------------------------------------------
 
-    def _gains(self, conv: Conv) -> bool:
+    def _gains(self, node: fx.Node, conv: Conv) -> bool:
         kept = self.kept.get(conv.module)
-        return kept is not None and float(kept.mean()) <= self._limit(conv)
+        return kept is not None and float(kept.mean()) <= self._limit(node, conv)
 
-    def _limit(self, conv: Conv) -> float:
+    def _limit(self, node: fx.Node, conv: Conv) -> float:
         """The density from which on a layer is faster dense."""
-        return LIMIT_LINEAR if isinstance(self.modules[conv.module], nn.Linear) else LIMIT
+        if isinstance(self.modules[conv.module], nn.Linear):
+            return LIMIT_LINEAR
+        return self.limit if full(_images(node)) and conv.window.size != (1, 1) else LIMIT
 
     def _short(self, conv: Conv) -> bool:
         return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
 
     def _takes_all(self, node: fx.Node, conv: Conv) -> bool:
         """Whether kernels do all of a convolution as fast as torch: where blocks of images are nearly full."""
-        shape = shape_of(node)
-        images = 0 if shape is None or len(shape) != 4 else int(shape[0])
-        return self.dense and conv.groups == 1 and full(images)
+        return self.dense and conv.groups == 1 and full(_images(node))
 
-    def _dense(self, conv: Conv) -> str:
+    def _dense(self, node: fx.Node, conv: Conv) -> str:
         kept = self.kept.get(conv.module)
         if kept is None:
             return "not in the mask: faster dense"
-        if self._gains(conv):
+        if self._gains(node, conv):
             return "small linear layers without a convolution: faster dense"
-        return f"density {float(kept.mean()):.2f}: above {self._limit(conv)} faster dense"
+        return f"density {float(kept.mean()):.2f}: above {self._limit(node, conv)} faster dense"
 
     def _lowered(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":
@@ -251,11 +259,12 @@ class _Finder:
         """Steps in an order in which they can run."""
         for part in self.parts:
             if not part.pays:
+                named = {node.name: node for node in part.members}
                 for node in part.members:
                     del self.of[node]
                 for made in part.nodes:
                     if isinstance(made, Conv):
-                        self.reasons[made.module] = self._dense(made)
+                        self.reasons[made.module] = self._dense(named[made.y], made)
         for node in graph.nodes:
             for read in node.all_input_nodes:
                 maker = self.of.get(read)
@@ -276,6 +285,12 @@ class _Finder:
             visit(self.of.get(node, node))
         dense = {name for part in self.parts if part.pays for name in part.dense}
         return Captured(graph, order, self.reasons, dense)
+
+
+def _images(node: fx.Node) -> int:
+    """Of a value: images x channels x rows x columns."""
+    shape = shape_of(node)
+    return 0 if shape is None or len(shape) != 4 else int(shape[0])
 
 
 def full(images: int) -> bool:

@@ -66,7 +66,7 @@ def sparse_training(
     return SparseTraining(model, mask, example_inputs, target=target)
 
 
-VERSION = 3
+VERSION = 4
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
 

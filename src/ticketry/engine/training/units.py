@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.capture import Captured, Part, capture
+from ticketry.engine.training.capture import LIMIT, LIMITS, Captured, Part, capture
 from ticketry.engine.training.nodes import Conv
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, key_of, traced
@@ -138,7 +138,9 @@ class Unit(Substitute):
         kept, masks, rows = self._own(context.kept), self._own(context.masks), self._own(context.rows)
         modules = dict(self.module.named_modules())
         # With few registers they are slower.
-        form.captured = capture(self.module, kept, found.graph, dense=self.context.library.target.registers >= 32)
+        target = context.library.target
+        dense, limit = target.registers >= 32, LIMITS.get(target.name, LIMIT)
+        form.captured = capture(self.module, kept, found.graph, dense=dense, limit=limit)
         for name in form.captured.dense:  # the kernels give whole gradients: who holds the mask masks them
             for pruned in kept, masks, rows:
                 pruned.pop(name, None)

@@ -48,6 +48,11 @@ FOLLOWED = 2
 """Examples that a network is followed on: it is their shape that matters."""
 
 
+def followed(batch: int) -> int:
+    """Examples that a network is followed on: a whole block of images runs where a batch that fills its blocks does."""
+    return IMAGES if full(batch) else FOLLOWED
+
+
 @dataclass(frozen=True)
 class Share:
     """Of the multiplications of a forward pass."""
@@ -95,7 +100,7 @@ class Kernels:
         if self.asked == DENSE:
             return plain
         if self.asked == "sparse":
-            self._require(task, plain)
+            self._require(task, plain, batch)
         elif not self._possible(plain):
             return plain
         if not all(one.sparse_kernels for one in variants):
@@ -104,16 +109,14 @@ class Kernels:
         return replace(plain, kernels=kernels_here()) if self._gains(task, mask, batch) else plain
 
     def _gains(self, task: Task, mask: str | None, batch: int) -> bool:
-        left_out = 0.0 if mask is None else self._known(task, mask).get("left_out", 0.0)
+        known = self._known(task, mask, batch)
         if self.asked == "sparse":
-            return bool(left_out > 0)
-        if left_out >= LEAST:
+            return mask is not None and bool(known.get("left_out", 0.0) > 0)
+        if known.get("left_out", 0.0) >= LEAST:
             return True
-        # A whole block takes part just as the batch will, and is followed sooner.
-        possible = target().name in DENSE_PROCESSORS and full(batch)
-        return possible and self._known(task, mask, IMAGES).get("inside", 0.0) >= NEARLY_ALL
+        return target().name in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
 
-    def _require(self, task: Task, plain: Arithmetic) -> None:
+    def _require(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
             raise UsageError(
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
@@ -125,7 +128,7 @@ class Kernels:
                 " --precision fp32, or --kernels dense"
             )
         target()  # raises where llvmlite is missing
-        if why := self._known(task, None).get("why"):
+        if why := self._known(task, None, batch).get("why"):
             raise CaptureError(f"{task.name} cannot be trained in sparse kernels: {why} (or choose --kernels dense)")
 
     def _possible(self, plain: Arithmetic) -> bool:
@@ -136,10 +139,11 @@ class Kernels:
         except MissingExtraError:
             return False
 
-    def _known(self, task: Task, mask: str | None, examples: int = FOLLOWED) -> dict[str, Any]:
+    def _known(self, task: Task, mask: str | None, batch: int) -> dict[str, Any]:
         """Of a task's network under a stored mask (None for one that keeps all): the `Share` of kernels in it, or why
         there can be none. Remembered.
         """
+        examples = followed(batch)
         key = digest_of({"kernels": VERSION, "task": dict(task.key()), "mask": mask, "examples": examples})
 
         def found() -> dict[str, Any]:

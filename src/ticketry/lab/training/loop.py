@@ -18,7 +18,7 @@ from ticketry.errors import TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.memory import height
 from ticketry.lab.store import Store
-from ticketry.lab.training.kernels import FOLLOWED, in_kernels
+from ticketry.lab.training.kernels import followed, in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
@@ -125,7 +125,8 @@ class Loop:
         kernels = self.segment.arithmetic.kernels
         if kernels == DENSE:
             return contextlib.nullcontext
-        return in_kernels(self.model, self._around.mask, self._course.inputs(FOLLOWED), kernels).running
+        examples = self._course.inputs(followed(self.segment.recipe.batch))
+        return in_kernels(self.model, self._around.mask, examples, kernels).running
 
     def _differentiated(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
