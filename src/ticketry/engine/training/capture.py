@@ -26,9 +26,10 @@ LIMIT = 0.5
 """Above this density a layer runs in torch, or with all its weights."""
 
 LIMITS = {"avx512": 0.7}
-"""The same for convolutions of more than a pixel, on processors on which it was measured, where blocks are full: four 3x3
-convolutions in a row with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of those with all weights
-with 70 % of them, no more than in torch, and 0.93 to 1.03 with 80 %. 1x1 convolutions of 1,024 channels took 1.25 with
+"""The same for convolutions of more than a pixel, on processors on which it was measured, where blocks are full.
+
+Four 3x3 convolutions in a row with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of those with
+all weights at 70 %, no more than in torch, and 0.93 to 1.03 at 80 %. 1x1 convolutions of 1,024 channels took 1.25 at
 70 %, of 256 channels 0.91."""
 
 DENSE = 4
