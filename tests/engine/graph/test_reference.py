@@ -179,6 +179,34 @@ def test_windows_and_pads():
     assert made.count_nonzero() == x.numel()
 
 
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_scan(axis: int) -> None:
+    decay, added = randn(2, 3, 4, 5), randn(2, 3, 4, 5)
+    start = randn(*(size for other, size in enumerate(added.shape) if other != axis))
+    states = compute("scan", decay, added, start, axis=axis)
+    for t in range(added.shape[axis]):
+        before = states.select(axis, t - 1) if t else start
+        wanted = decay.select(axis, t) * before + added.select(axis, t)
+        assert torch.allclose(states.select(axis, t), wanted)
+    held = start[:1].mean(1, keepdim=True).expand_as(start)
+    constant = compute("scan", decay, added, weights={"start": held[0, :1]}, axis=axis)
+    assert torch.allclose(constant, compute("scan", decay, added, held, axis=axis))
+
+
+def test_a_scan_of_what_does_not_go_together():
+    whole, start = Facts((None, 3, 4), "float32"), Facts((None, 3), "float32")
+    several = ((whole, whole, start), 1), ((whole, start, start), 2), ((whole, whole, start), 3), ((whole, whole), 2)
+    for inputs, axis in several:
+        with pytest.raises(GraphError):
+            infer("scan", {"axis": axis}, list(inputs), {})
+    with pytest.raises(GraphError, match="one start"):
+        infer("scan", {"axis": 2}, [whole, whole, start], {"start": Facts((3,), "float32")})
+    with pytest.raises(GraphError, match="start"):
+        infer("scan", {"axis": 2}, [whole, whole], {"start": Facts((4,), "float32")})
+    with pytest.raises(GraphError, match="steps"):
+        infer("scan", {"axis": 1}, [Facts((None, 1 << 20), "float32")] * 2 + [Facts((None,), "float32")], {})
+
+
 def test_torch_functions_in_the_place_of_operations_are_the_same():
     from ticketry.engine.graph import aten
 

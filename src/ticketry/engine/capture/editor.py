@@ -189,6 +189,13 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
     return without_unused(changed.with_nodes(done))
 
 
+def finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
+    """The nodes, of which the last makes `output`; `x` itself if there are none."""
+    if not nodes:
+        return x
+    return [*nodes[:-1], replace(nodes[-1], output=output)]
+
+
 def rename(one: Node, renamed: Mapping[str, str]) -> Node:
     """The node with other names for its inputs."""
     if not any(name in renamed for name in one.inputs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, need, rewrite
+from ticketry.engine.capture.editor import Editor, Found, NoMatchError, arguments, base, finished, need, rewrite
 from ticketry.engine.capture.lower_shapes import reshaped
 from ticketry.engine.graph import Graph, Node, node
 
@@ -39,14 +39,6 @@ def _moved(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...
     return x, tuple(int(size or 0) for size in shape[1:])
 
 
-def _finished(nodes: list[Node], x: str, output: str) -> list[Node] | str:
-    """The nodes, of which the last makes `output`."""
-    if not nodes:
-        return x
-    last = nodes[-1]
-    return [*nodes[:-1], node(last.op, last.inputs, output, last.weights, **last.attrs)]
-
-
 def _roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     x, sizes = _moved(editor, one, found)
     shifts, axes = found["shifts"], found["dims"]
@@ -67,7 +59,7 @@ def _roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
         joined = editor.make("concat", tuple(part.output for part in parts), one.output, axis=axis)
         nodes += [*parts, joined]
         current = joined.output
-    return _finished(nodes, x, one.output)
+    return finished(nodes, x, one.output)
 
 
 def _pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
@@ -86,7 +78,7 @@ def _pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     before, after = ([max(0, pair[side]) for pair in pairs] for side in (0, 1))
     if any((*before, *after)):
         nodes.append(editor.make("pad", (current,), one.output, before=before, after=after))
-    return _finished(nodes, x, one.output)
+    return finished(nodes, x, one.output)
 
 
 def _steps(editor: Editor, one: Node, found: Found) -> list[Node] | str:
@@ -125,7 +117,7 @@ def _expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
             current = nodes[-1].output if nodes else x
             nodes.append(editor.make("concat", (current,) * wanted, one.output, axis=axis))
     need(copies <= _MOST_COPIES)
-    return _finished(nodes, x, one.output)
+    return finished(nodes, x, one.output)
 
 
 def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
@@ -146,7 +138,7 @@ def _nearest(editor: Editor, one: Node, found: Found) -> list[Node] | str:
         joined = editor.make("reshape", (several.output,), one.output, shape=[None, *shape])
         nodes += [cut, several, joined]
         current = joined.output
-    return _finished(nodes, x, one.output)
+    return finished(nodes, x, one.output)
 
 
 # -- branches side by side on an axis of their own, [N, K, C, H, W] (SKNet) --------------------------------------------

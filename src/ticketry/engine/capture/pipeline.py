@@ -21,6 +21,7 @@ from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
 from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional
@@ -80,8 +81,8 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     graph = lower(recognise_lengths(graph, sizes), sizes)
     graph = straighten(graph, sizes)
     passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
-    rest = (lower_constants, tidy_shapes, recognise_written_attention, lower_moves, tidy_shapes, fuse)
-    for change in (*passes, *rest):
+    several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
+    for change in (*passes, *several, lower_moves, tidy_shapes, fuse):
         graph = change(graph)
     return graph
 

@@ -23,6 +23,8 @@ attention        q [N, h, T, d], k [N, g, S, d], v [N, g, S, e]: scale (None: 1 
                  added to the scores, or none. Each of the g heads of k and v serves h / g neighbouring heads of q
 window_attention the same in windows: q [N, W, h, T, d], k [N, W, h, S, d], v [N, W, h, S, e]: scale;
                  bias [W or 1, h or 1, T, S], or none
+scan             decay, added [N, ..., T, ...] (, start, without T): axis, that of T; start, as a constant, if it is
+                 no input; all states [N, ..., T, ...], each decay * the one before + added, the first behind start
 pad              x [N, ...]: before, after: how many zeros before and behind those of each axis but the batch
 transpose        x: axes, a permutation that leaves axis 0
 reshape          x: shape, whose first entry is x's first size (None for the batch)
@@ -195,6 +197,7 @@ NATIVE: Mapping[str, Rule] = {
         {"scale": None},
         optional=_BIAS,
     ),
+    "scan": Rule((2, 3), shapes.scan, {"axis": kinds.axis}, {"axis": 1}, optional=frozenset({"start"})),
     "pad": Rule((1, 1), shapes.pad, {"before": kinds.is_room, "after": kinds.is_room}),
     "transpose": Rule((1, 1), shapes.transpose, {"axes": kinds.is_axes}),
     "reshape": Rule((1, 1), shapes.reshape, {"shape": kinds.is_shape}),

@@ -185,6 +185,24 @@ def window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str
     return (*q[:4], v[4])
 
 
+_MOST_STEPS = 1 << 16
+"""Of a recurrence: each is a call."""
+
+
+def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    decay, added, *start = inputs
+    axis = attrs["axis"]
+    need(axis < len(decay) and decay == added, f"{decay} and {added} are not steps along the axis {axis}")
+    need(len(start) + len(weights) == 1, "it takes one start, an input or a weight")
+    state = (*decay[:axis], *decay[axis + 1 :])
+    if start:
+        need(start[0] == state, f"its start has the shape {start[0]}, its states {state}")
+    else:
+        constant(attrs, [state], {"start": weights["start"]})
+    need(0 < int(decay[axis] or 0) <= _MOST_STEPS, f"it takes 1 to {_MOST_STEPS} steps, not {decay[axis]}")
+    return added
+
+
 def pad(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, *sizes = inputs[0]
     before, after = attrs["before"], attrs["after"]

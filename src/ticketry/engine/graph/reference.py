@@ -204,6 +204,20 @@ def _window_attention(attrs: _Attrs, weights: _Weights, inputs: int) -> Function
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
 
 
+def _scan(attrs: _Attrs, weights: _Weights, inputs: int) -> Function:
+    axis, held = attrs["axis"], weights.get("start")
+
+    def scan(decay: Tensor, added: Tensor, start: Tensor | None = held) -> Tensor:
+        states: list[Tensor] = []
+        state: Any = start
+        for factor, more in zip(decay.unbind(axis), added.unbind(axis), strict=True):
+            state = torch.addcmul(more, factor, state)
+            states.append(state)
+        return torch.stack(states, 1).movedim(1, axis)
+
+    return scan
+
+
 def _pad(attrs: _Attrs) -> Function:
     room = [side for pair in zip(attrs["before"][::-1], attrs["after"][::-1], strict=True) for side in pair]
     return lambda x: F.pad(x, room)
@@ -251,6 +265,7 @@ _WITH_WEIGHTS: Mapping[str, Callable[[_Attrs, _Weights, int], Function]] = {
     "rotary": _rotary,
     "attention": _attention,
     "window_attention": _window_attention,
+    "scan": _scan,
 }
 _WITHOUT_WEIGHTS: Mapping[str, Callable[[_Attrs], Any]] = {
     "add": partial(_acted, torch.add),
