@@ -22,6 +22,7 @@ from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store import FORMAT, Store
 from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_json
+from ticketry.lab.store.maintenance import mend_format
 
 TRAJECTORY = "ab" * 32
 
@@ -50,10 +51,18 @@ def test_an_empty_folder_will_do(tmp_path):
     assert read_json(tmp_path / "store.json") == {"format": FORMAT, "kind": "ticketry.store"}
 
 
-@pytest.mark.parametrize("found", [FORMAT + 1, 0, None, "1"])
+@pytest.mark.parametrize("found", [FORMAT + 1, 0])
 def test_a_store_of_another_format_is_left_alone(tmp_path, found):
     (tmp_path / "store.json").write_text(json.dumps({"format": found}))
     with pytest.raises(StoreError, match="use the ticketry that made it, or another folder with --store"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "1"}'])
+def test_a_file_of_that_name_that_is_no_stores_is_left_alone(tmp_path, text):
+    (tmp_path / "store.json").write_text(text)
+    with pytest.raises(StoreError, match="no store's: choose another folder with --store"):
         Store(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
@@ -71,12 +80,16 @@ def test_a_file_is_no_store(tmp_path):
         Store(tmp_path / "store")
 
 
-def test_a_damaged_store_file_is_told_and_can_be_made_anew(store):
+@pytest.mark.parametrize("text", ["{", "[]", '{"gormat": 2}', '{"format": "2"}', '{"format": null}'])
+def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     store.put_result(TRAJECTORY, 1, {"step": 1})
-    store.paths.format.write_text("{")
+    store.paths.format.write_text(text)
     with pytest.raises(StoreError, match=r"store\.json is damaged: delete this one file"):
         Store(store.paths.root)
     store.paths.format.unlink()
+    assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
+    store.paths.format.write_text(text)
+    assert mend_format(store.paths.root) == [store.paths.format]
     assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
 
 

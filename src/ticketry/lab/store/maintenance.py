@@ -13,9 +13,9 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
 from ticketry.lab.store import Store
-from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
+from ticketry.lab.store.files import explained, is_as_written, write_json
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.store import DESCRIBED
+from ticketry.lab.store.store import DESCRIBED, read_format
 
 GRACE_SECONDS = 3600.0
 """What is younger than this may belong to a search that runs now: `collect` leaves it."""
@@ -87,7 +87,7 @@ def mend_format(root: Path) -> list[Path]:
     """
     paths = Paths(root)
     try:
-        read_json(paths.format)
+        read_format(paths.format)
     except StoreError:
         if any(folder.exists() for folder in paths.folders):
             _move(paths.format, paths.aside(paths.format))

@@ -43,6 +43,18 @@ FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
 """What the store's own file says."""
 
+
+def read_format(path: Path) -> int | None:
+    """The number in the store's own file, or None if there is no such file; `StoreError` if it is damaged."""
+    described = read_json(path)
+    if described is None:
+        return None
+    number = described.get("format")
+    if type(number) is not int:
+        raise StoreError(f"{path} is damaged: it names no format of a store")
+    return number
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,18 +75,20 @@ class Store:
             if self._holds_other_things():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
             write_json(self.paths.format, DESCRIBED)
-        elif known.get("format") != FORMAT:
+        elif known != FORMAT:
             raise StoreError(
-                f"{self.paths.root} has the store format {known.get('format')!r}, this ticketry reads {FORMAT}:"
+                f"{self.paths.format} says that the store has the store format {known}, this ticketry reads {FORMAT}:"
                 " use the ticketry that made it, or another folder with --store"
             )
 
-    def _format(self) -> dict[str, Any] | None:
+    def _format(self) -> int | None:
         try:
-            return read_json(self.paths.format)
+            return read_format(self.paths.format)
         except StoreError as error:
             if error.__cause__ is not None:  # it cannot be read at all
                 raise
+            if not any(folder.exists() for folder in self.paths.folders):
+                raise StoreError(f"{self.paths.format} is no store's: choose another folder with --store") from None
             raise StoreError(
                 f"{self.paths.format} is damaged: delete this one file, the next search makes it anew;"
                 " so does `ticketry store check --repair`"
