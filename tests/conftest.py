@@ -14,33 +14,44 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 # Machines are shared: how long an example takes says nothing.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
+settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
+settings.register_profile("quick", settings.get_profile("all"), max_examples=12)
+settings.load_profile("all")
 os.environ.setdefault("TICKETRY_OFFLINE", "1")
-# A job in the background of a script begins with this one ignored, and so would all processes that tests interrupt.
+# A job in the background of a script, or under nohup, begins with these ignored, and so would what tests end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _name in ("SIGQUIT", "SIGHUP"):
+    if hasattr(signal, _name):
+        signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 LONGEST = (
-    "tests/faults/test_kill.py",
-    "tests/search/gating/test_rounds.py",
-    "tests/faults/test_rivals.py",
-    "tests/faults/test_damage.py",
-    "tests/lab/runners/test_processes.py",
-    "tests/report/test_structure.py",
-    "tests/cli/test_cli.py",
-    "tests/search/test_concrete.py",
-    "tests/engine/test_export.py",
-    "tests/report/html/test_browser.py",
-    "tests/engine/test_compiled_families.py",
-    "tests/search/gating/test_gating.py",
-    "tests/integrations/test_transformers.py",
     "tests/report/html/test_page.py",
+    "tests/faults/test_kill.py",
     "tests/cli/test_engine.py",
-    "tests/evidence/test_verdict.py",
-    "tests/lab/training/test_data_loading.py",
+    "tests/report/html/test_browser.py",
+    "tests/search/gating/test_rounds.py",
+    "tests/test_plugins.py",
+    "tests/cli/test_evidence.py",
+    "tests/cli/test_cli.py",
+    "tests/lab/runners/test_processes.py",
+    "tests/integrations/test_transformers.py",
+    "tests/faults/test_rivals.py",
+    "tests/engine/test_export.py",
+    "tests/engine/bench/test_dense_engines.py",
+    "tests/faults/test_signals.py",
+    "tests/engine/test_compiled_families.py",
+    "tests/report/test_structure.py",
+    "tests/test_strange_stores.py",
+    "tests/faults/test_damage.py",
     "tests/lab/training/test_language.py",
+    "tests/lab/training/test_data_loading.py",
 )
 """Files whose tests take longest, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that draw their examples, and do not say how many, draw fewer where the slow tests are left out."""
+    settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -184,23 +184,19 @@ def test_a_whole_run_its_report_and_its_run_file(extras: Path) -> None:
     assert [one["path"] for one in again["tickets"]] == [one["path"] for one in found["tickets"]]
 
 
+ONESHOT = ("--density", "0.3", "--rewind", "0", "--retrain", "continue")
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ("oneshot", "--score", "lamp", "--density", "0.3", "--rewind", "0", "--retrain", "continue"),
-        (
-            "oneshot",
-            "--score",
-            "lottery_extras.lamp:lamp",
-            "--density",
-            "0.3",
-            "--rewind",
-            "0",
-            "--retrain",
-            "continue",
-        ),
+        ("oneshot", "--score", "lottery_extras.lamp:lamp", *ONESHOT),
         ("lottery_extras.movement:search", "--density", "0.3"),
-        ("continuous", "--kind", "hard-sigmoid", "--rounds", "1", "--rewind", "0", "--init", "0.05"),
+        pytest.param(("oneshot", "--score", "lamp", *ONESHOT), marks=pytest.mark.slow),
+        pytest.param(
+            ("continuous", "--kind", "hard-sigmoid", "--rounds", "1", "--rewind", "0", "--init", "0.05"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda words: " ".join(words[:3]),
 )

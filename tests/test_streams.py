@@ -56,6 +56,7 @@ def test_a_path_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_few_open_files() -> None:
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))

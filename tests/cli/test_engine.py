@@ -123,6 +123,7 @@ def test_bench_in_json_and_in_the_store(
     assert record["weight_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All its tickets; then its report has accuracy against time."""
     run = ticket.parents[1]
@@ -186,6 +187,7 @@ def test_time_against_density(ticket: Path, tmp_path: Path, capsys: pytest.Captu
         )
 
 
+@pytest.mark.slow
 def test_bf16_is_compared_with_bf16(ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "bench", str(ticket), *FAST[:-1], "eager", "--precision", "bf16", "--json")
     if not target().bf16:

@@ -178,6 +178,7 @@ def test_copies_files_and_pickles_keep_the_precision(tmp_path) -> None:
     assert error(exact(x), model, x) < 1e-5, "the file's weights are not rounded"
 
 
+@pytest.mark.slow
 @needs_bf16
 def test_kept_plans_are_of_one_precision(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))

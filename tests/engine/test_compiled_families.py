@@ -84,7 +84,7 @@ def in_engine(graph: Graph, fast: Compiled, *ops: str) -> bool:
     return not any(node.output in fast.reasons for node in graph.nodes if node.op in ops)
 
 
-@everywhere(names(), quick=("lenet-5",), once=("resnet-20-8", "conv-4", "vgg-11"))
+@everywhere(names(), quick=("lenet-5",), once=("resnet-20-8",))
 def test_our_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
@@ -93,7 +93,7 @@ def test_our_own_networks_run_in_the_engine_as_a_whole(name: str, target: str, l
     assert not fast.reasons
 
 
-@everywhere(FAMILIES, quick=("torch transformer",), once=("mobilenet v2", "lstm tagger", "u-net", "bert", "vit"))
+@everywhere(FAMILIES, once=("torch transformer", "lstm tagger", "u-net", "bert"))
 def test_other_families(name: str, target: str, layout: str | None) -> None:
     torch.manual_seed(0)
     if name not in ("lstm tagger", "u-net", "torch transformer"):

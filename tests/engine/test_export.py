@@ -82,6 +82,7 @@ def ran(file: Path, *inputs: Tensor) -> list[Tensor]:
     return [torch.from_numpy(array) for array in session.run(None, feed)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", sample(["onnx", "pt2"], 1))
 def test_a_channel_wise_mask_makes_a_smaller_file(model: nn.Module, tmp_path: Path, format: str) -> None:
     mask = tk.structure.channels(model, X, density=0.5)
@@ -119,6 +120,7 @@ def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
     assert len(made.checks) == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> None:
     made = export(model, None, X, tmp_path / "m.onnx", batch=3)
     assert (made.batch, [check.batch for check in made.checks]) == (3, [3])

@@ -47,6 +47,7 @@ def trainings(lab: Lab, control: str, ticket: Found) -> Any:
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", LONGER)
 def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: str) -> None:
     """One mask throughout, from the early weights, each cycle from where the one before ended; written out."""
@@ -88,6 +89,7 @@ def test_the_first_cycle_is_the_ticket_s_own_training(tmp_path: Path) -> None:
         assert lab.ledger.steps_trained - before == 2 * 2 * (T - K)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retrain", ["continue", "rewind_lr"])
 def test_level_l_has_l_plus_1_cycles_and_the_search_s_steps(tmp_path: Path, retrain: str) -> None:
     with tk.Lab(tmp_path) as lab:
@@ -114,6 +116,7 @@ def test_a_ticket_of_final_weights_has_a_control_of_early_ones(tmp_path: Path) -
         assert chain[0].segment.start == Start(state=ticket.dense.model)
 
 
+@pytest.mark.slow
 def test_rounds_of_gates_and_masks_over_frozen_weights(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         for ticket in found_by(lab, "continuous", rounds=2, gate_lr=10.0)[1:]:

@@ -46,6 +46,7 @@ def rows(record: dict[str, Any], role: str) -> list[dict[str, Any]]:
     return [point for point in record["points"] if point["role"] == role]
 
 
+@pytest.mark.slow
 def test_dynamic_sparse_training_costs_one_training_a_density(lab: tk.Lab) -> None:
     record = made(lab, "dynamic")
     cost, own = record["cost"], TOTAL - 31  # the batch of the move at step 30 trains nothing
@@ -112,7 +113,7 @@ def _key(key: str) -> tuple[str, int]:
             *(["dynamic", "--frequency", "8it", "--grow", "random", "--regrow"], "once, sparse from step 0 on"),
             marks=pytest.mark.slow,
         ),
-        (["acdc", "--phase", "10%"], "on from the last cut"),
+        pytest.param(*(["acdc", "--phase", "10%"], "on from the last cut"), marks=pytest.mark.slow),
     ],
 )
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:

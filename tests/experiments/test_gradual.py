@@ -89,6 +89,7 @@ def test_controls_go_on_from_a_dense_network_at_the_last_cut(lab: tk.Lab, contro
     assert lab.store.get_mask(result.segment.mask).kept == lab.store.get_mask(ticket.mask).kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sample(["gradual", "oneshot"], 1))
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
     words = ["--density", "0.5,0.2", "--replicates", "1", "--recipe.length", "40it", "--workers", "0", "--json"]

@@ -50,8 +50,11 @@ def masks_of(lab: tk.Lab, record: dict[str, Any]) -> dict[str, tk.Mask]:
     ("name", "settings"),
     [
         ("iterative", {"densities": (0.3,), "rewind": "3it"}),
-        ("gradual", {"density": (0.3,), "begin": "5it", "end": "10it", "frequency": "5it"}),
-        ("continuous", {"rounds": 1, "rewind": "3it", "gate_lr": 10.0}),
+        pytest.param(
+            *("gradual", {"density": (0.3,), "begin": "5it", "end": "10it", "frequency": "5it"}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(*("continuous", {"rounds": 1, "rewind": "3it", "gate_lr": 10.0}), marks=pytest.mark.slow),
     ],
 )
 def test_controls_have_the_pattern(tmp_path: Path, task: Task, name: str, settings: dict[str, Any]) -> None:

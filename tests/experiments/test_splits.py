@@ -42,6 +42,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return path, json.loads(out.getvalue())
 
 
+@pytest.mark.slow
 def test_each_replicate_is_trained_and_measured_on_its_split(searched: tuple[Path, dict[str, object]]) -> None:
     path, result = searched
     store = tk.Lab(result["store"]).store  # type: ignore[arg-type]

@@ -92,6 +92,7 @@ def killed_at_random(
     assert_same(result, undisturbed or searched_here(tmp_path / "undisturbed", *long, quick=quick))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_ctrl_c(tmp_path: Path, undisturbed: dict[str, Any], workers: int) -> None:
     store = tmp_path / "store"

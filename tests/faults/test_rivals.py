@@ -12,7 +12,7 @@ from faults.searching import Search, assert_same
 
 
 def test_two_searches_on_one_store(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    rivals = [Search(tmp_path / "store", workers=1) for _ in range(2)]
+    rivals = [Search(tmp_path / "store", workers=0) for _ in range(2)]
     results = [rival.result() for rival in rivals]
     for result in results:
         assert_same(result, undisturbed)

@@ -132,7 +132,7 @@ def test_any_damage_is_shown_or_refused(make_record, data):
         assert verdict_line(record)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_damage_gives_a_page_or_is_refused(make_record, data):
     record = make_record(levels=1, replicates=1, controls=())

@@ -335,6 +335,7 @@ def test_older_records_are_shown_without_invented_numbers(runs):
     assert table[2][5:8] != ["not measured"] * 3
 
 
+@pytest.mark.slow
 def test_the_new_columns_are_exported(early, tmp_path):
     names = {path.name for path in export(early, tmp_path)}
     assert {"looks.csv", "costs.csv", "moment.svg", "metric-by-whole-cost.png"} <= names

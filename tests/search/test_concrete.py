@@ -141,6 +141,7 @@ def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
     assert [point.steps for point in cost_points(Results(read_run(record)))] == [TOTAL, TOTAL + 60, TOTAL + 60]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of the mask's training: from its checkpoint, to the same bits."""
     monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
@@ -185,6 +186,7 @@ def test_stability_is_told_of_its_tickets(shared_store: Path) -> None:
     assert told.pruning.l2 > 0
 
 
+@pytest.mark.slow
 def test_batch_norm_keeps_its_statistics_and_uses_the_batch_s(shared_store: Path) -> None:
     """A residual network: by the dense network's statistics the divergence hardly falls, by the batch's it does."""
     task = tk.task("digits", model="resnet-20@0.125")

@@ -33,7 +33,7 @@ def found_by(lab: tk.Lab, task: tk.Task | None = None, **settings: Any) -> list[
     "settings",
     [
         Settings(density=(0.2, 0.1), iterations=2, batches=1, batch=16),
-        Settings(density=(0.1,), when="0", score="snip", iterations=1, batches=1),
+        pytest.param(Settings(density=(0.1,), when="0", score="snip", iterations=1, batches=1), marks=pytest.mark.slow),
     ],
     ids=["earlycrop", "snip"],
 )

@@ -25,7 +25,7 @@ QUICK = {"length": "40it"}
             (Settings(densities=(0.2,), rewind="end"), (0.2,)),
             (Settings(densities=(0.4,), retrain="restart", distribution="erk", score="random"), (0.4,)),
         ],
-        2,
+        1,
         ids=["rewound", "original", "rewind-lr", "finetune-one-shot", "restart-random"],
     ),
 )

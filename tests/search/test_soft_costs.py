@@ -24,7 +24,7 @@ TOTAL = 40
     ("name", "settings", "dense", "search"),
     [
         ("regularised", {"penalty": "l1_scales", "until": "50%"}, 0, 20),
-        ("l0", {"until": "50%"}, 0, 20),
+        pytest.param(*("l0", {"until": "50%"}, 0, 20), marks=pytest.mark.slow),
         # Dense to the first tick at 10; two ticks of 2 steps and the tock between them; its own from the last cut on.
         ("decorators", {"rounds": 2, "tick": "2it", "begin": "10it", "end": "30it"}, 10, 20),
     ],

@@ -187,6 +187,7 @@ def test_channels_leave_a_few_at_a_time(shared_store: Path) -> None:
     assert abs(masks[-1].density - 0.4) < 0.02
 
 
+@pytest.mark.slow
 def test_several_cuts_at_one_step(tmp_path: Path) -> None:
     """Each by the scores of what is left: channels that went before stay gone."""
     task = convolutional()
@@ -231,6 +232,7 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
     assert changes[-1] < moment.threshold * far[0] <= min(changes[:-1], default=1)
 
 
+@pytest.mark.slow
 def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
     words = {"detector": "masks", "score": "slimming", "every": "1it", "latest": "20it", "iterations": 1}
     with tk.Lab(tmp_path) as lab:

@@ -46,6 +46,7 @@ def test_compiled_after(build, name):
     check(case.model, g, torch.compile(case.model, backend="eager"), case.batches[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sample(["resnet", "lstm", "transformer"], 1))
 def test_compiled_and_run_before(build, name):
     case = build(name)
@@ -68,6 +69,7 @@ def test_gates_on_the_compiled_module(build):
     check(plain, g, compiled, case.batches[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", sample([True, False], 1))
 def test_module_compile(build, before):
     case = build("resnet")
@@ -91,6 +93,7 @@ def test_a_compiled_function_that_calls_the_model(build):
     check(case.model, g, lambda inputs: function(inputs) / 2, case.batches[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", sample(["aot_eager", "eager"], 1))
 def test_training_of_a_compiled_model(build, backend):
     def run(compiled: bool):

@@ -72,6 +72,7 @@ def case() -> Case:
 QUICK = Timing(rounds=3)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_told_against_the_fastest(case: Case) -> None:
     found = compare(case, [Fake("slow", late(0.2)), Fake("fast", late(0.05)), Sparse(eager, "ours")], QUICK)
     assert [row.engine for row in found.times] == ["slow", "fast", "ours"]

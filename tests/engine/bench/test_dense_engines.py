@@ -85,6 +85,7 @@ def test_several_inputs_that_are_no_images(name: str) -> None:
     assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
     for name in ("onnxruntime", "openvino"):

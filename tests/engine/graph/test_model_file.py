@@ -200,7 +200,7 @@ def test_operations_of_the_models_own_cannot_be_saved():
         dumps(graph)
 
 
-@pytest.mark.parametrize("count", [700, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_hostile_files(count: int) -> None:
     """In a process of its own, with a limit of memory and of time for each file: a crash or hang ends that process."""
     tests = Path(__file__).parents[2]

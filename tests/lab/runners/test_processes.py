@@ -159,6 +159,7 @@ with Lab(sys.argv[1], workers=1) as lab:
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_is_not_guarded(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)

@@ -343,6 +343,7 @@ def busy(until: threading.Event) -> None:
         torch.mm(torch.ones(200, 200), torch.ones(200, 200))
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_another_load_and_with_kernels_from_the_cache(made, tmp_path, monkeypatch):
     found = []
     for load in (0, 3):

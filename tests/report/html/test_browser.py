@@ -40,8 +40,8 @@ def browser():
 
 
 _SLOW = pytest.mark.slow
-_REPORTS = ["fifty layers", "everything"]
-_MORE_REPORTS = ["three layers", "no controls", "in progress", "perplexity"]
+_REPORTS = ["everything"]
+_MORE_REPORTS = ["fifty layers", "three layers", "no controls", "in progress", "perplexity"]
 
 
 @pytest.fixture(scope="module", params=[*_REPORTS, *(pytest.param(name, marks=_SLOW) for name in _MORE_REPORTS)])
@@ -142,6 +142,7 @@ def test_no_text_of_a_figure_touches_another(opened):
     _assert_nothing_touches(page, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "scheme"), [_WINDOWS[0], *(pytest.param(*one.values, marks=_SLOW) for one in _WINDOWS[1:])]
 )
@@ -167,6 +168,7 @@ def early(tmp_path_factory):
     return write_report(runs, tmp_path_factory.mktemp("early") / "report.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), _WINDOWS)
 def test_moments_and_costs_fit(browser, early, width, scheme):
     page, heard, asked = _open(browser, early, width, scheme)
@@ -247,6 +249,7 @@ def test_the_table_filters_by_words_and_role(browser, comparison):
     assert heard == []
 
 
+@pytest.mark.slow
 def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, comparison):
     path, count = comparison
     context = browser.new_context(java_script_enabled=False, offline=True)
@@ -259,6 +262,7 @@ def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, compa
     context.close()
 
 
+@pytest.mark.slow
 def test_a_link_to_a_run_opens_it(browser, comparison):
     page, heard, _ = _open(browser, comparison[0])
     page.locator("table.summary a").nth(1).click()

@@ -81,6 +81,7 @@ def test_a_method_of_one_training_keeps_the_steps_as_it_is(lab: Lab, name: str) 
     assert [row["key"] for row in plain] == [row["key"] for row in kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sample(ONE, 1))
 def test_flops_come_to_those_of_one_dense_training(lab: Lab, name: str) -> None:
     rows = made(lab, name, ONE[name] | {"budget": "flops", "density": (0.3, 0.2)}, controls=("random_reinit",))

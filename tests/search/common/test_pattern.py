@@ -54,7 +54,7 @@ def check_masks(lab: tk.Lab, found: list[tk.search.Found], text: str) -> None:
     ("method", "settings"),
     [
         pytest.param("iterative", {"densities": (0.5, 0.2), "rewind": "3it", "pattern": "4x1"}, id="imp"),
-        pytest.param("continuous", {"rounds": 2, "pattern": "4x1", **GATES}, id="gates"),
+        pytest.param("continuous", {"rounds": 2, "pattern": "4x1", **GATES}, id="gates", marks=pytest.mark.slow),
         *(
             pytest.param(method, settings, id=name, marks=pytest.mark.slow)
             for name, method, settings in [

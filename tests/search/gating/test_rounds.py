@@ -53,7 +53,7 @@ def test_contract(tmp_path: Path, method: Any, settings: dict[str, Any]) -> None
     assert len(found) - 1 == method.levels(made)
 
 
-@pytest.mark.parametrize("method", [CONTINUOUS, STOCHASTIC], ids=["continuous", "stochastic"])
+@pytest.mark.parametrize("method", sample([CONTINUOUS, STOCHASTIC], 1, ids=["continuous", "stochastic"]))
 def test_density_falls_from_round_to_round(shared_store: Path, method: Any) -> None:
     """By the paper's rule between rounds no gate that is off comes back (but for 0.5 points of those barely below)."""
     with tk.Lab(shared_store) as lab:
@@ -69,6 +69,7 @@ def test_density_falls_from_round_to_round(shared_store: Path, method: Any) -> N
         assert back <= 0.005 * later.total
 
 
+@pytest.mark.slow
 def test_s0_decides_the_density_and_the_penalty_hardly(shared_store: Path) -> None:
     def density(item: tk.search.Found) -> float:
         return float(item.searched[-1].record["gating"]["density"])
@@ -172,6 +173,7 @@ def test_pruning_without_retraining_keeps_the_hard_network(tmp_path: Path) -> No
     assert dense.result.segment.steps == TOTAL
 
 
+@pytest.mark.slow
 def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         found = found_by(lab, rounds=3)
@@ -181,6 +183,7 @@ def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
     assert [budget(item) for item in found] == [TOTAL] * 4
 
 
+@pytest.mark.slow
 def test_longer_searches_go_on_from_shorter_ones(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         found_by(lab, rounds=1)
@@ -205,7 +208,7 @@ def test_continuous_gates_do_not_ask_for_the_seed_of_masks(shared_store: Path) -
 # -- a density asked for -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [CONTINUOUS, STOCHASTIC], ids=["continuous", "stochastic"])
+@pytest.mark.parametrize("method", sample([CONTINUOUS, STOCHASTIC], 1, ids=["continuous", "stochastic"]))
 @pytest.mark.parametrize("density", sample([0.1, 0.5, 0.03], 1))
 def test_a_density_is_hit(tmp_path: Path, method: Any, density: float) -> None:
     with tk.Lab(tmp_path) as lab:
@@ -222,6 +225,7 @@ def test_a_density_is_hit(tmp_path: Path, method: Any, density: float) -> None:
     assert len(masks) == 3
 
 
+@pytest.mark.slow
 def test_what_was_tried_is_used_again(tmp_path: Path) -> None:
     """Another target begins with the same first round."""
     with tk.Lab(tmp_path) as lab:

@@ -80,6 +80,7 @@ def test_any_budget(budget: int) -> None:
     assert found == brute_force(counts("lenet-300-100"), budget)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 3_000, 60_000, 100_000, 1_000_000, 10**9])
 def test_a_wide_network_may_stay_wider_than_its_plain_form(budget: int) -> None:
     table = counts("resnet-20", 128)

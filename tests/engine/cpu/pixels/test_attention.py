@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
@@ -16,7 +16,6 @@ from ticketry.engine.cpu.target import target
 from ticketry.errors import EngineError
 
 
-@settings(max_examples=30)
 @given(
     where=st.sampled_from(targets()),
     images=st.integers(1, 3),
@@ -97,7 +96,6 @@ def test_values_that_do_not_fit() -> None:
         attention(far, far, far, far, 4, 1.0, False, spec)
 
 
-@settings(max_examples=30)
 @given(
     where=st.sampled_from(targets()),
     images=st.integers(1, 2),

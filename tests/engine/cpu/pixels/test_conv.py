@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close, close_in, kinds, targets
@@ -100,7 +100,6 @@ def _weights(case: Case, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     return weight
 
 
-@settings(max_examples=25)
 @given(cases())
 def test_any_convolution(case: Case) -> None:
     rng = np.random.default_rng(case.seed)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, close, targets
@@ -36,7 +36,6 @@ def _value(block: Block, shape: tuple[int, ...], rng: np.random.Generator) -> tu
     return value, data
 
 
-@settings(max_examples=25)
 @given(
     operation=st.sampled_from(["add", "mul"]), ones=st.tuples(*[st.booleans()] * 3), in_place=st.booleans(), **common
 )
@@ -61,7 +60,6 @@ def test_two_values(
     assert close(result, activated(torch.from_numpy(expected), act))
 
 
-@settings(max_examples=25)
 @given(operation=st.sampled_from(["affine", "apply", "copy"]), in_place=st.booleans(), **common)
 def test_one_value(
     operation: str, in_place: bool, where: str, shape: tuple[int, ...], act: Any, threads: int, seed: int

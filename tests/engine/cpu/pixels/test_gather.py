@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import arenas
@@ -42,7 +42,6 @@ def moved(data: list[Array], of: Array, element: Array) -> Array:
     return found
 
 
-@settings(max_examples=40)
 @given(
     where=st.sampled_from(targets()),
     kind=st.sampled_from(KINDS),
@@ -68,7 +67,6 @@ def test_over_pixels(where, kind, images, channels, size, halo, threads, seed) -
 
 
 @pytest.mark.parametrize("name", arenas.targets())
-@settings(max_examples=30)
 @given(
     kind=st.sampled_from(KINDS),
     batch=st.integers(1, 9),

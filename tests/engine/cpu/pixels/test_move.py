@@ -7,7 +7,7 @@ import mmap
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, targets
@@ -23,7 +23,6 @@ LAYOUTS = {
 }
 
 
-@settings(max_examples=30)
 @given(
     where=st.sampled_from(targets()),
     images=st.integers(1, 4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
@@ -14,7 +14,6 @@ from ticketry.engine.cpu.pixels import Geometry
 from ticketry.errors import EngineError
 
 
-@settings(max_examples=40)
 @given(
     operation=st.sampled_from(["layer_norm", "rms_norm", "softmax"]),
     where=st.sampled_from(targets()),

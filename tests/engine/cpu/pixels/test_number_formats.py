@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, activated, as_stored, close_in
@@ -44,7 +44,6 @@ def _value(block: Block, shape: tuple[int, ...], item: int, rng: np.random.Gener
 
 
 @needs_bf16
-@settings(max_examples=40)
 @given(
     operation=st.sampled_from(["add", "mul", "affine", "apply", "copy", "layer_norm", "softmax"]),
     ones=st.tuples(*[st.booleans()] * 3),
@@ -95,7 +94,6 @@ def test_each_value(
 
 
 @needs_bf16
-@settings(max_examples=30)
 @given(
     kind=st.sampled_from(["max", "mean", "global"]),
     items=st.tuples(sizes, sizes),
@@ -125,7 +123,6 @@ def test_pools(kind: str, items: tuple[int, int], shape: tuple[int, ...], seed: 
 
 
 @needs_bf16
-@settings(max_examples=30)
 @given(
     shape=shapes,
     halo=st.integers(0, 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, close, targets
@@ -26,7 +26,6 @@ def _pair(high: int, low: int = 1) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
-@settings(max_examples=25)
 @given(
     kind=st.sampled_from(["max", "mean", "mean without padding"]),
     where=wheres,
@@ -74,7 +73,6 @@ def test_windows(
     assert close(result, expected)
 
 
-@settings(max_examples=25)
 @given(where=wheres, shape=shapes, threads=threads_, seed=st.integers(0, 99))
 def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int, seed: int) -> None:
     data = _random(shape, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arenas import Arena
@@ -39,7 +39,6 @@ def turned(half: int, data: list[np.ndarray], size: int) -> torch.Tensor:
     return (head * cos[:, None] + partner * sin[:, None]).reshape(x.shape)
 
 
-@settings(max_examples=40)
 @given(kind=st.sampled_from(kinds()), **_SHAPES)
 def test_rotary_over_pixels(kind, images, heads, size, tokens, threads, part, seed) -> None:
     where, item = kind
@@ -53,7 +52,6 @@ def test_rotary_over_pixels(kind, images, heads, size, tokens, threads, part, se
     assert close_in(item, result, turned(half, stored, size), 1e-5)
 
 
-@settings(max_examples=40)
 @given(name=st.sampled_from(targets()), **_SHAPES)
 def test_rotary_over_planes(name, images, heads, size, tokens, threads, part, seed) -> None:
     batch = images + 1
@@ -73,7 +71,6 @@ def test_rotary_over_planes(name, images, heads, size, tokens, threads, part, se
     assert close(found.numpy(), turned(half, data, size))
 
 
-@settings(max_examples=30)
 @given(
     kind=st.sampled_from(kinds()),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 4), st.integers(1, 9)),
@@ -90,7 +87,6 @@ def test_a_constant_of_pixels(kind, shape, halo, threads) -> None:
     assert np.array_equal(result, np.broadcast_to(as_stored(numbers, item), shape))
 
 
-@settings(max_examples=30)
 @given(
     name=st.sampled_from(targets()),
     shape=st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(1, 40)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,7 +22,6 @@ _TOKENS = st.one_of(st.integers(1, 15), st.integers(16, 70))
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(
     batch=st.integers(1, 18),
     heads=st.integers(1, 2),
@@ -77,7 +76,6 @@ def test_tokens_with_a_halo_between_are_told() -> None:
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=20)
 @given(
     batch=st.integers(1, 5),
     windows=st.integers(1, 4),

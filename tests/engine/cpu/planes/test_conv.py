@@ -187,7 +187,7 @@ def _close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).max(initial=0) <= 1e-5 * max(1.0, np.abs(expected).max(initial=0))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(layers())
 def test_equals_torch(layer: Layer) -> None:
     if min(layer.output) < 1:

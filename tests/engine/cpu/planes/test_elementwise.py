@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -69,7 +69,6 @@ def _close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=40)
 @given(cases(), st.sampled_from(["add", "mul"]), st.sampled_from(list(_ACTS)), st.booleans())
 def test_two_values(name: str, case: Case, kind: str, act: str | None, one: bool) -> None:
     a, b = case.random(), case.random(one)
@@ -78,7 +77,6 @@ def test_two_values(name: str, case: Case, kind: str, act: str | None, one: bool
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(cases(), st.sampled_from(list(_ACTS)))
 def test_activations(name: str, case: Case, act: str | None) -> None:
     x = case.random()
@@ -86,7 +84,6 @@ def test_activations(name: str, case: Case, act: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(cases(), st.sampled_from(list(_ACTS)))
 def test_scale_and_shift(name: str, case: Case, act: str | None) -> None:
     x, (scale, shift) = case.random(), np.random.default_rng(case.channels).normal(size=(2, case.channels))
@@ -97,7 +94,6 @@ def test_scale_and_shift(name: str, case: Case, act: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=25)
 @given(cases())
 def test_copies_are_equal(name: str, case: Case) -> None:
     x = case.random()

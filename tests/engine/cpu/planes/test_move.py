@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arenas import Arena, guarded, outside, targets
@@ -18,7 +18,6 @@ _SIZES = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 33]))
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=40)
 @given(
     batch=st.integers(1, 40),
     channels=_SIZES,

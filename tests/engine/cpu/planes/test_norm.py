@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -30,7 +30,6 @@ def _planes(arena: Arena, channels: int, size: tuple[int, int], images: int, lay
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(**_SHAPES, affine=st.booleans(), far=st.sampled_from([0.0, 3000.0]))
 def test_layer_norm(name, batch, channels, size, images, layouts, in_place, threads, affine, far) -> None:
     x = torch.randn(batch, channels, *size) + far
@@ -47,7 +46,6 @@ def test_layer_norm(name, batch, channels, size, images, layouts, in_place, thre
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=25)
 @given(**_SHAPES, scale=st.sampled_from([1e-4, 1.0, 200.0]), weighted=st.booleans())
 def test_rms_norm(name, batch, channels, size, images, layouts, in_place, threads, scale, weighted) -> None:
     x = scale * torch.randn(batch, channels, *size)
@@ -63,7 +61,6 @@ def test_rms_norm(name, batch, channels, size, images, layouts, in_place, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(**_SHAPES, scale=st.sampled_from([1.0, 200.0]))
 def test_softmax(name, batch, channels, size, images, layouts, in_place, threads, scale) -> None:
     x = scale * torch.randn(batch, channels, *size)

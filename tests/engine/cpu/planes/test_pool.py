@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -50,7 +50,6 @@ _COMMON = {
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=40)
 @given(**_COMMON)
 def test_max_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads) -> None:
     size, kernel, stride, padding, dilation = (
@@ -67,7 +66,6 @@ def test_max_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=40)
 @given(**_COMMON, pads=st.booleans())
 def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, threads, pads) -> None:
     size, kernel, stride, padding = (
@@ -84,7 +82,6 @@ def test_avg_pool(name, axes, ceil, batch, channels, images, halos, gaps, thread
 
 
 @pytest.mark.parametrize("name", targets())
-@settings(max_examples=30)
 @given(
     st.integers(1, 20),
     st.integers(1, 5),
