@@ -51,7 +51,7 @@ ALONE = 1 << 17
 
 With fewer, what a step costs at any size is more than their products. 784-300-100-10 (266,200 weights), batch 128, took
 1.03, 0.90, 0.74 and 0.75 of the dense step's time with 30, 20, 10 and 5 % of its weights, and 1.17 to 1.19 in torch,
-where a mask is held (AVX-512, a busy machine); 3072-4096-4096-10 took 1.0, 0.75 and 0.35 with 50, 30 and 10 % (AVX2)."""
+where a mask is held (AVX-512, a busy machine); 3072-4096-4096-10 took 1.0, 0.75, 0.35 with 50, 30, 10 % (AVX2)."""
 
 
 @dataclass(frozen=True)
