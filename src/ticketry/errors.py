@@ -90,6 +90,10 @@ class TrainingError(TicketryError):
     """Training that cannot go on, such as a loss that is no longer a number."""
 
 
+class NotStoredError(TicketryError):
+    """Something is not in the store, where nothing may be trained."""
+
+
 class InterruptedTrainingError(TicketryError):
     """Training was asked to stop; its state is stored and the same command goes on from there.
 

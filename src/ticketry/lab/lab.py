@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ticketry.core.mask import Mask
-from ticketry.errors import InterruptedTrainingError, UsageError
+from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
@@ -225,6 +225,17 @@ class Lab(Answers):
         finally:
             self.kernels = before
 
+    @contextlib.contextmanager
+    def training_nothing(self) -> Iterator[None]:
+        """In a block, what is not in the store is a `NotStoredError` in place of being trained; nothing is counted."""
+        with self._guard:
+            before, ledger = self._runner, self.ledger
+            self._runner, self.ledger = _Nothing(), ledger.copy()
+        try:
+            yield
+        finally:
+            self._runner, self.ledger = before, ledger
+
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -314,6 +325,19 @@ class Lab(Answers):
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
             raise error
+
+
+class _Nothing:
+    """A runner that trains nothing."""
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def default_workers() -> int:

@@ -11,6 +11,7 @@ from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
+from ticketry.experiments.reproduce.stored import stored_work
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
@@ -101,27 +102,48 @@ class Clock:
         self._pace: dict[str, _Pace] = {}
         self._seen: dict[str, list[float]] = {}
         """Of each run: seconds a replicate, but for dense networks."""
+        self._there: dict[Block, tuple[int, int]] = {}
 
     def took(self, block: Block, seconds: float, shared: float) -> None:
         """Take note of a block that was trained just now; `shared` is what `shared` said before."""
         self._seen.setdefault(block.run, []).append(max(seconds - shared, 0.0) / (block.last - block.first))
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds. Dense networks that the store has or that are in `counted` take none; others are added to that."""
-        count = block.last - block.first
+        """Seconds of what the store lacks. Dense networks that are in `counted` take none; others are added to that."""
+        request, count = block.request(self._campaign), block.last - block.first
+        steps, trainings = work_of(self._lab, request, self._campaign.stability.get(block.run))
+        steps_left, trainings_left = count * steps, count * trainings
+        if self._begun(block):
+            there = self._stored(block, request)
+            steps_left, trainings_left = max(steps_left - there[0], 0), max(trainings_left - there[1], 0)
         if seen := self._seen.get(block.run):
-            own = count * seen[-1]
+            own = seen[-1] * steps_left / max(steps, 1)
         else:
-            request = self._campaign.runs[block.run]
-            steps, trainings = work_of(self._lab, request, self._campaign.stability.get(block.run))
-            own = count * self._seconds(block, steps, trainings)
+            own = self._seconds(block, steps_left, trainings_left)
         return own + self.shared(block, counted)
+
+    def _stored(self, block: Block, request: SearchRequest) -> tuple[int, int]:
+        """What the store had of a block when it was first looked at: to look takes seconds."""
+        if block not in self._there:
+            with self._lab.training_in(self._campaign.kernels[block.run]):
+                self._there[block] = stored_work(self._lab, request)
+        return self._there[block]
+
+    def _begun(self, block: Block) -> bool:
+        """Whether some of its dense networks are there, without which nothing else is."""
+        return len(self._left(block)) < block.last - block.first
+
+    def _left(self, block: Block) -> list[Segment]:
+        """Its dense networks that have still to be trained, in the first order."""
+        request = self._campaign.runs[block.run]
+        whole = [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
+        return [one for one in whole if self._lab.store.trained(one.trajectory, one.last) is None]
 
     def shared(self, block: Block, counted: set[str] | None = None) -> float:
         """Seconds of a block's dense networks, in both orders, that have still to be trained."""
         request, known = self._campaign.runs[block.run], set[str]() if counted is None else counted
         whole = [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
-        left = {one.key for one in whole if self._lab.store.trained(one.trajectory, one.last) is None}
+        left = {one.key for one in self._left(block)}
         left |= {f"twin of {whole[replicate - block.first].key}" for replicate in self._twins(block)}
         left -= known
         known |= left
