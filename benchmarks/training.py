@@ -10,6 +10,8 @@ With ``--trained 100it`` masks are not random: the network is trained for so lon
 magnitude, so that each layer keeps another share. The dense step's time is then multiplied by the share of its
 multiplications (forward and back, of all layers) that the mask leaves.
 
+With ``--precision bf16`` both sides compute in bfloat16, dense steps under autocast.
+
 The parts of a sparse step (forward, input gradient, weight gradient, norms and the rest, by kernel) come from another
 run in which each operation is timed by itself.
 """
@@ -60,6 +62,9 @@ TARGETS = {
 }
 """Pattern -> network -> density -> the ratio to reach, of one thread."""
 
+TARGETS_BF16: dict[str, dict[str, dict[float, float]]] = {"groups:16": {"resnet-18": {0.2: 0.40, 0.1: 0.26}}}
+"""The same in bfloat16, against dense steps in bfloat16."""
+
 TICKET = 1.35
 """The time of a step under a trained mask / its share of the multiplications, times the dense step, to reach."""
 
@@ -95,9 +100,11 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     torch.manual_seed(0)
     batch = arguments.batch or BATCHES.get(name, 128)
     model, x, y = gpt(batch) if name == "gpt" else classifier(name, batch)
-    steps = dense_steps(model, x, y, arguments.compile)
-    fast = tk.sparse_training(model, None if density == 1 else synthetic(model, arguments.pattern, density), x)
-    steps["sparse"] = step_of(fast, x, y, kept=arguments.kept)
+    precision, half = arguments.precision, arguments.precision == "bf16"
+    steps = dense_steps(model, x, y, arguments.compile, half=half)
+    mask = None if density == 1 else synthetic(model, arguments.pattern, density)
+    fast = tk.sparse_training(model, mask, x, precision=precision)
+    steps["sparse"] = step_of(fast, x, y, kept=arguments.kept, half=half)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     cases = {which: (lambda step=step: timed(step, clock)) for which, step in steps.items()}
     seconds = alternating(cases, 2 if arguments.quick else arguments.rounds, warm_up=2)
@@ -107,7 +114,9 @@ def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Ro
     what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept"
     what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
     what += ", kept parameters" if arguments.kept else ""
-    target = TARGETS.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
+    what += ", bfloat16" if half else ""
+    targets = TARGETS_BF16 if half else TARGETS
+    target = targets.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
     made = Row(what, median, "", low, high, target=target, how=f"/ {best}; {told}", details=dict(seconds))
     return [made, *(parts(what, steps["sparse"]) if arguments.threads == 1 else [])]
 
@@ -218,31 +227,34 @@ def gpt(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, y
 
 
-def step_of(model: nn.Module, x: Tensor, y: Tensor, *, kept: bool = False) -> Step:
-    """A whole step of a user's loop; `kept`: with parameters that have kept weights alone."""
+def step_of(model: nn.Module, x: Tensor, y: Tensor, *, kept: bool = False, half: bool = False) -> Step:
+    """A whole step of a user's loop, under autocast to bfloat16 or not; `kept`: with parameters that have kept weights
+    alone."""
     parameters = model.kept_parameters() if kept else model.parameters()  # type: ignore[operator]
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        loss.backward()
         optimizer.step()
 
     return step
 
 
-def dense_steps(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> dict[str, Step]:
+def dense_steps(model: nn.Module, x: Tensor, y: Tensor, compiled: bool, *, half: bool = False) -> dict[str, Step]:
     """Steps of the network without a mask, each engine with weights of its own."""
-    steps = {"eager": step_of(copy.deepcopy(model), x, y)}
+    steps = {"eager": step_of(copy.deepcopy(model), x, y, half=half)}
     if compiled:
-        steps["compile"] = step_of(torch.compile(copy.deepcopy(model)), x, y)
+        steps["compile"] = step_of(torch.compile(copy.deepcopy(model)), x, y, half=half)
     if x.dim() != 4:
         return steps
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    steps["channels_last"] = step_of(last, x.to(memory_format=torch.channels_last), y)
+    steps["channels_last"] = step_of(last, x.to(memory_format=torch.channels_last), y, half=half)
     if compiled:
         twin = torch.compile(copy.deepcopy(last))
-        steps["compile channels_last"] = step_of(twin, x.to(memory_format=torch.channels_last), y)
+        steps["compile channels_last"] = step_of(twin, x.to(memory_format=torch.channels_last), y, half=half)
     return steps
 
 
@@ -285,6 +297,9 @@ if __name__ == "__main__":
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
     options.add_argument("--kept", action="store_true", help="the optimiser has `kept_parameters` in sparse steps")
+    options.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="not with --trained, --line and --memory"
+    )
     options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
     options.add_argument(
         "--trained", metavar="LENGTH", help="masks of a network trained for so long on CIFAR-10: 100it"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
-from ticketry.engine.cpu.training.layout import IMAGES
+from ticketry.engine.cpu.bfloat import FLOAT, HALF
+from ticketry.engine.cpu.training.layout import images_of
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.lowering import (
     Unknown,
@@ -95,7 +96,13 @@ class Part:
 
 
 def capture(
-    model: nn.Module, kept: Mapping[str, Array], graph: fx.Graph, *, dense: bool = False, limit: float = LIMIT
+    model: nn.Module,
+    kept: Mapping[str, Array],
+    graph: fx.Graph,
+    *,
+    dense: bool = False,
+    limit: float = LIMIT,
+    half: bool = False,
 ) -> Captured:
     """The steps of a model.
 
@@ -104,9 +111,10 @@ def capture(
         graph: of a call of it, see `tracing`.
         dense: whether kernels are fast enough for convolutions with all their weights.
         limit: of the density of convolutions in sparse kernels where blocks are full, see `LIMITS`.
+        half: whether it is for kernels in bfloat16.
     """
     modules = dict(model.named_modules())
-    finder = _Finder(modules, kept, dense, limit)
+    finder = _Finder(modules, kept, dense, limit, half)
     random = [node for node in graph.nodes if draws(node, modules)]
     finder.after = dict(zip(random[1:], random, strict=False))
     for node in graph.nodes:
@@ -115,8 +123,10 @@ def capture(
 
 
 class _Finder:
-    def __init__(self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool, limit: float) -> None:
-        self.modules, self.kept, self.dense, self.limit = modules, kept, dense, limit
+    def __init__(
+        self, modules: Mapping[str, nn.Module], kept: Mapping[str, Array], dense: bool, limit: float, half: bool
+    ) -> None:
+        self.modules, self.kept, self.dense, self.limit, self.half = modules, kept, dense, limit, half
         self.parts: list[Part] = []
         self.of: dict[fx.Node, Part] = {}
         self.reasons: dict[str, str] = {}
@@ -141,6 +151,11 @@ class _Finder:
         starts = short or dense
         linear = node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Linear)
         layout = layouts(node, made, linear=linear)
+        if self.half and layout == {True}:
+            if isinstance(made, Conv):
+                self.reasons[made.module] = "over tokens: no kernels in bfloat16"
+            return
+        layout -= {True} if self.half else set()
         around = [part for part in self._around(node) if part.tokens in layout]
         part = next((part for part in around if self._may_join(node, part)), None)
         if isinstance(made, Conv) and not starts:
@@ -231,14 +246,14 @@ class _Finder:
         """The density from which on a layer is faster dense."""
         if isinstance(self.modules[conv.module], nn.Linear):
             return LIMIT_LINEAR
-        return self.limit if full(_images(node)) and conv.window.size != (1, 1) else LIMIT
+        return self.limit if full(_images(node), half=self.half) and conv.window.size != (1, 1) else LIMIT
 
     def _short(self, conv: Conv) -> bool:
         return conv.inputs // conv.groups * conv.window.size[0] * conv.window.size[1] <= SHORT
 
     def _takes_all(self, node: fx.Node, conv: Conv) -> bool:
         """Whether kernels do all of a convolution as fast as torch: where blocks of images are nearly full."""
-        return self.dense and conv.groups == 1 and full(_images(node))
+        return self.dense and conv.groups == 1 and full(_images(node), half=self.half)
 
     def _dense(self, node: fx.Node, conv: Conv) -> str:
         kept = self.kept.get(conv.module)
@@ -296,9 +311,10 @@ def _images(node: fx.Node) -> int:
     return 0 if shape is None or len(shape) != 4 else int(shape[0])
 
 
-def full(images: int) -> bool:
-    """Whether a batch fills whole blocks of images, but for a few, see `FULL`."""
-    return 0 < -(-images // IMAGES) * IMAGES <= FULL * images
+def full(images: int, *, half: bool = False) -> bool:
+    """Whether a batch fills whole blocks of images, but for a few, see `FULL`. Those in bfloat16 have more."""
+    block = images_of(HALF if half else FLOAT)
+    return 0 < -(-images // block) * block <= FULL * images
 
 
 def _renamed(node: Node, name: Callable[[str], str]) -> Node:

@@ -27,7 +27,7 @@ from ticketry.engine.cpu.training.by_channel import (
     sums_of,
 )
 from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
-from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
+from ticketry.engine.cpu.training.layout import Batch, parts
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training import emission_of_tokens
 from ticketry.engine.training.gradients import Gradients
@@ -56,11 +56,12 @@ def planned(
     live: int,
     wanted: frozenset[str],
     library: Library,
-    threads: int = 1,
-    rows: frozenset[str] = frozenset(),
+    threads: int,
+    rows: frozenset[str],
+    item: int,
 ) -> Plan:
     """A region laid out for a batch, with all its operations. Arguments and errors as of `Plan`."""
-    plan = Plan(region, shapes, kept, live, wanted, library, threads, rows)
+    plan = Plan(region, shapes, kept, live, wanted, library, threads, rows, item)
     plan.label = MOVES
     lives = lifetimes(region)
     for name in region.inputs:
@@ -212,7 +213,7 @@ def _(node: Norm, plan: Plan) -> None:
             f"{node.module}: a batch norm needs more than one value for each channel: train larger batches"
         )
     size = x.geometry.height, x.geometry.width
-    ends = [min(plan.live, IMAGES * part.stop) for part in parts(x.blocks, size)]
+    ends = [min(plan.live, plan.images * part.stop) for part in parts(x.blocks, size)]
     counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
     moments = plan.add("forward", operations(Moments, [x], plan.live, plan.target))
 

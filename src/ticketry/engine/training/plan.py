@@ -23,7 +23,7 @@ from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
 from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
 from ticketry.engine.cpu.training.halos import border
-from ticketry.engine.cpu.training.layout import IMAGES, Batch, shares
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.gradient_memory import GradientMemory
@@ -81,6 +81,7 @@ class Plan:
     wanted: inputs whose gradients are asked for.
     threads: that share each operation.
     rows: modules whose weights come as rows of what is kept, see `kept_weights`.
+    item: bytes of a number in values and their gradients: `FLOAT`, or `HALF` for bfloat16.
 
     Raises:
         EngineError: shapes do not fit.
@@ -98,12 +99,13 @@ class Plan:
         library: Library,
         threads: int = 1,
         rows: frozenset[str] = frozenset(),
+        item: int = FLOAT,
     ) -> None:
-        self.threads, self.rows = threads, rows
-        self._apart = -(-live // IMAGES) >= threads
+        self.threads, self.rows, self.item, self.images = threads, rows, item, images_of(item)
+        self._apart = -(-live // self.images) >= threads
         self.region, self.kept, self.live, self.target = region, kept, live, library.target
         self._library = library
-        self.blocks = -(-live // IMAGES)
+        self.blocks = -(-live // self.images)
         self.wanted = wanted
         self.shapes = region.shapes(shapes)
         self.ops: list[Op] = []
@@ -143,7 +145,7 @@ class Plan:
         # Zeros that nobody ever overwrites are there from the beginning.
         stay = {id(op) for place, op in self._borders if self._arena.alone(place)}
         ops = [replace(op, args=(0, *op.args[1:])) if id(op) in stay else op for op in self.ops]
-        self.program = Program(ops, self.blocks * IMAGES, size, self._library, split="parts")
+        self.program = Program(ops, self.blocks * self.images, size, self._library, split="parts")
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -168,7 +170,8 @@ class Plan:
     def make(self, name: str, when: str = "forward") -> Batch:
         """Memory for a value, from now on."""
         channels, *size = self.shapes[name]
-        made = self._reserve(Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks), when)
+        lies = Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
+        made = self._reserve(lies, when)
         self.values[name] = made
         self.present.add(name)
         return made
@@ -191,7 +194,7 @@ class Plan:
     def gradient_layout(self, name: str) -> Batch:
         """How a gradient of a value lies, somewhere."""
         channels, *size = self.shapes[name]
-        return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks)
+        return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
     def release(self, memory: Batch) -> None:
         """Let others use memory."""
@@ -211,7 +214,7 @@ class Plan:
     def _reserve(self, value: Batch, when: str) -> Batch:
         place, clean = self._arena.take(value.bytes, (value.geometry, value.channels))
         self._places[place.begin] = place
-        made = Batch(value.geometry, value.channels, value.blocks, place.begin)
+        made = replace(value, offset=place.begin)
         if value.geometry.halo and not clean:
             ops = self._labelled(border(made))
             self._borders += [(place, op) for op in ops]
@@ -297,17 +300,17 @@ class Plan:
         for block in range(value.blocks):
             planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
             numbers.append(len(self.ops))
-            self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes))
+            self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes, self.item))
         self.moves[key] = numbers
 
     def load(self, call: Call, key: str, tensor: Tensor) -> None:
-        """A tensor of all images, contiguous, into a value."""
+        """A tensor of all images, float32 and contiguous, into a value."""
         self._moved(call, key, tensor)
 
     def store(self, call: Call, key: str, shape: Sequence[int]) -> Tensor:
         """A value as a tensor of a shape, with less than all images perhaps. No view: autograd lets it be changed."""
         value = self.shapes[key.rpartition(" ")[2]]
-        tensor = torch.empty(self.blocks * IMAGES * math.prod(value))
+        tensor = torch.empty(self.blocks * self.images * math.prod(value))
         self._moved(call, key, tensor)
         return tensor.resize_(*shape)
 
@@ -317,7 +320,7 @@ class Plan:
         for first in range(0, len(numbers), _TENSORS):
             some = numbers[first : first + _TENSORS]
             begins = [begin + (first + block) * size for block in range(len(some))]
-            call.session.run(some[0], some[-1] + 1, begins, IMAGES, shared=True)
+            call.session.run(some[0], some[-1] + 1, begins, self.images, shared=True)
 
     def run(self, when: str, call: Call) -> None:
         """A whole pass, between loads and stores."""

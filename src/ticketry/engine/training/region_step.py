@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ticketry.core.sparse_training._held import mark_masked
+from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.jit import Library
+from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.training.layout import IMAGES
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.emission import planned
@@ -38,6 +40,8 @@ class RegionStep:
         kept: of each convolution's module, which weights are kept.
         masks: the same as tensors of the mask that is held, where one is.
         rows: of modules whose kept weights are parameters of their own, these.
+        half: whether it computes as under autocast to bfloat16: so are values and their gradients, those that it
+            returns too, whatever comes in. Parameters and their gradients are float32, and so are sums and statistics.
     """
 
     def __init__(
@@ -48,8 +52,10 @@ class RegionStep:
         library: Library,
         masks: Mapping[str, Tensor] | None = None,
         rows: Mapping[str, Tensor] | None = None,
+        *,
+        half: bool = False,
     ) -> None:
-        self.region, self.masks, self.rows = region, masks or {}, rows or {}
+        self.region, self.masks, self.rows, self.half = region, masks or {}, rows or {}, half
         self._modules, self._kept, self._library = modules, kept, library
         self._plans: dict[Any, Plan] = {}
         self.seconds: dict[str, float] | None = None
@@ -61,7 +67,7 @@ class RegionStep:
         for (module, name), parameter in zip(self.region.parameters, parameters, strict=True):
             _require(parameter, f"{module}.{name}")
         for tensor in inputs:
-            _require(tensor, "an input")
+            _require(tensor, "an input", half=self.half)
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
 
@@ -89,8 +95,8 @@ class RegionStep:
         if key not in self._plans:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
-            rows = frozenset(self.rows)
-            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads, rows)
+            rows, item = frozenset(self.rows), HALF if self.half else FLOAT
+            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item)
         return self._plans[key]
 
     def begin(
@@ -101,7 +107,7 @@ class RegionStep:
         call = Call(plan.program.session(plan.threads), self.named(parameters), self._modules, self._memory)
         call.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.load(call, f"load {name}", _filled(tensor.detach(), plan, name))
+            plan.load(call, f"load {name}", _filled(tensor.detach().float(), plan, name))
         return plan, call
 
 
@@ -120,12 +126,15 @@ class _Function(torch.autograd.Function):
             plan.store(call, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape))
             for name, shape in ((name, plan.shapes[name]) for name in step.region.outputs)
         )
+        if step.half:
+            made = tuple(tensor.bfloat16() for tensor in made)
         if any(needed):
             call.wanted = frozenset(
                 name for name, need in zip(step.region.parameters, needed[count:], strict=True) if need
             )
             ctx.save_for_backward(*parameters)
-            ctx.step, ctx.plan, ctx.call, ctx.shapes = step, plan, call, [tensor.shape for tensor in inputs]
+            ctx.step, ctx.plan, ctx.call = step, plan, call
+            ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
         else:
             call.close()
         return made
@@ -142,13 +151,12 @@ class _Function(torch.autograd.Function):
         # By way of autograd, which notices where a weight was changed in between.
         call.parameters = ctx.step.named(ctx.saved_tensors)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.load(call, f"load gradient {name}", _filled(gradient, plan, name))
+            plan.load(call, f"load gradient {name}", _filled(gradient.float(), plan, name))
         plan.run("backward", call)
         found: list[Tensor | None] = []
-        for name, shape in zip(plan.region.inputs, ctx.shapes, strict=True):
+        for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
-            there = key in plan.moves
-            found.append(plan.store(call, key, shape) if there else None)
+            found.append(plan.store(call, key, shape).to(dtype) if key in plan.moves else None)
         for name in plan.region.parameters:
             # Not kept here, so that autograd need not copy it.
             made = call.gradients.pop(name, None) if name in call.wanted else None
@@ -168,12 +176,13 @@ def _give(made: Tensor, row: Tensor) -> None:
     row.grad = made if row.grad is None else row.grad + made
 
 
-def _require(tensor: Tensor, what: str) -> None:
+def _require(tensor: Tensor, what: str, *, half: bool = False) -> None:
     """Raises `EngineError` for a tensor that kernels cannot read."""
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+    known = (torch.float32, torch.bfloat16) if half else (torch.float32,)
+    if tensor.device.type != "cpu" or tensor.dtype not in known:
         raise EngineError(
             f"{what} is {tensor.dtype} on {tensor.device}: sparse training computes in float32 on the CPU, so leave the"
-            " model there, and train without autocast"
+            " model there, and train without autocast, or with precision='bf16', which computes as autocast does"
         )
 
 
@@ -189,7 +198,7 @@ def _shape(tensor: Tensor) -> Shape:
 def _filled(tensor: Tensor, plan: Plan, name: str) -> Tensor:
     """The tensor, contiguous, with images or tokens of zeros behind its own."""
     tensor = tensor.contiguous()
-    elements = plan.blocks * IMAGES * math.prod(plan.shapes[name])
+    elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:
         return tensor
     filled = tensor.new_zeros(elements)

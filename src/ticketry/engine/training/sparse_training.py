@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.hold import Hold
 from ticketry.engine.cpu.jit import Library
@@ -29,7 +30,7 @@ from ticketry.records.speed import Layer
 
 
 def sparse_training(
-    model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host"
+    model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", precision: str = "fp32"
 ) -> SparseTraining:
     """A module that trains like the model under the mask, with kernels that compute only what is kept.
 
@@ -56,19 +57,26 @@ def sparse_training(
         example_inputs: a tensor, a tuple of arguments or a dictionary of named ones, the batch first. Other batches may
             have other sizes.
         target: as of `tk.compile`.
+        precision: ``"fp32"``, or ``"bf16"``: calls in training mode compute as under ``torch.autocast("cpu",
+            torch.bfloat16)``, which may be around them or not, in kernels as well as in torch. Values between layers
+            and their gradients are bfloat16, parameters and their gradients float32. Outside of autocast, outputs are
+            float32 again. Layers over tokens run in torch.
 
     Raises:
         MaskError: the mask does not fit the model.
         CaptureError: the example does not run through the model.
-        EngineError: it is not in float32 on the CPU.
+        EngineError: it is not in float32 on the CPU, or bfloat16 is asked for where the processor does not multiply it.
+        UsageError: another precision.
         MissingExtraError: llvmlite is not installed.
     """
-    return SparseTraining(model, mask, example_inputs, target=target)
+    return SparseTraining(model, mask, example_inputs, target=target, precision=precision)
 
 
 VERSION = 4
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
+
+PRECISIONS = ("fp32", "bf16")
 
 OUTSIDE = "outside of kernels"
 
@@ -80,10 +88,18 @@ class SparseTraining(nn.Module):
     """See `sparse_training`; `hooks` as of `Hold`."""
 
     def __init__(
-        self, model: nn.Module, mask: Mask | None, example_inputs: Any, *, target: str = "host", hooks: bool = True
+        self,
+        model: nn.Module,
+        mask: Mask | None,
+        example_inputs: Any,
+        *,
+        target: str = "host",
+        precision: str = "fp32",
+        hooks: bool = True,
     ) -> None:
         super().__init__()
-        self._hooks = hooks
+        check_choice("precision", precision, PRECISIONS)
+        self._hooks, self.precision = hooks, precision
         for name, parameter in model.named_parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise EngineError(
@@ -92,7 +108,13 @@ class SparseTraining(nn.Module):
         # The very dictionaries of the model: what takes a place in one takes it in the other.
         self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
         self._model = (model,)
-        self._context = Context(Library(find_target(target)))
+        library = Library(find_target(target))
+        if precision == "bf16" and not library.target.bf16:
+            raise EngineError(
+                f"kernels for {library.target.name} on this processor ({library.target.cpu}) do not multiply bfloat16,"
+                " which takes AVX512-BF16: train with precision='fp32'"
+            )
+        self._context = Context(library, half=precision == "bf16")
         self._units: list[Unit] = []
         self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
@@ -323,8 +345,8 @@ class SparseTraining(nn.Module):
         return {unit.name: unit.last.why for unit in self._units if unit.last is not None and unit.last.why}
 
     def __repr__(self) -> str:
-        rows = self.layers()
-        told = [table(rows, f"Sparse training for {self._context.library.target.name}")]
+        rows, where = self.layers(), ", in bfloat16" if self._context.half else ""
+        told = [table(rows, f"Sparse training for {self._context.library.target.name}{where}")]
         told += [f"{name or 'The model'} is not traced: {why}" for name, why in self.untraced().items()]
         if not any(row.where == "engine" for row in rows):
             told.append("Nothing runs in kernels.")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.window import Array
@@ -42,6 +42,8 @@ class Context:
     """The same as the mask's tensors."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """Of those whose kept weights are parameters of their own, these."""
+    half: bool = False
+    """Whether modules compute as under autocast to bfloat16."""
     walking: bool = False
     """Whether a graph is being gone through, whose modules run as they are."""
 
@@ -81,6 +83,10 @@ class Unit(Substitute):
         return self._eager(*args, **kwargs)
 
     def _called(self, *args: Any, **kwargs: Any) -> Any:
+        if self.context.half and self.module.training and not torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", torch.bfloat16):
+                made = self._called(*args, **kwargs)
+            return tree_map(_in_float32, made)
         if self.module.training and not self.context.walking:
             form, leaves = self.form(args, kwargs)
             if form.traced is not None and (form.steps or not isinstance(self.module, LAYERS)):
@@ -137,15 +143,15 @@ class Unit(Substitute):
         context = self.context
         kept, masks, rows = self._own(context.kept), self._own(context.masks), self._own(context.rows)
         modules = dict(self.module.named_modules())
+        half, target = self.context.half, self.context.library.target
         # With few registers they are slower.
-        target = context.library.target
-        dense, limit = target.registers >= 32, LIMITS.get(target.name, LIMIT)
-        form.captured = capture(self.module, kept, found.graph, dense=dense, limit=limit)
+        dense, limit = target.registers >= 32, LIMIT if half else LIMITS.get(target.name, LIMIT)
+        form.captured = capture(self.module, kept, found.graph, dense=dense, limit=limit, half=half)
         for name in form.captured.dense:  # the kernels give whole gradients: who holds the mask masks them
             for pruned in kept, masks, rows:
                 pruned.pop(name, None)
         form.steps = {
-            id(step): RegionStep(step.region(), modules, kept, self.context.library, masks, rows)
+            id(step): RegionStep(step.region(), modules, kept, self.context.library, masks, rows, half=half)
             for step in form.captured.order
             if isinstance(step, Part)
         }
@@ -189,6 +195,11 @@ class Unit(Substitute):
     def named(self, name: str) -> str:
         """The name in the model of one of its modules."""
         return ".".join(part for part in (self.name, name) if part)
+
+
+def _in_float32(value: Any) -> Any:
+    """What comes out of autocast, for whoever did not ask for it."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def units_of(model: nn.Module, context: Context) -> list[Unit]:

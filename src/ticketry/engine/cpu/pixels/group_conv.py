@@ -178,7 +178,7 @@ class _Writer:
         source = e.at(x, e.b.mul(offset, e.i64(FLOAT)))
         row = e.at(self.weights, e.b.mul(column, e.i64(self.bytes)))
         if self.kernel.pairs:
-            weights = [number_formats.load_pairs(e, row, v * size) for v in range(vectors)]
+            weights = [number_formats.load_pairs(e, row, v * size, size) for v in range(vectors)]
         else:
             weights = [e.load(row, v * size, align=size) for v in range(vectors)]
         multiply = number_formats.multiply_pairs if self.kernel.pairs else Emitter.fma

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ticketry.engine.cpu.emitter import F32, Emitter, State, Written
+from ticketry.engine.cpu import bfloat
+from ticketry.engine.cpu.emitter import Emitter, State, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.window import Array
 
 
-def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
+def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
     """Read an external tensor of float32 into planes.
 
     In a block with fewer images than planes have, the last one is there several times.
@@ -28,13 +29,15 @@ def load(number: int, strides: Sequence[int], y: Planes) -> list[Op]:
         number: which external tensor.
         strides: from one image, channel, row and column of it to the next, in elements.
         y: where its values go. Its geometry and channels are the tensor's.
+        item: bytes of a value in planes: `FLOAT`, or `bfloat.HALF` for bfloat16, of which positions hold twice as many
+            as their geometry says. Vectors have to have 16 lanes then.
     """
-    return [_move(number, strides, y, out=False)]
+    return [_move(number, strides, y, item, out=False)]
 
 
-def store(number: int, strides: Sequence[int], x: Planes) -> list[Op]:
+def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
     """Write planes to an external tensor of float32 whose elements lie apart. Arguments as of `load`."""
-    return [_move(number, strides, x, out=True)]
+    return [_move(number, strides, x, item, out=True)]
 
 
 def constant(values: Array, y: Planes) -> list[Op]:
@@ -46,8 +49,9 @@ def constant(values: Array, y: Planes) -> list[Op]:
     return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
 
 
-def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
+def _move(number: int, strides: Sequence[int], planes: Planes, item: int, out: bool) -> Op:
     g, channels = planes.geometry, planes.channels
+    images = g.images * FLOAT // item
     height, width = g.height, g.width
     by_image, by_channel, by_row, by_column = strides
     if height == 1 or (width == 1 and g.row == 1) or (by_row == width * by_column and g.row == width):
@@ -55,12 +59,12 @@ def _move(number: int, strides: Sequence[int], planes: Planes, out: bool) -> Op:
         height, width = 1, height * width
     pixels, depth = min(width, lanes.MOST), min(channels, lanes.MOST)
     rows = by_column == 1 and pixels >= 4
-    columns = by_channel == 1 and pixels * g.images >= 4 and depth > 1
-    kernel: Rows | Columns | Elements = Elements(out)
+    columns = by_channel == 1 and pixels * images >= 4 and depth > 1
+    kernel: Rows | Columns | Elements = Elements(out, item=item)
     if rows and (pixels >= depth or not columns):
-        kernel = Rows(g.images, pixels, out)
+        kernel = Rows(images, pixels, out, item=item)
     elif columns:
-        kernel = Columns(g.images, pixels, depth, out)
+        kernel = Columns(images, pixels, depth, out, item)
     steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
     place = (g.position(0, 0) * g.step, g.row * g.step, g.step)
     return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets))
@@ -117,6 +121,7 @@ def _exchange(
     mask: ir.Value | None,
     turned: Callable[[Emitter, Sequence[ir.Value]], list[ir.Value]],
     out: bool,
+    item: int,
 ) -> None:
     """Move vectors, turned on the way, between planes and rows of the tensor.
 
@@ -124,17 +129,30 @@ def _exchange(
         near: for each vector in a plane a pointer, bytes further, and which of its lanes are meant.
         far: where each row begins, of which the lanes in `mask` are meant.
         out: whether they go to the tensor.
+        item: bytes of a value in planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
         for value, (plane, byte, floats) in zip(vectors, near, strict=False):
-            lanes.store(e, value, plane, byte, floats)
+            _put(e, value, plane, byte, floats, item)
         return
-    vectors = [lanes.load(e, plane, byte, floats) for plane, byte, floats in near]
+    vectors = [_get(e, plane, byte, floats, item) for plane, byte, floats in near]
     vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
     # Those of images that are not there go to the last one that is, and its own over them.
     for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
         lanes.store(e, value, row, 0, mask)
+
+
+def _get(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> ir.Value:
+    return lanes.load(e, plane, byte, floats) if item == FLOAT else bfloat.load(e, plane, byte, item)
+
+
+def _put(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
+    """All lanes of a vector of bfloat16 are meant: its images fill it."""
+    if item == FLOAT:
+        lanes.store(e, value, plane, byte, floats)
+    else:
+        bfloat.store(e, value, plane, byte, item)
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,8 @@ class Rows(Written):
     out: bool
     held: bool = False
     """Whether the tensor is a table."""
+    item: int = FLOAT
+    """Bytes of a value in planes."""
 
     def write(self, e: Emitter) -> None:
         s = _Sides(e, self.held)
@@ -170,12 +190,12 @@ class Rows(Written):
             places = [self._place(index, part, width) for index in range(together)]
             near = [(plane, byte, lanes.only(e, floats)) for byte, floats in places if floats > 0]
             ways = (lanes.interleave, lanes.deinterleave)
-            _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out)
+            _exchange(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
         """Of one of the vectors of a chunk: at which byte it begins, and how many of its lanes belong to the row."""
         if self.images >= width:
-            return FLOAT * (index * self.images + part), width if index < self.width else 0
+            return self.item * (index * self.images + part), width if index < self.width else 0
         return FLOAT * index * width, self.width * self.images - index * width
 
 
@@ -189,6 +209,7 @@ class Columns(Written):
     channels: int
     """Channels, or `lanes.MOST`."""
     out: bool
+    item: int = FLOAT
 
     def write(self, e: Emitter) -> None:
         s = _Sides(e)
@@ -216,8 +237,8 @@ class Columns(Written):
         floats = lanes.only(e, self.width * self.images)
         for part in range(0, self.images, width):
             rows = list(self._rows(e, s, images[part : part + width], pixel))
-            near = [(plane, FLOAT * part, floats) for plane in planes]
-            _exchange(e, near, rows, mask, lanes.interleave, self.out)
+            near = [(plane, self.item * part, floats) for plane in planes]
+            _exchange(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
     def _rows(self, e: Emitter, s: _Sides, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
         """Where the channels of each lane's pixel and image lie in the tensor: the last pixel's where a row ends."""
@@ -233,6 +254,7 @@ class Elements(Written):
 
     out: bool
     held: bool = False
+    item: int = FLOAT
 
     def write(self, e: Emitter) -> None:
         s = _Sides(e, self.held)
@@ -242,10 +264,12 @@ class Elements(Written):
                 pixel, plane = (
                     e.at(place, e.b.mul(column.index, by)) for place, by in ((outside, s.by_column), (inside, s.step))
                 )
-                images = s.here if self.out else e.b.udiv(s.step, e.i64(FLOAT))
+                images = s.here if self.out else e.b.udiv(s.step, e.i64(self.item))
                 with e.loop(0, images) as image:
                     there = _least(e, image.index, e.b.sub(s.here, e.i64(1)))
                     far = e.at(pixel, e.b.mul(there, s.by_image))
-                    near = e.at(plane, e.b.mul(image.index, e.i64(FLOAT)))
-                    source, goal = (near, far) if self.out else (far, near)
-                    e.b.store(e.b.load(source, typ=F32, align=FLOAT), goal, align=FLOAT)
+                    near = e.at(plane, e.b.mul(image.index, e.i64(self.item)))
+                    if self.out:
+                        e.b.store(bfloat.load_one(e, near, self.item), far, align=FLOAT)
+                    else:
+                        bfloat.store_one(e, e.load_f32(far), near, self.item)

@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ticketry.engine.cpu import bfloat
 from ticketry.engine.cpu.activations import activate, slope
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.training.layout import IMAGES, Batch, parts
+from ticketry.engine.cpu.training.layout import Batch, images_of, parts
 from ticketry.engine.cpu.window import Array
 
 _HEAD = 7
@@ -38,6 +39,7 @@ _CHAINS = 4
 class ByChannel(Written):
     """Args:
     vectors: of a row of pixels.
+    item: bytes of a value in memory. Whatever it is, sums and all that is computed are float32.
     masked: whether the last block has fewer images than planes: what is written there is 0, and adds nothing.
     """
 
@@ -52,6 +54,7 @@ class ByChannel(Written):
     sums, in all lanes."""
 
     vectors: int
+    item: int
     masked: bool
 
     @property
@@ -63,8 +66,16 @@ class ByChannel(Written):
         """One vector: what it adds to each sum. ``at``: its place in each value; ``there``: its mask, or None."""
         raise NotImplementedError
 
+    def load(self, e: Emitter, at: Any) -> Any:
+        """A vector of a value."""
+        return bfloat.load(e, at, 0, self.item)
+
+    def store(self, e: Emitter, value: Any, at: Any) -> None:
+        """Write a vector of a value."""
+        bfloat.store(e, value, at, 0, self.item)
+
     def write(self, e: Emitter) -> None:
-        b, width = e.b, FLOAT * e.target.lanes
+        b, width, step = e.b, FLOAT * e.target.lanes, self.item * e.target.lanes
         channels, begin, end, rows, images, place = (e.arg(number) for number in range(_HEAD - 1))
         table, unroll = e.table(_HEAD - 1), math.gcd(self.vectors, 8)
         places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.sides)]
@@ -73,18 +84,18 @@ class ByChannel(Written):
             first = [e.at(e.arena(place[0]), b.mul(channel.index, place[1])) for place in places]
             numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
             if self.near:
-                numbers.insert(0, e.splat(e.load_f32(first[0], b.mul(begin, places[0][2]))))
+                numbers.insert(0, e.splat(bfloat.load_one(e, e.at(first[0], b.mul(begin, places[0][2])), self.item)))
             sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.stored))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
             with e.loop(begin, end, carried=totals) as block:
-                there = self._there(e, b.sub(images, b.mul(block.index, e.i64(IMAGES))))
+                there = self._there(e, b.sub(images, b.mul(block.index, e.i64(images_of(self.item)))))
                 planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
                 with e.loop(0, rows, carried=block.carried) as row:
                     lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
-                    with e.loop(0, self.vectors * width, unroll * width, carried=row.carried) as vector:
+                    with e.loop(0, self.vectors * step, unroll * step, carried=row.carried) as vector:
                         totals = list(vector.carried)
                         for part in range(unroll):
-                            byte = b.add(vector.index, e.i64(part * width))
+                            byte = b.add(vector.index, e.i64(part * step))
                             mask = None if there is None else there[part % len(there)]
                             found = self.body(e, [e.at(line, byte) for line in lines], numbers, mask)
                             for number, value in enumerate(found):
@@ -105,20 +116,12 @@ class ByChannel(Written):
         """The masks of the vectors of a position."""
         if not self.masked:
             return None
-        return [lanes.within(e, e.b.sub(images, e.i64(part))) for part in range(0, IMAGES, e.target.lanes)]
+        firsts = range(0, images_of(self.item), e.target.lanes)
+        return [lanes.within(e, e.b.sub(images, e.i64(first))) for first in firsts]
 
 
 def _only(e: Emitter, there: Any, value: Any) -> Any:
     return value if there is None else e.select(there, value, e.splat(0.0))
-
-
-def _behind_relu(e: Emitter, relu: bool, at: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
-    """The gradient before a ReLU, if there is one, and the places of the other values: ``at`` is dy, y if ReLU, …"""
-    gradient = e.load(at[0])
-    if not relu:
-        return gradient, at[1:]
-    kept = e.b.fcmp_ordered(">", e.load(at[1]), e.splat(0.0))
-    return e.select(kept, gradient, e.splat(0.0)), at[2:]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Moments(ByChannel):
     sums: ClassVar[int] = 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        value = _only(e, there, e.b.fsub(e.load(at[0]), numbers[0]))
+        value = _only(e, there, e.b.fsub(self.load(e, at[0]), numbers[0]))
         return [value, e.b.fmul(value, value)]
 
 
@@ -140,7 +143,7 @@ class Total(ByChannel):
     sums: ClassVar[int] = 1
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        return [_only(e, there, e.load(at[0]))]
+        return [_only(e, there, self.load(e, at[0]))]
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,12 @@ class Scale(ByChannel):
         return 3 if self.residual else 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        value = e.fma(e.load(at[0]), numbers[0], numbers[1])
+        value = e.fma(self.load(e, at[0]), numbers[0], numbers[1])
         if self.residual:
-            value = e.b.fadd(value, e.load(at[2]))
+            value = e.b.fadd(value, self.load(e, at[2]))
         if self.relu:  # NaN stays NaN
             value = e.select(e.b.fcmp_unordered(">", value, e.splat(0.0)), value, e.splat(0.0))
-        e.store(_only(e, there, value), at[1])
+        self.store(e, _only(e, there, value), at[1])
         return []
 
 
@@ -185,12 +188,12 @@ class NormSums(ByChannel):
         return 3 if self.relu and self.residual else 2
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        x, gradient = e.load(at[1]), e.load(at[0])
+        x, gradient = self.load(e, at[1]), self.load(e, at[0])
         if self.relu:
-            given = e.load(at[2]) if self.residual else e.fma(x, numbers[1], numbers[2])
+            given = self.load(e, at[2]) if self.residual else e.fma(x, numbers[1], numbers[2])
             gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
         if self.relu and self.residual:
-            e.store(gradient, at[0])
+            self.store(e, gradient, at[0])
         gradient = _only(e, there, gradient)
         return [gradient, e.b.fmul(gradient, e.b.fsub(x, numbers[0]))]
 
@@ -208,12 +211,12 @@ class NormGradient(ByChannel):
     relu: bool
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        x, gradient = e.load(at[1]), e.load(at[0])
+        x, gradient = self.load(e, at[1]), self.load(e, at[0])
         if self.relu:
             given = e.fma(x, numbers[3], numbers[4])
             gradient = e.select(e.b.fcmp_ordered(">", given, e.splat(0.0)), gradient, e.splat(0.0))
         rest = e.fma(x, numbers[1], numbers[2])
-        e.store(_only(e, there, e.fma(gradient, numbers[0], rest)), at[2])
+        self.store(e, _only(e, there, e.fma(gradient, numbers[0], rest)), at[2])
         return []
 
 
@@ -229,8 +232,11 @@ class Add(ByChannel):
         return 2 + self.relu + self.residual
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        value, (out, *other) = _behind_relu(e, self.relu, at)
-        e.store(e.b.fadd(value, e.load(other[0])) if self.residual else value, out)
+        value, (_, *others) = self.load(e, at[0]), at
+        if self.relu:
+            kept = e.b.fcmp_ordered(">", self.load(e, others.pop(0)), e.splat(0.0))
+            value = e.select(kept, value, e.splat(0.0))
+        self.store(e, e.b.fadd(value, self.load(e, others[1])) if self.residual else value, others[0])
         return []
 
 
@@ -243,7 +249,7 @@ class Activated(ByChannel):
     act: str
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        e.store(_only(e, there, activate(e, self.act, e.load(at[0]))), at[1])
+        self.store(e, _only(e, there, activate(e, self.act, self.load(e, at[0]))), at[1])
         return []
 
 
@@ -256,7 +262,7 @@ class ActivationGradient(ByChannel):
     act: str
 
     def body(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        e.store(e.b.fmul(e.load(at[0]), slope(e, self.act, e.load(at[1]))), at[2])
+        self.store(e, e.b.fmul(self.load(e, at[0]), slope(e, self.act, self.load(e, at[1]))), at[2])
         return []
 
 
@@ -276,7 +282,7 @@ def operations(kind: type[ByChannel], values: Sequence[Batch], images: int, targ
         size = value.geometry.height, value.geometry.width, value.blocks
         if size != (height, width, first.blocks) or value.channels not in (1, first.channels):
             raise ValueError(f"values of different pixels: {first} and {value}")
-    kernel = kind(width * IMAGES // target.lanes, images < first.blocks * IMAGES, **flags)
+    kernel = kind(width * first.images // target.lanes, first.item, images < first.blocks * first.images, **flags)
     if len(values) != kernel.sides:
         raise ValueError(f"{kernel} over {len(values)} values")
     cut = parts(first.blocks, (height, width))

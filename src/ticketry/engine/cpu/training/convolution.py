@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ticketry.core.structure.group_wise.matrices import row_groups
+from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
@@ -22,6 +23,7 @@ from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, Side, apart, parts, shares, tiles
 from ticketry.engine.cpu.training.packing import Gather, scatter
+from ticketry.engine.cpu.training.pair_sums import PAIR, PairSums
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
 from ticketry.engine.cpu.window import Array, Pair, Window
 
@@ -50,6 +52,12 @@ UNITS = 4
 
 VECTORS = 16
 """Of a tile, with 32 registers; 12 with 16."""
+
+PAIR_VECTORS = {1: 8, 4: 3, 5: 2, 6: 2}
+"""Of a tile in bfloat16, each with two sums, by rows that are summed together."""
+
+FAR = 1 << 40
+"""As of `NEAR`, in bfloat16: rows are not summed in parts, which would be rounded one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +90,7 @@ class Gathered:
 
     ops: list[Op]
     index: Array
-    """int64: the place in the dense tensor of each entry of the table."""
+    """int64: the place in the dense tensor of each entry of the table; -1: it is 0."""
     alone: bool = False
     """Whether weights come as a row of the kept ones alone."""
 
@@ -93,26 +101,30 @@ class Gathered:
         Counted in bytes of y's planes.
         """
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
-        assert isinstance(spec, Sums)
+        assert isinstance(spec, (Sums, PairSums))
         assert isinstance(segments, np.ndarray)
         return np.asarray(segments[:, spec.head : spec.head + spec.rows], dtype=np.int64)
 
     @property
     def table(self) -> Array:
-        """float32: the weights, of all the operations."""
+        """The weights, of all the operations: float32, or the bits of bfloat16."""
         table = self.ops[0].args[2]
         assert isinstance(table, np.ndarray)
         return table
 
     def gather(self, source: Gathered | None = None) -> Op:
         """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
-        count = len(self.index)
+        count, item = len(self.index), self.table.itemsize
         if source is None:
-            index = np.unique(self.index, return_inverse=True)[1] if self.alone else self.index
-            return Op(Gather(packed=False), (index.astype(np.int32), self.table, count, 0))
+            index = self.index
+            if self.alone:
+                index = np.where(index >= 0, np.searchsorted(np.unique(index[index >= 0]), index), -1)
+            return Op(Gather(packed=False, item=item), (index.astype(np.int32), self.table, count, 0))
         place = np.zeros(1 + source.index.max(initial=0), dtype=np.int32)
-        place[source.index] = np.arange(len(source.index))
-        return Op(Gather(packed=True), (place[self.index], self.table, count, source.table))
+        there = np.flatnonzero(source.index >= 0)
+        place[source.index[there]] = there
+        index = np.where(self.index >= 0, place[self.index], -1).astype(np.int32)
+        return Op(Gather(packed=True, item=item), (index, self.table, count, source.table))
 
 
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
@@ -199,7 +211,7 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
     cut = tiles(sides, size, lanes, most)
     made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
-    made = _filled_up(made, rows)
+    made = _filled_up(made, rows, TOGETHER)
     _check(made, x, cut, target)
     several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
     width = rows * FLOAT * lanes // TOGETHER
@@ -218,7 +230,7 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
-        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows), tuple(args)))
+        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows, x.item == HALF), tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
         Op(Totals(several), (scratch, turns, 0, width)),
@@ -227,22 +239,31 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     return WeightGradient(begin, ops, end, turns * lanes)
 
 
-def _filled_up(made: Tables, rows: int) -> Tables:
-    """Tables whose segments have whole sets of columns: the last one again, whose sum is the same bit for bit.
+def _filled_up(made: Tables, rows: int, together: int, *, once: bool = False) -> Tables:
+    """Tables whose segments have whole sets of columns: the last one again.
 
-    Those of several rows have columns of their own, and weights are in the order of their sums.
+    Those of several rows have columns of their own. Weights are in the order in which kernels take them: for each set
+    of columns those of one row after the other.
+
+    Args:
+        together: columns of a set.
+        once: whether a column that is there again has weights of 0; else it has its own.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
-    filled = -(-counts // TOGETHER) * TOGETHER
+    filled = -(-counts // together) * together
     first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
-    behind = np.minimum(np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled) - 1)
-    segments = made.segments.copy()
+    number, counted = np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled)
+    behind = np.minimum(number, counted - 1)
+    segments, chunks = made.segments.copy(), made.chunks.copy()
     segments[:, 0] = filled << FLAG_BITS
+    chunks[:, 2] = start[chunks[:, 0] // (4 * segments.shape[1])]
     columns = made.columns[np.repeat(first if rows == 1 else made.segments[:, 2], filled) + behind]
     weights = made.weights[np.repeat(first, filled) + behind]
+    if once:
+        weights[number >= counted] = 0
     if rows > 1:
-        weights = weights.reshape(-1, TOGETHER, rows).swapaxes(1, 2).reshape(-1)
-    return replace(made, segments=segments, columns=columns, weights=weights)
+        weights = weights.reshape(-1, together, rows).swapaxes(1, 2).reshape(-1)
+    return replace(made, segments=segments, chunks=chunks, columns=columns, weights=weights)
 
 
 def _reached(window: Window, axis: int, position: int, tap: int) -> int:
@@ -308,33 +329,34 @@ def _zeros(value: Batch, target: Target) -> Gathered:
 
 def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, threads: int) -> Gathered:
     x, groups = sides[0].value, _groups(matrix, target)
-    rows = len(groups[0][0]) if groups else 1
-    most = kernel_choice.vectors(rows, target)[0] if groups else _most(target, size)
+    rows, half = len(groups[0][0]) if groups else 1, sides[0].value.item == HALF
+    if half:
+        most = PAIR_VECTORS[rows]
+    else:
+        most = kernel_choice.vectors(rows, target)[0] if groups else _most(target, size)
     chunks = 1
     if threads > 1 and not apart(x.blocks, size, threads):
         some = tiles(sides, size, target.lanes, most, parts(x.blocks, size)[0])
         chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
     cut = tiles(sides, size, target.lanes, most)
-    made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, _near(target, size), chunks)
+    near = FAR if half else _near(target, size)
+    made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, near, chunks)
     _check(made, x, cut, target)
+    made = _filled_up(made, rows, PAIR, once=True) if half else made
     index = made.weights.reshape(-1) - 1
-    weights, masks, ops = np.zeros(len(index), dtype=np.float32), np.zeros(1, dtype=np.uint16), []
+    weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
     for part in parts(x.blocks, size):
         cut = tiles(sides, size, target.lanes, most, part)
-        spec = Sums(
-            rows,
-            tuple(t.shape for t in cut),
-            (False,) * len(cut),
-            matrix.residual is not None,
-            None,
-            made.blocked,
-            made.unit,
-            made.wide,
-            max(1, -(-8 // (rows * min(len(t.shape.x) for t in cut)))),
-        )
         args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
         for t in cut:
-            args += [t.places, len(t.places), masks]
+            args += [t.places, len(t.places)] if half else [t.places, len(t.places), masks]
+        shapes, residual = tuple(t.shape for t in cut), matrix.residual is not None
+        if half:
+            ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
+            continue
+        sets = max(1, -(-8 // (rows * min(len(shape.x) for shape in shapes))))
+        whole = (False,) * len(cut)
+        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide, sets)
         ops.append(Op(spec, tuple(args)))
     return Gathered(ops, index)
 

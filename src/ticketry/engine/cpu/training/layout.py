@@ -13,7 +13,12 @@ from ticketry.engine.cpu.planes.kernel_choice import Shape, Tiles, split
 from ticketry.engine.cpu.window import Pair
 
 IMAGES = 16
-"""Images of a block."""
+"""Images of a block in float32: what one vector with 16 lanes holds. In bfloat16 the same bytes hold twice as many."""
+
+
+def images_of(item: int) -> int:
+    """Images of a block of values of so many bytes."""
+    return IMAGES * FLOAT // item
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,18 @@ class Batch:
     blocks: int
     offset: int
     """The byte of the arena where the first plane begins."""
+    item: int = FLOAT
+    """Bytes of a value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in either."""
 
     @classmethod
-    def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0) -> Batch:
+    def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
         """Channels of so many rows and columns."""
-        return cls(Geometry.of(*size, halo, IMAGES), channels, blocks, offset)
+        return cls(Geometry.of(*size, halo, IMAGES), channels, blocks, offset, item)
+
+    @property
+    def images(self) -> int:
+        """Of a block."""
+        return images_of(self.item)
 
     @property
     def block_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ticketry.engine.cpu import bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op
@@ -23,19 +24,24 @@ class Gather(Written):
 
     Args:
         packed: whether the source is another table, or a tensor from outside, by its number.
+        item: bytes of a number in tables; with those of bfloat16, a negative index stands for 0.
     """
 
     finished: ClassVar[bool] = True
 
     packed: bool
+    item: int = FLOAT
 
     def write(self, e: Emitter) -> None:
-        index, table = e.table(0), e.table(1)
-        source = e.table(3) if self.packed else e.external(e.arg(3))
+        b, index, table = e.b, e.table(0), e.table(1)
+        source, item = (e.table(3), self.item) if self.packed else (e.external(e.arg(3)), FLOAT)
         with e.loop(*e.share(e.arg(2))) as loop:
-            byte = e.b.mul(loop.index, e.i64(FLOAT))
-            place = e.b.mul(e.load_i32(index, byte), e.i64(FLOAT))
-            e.b.store(e.load_f32(source, place), e.at(table, byte), align=FLOAT)
+            number = e.load_i32(index, b.mul(loop.index, e.i64(4)))
+            there = b.icmp_signed(">=", number, e.i64(0))
+            place = number if self.item == FLOAT else e.select(there, number, e.i64(0))
+            value = bfloat.load_one(e, e.at(source, b.mul(place, e.i64(item))), item)
+            value = value if self.item == FLOAT else e.select(there, value, e.f32(0.0))
+            bfloat.store_one(e, value, e.at(table, b.mul(loop.index, e.i64(self.item))), self.item)
 
 
 @dataclass(frozen=True)

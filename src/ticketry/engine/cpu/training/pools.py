@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ticketry.engine.cpu import bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op
@@ -19,12 +20,14 @@ class Pool(Written):
     steps: bytes from one row, and from one position, to the next, in x and in what has its pixels.
     largest: whether the largest input counts, or their mean.
     backward: whether gradients go back: values are dy, dx and, where the largest counts, x.
+    item: bytes of a value in memory.
     """
 
     size: Pair
     steps: tuple[Pair, ...]
     largest: bool
     backward: bool
+    item: int
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -42,8 +45,8 @@ class Pool(Written):
                 return at
 
             places = [place(side) for side in (small, large, other)]
-            for part in range(0, IMAGES, e.target.lanes):
-                at = [e.at(one, part * FLOAT) for one in places]
+            for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
+                at = [e.at(one, part) for one in places]
                 (self._back if self.backward else self._forth)(e, *at)
 
     def _taps(self, side: int) -> list[int]:
@@ -52,27 +55,28 @@ class Pool(Written):
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
     def _forth(self, e: Emitter, y: Any, x: Any, _: Any) -> None:
-        first, *others = [e.load(x, tap) for tap in self._taps(0)]
+        first, *others = [bfloat.load(e, x, tap, self.item) for tap in self._taps(0)]
         found = _maximum(e, [first, *others]) if self.largest else first
         for value in () if self.largest else others:
             found = e.b.fadd(found, value)
-        e.store(found if self.largest else e.b.fmul(found, e.splat(1 / (len(others) + 1))), y)
+        found = found if self.largest else e.b.fmul(found, e.splat(1 / (len(others) + 1)))
+        bfloat.store(e, found, y, 0, self.item)
 
     def _back(self, e: Emitter, dy: Any, dx: Any, x: Any) -> None:
-        gradient = e.load(dy)
+        gradient = bfloat.load(e, dy, 0, self.item)
         if not self.largest:
             share = e.b.fmul(gradient, e.splat(1 / len(self._taps(0))))
             for tap in self._taps(0):
-                e.store(share, dx, tap)
+                bfloat.store(e, share, dx, tap, self.item)
             return
-        values = [e.load(x, tap) for tap in self._taps(1)]
+        values = [bfloat.load(e, x, tap, self.item) for tap in self._taps(1)]
         # To the first of the largest, as in torch: what is left goes from tap to tap.
         largest = values[0]
         for value in values[1:]:
             largest = e.select(e.b.fcmp_ordered(">", value, largest), value, largest)
         for tap, value in zip(self._taps(0), values, strict=True):
             here = e.b.fcmp_unordered(">=", value, largest)
-            e.store(e.select(here, gradient, e.splat(0.0)), dx, tap)
+            bfloat.store(e, e.select(here, gradient, e.splat(0.0)), dx, tap, self.item)
             gradient = e.select(here, e.splat(0.0), gradient)
 
 
@@ -93,7 +97,7 @@ def _op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, bac
     for value, by in ((small, (1, 1)), (large, size), (other, size)):
         at = value.geometry
         args += [value.offset + at.position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
-    return Op(Pool(size, steps, largest, backward), tuple(args))
+    return Op(Pool(size, steps, largest, backward, small.item), tuple(args))
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,14 @@ class Overlapping(Written):
         steps: bytes from one row, and from one position, to the next, in x or dx, and in x where gradients go back.
         inside: rows and columns of x.
         backward: whether gradients are added to dx: values are dy, dx, x; else y, x.
+        item: bytes of a value in memory.
     """
 
     window: Window
     steps: tuple[Pair, ...]
     inside: Pair
     backward: bool
+    item: int
 
     def write(self, e: Emitter) -> None:
         b = e.b
@@ -132,7 +138,7 @@ class Overlapping(Written):
                         ]
                         for value, step in zip(large, self.steps, strict=False)
                     ]
-                    for part in range(0, IMAGES * FLOAT, e.target.lanes * FLOAT):
+                    for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
                         if self.backward:
                             self._back(e, here, taps[0], taps[1], part)
                         else:
@@ -150,16 +156,17 @@ class Overlapping(Written):
         return found
 
     def _forth(self, e: Emitter, y: Any, taps: list[Any], part: int) -> None:
-        e.store(_maximum(e, [e.load(tap, part) for tap in taps]), y, part)
+        bfloat.store(e, _maximum(e, [bfloat.load(e, tap, part, self.item) for tap in taps]), y, part, self.item)
 
     def _back(self, e: Emitter, dy: Any, gradients: list[Any], taps: list[Any], part: int) -> None:
-        values = [e.load(tap, part) for tap in taps]
-        largest, left = _maximum(e, values), e.load(dy, part)
+        values = [bfloat.load(e, tap, part, self.item) for tap in taps]
+        largest, left = _maximum(e, values), bfloat.load(e, dy, part, self.item)
         for tap, value in zip(gradients, values, strict=True):
             # A NaN among them is the largest; only another one is like it.
             same = e.b.fcmp_ordered("==", value, largest)
             here = e.b.or_(same, e.b.fcmp_unordered("uno", value, value))
-            e.store(e.b.fadd(e.load(tap, part), e.select(here, left, e.splat(0.0))), tap, part)
+            added = e.b.fadd(bfloat.load(e, tap, part, self.item), e.select(here, left, e.splat(0.0)))
+            bfloat.store(e, added, tap, part, self.item)
             left = e.select(here, e.splat(0.0), left)
 
 
@@ -189,4 +196,4 @@ def _overlapping(small: Batch, large: list[Batch], window: Window, backward: boo
     for value in (small, *large):
         at = value.geometry
         args += [value.offset + at.position(0, 0) * at.step, at.bytes]
-    return Op(Overlapping(window, steps, inside, backward), tuple(args))
+    return Op(Overlapping(window, steps, inside, backward, small.item), tuple(args))

@@ -22,11 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ticketry.engine.cpu.emitter import I16, I32, I64, Emitter, Written
+from ticketry.engine.cpu import bfloat
+from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
+from ticketry.engine.cpu.training.columns import column
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 """Arguments: tables, where the sums lie in the arena, the number of chunks; then each shape's places, their number."""
@@ -42,6 +44,7 @@ class Products(Written):
     unit: bytes that columns are counted in.
     wide: whether columns take 32 bits (signed) instead of 16.
     rows: that share columns.
+    half: whether values are bfloat16: those of two neighbouring images are multiplied, and both products added.
     """
 
     finished: ClassVar[bool] = True
@@ -50,6 +53,7 @@ class Products(Written):
     unit: int
     wide: bool
     rows: int = 1
+    half: bool = False
 
     @property
     def head(self) -> int:
@@ -91,47 +95,50 @@ class _Body:
                     head, inputs = self.spec.head, e.at(x, e.load_i32(segment, 4))
                     rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
                     if self.spec.rows == 1:
-                        self._segment([e.load(rows[0], at) for at in self.shape.y], inputs, begin, end)
+                        self._segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
                     else:
                         self._several(rows, inputs, begin, end)
 
     def _several(self, rows: Sequence[Any], x: Any, begin: Any, end: Any) -> None:
         """Products of rows that share their columns."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
-        with e.loop(begin, end, TOGETHER) as column:
-            place = e.at(self.sums, b.mul(column.index, e.i64(len(rows) * width // TOGETHER)))
-            inputs = [e.at(x, self._column(column.index, further)) for further in range(TOGETHER)]
+        with e.loop(begin, end, TOGETHER) as turn:
+            place = e.at(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
+            inputs = [e.at(x, self._column(turn.index, further)) for further in range(TOGETHER)]
             parts = [[e.splat(0.0)] * TOGETHER for _ in rows]
             for at, there in zip(self.shape.x, self.shape.y, strict=True):
-                gradients = [e.load(row, there) for row in rows]
+                gradients = [self._load(row, there) for row in rows]
                 for number, pointer in enumerate(inputs):
-                    value = e.load(pointer, at)
+                    value = self._load(pointer, at)
                     for gradient, part in zip(gradients, parts, strict=True):
-                        part[number] = e.fma(gradient, value, part[number])
+                        part[number] = self._multiply(gradient, value, part[number])
             for number, part in enumerate(parts):
                 here = e.at(place, number * width)
                 e.store(b.fadd(e.load(here), folded(e, part)), here)
 
     def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
-        with e.loop(begin, end, TOGETHER) as column:
-            place = e.at(self.sums, b.mul(column.index, e.i64(FLOAT * e.target.lanes // TOGETHER)))
-            inputs = [e.at(x, self._column(column.index, further)) for further in range(TOGETHER)]
+        with e.loop(begin, end, TOGETHER) as turn:
+            place = e.at(self.sums, b.mul(turn.index, e.i64(FLOAT * e.target.lanes // TOGETHER)))
+            inputs = [e.at(x, self._column(turn.index, further)) for further in range(TOGETHER)]
             parts: list[Any] = [None] * TOGETHER
             for gradient, at in zip(gradients, self.shape.x, strict=True):
                 for number, pointer in enumerate(inputs):
-                    value, part = e.load(pointer, at), parts[number]
-                    parts[number] = b.fmul(gradient, value) if part is None else e.fma(gradient, value, part)
+                    parts[number] = self._multiply(gradient, self._load(pointer, at), parts[number])
             e.store(b.fadd(e.load(place), folded(e, parts)), place)
 
+    def _load(self, pointer: Any, byte: int) -> Any:
+        return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
+
+    def _multiply(self, gradient: Any, value: Any, part: Any) -> Any:
+        """A product added to those before, of which there may be none."""
+        e = self.e
+        if self.spec.half:
+            return bfloat.multiply_pairs(e, gradient, value, e.splat(0.0) if part is None else part)
+        return e.b.fmul(gradient, value) if part is None else e.fma(gradient, value, part)
+
     def _column(self, index: Any, further: int) -> Any:
-        """The byte where the column so many behind that of an index begins."""
-        e, b = self.e, self.e.b
-        kind, widen, size = (I32, b.sext, 4) if self.spec.wide else (I16, b.zext, 2)
-        value = b.load(
-            e.at(self.columns, b.add(b.mul(index, e.i64(size)), e.i64(further * size))), typ=kind, align=size
-        )
-        return b.mul(widen(value, I64), e.i64(self.spec.unit))
+        return column(self.e, self.columns, index, further, self.spec.unit, wide=self.spec.wide)
 
 
 @dataclass(frozen=True)

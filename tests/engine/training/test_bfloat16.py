@@ -1,0 +1,320 @@
+"""Training in bfloat16: kernels against float64 of the same rounded numbers, and whole networks beside autocast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ticketry as tk
+from engine.training.test_region_step import Residual, library
+from engine.training.test_sparse_training import MODELS, data, resnet
+from samples import sample
+from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.window import Window
+from ticketry.engine.training.nodes import Conv, Pool, Region
+from ticketry.engine.training.region_step import RegionStep
+from ticketry.errors import EngineError, UsageError
+
+pytest.importorskip("llvmlite")
+
+needs_bfloat16 = pytest.mark.skipif(not target().bf16, reason="the processor does not multiply bfloat16")
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """The nearest bfloat16, as float64."""
+    return tensor.detach().bfloat16().double()
+
+
+def near(found: Tensor | None, exact: Tensor | None, what: str, *, roundings: int) -> None:
+    """As near as so many roundings to bfloat16 of each number, and sums in float32, allow."""
+    assert found is not None, what
+    assert exact is not None, what
+    found, exact = found.detach().double(), exact.detach().double()
+    assert found.shape == exact.shape, what
+    scale = float(exact.abs().max()) if exact.numel() else 0.0
+    assert bool(((found - exact).abs() <= roundings * exact.abs() / 256 + 1e-4 * scale + 1e-7).all()), what
+
+
+def check_layer(conv: nn.Conv2d, kept: Any, x: Tensor) -> None:
+    """Outputs and gradients of a layer against those of the same numbers in float64."""
+    with torch.no_grad():
+        conv.weight.mul_(torch.from_numpy(kept))
+    window = Window(conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+    node = Conv("x", "y", "0", conv.in_channels, conv.out_channels, window, conv.groups, conv.bias is not None)
+    model = nn.Sequential(conv)
+    region = Region(("x",), ("y",), (node,))
+    step = RegionStep(region, dict(model.named_modules()), {"0": kept}, library("host"), half=True)
+    mine, theirs = x.clone().requires_grad_(), rounded(x).requires_grad_()
+    (y,) = step([mine])
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert y.dtype == torch.bfloat16
+    y.backward(gradient)
+    twin = copy.deepcopy(conv).double()
+    with torch.no_grad():
+        twin.weight.copy_(rounded(conv.weight))
+    truth = twin(theirs)
+    truth.backward(gradient.double())
+    near(y, truth, "output", roundings=1)
+    assert mine.grad is not None
+    assert mine.grad.dtype == torch.float32
+    # With a stride that leaves pixels out, what is there is rounded, then added to.
+    near(mine.grad, theirs.grad, "gradient of the input", roundings=1 if conv.stride == (1, 1) else 4)
+    assert conv.weight.grad is not None
+    assert twin.weight.grad is not None
+    near(conv.weight.grad, twin.weight.grad * torch.from_numpy(kept), "gradient of the weight", roundings=0)
+    assert not conv.weight.grad[torch.from_numpy(~kept)].any()
+    if conv.bias is not None:
+        assert twin.bias is not None
+        near(conv.bias.grad, twin.bias.grad, "gradient of the bias", roundings=0)
+
+
+def any_layer(draw: Any) -> None:
+    pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups, share = draw(st.sampled_from([1, 1, 2, 3])), draw(st.sampled_from([1, 4, 5, 6, 16]))
+    inputs, outputs = groups * draw(st.integers(1, 9)), groups * share * draw(st.integers(1, 3))
+    size, dilation, stride = draw(pairs), draw(st.one_of(st.just((1, 1)), pairs)), draw(pairs)
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, size, padding, strict=True)]
+    height, width = (low + draw(st.integers(0, 17)) for low in least)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    torch.manual_seed(int(rng.integers(2**31)))
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, draw(st.booleans()))
+    kept = rng.random((outputs // share, *conv.weight.shape[1:])) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    x = torch.randn(draw(st.sampled_from([1, 5, 32, 70])), inputs, height, width)
+    check_layer(conv, np.repeat(kept, share, axis=0), x)
+
+
+@needs_bfloat16
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_layer_of_single_weights_or_of_groups(data: st.DataObject) -> None:
+    any_layer(data.draw)
+
+
+@needs_bfloat16
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_many_layers(data: st.DataObject) -> None:
+    any_layer(data.draw)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("inputs", "outputs", "images"), [(70, 33, 20), (1, 1, 1), (300, 12, 128)])
+def test_linear(inputs: int, outputs: int, images: int) -> None:
+    """As a convolution over one pixel."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, 1)
+    check_layer(conv, np.random.default_rng(0).random(conv.weight.shape) < 0.2, torch.randn(images, inputs, 1, 1))
+
+
+def error(found: Tensor | None, exact: Tensor) -> float:
+    """The norm of the difference / that of the truth."""
+    assert found is not None
+    exact = exact.detach().double()
+    return float((found.detach().double() - exact).norm() / exact.norm().clamp_min(1e-12))
+
+
+def no_worse(mine: dict[str, Tensor], theirs: dict[str, Tensor], exact: dict[str, Tensor], more: float) -> None:
+    """Errors beside autocast's. Of a few numbers chance has the word: so of each at most a few times theirs."""
+    errors = {name: (error(mine[name], one), error(theirs[name], one)) for name, one in exact.items()}
+    for name, (one, other) in errors.items():
+        assert one <= 3 * other + 0.01, (name, one, other)
+    ours, torchs = (float(np.median([pair[side] for pair in errors.values()])) for side in range(2))
+    assert ours <= more * torchs, (ours, torchs)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("images", [32, 45])
+def test_everything_that_regions_know(images: int) -> None:
+    """Norms, sums and pools. The last block of 45 images is not full."""
+    torch.manual_seed(3)
+    model = Residual()
+    rng = np.random.default_rng(1)
+    kept = {name: rng.random(model.get_submodule(name).weight.shape) < 0.4 for name in "ade"}
+    with torch.no_grad():
+        for name, mask in kept.items():
+            model.get_submodule(name).weight.mul_(torch.from_numpy(mask))
+    half, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    step = RegionStep(model.region, dict(model.named_modules()), kept, library("host"), half=True)
+    x = 1 + torch.randn(images, 3, 10, 8)
+    found: list[dict[str, Tensor]] = []
+    for kind in (model, half, exact):
+        given = (x.double() if kind is exact else x.clone()).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind is half):
+            y = step([given])[0] if kind is model else kind(given)
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+        y.backward(gradient.to(y.dtype))
+        named = {name: one.grad for name, one in kind.named_parameters()}
+        masks = {f"{name}.weight": torch.from_numpy(mask) for name, mask in kept.items()}
+        named = {name: one * masks[name] if name in masks else one for name, one in named.items() if one is not None}
+        found.append({"output": y.detach(), "input": given.grad, **named, **dict(kind.named_buffers())})
+    no_worse(*found, more=1.25)
+
+
+@needs_bfloat16
+def test_a_max_pool_whose_windows_overlap() -> None:
+    x = torch.randint(-3, 4, (40, 3, 9, 7)).float()
+    region = Region(("x",), ("y",), (Pool("x", "y", (3, 3), True, (2, 2), (1, 1)),))
+    step = RegionStep(region, {}, {}, library("host"), half=True)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (y,) = step([mine])
+    expected = F.max_pool2d(theirs, 3, 2, 1)
+    assert torch.equal(y.float(), expected)
+    y.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(mine.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+def steps(model: nn.Module, x: Tensor, y: Tensor, count: int, *, cast: bool = True) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-3)
+    found = []
+    for _ in range(count):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", sample([name for name in MODELS if name != "lenet-300-100"], ["resnet"]))
+def test_thirty_steps_as_under_autocast(name: str) -> None:
+    """As far from float32 as autocast is, and pruned weights exactly 0."""
+    build: Callable[[], nn.Module]
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = build().train()
+    twins = [copy.deepcopy(model) for _ in range(2)]
+    mask = tk.prune(model, density=0.2)
+    x, y = data(shape, 64)
+    fast = tk.sparse_training(model, mask, x, precision="bf16")
+    assert "in bfloat16" in repr(fast)
+    found = steps(fast, x, y, 30)
+    autocast, plain = [], []
+    for twin, made, cast in ((twins[0], autocast, True), (twins[1], plain, False)):
+        with tk.hold(twin, mask):
+            made += steps(twin, x, y, 30, cast=cast)
+    far = max(abs(a - b) for a, b in zip(autocast, plain, strict=True))
+    assert 0 < max(abs(a - b) for a, b in zip(found, plain, strict=True)) <= max(2 * far, 0.02)
+    assert found[-1] < 0.75 * found[0]
+    assert {layer.where for layer in fast.layers()} == {"engine"} or "faster dense" in repr(fast)
+    for parameter, kept in zip(mask.parameters(model).values(), mask.values(), strict=True):
+        assert parameter.dtype == torch.float32
+        assert not parameter[~kept].any()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("density", [0.2, 0.1])
+def test_gradients_beside_those_of_autocast(density: float) -> None:
+    """Of a whole network against float64 under the mask: no larger an error than autocast's own."""
+    torch.manual_seed(0)
+    model = resnet(32).train()
+    mask = tk.prune(model, density=density, distribution="layerwise")
+    with torch.no_grad():
+        for parameter, kept in zip(mask.parameters(model).values(), mask.values(), strict=True):
+            parameter.mul_(kept)
+    half, exact = copy.deepcopy(model), copy.deepcopy(model).double()
+    x, y = data((3, 16, 16), 64)
+    fast = tk.sparse_training(model, mask, x, precision="bf16")
+    found: list[dict[str, Tensor]] = []
+    for kind, call in ((model, fast), (half, half), (exact, exact)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind is not exact):
+            loss = F.cross_entropy(call(x.double() if kind is exact else x), y)
+        loss.backward()
+        named = {name: one.grad for name, one in kind.named_parameters() if one.grad is not None}
+        found.append({name: one * mask[name] if name in mask else one for name, one in named.items()})
+    no_worse(*found, more=1.1)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("images", [80, 20])
+def test_the_same_bits_twice_and_several_threads(images: int) -> None:
+    """Each takes blocks of images, or shares operations where there are fewer blocks."""
+    found: dict[int, list[dict[str, Tensor]]] = {1: [], 3: []}
+    before = torch.get_num_threads()
+    try:
+        for threads, states in found.items():
+            torch.set_num_threads(threads)
+            for _ in range(2):
+                torch.manual_seed(0)
+                model = resnet()
+                x, y = data((3, 16, 16), images)
+                steps(tk.sparse_training(model, tk.prune(model, density=0.1), x, precision="bf16"), x, y, 3)
+                states.append(model.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    for states in found.values():
+        assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+    for name, one in found[1][0].items():
+        torch.testing.assert_close(one, found[3][0][name], rtol=0.02, atol=0.02)
+
+
+class Mixed(nn.Module):
+    """Regions with a layer between them that kernels do not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.c(self.b(self.a(x))))
+        return self.head(x.mean((2, 3)))
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.forward(x) * 2
+
+
+@needs_bfloat16
+def test_what_autocast_does_around_kernels() -> None:
+    """Calls compute as under autocast, whether it is there or not; outside of it they give float32."""
+    torch.manual_seed(0)
+    model = Mixed().train()
+    mask = tk.prune(model, density=0.3, distribution="layerwise", scope=tk.scope(model, spare=["head"]))
+    x = torch.randn(40, 3, 8, 8)
+    fast = tk.sparse_training(model, mask, x, precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, expected = fast(x), model(x)
+    outside = fast(x)
+    assert (inside.dtype, outside.dtype, expected.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert torch.equal(inside.float(), outside)
+    torch.testing.assert_close(inside, expected, rtol=0.05, atol=0.02)
+    outside.sum().backward()
+    assert all(one.grad is not None and one.grad.dtype == torch.float32 for one in model.parameters())
+    with fast.running():
+        assert torch.equal(model.read(x), 2 * outside)
+    assert torch.equal(fast.eval()(x), model(x))  # the model itself, in float32
+
+
+@needs_bfloat16
+def test_layers_over_tokens_run_in_torch() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).train()
+    mask = tk.prune(model, density=0.1, distribution="layerwise")
+    x = torch.randn(4, 32, 64)
+    fast = tk.sparse_training(model, mask, x, precision="bf16")
+    fast(x).sum().backward()
+    assert {(layer.where, layer.why) for layer in fast.layers()} == {("torch", "over tokens: no kernels in bfloat16")}
+
+
+def test_clear_errors() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).train()
+    mask, x = tk.prune(model, density=0.2), torch.randn(2, 3, 8, 8)
+    with pytest.raises(UsageError, match="precision 'fp16' is not known: fp32, bf16"):
+        tk.sparse_training(model, mask, x, precision="fp16")
+    with pytest.raises(EngineError, match=r"do not multiply bfloat16.*AVX512-BF16.*precision='fp32'"):
+        tk.sparse_training(model, mask, x, target="generic", precision="bf16")
+    fast = tk.sparse_training(model, mask, x)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(EngineError, match=r"bfloat16.*precision='bf16'"):
+        fast(x.bfloat16())
