@@ -40,6 +40,8 @@ from ticketry.tasks.recipe import Recipe
 
 pytest.importorskip("llvmlite")
 
+needs_bfloat16 = pytest.mark.skipif(not target_module.target().bf16, reason="the processor does not multiply bfloat16")
+
 RECIPE = Recipe(length="60it", batch=64, lr=0.05, momentum=0.9, weight_decay=1e-4)
 MakeLab = Callable[..., Lab]
 
@@ -110,7 +112,7 @@ def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     found = share_of(rebuilt(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
     assert found.left_out == pytest.approx(share, abs=1e-6)
     assert found.inside == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
-    for kernels, enough in (("auto", share >= LEAST), ("sparse", share > 0)):
+    for kernels, enough in (("auto", share >= LEAST["fp32"]), ("sparse", share > 0)):
         segment = made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=RECIPE)
         assert segment.arithmetic.kernels == (kernels_here() if enough else "dense")
 
@@ -229,10 +231,20 @@ def test_unknown_kernels(tmp_path):
         Lab(tmp_path, kernels="fast")
 
 
-def test_bfloat16(made):
-    with pytest.raises(UsageError, match=r"compute in float32.*--precision fp32, or --kernels dense"):
+def test_a_processor_without_bfloat16(made, monkeypatch):
+    here = replace(target_module.target(), bf16=False)
+    monkeypatch.setattr(kernels_module, "target", lambda: here)
+    with pytest.raises(UsageError, match=r"not multiply bfloat16.*--precision fp32, or --kernels dense"):
         made("sparse", precision="bf16").segment(NormsTask(), start=0)
     assert segment_of(made("auto", precision="bf16")).arithmetic.kernels == "dense"
+
+
+@needs_bfloat16
+def test_bfloat16_has_a_name_of_its_own(made):
+    for kernels in ("sparse", "auto"):
+        segment = segment_of(made(kernels, precision="bf16"), density=0.1)
+        assert segment.arithmetic.kernels == kernels_here("bf16") == f"{kernels_here()} bf16"
+        assert segment_of(made(kernels, precision="bf16"), density=0.9).arithmetic.kernels == "dense"
 
 
 def test_a_gpu(made, monkeypatch):
@@ -269,6 +281,23 @@ def test_a_training_of_another_processor(made):
     other = replace(segment, arithmetic=replace(segment.arithmetic, kernels="sparse 0 of-another"))
     with pytest.raises(EngineError, match=r"'sparse 0 of-another', and those of this machine are 'sparse"):
         lab.train(other)
+
+
+@needs_bfloat16
+def test_a_training_in_bfloat16(made):
+    """Losses as far from those in float32 as autocast's are, weights that are removed at 0, metrics those of torch."""
+    lab = made("sparse", precision="bf16")
+    segment = segment_of(lab, last=50)
+    result = lab.train(segment)
+    found = [loss for _, loss in result.record["loss"]]
+    autocast = losses_of(other := made("dense", precision="bf16"), segment_of(other, last=50))
+    plain = losses_of(other := made("dense", precision="fp32"), segment_of(other, last=50))
+    assert len(found) == len(plain) == 50
+    assert found != autocast
+    far = max(abs(one - other) for one, other in zip(autocast, plain, strict=True))
+    assert 0 < max(abs(one - other) for one, other in zip(found, plain, strict=True)) <= max(2 * far, 0.02)
+    state, mask = lab.state(result), lab.store.get_mask(segment.mask)
+    assert all(state[name].dtype == torch.float32 and not state[name][~kept].any() for name, kept in mask.items())
 
 
 # -- the same training -------------------------------------------------------------------------------------------------
@@ -344,11 +373,12 @@ def busy(until: threading.Event) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_bits_on_another_load_and_with_kernels_from_the_cache(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
+def test_the_same_bits_on_another_load_and_with_kernels_from_the_cache(made, precision, tmp_path, monkeypatch):
     found = []
     for load in (0, 3):
         monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "kernels"))  # empty at first, then not
-        lab, done = made("sparse", precision="fp32"), threading.Event()
+        lab, done = made("sparse", precision=precision), threading.Event()
         others = [threading.Thread(target=busy, args=(done,)) for _ in range(load)]
         for other in others:
             other.start()
@@ -366,7 +396,7 @@ import sys
 sys.path[:0] = {paths!r}
 from test_kernels import KilledAt, Store, segment_of, execute
 from ticketry.lab.lab import Lab
-lab = Lab({store!r}, kernels="sparse", precision="fp32")
+lab = Lab({store!r}, kernels="sparse", precision={precision!r})
 execute(lab.store, None, segment_of(lab), (), KilledAt(checkpoint_seconds=1e-9))
 """
 
@@ -380,14 +410,16 @@ class KilledAt(Watch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_killed_and_gone_on_with(made, tmp_path):
-    whole = made("sparse", precision="fp32")
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
+def test_killed_and_gone_on_with(made, precision, tmp_path):
+    whole = made("sparse", precision=precision)
     segment = segment_of(whole)
     whole.train(segment)
     paths, store = [str(Path(__file__).parent), *sys.path], tmp_path / "killed"
-    ended = subprocess.run([sys.executable, "-c", KILLED.format(paths=paths, store=str(store))], check=False)
+    script = KILLED.format(paths=paths, store=str(store), precision=precision)
+    ended = subprocess.run([sys.executable, "-c", script], check=False)
     assert ended.returncode == -signal.SIGKILL
-    with Lab(store, kernels="sparse", precision="fp32") as lab:
+    with Lab(store, kernels="sparse", precision=precision) as lab:
         step, _ = lab.store.partial(segment.trajectory, segment.last)
         assert 0 < step <= 37
         assert execute(lab.store, None, segment_of(lab), (), Watch()).steps == segment.last - step

@@ -96,7 +96,9 @@ class RegionStep:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
             rows, item = frozenset(self.rows), HALF if self.half else FLOAT
-            self._plans[key] = planned(self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item)
+            self._plans[key] = planned(
+                self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item
+            )
         return self._plans[key]
 
     def begin(

@@ -226,7 +226,8 @@ def _train(lab: Lab, task: Task, trajectory: str, step: int, sources: Sources, *
     blobs: Iterable[str] = described.pop("blobs", ())
     segment = Segment.from_description({**described, "last": step}, task)
     if segment.arithmetic.kernels != DENSE_KERNELS:
-        segment = replace(segment, arithmetic=replace(segment.arithmetic, kernels=kernels_here()))
+        arithmetic = segment.arithmetic
+        segment = replace(segment, arithmetic=replace(arithmetic, kernels=kernels_here(arithmetic.precision)))
     again: dict[str, str] = {}
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
         if made_by := sources.maker(digest):

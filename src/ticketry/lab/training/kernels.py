@@ -2,7 +2,7 @@
 
 What was decided is part of a segment's arithmetic, and so of its key: ``dense``, which adds nothing to it, or
 ``sparse`` with the version of the kernels' numbers and the class of processors (the width of its vectors), on which
-bits depend. Nothing is ever timed for it.
+bits depend, and ``bf16`` where they compute as autocast does. Nothing is ever timed for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import nn
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, scope
+from ticketry.engine.cpu.bfloat import FLOAT, HALF
 from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.training.layout import IMAGES
+from ticketry.engine.cpu.training.layout import images_of
 from ticketry.engine.training.capture import full
 from ticketry.engine.training.sparse_training import ALL_WEIGHTS, VERSION, SparseTraining
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
@@ -31,7 +32,7 @@ from ticketry.tasks.task import Course, Task
 
 KERNELS = ("auto", DENSE, "sparse")
 
-LEAST = 0.4
+LEAST = {"fp32": 0.4, "bf16": 0.6}
 """The share of all multiplications that kernels have to leave out for ``auto`` to use them."""
 
 NEARLY_ALL = 0.9
@@ -48,9 +49,10 @@ FOLLOWED = 2
 """Examples that a network is followed on: it is their shape that matters."""
 
 
-def followed(batch: int) -> int:
+def followed(batch: int, precision: str = "fp32") -> int:
     """Examples that a network is followed on: a whole block of images runs where a batch that fills its blocks does."""
-    return IMAGES if full(batch) else FOLLOWED
+    half = precision == "bf16"
+    return images_of(HALF if half else FLOAT) if full(batch, half=half) else FOLLOWED
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ class Kernels:
         What has to compute with removed weights (gates), or has none (networks that are physically smaller), trains in
         torch. Of the others, ``sparse`` takes those under a mask for which the kernels gain in some layer, ``auto``
         those where they leave out `LEAST` of the multiplications, and dense or nearly dense networks where they do
-        `NEARLY_ALL` of them, on `DENSE_PROCESSORS`.
+        `NEARLY_ALL` of them, on `DENSE_PROCESSORS` in float32.
 
         Args:
             batch: examples of a step.
 
         Raises:
-            UsageError: ``sparse`` on a GPU or in bfloat16.
+            UsageError: ``sparse`` on a GPU, or in bfloat16 on a processor that does not multiply it.
             CaptureError: ``sparse`` for a network that cannot be followed, or is not in float32.
             MissingExtraError: ``sparse`` without llvmlite.
         """
@@ -106,15 +108,16 @@ class Kernels:
         if not all(one.sparse_kernels for one in variants):
             return plain
         mask = next((digest for one in variants if (digest := one.masked_by()) is not None), None)
-        return replace(plain, kernels=kernels_here()) if self._gains(task, mask, batch) else plain
+        gains = self._gains(task, mask, batch, plain.precision)
+        return replace(plain, kernels=kernels_here(plain.precision)) if gains else plain
 
-    def _gains(self, task: Task, mask: str | None, batch: int) -> bool:
-        known = self._known(task, mask, batch)
+    def _gains(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
+        known = self._known(task, mask, batch, precision)
         if self.asked == "sparse":
             return mask is not None and bool(known.get("left_out", 0.0) > 0)
-        if known.get("left_out", 0.0) >= LEAST:
+        if known.get("left_out", 0.0) >= LEAST[precision]:
             return True
-        return target().name in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
+        return precision == "fp32" and target().name in DENSE_PROCESSORS and known.get("inside", 0.0) >= NEARLY_ALL
 
     def _require(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
@@ -122,35 +125,37 @@ class Kernels:
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
                 " --device cpu, or --kernels dense"
             )
-        if plain.precision != "fp32":
+        here = target()  # raises where llvmlite is missing
+        if plain.precision != "fp32" and not here.bf16:
             raise UsageError(
-                f"sparse kernels compute in float32, and {task.name} would be trained in {plain.precision} here: choose"
-                " --precision fp32, or --kernels dense"
+                f"this processor does not multiply bfloat16, so sparse kernels compute in float32 here, and {task.name}"
+                f" would be trained in {plain.precision}: choose --precision fp32, or --kernels dense"
             )
-        target()  # raises where llvmlite is missing
-        if why := self._known(task, None, batch).get("why"):
+        if why := self._known(task, None, batch, plain.precision).get("why"):
             raise CaptureError(f"{task.name} cannot be trained in sparse kernels: {why} (or choose --kernels dense)")
 
     def _possible(self, plain: Arithmetic) -> bool:
-        if (plain.device, plain.precision) != ("cpu", "fp32"):
+        if plain.device != "cpu":
             return False
         try:
-            return target().name in PROCESSORS
+            here = target()
+            return here.name in PROCESSORS and (plain.precision == "fp32" or here.bf16)
         except MissingExtraError:
             return False
 
-    def _known(self, task: Task, mask: str | None, batch: int) -> dict[str, Any]:
+    def _known(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
         """Of a task's network under a stored mask (None for one that keeps all): the `Share` of kernels in it, or why
         there can be none. Remembered.
         """
-        examples = followed(batch)
-        key = digest_of({"kernels": VERSION, "task": dict(task.key()), "mask": mask, "examples": examples})
+        examples = followed(batch, precision)
+        described = {"kernels": VERSION, "task": dict(task.key()), "mask": mask, "examples": examples}
+        key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
         def found() -> dict[str, Any]:
             model = rebuilt(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
-                return asdict(share_of(model, kept, self._course(task).inputs(examples)))
+                return asdict(share_of(model, kept, self._course(task).inputs(examples), precision))
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
@@ -158,18 +163,18 @@ class Kernels:
             return self._store.remembered("kernels", key, found)
 
 
-def kernels_here() -> str:
+def kernels_here(precision: str = "fp32") -> str:
     """The sparse kernels of this library on this processor, as keys name them."""
-    return f"sparse {VERSION} {target().name}"
+    return f"sparse {VERSION} {target().name}" + ("" if precision == "fp32" else f" {precision}")
 
 
-def share_of(model: nn.Module, mask: Mask, inputs: Any) -> Share:
+def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
     """What kernels have of a forward pass. The model's weights are masked.
 
     Raises:
         CaptureError, EngineError: see `tk.sparse_training`.
     """
-    fast = SparseTraining(model.train(), mask, inputs, hooks=False)
+    fast = SparseTraining(model.train(), mask, inputs, precision=precision, hooks=False)
     layers = {f"{layer.name}.weight": layer for layer in fast.layers() if layer.where == "engine"}
     gone = {
         name: 1 - (layer.density or 0.0)
@@ -184,15 +189,15 @@ def share_of(model: nn.Module, mask: Mask, inputs: Any) -> Share:
     return Share(*(round(1 - some / found.dense, 6) for some in left))
 
 
-def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, kernels: str) -> SparseTraining:
+def in_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
     """The model with its steps in sparse kernels: the same parameters, whose mask, if any, somebody else holds.
 
     Raises:
         EngineError: if those kernels are not the ones of this machine.
     """
-    if kernels != (here := kernels_here()):
+    if arithmetic.kernels != (here := kernels_here(arithmetic.precision)):
         raise EngineError(
-            f"this training began in the kernels {kernels!r}, and those of this machine are {here!r}, which give other"
-            " bits: go on where it began, or run it anew here"
+            f"this training began in the kernels {arithmetic.kernels!r}, and those of this machine are {here!r},"
+            " which give other bits: go on where it began, or run it anew here"
         )
-    return SparseTraining(model, mask, inputs, hooks=False)
+    return SparseTraining(model, mask, inputs, precision=arithmetic.precision, hooks=False)

@@ -122,11 +122,11 @@ class Loop:
     @cached_property
     def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
         """Around the loss of a step: calls of the model run in the kernels of the segment."""
-        kernels = self.segment.arithmetic.kernels
-        if kernels == DENSE:
+        arithmetic = self.segment.arithmetic
+        if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
-        examples = self._course.inputs(followed(self.segment.recipe.batch))
-        return in_kernels(self.model, self._around.mask, examples, kernels).running
+        examples = self._course.inputs(followed(self.segment.recipe.batch, arithmetic.precision))
+        return in_kernels(self.model, self._around.mask, examples, arithmetic).running
 
     def _differentiated(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext

@@ -21,6 +21,7 @@ from ticketry.engine.cpu.planes.kernel_choice import Tiles
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.training.columns import filled_up
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, Side, apart, parts, shares, tiles
 from ticketry.engine.cpu.training.packing import Gather, scatter
 from ticketry.engine.cpu.training.pair_sums import PAIR, PairSums
@@ -211,7 +212,7 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
     cut = tiles(sides, size, lanes, most)
     made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
-    made = _filled_up(made, rows, TOGETHER)
+    made = filled_up(made, rows, TOGETHER)
     _check(made, x, cut, target)
     several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
     width = rows * FLOAT * lanes // TOGETHER
@@ -237,33 +238,6 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
         scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
     ]
     return WeightGradient(begin, ops, end, turns * lanes)
-
-
-def _filled_up(made: Tables, rows: int, together: int, *, once: bool = False) -> Tables:
-    """Tables whose segments have whole sets of columns: the last one again.
-
-    Those of several rows have columns of their own. Weights are in the order in which kernels take them: for each set
-    of columns those of one row after the other.
-
-    Args:
-        together: columns of a set.
-        once: whether a column that is there again has weights of 0; else it has its own.
-    """
-    counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
-    filled = -(-counts // together) * together
-    first, start = np.cumsum(counts) - counts, np.cumsum(filled) - filled
-    number, counted = np.arange(int(filled.sum())) - np.repeat(start, filled), np.repeat(counts, filled)
-    behind = np.minimum(number, counted - 1)
-    segments, chunks = made.segments.copy(), made.chunks.copy()
-    segments[:, 0] = filled << FLAG_BITS
-    chunks[:, 2] = start[chunks[:, 0] // (4 * segments.shape[1])]
-    columns = made.columns[np.repeat(first if rows == 1 else made.segments[:, 2], filled) + behind]
-    weights = made.weights[np.repeat(first, filled) + behind]
-    if once:
-        weights[number >= counted] = 0
-    if rows > 1:
-        weights = weights.reshape(-1, together, rows).swapaxes(1, 2).reshape(-1)
-    return replace(made, segments=segments, chunks=chunks, columns=columns, weights=weights)
 
 
 def _reached(window: Window, axis: int, position: int, tap: int) -> int:
@@ -342,7 +316,7 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
     near = FAR if half else _near(target, size)
     made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, near, chunks)
     _check(made, x, cut, target)
-    made = _filled_up(made, rows, PAIR, once=True) if half else made
+    made = filled_up(made, rows, PAIR, once=True) if half else made
     index = made.weights.reshape(-1) - 1
     weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
     for part in parts(x.blocks, size):
