@@ -242,8 +242,7 @@ def _again(name: str, makers: Mapping[str, Norm], plan: Plan) -> None:
     node = makers[name]
     _again(node.x, makers, plan)
     values = [plan.values[node.x], plan.make(node.y, "backward")]
-    found = operations(Scale, values, plan.live, plan.target, relu=node.relu, residual=False)
-    slot = plan.add("backward", found)
+    slot = plan.add("backward", operations(Scale, values, plan.live, plan.target, relu=node.relu, residual=False))
 
     def fill(call: Call) -> None:
         numbers_of(plan.program.ops[slot.number])[:] = call.saved[node.y][2]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ticketry.engine.cpu import bfloat
+import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.activations import activate, slope
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes

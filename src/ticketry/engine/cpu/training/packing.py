@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ticketry.engine.cpu import bfloat
+import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op

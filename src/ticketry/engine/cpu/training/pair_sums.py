@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ticketry.engine.cpu import bfloat
+import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS

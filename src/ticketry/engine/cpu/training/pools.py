@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.engine.cpu import bfloat
+import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.program import Op

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ticketry.engine.cpu import bfloat
+import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
