@@ -3,8 +3,8 @@
 SparseProp (Nikdan et al. 2023, arXiv 2302.04852; https://github.com/IST-DASLab/sparseprop) is run as it is, if it can
 be imported: it is no part of this repository. Of its two kernels for convolutions each layer has the one that is faster
 here. A layer stands alone, so that both sides bring values into their layout and out of it again; in a whole network
-only SparseProp does so at every layer. There it chooses for each layer, as its own function does, whether to run
-densely. Before anything is timed, gradients of both are compared.
+only SparseProp does so at every layer, and chooses for each, as its own function does, whether to run densely. On both
+sides the gradients of weights are of those that are kept. Before anything is timed, gradients of both are compared.
 
     python benchmarks/training_peer.py --from FOLDER     # of a clone in which its extension is built
 """
@@ -17,7 +17,7 @@ import copy
 import io
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,22 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 class Backward:
     """The backward pass of a call, timed by itself: to its input too, unless that is what a network begins with."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor, *, whole: bool = False) -> None:
+    def __init__(
+        self,
+        call: Callable[[Tensor], Tensor],
+        x: Tensor,
+        dy: Tensor,
+        parameters: Iterable[Tensor],
+        *,
+        whole: bool = False,
+    ) -> None:
         self.call, self.x, self.dy = call, x.clone().requires_grad_(not whole), dy
+        self.parameters = list(parameters)
 
     def __call__(self) -> float:
         """Processor seconds."""
-        self.x.grad = None
+        for one in (self.x, *self.parameters):
+            one.grad = None
         y = self.call(self.x)
         return timed(lambda: y.backward(self.dy))
 
@@ -67,6 +77,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         sys.exit("SparseProp is not installed: build it from its repository, and give its folder with --from")
     rows = []
     for what, (made, shape) in LAYERS.items():
+        if arguments.layers not in what:
+            continue
         torch.manual_seed(0)
         layer = nn.Sequential(made())
         mask = synthetic(layer, "unstructured", arguments.density)
@@ -75,11 +87,13 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         theirs = {"linear": SparseLinear.from_dense(layer[0])} if len(shape) == 1 else both(SparseConv2d, layer[0])
         dy = torch.randn_like(layer(x))
         ours = tk.sparse_training(copy.deepcopy(layer), mask, x)
-        cases = {"ours": Backward(ours, x, dy), "torch": Backward(copy.deepcopy(layer), x, dy)}
-        cases |= {f"theirs, {name}": Backward(one, x, dy) for name, one in theirs.items()}
-        check(cases, ours, theirs, mask["0.weight"])
+        rows_of = dict(ours.named_kept_parameters())
+        cases = {"ours": Backward(ours, x, dy, rows_of.values())}
+        cases["torch"] = Backward(twin := copy.deepcopy(layer), x, dy, twin.parameters())
+        cases |= {f"theirs, {name}": Backward(one, x, dy, one.parameters()) for name, one in theirs.items()}
+        check(cases, rows_of["0.weight"], theirs)
         rows.append(row(f"{what}, batch {arguments.batch}", cases, arguments))
-    return [*rows, *networks(arguments)]
+    return rows if arguments.layers else [*rows, *networks(arguments)]
 
 
 def both(made: Any, conv: nn.Module) -> dict[str, nn.Module]:
@@ -87,14 +101,13 @@ def both(made: Any, conv: nn.Module) -> dict[str, nn.Module]:
     return {name: made.from_dense(conv, over) for name, over in (("images", False), ("columns", True))}
 
 
-def check(cases: Mapping[str, Backward], ours: nn.Module, theirs: Mapping[str, nn.Module], kept: Tensor) -> None:
+def check(cases: Mapping[str, Backward], weight: Tensor, theirs: Mapping[str, nn.Module]) -> None:
     """Ends the benchmark where gradients differ."""
     for case in cases.values():
         case()
-    (weight,) = (parameter for name, parameter in ours.named_parameters() if name.endswith("weight"))
     assert weight.grad is not None
     for name, one in theirs.items():
-        pairs = [(one.W_val.grad, weight.grad[kept]), (cases[f"theirs, {name}"].x.grad, cases["ours"].x.grad)]
+        pairs = [(one.W_val.grad, weight.grad), (cases[f"theirs, {name}"].x.grad, cases["ours"].x.grad)]
         for other, mine in pairs:
             assert other is not None
             assert mine is not None
@@ -127,10 +140,14 @@ def networks(arguments: argparse.Namespace) -> list[Row]:
         with contextlib.redirect_stdout(io.StringIO()):
             swapped = swap_modules_with_sparse(model, tuple(x.shape))
         count = sum(type(one).__module__.startswith("sparseprop") for one in swapped.modules())
-        fast = tk.sparse_training(copy.deepcopy(model), mask, x)
+        fast, twin = tk.sparse_training(copy.deepcopy(model), mask, x), copy.deepcopy(model)
         cases = {
-            which: Backward(lambda x, one=one, y=y: F.cross_entropy(one(x), y), x, torch.ones(()), whole=True)
-            for which, one in (("ours", fast), ("torch", copy.deepcopy(model)), ("theirs", swapped))
+            which: Backward(lambda x, one=one, y=y: F.cross_entropy(one(x), y), x, torch.ones(()), moved, whole=True)
+            for which, one, moved in (
+                ("ours", fast, fast.kept_parameters()),
+                ("torch", twin, list(twin.parameters())),
+                ("theirs", swapped, list(swapped.parameters())),
+            )
         }
         rows.append(row(f"{name}, batch {arguments.batch}, {count} layers in their kernels", cases, arguments))
     return rows
@@ -141,6 +158,7 @@ if __name__ == "__main__":
     options.add_argument("networks", nargs="*", default=["resnet-18"])
     options.add_argument("--from", dest="source", type=Path, help="folder that SparseProp is imported from")
     options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--layers", default="", help="only layers with this in their names, and no networks")
     options.add_argument("--density", type=float, default=0.1)
     options.add_argument("--rounds", type=int, default=5)
     main("training_peer", measure, options)
