@@ -34,3 +34,8 @@ def test_what_is_not(values: dict[str, object], reason: str) -> None:
         check_choices(Settings(**values))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=f"trip: {reason[1:]}"):
         check_choices(Settings(**values), "trip: ")  # type: ignore[arg-type]
+
+
+def test_the_nearest_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^way 'neer' is not known: far, near; did you mean near\?$"):
+        check_choices(Settings(way="neer"))  # type: ignore[arg-type]

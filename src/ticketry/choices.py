@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ticketry.errors import UsageError
+from ticketry.registry import did_you_mean
 
 
 def check_choices(settings: Any, of: str = "") -> None:
@@ -33,7 +34,14 @@ def check_choices(settings: Any, of: str = "") -> None:
 def check_choice(what: str, word: object, known: Iterable[Any]) -> None:
     """Raises `UsageError`, with the choices, unless `word` is one of the `known`; `what` is said before it."""
     if word not in known:
-        raise UsageError(f"{what} {word!r} is not known: {', '.join(str(one) for one in known if one)}")
+        raise UsageError(f"{what} {word!r} is not known: {listed(word, known)}")
+
+
+def listed(word: object, known: Iterable[Any]) -> str:
+    """The choices as a message has them, and the nearest to a word that is none of them."""
+    names = [str(one) for one in known if one]
+    near = did_you_mean(str(word), names).rstrip()
+    return f"{', '.join(names)}{near and f'; {near}'}"
 
 
 @lru_cache(maxsize=256)

@@ -256,7 +256,8 @@ def _is_ours(module: str) -> bool:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question with the nearest names, and a space after it; nothing if none is near."""
-    near = get_close_matches(name.lower(), list(known), n=3, cutoff=0.75)
+    cutoff = 0.75 if len(name) > 4 else 0.65  # one letter of three is another
+    near = get_close_matches(name.lower(), list(known), n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 

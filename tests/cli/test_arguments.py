@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pytest
 
 from ticketry.cli.arguments import parse, values_of
+from ticketry.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,3 +58,49 @@ def test_values_of_options_may_have_commas(words: list[str], options: tuple[str,
 def test_a_list_inside_a_group() -> None:
     found = parse(Arguments, ["--recipe.milestones", "50%,75%"], prog="test", description="")
     assert found.recipe.milestones == ("50%", "75%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    density: float | None = None
+    densities: tuple[float, ...] = ()
+    sparsity: float | None = None
+    device: Literal["auto", "cpu"] = "auto"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--density", "64.3%"], Shares(density=0.643)),  # 64.3 / 100 as floats is 0.6429999999999999
+        (["--density=10%"], Shares(density=0.1)),
+        (["--densities", "50%,0.2", "5 %"], Shares(densities=(0.5, 0.2, 0.05))),
+        (["--sparsity", "90%", "--device", "cpu"], Shares(sparsity=0.9, device="cpu")),
+    ],
+)
+def test_densities_in_percent(words: list[str], expected: Shares) -> None:
+    assert parse(Shares, words, prog="test", description="") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--density", "10"], r"not 10: 10 %\? write 10% or 0\.1$"),
+        (["--sparsity", "90"], r"not 90: 90 %\? write 90% or 0\.9$"),
+        (["--densities", "0.5,20"], r"20 %\? write 20% or 0\.2$"),
+        (["--density", "0%"], r"0 < density <= 1, not 0%$"),
+        (["--density", "a tenth"], r"'a tenth' is no share: write it as 0\.1 or as 10%$"),
+        (["--device", "cpi"], r"^--device 'cpi' is not known: auto, cpu; did you mean cpu\?$"),
+    ],
+)
+def test_what_a_user_probably_meant(words: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse(Shares, words, prog="test", description="")
+
+
+def test_choices_of_a_group_are_checked_too() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        recipe: Shares = dataclasses.field(default_factory=Shares)
+
+    with pytest.raises(UsageError, match=r"^--recipe\.device 'atuo' is not known: auto, cpu; did you mean auto\?$"):
+        parse(Outer, ["--recipe.device", "atuo"], prog="test", description="")

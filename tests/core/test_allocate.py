@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from math import floor, inf, nan, prod
 
@@ -380,3 +381,29 @@ def test_shared_out_is_exact_fair_and_within_capacity(pairs, data):
 def test_prod_of_shapes_is_the_denominator():
     found = {"a": torch.rand(3, 4), "b": torch.rand(5)}
     assert allocate(found, 0.5).total == prod((3, 4)) + 5
+
+
+@quick
+@given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
+def test_a_collapse_names_a_density_without_one(scores, density, distribution):
+    total = sum(score.numel() for score in scores.values())
+    try:
+        allocate(scores, density, distribution=distribution)
+    except LayerCollapseError as error:
+        told = str(error)
+    else:
+        assume(False)
+    enough = float(re.search(r"(?:in each is|in each at) ([\d.e-]+):", told)[1])
+    kept = allocate(scores, enough, distribution=distribution).kept
+    assert ("the lowest" in told) == (distribution == "global")
+    if distribution == "global":  # tried one by one: every smaller number of weights leaves some layer empty
+        for fewer in range(1, kept):
+            with pytest.raises(LayerCollapseError):
+                allocate(scores, fewer / total)
+
+
+def test_no_density_is_named_where_a_layer_has_no_candidates():
+    scores = {"a": torch.ones(4), "b": torch.ones(4)}
+    within = Mask({"a": torch.ones(4, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.bool)})
+    with pytest.raises(LayerCollapseError, match="choose a higher one, another distribution"):
+        allocate(scores, 0.25, within=within)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from math import inf, nan
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.pattern import DISTRIBUTIONS, check_density, check_distribution, kept_elements
+from ticketry.core.pattern import DISTRIBUTIONS, check_density, check_distribution, check_share, kept_elements, share_of
+from ticketry.core.prune import prune
 from ticketry.errors import UsageError
 
 
@@ -51,3 +54,36 @@ def test_distributions_are_known_by_name():
     assert [check_distribution(name) for name in DISTRIBUTIONS] == ["global", "layerwise", "uniform", "erk"]
     with pytest.raises(UsageError, match="'lamp' is not known: global, layerwise, uniform, erk"):
         check_distribution("lamp")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("10%", 0.1), (" 64.3 %", 0.643), ("0.25", 0.25), ("100%", 1.0), ("1e-1%", 0.001)]
+)
+def test_percentages_are_exact_in_their_decimals(text, share):
+    assert check_density(text) == share_of(text) == share
+    assert check_share("density", text) == share
+
+
+def test_a_sparsity_in_percent():
+    assert check_density(sparsity="90%") == 0.1
+    assert check_share("sparsity", "90%") == 0.9
+
+
+@pytest.mark.parametrize("text", ["ten", "%", "", "1/3", "1,5%", "1e999999999%"])
+def test_what_is_no_share(text):
+    with pytest.raises(UsageError, match=r"is no share: write it as 0\.1 or as 10%"):
+        check_density(text)
+
+
+@pytest.mark.parametrize(("density", "meant"), [(10, "10 %? write 10% or 0.1"), (2.5, "2.5 %? write 2.5% or 0.025")])
+def test_a_number_above_1_was_a_percentage(density, meant):
+    with pytest.raises(UsageError, match=re.escape(meant)):
+        check_density(density)
+
+
+def test_prune_takes_a_percentage():
+    model = torch.nn.Linear(40, 50)
+    assert prune(model, "10%").kept == 200
+    assert prune(model, sparsity="90%").kept == 200
+    with pytest.raises(UsageError, match=re.escape("10 %? write 10% or 0.1")):
+        prune(model, 10)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.errors import UsageError
-from ticketry.experiments.request import SearchRequest
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.request import SearchRequest, request_of
 from ticketry.experiments.run_file import read_run_file, run_file
 from ticketry.lab.search_result import Seeds
 from ticketry.search import method
@@ -193,3 +194,17 @@ def test_settings_all_have_a_place_in_the_file(tmp_path):
     wanted = {name: value for name, value in dataclasses.asdict(run.settings).items() if value is not None}
     assert {name: tuple(v) if isinstance(v, list) else v for name, v in tables["settings"].items()} == wanted
     assert set(tables["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_densities_in_percent_in_keywords_and_run_files(tmp_path):
+    given = {"densities": ["50%", 0.2]}
+    assert settings_of(given, ITERATIVE.Settings, what="test")[0].densities == (0.5, 0.2)
+    assert settings_of({"sparsity": "90%"}, ITERATIVE.Settings, what="test")[0].sparsity == 0.9
+    with pytest.raises(UsageError, match=re.escape("20 %? write 20% or 0.2")):
+        settings_of({"density": 20}, ITERATIVE.Settings, what="test")
+    file = tmp_path / "run.toml"
+    file.write_text('control_densities = "20%"\n[settings]\ndensity = "20%"\n')
+    assert read_run_file(file)["control_densities"] == "20%"
+    assert request_of(ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities="20%") == request_of(
+        ITERATIVE, DIGITS, ITERATIVE.Settings(densities=(0.2,)), control_densities=0.2
+    )

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from ticketry.choices import listed
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.lab.runners.stopping import heeded, name_of, say
 from ticketry.version import __version__
@@ -129,7 +130,9 @@ def _dispatch(words: list[str]) -> int:
         print(f"ticketry {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"ticketry: {words[0]!r} is no command: {', '.join(COMMANDS)} (see ticketry --help)", file=sys.stderr)
+        print(
+            f"ticketry: {words[0]!r} is no command: {listed(words[0], COMMANDS)} (see ticketry --help)", file=sys.stderr
+        )
         return 2
     module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")
     code: int = module.main(words[1:])

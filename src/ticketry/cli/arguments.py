@@ -13,6 +13,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from ticketry.choices import check_choice
+from ticketry.core.pattern import SHARES, check_share
+
 T = TypeVar("T")
 
 
@@ -23,6 +26,8 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     or by giving the flag several times.
     """
     separated = _gathered(words, set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set())
+    _check_words(kind, separated, prog)
+    separated = _with_shares(separated)
     return tyro.cli(
         kind,
         args=separated,
@@ -37,6 +42,71 @@ def values_of(words: Sequence[str], flag: str) -> list[str]:
     """The values of a list flag that has to be known before the rest is read."""
     gathered = _gathered(words, {flag})
     return gathered[gathered.index(flag) + 1 :] if flag in gathered else []
+
+
+def _check_words(kind: Any, words: Sequence[str], prog: str, prefix: str = "") -> None:
+    """Raises `UsageError` for a word that is none of the choices of its flag, of its place, or of the sub-commands."""
+    if not dataclasses.is_dataclass(kind):
+        commands = [name for one in typing.get_args(kind) if (name := _subcommand(one))]
+        if words and commands and not words[0].startswith("-"):
+            check_choice(f"{prog}:", words[0], commands)
+        return
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(inner):
+            for before in ("", f"{prefix}{field.name}."):  # its flags stand beside the others, or have its name
+                _check_words(inner, words, prog, before)
+        known, positional = _choices_of(hint)
+        flag = f"--{prefix}{field.name}".replace("_", "-")
+        if known and positional:
+            given, flag = [word for word in words[:1] if not _is_flag(word)], field.name
+        else:
+            given = _given(words, flag) if known else []
+        for word in given:
+            check_choice(flag, word, known)
+
+
+def _given(words: Sequence[str], flag: str) -> list[str]:
+    """What stands behind a flag, each time it is given."""
+    found = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, has_value, value = word.partition("=")
+        if name.replace("_", "-") == flag and (has_value or not _is_flag(following)):
+            found.append(value if has_value else following)
+    return found
+
+
+def _subcommand(kind: Any) -> str | None:
+    """The name of a sub-command, of the annotation that makes it one."""
+    return next((name for one in typing.get_args(kind)[1:] if (name := getattr(one, "name", None))), None)
+
+
+def _choices_of(hint: Any) -> tuple[tuple[str, ...], bool]:
+    """The words that a field may have (none: any), and whether it is known by its place."""
+    positional = False
+    while typing.get_origin(hint) is Annotated:
+        positional = positional or tyro.conf.Positional[str].__metadata__[0] in hint.__metadata__  # type: ignore[attr-defined]
+        hint = typing.get_args(hint)[0]
+    return (typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()), positional
+
+
+def _with_shares(words: Sequence[str]) -> list[str]:
+    """The words with densities as numbers: ``10%`` is 0.1."""
+    found, inside = [], ""
+    for word in words:
+        flag, has_value, value = word.partition("=")
+        if _is_flag(word):
+            inside = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+            found.append(f"{flag}={_shares(inside, value)}" if inside in SHARES and has_value else word)
+        else:
+            found.append(_shares(inside, word) if inside in SHARES else word)
+    return found
+
+
+def _shares(name: str, text: str) -> str:
+    return ",".join(str(check_share(name, part)) for part in text.split(","))
 
 
 def _list_flags(kind: Any, prefix: str = "") -> Iterable[str]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import tyro
 
+from ticketry.choices import listed
 from ticketry.cli.arguments import options_said, parse, values_of
 from ticketry.cli.bench import show
 from ticketry.cli.options import Printing, saying
 from ticketry.cli.verify import interim_teller, told
+from ticketry.core.pattern import check_share
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
@@ -244,11 +246,15 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
     for name in ("controls", "control_densities"):
         if name in values and not isinstance(values[name], tuple):
             values[name] = (values[name],)
+    if "control_densities" in values:
+        values["control_densities"] = tuple(
+            check_share("control_densities", one) for one in values["control_densities"]
+        )
     others = {"method", "options", "seeds", "settings", "recipe"}
     unknown = sorted(set(values) - known - others)
     if unknown:
         raise UsageError(
-            f"the run file has an unknown entry {unknown[0]!r}; known: {', '.join(sorted(known | others))}"
+            f"the run file has an unknown entry {unknown[0]!r}; known: {listed(unknown[0], sorted(known | others))}"
         )
     seeds = {f"{name}_seed": value for name, value in values.get("seeds", {}).items()}
     options = tuple(f"{name}={value}" for name, value in values.get("options", {}).items())
@@ -262,7 +268,9 @@ def _settings(chosen: Method, tables: Mapping[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(chosen.Settings)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: {', '.join(known)}")
+        raise UsageError(
+            f"the run file sets {unknown[0]!r}, which {chosen.name} does not have: {listed(unknown[0], sorted(known))}"
+        )
     return settings_of(values, chosen.Settings, what="the run file's [settings]")[0]
 
 

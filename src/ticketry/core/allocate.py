@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
 
@@ -19,9 +20,9 @@ from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 def allocate(
     scores: Mapping[str, Tensor],
-    density: float | None = None,
+    density: float | str | None = None,
     *,
-    sparsity: float | None = None,
+    sparsity: float | str | None = None,
     distribution: str = "global",
     within: Mask | None = None,
     half_rate: tuple[str, ...] = (),
@@ -82,8 +83,8 @@ def allocate(
             kept = max(kept, within.kept)  # the last inputs keep n too, where they are fewer than m
     _check_enough(kept, total, total if within is None else within.kept, wanted)
 
-    def shares(available: Mapping[str, int]) -> dict[str, int]:
-        return _shares(scores, available, kept, distribution, half_rate)
+    def shares(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
+        return _shares(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
         return allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
@@ -93,6 +94,10 @@ def allocate(
     rest = {name: values for name, (values, _) in flat.items() if name not in counts}
     counts |= _global_counts(rest, kept - sum(counts.values()))
     with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
+    if not least and not all(with_weights.values()):
+        enough = _enough(flat, with_weights, kept, total, shares)
+        # Shares of layers are rounded, so that a little less may do by luck; one ranking only ever gains.
+        raise _collapsed(with_weights, wanted, enough, lowest=distribution == "global" and not half_rate)
     counts |= _with_at_least(with_weights, available, least, wanted)
     chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
@@ -225,14 +230,65 @@ def shared_out(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[s
     return counts
 
 
+def _collapsed(counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool) -> LayerCollapseError:
+    """The error where layers would keep none of their weights."""
+    empty = ", ".join(name for name, count in counts.items() if not count)
+    what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
+    higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
+    return LayerCollapseError(
+        f"density {density:g} would leave no weight in {empty} (layer collapse); {higher},"
+        " another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
+    )
+
+
+def _enough(
+    flat: Mapping[str, tuple[Tensor, Tensor]],
+    filled: Iterable[str],
+    kept: int,
+    total: int,
+    shares: Callable[[Mapping[str, int], int], dict[str, int]],
+) -> float | None:
+    """A density above `kept` of `total`, in four digits, that leaves weights in the layers `filled`.
+
+    The lowest one where it does so because all above do. None if there is none, as where a layer has no candidates.
+    """
+    available = {name: len(positions) for name, (_, positions) in flat.items()}
+    ranked = {name: values for name, (values, _) in flat.items() if name not in shares(available, kept)}
+    needed = _count_to_reach_all(ranked) if all(available[name] for name in filled) else total + 1
+
+    def suffices(count: int) -> bool:
+        try:
+            fixed = shares(available, count)
+        except MaskError:  # half rates ask for more
+            return False
+        return count - sum(fixed.values()) >= needed and all(fixed[name] for name in filled if name in fixed)
+
+    low, high = kept, sum(available.values())
+    if not suffices(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    rounded = Context(prec=4, rounding=ROUND_CEILING).divide(Decimal(high), Decimal(total))
+    return float(rounded) if suffices(kept_elements(float(rounded), total)) else high / total
+
+
+def _count_to_reach_all(values: Mapping[str, Tensor]) -> int:
+    """How many of the largest have at least one of each layer that has any, ties going to the earlier ones."""
+    found, before = 0, 0
+    everything = torch.cat([torch.empty(0, dtype=torch.float64), *values.values()])
+    for part in values.values():
+        if len(part):
+            best = part.max()
+            first = before + int((part == best).nonzero()[0, 0])
+            found = max(found, int((everything > best).sum() + (everything[:first] == best).sum()) + 1)
+        before += len(part)
+    return found
+
+
 def _with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
-    """The counts with at least `least` (at least 1, or it raises) in each layer, taken from the largest, one by one."""
+    """The counts with at least `least` in each layer, taken from the largest, one by one."""
     empty = [name for name in counts if counts[name] == 0]
-    if empty and not least:
-        raise LayerCollapseError(
-            f"density {density:g} would leave no weight in {', '.join(empty)} (layer collapse): choose a higher"
-            " density, another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
-        )
     floor = {name: min(least, available[name]) for name in counts}
     if any(not available[name] for name in empty) or sum(floor.values()) > sum(counts.values()):
         each = "a weight" if least == 1 else f"{least} weights"

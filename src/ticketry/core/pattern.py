@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,8 +24,28 @@ Distribution = Literal["global", "layerwise", "uniform", "erk"]
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
-def check_density(density: float | None = None, sparsity: float | None = None) -> float:
-    """The density asked for by either word; exactly one must be given, with 0 < density <= 1.
+SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at"))
+"""Names of settings and options that are densities or sparsities, so that they may be written as ``10%``."""
+
+
+def share_of(value: float | str) -> float:
+    """A share as a number: 0.1, ``"0.1"`` and ``"10%"`` are the same.
+
+    Raises:
+        UsageError: for a text that is neither a number nor a percentage.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        # Of decimals: 64.3 / 100 as floats is not 0.643.
+        return float(Decimal(text[:-1]) / 100) if text.endswith("%") else float(text)
+    except (ValueError, ArithmeticError):
+        raise UsageError(f"{value!r:.60} is no share: write it as 0.1 or as 10%") from None
+
+
+def check_density(density: float | str | None = None, sparsity: float | str | None = None) -> float:
+    """The density asked for by either word; exactly one must be given, with 0 < density <= 1, or as ``10%``.
 
     Raises:
         UsageError: otherwise.
@@ -33,12 +54,29 @@ def check_density(density: float | None = None, sparsity: float | None = None) -
         raise UsageError("give either density= (fraction kept) or sparsity= (fraction removed), and only one of them")
     if density is None:
         assert sparsity is not None
-        if not 0 <= sparsity < 1:
-            raise UsageError(f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {sparsity}")
-        return float(1 - Fraction(str(sparsity)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
-    if not 0 < density <= 1:
-        raise UsageError(f"a density is the fraction of weights kept, 0 < density <= 1, not {density}")
-    return density
+        removed = share_of(sparsity)
+        if not 0 <= removed < 1:
+            raise UsageError(
+                f"a sparsity is the fraction of weights removed, 0 <= sparsity < 1, not {sparsity}{_percent(removed)}"
+            )
+        return float(1 - Fraction(str(removed)))  # exact in decimal digits: 1 - 0.9 as floats is not 0.1
+    kept = share_of(density)
+    if not 0 < kept <= 1:
+        raise UsageError(f"a density is the fraction of weights kept, 0 < density <= 1, not {density}{_percent(kept)}")
+    return kept
+
+
+def check_share(name: str, value: float | str) -> float:
+    """The value of an option of `SHARES` as a number; raises as `check_density`."""
+    if name == "sparsity":
+        check_density(sparsity=value)
+        return share_of(value)
+    return check_density(value)
+
+
+def _percent(share: float) -> str:
+    """What is probably meant by a share above 1."""
+    return f": {share:g} %? write {share:g}% or {share / 100:g}" if 1 < share <= 100 else ""
 
 
 def kept_elements(density: float, total: int) -> int:
@@ -153,7 +191,7 @@ class Pattern:
             )
         return self
 
-    def check_density(self, density: float | None = None, sparsity: float | None = None) -> float:
+    def check_density(self, density: float | str | None = None, sparsity: float | str | None = None) -> float:
         """The density asked for by either word, see `core.density`; of N:M it may be left out, and is n / m then.
 
         Raises:

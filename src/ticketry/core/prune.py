@@ -92,9 +92,9 @@ def scores_in(
 
 def prune(
     model: nn.Module,
-    density: float | None = None,
+    density: float | str | None = None,
     *,
-    sparsity: float | None = None,
+    sparsity: float | str | None = None,
     score: str | Score = "magnitude",
     scope: Scope | None = None,
     distribution: str = "global",
@@ -115,8 +115,8 @@ def prune(
     The model itself is not changed: see `Mask.apply_` and `hold`.
 
     Args:
-        density: share of the scope that is kept, 0 < density <= 1, met to the element (with a pattern of blocks, as
-            closely as whole ones permit; with N:M at most N/M, which it is if left out).
+        density: share of the scope that is kept, 0 < density <= 1 or "10%", met to the element (with a pattern of
+            blocks, as closely as whole ones permit; with N:M at most N/M, which it is if left out).
         sparsity: share removed, instead of density.
         score: a name of `ticketry.score`, or a function of that form.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ticketry.choices import check_choice
+from ticketry.choices import check_choice, listed
 from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
 
@@ -67,7 +67,9 @@ class Structuring:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and self.n_of_m is None:
-            raise UsageError(f"structure {self.kind!r} is not known: {', '.join(KINDS)} (or another N:M, 1 <= N < M)")
+            raise UsageError(
+                f"structure {self.kind!r} is not known: {listed(self.kind, KINDS)} (or another N:M, 1 <= N < M)"
+            )
         for option, kinds in _OF.items():
             if self.kind not in kinds and getattr(self, option) != getattr(type(self), option):
                 raise UsageError(f"{option} is an option of {' and '.join(kinds)}, not of {self.kind}: leave it out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ticketry.choices import check_choice
+from ticketry.choices import check_choice, listed
 from ticketry.errors import UsageError
 from ticketry.evidence.control import Control
 from ticketry.registry import Registry
@@ -69,7 +69,7 @@ def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> Non
         if name in LONGER or (name not in CONTROLS and ":" not in name):
             longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""
             of_procedures = " is a control of procedures (--about procedure)" if name in STATIC else ""
-            raise UsageError(f"control {name!r}{longer or of_procedures or ' is not known'}: {', '.join(known)}")
+            raise UsageError(f"control {name!r}{longer or of_procedures or ' is not known'}: {listed(name, known)}")
         CONTROLS.get(name)
 
 

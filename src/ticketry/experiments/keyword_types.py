@@ -62,7 +62,7 @@ class BenchKeywords(ModelKeywords, total=False):
     clock: Literal["wall", "cpu"]
     cores: int | Sequence[int]
     tune: bool
-    densities: float | Sequence[float]
+    densities: float | str | Sequence[float | str]
     pattern: str
 
 
@@ -70,7 +70,7 @@ class StructureKeywords(ModelKeywords, total=False):
     """Of `options.StructureOptions` too."""
 
     rows: int
-    density: float | None
+    density: float | str | None
     plus: float
     method: str
     collapse: str

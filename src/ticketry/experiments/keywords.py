@@ -8,6 +8,7 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
+from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
 from ticketry.registry import did_you_mean
 
@@ -37,9 +38,18 @@ def _made(kind: type[Any], given: Mapping[str, Any], what: str) -> Any:
 
 
 def _value(name: str, value: Any, hint: Any, what: str) -> Any:
+    if name in SHARES:
+        value = _shares(name, value)
     if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
         value = (value,)
     try:
         return msgspec.convert(value, hint, dec_hook=lambda kind, one: kind(one))
     except msgspec.ValidationError as error:
         raise UsageError(f"{what}: {name} is {value!r:.60}, which cannot be: {error}") from None
+
+
+def _shares(name: str, value: Any) -> Any:
+    """Densities as numbers, one or several; what is neither a number nor a text is left to the type."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_shares(name, one) for one in value)
+    return check_share(name, value) if isinstance(value, str | int | float) else value

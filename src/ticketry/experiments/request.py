@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ticketry import search
+from ticketry.core.pattern import check_density, share_of
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import check_controls
 from ticketry.lab.search_result import Seeds
@@ -59,8 +60,7 @@ class SearchRequest:
             raise UsageError("control densities are given, but no controls")
         planned = planned_densities(self)
         for density in self.control_densities:
-            if not 0 < density <= 1:
-                raise UsageError(f"a control density is above 0 and at most 1, not {density:g}")
+            check_density(density)
             if planned:
                 level_of(density, planned, "the search")
 
@@ -143,7 +143,7 @@ def request_of(
     *,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
-    control_densities: float | Iterable[float] = (),
+    control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
 ) -> SearchRequest:
@@ -166,7 +166,9 @@ def request_of(
         seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
         controls=() if named == ("none",) else named,
         control_densities=(
-            (control_densities,) if isinstance(control_densities, int | float) else tuple(map(float, control_densities))
+            (share_of(control_densities),)
+            if isinstance(control_densities, int | float | str)
+            else tuple(float(share_of(one)) for one in control_densities)
         ),
     )
 

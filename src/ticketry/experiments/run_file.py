@@ -106,7 +106,7 @@ class _Entries(Struct):
     device: str = ""
     precision: str = ""
     controls: str | tuple[str, ...] = ()
-    control_densities: float | tuple[float, ...] = ()
+    control_densities: float | str | tuple[float | str, ...] = ()
     options: dict[str, bool | int | float | str] = {}
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
 
+from ticketry.core.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import UsageError
 from ticketry.evidence.asked_task import made_task, name_of
@@ -55,7 +56,7 @@ CLOSE = 0.1
 def verify(
     ticket: str | PathLike[str],
     *,
-    density: float | None = None,
+    density: float | str | None = None,
     task: str | Task | None = None,
     trust: bool = False,
     **options: Unpack[VerifyKeywords],
@@ -83,7 +84,7 @@ def verify(
     return verify_ticket(folder, settings, lab, task=named_task(task) if task else None, trust=trust)
 
 
-def ticket_of(named: str | PathLike[str], store: Path, density: float | None = None) -> Path:
+def ticket_of(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
     """The folder of the ticket that is meant.
 
     Args:
@@ -233,7 +234,7 @@ def _name(described: dict[str, Any]) -> str:
 # -- which ticket of a run ---------------------------------------------------------------------------------------------
 
 
-def chosen_ticket(record: RunRecord, density: float | None = None) -> Point | None:
+def chosen_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
     """A run's ticket to verify, of the first replicate that has one; None if no level looks like a winner.
 
     Args:
@@ -244,7 +245,8 @@ def chosen_ticket(record: RunRecord, density: float | None = None) -> Point | No
     """
     tickets = [one for one in record.points if one.role == TICKET]
     if density is not None:
-        tickets = [one for one in tickets if one.level == nearest_level(record, density)]
+        level = nearest_level(record, check_density(density))
+        tickets = [one for one in tickets if one.level == level]
     elif winner := sparsest_winner(record):
         return winner
     levels = {one.level for one in tickets}

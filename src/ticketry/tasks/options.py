@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from ticketry.choices import listed
 from ticketry.errors import TaskError
 from ticketry.tasks.task import Spec
 
@@ -19,7 +20,7 @@ class Options:
     def __init__(self, spec: Spec, known: Sequence[str]) -> None:
         self._task, self.given = spec.name, dict(spec.options)
         if unknown := sorted(set(self.given) - set(known)):
-            raise TaskError(f"the task {spec.name} has no option {unknown[0]}: it has {', '.join(known)}")
+            raise TaskError(f"the task {spec.name} has no option {unknown[0]}: it has {listed(unknown[0], known)}")
 
     def text(self, option: str, default: str = "") -> str:
         """As it is written."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import ValidationError, convert
 
-from ticketry.choices import check_choices
+from ticketry.choices import check_choices, listed
 from ticketry.errors import UsageError
 from ticketry.step import Step
 
@@ -121,7 +121,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {', '.join(sorted(known))}")
+        raise UsageError(f"recipe: unknown setting {unknown[0]!r}: {listed(unknown[0], sorted(known))}")
     try:
         return convert(values, Recipe)
     except ValidationError as error:

@@ -143,10 +143,10 @@ class Gradual:
 
 def gradual(
     model: nn.Module,
-    density: float | None = None,
+    density: float | str | None = None,
     *,
     steps: int,
-    sparsity: float | None = None,
+    sparsity: float | str | None = None,
     begin: str | Step = "25%",
     end: str | Step = "75%",
     frequency: str | Step = "2.5%",

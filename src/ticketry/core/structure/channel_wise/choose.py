@@ -57,9 +57,9 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[
 def channels(
     model: nn.Module,
     example_inputs: Inputs | Callable[[], Structure],
-    density: float | None = None,
+    density: float | str | None = None,
     *,
-    sparsity: float | None = None,
+    sparsity: float | str | None = None,
     score: str | Score = "l1",
     reduce: str = "mean",
     distribution: str = "global",
@@ -84,7 +84,7 @@ def channels(
     Args:
         example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them; or, where the model's
             structure is known, a function that gives it (finding it takes most of the time).
-        density: fraction kept, 0 < density <= 1.
+        density: fraction kept, 0 < density <= 1, or "10%".
         sparsity: share removed, instead of density.
         score: ``l1``, ``l2`` (norm of a channel's weights, in all layers that share it), ``slimming`` (|scale| of its
             norms; Liu et al. 2017), ``taylor`` (sum of |w dL/dw|; Molchanov et al. 2019), ``snap`` (|dL/dc| of a gate

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ticketry.core.layout import Roles, roles
 from ticketry.core.mask import Mask
-from ticketry.core.pattern import check_density
+from ticketry.core.pattern import check_density, share_of
 from ticketry.core.scope import Scope, end_layers, named_parameters, parameters_of, scope_of_shapes
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.structure.channel_wise.choose import Choice
@@ -45,7 +45,7 @@ def refill(
     spare: Iterable[str] = (),
     keep_at_least: int = 1,
     multiple: int = 1,
-    density: float | None = None,
+    density: float | str | None = None,
     batches: Iterable[object] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -101,6 +101,7 @@ def refill(
         >>> ticket = refill(model, mask, example_inputs)  # doctest: +SKIP
     """
     check_refill_score(score)
+    density = None if density is None else share_of(density)
     _check(plus, density, coupled, keep_at_least, multiple)
     named = _first_names(model, mask)
     spare = (spare,) if isinstance(spare, str) else tuple(spare)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import listed
 from ticketry.core.layout import Roles
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
@@ -32,13 +33,13 @@ def check_channel_score(score: str | Score, more: Sequence[str] = ()) -> None:
         return
     owner, _, word = plain.partition(":")
     if word in known:
-        raise UsageError(f"{owner!r} is no control of a score: {', '.join(CONTROLS)}")
+        raise UsageError(f"{owner!r} is no control of a score: {listed(owner, CONTROLS)}")
     if word:
         get(plain)  # one's own
         return
     raise UsageError(
-        f"score {score!r} is not known: {', '.join(known)}; or a control of one, such as inverted:l1 or shuffled:l1; or"
-        " a function as in ticketry.score"
+        f"score {score!r} is not known: {listed(plain, known)}; or a control of one, such as inverted:l1 or"
+        " shuffled:l1; or a function as in ticketry.score"
     )
 
 

@@ -143,7 +143,7 @@ class Layer:
 
 
 def budgets_of(
-    mask: Mask, layers: Mapping[str, Layer], density: float | None, sparsity: float | None = None
+    mask: Mask, layers: Mapping[str, Layer], density: float | str | None, sparsity: float | str | None = None
 ) -> dict[str, int]:
     """How many weights each layer is to keep: as many as it does, or in proportion so that the mask has a density."""
     own = {name: int(layer.kept.sum()) for name, layer in layers.items()}
