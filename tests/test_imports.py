@@ -21,7 +21,7 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "version": set(),
-    "registry": {"errors"},
+    "registry": {"errors", "choices"},
     "choices": {"errors"},
     "step": LEAVES,
     "core": LEAVES,

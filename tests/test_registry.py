@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from installed import install, site
+from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TaskError, UsageError
-from ticketry.registry import Registry, did_you_mean
+from ticketry.registry import Registry
 
 __all__ = ["site"]  # a fixture
 

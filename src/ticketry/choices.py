@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
 from ticketry.errors import UsageError
-from ticketry.registry import did_you_mean
 
 
 def check_choices(settings: Any, of: str = "") -> None:
@@ -42,6 +42,13 @@ def listed(word: object, known: Iterable[Any]) -> str:
     names = [str(one) for one in known if one]
     near = did_you_mean(str(word), names).rstrip()
     return f"{', '.join(names)}{near and f'; {near}'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest names, and a space after it; nothing if none is near."""
+    cutoff = 0.75 if len(name) > 4 else 0.65  # one letter of three is another
+    near = get_close_matches(name.lower(), list(known), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 @lru_cache(maxsize=256)

@@ -23,15 +23,15 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TicketryError, UsageError
 
 T = TypeVar("T")
@@ -252,13 +252,6 @@ def source_digest(target: str, *objects: object) -> str:
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == "ticketry"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the nearest names, and a space after it; nothing if none is near."""
-    cutoff = 0.75 if len(name) > 4 else 0.65  # one letter of three is another
-    near = get_close_matches(name.lower(), list(known), n=3, cutoff=cutoff)
-    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 @dataclass(frozen=True, order=True)

@@ -8,9 +8,9 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
+from ticketry.choices import did_you_mean
 from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
-from ticketry.registry import did_you_mean
 
 
 def settings_of(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:

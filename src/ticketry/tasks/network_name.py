@@ -17,8 +17,9 @@ from fractions import Fraction
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import TaskError
-from ticketry.registry import Registry, did_you_mean, import_from_here
+from ticketry.registry import Registry, import_from_here
 
 if TYPE_CHECKING:
     from ticketry.tasks.models.network import Network

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import DataError
-from ticketry.registry import did_you_mean
 from ticketry.tasks.data.locate import DAMAGED, unpack
 
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import DataError
-from ticketry.registry import did_you_mean
 from ticketry.tasks.data.locate import text_of
 from ticketry.tasks.language.corpus import PARTS
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, TaskError
-from ticketry.registry import did_you_mean
 from ticketry.tasks.network_name import NetworkName
 
 _WITHOUT_AUXILIARIES: dict[str, Any] = {"aux_logits": False, "init_weights": True}

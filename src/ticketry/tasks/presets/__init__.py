@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ticketry.choices import did_you_mean
 from ticketry.errors import UsageError
-from ticketry.registry import did_you_mean
 from ticketry.tasks.presets.continuous import CS_PRESETS
 from ticketry.tasks.presets.iterative import IMP_PRESETS
 from ticketry.tasks.presets.language import LANGUAGE_PRESETS
