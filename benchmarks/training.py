@@ -194,19 +194,22 @@ def timed_often(step: Step, rounds: int) -> float:
 def memory(name: str, density: float, arguments: argparse.Namespace) -> list[Row]:
     """What steps add to the memory of a process, at the most: with kernels / of the dense step, each in its own."""
     batch = arguments.batch or BATCHES.get(name, 128)
-    dense, sparse = (in_fresh_process(peak, name, batch, arguments.pattern, kept) for kept in (None, density))
+    half = arguments.precision == "bf16"
+    dense, sparse = (in_fresh_process(peak, name, batch, arguments.pattern, kept, half) for kept in (None, density))
     what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept: peak memory of a step"
+    what += ", bfloat16" if half else ""
     told = f"dense {dense >> 20} MiB, sparse {sparse >> 20} MiB more than before the first step"
     return [Row(what, sparse / dense, target=0.75, how=told, details={"dense": dense, "sparse": sparse})]
 
 
-def peak(name: str, batch: int, pattern: str, density: float | None) -> int:
+def peak(name: str, batch: int, pattern: str, density: float | None, half: bool) -> int:
     """Bytes that the process takes at most in three steps, beyond what it took before: model, batch and libraries."""
     one_thread()
     model, x, y = classifier(name, batch)
     if density is not None:
-        model = tk.sparse_training(model, synthetic(model, pattern, density), x)
-    step = step_of(model, x, y)
+        precision = "bf16" if half else "fp32"
+        model = tk.sparse_training(model, synthetic(model, pattern, density), x, precision=precision)
+    step = step_of(model, x, y, half=half)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         step()
@@ -297,9 +300,7 @@ if __name__ == "__main__":
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
     options.add_argument("--kept", action="store_true", help="the optimiser has `kept_parameters` in sparse steps")
-    options.add_argument(
-        "--precision", choices=["fp32", "bf16"], default="fp32", help="not with --trained, --line and --memory"
-    )
+    options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="not with --trained and --line")
     options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
     options.add_argument(
         "--trained", metavar="LENGTH", help="masks of a network trained for so long on CIFAR-10: 100it"

@@ -32,8 +32,9 @@ from ticketry.tasks.task import Course, Task
 
 KERNELS = ("auto", DENSE, "sparse")
 
-LEAST = {"fp32": 0.4, "bf16": 0.6}
-"""The share of all multiplications that kernels have to leave out for ``auto`` to use them."""
+LEAST = {"fp32": 0.4, "bf16": 0.5}
+"""The share of all multiplications that kernels have to leave out for ``auto`` to use them. In bfloat16 ResNet-18 with
+half of its weights took 0.89 of torch's time, ResNet-20 0.61 (AMD EPYC, Zen 4)."""
 
 NEARLY_ALL = 0.9
 """The share of all multiplications that kernels have to do for ``auto`` to use them where they leave out less."""
