@@ -75,7 +75,7 @@ def test_dropped_columns_may_hold_anything(tmp_path: Path) -> None:
         ("a,b\nNA,2\n", r"line 2, column 'a': the value is missing \('NA'\).*drop=a"),
         ("a,b\n1,?\n", "line 2, column 'b': the value is missing"),
         ("a,b\n1,nan\n", "line 2, column 'b': the value is missing"),
-        ("a,b\n1,red\n", "line 2, column 'b': 'red' is no number: write categories as numbers.*drop=b"),
+        ("a,b\n1,red\n2,3\n", "line 2, column 'b': 'red' is no number, though others.*drop=b.*categories=b"),
         ("a,b\n1,1e400\n", "line 2, column 'b': 1e400 is too large"),
         ("a,b\n1,-inf\n", "line 2, column 'b': -inf is too large"),
         ("a,b,a\n1,2,3\n", "several columns are called 'a'"),
@@ -96,3 +96,41 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_table(written(tmp_path, b"a,b\n1,2\n", "t.csv.gz"))
     with pytest.raises(DataError, match="no column 'colour': did you mean color"):
         read_table(written(tmp_path, "color,b\n1,2\n"), drop=("colour",))
+
+
+WORDS = "size,colour,price\n3,red,1\n,blue,2\n5,,3\n7,red,\n"
+
+
+def test_words_are_columns_of_0_and_1_and_missing_numbers_stay_open(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, WORDS), missing="median", target="price")
+    assert found.columns == ("size", "colour=", "colour=blue", "colour=red", "price")
+    assert found.categories == {"colour": ("", "blue", "red")}
+    expected = np.array([[3, 0, 0, 1, 1], [np.nan, 0, 1, 0, 2], [5, 1, 0, 0, 3]])  # without a price there is no row
+    assert np.array_equal(found.values, expected, equal_nan=True)
+    assert found.incomplete
+    assert found.left_out == 1
+
+
+def test_rows_with_missing_values_are_left_out_or_refused(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, WORDS), missing="drop", target="price")
+    assert (found.columns, found.values.tolist()) == (("size", "colour=red", "price"), [[3, 1, 1]])
+    assert (found.left_out, found.incomplete) == (3, False)
+    with pytest.raises(DataError, match="line 3, column 'size': the value is missing"):
+        read_table(written(tmp_path, WORDS), target="price")
+    with pytest.raises(DataError, match="missing in every row"):
+        read_table(written(tmp_path, "a,b\n1,\n,2\n"), missing="drop")
+
+
+def test_numbers_are_categories_where_that_is_said(tmp_path: Path) -> None:
+    found = read_table(written(tmp_path, "zip,x\n10,1\n9,2\n10,3\n"), categories=("zip",))
+    assert found.columns == ("zip=10", "zip=9", "x")
+    assert found.values.tolist() == [[1, 0, 1], [0, 1, 2], [1, 0, 3]]
+
+
+def test_names_and_remarks_are_no_categories(tmp_path: Path) -> None:
+    text = "who,x\n" + "".join(f"p{number},{number}\n" for number in range(65))
+    with pytest.raises(DataError, match=r"'p0' is no number, and the column has 65 different words.*drop=who"):
+        read_table(written(tmp_path, text))
+    assert len(read_table(written(tmp_path, text), categories=("who",)).columns) == 66
+    with pytest.raises(DataError, match="'p0' is no number, and the target is one"):
+        read_table(written(tmp_path, text), target="who")

@@ -162,3 +162,46 @@ def test_published_tables_are_the_rows_of_their_split(name: str, real_data: Call
     assert validation == pytest.approx(UCI[name].rows * 0.09, abs=1)
     assert found.build()(splits.test.inputs).shape == (test, 1)
     assert splits.train.inputs.mean().abs() < 1e-5
+
+
+@pytest.fixture
+def with_words(tmp_path: Path) -> Path:
+    numbers = np.random.default_rng(1).normal(size=(ROWS, 2)).round(3)
+    path = tmp_path / "words.csv"
+    lines = [f"{'' if i % 8 == 0 else a},{('red', 'blue')[i % 2]},{b}" for i, (a, b) in enumerate(numbers)]
+    path.write_text("\n".join(["a,colour,y", *lines]))
+    return path
+
+
+def test_words_and_missing_values_become_numbers(with_words: Path) -> None:
+    found = catalogue.get(f"table:{with_words}", options={"target": "y", "split": "0"})
+    splits = found.load()
+    assert splits.train.inputs.shape[1] == found.example(2).shape[1] == 3
+    parts = [part.inputs for part in (splits.train, splits.validation, splits.test)]
+    assert all(torch.isfinite(part).all() for part in parts)
+    # 0 and 1 before they were standardised: two values, and the two columns of two words mirror each other.
+    assert len(splits.train.inputs[:, 1].unique()) == 2
+    assert torch.allclose(splits.train.inputs[:, 1], -splits.train.inputs[:, 2], atol=1e-5)
+    # All that was filled in is one number, that with as many training rows below as above it.
+    every = torch.cat([part[:, 0] for part in parts])
+    values, counts = every.unique(return_counts=True)
+    filled = values[counts >= 5]  # 40 rows, one in 8; it may be a row's own
+    assert len(filled) == 1
+    others = splits.train.inputs[:, 0]
+    assert (others < filled).sum() == (others > filled).sum()
+
+
+def test_the_key_says_what_was_made_of_words_and_missing_values(file: Path, with_words: Path) -> None:
+    def key(**options: str) -> object:
+        return catalogue.get(f"table:{with_words}", options={"target": "y", **options}).key()
+
+    told = {"categories": {"colour": 2}, "missing": {"rule": "median", "rows_left_out": 0, "filled": 5}}
+    assert told.items() <= key().items()
+    assert key(missing="drop")["missing"] == {"rule": "drop", "rows_left_out": 5, "filled": 0}
+    assert "categories" not in key(drop="colour")
+    assert task(file).key() == task(file, missing="drop").key()  # nothing is missing there
+    assert not {"categories", "missing"} & set(task(file).key())
+    with pytest.raises(DataError, match="line 2, column 'a': the value is missing"):
+        key(missing="refuse")
+    with pytest.raises(TaskError, match="did you mean median"):
+        key(missing="medan")

@@ -1,4 +1,4 @@
-"""Tables of numbers as text: values between commas, semicolons, tabs or blanks, one row a line."""
+"""Tables of numbers and categories as text: values between commas, semicolons, tabs or blanks, one row a line."""
 
 from __future__ import annotations
 
@@ -6,32 +6,46 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ticketry.choices import did_you_mean
+from ticketry.choices import check_choice, did_you_mean
 from ticketry.errors import DataError
 from ticketry.tasks.data.locate import DAMAGED, unpack
 
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))
 _SEPARATORS = (",", ";", "\t")
+MOST_WORDS = 64
+"""Different words in a column, which is not refused as one of names or remarks."""
+Missing = Literal["refuse", "drop", "median"]
 _LARGEST = 1e30
 """Beyond it squares are no float32 numbers."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns of numbers, all of them finite."""
+    """Named columns of numbers."""
 
     columns: tuple[str, ...]
     values: NDArray[np.float64]
-    """[rows, columns]"""
+    """[rows, columns], finite; NaN where a value is missing and is to be filled in."""
     digest: str
     """SHA-256 of the file, unpacked."""
+    categories: Mapping[str, tuple[str, ...]]
+    """Column of the file that has words -> the words, sorted; each is a column of 0 and 1 here, called column=word."""
+    left_out: int = 0
+    """Rows that are not here, since a value was missing."""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether values are missing."""
+        return bool(np.isnan(self.values).any())
 
 
 @dataclass(frozen=True)
@@ -41,18 +55,30 @@ class _Line:
     cells: list[str]
 
 
-def read_table(path: Path, drop: Sequence[str] = ()) -> Table:
+def read_table(
+    path: Path,
+    drop: Sequence[str] = (),
+    *,
+    categories: Sequence[str] = (),
+    missing: Missing = "refuse",
+    target: str | None = None,
+) -> Table:
     """Read a file; packed if its name ends in .gz or .xz.
 
-    The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 …
+    The first row names the columns, unless it is all numbers: then they are called 1, 2, 3 … A column of words becomes
+    a column of 0 and 1 for each of them; where the word is missing, for a word of its own, ``""``.
 
     Args:
         path: of the file, UTF-8.
         drop: columns that are left out, and may hold anything.
+        categories: columns that are words though they look like numbers, or have more than `MOST_WORDS`.
+        missing: what is done where a value is missing: ``refuse`` (an error), ``drop`` (the row is left out),
+            ``median`` (NaN, which is to be filled in).
+        target: a column of numbers whose rows are left out where it is missing, unless that is refused.
 
     Raises:
-        DataError: if it cannot be read, has no rows, rows of several lengths, or anything but finite numbers; names the
-            first such line and column.
+        DataError: if it cannot be read, has no rows, rows of several lengths, or a value that is neither a finite
+            number nor a word of a column of words; names the first such line and column.
     """
     content = _content(path)
     try:
@@ -71,14 +97,20 @@ def read_table(path: Path, drop: Sequence[str] = ()) -> Table:
     if not lines:
         raise DataError(f"{path} has a row of names ({', '.join(columns[:5])} …) and no rows of numbers")
     kept = [index for index, name in enumerate(columns) if index not in {index_of(columns, one, path) for one in drop}]
-    names = tuple(columns[index] for index in kept)
-    values = np.empty((len(lines), len(kept)))
-    for row, line in zip(values, lines, strict=True):
+    for line in lines:
         if len(line.cells) != len(columns):
             raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
-        for place, index in enumerate(kept):
-            row[place] = _number(line.cells[index], path, line.number, columns[index])
-    return Table(names, values, hashlib.sha256(content).hexdigest())
+    there = len(lines)
+    lines = _without_missing(lines, columns, kept, path, missing, target)
+    named = {index_of(columns, one, path) for one in categories}
+    made = [_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in kept]
+    return Table(
+        tuple(name for names, _, _ in made for name in names),
+        np.concatenate([values for _, values, _ in made], axis=1) if made else np.empty((len(lines), 0)),
+        hashlib.sha256(content).hexdigest(),
+        {columns[index]: words for index, (_, _, words) in zip(kept, made, strict=True) if words},
+        there - len(lines),
+    )
 
 
 def index_of(columns: Sequence[str], name: str, path: Path) -> int:
@@ -131,18 +163,79 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
         raise DataError(f"{path}: column {list(columns).index('') + 1} has no name: give it one")
 
 
-def _number(cell: str, path: Path, line: int, column: str) -> float:
-    where = f"{path}, line {line}, column {column!r}"
-    if cell.lower() in _MISSING:
+def _without_missing(
+    lines: list[_Line], columns: Sequence[str], kept: Sequence[int], path: Path, missing: Missing, target: str | None
+) -> list[_Line]:
+    """The lines that stay."""
+    check_choice("missing", missing, get_args(Missing))
+    found = []
+    for line in lines:
+        empty = [index for index in kept if _is_missing(line.cells[index])]
+        if empty and missing == "refuse":
+            column, cell = columns[empty[0]], line.cells[empty[0]]
+            raise DataError(
+                f"{path}, line {line.number}, column {column!r}: the value is missing ({cell!r}): fill it in, take the"
+                f" row out, leave the column out (--option 'drop={column}'), or say what is done (--option"
+                " missing=median, missing=drop)"
+            )
+        if not empty or (missing == "median" and target not in {columns[index] for index in empty}):
+            found.append(line)
+    if not found:
         raise DataError(
-            f"{where}: the value is missing ({cell!r}): fill it in, take the row out, or leave the column out"
-            f" (--option 'drop={column}')"
+            f"{path}: a value is missing in every row: fill some in, or leave columns out (--option drop=…)"
         )
-    if not _is_number(cell):
+    return found
+
+
+def _column(
+    lines: Sequence[_Line], index: int, name: str, path: Path, is_words: bool, is_target: bool
+) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
+    """A column of the file as columns of numbers: their names, values [rows, columns], and the words if it has any."""
+    cells = [line.cells[index] for line in lines]
+    told = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
+    if not told:
+        raise DataError(f"{path}: column {name!r} has no value: leave it out (--option 'drop={name}')")
+    if not is_words and all(_is_number(cell) for _, cell in told):
+        values = [
+            nan if _is_missing(cell) else _number(cell, path, line, name)
+            for line, cell in zip(lines, cells, strict=True)
+        ]
+        return (name,), np.array(values)[:, None], ()
+    if is_target:
+        raise DataError(f"{_strange(told, name, path)}, and the target is one: name another column")
+    if not is_words:
+        _check_words(told, name, path)
+    plain = ["" if _is_missing(cell) else cell for cell in cells]
+    words = tuple(sorted(set(plain)))
+    return tuple(f"{name}={word}" for word in words), np.array(plain)[:, None] == np.array(words), words
+
+
+def _check_words(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> None:
+    """Raises `DataError` for a column of numbers and words, or of too many words to be categories."""
+    advice = (
+        f"leave the column out (--option 'drop={name}'); if these are categories, say so (--option 'categories={name}')"
+    )
+    if any(_is_number(cell) for _, cell in told):
+        raise DataError(f"{_strange(told, name, path)}, though others in the column are: mend it, or {advice}")
+    if (count := len({cell for _, cell in told})) > MOST_WORDS:
         raise DataError(
-            f"{where}: {cell!r} is no number: write categories as numbers (a column of 0 and 1 for each), or leave the"
-            f" column out (--option 'drop={column}')"
+            f"{_strange(told, name, path)}, and the column has {count} different words, not up to {MOST_WORDS}:"
+            f" {advice}"
         )
+
+
+def _strange(told: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
+    """The first word of a column, in a message."""
+    line, cell = next(((line, cell) for line, cell in told if not _is_number(cell)), told[0])
+    return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.lower() in _MISSING
+
+
+def _number(cell: str, path: Path, line: _Line, column: str) -> float:
+    where = f"{path}, line {line.number}, column {column!r}"
     value = float(cell)
     if not abs(value) <= _LARGEST:
         raise DataError(f"{where}: {cell} is too large: values lie between -{_LARGEST:g} and {_LARGEST:g}")

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ticketry.choices import listed
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
 from ticketry.tasks import models
 from ticketry.tasks.data import uci
 from ticketry.tasks.data.locate import places
 from ticketry.tasks.data.splits import hold_out
-from ticketry.tasks.data.table import Table, index_of, read_table
+from ticketry.tasks.data.table import Missing, Table, index_of, read_table
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
@@ -209,6 +210,10 @@ class Own(TableRegression):
     """Share of the rows that are the test part."""
     drop: tuple[str, ...] = ()
     """Columns that are left out."""
+    categories: tuple[str, ...] = ()
+    """Columns of words that look like numbers, or are many."""
+    missing: Missing = "median"
+    """What is done where a value is missing."""
 
     @property
     def features(self) -> int:
@@ -222,7 +227,20 @@ class Own(TableRegression):
             "target": self.target,
             "test": float(self.test),
             "drop": list(self.drop),
+            **self._encoding,
         }
+
+    @property
+    def _encoding(self) -> Mapping[str, object]:
+        """What was made of words and of missing values; nothing of a table that has neither."""
+        table = self._table
+        found: dict[str, object] = {}
+        if table.categories:
+            found["categories"] = {name: len(words) for name, words in table.categories.items()}
+        if table.left_out or table.incomplete:
+            filled = int(np.isnan(table.values).sum())
+            found["missing"] = {"rule": self.missing, "rows_left_out": table.left_out, "filled": filled}
+        return found
 
     def load(self, data: Path | None = None) -> Splits:
         """Parts at random, by the rule of `splits.hold_out` with the split's number as its seed."""
@@ -230,7 +248,7 @@ class Own(TableRegression):
 
     @cached_property
     def _table(self) -> Table:
-        table = read_table(self.path, self.drop)
+        table = read_table(self.path, self.drop, categories=self.categories, missing=self.missing, target=self.target)
         index_of(table.columns, self.target, self.path)
         rows, columns = table.values.shape
         if columns < 2:
@@ -251,7 +269,23 @@ class Own(TableRegression):
         train, validation = _cut(rest, self.validation, str(self.path))
         target, inputs = table.values[:, at], np.delete(table.values, at, axis=1)
         what = f"{self.path}, column {self.target!r}"
+        if table.incomplete:
+            inputs = _filled(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
         return standardised(inputs, target, train=train, validation=validation, test=test, what=what)
+
+
+def _filled(
+    inputs: NDArray[np.float64], train: NDArray[np.int64], columns: NDArray[np.str_], what: str
+) -> NDArray[np.float64]:
+    """The numbers with the median of the training rows' where one is missing; the other rows tell nothing of theirs."""
+    without = np.isnan(inputs[train]).all(0)
+    if without.any():
+        name = columns[without][0]
+        raise TaskError(
+            f"{what}: column {name!r} has no value in the {len(train)} training rows: leave it out (--option"
+            f" 'drop={name}')"
+        )
+    return np.where(np.isnan(inputs), np.nanmedian(inputs[train], axis=0), inputs)
 
 
 def make(spec: Spec) -> TableRegression:
@@ -261,7 +295,7 @@ def make(spec: Spec) -> TableRegression:
         TaskError: for an unknown option, a value that cannot be, an unknown network, or a table without a target.
     """
     own = spec.name.startswith(TABLE)
-    options = Options(spec, (*OPTIONS, "target", "test", "drop") if own else OPTIONS)
+    options = Options(spec, (*OPTIONS, "target", "test", "drop", "categories", "missing") if own else OPTIONS)
     network = spec.model or MODEL
     if NetworkName.parse(network).library:
         raise TaskError(f"{network} takes images, and {spec.name} has rows of numbers: choose a perceptron, as {MODEL}")
@@ -283,6 +317,8 @@ def make(spec: Spec) -> TableRegression:
         target=options.text("target"),
         test=options.share("test"),
         drop=options.names("drop"),
+        categories=options.names("categories"),
+        missing=_missing(options),
     )
 
 
@@ -298,6 +334,14 @@ def _cut(train: NDArray[np.int64], validation: Fraction, what: str) -> tuple[NDA
 def _part(share: Fraction, of: int) -> int:
     """A share of a number, rounded half up; one at least."""
     return max(1, int(share * of + Fraction(1, 2)))
+
+
+def _missing(options: Options) -> Missing:
+    word = options.text("missing", "median")
+    for known in get_args(Missing):
+        if word == known:
+            return cast(Missing, known)
+    raise options.wrong("missing", f"one of {listed(word, get_args(Missing))}")
 
 
 def _split(options: Options, name: str, splits: int | None) -> int | None:
