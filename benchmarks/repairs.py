@@ -28,12 +28,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from faults.disturbed import CASES, difference, finished, fresh, left_behind, preloaded, undisturbed
+from faults.disturbed import CASES, difference, finished, fresh, left_behind, preloaded
 from flips import FILES, flip
 from ticketry.cli import main as main_of_commands
 from ticketry.files import write_atomically
 
 CHECK = ["store", "check", "--store", "store"]
+
+
+COMMANDS = tuple(
+    tuple("60" if before == "--checkpoint-seconds" else word for before, word in zip(("", *words), words, strict=False))
+    for words in (CASES["verify"].before, CASES["verify"].words)
+)
+"""A search and a verification, without the checkpoint at each step that they have where they are killed."""
 
 
 class Trials:
@@ -46,8 +53,11 @@ class Trials:
 
     def flip(self, pattern: str) -> tuple[Counter[str], list[str]]:
         """Flip one bit in a file of a kind; what was counted, and what was wrong."""
-        counts, work = Counter({"flips": 1}), fresh(self.place)
+        counts, work = Counter({"flips": 1}), linked(self.place)
         path = self.draw.choice(sorted((work / "store").glob(pattern)))
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
         flip(path, self.draw.randrange(path.stat().st_size), self.draw.randrange(8))
         words = ("store", "check", "--store", str(work / "store"))
         counts["found by check"] += told(*words)[0] == 1
@@ -66,14 +76,21 @@ class Trials:
 
     def commands(self, work: Path) -> list[str]:
         """What is wrong after the check, the search and the verification."""
-        case = CASES["verify"]
         try:
-            for words in (CHECK, case.before, case.words):
+            for words in (CHECK, *COMMANDS):
                 finished(words, work)
         except AssertionError as error:
             return [str(error)]
         shutil.rmtree(work / "store" / "damaged", ignore_errors=True)  # what was set aside
         return difference(left_behind(work), self.wanted)
+
+
+def linked(place: Path) -> Path:
+    """The working folder with what the base has: the same files under other names. Commands write by renaming."""
+    work = place / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(place / "base", work, copy_function=os.link)
+    return work
 
 
 def told(*words: str) -> tuple[int, str]:
@@ -106,9 +123,11 @@ def main() -> int:
     place = arguments.folder
     counts = json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {}
     shutil.rmtree(place, ignore_errors=True)
-    _, wanted = undisturbed(CASES["verify"], place)
-    shutil.rmtree(place / "base")
+    for words in COMMANDS:
+        finished(words, fresh(place) if words is COMMANDS[0] else place / "work")
+    wanted = left_behind(place / "work")
     shutil.copytree(place / "work", place / "base")
+    base = digest_of_files(place / "base")
     kinds = [pattern for pattern in FILES if any((place / "base" / "store").glob(pattern))]
     trials = Trials(place, wanted, arguments.seed)
     while sum(one["flips"] for one in counts.values()) < arguments.flips:
@@ -118,6 +137,8 @@ def main() -> int:
         write_atomically(arguments.counts, (json.dumps(counts, indent=1, sort_keys=True) + "\n").encode())
         if wrong:
             print(f"NOT IDENTICAL {wrong[:5]}", flush=True)
+    if digest_of_files(place / "base") != base:
+        raise SystemExit("a command wrote into a file that was there, and so into the base of all trials")
     total: Counter[str] = sum((Counter(one) for one in counts.values()), Counter())
     for kind, one in counts.items():
         print(f"{kind:40} {one}")
