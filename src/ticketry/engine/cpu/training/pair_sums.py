@@ -1,6 +1,6 @@
 """The kernel: weighted sums of shifted planes in bfloat16, two columns at a time.
 
-A position holds `HALVES` images. The values that two columns read there are interleaved, image by image, and multiplied
+A position holds 32 images. The values that two columns read there are interleaved, image by image, and multiplied
 with the pair of weights that a row has for them: ``vdpbf16ps`` adds both products to sums in float32, of which a vector
 of values has two. Interleaving costs two instructions for each vector and pair of columns, however many rows share
 them. What is stored is rounded once.
@@ -88,7 +88,7 @@ class _Body:
                 self._end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Row by row, vector by vector, those of the images of even and of odd quarters, see `interleaved`."""
+        """Row by row two for each vector of values, of images in the order of `bfloat.interleaved`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
