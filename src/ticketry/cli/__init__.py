@@ -33,7 +33,8 @@ COMMANDS = {
     "reproduce": ("reproduce", "decide what papers claim: a campaign of runs and claims, by planned replicates"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, controls …, runs or tickets"),
-    "store": ("store", "check a store for damage, free space in it, or move results as one file"),
+    "rm": ("remove", "delete a run, and what only it stands on"),
+    "store": ("store", "check a store for damage, free space in it, or move it or its results"),
 }
 
 # Else torch's profiler, which measures memory, tells on standard error that it began; it asks before it is imported.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
+from ticketry.cli.store import megabytes
 from ticketry.errors import StoreError
 from ticketry.registry import BUILT_IN, Registry
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 What there is: tasks, search methods, networks that --model can name, scores that --score can name, kinds of gates,
-controls that --controls can name, runners, published experiments that --preset can name; and of a store its finished
-runs and their tickets. What is not built in is an installed package's: its name and version stand beside it.
+controls that --controls can name, runners, published experiments that --preset can name; and of a store its runs,
+with size, age and state, and the tickets of those that are finished. What is not built in is an installed package's:
+its name and version stand beside it.
 
 examples:
   ticketry list tasks
@@ -195,16 +197,51 @@ def _presets(_: Path) -> list[dict[str, Any]]:
 
 
 def _runs(store: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "run": record.name,
-            "title": record.title,
-            "task": record.task.name,
-            "networks": len(record.points),
-            "date": record.environment.get("date", ""),
-        }
-        for record in records(store)
-    ]
+    if not (store / "store.json").exists():
+        return []
+    from ticketry.experiments.store_runs import stored_runs
+
+    told = {record.name: record for record in records(store)}
+    rows = []
+    for one in stored_runs(store):
+        record = told.get(one.name)
+        rows.append(
+            {
+                "run": one.name,
+                "title": record.title if record else "",
+                "task": record.task.name if record else "",
+                "networks": len(record.points) if record else 0,
+                "date": record.environment.get("date", "") if record else "",
+                "state": one.state,
+                "bytes": one.bytes,
+                "own_bytes": one.own_bytes,
+                "age_seconds": round(one.age_seconds),
+            }
+        )
+    return rows
+
+
+def _print_runs(rows: list[dict[str, Any]]) -> None:
+    from ticketry.report.wording import aligned
+
+    table = [("run", "state", "networks", "size", "its own", "changed")]
+    for row in rows:
+        sizes = megabytes(row["bytes"]), megabytes(row["own_bytes"])
+        table.append((shown(row["run"]), row["state"], str(row["networks"]), *sizes, ago(row["age_seconds"])))
+    print("\n".join(aligned(table)))
+    print(
+        "\nsize: with all results and weights that it stands on; its own: what `ticketry rm RUN` frees\n"
+        "state: half is begun and not finished, the same search goes on with it"
+    )
+
+
+def ago(seconds: float) -> str:
+    """A time that has gone by, in its largest unit."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' * (count > 1)} ago"
+    return "just now"
 
 
 def _tickets(store: Path) -> list[dict[str, Any]]:
@@ -270,4 +307,4 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "tickets": _tickets,
 }
 
-_PRINTED = {"methods": _print_methods, "scores": _print_scores}
+_PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_runs}

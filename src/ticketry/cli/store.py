@@ -1,4 +1,4 @@
-"""ticketry store check|gc|pack|unpack: look for damage, free space, move results to another machine."""
+"""ticketry store check|gc|du|mv|pack|unpack: look for damage, free space, move a store or its results."""
 
 from __future__ import annotations
 
@@ -60,27 +60,56 @@ class _Unpack:
     """Print the result as one JSON object."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Usage:
+    store: Path = Path(".ticketry")
+    """The store's folder."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Move:
+    to: tyro.conf.Positional[Path]
+    """The new folder, which is not there yet."""
+    store: Path = Path(".ticketry")
+    """The store's folder."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
 _DESCRIPTION = """\
 Look for damage in a store, free space in it, or move results from one machine to another.
 
 examples:
   ticketry store check --repair
   ticketry store gc --dry-run
+  ticketry store du
+  ticketry store mv /data/tickets
   ticketry store pack iterative-cifar10-0123abcd -o results.tkz
   ticketry store unpack results.tkz --store elsewhere"""
 
 _Command = (
     Annotated[_Check, tyro.conf.subcommand("check", description="Read every file and compare it with its digest.")]
     | Annotated[_Collect, tyro.conf.subcommand("gc", description="Delete what no result refers to.")]
+    | Annotated[_Usage, tyro.conf.subcommand("du", description="How much lies in it, by kind and by run.")]
+    | Annotated[_Move, tyro.conf.subcommand("mv", description="Move it; its records name the new place.")]
     | Annotated[_Pack, tyro.conf.subcommand("pack", description="Write masks, records and metrics as one file.")]
     | Annotated[_Unpack, tyro.conf.subcommand("unpack", description="Check such a file, and add it to a store.")]
 )
 
 
 def main(words: Sequence[str]) -> int:
-    """Check, collect, pack or unpack."""
+    """Check, collect, measure, move, pack or unpack."""
     arguments: Any = parse(_Command, words, prog="ticketry store", description=_DESCRIPTION)
-    done: dict[type, Callable[[Any], int]] = {_Check: _check, _Collect: _collect, _Pack: _pack, _Unpack: _unpack}
+    done: dict[type, Callable[[Any], int]] = {
+        _Check: _check,
+        _Collect: _collect,
+        _Usage: _usage,
+        _Move: _move,
+        _Pack: _pack,
+        _Unpack: _unpack,
+    }
     return done[type(arguments)](arguments)
 
 
@@ -138,6 +167,38 @@ def _collect(arguments: _Collect) -> int:
     else:
         print(f"{'would free' if arguments.dry_run else 'freed'} {size / 1e6:.1f} MB in {files} files")
     return 0
+
+
+def _usage(arguments: _Usage) -> int:
+    from ticketry.experiments.store_runs import stored_runs, usage_of
+    from ticketry.report.wording import aligned
+
+    folder = existing(arguments.store)
+    kinds, runs = usage_of(folder), stored_runs(folder)
+    total = sum(kind["bytes"] for kind in kinds)
+    if arguments.json:
+        of_runs = [{"run": one.name, "bytes": one.bytes, "own_bytes": one.own_bytes} for one in runs]
+        print(json.dumps({"bytes": total, "kinds": kinds, "runs": of_runs}))
+        return 0
+    rows = [(kind["what"], f"{kind['files']:,} files", megabytes(kind["bytes"])) for kind in kinds]
+    print("\n".join(aligned([*rows, ("together", "", megabytes(total))])))
+    if runs:
+        of_run = [(one.name, megabytes(one.bytes), megabytes(one.own_bytes)) for one in runs]
+        print("\n".join(["", *aligned([("run", "stands on", "its own"), *of_run])]))
+    return 0
+
+
+def _move(arguments: _Move) -> int:
+    from ticketry.experiments.store_runs import move_store
+
+    target = move_store(existing(arguments.store), arguments.to)
+    print(json.dumps({"store": str(target)}) if arguments.json else f"moved to {target}: name it with --store")
+    return 0
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _pack(arguments: _Pack) -> int:

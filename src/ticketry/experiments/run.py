@@ -125,7 +125,7 @@ class Run:
         """What each ticket cost, search and dense steps included, relative to dense: see `report.relative_costs`."""
         return relative_costs(self.record)
 
-    def best(self, density: float | None = None) -> RunTicket:
+    def best(self, density: float | str | None = None) -> RunTicket:
         """The ticket to go on with. It is chosen by the validation split, so that the test split says what it is worth.
 
         Args:
@@ -163,7 +163,7 @@ class Run:
         self,
         settings: VerifySettings | None = None,
         *,
-        density: float | None = None,
+        density: float | str | None = None,
         on_event: OnEvent | None = None,
         on_interim: Callable[[Verdict], None] | None = None,
     ) -> VerifyRecord | None:
@@ -280,7 +280,7 @@ def run(
     *,
     replicates: int = 3,
     controls: str | Iterable[str] = USUAL_CONTROLS,
-    control_densities: float | Iterable[float] = (),
+    control_densities: float | str | Iterable[float | str] = (),
     seeds: int | Seeds = 0,
     recipe: Recipe | Mapping[str, Any] | None = None,
     verify: bool = False,

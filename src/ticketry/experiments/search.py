@@ -18,6 +18,7 @@ from ticketry.experiments.points import OnPoint, Points
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
+from ticketry.experiments.store_runs import marked_running
 from ticketry.lab.costs.energy import energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
@@ -63,7 +64,7 @@ def execute(
         if on_found:
             on_found(replicate, found)
 
-    with controls:
+    with marked_running(folder), controls:
         run.method(
             lab,
             run.task,

@@ -245,7 +245,7 @@ def chosen_ticket(record: RunRecord, density: float | str | None = None) -> Poin
     """
     tickets = [one for one in record.points if one.role == TICKET]
     if density is not None:
-        level = nearest_level(record, check_density(density))
+        level = nearest_level(record, density)
         tickets = [one for one in tickets if one.level == level]
     elif winner := sparsest_winner(record):
         return winner
@@ -253,12 +253,13 @@ def chosen_ticket(record: RunRecord, density: float | str | None = None) -> Poin
     return min(tickets, key=lambda one: one.replicate) if len(levels) == 1 else None
 
 
-def nearest_level(record: RunRecord, density: float) -> int:
+def nearest_level(record: RunRecord, asked: float | str) -> int:
     """The level whose tickets come nearest to a density.
 
     Raises:
         UsageError: if none comes within `CLOSE` of it.
     """
+    density = check_density(asked)
     tickets = [one for one in record.points if one.role == TICKET]
     nearest = min(tickets, key=lambda one: abs(one.density - density), default=None)
     if nearest is None or abs(nearest.density - density) > CLOSE * density:

@@ -63,7 +63,7 @@ class _Chosen:
     def __post_init__(self) -> None:
         self.records = list(self._records())
         if self.runs:
-            keys = {key for _, _, values in self.records for key in _keys_of(values)}
+            keys = {key for _, _, values in self.records for key in keys_of(values)}
             self._follow({trajectory for trajectory, _ in keys})
         else:
             self._follow({path.parent.name for path in self.store.paths.result_files()})
@@ -175,7 +175,8 @@ def _start(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return start if isinstance(start, dict) else {}
 
 
-def _keys_of(values: Mapping[str, Any]) -> set[tuple[str, int]]:
+def keys_of(values: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """The keys of results, trajectory and step, that a record names."""
     return {(found[1], int(found[2])) for found in _KEY.finditer(json.dumps(values))}
 
 

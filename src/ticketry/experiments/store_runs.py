@@ -1,0 +1,218 @@
+"""The runs of a store as a user looks after them: size, age and state; removing one; moving the store."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+
+from ticketry.choices import listed
+from ticketry.errors import StoreError
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import explained, read_sealed, write_sealed
+from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.usage import Usage, files_in, size_of
+
+_LOCK = "running"
+"""A file in a run's folder, locked as long as the run is carried out."""
+
+State = Literal["done", "half", "running"]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in a store."""
+
+    name: str
+    state: State
+    """half: it was begun, and has no record yet; the same command goes on with it."""
+    bytes: int
+    """Of its folder and of all results and weights that it stands on, those that others share too."""
+    own_bytes: int
+    """Of these, what nothing else stands on: what removing it frees."""
+    changed: float
+    """When its folder last changed, in seconds since 1970."""
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago that is."""
+        return max(0.0, time.time() - self.changed)
+
+
+@contextlib.contextmanager
+def marked_running(folder: Path) -> Iterator[None]:
+    """Marks a run as one that is carried out now; a second process that carries it out is not held up."""
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, OSError):  # another's, or a place that cannot be written: who writes results tells that
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()  # where the run came to nothing
+
+
+def _is_running(folder: Path) -> bool:
+    if not (folder / _LOCK).exists():
+        return False
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def stored_runs(root: Path) -> list[StoredRun]:
+    """The runs of a store, the oldest first.
+
+    Raises:
+        StoreError: if a record is damaged.
+    """
+    store = Store(root)
+    usage, named = Usage(store, damaged=True), _records(store)
+    reached = {name: usage.of(records) for name, records in named.items()}
+    found = []
+    for name in (name for name in named if name):
+        folder = store.paths.run(name)
+        others = set[Path]().union(*(files for other, files in reached.items() if other != name))
+        own = list(files_in(folder))
+        state: State = "running" if _is_running(folder) else "done" if (folder / "run.json").exists() else "half"
+        found.append(
+            StoredRun(
+                name,
+                state,
+                size_of(own) + size_of(reached[name]),
+                size_of(own) + size_of(reached[name] - others),
+                max((path.stat().st_mtime for path in (folder, *own)), default=0.0),
+            )
+        )
+    return sorted(found, key=lambda one: one.changed)
+
+
+def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
+    """Of each run its record, and those of the evidence that is about it alone; under "" what else is there."""
+    folders = sorted(path for path in store.paths.runs.glob("*") if path.is_dir()) if store.paths.runs.exists() else []
+    found: dict[str, list[Mapping[str, Any]]] = {path.name: [] for path in folders}
+    found[""] = []
+    for path in store.paths.run_records():
+        found[path.parent.name].append(store.read(path, required=True) or {})
+    for path in [*store.paths.evidence_records(), *store.paths.campaign_records()]:
+        values = store.read(path, required=True) or {}
+        run = values.get("run")
+        found[run if isinstance(run, str) and run in found and "runs" not in values else ""].append(values)
+    return found
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was deleted."""
+
+    run: str
+    files: int
+    bytes: int
+
+
+def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
+    """Delete a run: its folder, the evidence about it, and the results and weights that nothing else stands on.
+
+    What was trained for a run that has no record yet cannot be told from what others need, and stays.
+
+    Raises:
+        StoreError: if there is no such run, or a run of the store is being carried out.
+    """
+    store = Store(root)
+    named = _records(store)
+    known = [one for one in named if one]
+    if name not in known:
+        raise StoreError(f"there is no run {name!r} in {root}: it has {listed(name, known) or 'none'}")
+    if running := [one for one in known if _is_running(store.paths.run(one))]:
+        raise StoreError(f"the run {running[0]} is being carried out in {root}: remove runs when it has ended")
+    usage = Usage(store)
+    others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
+    folder = store.paths.run(name)
+    evidence = [path for path in store.paths.evidence_records() if (store.read(path) or {}).get("run") == name]
+    pages = [page for path in evidence if (page := path.with_suffix(".html")).exists()]
+    doomed = {*files_in(folder), *evidence, *pages, *(usage.of(named[name]) - others)}
+    size = size_of(doomed)
+    if dry_run:
+        return Removed(name, len(doomed), size)
+    # The record goes last: if this is ended on the way, the same command goes on.
+    for path in sorted(doomed - set(files_in(folder))):
+        with explained(path, "delete"):
+            path.unlink(missing_ok=True)
+    with explained(folder, "delete"):
+        shutil.rmtree(folder)
+    files, freed = collect(store)
+    return Removed(name, len(doomed) + files, size + freed)
+
+
+def move_store(root: Path, target: Path) -> Path:
+    """Move a store to a folder that is not there yet, and let its records name the new place.
+
+    Raises:
+        StoreError: if something is there, a run of the store is being carried out, or it cannot be moved.
+    """
+    store = Store(root)
+    if running := [one for one in _records(store) if one and _is_running(store.paths.run(one))]:
+        raise StoreError(f"the run {running[0]} is being carried out in {root}: move the store when it has ended")
+    if target.exists():
+        raise StoreError(f"{target} is there already: name a folder that is not")
+    if target.absolute().resolve().is_relative_to(root.absolute().resolve()):
+        raise StoreError(f"{target} lies in the store itself: name a folder outside of it")
+    with explained(target, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(root, target)
+    moved = Store(target).paths
+    for path in [*moved.run_records(), *moved.evidence_records(), *moved.campaign_records()]:
+        values = read_sealed(path, required=True) or {}
+        renamed = _renamed(values, str(root), str(target))
+        if renamed != values:
+            write_sealed(path, renamed)
+    return target
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """A value of JSON with the store's place, and what lies in it, at the new one."""
+    match value:
+        case str():
+            inside = value == old or value.startswith(f"{old}/")
+            return new + value[len(old) :] if inside else value
+        case list():
+            return [_renamed(one, old, new) for one in value]
+        case dict():
+            return {name: _renamed(one, old, new) for name, one in value.items()}
+    return value
+
+
+def usage_of(root: Path) -> list[dict[str, Any]]:
+    """What lies in a store, by kind: files and bytes."""
+    paths = Store(root).paths
+    kinds = {
+        "weights and masks": paths.blobs,
+        "results": paths.results,
+        "checkpoints of trainings that are under way": paths.partial,
+        "remembered answers": paths.memo,
+        "runs, with their tickets": paths.runs,
+        "evidence": paths.evidences,
+        "campaigns": paths.campaigns,
+        "set aside as damaged": paths.root / "damaged",
+    }
+    found = {what: list(files_in(folder)) for what, folder in kinds.items() if folder.exists()}
+    counted = {path for files in found.values() for path in files}
+    if rest := [path for path in files_in(paths.root) if path not in counted]:
+        found["other files"] = rest
+    return [{"what": what, "files": len(files), "bytes": size_of(files)} for what, files in found.items()]

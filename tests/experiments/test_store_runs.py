@@ -1,0 +1,140 @@
+"""Runs as files: what they share, what removing one frees, and a store that moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.errors import StoreError
+from ticketry.experiments.run import Run
+from ticketry.experiments.store_runs import marked_running, move_store, remove_run, stored_runs, usage_of
+from ticketry.lab.store import Store
+from ticketry.lab.store.maintenance import check
+
+
+def searched(store: Path, density: float) -> Run:
+    """A dense network and one ticket; the dense one is the same whatever the density."""
+    return tk.run(
+        "oneshot",
+        "digits",
+        density=density,
+        controls=(),
+        replicates=1,
+        recipe={"length": "20it"},
+        store=store,
+        workers=0,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    searched(tmp_path / "store", 0.5)
+    searched(tmp_path / "store", 0.2)
+    return tmp_path / "store"
+
+
+def names(store: Path) -> list[str]:
+    return [one.name for one in stored_runs(store)]
+
+
+def on_disk(store: Path) -> int:
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+
+
+def test_a_run_that_is_removed_takes_with_it_what_only_it_stands_on(store: Path) -> None:
+    first, second = stored_runs(store)
+    assert (first.state, second.state) == ("done", "done")
+    assert 0 < first.own_bytes < first.bytes  # the dense network is both runs'
+    before = on_disk(store)
+    told = remove_run(store, first.name, dry_run=True)
+    assert on_disk(store) == before
+    done = remove_run(store, first.name)
+    assert done.bytes == told.bytes == first.own_bytes == before - on_disk(store)
+    assert names(store) == [second.name]
+    assert check(Store(store)).sound
+    assert searched(store, 0.2).now["segments_trained"] == 0
+    again = searched(store, 0.5)
+    assert again.name == first.name
+    assert again.now["steps_trained"] == 20  # the ticket's; the dense network was the other's too
+
+
+def test_the_last_run_takes_all_with_it(store: Path) -> None:
+    for one in stored_runs(store):
+        remove_run(store, one.name)
+    assert names(store) == []
+    assert not list(Store(store).paths.blob_files())
+    assert not list(Store(store).paths.result_files())
+
+
+def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
+    first, second = stored_runs(store)
+    folder = store / "runs" / first.name
+    (folder / "run.json").unlink()
+    assert {one.name: one.state for one in stored_runs(store)} == {first.name: "half", second.name: "done"}
+    with marked_running(folder):
+        assert {one.name: one.state for one in stored_runs(store)}[first.name] == "running"
+        with marked_running(folder):  # a second process is not held up
+            pass
+        for forbidden in (lambda: remove_run(store, second.name), lambda: move_store(store, store.with_name("new"))):
+            with pytest.raises(StoreError, match=f"the run {first.name} is being carried out"):
+                forbidden()
+    assert {one.name: one.state for one in stored_runs(store)}[first.name] == "half"
+    assert not (folder / "running").exists()
+
+
+def test_nothing_else_is_removed(store: Path) -> None:
+    name = names(store)[0]
+    with pytest.raises(StoreError, match=f"there is no run .*did you mean .*{name}"):
+        remove_run(store, name[:-1])
+    with pytest.raises(StoreError, match="there is no run"):
+        remove_run(store, "../runs")
+    assert len(names(store)) == 2
+
+
+def test_a_store_that_moved_goes_on(store: Path) -> None:
+    known = names(store)
+    target = store.parent / "deep" / "new"
+    with pytest.raises(StoreError, match="is there already"):
+        move_store(store, store.parent)
+    with pytest.raises(StoreError, match="lies in the store itself"):
+        move_store(store, store / "inner")
+    assert move_store(store, target) == target
+    assert not store.exists()
+    assert sorted(names(target)) == sorted(known)
+    assert check(Store(target)).sound
+    for density in (0.5, 0.2):
+        again = searched(target, density)
+        assert again.now["segments_trained"] == 0
+        assert all(Path(point.ticket).is_relative_to(target) for point in again.record.points if point.ticket)
+        assert all(tk.Ticket.load(one.path).density == pytest.approx(density, abs=1e-4) for one in again.tickets)
+
+
+def test_what_lies_in_a_store_adds_up(store: Path) -> None:
+    assert sum(kind["bytes"] for kind in usage_of(store)) == on_disk(store)
+
+
+def test_commands(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = names(store)
+    where = ("--store", str(store))
+    rows = json.loads(call(capsys, "list", "runs", *where, "--json")[1])
+    assert [(row["run"], row["state"]) for row in rows] == [(first, "done"), (second, "done")]
+    table = call(capsys, "list", "runs", *where)[1]
+    assert "just now" in table
+    assert max(map(len, table.splitlines())) <= 100
+    told = json.loads(call(capsys, "store", "du", *where, "--json")[1])
+    assert told["bytes"] == on_disk(store)
+    assert [row["own_bytes"] for row in told["runs"]] == [row["own_bytes"] for row in rows]
+    code, _, error = call(capsys, "rm", first, *where)
+    assert code == 2
+    assert "--yes" in error
+    assert json.loads(call(capsys, "rm", first, *where, "--dry-run", "--json")[1])["bytes"] == rows[0]["own_bytes"]
+    assert len(names(store)) == 2
+    assert call(capsys, "rm", first, *where, "--yes")[0] == 0
+    assert names(store) == [second]
+    target = store.with_name("new")
+    assert call(capsys, "store", "mv", str(target), *where)[0] == 0
+    assert names(target) == [second]
