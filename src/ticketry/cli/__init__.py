@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "decide what papers claim: a campaign of runs and claims, by planned replicates"),
     "report": ("report", "write the report of a run again, or of several in one page; export figures and data"),
     "list": ("listing", "tasks, methods, models, scores, controls …, runs or tickets"),
+    "doctor": ("doctor", "what this machine and environment have, and what each means for speed"),
     "rm": ("remove", "delete a run, and what only it stands on"),
     "store": ("store", "check a store for damage, free space in it, or move it or its results"),
 }

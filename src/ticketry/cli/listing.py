@@ -199,7 +199,7 @@ def _presets(_: Path) -> list[dict[str, Any]]:
 def _runs(store: Path) -> list[dict[str, Any]]:
     if not (store / "store.json").exists():
         return []
-    from ticketry.experiments.store_runs import stored_runs
+    from ticketry.experiments.stored.runs import stored_runs
 
     told = {record.name: record for record in records(store)}
     rows = []

@@ -121,7 +121,7 @@ def existing(folder: Path) -> Path:
 
 
 def _check(arguments: _Check) -> int:
-    from ticketry.experiments.store_records import damaged
+    from ticketry.experiments.stored.records import damaged
     from ticketry.lab.store import Store
     from ticketry.lab.store.maintenance import check, mend_format
 
@@ -170,7 +170,7 @@ def _collect(arguments: _Collect) -> int:
 
 
 def _usage(arguments: _Usage) -> int:
-    from ticketry.experiments.store_runs import stored_runs, usage_of
+    from ticketry.experiments.stored.runs import stored_runs, usage_of
     from ticketry.report.wording import aligned
 
     folder = existing(arguments.store)
@@ -189,7 +189,7 @@ def _usage(arguments: _Usage) -> int:
 
 
 def _move(arguments: _Move) -> int:
-    from ticketry.experiments.store_runs import move_store
+    from ticketry.experiments.stored.runs import move_store
 
     target = move_store(existing(arguments.store), arguments.to)
     print(json.dumps({"store": str(target)}) if arguments.json else f"moved to {target}: name it with --store")

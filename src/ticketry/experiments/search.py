@@ -18,7 +18,7 @@ from ticketry.experiments.points import OnPoint, Points
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
-from ticketry.experiments.store_runs import marked_running
+from ticketry.experiments.stored.runs import marked_running
 from ticketry.lab.costs.energy import energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases

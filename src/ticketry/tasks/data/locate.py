@@ -135,16 +135,23 @@ def places(data: Path | None = None) -> tuple[Place, ...]:
     return tuple(found)
 
 
+def located(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
+    """The files of the first place that has a whole layout; none if no place has."""
+    for place in where:
+        for layout in collection.layouts:
+            if found := layout.find(place.folder):
+                return found
+    return ()
+
+
 def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
     """The files of the first place that has a whole layout; else downloaded into the last place.
 
     Raises:
         DataError: if there is no whole layout and no download.
     """
-    for place in where:
-        for layout in collection.layouts:
-            if found := layout.find(place.folder):
-                return found
+    if found := located(collection, where):
+        return found
     cache = where[-1].folder
     if not collection.origins:
         raise DataError(_absence(collection, where, "none"))

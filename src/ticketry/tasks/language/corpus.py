@@ -248,6 +248,11 @@ _FILES = {
 }
 
 
+def collection(name: str) -> Collection:
+    """The files of a published corpus; they have no download."""
+    return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
+
+
 def published(name: str, data: Path | None) -> Corpus:
     """A published corpus, from the folder `data`, $TICKETRY_DATA or the cache folder; loaded once a process.
 
@@ -260,7 +265,7 @@ def published(name: str, data: Path | None) -> Corpus:
 @lru_cache(maxsize=2)
 def _published(name: str, where: tuple[Place, ...]) -> Corpus:
     known = _FILES[name]
-    files = obtain(Collection(PUBLISHED[name].title, known.layouts, origins=()), where)
+    files = obtain(collection(name), where)
     contents = [unpacked(file, md5) for file, md5 in zip(files, known.md5, strict=True)]
     words = Words.of(contents[0])
     train, validation, test = (

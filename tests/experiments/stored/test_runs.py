@@ -11,7 +11,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.errors import StoreError
 from ticketry.experiments.run import Run
-from ticketry.experiments.store_runs import marked_running, move_store, remove_run, stored_runs, usage_of
+from ticketry.experiments.stored.runs import marked_running, move_store, remove_run, stored_runs, usage_of
 from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import check
 

@@ -1,0 +1,190 @@
+"""ticketry doctor: what this machine and this environment have, and what each means for speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ticketry.cli.arguments import parse
+from ticketry.cli.store import megabytes
+
+_DESCRIPTION = """\
+What this machine and this environment have, and what each means for speed: processor, threads, precision, packages of
+the extras, caches, data sets, a GPU. Nothing is downloaded, timed or written.
+
+examples:
+  ticketry doctor
+  ticketry doctor --data /data --json"""
+
+EXTRAS = {
+    "engine": (("llvmlite",), "compile, bench and sparse training in kernels of this processor"),
+    "digits": (("scikit-learn",), "the task digits"),
+    "timm": (("timm",), "networks of timm"),
+    "torchvision": (("torchvision",), "networks of torchvision"),
+    "transformers": (("transformers", "accelerate"), "networks of Hugging Face's transformers, and its Trainer"),
+    "lightning": (("lightning",), "callbacks of Lightning"),
+    "text": (("tokenizers",), "texts with a tokenizer of their own"),
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "export to ONNX, and ONNX Runtime to compare with"),
+    "openvino": (("openvino",), "OpenVINO to compare with"),
+    "hypergraph": (("mtkahypar",), "structure regroup --method hypergraph"),
+    "control": (("gymnasium",), "tasks of Gymnasium"),
+    "energy": (("codecarbon", "nvidia-ml-py"), "energy where the machine has no meter"),
+    "pandas": (("pandas",), "tables of pandas"),
+    "hub": (("huggingface_hub",), "tickets on the Hugging Face hub"),
+}
+"""Extra -> packages, and what they are needed for; as in pyproject.toml."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    data: Path | None = None
+    """Folder in which data sets are looked for first."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that was looked at."""
+
+    part: str
+    found: str
+    means: str
+    """For speed, or what cannot be done without it."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Look, and tell."""
+    arguments: _Arguments = parse(_Arguments, words, prog="ticketry doctor", description=_DESCRIPTION)
+    sections = {
+        "machine": list(_machine()),
+        "extras": list(_extras()),
+        "caches": list(_caches()),
+        "data sets": list(_data(arguments.data)),
+    }
+    if arguments.json:
+        told = {name: [dataclasses.asdict(one) for one in found] for name, found in sections.items()}
+        print(json.dumps({"environment": _environment(), **told}))
+        return 0
+    print("  ".join(f"{name} {found}" for name, found in _environment().items()))
+    for name, findings in sections.items():
+        print(f"\n{name}")
+        for one in findings:
+            print(f"  {one.part:<16} {one.found}")
+            if one.means:
+                print(textwrap.fill(one.means, 98, initial_indent=" " * 19, subsequent_indent=" " * 19))
+    return 0
+
+
+def _environment() -> dict[str, Any]:
+    from ticketry.engine.bench.machine import machine
+
+    found = machine()
+    return {**found["versions"], "python": found["python"], "system": found["system"]}
+
+
+def _machine() -> Iterator[Finding]:
+    from ticketry.engine.bench.machine import computes_in_bf16, machine
+
+    found = machine()
+    yield Finding("processor", found["processor"], "")
+    yield _vectors(found["features"])
+    yield Finding(
+        "cores",
+        f"{found['cores']}, load {found['load']}",
+        "As many networks are trained at once, one thread each (--workers); others that compute slow them.",
+    )
+    bf16 = computes_in_bf16()
+    yield Finding(
+        "precision",
+        "bfloat16 and float32" if bf16 else "float32",
+        "Convolutional networks train in bfloat16 by default, in about half the time a step (else --precision fp32)."
+        if bf16
+        else "It does not multiply in bfloat16, with which a step of convolutional networks takes about half.",
+    )
+    yield Finding("last cache", megabytes(found["last_cache_bytes"]), "")
+    yield _gpu()
+
+
+def _vectors(features: Sequence[str]) -> Finding:
+    width, means = "none that is used here", "Kernels run without wide vectors; training stays in torch by default."
+    if "avx512f" in features:
+        width, means = "AVX-512, 16 float32", "All kernels run here; --kernels auto trains sparse networks in them."
+    elif "avx2" in features:
+        width = "AVX2, 8 float32"
+        means = "Kernels run here; --kernels auto trains sparse networks in them, dense ones in torch."
+    elif "asimd" in features:
+        width = "NEON, 4 float32"
+    return Finding("vectors", width, means)
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("GPU", torch.cuda.get_device_name(), "Networks train there (--device cpu for the other).")
+    return Finding("GPU", "none that torch sees", "Networks train on the processor.")
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (packages, purpose) in EXTRAS.items():
+        versions = {package: _version(package) for package in packages}
+        if missing := [package for package, found in versions.items() if not found]:
+            yield Finding(extra, f"no {', '.join(missing)}", f"For {purpose}: pip install 'ticketry[{extra}]'")
+        else:
+            yield Finding(extra, ", ".join(f"{package} {found}" for package, found in versions.items()), "")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _caches() -> Iterator[Finding]:
+    from ticketry.engine.cpu.jit import cache_folder as kernels
+    from ticketry.lab.store.usage import files_in, size_of
+    from ticketry.tasks.data.locate import cache_folder as data
+
+    folders: dict[str, tuple[Callable[[], Path], str]] = {
+        "data": (
+            data,
+            "Data sets, downloaded or prepared, and kernels: what is deleted is made or fetched again.",
+        ),
+        "kernels": (
+            kernels,
+            "Of these, compiled kernels: without them a model compiles and starts slower the first time.",
+        ),
+    }
+    for name, (folder, means) in folders.items():
+        place = folder()
+        size = megabytes(size_of(files_in(place))) if place.is_dir() else "not there yet"
+        yield Finding(name, f"{size}, {place}", means)
+
+
+def _data(folder: Path | None) -> Iterator[Finding]:
+    from ticketry.tasks.data import cifar, mnist, tiny_imagenet, uci
+    from ticketry.tasks.data.locate import located, places
+    from ticketry.tasks.language import corpus
+
+    collections = {
+        "mnist": mnist.MNIST.collection(),
+        "fashion-mnist": mnist.FASHION_MNIST.collection(),
+        "cifar10": cifar.CIFAR10.collection(),
+        "cifar100": cifar.CIFAR100.collection(),
+        "tiny-imagenet": tiny_imagenet.WHOLE.collection(),
+        "tiny-imagenet-20": tiny_imagenet.TWENTY.collection(),
+        **{name: corpus.collection(name) for name in ("ptb", "wikitext-2")},
+        **{f"uci-{name}": published.collection() for name, published in uci.PUBLISHED.items()},
+    }
+    where = places(folder)
+    for name, collection in collections.items():
+        files = located(collection, where)
+        absent = "not found; downloaded when it is needed" if collection.origins else "not found, and has no download"
+        yield Finding(name, str(files[0].parent) if files else absent, "")
