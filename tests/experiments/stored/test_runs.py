@@ -138,3 +138,16 @@ def test_commands(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = store.with_name("new")
     assert call(capsys, "store", "mv", str(target), *where)[0] == 0
     assert names(target) == [second]
+
+
+def test_a_link_in_the_place_of_the_mark_is_left_alone(store: Path) -> None:
+    secret = store.with_name("secret")
+    secret.write_text("kept")
+    name = names(store)[0]
+    (store / "runs" / name / "running").symlink_to(secret)
+    assert {one.state for one in stored_runs(store)} == {"done"}
+    with marked_running(store / "runs" / name):
+        pass
+    assert secret.read_text() == "kept"
+    remove_run(store, name)
+    assert secret.read_text() == "kept"

@@ -48,6 +48,9 @@ class StoredRun:
 @contextlib.contextmanager
 def marked_running(folder: Path) -> Iterator[None]:
     """Marks a run as one that is carried out now; a second process that carries it out is not held up."""
+    if not _is_plain(folder / _LOCK):
+        yield
+        return
     lock = filelock.FileLock(folder / _LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +67,13 @@ def marked_running(folder: Path) -> Iterator[None]:
             folder.rmdir()  # where the run came to nothing
 
 
+def _is_plain(mark: Path) -> bool:
+    """Whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
+    return not mark.is_symlink() and (mark.is_file() or not mark.exists())
+
+
 def _is_running(folder: Path) -> bool:
-    if not (folder / _LOCK).exists():
+    if not (folder / _LOCK).exists() or not _is_plain(folder / _LOCK):
         return False
     lock = filelock.FileLock(folder / _LOCK)
     try:
