@@ -111,7 +111,7 @@ def test_controls_beside_some_tickets_only():
         a_run(controls=("shuffled",), control_densities=(0.3,))
     with pytest.raises(UsageError, match="no controls"):
         a_run(control_densities=(0.8,))
-    with pytest.raises(UsageError, match="above 0 and at most 1, not 64"):
+    with pytest.raises(UsageError, match=r"0 < density <= 1, not 64.0: 64 %\? write 64% or 0.64"):
         a_run(controls=("shuffled",), control_densities=(64.0,))
 
 
