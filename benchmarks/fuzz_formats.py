@@ -38,7 +38,7 @@ from ticketry.engine.graph import model_file
 from ticketry.errors import TicketryError
 from ticketry.evidence.asked_task import made_task
 from ticketry.experiments.run_file import check_trust, read_run_file
-from ticketry.experiments.store_records import damaged
+from ticketry.experiments.stored.records import damaged
 from ticketry.integrations import _file as job_file
 from ticketry.lab.store import Store
 from ticketry.lab.store.files import read_sealed

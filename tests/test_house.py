@@ -130,3 +130,30 @@ def test_the_search_for_circles(tmp_path: Path, files: dict[str, str], found: li
     for name, text in {"__init__": "", **files}.items():
         (root / f"{name}.py").write_text(text)
     assert circles(root) == found
+
+
+def _names_of(module: str) -> set[str] | None:
+    """What a module of the library has at its top level; None if there is no such module."""
+    place = ROOT.parent / module.replace(".", "/")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.exists():
+        return None
+    names = {found.stem for found in place.iterdir()} if place.is_dir() else set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {one.asname or one.name for one in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_imports_is_there(file: Path) -> None:
+    """Most are never run by tests, so that nothing else tells when a module was moved."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ticketry."):
+            names = _names_of(node.module)
+            assert names is not None, f"there is no {node.module}"
+            assert {one.name for one in node.names} <= names, node.module
