@@ -149,7 +149,10 @@ def _names_of(module: str) -> set[str] | None:
     return names
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
 def test_what_a_benchmark_imports_is_there(file: Path) -> None:
     """Most are never run by tests, so that nothing else tells when a module was moved."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
