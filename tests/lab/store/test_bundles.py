@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import ticketry as tk
@@ -18,7 +19,7 @@ from cli.calling import call
 from flips import flip, made
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
-from ticketry.lab.store.bundle_file import MAGIC
+from ticketry.lab.store.bundle_file import MAGIC, Bundle
 
 SEARCH: dict[str, Any] = {
     "task": "digits",
@@ -72,6 +73,24 @@ def test_masks_and_records_without_weights_are_a_small_part(searched: tuple[Path
     weights = 50_200
     assert small.bytes < 3 * weights / 8 + 2_500 * small.results  # two masks and a control's, and records
     assert large.bytes > 4 * weights * small.results
+
+
+def test_bundles_of_version_1_are_read(searched: tuple[Path, str], tmp_path: Path) -> None:
+    """Whose masks lie in the file as they are."""
+    store, name = searched
+    with Bundle(tk.store.pack(name, tmp_path / "new.tkz", store=store).path) as opened:
+        told, parts = msgspec.to_builtins(opened.contents), list(opened.parts())
+    packed = [data if part.kind == "blob" else zlib.compress(data, 9) for part, data in parts]
+    for part, data in zip(told["parts"], packed, strict=True):
+        del part["coding"]
+        part["packed"] = len(data)
+    listed = json.dumps({**told, "format": 1}).encode()
+    whole = len(listed).to_bytes(8, "little") + listed + b"".join(packed)
+    seal = hashlib.sha256(whole).hexdigest().encode() + b"\n"
+    (tmp_path / "old.tkz").write_bytes(b"ticketry.bundle.1\n" + seal + whole)
+    for version in ("old", "new"):
+        tk.store.unpack(tmp_path / f"{version}.tkz", store=tmp_path / version)
+    assert files(tmp_path / "old") == files(tmp_path / "new")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -192,6 +211,13 @@ def _sized(kind: str, size: int) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _coded(kind: str, coding: str) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        next(part for part in told["parts"] if part["kind"] == kind)["coding"] = coding
+
+    return change
+
+
 def _twice(told: dict[str, Any]) -> None:
     told["parts"].append({**told["parts"][0], "packed": 0, "size": 0})
 
@@ -201,7 +227,8 @@ def _twice(told: dict[str, Any]) -> None:
     [
         (_with(numerics=99), "results of the numerics 99, this ticketry trains with 1"),
         (_with(store=1), "of the store format 1, this ticketry reads 2"),
-        (_with(format=2), "its list of parts is none"),
+        (_with(format=3), "its list of parts is none"),
+        (_with(format=1), "not one of version 2"),
         (_with(code="import os"), "its list of parts is none"),
         (_with(parts=[]), "not the size that its list tells"),
         (_renamed("run", "../../evil"), "no name of a file"),
@@ -213,8 +240,12 @@ def _twice(told: dict[str, Any]) -> None:
         (_renamed("memo", "masks"), "with 1 names, not 2"),
         (_renamed("blob", "ab" * 32), "its digest is another"),
         (_sized("run", 1 << 40), "would take more than"),
-        (_sized("blob", 1 << 40), "two sizes"),
+        (_sized("blob", 1 << 40), "would take more than"),
         (_twice, "a part twice"),
+        (_coded("blob", "difference"), "a difference from a part of another size"),
+        (_coded("blob", "whole"), "two sizes"),
+        (_coded("blob", "pickle"), "its list of parts is none"),
+        (_coded("blob", ""), "not one of version 2"),
     ],
 )
 def test_forged_lists_are_refused_before_anything_is_written(
@@ -227,7 +258,7 @@ def test_forged_lists_are_refused_before_anything_is_written(
 def test_a_record_that_swells_is_refused(bundle: Path, tmp_path: Path) -> None:
     """50 MB of spaces, told as 10 bytes, and told as they are beside a file of a hundredth."""
     swollen = zlib.compress(b" " * 50_000_000, 9)
-    part = {"kind": "run", "name": ["bomb"], "packed": len(swollen), "sha256": "ab" * 32}
+    part = {"kind": "run", "name": ["bomb"], "packed": len(swollen), "sha256": "ab" * 32, "coding": "zlib"}
     for size, match in ((10, "not the size that is told"), (80 << 20, "would take more than")):
         data = bundle.read_bytes()
         repacked(bundle, lambda told, size=size: told["parts"].append({**part, "size": size}), swollen)

@@ -19,6 +19,7 @@ from ticketry.errors import StoreError
 from ticketry.files import content_of
 from ticketry.lab.store.bundle_file import Contents, Source, write_bundle
 from ticketry.lab.store.files import digest_of, explained, sealed_bytes
+from ticketry.lab.store.similar import by_similarity
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 from ticketry.records.campaign import read_campaign_record
 
@@ -82,18 +83,20 @@ class _Chosen:
         answers = list(self._answers(needed - states))
         masks = (needed - states).union(*(blobs for _, _, blobs in answers)) - states
         kept = {digest for digest in states if self.store.paths.blob(digest).exists()} if weights else set()
-        for digest in sorted(masks | kept):
-            yield "blob", (digest,), partial(self.store.get_bytes, digest)
+        for digest in by_similarity(masks, self.store.get_bytes):
+            yield Source("blob", (digest,), partial(self.store.get_bytes, digest))
+        for digest in sorted(kept - masks):
+            yield Source("blob", (digest,), partial(self.store.get_bytes, digest), whole=True)
         for digest in sorted(states - kept):
             trajectory, step = made.get(digest, (None, 0))
             told = {"trajectory": trajectory, "step": step}
-            yield "memo", ("left-out", digest), partial(sealed_bytes, told)
+            yield Source("memo", ("left-out", digest), partial(sealed_bytes, told))
         for path, kind, _ in answers:
-            yield "memo", (kind, path.stem), partial(_file, path)
+            yield Source("memo", (kind, path.stem), partial(_file, path))
         for trajectory, step in sorted(self.results):
-            yield "result", (trajectory, str(step)), partial(_file, self.store.paths.result(trajectory, step))
+            yield Source("result", (trajectory, str(step)), partial(_file, self.store.paths.result(trajectory, step)))
         for kind, name, _ in sorted(self.records, key=lambda one: one[:2]):
-            yield kind, (name,), partial(_file, self.store.paths.record(kind, name))
+            yield Source(kind, (name,), partial(_file, self.store.paths.record(kind, name)))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
