@@ -95,11 +95,18 @@ def decide_after(
     resolution: float | None = None,
     least_spread: float | None = None,
     parents: Sequence[Hashable] | None = None,
+    stop: bool = True,
 ) -> Verdict:
     """The verdict at the first planned interim analysis that decides, or at the number of seeds there are.
 
     Seeds are in the order in which they were trained. An answer once given stands, and when nothing is left to decide,
     seeds after that are left out.
+
+    Args:
+        stop: False uses all seeds that there are, for a verdict that is corrected with others (`holm_verdicts`): what
+            decides by itself may not decide among them, and then seeds that come later have to count. Its p-values
+            are the smallest of all analyses, each divided by its share of alpha, and so hold whenever they are read
+            (union bound).
 
     Raises:
         UsageError: as `verdict`.
@@ -112,8 +119,8 @@ def decide_after(
             _check_pairs(n, others)
         first = {name: values[:count] for name, values in others.items()}
         now = _analysis(rules, ticket[:count], first, None if parents is None else parents[:count])
-        made = now if made is None else _answered(_standing(made, now), interim)
-        if made.decided:
+        made = now if made is None else _answered(_standing(made, now, stop), interim)
+        if made.decided and stop:
             break
     assert made is not None
     return _worded(made, interim)
@@ -258,15 +265,15 @@ def _by_parent(values: Sequence[float], parents: Sequence[Hashable] | None) -> S
     return [sum(those) / len(those) for those in of.values()]
 
 
-def _standing(before: Verdict, made: Verdict) -> Verdict:
-    """The later analysis with the answers of the earlier: what was answered stands, else the smallest p-value."""
+def _standing(before: Verdict, made: Verdict, stop: bool) -> Verdict:
+    """The later analysis with the earlier: what was answered stands if that stops it, else the smallest p-value."""
     dense, controls = before.as_good_as_dense != "undecided", before.better_than_controls != "undecided"
     return replace(
         made,
-        p_as_good=before.p_as_good if dense else min(before.p_as_good, made.p_as_good),
-        p_loses=before.p_loses if dense else min(before.p_loses, made.p_loses),
-        p_better=before.p_better if controls else min(before.p_better, made.p_better),
-        p_not_better=before.p_not_better if controls else min(before.p_not_better, made.p_not_better),
+        p_as_good=before.p_as_good if dense and stop else min(before.p_as_good, made.p_as_good),
+        p_loses=before.p_loses if dense and stop else min(before.p_loses, made.p_loses),
+        p_better=before.p_better if controls and stop else min(before.p_better, made.p_better),
+        p_not_better=before.p_not_better if controls and stop else min(before.p_not_better, made.p_not_better),
     )
 
 

@@ -103,6 +103,25 @@ def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
     assert apart.p_confirmed == alone.p_confirmed
 
 
+def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family() -> None:
+    plan = InterimAnalyses((5, 10))
+    runs = [A, [value + 0.1 for value in A]], [B, [value + 0.2 for value in B]]
+    claims = [replace(CLAIM, name=f"claim {number}", above=2.6, plan=plan) for number in range(4)]
+
+    def found(blocks: int) -> Any:
+        records = {"one": list(map(block, runs[0][:blocks])), "other": list(map(block, runs[1][:blocks]))}
+        return decide(claims[:1], records, {})[0], decide(claims, records, {})[0]
+
+    (alone, early), (_, late) = found(1), found(2)
+    assert (alone.found, early.found, early.n) == ("confirmed", "undecided", 5)
+    assert (late.found, late.n) == ("confirmed", 10)
+    # of each analysis by itself the p-value, divided by its share of alpha; of these the smaller
+    differences = [one - other for one, other in zip(sum(runs[0], []), sum(runs[1], []), strict=True)]
+    shares = plan.alphas(1.0)
+    each = [compare(differences[:n], [2.6] * n, margin=0.5, least_spread=0.5).p_superior / shares[n] for n in plan.at]
+    assert late.told(0.0).p_confirmed == pytest.approx(4 * min(each))
+
+
 def test_a_claim_without_runs_counts_in_its_family() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))

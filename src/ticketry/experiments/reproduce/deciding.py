@@ -155,6 +155,7 @@ def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resoluti
         confidence=claim.confidence,
         higher_is_better=claim.higher_is_better,
         resolution=resolution,
+        stop=False,
     )
 
 
