@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family()
     assert (alone.found, early.found, early.n) == ("confirmed", "undecided", 5)
     assert (late.found, late.n) == ("confirmed", 10)
     # of each analysis by itself the p-value, divided by its share of alpha; of these the smaller
-    differences = [one - other for one, other in zip(sum(runs[0], []), sum(runs[1], []), strict=True)]
+    differences = [one - other for one, other in zip(*map(itertools.chain.from_iterable, runs), strict=True)]
     shares = plan.alphas(1.0)
     each = [compare(differences[:n], [2.6] * n, margin=0.5, least_spread=0.5).p_superior / shares[n] for n in plan.at]
     assert late.told(0.0).p_confirmed == pytest.approx(4 * min(each))
