@@ -38,7 +38,10 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (("text:{}/binary.txt",), "binary.txt is no text: byte 128 is not UTF-8"),
         (("text:{}/zeros.txt",), "zeros.txt is no text: byte 4 is 0"),
         (("text:{}/absent.txt",), "there is no such text"),
-        (("table:{}/missing.csv", "--target", "price"), "line 32, column 'b': the value is missing ('')"),
+        (
+            ("table:{}/missing.csv", "--target", "price", "--option", "missing=refuse"),
+            "line 32, column 'b': the value is missing ('')",
+        ),
         (("table:{}/words.csv", "--target", "price"), "line 32, column 'b': 'red' is no number"),
         (("table:{}/good.csv", "--target", "prize"), "has no column 'prize': did you mean price? it has a, b, price"),
         (("table:{}/good.csv",), "needs to know what to predict: --target COLUMN"),

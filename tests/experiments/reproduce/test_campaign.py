@@ -138,7 +138,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     file.write_text(text)
     own = kernels_here()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("ticketry.lab.training.kernels.kernels_here", lambda: "sparse 1 other")
+        elsewhere.setattr("ticketry.lab.training.kernels.kernels_here", lambda precision: "sparse 1 other")
         assert main(words) == 0
     assert trained_kernels(store) == {"dense": 3 + 3, "sparse 1 other": 6}  # with dense networks in a second order
     first = record_of(store)

@@ -59,7 +59,8 @@ class Arithmetic:
         finally:
             torch.set_num_threads(threads)
             torch.backends.cudnn.benchmark = benchmark
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            if self.device == "cuda":  # it imports the compiler, which takes seconds: not where nothing was changed
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around one forward pass. A new one each step: inside it the converted weights are cached."""
