@@ -1,4 +1,4 @@
-"""Lists on the command line, in every form that users type them."""
+"""Words of the command line: lists in every form that users type, densities in percent, choices."""
 
 from __future__ import annotations
 
@@ -104,3 +104,21 @@ def test_choices_of_a_group_are_checked_too() -> None:
 
     with pytest.raises(UsageError, match=r"^--recipe\.device 'atuo' is not known: auto, cpu; did you mean auto\?$"):
         parse(Outer, ["--recipe.device", "atuo"], prog="test", description="")
+
+
+def test_a_flag_of_its_own_has_its_own_choices() -> None:
+    """Early pruning has a schedule of cuts, and its recipe one of learning rates."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Recipe:
+        schedule: Literal["constant", "cosine"] = "constant"
+
+    @dataclasses.dataclass(frozen=True)
+    class Search:
+        recipe: Recipe = dataclasses.field(default_factory=Recipe)
+        schedule: Literal["halving", "exponential"] = "halving"
+
+    words = ["--schedule", "exponential", "--recipe.schedule", "cosine"]
+    assert parse(Search, words, prog="test", description="") == Search(Recipe("cosine"), "exponential")
+    with pytest.raises(UsageError, match=r"^--schedule 'cosine' is not known: halving, exponential"):
+        parse(Search, ["--schedule", "cosine"], prog="test", description="")

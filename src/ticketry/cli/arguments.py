@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,28 +44,39 @@ def values_of(words: Sequence[str], flag: str) -> list[str]:
     return gathered[gathered.index(flag) + 1 :] if flag in gathered else []
 
 
-def _check_words(kind: Any, words: Sequence[str], prog: str, prefix: str = "") -> None:
+def _check_words(kind: Any, words: Sequence[str], prog: str) -> None:
     """Raises `UsageError` for a word that is none of the choices of its flag, of its place, or of the sub-commands."""
     if not dataclasses.is_dataclass(kind):
         commands = [name for one in typing.get_args(kind) if (name := _subcommand(one))]
         if words and commands and not words[0].startswith("-"):
             check_choice(f"{prog}:", words[0], commands)
         return
+    flags: dict[str, tuple[str, ...]] = {}
+    for flag, known, positional in _flags_of(kind):
+        if positional:
+            for word in [word for word in words[:1] if known and not _is_flag(word)]:
+                check_choice(flag, word, known)
+        else:
+            flags.setdefault(flag, known)  # what a class says itself comes before what is said inside of its fields
+    for flag, known in flags.items():
+        for word in _given(words, flag) if known else []:
+            check_choice(flag, word, known)
+
+
+def _flags_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Flags (of a place: its name), their choices (none: any word), and whether they are known by their place."""
     hints = typing.get_type_hints(kind, include_extras=True)
+    nested = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
         if dataclasses.is_dataclass(inner):
-            for before in ("", f"{prefix}{field.name}."):  # its flags stand beside the others, or have its name
-                _check_words(inner, words, prog, before)
+            nested.append((field.name, inner))
         known, positional = _choices_of(hint)
-        flag = f"--{prefix}{field.name}".replace("_", "-")
-        if known and positional:
-            given, flag = [word for word in words[:1] if not _is_flag(word)], field.name
-        else:
-            given = _given(words, flag) if known else []
-        for word in given:
-            check_choice(flag, word, known)
+        yield field.name if positional else f"--{prefix}{field.name}".replace("_", "-"), known, positional
+    for name, inner in nested:
+        for before in ("", f"{prefix}{name}."):  # its flags stand beside the others, or have its name
+            yield from _flags_of(inner, before)
 
 
 def _given(words: Sequence[str], flag: str) -> list[str]:
