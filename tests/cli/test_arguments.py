@@ -106,19 +106,20 @@ def test_choices_of_a_group_are_checked_too() -> None:
         parse(Outer, ["--recipe.device", "atuo"], prog="test", description="")
 
 
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    recipe: Rates = dataclasses.field(default_factory=Rates)
+    schedule: Literal["halving", "exponential"] = "halving"
+
+
 def test_a_flag_of_its_own_has_its_own_choices() -> None:
     """Early pruning has a schedule of cuts, and its recipe one of learning rates."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Recipe:
-        schedule: Literal["constant", "cosine"] = "constant"
-
-    @dataclasses.dataclass(frozen=True)
-    class Search:
-        recipe: Recipe = dataclasses.field(default_factory=Recipe)
-        schedule: Literal["halving", "exponential"] = "halving"
-
     words = ["--schedule", "exponential", "--recipe.schedule", "cosine"]
-    assert parse(Search, words, prog="test", description="") == Search(Recipe("cosine"), "exponential")
+    assert parse(Cuts, words, prog="test", description="") == Cuts(Rates("cosine"), "exponential")
     with pytest.raises(UsageError, match=r"^--schedule 'cosine' is not known: halving, exponential"):
-        parse(Search, ["--schedule", "cosine"], prog="test", description="")
+        parse(Cuts, ["--schedule", "cosine"], prog="test", description="")
