@@ -52,10 +52,11 @@ def _check_words(kind: Any, words: Sequence[str], prog: str) -> None:
             check_choice(f"{prog}:", words[0], commands)
         return
     flags: dict[str, tuple[str, ...]] = {}
-    for flag, known, positional in _flags_of(kind):
+    for flag, hint in _flags_of(kind):
+        known, positional = _choices_of(hint)
         if positional:
             for word in [word for word in words[:1] if known and not _is_flag(word)]:
-                check_choice(flag, word, known)
+                check_choice(flag[2:].replace("-", "_"), word, known)
         else:
             flags.setdefault(flag, known)  # what a class says itself comes before what is said inside of its fields
     for flag, known in flags.items():
@@ -63,20 +64,24 @@ def _check_words(kind: Any, words: Sequence[str], prog: str) -> None:
             check_choice(flag, word, known)
 
 
-def _flags_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """Flags (of a place: its name), their choices (none: any word), and whether they are known by their place."""
+def _flags_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The flags of a dataclass, then those of the dataclasses in it, each with its annotation."""
     hints = typing.get_type_hints(kind, include_extras=True)
     nested = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-        if dataclasses.is_dataclass(inner):
+        if dataclasses.is_dataclass(inner := _plain(hint)):
             nested.append((field.name, inner))
-        known, positional = _choices_of(hint)
-        yield field.name if positional else f"--{prefix}{field.name}".replace("_", "-"), known, positional
+        else:
+            yield f"--{prefix}{field.name}".replace("_", "-"), hint
     for name, inner in nested:
         for before in ("", f"{prefix}{name}."):  # its flags stand beside the others, or have its name
             yield from _flags_of(inner, before)
+
+
+def _plain(hint: Any) -> Any:
+    """The type, without what it is annotated with."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _given(words: Sequence[str], flag: str) -> list[str]:
@@ -120,17 +125,9 @@ def _shares(name: str, text: str) -> str:
     return ",".join(str(check_share(name, part)) for part in text.split(","))
 
 
-def _list_flags(kind: Any, prefix: str = "") -> Iterable[str]:
+def _list_flags(kind: Any) -> Iterable[str]:
     """The flags of a dataclass, and of the dataclasses in it, that take several values."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        inner = hints[field.name]
-        flag = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(inner):
-            yield from _list_flags(inner, f"{flag}.")
-            yield from _list_flags(inner)
-        elif typing.get_origin(inner) is tuple:
-            yield f"--{flag}".replace("_", "-")
+    return (flag for flag, hint in _flags_of(kind) if typing.get_origin(_plain(hint)) is tuple)
 
 
 def _gathered(words: Sequence[str], flags: set[str]) -> list[str]:

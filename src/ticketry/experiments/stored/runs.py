@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,11 @@ def stored_runs(root: Path) -> list[StoredRun]:
     store = Store(root)
     usage, named = Usage(store, damaged=True), _records(store)
     reached = {name: usage.of(records) for name, records in named.items()}
+    times = Counter(path for files in reached.values() for path in files)
     found = []
     for name in (name for name in named if name):
         folder = store.paths.run(name)
-        others = set[Path]().union(*(files for other, files in reached.items() if other != name))
+        alone = [path for path in reached[name] if times[path] == 1]
         own = list(files_in(folder))
         state: State = "running" if _is_running(folder) else "done" if (folder / "run.json").exists() else "half"
         found.append(
@@ -104,7 +106,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
                 name,
                 state,
                 size_of(own) + size_of(reached[name]),
-                size_of(own) + size_of(reached[name] - others),
+                size_of(own) + size_of(alone),
                 max((path.stat().st_mtime for path in (folder, *own)), default=0.0),
             )
         )

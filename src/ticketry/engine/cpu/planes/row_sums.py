@@ -41,8 +41,24 @@ AHEAD = 3
 """Columns of a single row that are looked up before their turn: so that reading x never waits for an address."""
 
 
+class OfSegments(Written):
+    """A kernel that goes over segments: how they lie in their table."""
+
+    rows: int
+    residual: bool
+
+    @property
+    def head(self) -> int:
+        """Words of a segment before those of its rows."""
+        return 2 if self.rows == 1 else 3
+
+    @property
+    def segment_bytes(self) -> int:
+        return 4 * (self.head + (3 if self.residual else 2) * self.rows)
+
+
 @dataclass(frozen=True)
-class Sums(Written):
+class Sums(OfSegments):
     """Args:
     rows: rows that share columns.
     shapes: of the tiles, each with its own code.
@@ -65,15 +81,6 @@ class Sums(Written):
     unit: int = 1
     wide: bool = True
     sets: int = 1
-
-    @property
-    def head(self) -> int:
-        """Words of a segment before those of its rows."""
-        return 2 if self.rows == 1 else 3
-
-    @property
-    def segment_bytes(self) -> int:
-        return 4 * (self.head + (3 if self.residual else 2) * self.rows)
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):

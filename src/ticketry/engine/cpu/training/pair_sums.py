@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import ticketry.engine.cpu.bfloat as bfloat
-from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.planes.kernel_choice import Shape
-from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
+from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, OfSegments
 from ticketry.engine.cpu.training.columns import column
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
@@ -29,7 +29,7 @@ PAIR = 2
 
 
 @dataclass(frozen=True)
-class PairSums(Written):
+class PairSums(OfSegments):
     """Args:
     rows: rows that share columns.
     shapes: of the tiles, each with its own code.
@@ -45,15 +45,6 @@ class PairSums(Written):
     residual: bool
     unit: int
     wide: bool
-
-    @property
-    def head(self) -> int:
-        """Words of a segment before those of its rows, as `Sums` has them."""
-        return 2 if self.rows == 1 else 3
-
-    @property
-    def segment_bytes(self) -> int:
-        return 4 * (self.head + (3 if self.residual else 2) * self.rows)
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
