@@ -18,7 +18,7 @@ from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
-from ticketry.lab.store import Store, digest_of
+from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import Work, is_done
 from ticketry.lab.training.kernels import Kernels
 from ticketry.lab.training.remake import Remaker
@@ -69,11 +69,11 @@ class Lab(Answers):
             raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
         folder = Path(data).resolve() if data is not None else None
         choices = {"device": device, "precision": precision, "threads": threads}
-        super().__init__(Store(store), data=folder, choices=choices)
+        super().__init__(open_store(store), data=folder, choices=choices)
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
         self.workers = workers
-        self._order = Order(Path(store).resolve(), self.data, checkpoint_seconds)
+        self._order = Order(self.store.address, self.data, checkpoint_seconds)
         self._listener = on_event
         self._labels: dict[str, str] = {}
         self._told = threading.local()

@@ -19,7 +19,8 @@ from ticketry.registry import Registry
 class Order:
     """Where and how segments are trained: what all of a lab's have in common."""
 
-    store: Path
+    store: str
+    """Its address, by which a worker opens it: see `lab.store.open_store`."""
     data: Path | None
     checkpoint_seconds: float
     measure: bool = True

@@ -81,6 +81,11 @@ class Store:
                 " use the ticketry that made it, or another folder with --store"
             )
 
+    @property
+    def address(self) -> str:
+        """By which another process opens it, see `open_store`."""
+        return str(self.paths.root.resolve())
+
     def _format(self) -> int | None:
         try:
             return read_format(self.paths.format)

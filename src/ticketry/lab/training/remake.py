@@ -9,7 +9,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.runners.stopping import asked
-from ticketry.lab.store import Store, digest_of
+from ticketry.lab.store import Store, digest_of, open_store
 from ticketry.lab.training.execute import Job, Training, Watch
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment
@@ -55,9 +55,9 @@ class Remaker:
             Training(job, _Watch()).until(step)
 
 
-def store_for(root: Path, data: Path | None, segment: Segment) -> Store:
-    """The store in which a segment is trained: what bundles left out of it is trained again."""
-    store = Store(root)
+def store_for(address: str, data: Path | None, segment: Segment) -> Store:
+    """The store at an address, in which a segment is trained: what bundles left out of it is trained again."""
+    store = open_store(address)
     store.remake = Remaker(store, data, {digest_of(dict(segment.task.key())): segment.task})
     return store
 
