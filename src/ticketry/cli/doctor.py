@@ -35,6 +35,10 @@ EXTRAS = {
     "control": (("gymnasium",), "tasks of Gymnasium"),
     "energy": (("codecarbon", "nvidia-ml-py"), "energy where the machine has no meter"),
     "pandas": (("pandas",), "tables of pandas"),
+    "trackio": (("trackio",), "logging to Trackio"),
+    "wandb": (("wandb",), "logging to Weights & Biases"),
+    "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic"), "logging to MLflow"),
+    "tensorboard": (("tensorboard",), "logging to TensorBoard"),
     "hub": (("huggingface_hub",), "tickets on the Hugging Face hub"),
 }
 """Extra -> packages, and what they are needed for; as in pyproject.toml."""

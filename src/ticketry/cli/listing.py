@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 What there is: tasks, search methods, networks that --model can name, scores that --score can name, kinds of gates,
-controls that --controls can name, runners, published experiments that --preset can name; and of a store its runs,
-with size, age and state, and the tickets of those that are finished. What is not built in is an installed package's:
-its name and version stand beside it.
+controls that --controls can name, runners, loggers that --log can name, published experiments that --preset can name;
+and of a store its runs, with size, age and state, and the tickets of those that are finished. What is not built in is
+an installed package's: its name and version stand beside it.
 
 examples:
   ticketry list tasks
@@ -35,7 +35,19 @@ examples:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Arguments:
     what: Annotated[
-        Literal["tasks", "methods", "models", "scores", "gates", "controls", "runners", "presets", "runs", "tickets"],
+        Literal[
+            "tasks",
+            "methods",
+            "models",
+            "scores",
+            "gates",
+            "controls",
+            "runners",
+            "loggers",
+            "presets",
+            "runs",
+            "tickets",
+        ],
         tyro.conf.Positional,
     ]
     """Which list."""
@@ -302,6 +314,7 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "gates": _registered("ticketry.core.gates", "KINDS"),
     "controls": _registered("ticketry.evidence", "CONTROLS"),
     "runners": _registered("ticketry.lab.runners.runner", "RUNNERS"),
+    "loggers": _registered("ticketry.lab.loggers.logger", "LOGGERS"),
     "presets": _presets,
     "runs": _runs,
     "tickets": _tickets,

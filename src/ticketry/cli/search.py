@@ -315,6 +315,7 @@ def _tell(run: Run, report: Path) -> None:
         *(f"pruned   {line}" for line in moment_lines(record)),
         f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
         f"report   {report}",
+        *(f"log      {line}" for line in run.logs),
         f"again    {_again(folder / 'run.toml', record)}",
         "next     ticketry list tickets, or in Python:",
         f"         tk.Ticket.load({tickets[-1]!r}).apply(model, 'trained')" if tickets else "",

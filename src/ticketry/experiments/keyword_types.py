@@ -23,6 +23,7 @@ class LabKeywords(TypedDict, total=False):
     threads: int
     kernels: str
     checkpoint_seconds: float
+    log: str | Sequence[str]
 
 
 class VerifyKeywords(LabKeywords, total=False):

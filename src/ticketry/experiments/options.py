@@ -37,6 +37,9 @@ class LabOptions:
     """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints inside a training."""
+    log: tuple[str, ...] = ()
+    """Dashboards that are told what is trained: trackio, wandb, mlflow, tensorboard, others of `ticketry list loggers`,
+    or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,9 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,
+            loggers=options.log,
         ) as lab:
+            lab.dashboards.group = ""  # searches and verifications say what belongs together
             yield lab
     finally:
         torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
+from ticketry.experiments.logged import LoggedSearch
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.costs.phases import Phases, phases_of
 from ticketry.lab.environment import environment
@@ -43,6 +44,7 @@ class Points:
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, on_point: OnPoint | None) -> None:
         self._lab, self._run, self._folder, self._on_point = lab, run, folder, on_point
+        self.logged = LoggedSearch(lab, run)
         self._lock = threading.Lock()
         self._dense: dict[int, Result] = {}
         self._found: dict[int, list[Found]] = {}
@@ -76,6 +78,7 @@ class Points:
         more: dict[str, Any] = {"told_layers": mask.table()}
         self.total = mask.total
         if found.searched:
+            self.logged.searched(replicate, found)
             more["search_steps"] = found.search_steps
             more["search_seconds"] = round(sum(each.train_seconds for each in found.searched), 3)
             for variant in found.searched[-1].segment.variants:
@@ -125,6 +128,7 @@ class Points:
             self.rows.append(row)
             self.phases.append(phases)
             self.segments[result.segment.key] = result
+        self.logged.network(row, result)
         if self._on_point:
             self._on_point(row)
 

@@ -79,6 +79,8 @@ class Run:
     now: Mapping[str, int]
     """Segments asked for and trained, and steps trained, this time: nothing is trained where all was in the store."""
     command: str = ""
+    logs: tuple[str, ...] = ()
+    """How to look at what was logged, a line a logger."""
     verification: VerifyRecord | None = None
     """Of the ticket that `verify` chose, or of its procedure."""
     timing: BenchRecord | None = None
@@ -353,7 +355,7 @@ def carry_out(
     with opened(options, request.task, on_event) as lab:
         record = execute(lab, request, command=command, on_point=on_point, energy=energy)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
-    return Run(request, record, options, done, command)
+    return Run(request, record, options, done, command, tuple(lab.dashboards.where()))
 
 
 def _structure_json(structure: Structure) -> dict[str, Any]:

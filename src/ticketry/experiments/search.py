@@ -19,7 +19,7 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.stored.runs import marked_running
-from ticketry.lab.costs.energy import energies
+from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
@@ -64,18 +64,27 @@ def execute(
         if on_found:
             on_found(replicate, found)
 
-    with marked_running(folder), controls:
-        run.method(
-            lab,
-            run.task,
-            run.settings,
-            recipe=run.recipe,
-            replicates=run.replicates,
-            seeds=run.seeds,
-            on_found=found_one,
-        )
-    seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
-    record = as_read(_record(lab, run, collected, command, seconds, done))
+    with collected.logged.whole() as whole:
+        with marked_running(folder), controls:
+            run.method(
+                lab,
+                run.task,
+                run.settings,
+                recipe=run.recipe,
+                replicates=run.replicates,
+                seeds=run.seeds,
+                on_found=found_one,
+            )
+        seconds, done = time.monotonic() - began, lab.ledger.since(ledger)
+        record = as_read(_record(lab, run, collected, command, seconds, done))
+        record = _written(lab, run, record, done, meter)
+        collected.logged.record(whole, record, folder)
+    return record
+
+
+def _written(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, meter: Energies) -> RunRecord:
+    """Write a run's record, or leave the one that is there if nothing was trained anew; the one that is there then."""
+    folder = lab.store.paths.run(run.name)
     earlier = earlier_record(folder / "run.json", RunRecord)
     if earlier and done.segments_trained == 0 and (kept := kept_record(earlier, record)):
         if kept != earlier:

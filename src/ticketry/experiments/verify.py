@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
 from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.logged import log_verification
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.points import ticket_folder
 from ticketry.experiments.procedures import procedure_of, search_of
@@ -159,28 +160,36 @@ def execute_verify(
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
-    if (settings.about or suited_claim(ticket)) == "ticket":
-        made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
-        told = _ticket_told(made.compared, settings)
-    else:
-        search = search or search_of(ticket, task, trust=trust)
-        level = int(ticket.info["level"])
-        made = verify_procedure(procedure_of(lab, search, level), settings, on_interim=on_interim)
-        told = _procedure_told(made.compared, search, level, settings)
-    done, root, metric = lab.ledger.since(ledger), lab.store.paths.root, made.compared.task.metric
-    record = VerifyRecord(
-        ticket=str(path),
-        run=run_of(root, Path(path)),
-        resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
-        interim=() if settings.seeds is not None else settings.interim,
-        **told,
-        **made.told(),
-        cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
-        environment=environment_told(lab, lab.arithmetic(made.compared.task)),
-        command=command,
-        store=str(root),
-    )
-    return written(lab.store.paths.evidence(record.name), record, done, told_by="networks")
+    about = settings.about or suited_claim(ticket)
+    searched = None if about == "ticket" else search or search_of(ticket, task, trust=trust)
+    level = int(ticket.info["level"]) if searched else 0
+    name = _procedure_name(searched, level, settings) if searched else _ticket_name(ticket.info, settings)
+    config = {"about": about, "ticket": str(path), "settings": vars(settings)}
+    with lab.dashboards.whole(name, "verification", config, by_label=True) as run:
+        if searched is None:
+            made = verified(lab, ticket, settings, task=task, on_interim=on_interim)
+            told = _ticket_told(made.compared)
+        else:
+            made = verify_procedure(procedure_of(lab, searched, level), settings, on_interim=on_interim)
+            told = _procedure_told(made.compared, searched, level)
+        done, root, metric = lab.ledger.since(ledger), lab.store.paths.root, made.compared.task.metric
+        record = VerifyRecord(
+            name=name,
+            ticket=str(path),
+            run=run_of(root, Path(path)),
+            resolution=resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
+            interim=() if settings.seeds is not None else settings.interim,
+            **told,
+            **made.told(),
+            cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
+            environment=environment_told(lab, lab.arithmetic(made.compared.task)),
+            command=command,
+            store=str(root),
+        )
+        file = lab.store.paths.evidence(name)
+        record = written(file, record, done, told_by="networks")
+        log_verification(lab, run, record, file)
+    return record
 
 
 def suited_claim(ticket: Ticket) -> About:
@@ -188,14 +197,17 @@ def suited_claim(ticket: Ticket) -> About:
     return "ticket" if begins_anew(read_info(Retraining, ticket.info, name_of(ticket))) else "procedure"
 
 
-def _ticket_told(rivals: Rivals | ProcedureRivals, settings: VerifySettings) -> dict[str, Any]:
+def _ticket_name(info: Mapping[str, Any], settings: VerifySettings) -> str:
+    asked = {**vars(settings), "controls": settings.controls or RIVALS}
+    described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
+    return _name({"ticket": info.get("segment"), **described})
+
+
+def _ticket_told(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
     """Of the record of a ticket: the ticket."""
     assert isinstance(rivals, Rivals)
     about = rivals.subject
-    asked = {**vars(settings), "controls": settings.controls or RIVALS}
-    described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
     return {
-        "name": _name({"ticket": about.info["segment"], **described}),
         "method": about.info.get("method", ""),
         "replicate": about.info.get("replicate", 0),
         "level": about.info.get("level", 0),
@@ -205,18 +217,19 @@ def _ticket_told(rivals: Rivals | ProcedureRivals, settings: VerifySettings) -> 
     }
 
 
-def _procedure_told(
-    rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int, settings: VerifySettings
-) -> dict[str, Any]:
-    """Of the record of a procedure: what was repeated, and the means of what it found."""
-    assert isinstance(rivals, ProcedureRivals)
+def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings) -> str:
     described = {
         name: value
         for name, value in search.identity().items()
         if name not in ("replicates", "controls", "control_densities")
     }
+    return _name({"procedure": described, "level": level, **vars(settings)})
+
+
+def _procedure_told(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:
+    """Of the record of a procedure: what was repeated, and the means of what it found."""
+    assert isinstance(rivals, ProcedureRivals)
     return {
-        "name": _name({"procedure": described, "level": level, **vars(settings)}),
         "method": search.method.name,
         "settings": asdict(search.settings),
         "recipe": asdict(search.recipe),

@@ -16,6 +16,8 @@ from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.loggers.dashboards import Dashboards
+from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
@@ -49,6 +51,8 @@ class Lab(Answers):
         on_event: called with every `Event`, from any thread.
         runner: where segments are trained: a name of `lab.runners`, another package's, or module:object; by default
             in-process, or processes where there are workers.
+        loggers: what is trained is told to these too: names of `lab.loggers`, another package's, module:object, or
+            loggers. What one raises is told once, and stops no training.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Lab(Answers):
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
         runner: str = "",
+        loggers: Sequence[str | Logger] = (),
     ) -> None:
         if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
             raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
@@ -72,6 +77,7 @@ class Lab(Answers):
         super().__init__(open_store(store), data=folder, choices=choices)
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
+        self.dashboards = Dashboards(loggers, self.store.paths.root)
         self.workers = workers
         self._order = Order(self.store.address, self.data, checkpoint_seconds)
         self._listener = on_event
@@ -172,7 +178,12 @@ class Lab(Answers):
                 if len(segments) > 1 or not isinstance(error, Exception):
                     self.stop()
                 raise
-        return [self._result(segment) for segment in segments]
+        results = [self._result(segment) for segment in segments]
+        if self.dashboards.group and measure:
+            for result, name in zip(results, names, strict=True):
+                label = f"{getattr(self._told, 'prefix', '')}{name}"
+                self.dashboards.training(result, name=label or result.segment.key[:8], kind=name or "training")
+        return results
 
     def at(self, result: Result, step: int) -> Result:
         """The result of the same trajectory at a step that was kept."""
@@ -244,10 +255,11 @@ class Lab(Answers):
             self._runner.stop()
 
     def close(self) -> None:
-        """Release worker processes."""
+        """Release worker processes, and wait until loggers have been told all."""
         if self._runner:
             self._runner.close()
             self._runner = None
+        self.dashboards.close()
 
     def __enter__(self) -> Lab:
         return self

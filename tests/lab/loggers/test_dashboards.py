@@ -1,0 +1,112 @@
+"""What loggers are told, in which order, and that they stop nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+from recorded_logger import Recorded
+from ticketry.errors import MissingExtraError, UsageError
+from ticketry.lab.loggers import logger as of_loggers
+from ticketry.lab.loggers.logger import Logged, flat
+from ticketry.tasks.task import Task
+
+
+class Broken(Recorded):
+    def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
+        raise SystemExit("no network")
+
+
+def test_a_training_of_a_lab(tmp_path: Path, points: Task) -> None:
+    told = Recorded()
+    with tk.Lab(tmp_path / "store", loggers=[told]) as lab:
+        result = lab.train(lab.segment(points, start=0), label="dense")
+        lab.train(lab.segment(points, start=0), label="dense")  # from the store: told already
+        lab.train(lab.segment(points, start=1), label="dense")  # another of the same name
+    first, other = told.runs.values()
+    assert first["run"].name == "dense"
+    assert other["run"].name.startswith("dense ")
+    assert (first["run"].group, first["run"].kind) == ("trainings", "dense")
+    assert first["run"].config["recipe"]["lr"] == 1e-2
+    *curve, (last, metrics) = first["metrics"]
+    assert [(step, values["train/loss"]) for step, values in curve] == [tuple(one) for one in result.record["loss"]]
+    assert last == 24
+    assert metrics["test/accuracy"] == result.metrics["test"]["accuracy"]
+    assert first["finished"]
+    assert len(told.threads) == 1
+    assert threading.get_ident() not in told.threads
+
+
+def test_logging_changes_no_bits(tmp_path: Path, points: Task) -> None:
+    results = []
+    for name, loggers in (("with", [Recorded()]), ("without", [])):
+        with tk.Lab(tmp_path / name, loggers=loggers) as lab:
+            results.append(lab.train(lab.segment(points, start=0)))
+    assert results[0].model == results[1].model
+    assert results[0].segment.key == results[1].segment.key
+
+
+def test_what_fails_is_told_once_and_stops_nothing(
+    tmp_path: Path, points: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, whole = Broken(), Recorded()
+    with caplog.at_level(logging.WARNING), tk.Lab(tmp_path / "store", loggers=[broken, whole]) as lab:
+        for seed in range(3):
+            assert lab.train(lab.segment(points, start=seed), label=f"seed {seed}").metrics
+        lab.close()
+        assert lab.dashboards.where() == ["in memory"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "nothing more is logged to Broken, which failed (training goes on): SystemExit: no network"
+    assert len(broken.runs) == 1
+    assert [one["finished"] for one in whole.runs.values()] == [True] * 3
+
+
+def test_what_a_logger_has_is_not_told_again(tmp_path: Path, points: Task) -> None:
+    told = Recorded(there=("dense",))
+    with tk.Lab(tmp_path / "store", loggers=[told]) as lab:
+        lab.train(lab.segment(points, start=0), label="dense")
+    assert told.runs["dense"]["metrics"] == []
+
+
+def test_a_whole_that_is_stopped_has_failed(tmp_path: Path, points: Task) -> None:
+    told = Recorded()
+    lab = tk.Lab(tmp_path / "store", loggers=[told])
+
+    def stopped() -> None:
+        with lab, lab.dashboards.whole("search-1", "search", {}, by_label=True):
+            lab.train(lab.segment(points, start=0), label="dense")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert (told.runs["search-1"]["finished"], told.runs["search-1"]["failed"]) == (True, True)
+    assert told.runs["dense"]["run"].group == "search-1"
+    assert told.runs["dense"]["run"].parent == told.runs["search-1"]["run"].id
+
+
+def test_none_and_what_is_not_a_logger(tmp_path: Path) -> None:
+    assert not tk.Lab(tmp_path / "store", loggers=["none"]).dashboards
+    with pytest.raises(UsageError, match="'nonsense' is not known: trackio, wandb, mlflow, tensorboard"):
+        tk.Lab(tmp_path / "store", loggers=["nonsense"])
+    with pytest.raises(UsageError, match="is no logger: it has no start"):
+        tk.Lab(tmp_path / "store", loggers=[object()])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow", "tensorboard"])
+def test_a_library_that_is_not_installed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_loggers.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=rf"logging to {name} needs .*: pip install 'ticketry\[{name}\]'"):
+        tk.Lab(tmp_path / "store", loggers=[name])
+
+
+def test_settings_by_their_full_names() -> None:
+    assert flat({"lr": 0.1, "recipe": {"schedule": {"kind": "step"}, "at": [1, 2]}}) == {
+        "lr": 0.1,
+        "recipe.schedule.kind": "step",
+        "recipe.at": [1, 2],
+    }
