@@ -33,7 +33,6 @@ from ticketry.lab.training.supervised import Supervised
 from ticketry.search import method
 from ticketry.tasks import catalogue
 
-KINDS = ("dense", "sparse")
 TARGET = 0.5
 """Time with sparse kernels / with dense ones that is to be reached."""
 
@@ -102,10 +101,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
     file = arguments.store / "times.jsonl"
     known = {(row["kind"], row["level"]): row for row in map(json.loads, _lines(file))}
-    clock = Clock()
+    clock, kinds = Clock(), kinds_of(arguments)
     with clock.patched(), contextlib.ExitStack() as stack:
         searches, labs = {}, {}
-        for kind in KINDS:
+        for kind in kinds:
             lab = Unmeasured(arguments.store / kind, data=arguments.data, device="cpu", precision="fp32", kernels=kind)
             labs[kind] = stack.enter_context(lab)
             searches[kind] = searched(lab, arguments)
@@ -120,6 +119,11 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     if arguments.figure:
         draw(known, arguments)
     return rows_of(known, arguments)
+
+
+def kinds_of(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Of kernels: of the one search and of the other."""
+    return "dense", arguments.kernels
 
 
 def _lines(file: Path) -> list[str]:
@@ -143,18 +147,19 @@ def _told(kind: str, level: int, found: Found, took: dict[str, Any]) -> dict[str
 def rows_of(known: dict[tuple[str, int], dict[str, Any]], arguments: argparse.Namespace) -> list[Row]:
     """A row a level, and the whole."""
     how = f"{arguments.network}, {arguments.size} x {arguments.size}, {arguments.length} a level, processor time"
-    rows = []
-    for level in range(arguments.levels + 1):
-        dense, sparse = (known[kind, level] for kind in KINDS)
-        what = f"level {level}, {100 * sparse['kept']:.1f} % kept, {sparse['kernels']}: steps"
-        rows.append(
-            Row(what, sparse["training"] / dense["training"], how=how, details={"dense": dense, "sparse": sparse})
-        )
-    every = range(arguments.levels + 1)
-    whole = {kind: sum(known[kind, level]["training"] for level in every) for kind in KINDS}
-    steps = {kind: whole[kind] - sum(known[kind, level]["first"] for level in every) for kind in KINDS}
-    rows.append(Row("the whole search", whole["sparse"] / whole["dense"], target=TARGET, how=how, details=whole))
-    rows.append(Row("without the first step of a level", steps["sparse"] / steps["dense"], how=how, details=steps))
+    kinds, rows, every = kinds_of(arguments), [], range(arguments.levels + 1)
+    for level in every:
+        dense, other = (known[kind, level] for kind in kinds)
+        what = f"level {level}, {100 * other['kept']:.1f} % kept, {other['kernels']}: steps"
+        details = {"dense": dense, arguments.kernels: other}
+        rows.append(Row(what, other["training"] / dense["training"], how=how, details=details))
+    whole = {kind: sum(known[kind, level]["training"] for level in every) for kind in kinds}
+    steps = {kind: whole[kind] - sum(known[kind, level]["first"] for level in every) for kind in kinds}
+    for what, target, spent in (
+        ("the whole search", TARGET, whole),
+        ("without the first step of a level", None, steps),
+    ):
+        rows.append(Row(what, spent[kinds[1]] / spent[kinds[0]], target=target, how=how, details=spent))
     return rows
 
 
@@ -164,7 +169,7 @@ def draw(known: dict[tuple[str, int], dict[str, Any]], arguments: argparse.Names
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    for kind in KINDS:
+    for kind in kinds_of(arguments):
         rows = [known[kind, level] for level in range(arguments.levels + 1)]
         for axis, part in zip(axes, ("training", "accuracy"), strict=True):
             axis.plot(
@@ -187,5 +192,6 @@ if __name__ == "__main__":
     options.add_argument("--length", default="160ep", help="of a level's training")
     options.add_argument("--test", type=int, default=2000, help="test images that accuracy is measured on")
     options.add_argument("--levels", type=int, default=14)
+    options.add_argument("--kernels", choices=["sparse", "auto"], default="sparse", help="of the other search")
     options.add_argument("--figure", type=Path)
     main("search_kernels", measure, options)

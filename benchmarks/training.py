@@ -48,9 +48,9 @@ TARGETS = {
         "vgg-16": {1.0: 0.85, 0.2: 0.38, 0.1: 0.24, 0.05: 0.17},
         "resnet-20": {1.0: 0.85, 0.2: 0.45, 0.1: 0.33, 0.05: 0.28},
         "resnet-50-imagenet": {1.0: 1.0, 0.2: 0.45, 0.1: 0.32, 0.05: 0.25},
-        "gpt": {0.2: 0.55, 0.1: 0.42, 0.05: 0.36},
-        "lenet-300-100": {0.2: 0.6, 0.1: 0.5, 0.05: 0.45},
-        "mlp-4096-4096": {0.2: 0.32, 0.1: 0.18, 0.05: 0.12},
+        "gpt": {1.0: 1.0, 0.2: 0.55, 0.1: 0.42, 0.05: 0.36},
+        "lenet-300-100": {1.0: 1.0, 0.2: 0.6, 0.1: 0.5, 0.05: 0.45},
+        "mlp-4096-4096": {1.0: 1.0, 0.2: 0.32, 0.1: 0.18, 0.05: 0.12},
     },
     "groups:16": {
         "resnet-18": {0.2: 0.32, 0.1: 0.20},
@@ -91,34 +91,43 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         if arguments.trained:
             rows += tickets(name, arguments)
             continue
-        for density in arguments.density:
-            rows += memory(name, density, arguments) if arguments.memory else rows_of(name, density, arguments)
+        if arguments.memory:
+            rows += [row for density in arguments.density for row in memory(name, density, arguments)]
+            continue
+        rows += rows_of(name, arguments)
     return rows
 
 
-def rows_of(name: str, density: float, arguments: argparse.Namespace) -> list[Row]:
+def rows_of(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """Steps of one network at some densities, in the same rounds, beside the same dense steps."""
     torch.manual_seed(0)
     batch = arguments.batch or BATCHES.get(name, 128)
     model, x, y = gpt(batch) if name == "gpt" else classifier(name, batch)
     precision, half = arguments.precision, arguments.precision == "bf16"
-    steps = dense_steps(model, x, y, arguments.compile, half=half)
-    mask = None if density == 1 else synthetic(model, arguments.pattern, density)
-    fast = tk.sparse_training(model, mask, x, precision=precision)
-    steps["sparse"] = step_of(fast, x, y, kept=arguments.kept, half=half)
+    dense = dense_steps(model, x, y, arguments.compile, half=half)
+    sparse = {}
+    for density in arguments.density:
+        mask = None if density == 1 else synthetic(model, arguments.pattern, density)
+        fast = tk.sparse_training(copy.deepcopy(model), mask, x, precision=precision)
+        sparse[f"{density:.0%} kept"] = step_of(fast, x, y, kept=arguments.kept, half=half)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    cases = {which: (lambda step=step: timed(step, clock)) for which, step in steps.items()}
-    seconds = alternating(cases, 2 if arguments.quick else arguments.rounds, warm_up=2)
-    best = min((which for which in seconds if which != "sparse"), key=lambda which: statistics.median(seconds[which]))
-    low, median, high = quartiles([a / b for a, b in zip(seconds["sparse"], seconds[best], strict=True)])
-    told = ", ".join(f"{which} {1e3 * statistics.median(some):.1f} ms" for which, some in seconds.items())
-    what = f"{name}, batch {batch}, {arguments.pattern}, {density:.0%} kept"
-    what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
-    what += ", kept parameters" if arguments.kept else ""
-    what += ", bfloat16" if half else ""
+    cases = {which: (lambda step=step: timed(step, clock)) for which, step in (dense | sparse).items()}
+    seconds = alternating(cases, 2 if arguments.quick else arguments.rounds, warm_up=1 if arguments.quick else 2)
+    best = min(dense, key=lambda which: statistics.median(seconds[which]))
     targets = TARGETS_BF16 if half else TARGETS
-    target = targets.get(arguments.pattern, {}).get(name, {}).get(density) if arguments.threads == 1 else None
-    made = Row(what, median, "", low, high, target=target, how=f"/ {best}; {told}", details=dict(seconds))
-    return [made, *(parts(what, steps["sparse"]) if arguments.threads == 1 else [])]
+    to_reach = targets.get(arguments.pattern, {}).get(name, {}) if arguments.threads == 1 else {}
+    rows = []
+    for density, which in zip(arguments.density, sparse, strict=True):
+        low, median, high = quartiles([a / b for a, b in zip(seconds[which], seconds[best], strict=True)])
+        told = ", ".join(f"{one} {1e3 * statistics.median(seconds[one]):.1f} ms" for one in [*dense, which])
+        what = f"{name}, batch {batch}, {arguments.pattern}, {which}"
+        what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
+        what += ", kept parameters" if arguments.kept else ""
+        what += ", bfloat16" if half else ""
+        how, details = f"/ {best}; {told}", {one: seconds[one] for one in [*dense, which]}
+        rows.append(Row(what, median, "", low, high, target=to_reach.get(density), how=how, details=details))
+        rows += parts(what, sparse[which]) if arguments.threads == 1 else []
+    return rows
 
 
 def tickets(name: str, arguments: argparse.Namespace) -> list[Row]:
@@ -168,27 +177,29 @@ def trained(name: str, arguments: argparse.Namespace) -> nn.Module:
 
 
 def line(name: str, arguments: argparse.Namespace) -> Row:
-    """Twelve densities: the intercept of the line through time / time of the dense step, by least squares."""
+    """Twelve densities: the intercept of the line through time / time of the dense step, by least squares.
+
+    Each is timed in turns with the faster dense step, and goes before the next is made.
+    """
     batch = arguments.batch or BATCHES.get(name, 128)
     model, x, y = classifier(name, batch)
-    dense = {which: timed_often(step, arguments.rounds) for which, step in dense_steps(model, x, y, False).items()}
+    steps = dense_steps(model, x, y, False)
+    dense = alternating({which: (lambda step=step: timed(step)) for which, step in steps.items()}, 1)
     best = min(dense, key=lambda which: dense[which])
     ratios = []
     for density in LINE:
         fast = tk.sparse_training(copy.deepcopy(model), synthetic(model, arguments.pattern, density), x)
-        ratios.append(timed_often(step_of(fast, x, y), arguments.rounds) / dense[best])
+        pair = {"dense": steps[best], "sparse": step_of(fast, x, y)}
+        seconds = alternating(
+            {which: (lambda step=step: timed(step)) for which, step in pair.items()}, arguments.rounds
+        )
+        ratios.append(statistics.median(a / b for a, b in zip(seconds["sparse"], seconds["dense"], strict=True)))
     slope, intercept = statistics.linear_regression(LINE, ratios)
     spread = max(abs(ratio - intercept - slope * density) for density, ratio in zip(LINE, ratios, strict=True))
     points = ", ".join(f"{density:.0%} {ratio:.3f}" for density, ratio in zip(LINE, ratios, strict=True))
     how = f"/ {best}; slope {slope:.2f}, at most {spread:.3f} from the line; {points}"
     what = f"{name}, batch {batch}, {arguments.pattern}: intercept of time against density"
-    return Row(what, intercept, target=0.08, how=how, details={"densities": LINE, "ratios": ratios, "dense": dense})
-
-
-def timed_often(step: Step, rounds: int) -> float:
-    """The median of some rounds behind one that does not count."""
-    step()
-    return statistics.median(timed(step) for _ in range(rounds))
+    return Row(what, intercept, target=0.08, how=how, details={"densities": LINE, "ratios": ratios})
 
 
 def memory(name: str, density: float, arguments: argparse.Namespace) -> list[Row]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
+from ticketry.engine.cpu.target import target
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.errors import EngineError, UsageError
 from ticketry.integrations._job import check_surroundings
@@ -52,12 +53,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def sparse() -> Kernels:
-    return Kernels("sparse", data()[0][:2])
+def sparse(precision: str = "fp32") -> Kernels:
+    return Kernels("sparse", data()[0][:2], precision)
 
 
-def trained(job: Any) -> tuple[list[float], nn.Module]:
-    """Losses of some steps as a trainer has them, and the model."""
+def trained(job: Any, *, autocast: bool = False) -> tuple[list[float], nn.Module]:
+    """Losses of some steps as a trainer has them, under autocast to bfloat16 or not, and the model."""
     model, (x, y), losses = network(), data(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     job.begin(model.train(), STEPS)
@@ -65,7 +66,8 @@ def trained(job: Any) -> tuple[list[float], nn.Module]:
     for step in range(STEPS):
         job.before_step(step)
         optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = cross_entropy(model(x), y)
         loss.backward()
         job.before_update(None)
         optimizer.step()
@@ -85,6 +87,21 @@ def test_a_held_mask(calls: list[int]) -> None:
     assert not any(dict(model.named_parameters())[name][~kept].any() for name, kept in mask.items())
     model(data()[0])  # in training mode, and in torch again
     assert len(calls) == STEPS
+
+
+@pytest.mark.skipif(not target("host").bf16, reason="this processor does not multiply bfloat16")
+def test_in_bfloat16(calls: list[int]) -> None:
+    """As near to float32 as autocast is, and not in float32: the losses are others."""
+    mask = tk.prune(network(), density=0.2, score="random")
+    exact, _ = trained(Holding(mask))
+    rounded, _ = trained(Holding(mask), autocast=True)
+    losses, model = trained(Holding(mask, sparse("bf16")), autocast=True)
+    assert len(calls) == STEPS
+    assert losses == pytest.approx(rounded, abs=0.02)
+    assert max(abs(one - other) for one, other in zip(losses, exact, strict=True)) > 1e-5
+    assert not any(dict(model.named_parameters())[name][~kept].any() for name, kept in mask.items())
+    by_itself, _ = trained(Holding(mask, sparse("bf16")))
+    assert by_itself == pytest.approx(losses, abs=0.02)
 
 
 def test_a_mask_that_gets_smaller(calls: list[int]) -> None:
@@ -113,6 +130,10 @@ def test_what_cannot_be() -> None:
     for kernels, example in (("sparse", None), ("dense", torch.zeros(1))):
         with pytest.raises(UsageError, match="together"):
             Kernels(kernels, example)
+    with pytest.raises(UsageError, match="precision is that of sparse kernels"):
+        Kernels("dense", None, "bf16")
+    with pytest.raises(UsageError, match="precision 'half' is not known: fp32, bf16"):
+        Kernels("sparse", torch.zeros(1), "half")
     job = Holding(tk.prune(network(), density=0.2), sparse())
     with pytest.raises(UsageError, match="trains in one process so far, and this training has 2"):
         check_surroundings(job, optimizers=1, processes=2)
@@ -120,8 +141,11 @@ def test_what_cannot_be() -> None:
         job.begin(network().double(), STEPS)
 
 
-def test_in_lightning(tmp_path: Path, calls: list[int], example: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_in_lightning(tmp_path: Path, calls: list[int], half: bool, example: Callable[[str], str]) -> None:
     L = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'ticketry[lightning]'")
+    if half and not target("host").bf16:
+        pytest.skip("this processor does not multiply bfloat16")
     from ticketry.integrations.lightning import HoldCallback
 
     class Module(L.LightningModule):  # type: ignore[name-defined,misc]
@@ -141,7 +165,11 @@ def test_in_lightning(tmp_path: Path, calls: list[int], example: Callable[[str],
     found = []
     told: dict[str, Any] = {"mask": mask, "images": data()[0]}
     exec(example("Steps in sparse kernels"), told)  # of docs/own-loop.md
-    for callback in (HoldCallback(mask, module="net"), told["callback"]):
+    fast = told["callback"]
+    if half:
+        example_inputs = data()[0][:2]
+        fast = HoldCallback(mask, module="net", kernels="sparse", example_inputs=example_inputs, precision="bf16")
+    for callback in (HoldCallback(mask, module="net"), fast):
         module = Module()
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         with warnings.catch_warnings():
@@ -152,6 +180,7 @@ def test_in_lightning(tmp_path: Path, calls: list[int], example: Callable[[str],
                 callbacks=[callback],
                 enable_checkpointing=False,
                 default_root_dir=tmp_path,
+                precision="bf16-mixed" if half else "32-true",
                 **quiet,
             )
             trainer.fit(
@@ -159,12 +188,15 @@ def test_in_lightning(tmp_path: Path, calls: list[int], example: Callable[[str],
             )
         found.append(module.seen)
     assert len(calls) == STEPS
-    assert found[1] == pytest.approx(found[0], abs=1e-3)
+    assert found[1] == pytest.approx(found[0], abs=0.02 if half else 1e-3)
 
 
-def test_in_transformers(tmp_path: Path, calls: list[int]) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_in_transformers(tmp_path: Path, calls: list[int], half: bool) -> None:
     T = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate")
+    if half and not target("host").bf16:
+        pytest.skip("this processor does not multiply bfloat16")
     from ticketry.integrations.transformers import HoldCallback
 
     class Told(nn.Module):
@@ -180,13 +212,15 @@ def test_in_transformers(tmp_path: Path, calls: list[int]) -> None:
     x, y = data()
     rows = [{"x": one, "labels": label} for one, label in zip(x, y, strict=True)]
     found = []
-    for more in ({}, {"kernels": "sparse", "example_inputs": x[:2]}):
+    precision = "bf16" if half else "fp32"
+    for more in ({}, {"kernels": "sparse", "example_inputs": x[:2], "precision": precision}):
         model = Told()
         arguments = T.TrainingArguments(
             output_dir=str(tmp_path),
             max_steps=STEPS,
             per_device_train_batch_size=8,
             use_cpu=True,
+            bf16=half,
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
@@ -197,4 +231,4 @@ def test_in_transformers(tmp_path: Path, calls: list[int]) -> None:
         found.append([parameter.detach().clone() for parameter in model.parameters()])
     assert len(calls) == STEPS
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=0 if half else 1e-3, atol=5e-3 if half else 1e-4)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ticketry.engine.training.sparse_training import SparseTraining
 
 KERNELS = ("dense", "sparse")
+PRECISIONS = ("fp32", "bf16")
 
 
 class Kernels:
@@ -22,19 +23,26 @@ class Kernels:
     Args:
         kernels: dense or sparse.
         example_inputs: as of `tk.sparse_training`; sparse kernels need them.
+        precision: as of `tk.sparse_training`; bf16 is of sparse kernels alone.
 
     Raises:
-        UsageError: for another word, or where the one is given without the other.
+        UsageError: for another word, or where one is given without what it needs.
     """
 
-    def __init__(self, kernels: str, example_inputs: Any) -> None:
+    def __init__(self, kernels: str, example_inputs: Any, precision: str = "fp32") -> None:
         check_choice("kernels", kernels, KERNELS)
+        check_choice("precision", precision, PRECISIONS)
         if (kernels == "sparse") != (example_inputs is not None):
             raise UsageError(
                 "sparse kernels follow the model on an example: give the callback kernels='sparse' and"
                 " example_inputs=(a tensor, or a tuple of arguments, the batch first) together"
             )
-        self.sparse, self._example = kernels == "sparse", example_inputs
+        if precision != "fp32" and kernels == "dense":
+            raise UsageError(
+                "precision is that of sparse kernels, and the callback has kernels='dense': give the trainer its own"
+                " precision, or the callback kernels='sparse' too"
+            )
+        self.sparse, self._example, self._precision = kernels == "sparse", example_inputs, precision
         self._fast: SparseTraining | None = None
         self._step = contextlib.ExitStack()
 
@@ -44,7 +52,7 @@ class Kernels:
             # llvmlite is an extra, and only these kernels need it.
             from ticketry.engine.training.sparse_training import SparseTraining
 
-            self._fast = SparseTraining(model, mask, self._example, hooks=False)
+            self._fast = SparseTraining(model, mask, self._example, precision=self._precision, hooks=False)
 
     def follow(self, mask: Mask) -> None:
         """The mask has moved, if it is another one."""

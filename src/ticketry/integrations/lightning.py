@@ -83,16 +83,26 @@ class HoldCallback(_JobCallback):
     The mask is checked when training ends: `HoldError` if a removed weight is not 0.
     """
 
-    def __init__(self, mask: Mask, *, module: str = "", kernels: str = "dense", example_inputs: Any = None) -> None:
+    def __init__(
+        self,
+        mask: Mask,
+        *,
+        module: str = "",
+        kernels: str = "dense",
+        example_inputs: Any = None,
+        precision: str = "fp32",
+    ) -> None:
         """
         Args:
             mask: by names of parameters of the LightningModule, or of the part of it that `module` names.
             module: dotted name of that part, such as ``net`` for ``self.net``.
             kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
-                errors come when training begins. On a CPU, in float32, in one process.
+                errors come when training begins. On a CPU, with weights in float32, in one process.
             example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
+            precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
+                has ``precision="bf16-mixed"``.
         """
-        super().__init__(Holding(mask, Kernels(kernels, example_inputs)), module)
+        super().__init__(Holding(mask, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GradualCallback(_JobCallback):
@@ -105,17 +115,18 @@ class GradualCallback(_JobCallback):
         module: str = "",
         kernels: str = "dense",
         example_inputs: Any = None,
+        precision: str = "fp32",
         **options: Unpack[Schedule],
     ) -> None:
         """
         Args:
             density: fraction of weights kept at the end.
             module: dotted name of the part of the LightningModule that is pruned; all of it if empty.
-            kernels, example_inputs: as of `HoldCallback`; kernels follow the mask.
+            kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
             options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs)), module)
+        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs, precision)), module)
 
 
 class GatesCallback(_JobCallback):

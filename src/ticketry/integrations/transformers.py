@@ -103,6 +103,7 @@ class HoldCallback(_JobCallback):
         resume_from: str | Path | None = None,
         kernels: str = "dense",
         example_inputs: Any = None,
+        precision: str = "fp32",
     ) -> None:
         """
         Args:
@@ -110,10 +111,12 @@ class HoldCallback(_JobCallback):
             module: dotted name of that part, such as ``bert``.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
             kernels: dense; or sparse: steps compute only what is kept, in the kernels of `tk.sparse_training`, whose
-                errors come when training begins. On a CPU, in float32, in one process.
+                errors come when training begins. On a CPU, with weights in float32, in one process.
             example_inputs: of the model or that part of it, for sparse kernels: a tensor, or a tuple of arguments.
+            precision: of sparse kernels, fp32 or bf16, as of `tk.sparse_training`: bf16 where the trainer
+                has ``bf16=True``.
         """
-        super().__init__(Holding(mask, Kernels(kernels, example_inputs)), module, resume_from)
+        super().__init__(Holding(mask, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GradualCallback(_JobCallback):
@@ -127,6 +130,7 @@ class GradualCallback(_JobCallback):
         resume_from: str | Path | None = None,
         kernels: str = "dense",
         example_inputs: Any = None,
+        precision: str = "fp32",
         **options: Unpack[Schedule],
     ) -> None:
         """
@@ -134,11 +138,11 @@ class GradualCallback(_JobCallback):
             density: fraction of weights kept at the end.
             module: dotted name of the part of the model that is pruned; all of it if empty.
             resume_from: the checkpoint that training is resumed from, if it does not lie in the trainer's output_dir.
-            kernels, example_inputs: as of `HoldCallback`; kernels follow the mask.
+            kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
             options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
-        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs)), module, resume_from)
+        super().__init__(Pruning(density, options, Kernels(kernels, example_inputs, precision)), module, resume_from)
 
 
 class GatesCallback(_JobCallback):
