@@ -194,6 +194,30 @@ def test_linear_networks_are_as_the_engine_has_them(made):
     assert len({segment.key for segment in segments}) == 1
 
 
+def test_a_tied_layer_counts_under_the_name_that_the_mask_has():
+    """Products counted by hand: two linear layers of 32 x 200 and 200 x 32, the latter with the embedding's weight."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Embedding(200, 32), nn.Linear(32, 200)
+            self.between = nn.Linear(32, 32)
+            self.decoder.weight = self.encoder.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.decoder(torch.tanh(self.between(self.encoder(tokens))))
+
+    model = Tied()
+    mask = Mask(
+        {name: torch.arange(math.prod(shape)).view(shape) % 10 == 0 for name, shape in scope(model).shapes.items()}
+    )
+    assert [*mask] == ["encoder.weight", "between.weight"]
+    share = share_of(model, mask, torch.zeros(4, 32, dtype=torch.int64))
+    assert share.inside == 1.0
+    kept = math.ceil(32 * 200 / 10) + math.ceil(32 * 32 / 10)
+    assert share.left_out == pytest.approx(1 - kept / (32 * 200 + 32 * 32), abs=1e-5)
+
+
 def test_what_is_decided_needs_no_data_again(made, monkeypatch):
     lab = made("sparse", precision="fp32")
     before = segment_of(lab)

@@ -149,7 +149,7 @@ class Kernels:
         there can be none. Remembered.
         """
         examples = followed(batch, precision)
-        described = {"kernels": VERSION, "task": dict(task.key()), "mask": mask, "examples": examples}
+        described = {"kernels": VERSION, "tied": True, "task": dict(task.key()), "mask": mask, "examples": examples}
         key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
         def found() -> dict[str, Any]:
@@ -176,7 +176,9 @@ def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32")
         CaptureError, EngineError: see `tk.sparse_training`.
     """
     fast = SparseTraining(model.train(), mask, inputs, precision=precision, hooks=False)
-    layers = {f"{layer.name}.weight": layer for layer in fast.layers() if layer.where == "engine"}
+    named = {id(parameter): name for name, parameter in named_parameters(model).items()}  # one name of tied ones
+    inside = [layer for layer in fast.layers() if layer.where == "engine"]
+    layers = {named[id(model.get_submodule(layer.name).weight)]: layer for layer in inside}
     gone = {
         name: 1 - (layer.density or 0.0)
         for name, layer in layers.items()
