@@ -19,6 +19,7 @@ run in which each operation is timed by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import resource
 import statistics
@@ -94,12 +95,17 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         if arguments.memory:
             rows += [row for density in arguments.density for row in memory(name, density, arguments)]
             continue
-        rows += rows_of(name, arguments)
+        with contextlib.ExitStack() as scope:
+            rows += rows_of(name, arguments, scope)
     return rows
 
 
-def rows_of(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """Steps of one network at some densities, in the same rounds, beside the same dense steps."""
+def rows_of(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStack) -> list[Row]:
+    """Steps of one network at some densities, in the same rounds, beside the same dense steps.
+
+    Args:
+        scope: in which they are timed.
+    """
     torch.manual_seed(0)
     batch = arguments.batch or BATCHES.get(name, 128)
     model, x, y = gpt(batch) if name == "gpt" else classifier(name, batch)
@@ -109,6 +115,8 @@ def rows_of(name: str, arguments: argparse.Namespace) -> list[Row]:
     for density in arguments.density:
         mask = None if density == 1 else synthetic(model, arguments.pattern, density)
         fast = tk.sparse_training(copy.deepcopy(model), mask, x, precision=precision)
+        if arguments.late:
+            scope.enter_context(fast.writing_late())
         sparse[f"{density:.0%} kept"] = step_of(fast, x, y, kept=arguments.kept, half=half)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     cases = {which: (lambda step=step: timed(step, clock)) for which, step in (dense | sparse).items()}
@@ -123,6 +131,7 @@ def rows_of(name: str, arguments: argparse.Namespace) -> list[Row]:
         what = f"{name}, batch {batch}, {arguments.pattern}, {which}"
         what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
         what += ", kept parameters" if arguments.kept else ""
+        what += " written late" if arguments.late else ""
         what += ", bfloat16" if half else ""
         how, details = f"/ {best}; {told}", {one: seconds[one] for one in [*dense, which]}
         rows.append(Row(what, median, "", low, high, target=to_reach.get(density), how=how, details=details))
@@ -311,6 +320,7 @@ if __name__ == "__main__":
     options.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     options.add_argument("--threads", type=int, default=1, help="of both sides; with several the clock is the wall's")
     options.add_argument("--kept", action="store_true", help="the optimiser has `kept_parameters` in sparse steps")
+    options.add_argument("--late", action="store_true", help="with --kept: the model's tensors follow at the end")
     options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="not with --trained and --line")
     options.add_argument("--line", action="store_true", help="time against density, at twelve of them")
     options.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 
@@ -170,6 +171,98 @@ def test_a_weight_that_two_layers_have() -> None:
     torch.testing.assert_close(rows["0.weight"].grad, gradient[mask["0.weight"]])
 
 
+@pytest.mark.parametrize("which", OPTIMIZERS)
+def test_written_late_it_is_the_same_training(which: str) -> None:
+    """In two forms of calls, with a mask that moves; a layer that runs in torch reads what it should."""
+    models = []
+    for late in (True, False):
+        model = network()
+        fast = tk.sparse_training(model, mask_of(model), data()[0])
+        optimizer = OPTIMIZERS[which](fast.kept_parameters())
+        with fast.writing_late() if late else contextlib.nullcontext():
+            trained(fast, optimizer)
+            fast.update(mask_of(model, 0.1, 5))
+            trained(fast, optimizer, 2)
+            F.cross_entropy(fast(torch.cat([data(7)[0], data(8)[0]])), torch.cat([data(7)[1], data(8)[1]])).backward()
+            optimizer.step()
+        models.append(model)
+    for (name, mine), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_tensors_that_are_written_late(layout: torch.memory_format) -> None:
+    """They wait while steps go on, and whoever is to see them does."""
+    model = network().to(memory_format=layout)
+    mask = mask_of(model)
+    x, _ = data()
+    fast = tk.sparse_training(model, mask, x)
+    rows = dict(fast.named_kept_parameters())
+    optimizer = OPTIMIZERS["fused sgd"](list(rows.values()))
+    name = "3.weight"
+
+    def current() -> bool:
+        return torch.equal(model.get_parameter(name)[mask[name]], rows[name])
+
+    with fast.writing_late():
+        with fast.writing_late():
+            trained(fast, optimizer, 2)
+        assert not current()
+        for look in (model.state_dict, fast.state_dict):
+            assert torch.equal(look()[name][mask[name]], rows[name])
+            assert current()
+            trained(fast, optimizer, 1)
+            assert not current()
+        evaluated = fast.eval()(x)
+        assert current()
+        torch.testing.assert_close(evaluated, model(x))
+        fast.train()
+        trained(fast, optimizer, 1)
+        stored = {key: 2 * value for key, value in model.state_dict().items()}
+        trained(fast, optimizer, 1)
+        model.load_state_dict(stored)
+        fast(x)
+        assert torch.equal(rows[name], stored[name][mask[name]])
+        trained(fast, optimizer, 1)
+        assert not current()
+    assert current()
+    assert not model.get_parameter(name)[~mask[name]].any()
+    trained(fast, optimizer, 1)
+    assert current()
+    assert not model._state_dict_pre_hooks
+
+
+def test_a_tied_weight_is_written_where_torch_reads_it() -> None:
+    """An embedding before the kernels and a product by hand behind them read the tensor of a layer's row."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder, self.decoder = nn.Embedding(40, 32), nn.Linear(32, 40, bias=False)
+            self.decoder.weight = self.encoder.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            scores: Tensor = self.decoder(self.encoder(tokens))
+            return scores + F.linear(self.encoder(tokens), self.decoder.weight).tanh()
+
+    models = []
+    for late in (True, False):
+        model = Tied().train()
+        mask = tk.prune(model, density=0.2, score="random")
+        tokens = torch.arange(64).view(4, 16) % 40
+        fast = tk.sparse_training(model, mask, tokens)
+        optimizer = torch.optim.SGD(fast.kept_parameters(), lr=0.5, momentum=0.9)
+        with fast.writing_late() if late else contextlib.nullcontext():
+            for _ in range(4):
+                optimizer.zero_grad()
+                F.cross_entropy(fast(tokens).flatten(0, 1), tokens.flatten()).backward()
+                optimizer.step()
+        assert [layer.where for layer in fast.layers() if layer.name == "decoder"] == ["engine"]
+        models.append(model)
+    assert torch.equal(models[0].decoder.weight, models[1].decoder.weight)
+
+
 def test_after_release_gradients_are_the_models_own() -> None:
     model = network()
     x, y = data()
@@ -188,3 +281,5 @@ def test_without_a_mask_there_are_none() -> None:
     fast = tk.sparse_training(network(), None, data()[0])
     with pytest.raises(EngineError, match=r"without a mask all weights are kept: train parameters\(\) themselves"):
         fast.kept_parameters()
+    with pytest.raises(EngineError, match="without a mask"), fast.writing_late():
+        pass

@@ -2,12 +2,14 @@
 
 Gradients and what optimisers keep are then as long as what the mask keeps. The model's tensors follow: after each step
 of an optimiser they have the rows' numbers, and where they were changed themselves (by a state dict) the rows follow.
+They may also follow late: kernels read rows, so that tensors wait until somebody else reads them.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ class Row:
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
         self.parameter = nn.Parameter(torch.empty(0), requires_grad=dense.requires_grad)
+        self.waiting = False
+        """Whether the tensor has not the row's numbers, because nobody is to read it yet."""
         self.take(kept)
         collect = self._collect
         self._handle = dense.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
@@ -43,9 +47,14 @@ class Row:
         self._versions = self.parameter._version, self.dense._version
 
     @property
+    def changed(self) -> bool:
+        """Whether somebody changed the row itself, who says so (torch's fused optimisers do not)."""
+        return self.parameter._version != self._versions[0]
+
+    @property
     def moved(self) -> bool:
         """Whether the row was changed since the tensor had its numbers."""
-        return self.parameter._version != self._versions[0]
+        return self.waiting or self.changed
 
     @torch.no_grad()
     def read(self) -> None:
@@ -54,14 +63,23 @@ class Row:
             self.parameter.copy_(self.dense.flatten()[self.places])
             self._noted()
 
+    def wait(self) -> None:
+        """The row was changed, and the tensor will be when somebody reads it. To autograd it is from now on."""
+        self.waiting = True
+        torch.autograd.graph.increment_version(self.dense)
+        self._noted()
+
     @torch.no_grad()
     def write(self, session: Session, number: int) -> None:
         """Put the row's numbers into the tensor, by an operation."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
-            torch.autograd.graph.increment_version(self.dense)
+            if not self.waiting:
+                torch.autograd.graph.increment_version(self.dense)
         else:
-            self.dense.masked_scatter_(self.kept, self.parameter)
+            dense = self.dense.data if self.waiting else self.dense
+            dense.masked_scatter_(self.kept, self.parameter)
+        self.waiting = False
         self._noted()
 
     def moved_state(self, state: dict[str, object], before: Tensor) -> None:
@@ -106,6 +124,9 @@ class KeptWeights:
             self.rows[name] = rows[id(weight)]
         self._each = list(rows.values())
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._numbers = {id(row.dense): number for number, row in enumerate(self._each)}
+        self.late = False
+        """Whether tensors follow when they are `needed`, and not after each step."""
         self._link()
         self._hook = register_optimizer_step_post_hook(self._stepped)
 
@@ -143,12 +164,55 @@ class KeptWeights:
             else:
                 row.read()
 
+    def begin(self) -> None:
+        """A call of the model begins: as `settle`, but tensors that follow late wait until they are `needed`."""
+        if not self.late:
+            self.settle()
+            return
+        for row in self._each:
+            if row.changed:
+                row.wait()
+            elif not row.waiting:
+                row.read()
+
+    @contextmanager
+    def written_late(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Tensors follow late meanwhile, and where one of these modules gives or takes a state dict."""
+        if self.late:
+            yield
+            return
+
+        def settled(*_: object) -> None:
+            self.settle()
+
+        handles = []
+        for module in modules:
+            handles += [module.register_state_dict_pre_hook(settled), module.register_load_state_dict_pre_hook(settled)]
+        self.late = True
+        try:
+            yield
+        finally:
+            self.late = False
+            self.settle()
+            for handle in handles:
+                handle.remove()
+
+    def needed(self, tensors: Iterable[Tensor]) -> None:
+        """Somebody is about to read these, some of which may be tensors of the model that have a row."""
+        for tensor in tensors if self.late else ():
+            number = self._numbers.get(id(tensor))
+            if number is not None and self._each[number].moved:
+                self._each[number].write(self._session, number)
+
     def _stepped(self, optimizer: Optimizer, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for number, row in enumerate(self._each):
             if id(row.parameter) in stepped:  # torch's fused optimisers do not tell by versions what they change
                 self._optimizers.add(optimizer)
-                row.write(self._session, number)
+                if self.late:
+                    row.wait()
+                else:
+                    row.write(self._session, number)
 
     def release(self) -> None:
         """Let the model's tensors be the only parameters again."""

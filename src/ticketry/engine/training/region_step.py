@@ -71,6 +71,14 @@ class RegionStep:
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
 
+    def dense_parameters(self) -> list[Tensor]:
+        """Parameters that it reads as they are, and not as rows."""
+        return [
+            getattr(self._modules[module], name)
+            for module, name in self.region.parameters
+            if name != "weight" or module not in self.rows
+        ]
+
     def named(self, parameters: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
         """The region's parameters by module and name, rows in the place of weights that have one."""
         named = dict(zip(self.region.parameters, parameters, strict=True))

@@ -134,6 +134,8 @@ class SparseTraining(nn.Module):
             MaskError: the mask does not fit the model.
         """
         model = self._model[0]
+        if self._weights is not None:
+            self._weights.settle()  # before the mask makes zeros in the model's tensors
         held = None if mask is None else Hold(model, mask, hooks=self._hooks)
         if self._hold is not None:
             self._hold.release()
@@ -159,7 +161,7 @@ class SparseTraining(nn.Module):
         if self._weights is None:
             masks = self._context.masks
             self._weights = KeptWeights(dict(self._model[0].named_modules()), masks, self._context.library)
-            self._context.rows = self._weights.parameters
+            self._context.rows, self._context.weights = self._weights.parameters, self._weights
             self._forget()
         rows = {id(row.dense): row.parameter for row in self._weights.rows.values()}
         for name, parameter in self._model[0].named_parameters():
@@ -178,6 +180,28 @@ class SparseTraining(nn.Module):
             EngineError: there is no mask.
         """
         return [parameter for _, parameter in self.named_kept_parameters()]
+
+    @contextmanager
+    def writing_late(self) -> Iterator[None]:
+        """The model's tensors need not follow `kept_parameters` after each step meanwhile; at the end they have them.
+
+        What kernels multiply comes from the rows, and most of what a step of large linear layers still does beside it
+        is to write these into tensors. Calls of this module, in evaluation mode too, and state dicts, its own and the
+        model's, are right meanwhile, for tensors follow where torch reads them. Whatever else reads the model's own
+        tensors, such as a copy, an average, or a call of the model itself outside of `running`, finds weights of some
+        earlier step.
+
+            with fast.writing_late():
+                for images, labels in loader: ...            # an epoch
+            evaluate(model)
+
+        Raises:
+            EngineError: there is no mask.
+        """
+        self.kept_parameters()
+        assert self._weights is not None
+        with self._weights.written_late([self, self._model[0]]):
+            yield
 
     def _try(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Capture what a call of the model calls, by a copy in training mode."""
@@ -218,7 +242,7 @@ class SparseTraining(nn.Module):
         if self._weights is not None:
             self._weights.settle()
             self._weights.release()
-            self._weights, self._context.rows = None, {}
+            self._weights, self._context.weights, self._context.rows = None, None, {}
             self._forget()
         if self._hold is not None:
             self._hold.release()
@@ -244,7 +268,7 @@ class SparseTraining(nn.Module):
             features = model.read(tokens)
         """
         if self._weights is not None:
-            self._weights.settle()
+            self._weights.begin()
         with running(self._units):
             yield
 

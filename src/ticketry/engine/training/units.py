@@ -6,7 +6,7 @@ modules that it calls are tried in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.capture import LIMIT, LIMITS, Captured, Part, capture
+from ticketry.engine.training.kept_weights import KeptWeights
 from ticketry.engine.training.nodes import Conv
 from ticketry.engine.training.region_step import RegionStep
 from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, key_of, traced
@@ -42,10 +43,17 @@ class Context:
     """The same as the mask's tensors."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """Of those whose kept weights are parameters of their own, these."""
+    weights: KeptWeights | None = None
+    """What keeps such rows and the model's tensors together, where there are rows."""
     half: bool = False
     """Whether modules compute as under autocast to bfloat16."""
     walking: bool = False
     """Whether a graph is being gone through, whose modules run as they are."""
+
+    def reads(self, tensors: Iterable[Tensor]) -> None:
+        """Something beside rows is about to be read: the model's tensors have to be as they should."""
+        if self.weights is not None:
+            self.weights.needed(tensors)
 
 
 @dataclass
@@ -91,6 +99,7 @@ class Unit(Substitute):
             form, leaves = self.form(args, kwargs)
             if form.traced is not None and (form.steps or not isinstance(self.module, LAYERS)):
                 return _Walk(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result()
+        self.context.reads(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def form(
@@ -248,6 +257,7 @@ class _Walk:
 
     def _region(self, part: Part) -> None:
         step = self._steps[id(part)]
+        self._unit.context.reads(step.dense_parameters())
         made = step([self._values[node] for node in part.inputs])
         named = dict(zip(step.region.outputs, made, strict=True))
         for node in part.outputs:
@@ -266,11 +276,17 @@ class _Walk:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert node.op == "get_attr"
         name = str(node.target)
-        return self._traced.constants[name] if name in self._traced.constants else _attribute(self._unit.module, name)
+        if name in self._traced.constants:
+            return self._traced.constants[name]
+        found = _attribute(self._unit.module, name)
+        self._unit.context.reads([found])
+        return found
 
     def _module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module that the graph has as a whole: modules within it, of which the graph knows nothing, may be units."""
         context = self._unit.context
+        if not isinstance(module.__dict__.get("forward"), Unit):  # which tell by themselves what they read
+            context.reads(module.parameters())
         before, context.walking = context.walking, isinstance(module, LAYERS)
         try:
             return module(*args, **kwargs)
