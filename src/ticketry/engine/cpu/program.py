@@ -272,7 +272,7 @@ class Session:
             shared: whether threads share each of them: worth while where they take longer than threads to wake up.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
-        for state in states:
+        for state in states if external else ():
             state[State.EXTERNAL : State.EXTERNAL + len(external)] = external
         self._run([(first, last)] * len(states), images, apart=False)
 
@@ -295,6 +295,11 @@ class Session:
     def _run(self, ranges: Sequence[tuple[int, int]], images: int | None, *, apart: bool) -> None:
         program, workspace = self._program, self._workspace
         images = program.images if images is None else images
+        if len(ranges) == 1 and self.seconds is None:  # small steps are mostly such calls
+            (first, last), state = ranges[0], workspace.states[0]
+            state[State.PART], state[State.PARTS] = 0, 1
+            program._drive(workspace.starts[0], program._first_entry + 8 * first, last - first, 0, 1, images, images)
+            return
         if self.seconds is not None:
             for low, high in ranges if apart else ranges[:1]:
                 self._timed(low, high, images, self.seconds)
@@ -305,9 +310,6 @@ class Session:
             state[State.PART], state[State.PARTS] = (0, 1) if apart else (part, len(ranges))
             given = (program._first_entry + 8 * first, last - first, 0, 1, images, images)
             jobs.append((program._drive, (workspace.starts[part], *given)))
-        if len(jobs) == 1:
-            program._drive(*jobs[0][1])
-            return
         self._whole = False
         holding = (program._memory, program.library, workspace.states, workspace.arenas, workspace.barrier)
         workspace.workers.run(jobs, holding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ticketry.engine.cpu.window import Pair, Window
 from ticketry.errors import EngineError
@@ -131,7 +132,7 @@ class Region:
     tokens: bool = False
     """Whether values are tokens x features, with any dimensions before the last, and not images x channels (x …)."""
 
-    @property
+    @cached_property
     def parameters(self) -> list[tuple[str, str]]:
         """(module, attribute) of every parameter, in order, each once."""
         found: dict[tuple[str, str], None] = {}

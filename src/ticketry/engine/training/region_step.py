@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,13 +71,11 @@ class RegionStep:
         found: tuple[Tensor, ...] = _Function.apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
 
-    def dense_parameters(self) -> list[Tensor]:
+    def dense_parameters(self) -> Iterator[Tensor]:
         """Parameters that it reads as they are, and not as rows."""
-        return [
-            getattr(self._modules[module], name)
-            for module, name in self.region.parameters
-            if name != "weight" or module not in self.rows
-        ]
+        for module, name in self.region.parameters:
+            if name != "weight" or module not in self.rows:
+                yield getattr(self._modules[module], name)
 
     def named(self, parameters: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
         """The region's parameters by module and name, rows in the place of weights that have one."""
