@@ -187,7 +187,8 @@ class KeptWeights:
 
         handles = []
         for module in modules:
-            handles += [module.register_state_dict_pre_hook(settled), module.register_load_state_dict_pre_hook(settled)]
+            handles.append(module.register_state_dict_pre_hook(settled))  # type: ignore[no-untyped-call]
+            handles.append(module.register_load_state_dict_pre_hook(settled))  # type: ignore[no-untyped-call]
         self.late = True
         try:
             yield
