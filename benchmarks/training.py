@@ -198,15 +198,17 @@ def line(name: str, arguments: argparse.Namespace) -> Row:
     ratios = []
     for density in LINE:
         fast = tk.sparse_training(copy.deepcopy(model), synthetic(model, arguments.pattern, density), x)
-        pair = {"dense": steps[best], "sparse": step_of(fast, x, y)}
-        seconds = alternating(
-            {which: (lambda step=step: timed(step)) for which, step in pair.items()}, arguments.rounds
-        )
+        pair = {"dense": steps[best], "sparse": step_of(fast, x, y, kept=arguments.kept)}
+        cases = {which: (lambda step=step: timed(step)) for which, step in pair.items()}
+        with fast.writing_late() if arguments.late else contextlib.nullcontext():
+            seconds = alternating(cases, arguments.rounds)
         ratios.append(statistics.median(a / b for a, b in zip(seconds["sparse"], seconds["dense"], strict=True)))
     slope, intercept = statistics.linear_regression(LINE, ratios)
     spread = max(abs(ratio - intercept - slope * density) for density, ratio in zip(LINE, ratios, strict=True))
     points = ", ".join(f"{density:.0%} {ratio:.3f}" for density, ratio in zip(LINE, ratios, strict=True))
     how = f"/ {best}; slope {slope:.2f}, at most {spread:.3f} from the line; {points}"
+    how += "; kept parameters" if arguments.kept else ""
+    how += " written late" if arguments.late else ""
     what = f"{name}, batch {batch}, {arguments.pattern}: intercept of time against density"
     return Row(what, intercept, target=0.08, how=how, details={"densities": LINE, "ratios": ratios})
 

@@ -22,7 +22,7 @@ from ticketry.engine.cpu.window import Array
 from ticketry.engine.example_inputs import as_arguments, outputs_of
 from ticketry.engine.layers import median_seconds, table
 from ticketry.engine.training.kept_weights import KeptWeights
-from ticketry.engine.training.lowering import kind_of
+from ticketry.engine.training.layer_rows import rows_of
 from ticketry.engine.training.tracing import LAYERS, copy_of
 from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of
 from ticketry.errors import CaptureError, EngineError
@@ -79,9 +79,6 @@ VERSION = 4
 PRECISIONS = ("fp32", "bf16")
 
 OUTSIDE = "outside of kernels"
-
-ALL_WEIGHTS = "all weights"
-"""Kernels of a layer that computes with its pruned weights, as zeros."""
 
 
 class SparseTraining(nn.Module):
@@ -320,7 +317,8 @@ class SparseTraining(nn.Module):
 
         After `profile` also seconds, and rows for what else takes time.
         """
-        rows, seconds = self._layers(), self._seconds
+        rows = rows_of(self._model[0], self.mask, self._context.kept, self._units)
+        seconds = self._seconds
         total, told = sum(seconds.values()), {row.name for row in rows}
         rows += [
             Layer(name, "", "torch" if name == OUTSIDE else "engine", "" if name == OUTSIDE else "passes")
@@ -334,35 +332,6 @@ class SparseTraining(nn.Module):
             msgspec.structs.replace(row, seconds=spent, share=share)
             for row, (spent, share) in zip(rows, times, strict=True)
         ]
-
-    def _layers(self) -> list[Layer]:
-        inside = {name for unit in self._units for name in unit.inside()}
-        dense = {name for unit in self._units for name in unit.dense()}
-        reasons = {name: why for unit in self._units for name, why in unit.reasons().items()}
-        held = {name.rpartition(".")[0] for name in self.mask or ()}
-        rows = []
-        for name, module in self._model[0].named_modules():
-            if not isinstance(module, LAYERS):
-                if name in held:
-                    why = f"no kernels for {type(module).__name__}"
-                    rows.append(
-                        Layer(name, type(module).__name__.lower(), "torch", "", None, None, "", None, None, why)
-                    )
-                continue
-            kept = self._context.kept.get(name)
-            density = None if kept is None else float(kept.mean())
-            count = None if kept is None else int(kept.sum())
-            kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
-            if name in inside:
-                how = ALL_WEIGHTS if name in dense else "sums, products"
-                rows.append(Layer(name, kind, "engine", how, density, count, "", None, None, ""))
-            else:
-                plain = kind_of(module) in LAYERS
-                why = reasons.get(
-                    name, "not called as a module" if plain else f"no kernels for {type(module).__name__}"
-                )
-                rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
-        return rows
 
     def untraced(self) -> dict[str, str]:
         """Modules of which only parts are in kernels, because they cannot be traced as wholes, and why."""

@@ -21,7 +21,8 @@ from ticketry.engine.cpu.bfloat import FLOAT, HALF
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.training.layout import images_of
 from ticketry.engine.training.capture import full
-from ticketry.engine.training.sparse_training import ALL_WEIGHTS, VERSION, SparseTraining
+from ticketry.engine.training.layer_rows import ALL_WEIGHTS
+from ticketry.engine.training.sparse_training import VERSION, SparseTraining
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
 from ticketry.lab.costs.meters.flops import forward_flops
 from ticketry.lab.store import Store, digest_of
