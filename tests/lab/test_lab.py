@@ -20,7 +20,8 @@ from ticketry.errors import (
     UsageError,
 )
 from ticketry.lab import answers
-from ticketry.lab.lab import Lab, default_workers
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners.chosen import default_workers
 from ticketry.lab.training import execute as execute_module
 from ticketry.tasks.task import Split, Splits
 

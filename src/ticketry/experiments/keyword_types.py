@@ -18,6 +18,7 @@ class LabKeywords(TypedDict, total=False):
     store: str | PathLike[str]
     data: str | PathLike[str] | None
     workers: int | None
+    on: str
     device: str
     precision: str
     threads: int

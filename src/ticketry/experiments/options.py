@@ -27,6 +27,9 @@ class LabOptions:
     """Folder in which data sets are looked for first."""
     workers: int | None = None
     """Local processes, one network each; by default one a core; 0 trains in this one."""
+    on: str = ""
+    """Where networks are trained: processes:N, in-process, ray[:ADDRESS], dask:ADDRESS or dask:local,
+    slurm:partition=NAME,time=4:00:00 or slurm:local, or your own as package.module:object; by default processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu, cuda or auto."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -40,6 +43,10 @@ class LabOptions:
     log: tuple[str, ...] = ()
     """Dashboards that are told what is trained: trackio, wandb, mlflow, tensorboard, others of `ticketry list loggers`,
     or none."""
+
+    def __post_init__(self) -> None:
+        if self.on and self.workers is not None:
+            raise UsageError("--on says where to train, and --workers how many local processes do: give one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +131,24 @@ class StructureOptions:
 
 @contextlib.contextmanager
 def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
-    """The lab that the options ask for; a task that cannot be made again by name is trained in this process."""
+    """The lab that the options ask for; a task that cannot be made again by name is trained in this process.
+
+    Raises:
+        TaskError: for such a task where training elsewhere was asked for.
+    """
     import torch
 
-    from ticketry.lab.lab import Lab, default_workers
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.runners.chosen import default_workers
     from ticketry.lab.runners.process_guard import keep_freed_memory
+    from ticketry.lab.runners.request import check_task
 
-    workers = default_workers() if options.workers is None else options.workers
+    workers = default_workers() if options.workers is None and not options.on else options.workers or 0
     if task is not None and not task.spec:
+        if options.on not in ("", "in-process"):
+            check_task(task.name, task.spec)
         workers = 0
-    if not workers:
+    if not workers and options.on in ("", "in-process"):
         keep_freed_memory()
     threads = torch.get_num_threads()
     if options.device != "cuda":
@@ -150,6 +165,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,
             loggers=options.log,
+            runner=options.on,
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications say what belongs together
             yield lab

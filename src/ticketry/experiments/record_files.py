@@ -77,6 +77,7 @@ def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result]
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         "workers": lab.workers,
+        "on": lab.on,
         "kernels": lab.kernels.asked,
         **({"kernels_used": used} if used else {}),
         "date": now(),

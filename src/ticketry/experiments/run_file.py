@@ -29,13 +29,13 @@ _LARGEST = 16 << 20
 """Bytes of a run file."""
 
 
-def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str] | None = None) -> str:
+def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str | None] | None = None) -> str:
     """The TOML that repeats a run.
 
     Args:
         described: what was searched for, see `SearchRequest.describe`.
         spec: the request that its task was made by.
-        chosen: what else decides bits, precision and kernels.
+        chosen: what else decides bits, precision and kernels; and where it was trained, if that was said.
     """
     top = {
         "method": described["method"],
@@ -119,6 +119,7 @@ class _Entries(Struct):
     workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
     threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
     kernels: str = ""
+    on: str = ""
     checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0
 
 
@@ -141,6 +142,8 @@ def check_trust(tables: Mapping[str, Any], said: Container[str], *, of: str) -> 
     for what in ("store", "data"):
         if what in tables and what not in said:
             raise refused(what, tables[what], of, f"name the folder yourself with --{what}, or, ")
+    if "on" in tables and "on" not in said and not _trains_here(str(tables["on"])):
+        raise refused("on", tables["on"], of, "name where to train yourself with --on, or, ")
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in said or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
@@ -150,6 +153,11 @@ def check_trust(tables: Mapping[str, Any], said: Container[str], *, of: str) -> 
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and name not in said and _names_code(word):
                 raise refused(f"setting {name}", word, of, f"name it yourself with --{name.replace('_', '-')}, or, ")
+
+
+def _trains_here(on: str) -> bool:
+    """Whether it is the name of a runner of this machine."""
+    return on.partition(":")[0] in ("processes", "in-process")
 
 
 def _names_code(word: str) -> bool:

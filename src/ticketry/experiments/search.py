@@ -200,6 +200,9 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     )
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
+    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked} | (
+        {"on": lab.asked} if lab.asked else {}
+    )
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
     return replace(
         record,
@@ -220,8 +223,6 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         ),
         environment=environment_told(lab, arithmetic, points.segments.values()),
         rounds=points.rounds.rows(),
-        config=run_file(
-            run.describe(), run.task.spec, {"precision": arithmetic.precision, "kernels": lab.kernels.asked}
-        ),
+        config=run_file(run.describe(), run.task.spec, chosen),
         store=str(lab.store.paths.root),
     )

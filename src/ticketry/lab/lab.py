@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
-from ticketry.lab.runners.runner import RUNNERS, Event, OnEvent, Order, Runner
+from ticketry.lab.runners.chosen import chosen
+from ticketry.lab.runners.runner import Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import Work, is_done
@@ -49,8 +49,10 @@ class Lab(Answers):
             `lab.training.kernels`; part of the key of the segments that do.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
-        runner: where segments are trained: a name of `lab.runners`, another package's, or module:object; by default
-            in-process, or processes where there are workers.
+        runner: where segments are trained, as ``--on`` says it: a name of `lab.runners`, with details behind a colon
+            (``ray:auto,cpus=1``), another package's, or module:object; or any `concurrent.futures.Executor`, whose
+            workers see the store by the same name. By default in-process, or processes where there are workers.
+        executor: another word for an executor as the runner.
         loggers: what is trained is told to these too: names of `lab.loggers`, another package's, module:object, or
             loggers. What one raises is told once, and stops no training.
     """
@@ -67,23 +69,29 @@ class Lab(Answers):
         kernels: str = "dense",
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
-        runner: str = "",
+        runner: str | concurrent.futures.Executor = "",
+        executor: concurrent.futures.Executor | None = None,
         loggers: Sequence[str | Logger] = (),
     ) -> None:
         if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
             raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
+        if executor is not None and runner:
+            raise UsageError("give either a runner or an executor")
+        self._chosen = chosen(executor or runner, workers)
         folder = Path(data).resolve() if data is not None else None
         choices = {"device": device, "precision": precision, "threads": threads}
         super().__init__(open_store(store), data=folder, choices=choices)
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
         self.dashboards = Dashboards(loggers, self.store.paths.root)
-        self.workers = workers
+        self.workers = self._chosen.workers
+        """Trainings side by side; where workers are elsewhere, how many may be asked for at once."""
+        self.on, self.asked = self._chosen.name, runner if isinstance(runner, str) else ""
+        """The runner's name; and all that was said of it, where something was."""
         self._order = Order(self.store.address, self.data, checkpoint_seconds)
         self._listener = on_event
         self._labels: dict[str, str] = {}
         self._told = threading.local()
-        self._make_runner = RUNNERS.get(runner or ("processes" if workers else "in-process"))
         self._runner: Runner | None = None
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
@@ -140,7 +148,9 @@ class Lab(Answers):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def train(self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True) -> Result:
+    def train(
+        self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True, ahead: int = 0
+    ) -> Result:
         """The result of a segment: from the store if it is there, else trained now, once, whoever asks.
 
         Args:
@@ -148,12 +158,13 @@ class Lab(Answers):
             keep: further steps on the way whose states are kept, see `at`.
             label: what to call it in progress events.
             measure: whether its metrics are needed; a state on the way may do without.
+            ahead: steps that will wait for this segment: where there are fewer workers than segments, most go first.
 
         Raises:
             TrainingError: if the loss is no longer a number.
             HoldError: if a pruned weight did not stay at 0.
         """
-        return self.train_many([segment], keep=keep, labels=[label], measure=measure)[0]
+        return self.train_many([segment], keep=keep, labels=[label], measure=measure, ahead=ahead)[0]
 
     def train_many(
         self,
@@ -162,6 +173,7 @@ class Lab(Answers):
         keep: Sequence[int] = (),
         labels: Sequence[str] = (),
         measure: bool = True,
+        ahead: int = 0,
     ) -> list[Result]:
         """The results of several segments, trained side by side where the lab has workers."""
         names = labels or [""] * len(segments)
@@ -169,7 +181,7 @@ class Lab(Answers):
             try:
                 waiting: dict[concurrent.futures.Future[Work], list[Segment]] = {}
                 for segment, name in zip(segments, names, strict=True):
-                    if future := self._submit(segment, tuple(keep), name, measure):
+                    if future := self._submit(segment, tuple(keep), name, measure, ahead):
                         waiting.setdefault(future, []).append(segment)
                 for future in concurrent.futures.as_completed(waiting):
                     for segment in waiting[future]:
@@ -272,7 +284,7 @@ class Lab(Answers):
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _submit(
-        self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool
+        self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool, ahead: int = 0
     ) -> concurrent.futures.Future[Work] | None:
         """A future of the work, or None if its results are there already."""
         if number := asked():
@@ -295,14 +307,14 @@ class Lab(Answers):
             if future is None or future.done():
                 self._emit(Event("started", key, segment.first, segment.first, segment.last))
                 runner = self._running()
-                order = replace(self._order, measure=measure)
+                order = replace(self._order, measure=measure, ahead=ahead)
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
     def _running(self) -> Runner:
         with self._guard:
             if self._runner is None:
-                self._runner = self._make_runner(self.workers, self._emit)
+                self._runner = self._chosen.make(self._emit)
             return self._runner
 
     def _account(self, segment: Segment, asked: tuple[str, tuple[int, ...], bool], work: Work) -> None:
@@ -350,11 +362,3 @@ class _Nothing:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def default_workers() -> int:
-    """One process for each core this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1

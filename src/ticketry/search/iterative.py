@@ -114,7 +114,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     full = replicate.whole
     needed = full.total + settings.tickets() * own_steps(retrain, full.at(settings.rewind), full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind",))
-    dense = own.dense(own.whole.at(settings.rewind), retrain=retrain)
+    dense = own.dense(own.whole.at(settings.rewind), retrain=retrain, ahead=needed - full.total)
     yield compared(replicate, dense)
     tickets = _Tickets(own, settings, dense)
     yield from tickets.structured() if settings.structuring else tickets.plain()
@@ -133,7 +133,8 @@ class _Tickets:
         for level, density in enumerate(level_densities(self._settings), start=1):
             mask = self._pruned(trained, mask, density)
             segment = self._segment(mask, trained, shrunk=shrinks(self._settings))
-            trained = self._replicate.lab.train(segment, label=f"level {level} ticket")
+            ahead = (self._settings.tickets() - level) * segment.steps
+            trained = self._replicate.lab.train(segment, label=f"level {level} ticket", ahead=ahead)
             yield replace(self._dense, level=level, mask=mask, result=trained, pattern=self._settings.pattern)
 
     def structured(self) -> Iterator[Found]:
@@ -147,7 +148,8 @@ class _Tickets:
             if level < last:
                 segments.append(self._segment(mask, trained, shrunk=False))
             labels = [f"level {level} {self._settings.structure} ticket", f"level {level} without structure"]
-            found, *more = self._replicate.lab.train_many(segments, labels=labels[: len(segments)])
+            ahead = (last - level) * segments[-1].steps
+            found, *more = self._replicate.lab.train_many(segments, labels=labels[: len(segments)], ahead=ahead)
             behind = self._dense.rewound.segment.last
             if self._dense.retrain not in REWINDING:
                 behind = sum(each.segment.steps for each in chain)

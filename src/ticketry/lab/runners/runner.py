@@ -25,11 +25,14 @@ class Order:
     checkpoint_seconds: float
     measure: bool = True
     """Whether metrics are asked for, or the state at the end alone."""
+    ahead: int = 0
+    """Steps that wait for this segment, beside its own: where there are more segments than workers, most go first."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), finished or cached."""
+    """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), lost (its worker; another goes
+    on from the step), finished or cached."""
 
     kind: str
     key: str
@@ -81,14 +84,17 @@ def _makes_a_runner(name: str, found: Any) -> MakeRunner:
     return cast(MakeRunner, found)
 
 
-MakeRunner = Callable[[int, OnEvent], Runner]
-"""Of the number of workers, and of what is to be told of progress."""
+MakeRunner = Callable[..., Runner]
+"""Of the number of workers, and of what is to be told of progress; and of the `Place`, if it takes three things."""
 RUNNERS: Registry[MakeRunner] = Registry(
     "runner",
     "ticketry.runners",
     {
         "in-process": "ticketry.lab.runners.in_process:InProcess",
         "processes": "ticketry.lab.runners.processes:Processes",
+        "ray": "ticketry.lab.runners.ray_tasks:RayRunner",
+        "dask": "ticketry.lab.runners.dask_tasks:DaskRunner",
+        "slurm": "ticketry.lab.runners.slurm_jobs:SlurmRunner",
     },
     make=_makes_a_runner,
 )

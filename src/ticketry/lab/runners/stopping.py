@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+_SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""By which schedulers say that a job's time is over."""
 _ONE_REQUEST = 1.0
 """Seconds within which several signals are one request: timeout(1) sends two, a terminal that closes several."""
 _LAST_SECONDS = 10
@@ -232,6 +234,39 @@ def interruptible() -> Iterator[None]:
     finally:
         request.raises = False
         request.idle.set()
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[Request]:
+    """In this block of a worker that is another program's (Ray's, Slurm's), signals end what it does by `Stopped`.
+
+    Whoever handled them before does not see them; `Request.number` says behind the block which there was. In threads,
+    and where this process heeds signals already, nothing happens here.
+    """
+    global _now
+    if _now is not None or threading.current_thread() is not threading.main_thread():
+        yield Request(raises=False)
+        return
+    request = Request(raises=False)
+
+    def handle(number: int, frame: Any) -> None:
+        if not request.number:
+            request.number = number
+            if request.raises:
+                raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, *_SCHEDULERS)}
+    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN and handler is not None]
+    ours = [number for number in ours if number in SIGNALS or callable(before[number])]
+    try:
+        for number in ours:
+            signal.signal(number, handle)
+        _now, request.raises = request, True
+        yield request
+    finally:
+        request.raises, _now = False, None
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ class Paths:
         self.runs = root / "runs"
         self.evidences = root / "evidence"
         self.campaigns = root / "campaigns"
+        self.live = root / "live"
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -51,6 +52,10 @@ class Paths:
     def memo_file(self, kind: str, key: str) -> Path:
         """A remembered small answer, such as the digest of a mask made by known settings."""
         return self._inside("memo", kind, key[:2], f"{key}.json")
+
+    def live_file(self, driver: str, name: str) -> Path:
+        """What a driver and the workers that train for it tell each other; gone when the driver ends."""
+        return self._inside("live", driver, name)
 
     def run(self, name: str) -> Path:
         """The folder of a run: run.json, run.toml, report.html, figures and tickets."""
@@ -113,8 +118,9 @@ class Paths:
         return self._there(self.partial, pattern)
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files of writers that were killed, and folders of tickets that were being saved or replaced."""
-        for pattern in ("**/.*.tmp", "**/.*.old"):
+        """Temporary files of writers that were killed, folders of tickets that were being saved or replaced, and what
+        drivers that were killed told their workers."""
+        for pattern in ("**/.*.tmp", "**/.*.old", "live/*/*"):
             yield from self._there(self.root, pattern)
 
     def aside(self, path: Path) -> Path:

@@ -237,6 +237,11 @@ class Store:
                     return _step_of(path), _tensors_of(data)
         return None
 
+    def furthest(self, trajectory: str, last: int) -> int:
+        """The step of the furthest stored state, inside a segment or at the end of one, up to `last`; -1 if none is."""
+        steps = [*map(_step_of, self._partials(trajectory)), *self.stored_steps(trajectory)]
+        return max((step for step in steps if step <= last), default=-1)
+
     def drop_partials(self, trajectory: str, last: int, but: Path | None = None) -> None:
         """Delete the states up to step `last`; one beyond it is of a longer segment that was interrupted."""
         for path in self._partials(trajectory):

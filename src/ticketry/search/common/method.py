@@ -44,14 +44,16 @@ class Replicate:
         """Training by the recipe from the initialisation to the end, with a mask."""
         return self._segment(self.seeds.initialisation, mask=mask)
 
-    def dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
+    def dense(self, *keep: int, retrain: str = GRADUAL, ahead: int | None = None) -> Found:
         """The dense network, level 0.
 
         Args:
             keep: rising steps whose states are needed; what is found begins with that of the last, see `Found.rewound`.
             retrain: how its tickets are trained.
+            ahead: steps of the tickets that wait for it, one after the other; by default as many as its own.
         """
-        dense = self.lab.train(self.whole, keep=keep, label="dense")
+        behind = self.whole.steps if ahead is None else ahead
+        dense = self.lab.train(self.whole, keep=keep, label="dense", ahead=behind)
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
 
     def onward(self, weights: Result, first: int, *, optimizer: Result | None = None, **more: Any) -> Segment:

@@ -1,0 +1,99 @@
+"""The runner that a lab is asked to train on: checked as far as can be before anything is asked of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from ticketry.errors import UsageError
+from ticketry.lab.runners.places import Place
+from ticketry.lab.runners.runner import RUNNERS, OnEvent, Runner
+
+MANY = 1000
+"""Segments that are asked for at once where workers are elsewhere: as many as there are train."""
+
+IN_PROCESS, PROCESSES = "in-process", "processes"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How to make a runner."""
+
+    name: str
+    workers: int
+    """Trainings side by side; 0 for one after the other."""
+    elsewhere: bool
+    """Whether workers are not processes of this machine, so that only a task that has a name can be trained."""
+    make: Callable[[OnEvent], Runner]
+
+
+def chosen(runner: str | Executor, workers: int) -> Chosen:
+    """
+    Args:
+        runner: NAME or NAME:DETAILS, an executor, or an empty text for in-process or, with workers, processes.
+        workers: local processes; 0 where the runner says how many it has.
+
+    Raises:
+        UsageError: for a runner, or a detail of one, that is not known or cannot be.
+        MissingExtraError: for one whose packages are not installed.
+    """
+    if isinstance(runner, Executor):
+        if workers:
+            raise UsageError("an executor knows how many workers it has: leave workers away")
+        return Chosen(type(runner).__name__, MANY, True, functools.partial(_on_executor, runner))
+    place = place_of(runner) if runner else Place(PROCESSES if workers else IN_PROCESS)
+    found = RUNNERS.get(place.name)
+    if place.name in (IN_PROCESS, PROCESSES):
+        count = _own_workers(place, workers)
+        return Chosen(place.name, count, False, functools.partial(found, count))
+    if check := getattr(found, "check", None):
+        if workers:
+            raise UsageError(f"the runner {place.name} says itself how many workers it has: leave workers away")
+        check(place)
+        return Chosen(place.name, MANY, True, functools.partial(found, MANY, place=place))
+    if place.address or place.options:
+        if "place" not in inspect.signature(found).parameters:
+            raise UsageError(f"the runner {place.name} takes nothing behind its name")
+        return Chosen(place.name, workers, False, functools.partial(found, workers, place=place))
+    return Chosen(place.name, workers, False, functools.partial(found, workers))
+
+
+def place_of(text: str) -> Place:
+    """NAME, NAME:DETAILS, or module:object; `UsageError` if details cannot be read."""
+    name, _, details = text.partition(":")
+    return Place.of(name, details) if name in RUNNERS else Place(text)
+
+
+def _own_workers(place: Place, workers: int) -> int:
+    """Of the local runners, ``processes:N`` among them."""
+    place.check(())
+    if place.name == IN_PROCESS:
+        if place.address:
+            raise UsageError("the runner in-process takes nothing behind its name")
+        return workers
+    if not place.address:
+        return workers or default_workers()
+    if workers:
+        raise UsageError(f"--on {place.name}:{place.address} says how many workers there are: leave --workers away")
+    if not place.address.isdecimal() or not 1 <= int(place.address) <= 10_000:
+        raise UsageError(f"--on processes:N has a number of at least 1, not {place.address!r}")
+    return int(place.address)
+
+
+def default_workers() -> int:
+    """One process for each core this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+
+
+def _on_executor(executor: Executor, on_event: OnEvent) -> Runner:
+    from ticketry.lab.runners.cluster import OwnExecutor
+    from ticketry.lab.runners.remote import Remote
+
+    return Remote(OwnExecutor(executor), Place("executor"), on_event)

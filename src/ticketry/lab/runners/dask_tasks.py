@@ -1,0 +1,126 @@
+"""Training on a Dask cluster: a task of `distributed` for each segment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+from ticketry.errors import RunnerError, UsageError
+from ticketry.lab.runners.chosen import default_workers
+from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs, needs_of
+from ticketry.lab.runners.ray_tasks import CONNECT_SECONDS, check_answers
+from ticketry.lab.runners.remote import Remote
+from ticketry.lab.runners.remote_worker import work
+from ticketry.lab.runners.runner import OnEvent
+
+LOCAL = "local"
+_AHEAD = 2
+_ROOM_SECONDS = 2.0
+
+
+class DaskRunner(Remote):
+    """``dask:HOST:PORT`` (or ``tcp://HOST:PORT``, ``tls://…``) of a scheduler, or ``dask:local`` with ``workers=N``.
+
+    ``gpus=`` asks for the resource GPU, ``memory=`` is the limit of a local worker.
+    """
+
+    def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:
+        super().__init__(_Tasks(place), place, on_event)
+
+    @staticmethod
+    def check(place: Place) -> None:
+        """Raise for options that are not known, no address, or if `distributed` is not installed."""
+        place.check((*RESOURCES, "workers"))
+        place.count("workers", 1)
+        needs_of(place, 1, "cpu")
+        if not place.address:
+            raise UsageError("--on dask: has no address: dask:HOST:PORT of a scheduler, or dask:local")
+        if place.address != LOCAL and "workers" in place.options:
+            raise UsageError("--on dask: workers= is of dask:local; a scheduler has its own")
+        if place.address != LOCAL and "memory" in place.options:
+            raise UsageError("--on dask: memory= is of dask:local; a scheduler's workers have their own --memory-limit")
+        needs("distributed", "dask", "training on Dask")
+
+
+def dask_work(text: str) -> str:
+    """`work` in a thread of a worker of Dask's, which is not told by a signal when it has to end."""
+    from distributed import get_worker
+    from distributed.core import Status
+
+    worker = get_worker()
+    leaving = (Status.closing, Status.closing_gracefully, Status.closed, Status.failed)
+    return work(text, lambda: worker.status in leaving)
+
+
+class _Tasks:
+    """Segments as tasks of Dask. It tries lost ones again by itself, and what it gives up is tried again from here."""
+
+    name = "Dask"
+
+    def __init__(self, place: Place) -> None:
+        import distributed
+
+        self._place, self._cluster = place, None
+        try:
+            if place.address == LOCAL:
+                self._cluster = distributed.LocalCluster(
+                    n_workers=place.count("workers", default_workers()),
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    memory_limit=place.bytes() or "auto",
+                )
+                self._client = distributed.Client(self._cluster)
+            else:
+                check_answers(place.address.rpartition("://")[2], "Dask's scheduler")
+                self._client = distributed.Client(place.address, timeout=CONNECT_SECONDS)
+        except OSError as error:
+            raise RunnerError(f"Dask's scheduler {place.address} does not answer as one: {error!s:.300}") from error
+        self._tasks: dict[Future[str], Any] = {}
+        self._guard = threading.Lock()
+        self._asked_at, self._slots = 0.0, 1
+
+    def submit(self, request: str, needs: Needs) -> Future[str]:
+        task = self._client.submit(
+            dask_work, request, pure=False, resources={"GPU": needs.gpus} if needs.gpus else None
+        )
+        outer: Future[str] = Future()
+        with self._guard:
+            self._tasks[outer] = task
+        task.add_done_callback(lambda _: self._pass_on(outer))
+        return outer
+
+    def _pass_on(self, outer: Future[str]) -> None:
+        with self._guard:
+            task = self._tasks.pop(outer)
+        if not outer.set_running_or_notify_cancel():
+            return
+        try:
+            outer.set_result(task.result(timeout=CONNECT_SECONDS))
+        except BaseException as error:
+            outer.set_exception(error)
+
+    def room(self) -> int | None:
+        """By the threads of all workers that are there now."""
+        if time.monotonic() - self._asked_at > _ROOM_SECONDS:
+            self._asked_at = time.monotonic()
+            self._slots = sum(self._client.nthreads().values())
+        return self._slots + _AHEAD
+
+    def is_loss(self, error: BaseException) -> bool:
+        from distributed import KilledWorker
+
+        return isinstance(error, (KilledWorker, ConnectionError))
+
+    def give_up(self, future: Future[str]) -> None:
+        with self._guard:
+            task = self._tasks.get(future)
+        if task is not None:
+            task.cancel()
+
+    def close(self) -> None:
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
