@@ -120,6 +120,8 @@ class _Jobs:
         self._waiting: list[tuple[str, Needs, Future[str]]] = []
         self._jobs: dict[Future[str], _Submitted] = {}
         self._guard, self._closed = threading.Lock(), threading.Event()
+        self._ending: list[Any] = []
+        """Local jobs that have answered, whose processes are still to be waited for."""
         self._asked_at = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -150,6 +152,10 @@ class _Jobs:
         self._thread.join(timeout=5)
         for submitted in self._jobs.values():
             submitted.job.cancel(check=False)
+            self._ending += [submitted.job] if self._local else []
+        end = time.monotonic() + 5
+        while any(not job.done() for job in self._ending) and time.monotonic() < end:
+            time.sleep(0.05)
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -249,6 +255,8 @@ class _Jobs:
     def _end(self, one: _Submitted) -> None:
         with self._guard:
             self._jobs.pop(one.future, None)
+        if self._local:
+            self._ending = [job for job in (*self._ending, one.job) if not job.done()]
 
     def _not_in_the_queue(self, jobs: Iterable[_Submitted]) -> list[_Submitted]:
         now = time.monotonic()
