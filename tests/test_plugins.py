@@ -321,9 +321,7 @@ def test_a_runner_by_name(here: None, tmp_path: Path, monkeypatch: pytest.Monkey
         with tk.Lab(tmp_path / runner.replace(":", "-"), runner=runner) as lab:
             lab.train(lab.segment(tk.task("spirals"), start=0, last=3))
         assert Counting.submitted == before + 1
-    with pytest.raises(
-        UsageError, match="runner 'cloud' is not known: in-process, .*, slurm, counting"
-    ):
+    with pytest.raises(UsageError, match=r"runner 'cloud' is not known: in-process, .*, slurm, counting"):
         tk.Lab(tmp_path / "store", runner="cloud")
 
 

@@ -18,9 +18,8 @@ from ticketry.lab.runners.frontier import Frontier
 from ticketry.lab.runners.places import Place, needs_of
 from ticketry.lab.runners.request import error_of, read_answer, request_of
 from ticketry.lab.runners.runner import Event, OnEvent, Order
-from ticketry.lab.store import Store
-from ticketry.lab.store.live import Live
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store import open_store
+from ticketry.lab.store.live import Live, live_at
 from ticketry.lab.training.execute import Work
 from ticketry.lab.training.segment import Segment
 
@@ -77,7 +76,7 @@ class Remote:
             if self._stopped:
                 raise InterruptedTrainingError("this lab was stopped: go on with a new one on the same store")
             if self._live is None:
-                self._live = Live(Paths(order.store), self._driver)
+                self._live = live_at(order.store, self._driver)
                 self._live.begin()
                 for thread in self._threads:
                     thread.start()
@@ -133,7 +132,7 @@ class Remote:
 
     def _lost(self, sent: _Sent, why: str) -> None:
         """The worker is gone: another goes on from the last stored state, unless too many were lost there."""
-        furthest = Store(sent.order.store).furthest(sent.segment.trajectory, sent.segment.last)
+        furthest = open_store(sent.order.store).furthest(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest
         if sent.losses < LOSSES:

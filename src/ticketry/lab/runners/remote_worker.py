@@ -23,8 +23,7 @@ from ticketry.lab.runners.process_guard import keep_freed_memory
 from ticketry.lab.runners.request import Request, answer, done, failed, here
 from ticketry.lab.runners.runner import Event, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, noted
-from ticketry.lab.store.live import Live
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.live import live_at
 from ticketry.lab.training.execute import Watch, Work, execute
 from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
@@ -83,7 +82,7 @@ def _trained(request: Request, watch: Watch) -> Work:
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, _task(request.spec))
     data = Path(request.data) if request.data is not None else None
-    store = store_for(Path(request.store), data, segment)
+    store = store_for(request.store, data, segment)
     return execute(store, data, segment, request.keep, watch, measure=request.measure)
 
 
@@ -98,7 +97,7 @@ class _Watch(ReportingWatch):
     def __init__(self, request: Request, leaving: Callable[[], bool]) -> None:
         """Raises `RunnerError` where this worker does not see the driver's store."""
         super().__init__(request.checkpoint_seconds, self._tell, leaving)
-        self._live = Live(Paths(Path(request.store)), request.driver)
+        self._live = live_at(request.store, request.driver)
         if not self._live.begun():
             raise RunnerError(
                 f"the worker {here()} does not see the store {request.store}, or the search that asked for it has"

@@ -146,7 +146,7 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         version=VERSION,
         driver=driver,
         key=segment.key,
-        store=str(order.store),
+        store=order.store,
         data=None if order.data is None else str(order.data),
         checkpoint_seconds=order.checkpoint_seconds,
         measure=order.measure,

@@ -259,13 +259,14 @@ class _Jobs:
             self._ending = [job for job in (*self._ending, one.job) if not job.done()]
 
     def _not_in_the_queue(self, jobs: Iterable[_Submitted]) -> list[_Submitted]:
-        now = time.monotonic()
+        now, lost = time.monotonic(), list[_Submitted]()
         if now - self._asked_at < _QUEUE_SECONDS:
             return []
         self._asked_at = now
         known = _queue()
-        lost = []
-        for one in jobs if known is not None else ():
+        if known is None:
+            return []
+        for one in jobs:
             if one.job.job_id in known:
                 one.seen = now
             elif now - max(one.seen, one.since) > _GONE_SECONDS:
@@ -288,6 +289,7 @@ def _last(job: Any) -> str:
     """The last of a job's log."""
     for path in (job.paths.stderr, job.paths.stdout):
         with contextlib.suppress(OSError):
-            if text := path.read_text(encoding="utf-8", errors="replace").strip():
+            text: str = path.read_text(encoding="utf-8", errors="replace").strip()
+            if text:
                 return text[-300:]
     return "it has no log"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
@@ -82,6 +83,11 @@ class Live:
         path = self._paths.live_file(self._driver, name)
         with explained(path, "write"):
             write_atomically(path, json.dumps(dict(what)).encode())
+
+
+def live_at(address: str, driver: str) -> Live:
+    """The files of a driver in the store at an address, which is not made if it is not there."""
+    return Live(Paths(Path(address)), driver)
 
 
 def _name(key: str) -> str:
