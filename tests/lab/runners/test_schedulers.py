@@ -26,9 +26,11 @@ pytestmark = [
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[str]:
+def _ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Three nodes of one core each, small."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ticketry[ray]'")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: beside other tests they would hardly run
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
@@ -41,7 +43,7 @@ def _ray() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _dask() -> Iterator[str]:
+def _dask(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A scheduler and two workers, processes of their own."""
     pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ticketry[dask]'")
     python, quiet = sys.executable, {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -62,7 +64,7 @@ def _dask() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _local_jobs() -> Iterator[str]:
+def _local_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ticketry[slurm]'")
     yield "slurm:local,jobs=2"
 
@@ -75,7 +77,7 @@ def on(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     """The words of --on for a cluster that runs."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
-    with CLUSTERS[request.param]() as found:
+    with CLUSTERS[request.param](monkeypatch) as found:
         yield found
     monkeypatch.undo()
 
