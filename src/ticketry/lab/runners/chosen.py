@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ticketry.errors import UsageError
 from ticketry.lab.runners.places import Place
-from ticketry.lab.runners.runner import RUNNERS, OnEvent, Runner
+from ticketry.lab.runners.runner import RUNNERS, MakeRunner, OnEvent, Runner
 
 MANY = 1000
 """Segments that are asked for at once where workers are elsewhere: as many as there are train."""
@@ -55,17 +55,19 @@ def chosen(runner: str | Executor, workers: int) -> Chosen:
             raise UsageError(f"the runner {place.name} says itself how many workers it has: leave workers away")
         check(place)
         return Chosen(place.name, MANY, True, functools.partial(found, MANY, place=place))
-    if place.address or place.options:
-        if "place" not in inspect.signature(found).parameters:
-            raise UsageError(f"the runner {place.name} takes nothing behind its name")
-        return Chosen(place.name, workers, False, functools.partial(found, workers, place=place))
-    return Chosen(place.name, workers, False, functools.partial(found, workers))
+    more = {"place": place} if _takes_details(found) else {}
+    return Chosen(place.name, workers, False, functools.partial(found, workers, **more))
 
 
 def place_of(text: str) -> Place:
-    """NAME, NAME:DETAILS, or module:object; `UsageError` if details cannot be read."""
+    """NAME, NAME:DETAILS of a runner that takes some, or module:object; `UsageError` if details cannot be read."""
     name, _, details = text.partition(":")
-    return Place.of(name, details) if name in RUNNERS else Place(text)
+    own = name in RUNNERS.built_in or (name in RUNNERS and _takes_details(RUNNERS.get(name)))
+    return Place.of(name, details) if own else Place(text)
+
+
+def _takes_details(make: MakeRunner) -> bool:
+    return "place" in inspect.signature(make).parameters
 
 
 def _own_workers(place: Place, workers: int) -> int:

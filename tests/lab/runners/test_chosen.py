@@ -1,0 +1,108 @@
+"""What --on may say, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ticketry.errors import MissingExtraError, TicketryError, UsageError
+from ticketry.experiments.options import LabOptions
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners import slurm_jobs
+from ticketry.lab.runners.chosen import chosen, default_workers, place_of
+from ticketry.lab.runners.places import Place, needs_of
+
+
+def test_words() -> None:
+    assert (chosen("", 0).name, chosen("", 0).workers) == ("in-process", 0)
+    assert (chosen("", 3).name, chosen("", 3).workers) == ("processes", 3)
+    assert chosen("processes:3", 0).workers == 3
+    assert chosen("processes", 0).workers == default_workers()
+    assert chosen("in-process", 0).workers == 0
+    assert place_of("ray:head:6379,gpus=0.25,memory=2GB") == Place(
+        "ray", "head:6379", {"gpus": "0.25", "memory": "2GB"}
+    )
+    assert place_of("ray://head:10001") == Place("ray", "//head:10001")
+    assert place_of("dask:tcp://10.0.0.1:8786").address == "tcp://10.0.0.1:8786"
+    assert place_of("my.module:Runner") == Place("my.module:Runner")
+
+
+def test_what_a_training_takes() -> None:
+    assert needs_of(Place("ray"), 2, "cpu").cpus == 2
+    assert needs_of(Place("ray"), 1, "cuda").gpus == 1
+    shared = needs_of(place_of("ray:cpus=0.5,gpus=0.25,memory=1.5GB"), 1, "cuda")
+    assert (shared.cpus, shared.gpus, shared.memory) == (0.5, 0.25, 1_500_000_000)
+    assert needs_of(place_of("ray:memory=512M"), 1, "cpu").memory == 512_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("4:00:00", 240), ("30:30", 30.5), ("2-12:00:00", 3600), ("1-0", 1440)]
+)
+def test_times_of_slurm(text: str, minutes: float) -> None:
+    assert slurm_jobs.minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("on", "words"),
+    [
+        ("processes:0", "processes:N has a number of at least 1, not '0'"),
+        ("processes:two", "not 'two'"),
+        ("processes:2,memory=1GB", "has no option 'memory'"),
+        ("in-process:3", "takes nothing behind its name"),
+        ("rays", r"runner 'rays' is not known: .*did you mean ray\?"),
+        ("ray:a:1,b:2", "names two addresses, a:1 and b:2"),
+        ("ray:cpus=many", "cpus is a number, not 'many'"),
+        ("ray:cpus=1,cpus=2", "'cpus=2' is given twice"),
+        ("ray:memory=8 parsecs", "memory is a size such as 8GB, not '8 parsecs'"),
+        ("dask", "has no address: dask:HOST:PORT of a scheduler, or dask:local"),
+        ("dask:host:8786,workers=2", "workers= is of dask:local"),
+        ("dask:host:8786,memory=2GB", "memory= is of dask:local"),
+        ("slurm:partiton=gpu", r"has no option 'partiton': .*did you mean partition\?"),
+        ("slurm:time=soon", "time is written 90 .minutes., 4:00:00 or 2-00:00:00, not 'soon'"),
+        ("slurm:head", "has options alone, or local, and not 'head'"),
+        ("slurm:local,partition=gpu", "slurm:local has no partition"),
+        ("slurm:jobs=0", "jobs is a whole number above 0, not '0'"),
+    ],
+)
+def test_what_cannot_be_meant(on: str, words: str) -> None:
+    """An error of usage, whether the packages are installed or not, before the store is opened."""
+    with pytest.raises(UsageError, match=words):
+        chosen(on, 0)
+
+
+def test_a_number_of_workers_beside_it(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="--on says where to train, and --workers how many"):
+        LabOptions(on="ray", workers=2)
+    with pytest.raises(UsageError, match="leave --workers away"):
+        chosen("processes:3", 2)
+    with pytest.raises(UsageError, match=r"says itself how many workers it has|is not installed"):
+        chosen("ray", 2)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(UsageError, match=r"an executor knows how many workers it has"):
+            chosen(pool, 2)
+        with pytest.raises(UsageError, match="either a runner or an executor"):
+            Lab(tmp_path / "store", runner="ray", executor=pool)
+
+
+@pytest.mark.parametrize(
+    ("on", "package", "extra"),
+    [("ray", "ray", "ray"), ("dask:local", "distributed", "dask"), ("slurm:local", "submitit", "slurm")],
+)
+def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, on: str, package: str, extra: str) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "ticketry.lab.runners.places.find_spec", lambda name: None if name == package else there(name), raising=True
+    )
+    with pytest.raises(
+        MissingExtraError, match=rf"needs {package}, which is not installed: pip install 'ticketry.{extra}"
+    ):
+        chosen(on, 0)
+
+
+def test_slurm_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(TicketryError, match=r"this machine has no sbatch|needs submitit"):
+        chosen("slurm:partition=gpu", 0)
