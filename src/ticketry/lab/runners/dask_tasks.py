@@ -87,6 +87,7 @@ class _Tasks:
             dask_work, request, pure=False, resources={"GPU": needs.gpus} if needs.gpus else None
         )
         outer: Future[str] = Future()
+        outer.set_running_or_notify_cancel()  # who cancels it would not be heard by Dask: see `give_up`
         with self._guard:
             self._tasks[outer] = task
         task.add_done_callback(lambda _: self._pass_on(outer))
@@ -95,8 +96,6 @@ class _Tasks:
     def _pass_on(self, outer: Future[str]) -> None:
         with self._guard:
             task = self._tasks.pop(outer)
-        if not outer.set_running_or_notify_cancel():
-            return
         try:
             outer.set_result(task.result(timeout=CONNECT_SECONDS))
         except BaseException as error:

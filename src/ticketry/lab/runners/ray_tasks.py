@@ -83,6 +83,7 @@ class _Tasks:
         ref = self._work.options(**options).remote(request)
         inner: Future[str] = ref.future()
         outer: Future[str] = Future()
+        outer.set_running_or_notify_cancel()  # who cancels it would not be heard by Ray: see `give_up`
         with self._guard:
             self._refs[outer] = ref
         inner.add_done_callback(functools.partial(self._pass_on, outer))
@@ -91,8 +92,6 @@ class _Tasks:
     def _pass_on(self, outer: Future[str], inner: Future[str]) -> None:
         with self._guard:
             self._refs.pop(outer, None)
-        if not outer.set_running_or_notify_cancel():
-            return
         if error := inner.exception():
             outer.set_exception(error)
         else:

@@ -213,16 +213,20 @@ class Remote:
             if self._live:
                 self._live.ask_to_stop()
         for sent in under_way:
-            if sent.future is None:
+            if sent.future is None or not self._is_heard_of(sent):
+                if sent.future is not None:
+                    self._cluster.give_up(sent.future)
                 self._end(sent, InterruptedTrainingError("stopped before it began"))
-            else:
-                sent.future.cancel()  # if it did not begin yet
         _, late = concurrent.futures.wait([one.answer for one in under_way], timeout=STOP_SECONDS)
         for sent in under_way:
             if sent.answer in late and sent.future is not None:
                 self._cluster.give_up(sent.future)
                 message = f"a worker did not stop within {STOP_SECONDS:.0f} s: its state is that of its last checkpoint"
                 self._end(sent, InterruptedTrainingError(message))
+
+    def _is_heard_of(self, sent: _Sent) -> bool:
+        """Whether a worker has begun with it: one that did not say so yet has nothing to store."""
+        return self._live is not None and bool(self._live.told(sent.segment.key))
 
     def close(self) -> None:
         if self._sent:

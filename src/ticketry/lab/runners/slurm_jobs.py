@@ -146,6 +146,8 @@ class _Jobs:
             submitted = self._jobs.get(future)
         if submitted:
             submitted.job.cancel(check=False)
+        else:
+            future.cancel()
 
     def close(self) -> None:
         self._closed.set()
