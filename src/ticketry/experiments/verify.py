@@ -101,7 +101,7 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
         if density is not None:
             raise UsageError(f"{path} is no run, so that it has no tickets to choose from by density: name its run")
         return path
-    record = read_run(read_sealed(folder / "run.json", required=True), str(folder / "run.json"))
+    record = read_run(read_sealed(folder / "run.json"), str(folder / "run.json"))
     chosen = chosen_ticket(record, density)
     if chosen is None:
         raise UsageError(

@@ -47,7 +47,7 @@ margin = 1
 
 
 def record_of(store: Path) -> CampaignRecord:
-    return read_campaign_record(read_sealed(store / "campaigns" / "small-demo.json", required=True))
+    return read_campaign_record(read_sealed(store / "campaigns" / "small-demo.json"))
 
 
 def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +242,7 @@ margin = 5
 
 def trained_kernels(store: Path) -> Counter[str]:
     """How many networks were trained in which kernels."""
-    told = [read_sealed(file, required=True) for file in (store / "results").rglob("*.json")]
+    told = [read_sealed(file) for file in (store / "results").rglob("*.json")]
     whole = [one["segment"]["arithmetic"] for one in told if one["segment"]["last"] == 12]
     return Counter(one.get("kernels", "dense") for one in whole)
 
@@ -259,6 +259,6 @@ def test_budgets_are_times() -> None:
 @pytest.mark.parametrize("name", sorted(built_in()))
 def test_the_demo_of_every_campaign_judges_every_claim(name: str, tmp_path: Path) -> None:
     assert main(["reproduce", name, "--scale", "demo", "--store", str(tmp_path / "store")]) == 0
-    record = read_campaign_record(read_sealed(tmp_path / "store" / "campaigns" / f"{name}-demo.json", required=True))
+    record = read_campaign_record(read_sealed(tmp_path / "store" / "campaigns" / f"{name}-demo.json"))
     assert all(claim.n >= 3 for claim in record.claims)
     assert all(claim.found != "undecided" or claim.n == claim.limit for claim in record.claims)

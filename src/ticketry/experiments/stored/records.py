@@ -38,7 +38,7 @@ def damaged(store: Store) -> Iterator[Path]:
 
 def _run(path: Path) -> RunRecord | None:
     try:
-        values = read_sealed(path, required=True)
+        values = read_sealed(path)
         record = read_run(values, str(path))
         return record if record.name == path.parent.name and is_as_written(path) else None
     except StoreError:
@@ -57,7 +57,7 @@ def _has_config(file: Path, config: str) -> bool:
 
 def _is_evidence(path: Path) -> bool:
     try:
-        read_evidence(read_sealed(path, required=True) or {})
+        read_evidence(read_sealed(path) or {})
         return is_as_written(path)
     except StoreError:
         return False
@@ -65,7 +65,7 @@ def _is_evidence(path: Path) -> bool:
 
 def _is_campaign(path: Path) -> bool:
     try:
-        record = read_campaign_record(read_sealed(path, required=True) or {})
+        record = read_campaign_record(read_sealed(path) or {})
         return record.name == path.stem and is_as_written(path)
     except StoreError:
         return False

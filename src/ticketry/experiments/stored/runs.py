@@ -119,9 +119,9 @@ def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {path.name: [] for path in folders}
     found[""] = []
     for path in store.paths.run_records():
-        found[path.parent.name].append(store.read(path, required=True) or {})
+        found[path.parent.name].append(store.read(path) or {})
     for path in [*store.paths.evidence_records(), *store.paths.campaign_records()]:
-        values = store.read(path, required=True) or {}
+        values = store.read(path) or {}
         run = values.get("run")
         found[run if isinstance(run, str) and run in found and "runs" not in values else ""].append(values)
     return found
@@ -188,7 +188,7 @@ def move_store(root: Path, target: Path) -> Path:
         shutil.move(root, target)
     moved = Store(target).paths
     for path in [*moved.run_records(), *moved.evidence_records(), *moved.campaign_records()]:
-        values = read_sealed(path, required=True) or {}
+        values = read_sealed(path) or {}
         renamed = _renamed(values, str(root), str(target))
         if renamed != values:
             write_sealed(path, renamed)

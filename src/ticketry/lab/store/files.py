@@ -91,22 +91,19 @@ def sealed_bytes(record: Mapping[str, Any]) -> bytes:
     return _bytes_of({**record, _SEAL: digest_of(record)})
 
 
-def read_sealed(path: Path, *, required: bool = False) -> dict[str, Any] | None:
+def read_sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, or None if there is no such file.
 
-    Args:
-        required: whether one without a digest is refused: of before there were any, or written by hand.
-
     Raises:
-        StoreError: if it is not what was written.
+        StoreError: if it is not what was written; one without a digest may be anything.
     """
     record = read_json(path)
     if record is None:
         return None
     seal = record.pop(_SEAL, None)
-    if seal is None and required:
+    if seal is None:
         raise StoreError(f"{path} has no digest of its contents: {REPAIR}")
-    if seal is not None and seal != digest_of(record):
+    if seal != digest_of(record):
         raise StoreError(f"{path} is damaged: its contents do not match its digest; {REPAIR}")
     return record
 

@@ -13,7 +13,7 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
 from ticketry.lab.store import Store
-from ticketry.lab.store.files import explained, is_as_written, write_json
+from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import DESCRIBED, read_format
 
@@ -52,7 +52,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     """
     health = Health()
     good = {path.stem for path in store.paths.memo_files() if path.parent.parent.name == "left-out"}
-    if not _is_whole(store.paths.format, lambda: store.read(store.paths.format) == DESCRIBED):
+    if not _is_whole(store.paths.format, lambda: read_json(store.paths.format) == DESCRIBED):
         health.damaged.append(store.paths.format)
     for path in store.paths.blob_files():
         health.blobs += 1
@@ -63,7 +63,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
         health.results += path.is_relative_to(store.paths.results)
         found: dict[str, Any] = {}
-        if not _is_whole(path, lambda: found.update(store.read(path, required=True) or {}) is None):  # noqa: B023
+        if not _is_whole(path, lambda: found.update(store.read(path) or {}) is None):  # noqa: B023
             health.damaged.append(path)
         elif not blobs_of(found) <= good:
             health.missing.append(path)

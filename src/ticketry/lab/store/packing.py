@@ -106,14 +106,14 @@ class _Chosen:
             if name not in known:
                 told = ", ".join(sorted(known)[:5]) or "none"
                 raise StoreError(f"there is no run {name} in {self.store.paths.root}: it has {told}")
-            yield "run", name, self.store.read(known[name], required=True) or {}
+            yield "run", name, self.store.read(known[name]) or {}
         for path in self.store.paths.evidence_records():
-            values = self.store.read(path, required=True) or {}
+            values = self.store.read(path) or {}
             if not self.runs or {values.get("run"), *_texts(values.get("runs"))} & set(self.runs):
                 yield "evidence", path.stem, values
 
         for path in self.store.paths.campaign_records():
-            values = self.store.read(path, required=True) or {}
+            values = self.store.read(path) or {}
             campaign = read_campaign_record(values, str(path))
             if not self.runs or set(self.runs) >= {name for run in campaign.runs for name in run.runs}:
                 yield "campaign", path.stem, values

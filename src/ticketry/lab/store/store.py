@@ -205,9 +205,9 @@ class Store:
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
         return record
 
-    def read(self, path: Path, *, required: bool = False) -> dict[str, Any] | None:
+    def read(self, path: Path) -> dict[str, Any] | None:
         """A result or a small answer, or None if it is not there; `StoreError` if it is not what was written."""
-        return read_sealed(path, required=required)
+        return read_sealed(path)
 
     def stored_steps(self, trajectory: str) -> list[int]:
         """The steps at which a trajectory has results, in order."""
