@@ -275,7 +275,7 @@ def test_no_flipped_bit_of_a_record_goes_unseen(store, data):
 
 
 def test_a_record_that_lost_its_seal_is_refused(store):
-    """Else bytes that are changed where the seal stands would take it away, and whatever else they changed would pass."""
+    """Else bytes changed where the seal stands would take it away, and whatever else they changed would pass."""
     store.put_result(TRAJECTORY, 1, {"step": 1})
     path = store.paths.result(TRAJECTORY, 1)
     values = json.loads(path.read_text())
