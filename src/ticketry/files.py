@@ -24,6 +24,14 @@ _NO_NAMES = ("", ".", "..")
 _SEPARATORS = "/\\" if os.sep == "/" else "/\\:"
 
 
+def cache_folder() -> Path:
+    """Where ticketry keeps what it can get again: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
+    if own := os.environ.get("TICKETRY_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(shared).expanduser().absolute() / "ticketry"
+
+
 def inside(root: Path, *names: str) -> Path:
     """`root` / names, where the names may come from the content of a file: the path stays below `root`.
 

@@ -138,6 +138,8 @@ def _dispatch(words: list[str]) -> int:
         return 2
     module = importlib.import_module(f"{__name__}.{COMMANDS[words[0]][0]}")
     code: int = module.main(words[1:])
+    if opening := sys.modules.get("ticketry.lab.store.opening"):  # torch is not imported for it
+        opening.publish_opened()
     return code
 
 

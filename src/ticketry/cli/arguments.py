@@ -25,7 +25,7 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     Wrong usage ends the process with code 2. Lists may be written with commas (``--densities 0.5,0.2``), with spaces,
     or by giving the flag several times.
     """
-    separated = _gathered(words, set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set())
+    separated = _gathered(with_places(words), set(_list_flags(kind)) if dataclasses.is_dataclass(kind) else set())
     _check_words(kind, separated, prog)
     separated = _with_shares(separated)
     return tyro.cli(
@@ -36,6 +36,30 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
         config=(tyro.conf.FlagCreatePairsOff,),
         registry=_in_plain_words(),
     )
+
+
+def with_places(words: Sequence[str]) -> list[str]:
+    """The words with the folder of this machine in place of a shared store's URL, and of a ticket in one."""
+    if not any("://" in word for word in words):
+        return list(words)
+    from ticketry.lab.remote.address import SCHEMES, place_of, split_address
+
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        flag, has_value, value = word.partition("=")
+        if before == "--store":
+            found.append(str(place_of(word)))
+        elif flag == "--store" and has_value:
+            found.append(f"--store={place_of(value)}")
+        elif word.partition("://")[0].lower() in SCHEMES and (parts := split_address(word)):
+            from ticketry.lab.store import open_store
+
+            store, inside = open_store(parts[0]), parts[1]
+            store.link.fetch_folder(store.paths.run(inside[1]))
+            found.append(str(store.paths.root.joinpath(*inside)))
+        else:
+            found.append(word)
+    return found
 
 
 def values_of(words: Sequence[str], flag: str) -> list[str]:

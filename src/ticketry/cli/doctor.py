@@ -156,8 +156,8 @@ def _version(package: str) -> str:
 
 def _caches() -> Iterator[Finding]:
     from ticketry.engine.cpu.jit import cache_folder as kernels
+    from ticketry.files import cache_folder as data
     from ticketry.lab.store.usage import files_in, size_of
-    from ticketry.tasks.data.locate import cache_folder as data
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
         "data": (

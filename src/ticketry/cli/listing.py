@@ -16,6 +16,8 @@ import tyro
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
 from ticketry.errors import StoreError
+from ticketry.lab.remote.address import address_of
+from ticketry.lab.remote.address import shown as shown_place
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def main(words: Sequence[str]) -> int:
     elif rows:
         _PRINTED.get(arguments.what, _print_table)(rows)
     else:
-        print(f"no {arguments.what} in {arguments.store} yet")
+        print(f"no {arguments.what} in {shown_place(arguments.store)} yet")
     return 0
 
 
@@ -208,8 +210,17 @@ def _presets(_: Path) -> list[dict[str, Any]]:
     return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 
 
+def _is_there(store: Path) -> bool:
+    """Whether there is a store; the records of a shared one are fetched."""
+    if not address_of(store):
+        return (store / "store.json").exists()
+    from ticketry.lab.store.opening import existing_store
+
+    return existing_store(store) is not None
+
+
 def _runs(store: Path) -> list[dict[str, Any]]:
-    if not (store / "store.json").exists():
+    if not _is_there(store):
         return []
     from ticketry.experiments.stored.runs import stored_runs
 
@@ -259,11 +270,11 @@ def ago(seconds: float) -> str:
 def _tickets(store: Path) -> list[dict[str, Any]]:
     return [
         {
-            "path": point.ticket,
+            "path": shown_place(point.ticket),
             "weights_remaining": f"{100 * point.density:.2f} %",
             **{name: round(value, 4) if isinstance(value, float) else value for name, value in point.test.items()},
         }
-        for record in records(store)
+        for record in (records(store) if _is_there(store) else [])
         for point in record.points
         if point.role == "ticket"
     ]

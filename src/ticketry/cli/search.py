@@ -22,6 +22,7 @@ from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.lab.remote.address import place_of
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
@@ -243,6 +244,8 @@ def _common_defaults(tables: Mapping[str, Any]) -> _Common:
         "energy",
     }
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in tables.items()}
+    if isinstance(values.get("store"), str):
+        values["store"] = place_of(values["store"])
     for name in ("controls", "control_densities"):
         if name in values and not isinstance(values[name], tuple):
             values[name] = (values[name],)

@@ -1,4 +1,4 @@
-"""ticketry store check|gc|du|mv|pack|unpack: look for damage, free space, move a store or its results."""
+"""ticketry store check|gc|du|mv|copy|pack|unpack: look for damage, free space, move a store or its results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 
 from ticketry.cli.arguments import parse
 from ticketry.errors import StoreError
+from ticketry.lab.remote.address import address_of, shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,16 @@ class _Move:
     """Print the result as one JSON object."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Copy:
+    origin: tyro.conf.Positional[str]
+    """A store: its folder, or the URL of a shared one."""
+    target: tyro.conf.Positional[str]
+    """Where to; made if absent. What is in it stays as it is."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
 _DESCRIPTION = """\
 Look for damage in a store, free space in it, or move results from one machine to another.
 
@@ -86,6 +97,7 @@ examples:
   ticketry store gc --dry-run
   ticketry store du
   ticketry store mv /data/tickets
+  ticketry store copy .ticketry s3://bucket/tickets
   ticketry store pack iterative-cifar10-0123abcd -o results.tkz
   ticketry store unpack results.tkz --store elsewhere"""
 
@@ -94,6 +106,7 @@ _Command = (
     | Annotated[_Collect, tyro.conf.subcommand("gc", description="Delete what no result refers to.")]
     | Annotated[_Usage, tyro.conf.subcommand("du", description="How much lies in it, by kind and by run.")]
     | Annotated[_Move, tyro.conf.subcommand("mv", description="Move it; its records name the new place.")]
+    | Annotated[_Copy, tyro.conf.subcommand("copy", description="Copy what another store lacks; folders or URLs.")]
     | Annotated[_Pack, tyro.conf.subcommand("pack", description="Write masks, records and metrics as one file.")]
     | Annotated[_Unpack, tyro.conf.subcommand("unpack", description="Check such a file, and add it to a store.")]
 )
@@ -107,6 +120,7 @@ def main(words: Sequence[str]) -> int:
         _Collect: _collect,
         _Usage: _usage,
         _Move: _move,
+        _Copy: _copy,
         _Pack: _pack,
         _Unpack: _unpack,
     }
@@ -114,21 +128,30 @@ def main(words: Sequence[str]) -> int:
 
 
 def existing(folder: Path) -> Path:
-    """The folder itself, if there is a store in it; a command that only looks should not make one."""
-    if not (folder / "store.json").exists():
-        raise StoreError(f"there is no store in {folder}: name another folder with --store, or run a search first")
+    """The folder itself, if there is a store in it; a command that only looks should not make one.
+
+    The records of a shared store, whose mirror it is, are fetched.
+    """
+    if address_of(folder):
+        from ticketry.lab.store.opening import existing_store
+
+        there = existing_store(folder) is not None
+    else:
+        there = (folder / "store.json").exists()
+    if not there:
+        raise StoreError(f"there is no store in {shown(folder)}: name another with --store, or run a search first")
     return folder
 
 
 def _check(arguments: _Check) -> int:
     from ticketry.experiments.stored.records import damaged
-    from ticketry.lab.store import Store
+    from ticketry.lab.store import open_store
     from ticketry.lab.store.maintenance import check, mend_format
 
     folder = existing(arguments.store)
     mended = mend_format(folder) if arguments.repair else []
-    store = Store(folder)
-    health = check(store, repair=arguments.repair, more=list(damaged(store)))
+    store = open_store(folder)
+    health = check(store, repair=arguments.repair, more=damaged(store))
     health.damaged += mended
     if arguments.json:
         values = {
@@ -152,15 +175,15 @@ def _verdict(sound: bool, arguments: _Check) -> str:
     if sound:
         return "all sound"
     if arguments.repair:
-        return f"what is damaged was set aside in {arguments.store / 'damaged'}; the next run makes it again"
+        return f"what is damaged was set aside in {shown(arguments.store / 'damaged')}; the next run makes it again"
     return "damaged; `ticketry store check --repair` sets it aside, and the next run makes it again"
 
 
 def _collect(arguments: _Collect) -> int:
-    from ticketry.lab.store import Store
+    from ticketry.lab.store import open_store
     from ticketry.lab.store.maintenance import collect
 
-    store = Store(existing(arguments.store))
+    store = open_store(existing(arguments.store))
     files, size = collect(store, grace_seconds=arguments.grace_seconds, dry_run=arguments.dry_run)
     if arguments.json:
         print(json.dumps({"files": files, "bytes": size, "dry_run": arguments.dry_run}))
@@ -196,6 +219,17 @@ def _move(arguments: _Move) -> int:
     return 0
 
 
+def _copy(arguments: _Copy) -> int:
+    from ticketry.experiments.stored.copying import copy_store
+
+    done = copy_store(arguments.origin, arguments.target)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(done)))
+    else:
+        print(f"copied {done.files} files, {megabytes(done.bytes)}; {done.known} were there")
+    return 0
+
+
 def megabytes(size: int) -> str:
     """Bytes as MB."""
     return f"{size / 1e6:,.1f} MB"
@@ -222,7 +256,7 @@ def _unpack(arguments: _Unpack) -> int:
         values = {**vars(done), "runs": list(done.runs), "differing": [str(path) for path in done.differing]}
         print(json.dumps(values))
         return 0
-    print(f"unpacked {done.new} files into {arguments.store}; {done.known} were there")
+    print(f"unpacked {done.new} files into {shown(arguments.store)}; {done.known} were there")
     for path in done.differing:
         print(f"kept as it was, though the bundle has another: {path}")
     if done.left_out:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store import Store
+from ticketry.lab.remote.address import place_of
+from ticketry.lab.store import open_store
 from ticketry.lab.store.packing import pack as pack_store
 from ticketry.lab.store.unpacking import Unpacked
 from ticketry.lab.store.unpacking import unpack as unpack_store
@@ -51,7 +52,9 @@ def pack(
     """
     names = (runs,) if isinstance(runs, str) else tuple(runs)
     target = Path(path)
-    contents = pack_store(Store(store), names, target, weights=weights)
+    opened = open_store(store)
+    opened.link.fetch(results=True)
+    contents = pack_store(opened, names, target, weights=weights)
     results = sum(part.kind == "result" for part in contents.parts)
     return Packed(target, target.stat().st_size, len(contents.runs), results, weights)
 
@@ -64,7 +67,7 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
     Raises:
         StoreError: if the bundle is damaged, forged, of other numerics, or of another format.
     """
-    return unpack_store(Path(path), Path(store), check=_check)
+    return unpack_store(Path(path), place_of(store), check=_check)
 
 
 def _check(kind: str, values: dict[str, Any]) -> None:

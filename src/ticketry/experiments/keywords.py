@@ -11,6 +11,7 @@ import msgspec
 from ticketry.choices import did_you_mean
 from ticketry.core.pattern import SHARES, check_share
 from ticketry.errors import UsageError
+from ticketry.lab.remote.address import place_of
 
 
 def settings_of(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
@@ -40,6 +41,8 @@ def _made(kind: type[Any], given: Mapping[str, Any], what: str) -> Any:
 def _value(name: str, value: Any, hint: Any, what: str) -> Any:
     if name in SHARES:
         value = _shares(name, value)
+    if name == "store":
+        value = place_of(value) if isinstance(value, str) else value
     if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
         value = (value,)
     try:

@@ -22,7 +22,7 @@ class LabOptions:
     """Options of a lab."""
 
     store: Path = Path(".ticketry")
-    """Folder in which everything trained is kept."""
+    """Folder in which everything trained is kept; or what machines share: s3://bucket/folder, gs://, az://, file://."""
     data: Path | None = None
     """Folder in which data sets are looked for first."""
     workers: int | None = None
@@ -168,6 +168,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             runner=options.on,
         ) as lab:
             lab.dashboards.group = ""  # searches and verifications say what belongs together
+            lab.store.link.fetch()
             yield lab
+            lab.store.link.publish()
     finally:
         torch.set_num_threads(threads)

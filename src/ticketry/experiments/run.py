@@ -159,7 +159,11 @@ class Run:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the run, with what was verified and timed, and return it; by default into its folder."""
         evidence = [one for one in (self.verification, self.timing) if one is not None]
-        return write_report(self.record, Path(path or self.path / "report.html"), evidence=evidence)
+        from ticketry.lab.store.opening import publish_opened
+
+        written = write_report(self.record, Path(path or self.path / "report.html"), evidence=evidence)
+        publish_opened()
+        return written
 
     def verify(
         self,

@@ -23,6 +23,7 @@ from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
+from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.records.network import Point
@@ -224,5 +225,5 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
         environment=environment_told(lab, arithmetic, points.segments.values()),
         rounds=points.rounds.rows(),
         config=run_file(run.describe(), run.task.spec, chosen),
-        store=str(lab.store.paths.root),
+        store=shown(lab.store.paths.root),
     )

@@ -25,6 +25,7 @@ from ticketry.experiments.record_files import written
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
+from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.paths import Paths
@@ -161,7 +162,7 @@ def execute_stability(
         cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
         environment=searches[0].environment,
         command=command,
-        store=str(lab.store.paths.root),
+        store=shown(lab.store.paths.root),
     )
     return written(lab.store.paths.evidence(name), record, done, told_by="rows"), searches
 

@@ -34,8 +34,10 @@ from ticketry.experiments.procedures import procedure_of, search_of
 from ticketry.experiments.record_files import environment_told, run_of, task_told, written
 from ticketry.experiments.request import SearchRequest, named_task
 from ticketry.lab.lab import Lab
+from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.opening import existing_store, open_store
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.evidence import VerifyRecord
@@ -96,6 +98,8 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
         UsageError: if a run has no such ticket, or a density is asked of a single ticket.
     """
     path = Path(named)
+    if address_of(store):
+        existing_store(store)
     folder = path if (path / "run.json").is_file() else _run_called(str(named), store)
     if folder is None:
         if density is not None:
@@ -108,7 +112,10 @@ def ticket_of(named: str | PathLike[str], store: Path, density: float | str | No
             f"no level of the run {record.name} looks like a winner on the validation split: name one with --density;"
             f" there are {_listed(record)}"
         )
-    return ticket_folder(folder, chosen.replicate, chosen.level)
+    chosen_folder = ticket_folder(folder, chosen.replicate, chosen.level)
+    if address_of(store):
+        open_store(store).link.fetch_folder(chosen_folder)
+    return chosen_folder
 
 
 def _run_called(name: str, store: Path) -> Path | None:
@@ -184,7 +191,7 @@ def execute_verify(
             cost=convert({**done.counts(), "wall_seconds": round(time.monotonic() - began, 3)}, Cost),
             environment=environment_told(lab, lab.arithmetic(made.compared.task)),
             command=command,
-            store=str(root),
+            store=shown(root),
         )
         file = lab.store.paths.evidence(name)
         record = written(file, record, done, told_by="networks")

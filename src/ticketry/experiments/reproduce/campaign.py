@@ -20,6 +20,7 @@ from ticketry.experiments.reproduce.twins import Twins
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability, record_name
 from ticketry.lab.lab import Lab
+from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
@@ -220,7 +221,7 @@ class _Work:
             environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
             command=self._command,
             config=campaign.text,
-            store=str(self._paths.root),
+            store=shown(self._paths.root),
         )
         record = as_read(record)
         write_sealed(self._file, as_json(record))

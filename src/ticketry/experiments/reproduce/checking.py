@@ -22,7 +22,7 @@ from ticketry.experiments.reproduce.planning import blocks_done
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.store import Store
+from ticketry.lab.store import Store, open_store
 from ticketry.lab.store.files import write_atomically
 from ticketry.lab.training.kernels import kernels_here
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
@@ -113,7 +113,8 @@ def check(
     """
     if count < 1:
         raise UsageError(f"{count} rows to check: give at least 1")
-    store = Store(options.store)
+    store = open_store(options.store)
+    store.link.fetch(results=True)
     rows = sorted(rows_of(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
@@ -198,7 +199,7 @@ class Sources:
 
     def blob(self, digest: str) -> bytes | None:
         """A file of the store; None if it is not there (weights that a bundle left out)."""
-        return self._store.get_bytes(digest) if self._store.paths.blob(digest).exists() else None
+        return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def maker(self, digest: str) -> tuple[str, int] | None:
         """The trajectory and step that gave weights, or an optimiser's state."""

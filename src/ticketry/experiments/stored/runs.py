@@ -15,10 +15,11 @@ import filelock
 
 from ticketry.choices import listed
 from ticketry.errors import StoreError
-from ticketry.lab.store import Store
+from ticketry.lab.remote.address import address_of, shown
+from ticketry.lab.store import Store, open_store
 from ticketry.lab.store.files import explained, read_sealed, write_sealed
 from ticketry.lab.store.maintenance import collect
-from ticketry.lab.store.usage import Usage, files_in, size_of
+from ticketry.lab.store.usage import Usage, files_in
 
 _LOCK = "running"
 """A file in a run's folder, locked as long as the run is carried out."""
@@ -91,7 +92,8 @@ def stored_runs(root: Path) -> list[StoredRun]:
     Raises:
         StoreError: if a record is damaged.
     """
-    store = Store(root)
+    store = open_store(root)
+    store.link.fetch(results=True)
     usage, named = Usage(store, damaged=True), _records(store)
     reached = {name: usage.of(records) for name, records in named.items()}
     times = Counter(path for files in reached.values() for path in files)
@@ -99,15 +101,15 @@ def stored_runs(root: Path) -> list[StoredRun]:
     for name in (name for name in named if name):
         folder = store.paths.run(name)
         alone = [path for path in reached[name] if times[path] == 1]
-        own = list(files_in(folder))
+        own = usage.within(folder)
         state: State = "running" if _is_running(folder) else "done" if (folder / "run.json").exists() else "half"
         found.append(
             StoredRun(
                 name,
                 state,
-                size_of(own) + size_of(reached[name]),
-                size_of(own) + size_of(alone),
-                max((path.stat().st_mtime for path in (folder, *own)), default=0.0),
+                usage.bytes_of({*own, *reached[name]}),
+                usage.bytes_of({*own, *alone}),
+                max((path.stat().st_mtime for path in (folder, *files_in(folder))), default=0.0),
             )
         )
     return sorted(found, key=lambda one: one.changed)
@@ -144,24 +146,29 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     Raises:
         StoreError: if there is no such run, or a run of the store is being carried out.
     """
-    store = Store(root)
+    store = open_store(root)
+    store.link.fetch(results=True)
     named = _records(store)
     known = [one for one in named if one]
     if name not in known:
-        raise StoreError(f"there is no run {name!r} in {root}: it has {listed(name, known) or 'none'}")
+        raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {listed(name, known) or 'none'}")
     if running := [one for one in known if _is_running(store.paths.run(one))]:
-        raise StoreError(f"the run {running[0]} is being carried out in {root}: remove runs when it has ended")
+        raise StoreError(f"the run {running[0]} is being carried out in {shown(root)}: remove runs when it has ended")
+    if training := store.link.busy():
+        raise StoreError(f"{training} is under way on another machine: remove runs when it has ended")
     usage = Usage(store)
     others = set[Path]().union(*(usage.of(records) for other, records in named.items() if other != name))
     folder = store.paths.run(name)
     evidence = [path for path in store.paths.evidence_records() if (store.read(path) or {}).get("run") == name]
     pages = [page for path in evidence if (page := path.with_suffix(".html")).exists()]
-    doomed = {*files_in(folder), *evidence, *pages, *(usage.of(named[name]) - others)}
-    size = size_of(doomed)
+    inside = set(usage.within(folder))
+    doomed = {*inside, *evidence, *pages, *(usage.of(named[name]) - others)}
+    size = usage.bytes_of(doomed)
     if dry_run:
         return Removed(name, len(doomed), size)
     # The record goes last: if this is ended on the way, the same command goes on.
-    for path in sorted(doomed - set(files_in(folder))):
+    store.link.removed([*sorted(doomed - inside), *sorted(inside, key=lambda path: path.name == "run.json")])
+    for path in sorted(doomed - inside):
         with explained(path, "delete"):
             path.unlink(missing_ok=True)
     with explained(folder, "delete"):
@@ -176,6 +183,8 @@ def move_store(root: Path, target: Path) -> Path:
     Raises:
         StoreError: if something is there, a run of the store is being carried out, or it cannot be moved.
     """
+    if url := address_of(root):
+        raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
     store = Store(root)
     if running := [one for one in _records(store) if one and _is_running(store.paths.run(one))]:
         raise StoreError(f"the run {running[0]} is being carried out in {root}: move the store when it has ended")
@@ -210,7 +219,8 @@ def _renamed(value: Any, old: str, new: str) -> Any:
 
 def usage_of(root: Path) -> list[dict[str, Any]]:
     """What lies in a store, by kind: files and bytes."""
-    paths = Store(root).paths
+    store = open_store(root)
+    paths = store.paths
     kinds = {
         "weights and masks": paths.blobs,
         "results": paths.results,
@@ -221,8 +231,9 @@ def usage_of(root: Path) -> list[dict[str, Any]]:
         "campaigns": paths.campaigns,
         "set aside as damaged": paths.root / "damaged",
     }
-    found = {what: list(files_in(folder)) for what, folder in kinds.items() if folder.exists()}
+    usage = Usage(store)
+    found = {what: files for what, folder in kinds.items() if (files := usage.within(folder)) or folder.exists()}
     counted = {path for files in found.values() for path in files}
-    if rest := [path for path in files_in(paths.root) if path not in counted]:
+    if rest := [path for path in usage.within(paths.root) if path not in counted]:
         found["other files"] = rest
-    return [{"what": what, "files": len(files), "bytes": size_of(files)} for what, files in found.items()]
+    return [{"what": what, "files": len(files), "bytes": usage.bytes_of(files)} for what, files in found.items()]

@@ -11,11 +11,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
+from ticketry.lab.remote.address import place_of
 from ticketry.lab.store.files import explained
 from ticketry.lab.store.paths import Paths
 
@@ -87,7 +87,7 @@ class Live:
 
 def live_at(address: str, driver: str) -> Live:
     """The files of a driver in the store at an address, which is not made if it is not there."""
-    return Live(Paths(Path(address)), driver)
+    return Live(Paths(place_of(address)), driver)
 
 
 def _name(key: str) -> str:

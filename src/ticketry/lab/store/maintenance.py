@@ -50,6 +50,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     Args:
         more: what else was found damaged: records, tickets and pages, of which the lab knows nothing.
     """
+    store.link.fetch(everything=True)
     health = Health()
     good = {path.stem for path in store.paths.memo_files() if path.parent.parent.name == "left-out"}
     if not _is_whole(store.paths.format, lambda: read_json(store.paths.format) == DESCRIBED):
@@ -76,6 +77,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
         health.set_aside = [_set_aside(store, path) for path in (*health.damaged, *health.missing)]
         if not store.paths.format.exists():
             write_json(store.paths.format, DESCRIBED)
+            store.link.written(store.paths.format, replace=True)
     return health
 
 
@@ -106,6 +108,7 @@ def _is_whole(path: Path, reads: Callable[[], bool]) -> bool:
 
 def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
     """Delete what no result refers to: tensors, leftovers of killed writers. Returns (files, bytes) freed."""
+    store.link.fetch(results=True)
     needed: set[str] = set()
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
         needed |= blobs_of(store.read(path) or {})
@@ -122,7 +125,8 @@ def collect(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool
             if not dry_run:
                 with explained(path, "delete"):
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return files, size
+    elsewhere = store.link.collect(needed, grace_seconds, dry_run=dry_run)
+    return elsewhere or (files, size)
 
 
 def blobs_of(record: dict[str, Any]) -> set[str]:
@@ -160,7 +164,9 @@ def _is_damaged(path: Path, digest: str) -> bool:
 
 
 def _set_aside(store: Store, path: Path) -> Path:
-    return _move(path, store.paths.aside(path))
+    place = _move(path, store.paths.aside(path))
+    store.link.set_aside(path, place)
+    return place
 
 
 def _move(path: Path, target: Path) -> Path:

@@ -2,22 +2,82 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 from ticketry.errors import UsageError
+from ticketry.lab.remote.address import address_of, place_of
+from ticketry.lab.remote.buckets import Bucket
+from ticketry.lab.remote.lease import LEASE_SECONDS
+from ticketry.lab.remote.mirror import Mirror
+from ticketry.lab.remote.objects import Remote
+from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.store import Store
+
+_mirrors: dict[Path, Mirror] = {}
+_guard = threading.Lock()
 
 
 def open_store(address: str | Path) -> Store:
     """The store at an address, made if absent.
 
     Args:
-        address: a folder.
+        address: a folder; the URL of a store that many machines share (``s3://bucket/folder``, ``gs://``, ``az://``,
+            ``file:///shared/folder``); or the folder of the mirror of one.
 
     Raises:
-        UsageError: for a URL of a kind that is not known.
-        StoreError: if it cannot be made, or holds a store of another format.
+        UsageError: for a URL of a kind that is not known, or with credentials in it.
+        MissingExtraError: for a bucket without obstore.
+        StoreError: if it cannot be made, does not answer, or holds something else or a store of another format.
     """
-    if isinstance(address, str) and "://" in address:
-        raise UsageError(f"no store is kept at {address.partition('://')[0]}:// addresses: name a folder with --store")
-    return Store(address)
+    place = place_of(address)
+    with _guard:  # one mirror for each address: two threads that open it at once share its connections
+        if place in _mirrors:
+            return Store(place, _mirrors[place])
+        url = address_of(place)
+        if url is None:
+            return Store(place)
+        mirror = Mirror(remote_at(url), place, lease_seconds=_lease_seconds())
+        store = Store(place, mirror)
+        _mirrors[place] = mirror
+        return store
+
+
+def _lease_seconds() -> float:
+    """``$TICKETRY_LEASE_SECONDS``: after how long another machine takes over what one that is gone was training."""
+    said = os.environ.get("TICKETRY_LEASE_SECONDS", "")
+    try:
+        seconds = float(said or LEASE_SECONDS)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86_400:
+        raise UsageError(f"TICKETRY_LEASE_SECONDS is {said!r:.40}: it is a number of seconds from 1 to 86400")
+    return seconds
+
+
+def existing_store(address: str | Path) -> Store | None:
+    """The store at an address, with the records of a shared one fetched; None, and nothing is made, if there is none.
+
+    Raises:
+        UsageError, StoreError: as `open_store`.
+    """
+    place = place_of(address)
+    if (url := address_of(place)) and not Mirror(remote_at(url), place).is_there():
+        return None
+    if not url and not (place / "store.json").exists():
+        return None
+    store = open_store(place)
+    store.link.fetch()
+    return store
+
+
+def publish_opened() -> None:
+    """Let others see the runs and evidence that this process has written to shared stores."""
+    for mirror in list(_mirrors.values()):
+        mirror.publish()
+
+
+def remote_at(url: str) -> Remote:
+    """The objects at a URL that `checked_url` gave."""
+    return SharedFolder(url) if url.startswith("file://") else Bucket(url)

@@ -82,7 +82,7 @@ class _Chosen:
         needed = {blob for record in self.results.values() for blob in record["segment"].get("blobs", ())}
         answers = list(self._answers(needed - states))
         masks = (needed - states).union(*(blobs for _, _, blobs in answers)) - states
-        kept = {digest for digest in states if self.store.paths.blob(digest).exists()} if weights else set()
+        kept = {digest for digest in states if self.store.has(digest)} if weights else set()
         for digest in by_similarity(masks, self.store.get_bytes):
             yield Source("blob", (digest,), partial(self.store.get_bytes, digest))
         for digest in sorted(kept - masks):

@@ -32,6 +32,7 @@ from ticketry.lab.store.files import (
 from ticketry.lab.store.files import (
     digest_of as digest_of,
 )
+from ticketry.lab.store.link import Link
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.shapes import ANSWERS, Trained, fault
 
@@ -68,13 +69,16 @@ class Store:
     remake: Callable[[str, str, int], None] | None = None
     """Trains again what a bundle left out: digest, and the trajectory and step that give it."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, link: Link | None = None) -> None:
         self.paths = Paths(Path(root))
+        self.link = link or Link()
+        self.link.begin()
         known = self._format()
         if known is None:
             if self._holds_other_things():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
             write_json(self.paths.format, DESCRIBED)
+            self.link.written(self.paths.format)
         elif known != FORMAT:
             raise StoreError(
                 f"{self.paths.format} says that the store has the store format {known}, this ticketry reads {FORMAT}:"
@@ -84,7 +88,7 @@ class Store:
     @property
     def address(self) -> str:
         """By which another process opens it, see `open_store`."""
-        return str(self.paths.root.resolve())
+        return self.link.address(self.paths.root)
 
     def _format(self) -> int | None:
         try:
@@ -118,6 +122,9 @@ class Store:
         except OSError:
             if not path.exists():  # else it is another user's
                 write_atomically(path, data)
+                self.link.written(path)
+                return digest
+        self.link.kept(path)
         return digest
 
     def get_bytes(self, digest: str) -> bytes:
@@ -127,6 +134,7 @@ class Store:
             DamagedBlobError: if it is gone or its contents have another digest.
         """
         path = self.paths.blob(digest)
+        self.link.wanted(path)
         try:
             with explained(path, "read"):
                 data = content_of(path)
@@ -134,16 +142,26 @@ class Store:
             if isinstance(error.__cause__, FileNotFoundError):
                 return self._made_again(digest)
             raise
+        if hashlib.sha256(data).hexdigest() != digest and self.link.shared:
+            self.link.wanted(path, renew=True)  # the mirror's copy is the damaged one, as a rule
+            with explained(path, "read"):
+                data = content_of(path)
         if hashlib.sha256(data).hexdigest() != digest:
             raise DamagedBlobError(f"{path} is damaged: its contents do not match its digest. {_ADVICE}")
         return data
 
     def left_out(self, digest: str) -> bool:
         """Whether these are weights that a bundle left out, and that were not trained again since."""
-        if self.paths.blob(digest).exists() or self.memo("left-out", digest) is None:
+        if self.has(digest) or self.memo("left-out", digest) is None:
             return False
         again = self.memo("again", digest)
-        return again is None or not self.paths.blob(again["model"]).exists()
+        return again is None or not self.has(again["model"])
+
+    def has(self, digest: str) -> bool:
+        """Whether the file of this digest is there."""
+        path = self.paths.blob(digest)
+        self.link.wanted(path)
+        return path.exists()
 
     def _made_again(self, digest: str) -> bytes:
         """The file of a digest that is not there, if a bundle left it out: trained again, once."""
@@ -189,10 +207,20 @@ class Store:
 
     def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
         """The record of a trajectory at a step, or None."""
-        return self.read(self.paths.result(trajectory, step))
+        path = self.paths.result(trajectory, step)
+        self.link.wanted(path)
+        record = self.read(path)
+        if record is not None and record.get("metrics") is None and self.link.shared:
+            self.link.wanted(path, renew=True)  # they may have been measured elsewhere since
+            record = self.read(path)
+        return record
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
-        write_sealed(self.paths.result(trajectory, step), record)
+        """Store a result; in place of one that was stored without metrics, if it has them."""
+        path = self.paths.result(trajectory, step)
+        again = path.exists()
+        write_sealed(path, record)
+        self.link.written(path, replace=again)
 
     def trained(self, trajectory: str, step: int) -> dict[str, Any] | None:
         """A result that can be gone by, or None.
@@ -211,6 +239,7 @@ class Store:
 
     def stored_steps(self, trajectory: str) -> list[int]:
         """The steps at which a trajectory has results, in order."""
+        self.link.trajectory(trajectory)
         folder = self.paths.trajectory(trajectory)
         return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
 
@@ -221,10 +250,12 @@ class Store:
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
         write_atomically(path, data)
-        self.drop_partials(trajectory, step, but=path)
+        self._drop(trajectory, step, but=path)
+        self.link.partial_written(trajectory, step, path)
 
     def partial(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
         """The newest undamaged state of an unfinished segment that is not beyond step `last`."""
+        self.link.trajectory(trajectory)
         for path in sorted(self._partials(trajectory), key=_step_of, reverse=True):
             if _step_of(path) > last:
                 continue
@@ -242,8 +273,12 @@ class Store:
         steps = [*map(_step_of, self._partials(trajectory)), *self.stored_steps(trajectory)]
         return max((step for step in steps if step <= last), default=-1)
 
-    def drop_partials(self, trajectory: str, last: int, but: Path | None = None) -> None:
+    def drop_partials(self, trajectory: str, last: int) -> None:
         """Delete the states up to step `last`; one beyond it is of a longer segment that was interrupted."""
+        self._drop(trajectory, last)
+        self.link.partials_dropped(trajectory, last)
+
+    def _drop(self, trajectory: str, last: int, but: Path | None = None) -> None:
         for path in self._partials(trajectory):
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):
@@ -257,15 +292,24 @@ class Store:
     def memo(self, kind: str, key: str) -> dict[str, Any] | None:
         """What `put_memo` remembered under this key; None if that is nothing, or damaged, which is told."""
         path = self.paths.memo_file(kind, key)
+        self.link.wanted(path)
+        known, why = self._answer(kind, path)
+        if why and self.link.shared:
+            self.link.wanted(path, renew=True)
+            known, why = self._answer(kind, path)
+        if why:
+            self.link.discarded(path)
+            _log.warning("%s is made anew: it %s", path, why.partition(";")[0].partition(": run")[0])
+        return None if why else known
+
+    def _answer(self, kind: str, path: Path) -> tuple[dict[str, Any] | None, str]:
+        """What a file remembers, and what is wrong with it."""
         try:
             known = self.read(path)
             why = "" if known is None or kind not in ANSWERS else fault(ANSWERS[kind], known)
-            why = why and f"is none: {why}"
+            return known, why and f"is none: {why}"
         except StoreError as error:
-            known, why = None, str(error).removeprefix(f"{path} ")
-        if why:
-            _log.warning("%s is made anew: it %s", path, why.partition(";")[0].partition(": run")[0])
-        return None if why else known
+            return None, str(error).removeprefix(f"{path} ")
 
     def remembered(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What was remembered under this key, or else what `make` gives now, which is remembered from here on."""
@@ -276,7 +320,9 @@ class Store:
         return known
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        write_sealed(self.paths.memo_file(kind, key), value)
+        path = self.paths.memo_file(kind, key)
+        write_sealed(path, value)
+        self.link.written(path)
 
     # -- locks -------------------------------------------------------------------------------------------------------
 
@@ -289,7 +335,8 @@ class Store:
             lock = filelock.FileLock(path)
             lock.acquire()
         try:
-            yield
+            with self.link.holding(trajectory):
+                yield
         finally:
             lock.release()
 

@@ -10,9 +10,10 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.lab.store.bundle_file import Bundle, Contents, Part
 from ticketry.lab.store.files import digest_of, unsealed, write_atomically
+from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
-from ticketry.lab.store.store import FORMAT, NUMERICS, Store
+from ticketry.lab.store.store import FORMAT, NUMERICS
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,26 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
         _check_versions(opened.contents, bundle)
         for part, data in opened.parts():
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
-        store = Store(root)
+        store = open_store(root)
+        store.link.fetch(results=True)
         new = known = 0
         differing = []
         for part, data in opened.parts():
             path = _place(store.paths, part)
+            if part.kind == "blob":
+                store.link.wanted(path)
             if not path.exists():
                 write_atomically(path, data)
                 new += 1
+                if part.kind in ("blob", "result", "memo"):  # the others are published together, below
+                    store.link.written(path)
                 if part.kind == "run":
                     write_atomically(path.with_name("run.toml"), unsealed(data, "run")["config"].encode())
                 continue
             known += 1
             if part.kind != "blob" and path.read_bytes() != data:
                 differing.append(path)
+        store.link.publish()
     left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
     return Unpacked(opened.contents.runs, new, known, tuple(differing), left_out)
 

@@ -21,6 +21,8 @@ class Usage:
         """`damaged`: whether a damaged file is passed over as if it named nothing; else it is a `StoreError`."""
         self.store = store
         self._lenient = damaged
+        self.elsewhere = dict(store.link.files())
+        """Path and size of what is in the store, and not in its folder here."""
 
     def of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
         """Results, answers and tensors that these records name, with all that gave what they began from."""
@@ -39,7 +41,18 @@ class Usage:
         files |= {path for path, named in self._answers.items() if named & blobs}
         for path in files & self._answers.keys():
             blobs |= self._answers[path]
-        return files | {path for blob in blobs if (path := self.store.paths.blob(blob)).exists()}
+        paths = (self.store.paths.blob(blob) for blob in blobs)
+        return files | {path for path in paths if path in self.elsewhere or path.exists()}
+
+    def within(self, folder: Path) -> list[Path]:
+        """All files of the store under a folder."""
+        return [*files_in(folder), *(path for path in self.elsewhere if path.is_relative_to(folder))]
+
+    def bytes_of(self, files: Iterable[Path]) -> int:
+        """Bytes of files of the store."""
+        paths = list(files)
+        here = [path for path in paths if path not in self.elsewhere]
+        return size_of(here) + sum(self.elsewhere[path] for path in paths if path in self.elsewhere)
 
     @cached_property
     def _results(self) -> dict[Path, dict[str, Any]]:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ticketry.errors import DataError
+from ticketry.files import cache_folder as cache_folder
 from ticketry.version import __version__
 
 _TIMEOUT = 30.0
@@ -108,14 +109,6 @@ class Collection:
     layouts: tuple[Layout, ...]
     origins: tuple[Origin, ...]
     """Downloaded, they form one of the layouts; none if there is no download."""
-
-
-def cache_folder() -> Path:
-    """Where ticketry keeps what it can get again: $TICKETRY_CACHE, $XDG_CACHE_HOME/ticketry or ~/.cache/ticketry."""
-    if own := os.environ.get("TICKETRY_CACHE"):
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser().absolute() / "ticketry"
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:

@@ -1,0 +1,116 @@
+"""From one store to another, folders or shared ones: all that a machine needs to go on, and nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ticketry.errors import StoreError
+from ticketry.lab.remote.address import checked_url, is_url
+from ticketry.lab.remote.objects import Listed, Remote
+from ticketry.lab.remote.records import moved_inside
+from ticketry.lab.remote.shared_folder import SharedFolder
+from ticketry.lab.store.files import sealed_bytes, unsealed
+from ticketry.lab.store.opening import open_store, remote_at
+
+_ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
+"""Folders that are copied: what is named before what names it. Leases, states on the way and what a repair set aside
+stay."""
+_SEALED = ("memo", "results")
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was done."""
+
+    files: int
+    bytes: int
+    """Of these."""
+    known: int
+    """Files that were there already, and stayed as they were."""
+
+
+def copy_store(origin: str, target: str) -> Copied:
+    """Copy what the store at one address has and that at another lacks; killed, the same call goes on.
+
+    Args:
+        origin: a folder or a URL, see `open_store`.
+        target: the same; made if absent.
+
+    Raises:
+        StoreError: if there is no store, one file does not match its digest, or one cannot be read or written.
+    """
+    here, there = _objects(origin), _objects(target)
+    if here.read("store.json") is None:
+        raise StoreError(f"there is no store at {origin}")
+    if here.address == there.address:
+        raise StoreError(f"{target} is the very store that is to be copied")
+    open_store(target)
+    known = {one.name: one for one in there.list()}
+    files = size = skipped = 0
+    for one in _wanted(here):
+        same = known.get(one.name)
+        if same is not None and one.name.partition("/")[0] in ("blobs", *_SEALED):
+            skipped += 1
+            continue
+        data = _moved(_checked(here, one), one.name, origin, target)
+        if same is not None and (found := there.read(one.name)) and found.data == data:
+            skipped += 1
+            continue
+        if same is not None and _is_record(one.name):
+            skipped += 1  # another's run of the same name: what is there stays
+            continue
+        there.replace(one.name, data)
+        files, size = files + 1, size + len(data)
+    return Copied(files, size, skipped)
+
+
+def _objects(address: str) -> Remote:
+    if is_url(address):
+        return remote_at(checked_url(address))
+    return SharedFolder(f"file://{Path(address).absolute()}")
+
+
+def _wanted(here: Remote) -> Iterator[Listed]:
+    found = {folder: list(here.list(folder)) for folder in _ORDER}
+    for folder in _ORDER:
+        hidden = [one for one in found[folder] if any(part.startswith(".") for part in one.name.split("/"))]
+        left = [one for one in found[folder] if one not in hidden and not one.name.endswith("/running")]
+        yield from sorted(left, key=lambda one: (_is_record(one.name), one.name))
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith("/run.json") or (name.count("/") == 1 and name.endswith(".json"))
+
+
+def _checked(here: Remote, one: Listed) -> bytes:
+    found = here.read(one.name)
+    if found is None:
+        raise StoreError(f"{here.address}/{one.name} went away while it was copied: run the same command again")
+    folder = one.name.partition("/")[0]
+    if folder == "blobs" and hashlib.sha256(found.data).hexdigest() != Path(one.name).stem:
+        raise StoreError(
+            f"{here.address}/{one.name} is damaged: its contents do not match its digest. Run `ticketry store check"
+            " --repair` there first"
+        )
+    if folder in _SEALED or _is_record(one.name):
+        unsealed(found.data, f"{here.address}/{one.name}")
+    return found.data
+
+
+def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
+    """A record with its store's new address in place of the old one; anything else as it is."""
+    if not _is_record(name):
+        return data
+    values: dict[str, Any] = json.loads(data)
+    values.pop("sha256", None)
+    old = values["store"] if isinstance(values.get("store"), str) and values["store"] else origin
+    new = checked_url(target) if is_url(target) else target
+    moved = moved_inside(values, old, new)
+    if moved.get("store") == old:
+        moved["store"] = new
+    return sealed_bytes(moved)

@@ -1,0 +1,83 @@
+"""Copying a store: what the other lacks, once, and records that name the new place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ticketry.errors import StoreError
+from ticketry.experiments.stored.copying import copy_store
+from ticketry.lab.store import open_store
+from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.opening import existing_store
+
+KEY = "ab" * 32
+
+
+@pytest.fixture
+def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with a result, its weights and a run."""
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "origin"
+    store = open_store(folder)
+    digest = store.put_bytes(b"weights")
+    store.put_result(KEY, 3, {"model": digest, "metrics": {}})
+    ticket = store.paths.run("a-run") / "tickets" / "level-01"
+    ticket.mkdir(parents=True)
+    (ticket / "ticket.json").write_text("{}")
+    write_sealed(store.paths.run("a-run") / "run.json", {"store": str(folder), "ticket": str(ticket)})
+    return str(folder)
+
+
+def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
+    shared, back = f"file://{tmp_path}/shared", str(tmp_path / "back")
+    first = copy_store(origin, shared)
+    assert (first.files, first.known) == (4, 0)
+    assert copy_store(origin, shared).files == 0
+    assert copy_store(origin, shared).known == 4
+    assert copy_store(shared, back).files == 4
+    told = read_sealed(Path(back) / "runs" / "a-run" / "run.json")
+    assert told == {"store": back, "ticket": f"{back}/runs/a-run/tickets/level-01"}
+    digest = (open_store(back).result(KEY, 3) or {})["model"]
+    assert open_store(back).get_bytes(digest) == b"weights"
+    seen = existing_store(shared)
+    assert seen is not None
+    found = read_sealed(seen.paths.run("a-run") / "run.json")
+    assert found == {"store": shared, "ticket": str(seen.paths.run("a-run") / "tickets" / "level-01")}
+
+
+def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ticketry.lab.remote.shared_folder import SharedFolder
+
+    target, real, left = str(tmp_path / "target"), SharedFolder.replace, [2]
+
+    def ended(self: SharedFolder, *more: str) -> str | None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, *more)
+
+    monkeypatch.setattr(SharedFolder, "replace", ended)
+    with pytest.raises(KeyboardInterrupt):
+        copy_store(origin, target)
+    monkeypatch.undo()
+    assert not (Path(target) / "runs" / "a-run" / "run.json").exists()
+    done = copy_store(origin, target)
+    assert (done.files, done.known) == (2, 2)
+
+
+def test_a_damaged_file_is_not_copied(origin: str, tmp_path: Path) -> None:
+    (path,) = Path(origin).glob("blobs/*/*")
+    path.write_bytes(b"weighty")
+    with pytest.raises(StoreError, match="do not match"):
+        copy_store(origin, str(tmp_path / "target"))
+    assert not list((tmp_path / "target").glob("blobs/*/*"))
+
+
+def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store at"):
+        copy_store(str(tmp_path / "absent"), str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+    with pytest.raises(StoreError, match="very store"):
+        copy_store(origin, origin)

@@ -1,0 +1,107 @@
+"""Searches that share a store in a bucket: machines are caches of their own, killed and at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buckets import environment, made_bucket, moto_server
+from faults.disturbed import difference, left_behind, without_times
+
+SEARCH = [
+    *("search", "iterative", "--task", "digits", "--replicates", "1", "--levels", "2", "--rewind", "3it", "--json"),
+    *("--controls", "shuffled", "--recipe.length", "400it", "--checkpoint-seconds", "0.05", "--workers", "0"),
+]
+Ticketry = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def ticketry(server: str, tmp_path: Path) -> Ticketry:
+    """Begins a command on the machine of that name, in the test's folder."""
+
+    def begun(machine: str, *words: str) -> subprocess.Popen[str]:
+        known = {**os.environ, **environment(server), "TICKETRY_LEASE_SECONDS": "4"}
+        known["TICKETRY_CACHE"] = str(tmp_path / machine)
+        (tmp_path / "work").mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "ticketry", *words],
+            cwd=tmp_path / "work",
+            env=known,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begun
+
+
+def result(process: subprocess.Popen[str]) -> Any:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def undisturbed(ticketry: Ticketry, folder: Path) -> tuple[Any, dict[str, str]]:
+    told = result(ticketry("alone", *SEARCH, "--store", "store"))
+    left = left_behind(folder)
+    (folder / "store").rename(folder.parent / "undisturbed")
+    return told, left
+
+
+@pytest.mark.slow
+def test_killed_on_one_machine_it_goes_on_from_its_last_state_on_another(
+    ticketry: Ticketry, server: str, tmp_path: Path
+) -> None:
+    usual, wanted = undisturbed(ticketry, tmp_path / "work")
+    url = f"s3://{made_bucket(server, f'kill-{uuid.uuid4().hex}')}/of/us"
+    first = ticketry("one", *SEARCH, "--store", url)
+    limit = time.monotonic() + 250
+    from ticketry.lab.remote.buckets import Bucket
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(server).items():
+            patch.setenv(name, value)
+        bucket = Bucket(url)
+        while not list(bucket.list("partial")):
+            assert first.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = result(ticketry("two", *SEARCH, "--store", url))
+    assert second["now"]["steps_trained"] < usual["now"]["steps_trained"]
+    third = result(ticketry("three", *SEARCH, "--store", url))
+    assert third["now"]["segments_trained"] == 0
+    assert len(result(ticketry("three", "list", "runs", "--store", url, "--json"))) == 1
+    assert result(ticketry("two", "store", "copy", url, "store", "--json"))["files"] > 5
+    assert result(ticketry("two", "store", "check", "--store", "store", "--json"))["sound"]
+    assert result(ticketry("four", "store", "check", "--store", url, "--json"))["sound"]
+    assert not difference(left_behind(tmp_path / "work"), wanted)
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_train_every_segment_once(ticketry: Ticketry, server: str, tmp_path: Path) -> None:
+    usual, _ = undisturbed(ticketry, tmp_path / "work")
+    url = f"s3://{made_bucket(server, f'two-{uuid.uuid4().hex}')}"
+    drivers = [ticketry(machine, *SEARCH, "--store", url) for machine in ("one", "two")]
+    told = [result(driver) for driver in drivers]
+    for name in ("segments_trained", "steps_trained"):
+        assert sum(one["now"][name] for one in told) == usual["now"][name]
+    plain = [[{**one, "path": Path(one["path"]).name} for one in each["tickets"]] for each in (*told, usual)]
+    assert without_times(plain[0]) == without_times(plain[1]) == without_times(plain[2])

@@ -1,0 +1,76 @@
+"""What --store may be."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from ticketry.errors import UsageError
+from ticketry.lab.remote.address import address_of, checked_url, mirror_name, place_of, shown, split_address
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("S3://bucket/", "s3://bucket"),
+        ("gs://bucket//a/b/", "gs://bucket/a/b"),
+        ("az://container/a", "az://container/a"),
+        ("file:///data/shared", "file:///data/shared"),
+        ("file://localhost/data", "file:///data"),
+    ],
+)
+def test_an_address_has_one_form(given: str, known: str) -> None:
+    assert checked_url(given) == known
+    assert checked_url(known) == known
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("ftp://host/a", "ftp://"),
+        ("s3://", "s3://bucket/folder"),
+        ("s3:///a", "s3://bucket/folder"),
+        ("file://host/a", "file:///path"),
+        ("file:///", "file:///path"),
+        ("s3://bucket/../other", "no plain name"),
+        ("s3://bucket/%2e%2e/other", "no plain name"),
+        ("s3://me:hush@bucket/a", "user name or password"),
+        ("s3://bucket/a?X-Amz-Signature=hush", "signature"),
+        ("az://container/a#hush", "signature"),
+    ],
+)
+def test_what_is_no_address_is_refused_and_no_secret_repeated(address: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        place_of(address)
+    assert "hush" not in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_is_its_own_place(tmp_path: Path) -> None:
+    assert place_of(".ticketry") == Path(".ticketry")
+    assert address_of(tmp_path / "store") is None
+    assert shown(tmp_path / "store") == str(tmp_path / "store")
+
+
+def test_a_mirror_leads_back_to_its_address() -> None:
+    place = place_of("s3://bucket/a/")
+    assert place == place_of("s3://bucket/a") != place_of("s3://bucket/b")
+    assert address_of(place) == "s3://bucket/a"
+    assert shown(place / "runs" / "one") == "s3://bucket/a/runs/one"
+    assert len(mirror_name(place)) == 32
+    assert mirror_name(place) != mirror_name(place_of("s3://bucket/b"))
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+
+
+def test_the_address_of_a_ticket_has_that_of_its_store() -> None:
+    assert split_address("s3://b/runs/x/runs/r/tickets/t") == ("s3://b/runs/x", ("runs", "r", "tickets", "t"))
+    assert split_address("s3://b/x") is None
+    assert split_address("s3://runs/x") is None

@@ -1,0 +1,222 @@
+"""A store that several machines share: each has a mirror of its own, in a cache of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ticketry.errors import DamagedBlobError, StoreError
+from ticketry.lab.remote.mirror import Mirror
+from ticketry.lab.store import Store
+from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.opening import place_of, remote_at
+
+KEY = "ab" * 32
+Machine = Callable[[str], Store]
+
+
+@pytest.fixture
+def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Opens the shared store anew, as a process of the machine of that name does."""
+
+    def opened(name: str) -> Store:
+        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
+        place = place_of(address)
+        return Store(place, Mirror(remote_at(address), place, lease_seconds=30))
+
+    return opened
+
+
+def record(**values: object) -> dict[str, object]:
+    return {"model": "", "training": None, "variants": {}, "segment": {}, "step": 1, **values}
+
+
+def test_what_one_machine_stores_another_finds(machine: Machine) -> None:
+    one = machine("one")
+    digest = one.put_tensors({"w": torch.arange(5.0)})
+    one.put_result(KEY, 3, record(model=digest, metrics={"a": 1}))
+    one.put_memo("masks", KEY, {"mask": digest})
+    two = machine("two")
+    assert two.address == one.address
+    assert two.paths.root != one.paths.root
+    found = two.result(KEY, 3)
+    assert found is not None
+    assert torch.equal(two.get_tensors(str(found["model"]))["w"], torch.arange(5.0))
+    assert two.memo("masks", KEY) == {"mask": digest}
+    assert two.result(KEY, 4) is None
+    assert two.memo("masks", "cd" * 32) is None
+    assert not two.has("cd" * 32)
+
+
+def test_the_first_result_stays_but_metrics_are_added(machine: Machine) -> None:
+    one, two = machine("one"), machine("two")
+    one.put_result(KEY, 3, record(metrics=None, who="one"))
+    two.put_result(KEY, 3, record(metrics=None, who="two"))
+    assert machine("three").result(KEY, 3)["who"] == "one"
+    one.put_result(KEY, 3, record(metrics={"accuracy": 1}, who="one"))
+    assert two.result(KEY, 3)["metrics"] == {"accuracy": 1}
+    assert machine("three").result(KEY, 3)["metrics"] == {"accuracy": 1}
+
+
+def test_a_state_inside_a_segment_is_gone_on_with_elsewhere(machine: Machine) -> None:
+    one = machine("one")
+    with one.lock(KEY):
+        for step in (2, 4, 6):
+            one.put_partial(KEY, step, {"w": torch.full((3,), float(step))})
+        one.put_result(KEY, 5, record(metrics=None))
+    two = machine("two")
+    with two.lock(KEY):
+        assert two.stored_steps(KEY) == [5]
+        step, tensors = two.partial(KEY, 100) or (0, {})
+        assert step == 6
+        assert torch.equal(tensors["w"], torch.full((3,), 6.0))
+        assert two.partial(KEY, 5) is None
+        two.drop_partials(KEY, 6)
+    three = machine("three")
+    with three.lock(KEY):
+        assert three.partial(KEY, 100) is None
+        assert three.stored_steps(KEY) == [5]
+    assert not [one.name for one in three.link.remote.list("partial")]
+
+
+def test_nothing_is_listed_on_the_way_of_a_segment(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("one").put_bytes(b"made")
+    store = machine("two")
+    monkeypatch.setattr(type(store.link.remote), "list", lambda *_: pytest.fail("listed"))
+    with store.lock(KEY):
+        store.partial(KEY, 9)
+        store.put_partial(KEY, 1, {"w": torch.zeros(1)})
+        digest = store.put_bytes(b"weights")
+        store.put_result(KEY, 3, record(model=digest, metrics=None))
+        store.drop_partials(KEY, 3)
+        assert store.stored_steps(KEY) == [3]
+    assert machine("three").get_bytes(digest) == b"weights"
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Machine) -> None:
+    one = machine("one")
+    digest = one.put_bytes(b"weights")
+    one.paths.blob(digest).write_bytes(b"weighty")
+    assert one.get_bytes(digest) == b"weights"
+    one.link.remote.replace(f"blobs/{digest[:2]}/{digest}.safetensors", b"weighty")
+    with pytest.raises(DamagedBlobError, match=r"damaged.*--repair"):
+        machine("two").get_bytes(digest)
+    assert one.get_bytes(digest) == b"weights"
+
+
+def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = machine("one"), machine("two")
+    one.put_memo("masks", KEY, {"mask": "12" * 32})
+    one.link.remote.replace(f"memo/masks/ab/{KEY}.json", b"{")
+    with caplog.at_level(logging.WARNING):
+        assert two.remembered("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
+    assert "made anew" in caplog.text
+    assert machine("three").memo("masks", KEY) == {"mask": "34" * 32}
+
+
+def test_what_was_not_published_is_when_the_store_is_opened_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("one")
+    gone = StoreError("no success in 180 s")
+    for name in ("create", "replace"):
+        monkeypatch.setattr(one.link.remote, name, lambda *_: (_ for _ in ()).throw(gone))
+    with pytest.raises(StoreError, match="no success"):
+        one.put_bytes(b"weights")
+    with pytest.raises(StoreError, match="no success"):
+        one.put_result(KEY, 3, record(metrics={"a": 1}))
+    assert machine("two").result(KEY, 3) is None
+    machine("one")
+    found = machine("three").result(KEY, 3)
+    assert found is not None
+    assert machine("three").get_bytes(hashlib.sha256(b"weights").hexdigest()) == b"weights"
+
+
+def test_other_things_at_the_address_are_left_alone(machine: Machine, address: str) -> None:
+    remote_at(address).create("photos/one.jpg", b"jpg")
+    with pytest.raises(StoreError, match=r"other things in it.*another folder"):
+        machine("one")
+    assert [one.name for one in remote_at(address).list()] == ["photos/one.jpg"]
+
+
+def test_runs_are_published_records_last_and_name_their_own_place(
+    machine: Machine, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("one")
+    folder = one.paths.run("a-run")
+    ticket = folder / "tickets" / "level-01"
+    ticket.mkdir(parents=True)
+    (ticket / "ticket.json").write_text("{}")
+    write_sealed(folder / "run.json", {"run": "a-run", "store": address, "points": [{"ticket": str(ticket)}]})
+    (folder / "running").touch()
+    written: list[str] = []
+    real = one.link.remote.replace
+    monkeypatch.setattr(one.link.remote, "replace", lambda name, *more: (written.append(name), real(name, *more))[1])
+    one.link.publish()
+    assert written == ["runs/a-run/tickets/level-01/ticket.json", "runs/a-run/run.json"]
+    one.link.publish()
+    assert len(written) == 2
+
+    two = machine("two")
+    two.link.fetch()
+    there = two.paths.run("a-run")
+    told = read_sealed(there / "run.json")
+    assert told == {"run": "a-run", "store": address, "points": [{"ticket": str(there / "tickets" / "level-01")}]}
+    assert not (there / "tickets").exists()
+    two.link.fetch_folder(there)
+    assert (there / "tickets" / "level-01" / "ticket.json").read_text() == "{}"
+    assert not (there / "running").exists()
+    two.link.removed([there / "run.json", there / "tickets" / "level-01" / "ticket.json"])
+    one.link.fetch()
+    assert not folder.joinpath("run.json").exists()
+
+
+def test_check_reads_what_is_there_and_sets_it_aside(machine: Machine) -> None:
+    one = machine("one")
+    good, bad = one.put_bytes(b"good"), one.put_bytes(b"bad")
+    one.put_result(KEY, 3, record(model=bad, metrics={}))
+    name = f"blobs/{bad[:2]}/{bad}.safetensors"
+    one.link.remote.replace(name, b"worse")
+    two = machine("two")
+    health = check(two)
+    assert [path.stem for path in health.damaged] == [bad]
+    assert [path.stem for path in health.missing] == ["3"]
+    assert health.blobs == 2
+    check(two, repair=True)
+    names = {one.name for one in two.link.remote.list()}
+    assert name not in names
+    assert f"damaged/{name}" in names
+    assert f"blobs/{good[:2]}/{good}.safetensors" in names
+    assert check(machine("three")).sound
+
+
+def test_gc_deletes_what_nothing_names_by_the_stores_own_clock(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("one")
+    used, unused = one.put_bytes(b"used"), one.put_bytes(b"unused")
+    one.put_result(KEY, 3, record(model=used, metrics={}))
+    two = machine("two")
+    assert collect(two) == (0, 0)
+    now = two.link.remote.now()
+    monkeypatch.setattr(type(two.link.remote), "now", lambda _: now + 4000)
+    assert collect(two, dry_run=True) == (1, 6)
+    assert machine("three").has(unused)
+    assert collect(two) == (1, 6)
+    four = machine("four")
+    assert four.has(used)
+    assert not four.has(unused)
+
+
+def test_a_blob_that_was_collected_meanwhile_is_published_again(machine: Machine) -> None:
+    digest = machine("one").put_bytes(b"weights")
+    two = machine("two")
+    two.link.remote.delete([f"blobs/{digest[:2]}/{digest}.safetensors"])
+    machine("one").put_bytes(b"weights")
+    assert machine("three").get_bytes(digest) == b"weights"
