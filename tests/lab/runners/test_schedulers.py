@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lab.runners import elsewhere
+from lab.runners import elsewhere, slurm_here
 from ticketry.errors import RunnerError
 from ticketry.lab.lab import Lab
 
@@ -69,7 +69,14 @@ def _local_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "slurm:local,jobs=2"
 
 
-CLUSTERS = {"ray": _ray, "dask": _dask, "slurm-local": _local_jobs}
+@contextlib.contextmanager
+def _slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ticketry[slurm]'")
+    with slurm_here.slurm(monkeypatch, Path.cwd() / "slurm"):
+        yield "slurm:partition=all,time=30"
+
+
+CLUSTERS = {"ray": _ray, "dask": _dask, "slurm-local": _local_jobs, "slurm": _slurm}
 
 
 @pytest.fixture(scope="module", params=list(CLUSTERS))
@@ -118,6 +125,17 @@ def test_ctrl_c_of_the_driver(on: str, tmp_path: Path) -> None:
     assert seconds < 60
     assert any((tmp_path / "store" / "partial").glob("*.safetensors")), told
     assert not any((tmp_path / "store" / "live").glob("*/*")), told
+
+
+def test_a_job_that_is_pre_empted_goes_back_into_the_queue(on: str, here: Lab, tmp_path: Path) -> None:
+    """By the signal that says that its time is over: it stores its state, and is not sent again by the driver."""
+    if not on.startswith("slurm"):
+        pytest.skip("jobs alone are put back")
+    found, told, lab = elsewhere.disturbed(tmp_path / "store", signal.SIGUSR2, runner=on)
+    assert found == elsewhere.trained(here)
+    assert len(told.killed) == 1
+    assert "lost" not in told.kinds, "submitit has put it back"
+    assert lab.ledger.steps_trained < 4000
 
 
 @pytest.mark.parametrize("on", ["ray:127.0.0.1:{}", "dask:127.0.0.1:{}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -110,6 +111,7 @@ _ADVICE = {
 }
 
 
+@functools.lru_cache(maxsize=4)
 def made_with(device: str) -> dict[str, str]:
     """What decides bits beside a segment's key, of this process: versions, and the kind of processor."""
     return {
@@ -154,10 +156,15 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         segment=segment.describe(),
         modules=modules_of(segment),
         keep=list(keep),
-        folders=[str(Path(folder or os.curdir).resolve()) for folder in sys.path],
+        folders=_folders(tuple(sys.path), os.getcwd()),
         environment={name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
         made_with=made_with(segment.arithmetic.device),
     )
+
+
+@functools.lru_cache(maxsize=4)  # asked for by every request
+def _folders(path: tuple[str, ...], here: str) -> list[str]:
+    return [str(Path(here, folder).resolve()) for folder in path]
 
 
 def modules_of(segment: Segment) -> list[str]:
