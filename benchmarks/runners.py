@@ -3,10 +3,10 @@
     python benchmarks/runners.py --on processes:1 ray:,cpus=1 dask:local,workers=1 slurm:local,jobs=1
     python benchmarks/runners.py --state
 
-Each search is dense and levels of a LeNet-300-100 on digits, one after the other, as long as --length. Told is, for each
-runner, what a segment takes beside the steps of its training (steps are timed by the worker itself: what else runs on
-the machine slows both), without the start of the first worker and with it, and that share of the search. ``--state``
-times what a cache of states in workers could save: reading the state of a segment's start from the store.
+The segments are trainings of LeNet-300-100 on digits, one after the other, of --length each. Told is, for each runner,
+what a segment takes beside the steps of its training, which the worker times itself (what else runs on the machine
+slows both): of the first, with which workers are started, and of the others; and their share of segments of 30 s.
+``--state`` times what a cache of states in workers could save: reading a segment's start from the store.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,14 +77,25 @@ def away(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
         lab.close()
 
 
-@pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def _pool(kind: str) -> Executor:
+    if kind == "threads":
+        return ThreadPoolExecutor(2)
+    if kind == "processes":
+        return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    executorlib = pytest.importorskip("executorlib", reason="executorlib is not installed")
+    return executorlib.SingleNodeExecutor(max_workers=2)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["threads", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("processes", "executorlib"))],
+)
 def test_any_executor_gives_the_same_bits(tmp_path, lab, digits, kind):
     recipe = digits.recipe.changed(length="40it")
     segments = [lab.segment(digits, start=seed, recipe=recipe) for seed in range(2)]
     wanted = lab.train_many(segments, keep=(7,))
     events: list[Event] = []
-    pool = ThreadPoolExecutor(2) if kind == "threads" else ProcessPoolExecutor(2, mp_context=get_context("spawn"))
-    with pool, Lab(tmp_path / "other", device="cpu", on_event=events.append, executor=pool) as other:
+    with _pool(kind) as pool, Lab(tmp_path / "other", device="cpu", on_event=events.append, executor=pool) as other:
         found = other.train_many(segments, keep=(7,))
         assert [(one.model, one.training, one.metrics) for one in found] == [
             (one.model, one.training, one.metrics) for one in wanted
