@@ -21,9 +21,10 @@ _ROOM_SECONDS = 2.0
 
 
 class DaskRunner(Remote):
-    """``dask:HOST:PORT`` (or ``tcp://HOST:PORT``, ``tls://…``) of a scheduler, or ``dask:local`` with ``workers=N``.
+    """Trains in tasks of Dask: ``dask:HOST:PORT`` of a scheduler, or ``dask:local`` with workers of this machine.
 
-    ``gpus=`` asks for the resource GPU, ``memory=`` is the limit of a local worker.
+    An address may begin with ``tcp://`` or ``tls://``; ``workers=N`` is of the local ones, whose limit is ``memory=``.
+    ``gpus=`` asks for the resource GPU.
     """
 
     def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:

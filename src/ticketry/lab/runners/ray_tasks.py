@@ -25,9 +25,10 @@ _CLIENT = "ray://"
 
 
 class RayRunner(Remote):
-    """``ray``, ``ray:auto``, ``ray:HOST:PORT`` or ``ray://HOST:PORT``, with ``cpus=``, ``gpus=``, ``memory=`` of one
-    training. Without an address on the cluster that is there, or on one of this machine that is started, and ends with
-    the search. What of Ray's runtime environment is needed (packages, variables) is the cluster's, or ``env=FILE``.
+    """Trains in tasks of Ray: on a cluster, ``ray:HOST:PORT``, or ``ray`` on one of this machine.
+
+    ``cpus=``, ``gpus=`` and ``memory=`` are of one training. Without an address it is the cluster that Ray knows of
+    here, or one that is started, and ends with the search. ``env=FILE`` is a runtime environment of Ray's, in JSON.
     """
 
     def __init__(self, workers: int, on_event: OnEvent, place: Place) -> None:

@@ -41,7 +41,7 @@ _GONE_SECONDS = 15.0
 
 
 class SlurmRunner(Remote):
-    """``slurm:partition=NAME,time=4:00:00,gpus=1,…``, or ``slurm:local``, which starts jobs on this machine.
+    """Trains in jobs of Slurm: ``slurm:partition=NAME,time=4:00:00,gpus=1``, or ``slurm:local`` to try it here.
 
     ``time``, ``cpus``, ``gpus`` and ``memory`` are of one training; ``jobs`` says how many may run at once, ``signal``
     how many seconds before its end a job is told, ``folder`` where jobs and their logs are kept.
@@ -201,7 +201,12 @@ class _Jobs:
         notice = self._place.count("signal", 60)
         if self._local:
             executor: Any = submitit.LocalExecutor(self._folder, max_num_timeout=1000)
-            executor.update_parameters(timeout_min=time_limit, signal_delay_s=notice, gpus_per_node=round(needs.gpus))
+            executor.update_parameters(
+                timeout_min=time_limit,
+                signal_delay_s=notice,
+                gpus_per_node=round(needs.gpus),
+                setup=["trap '' INT"],  # Ctrl-C in a terminal is the driver's, which asks them to stop
+            )
             return executor
         executor = submitit.SlurmExecutor(self._folder, max_num_timeout=1000)
         more: dict[str, Any] = {name: options[name] for name in _PASSED_ON if name in options}
