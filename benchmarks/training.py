@@ -89,14 +89,11 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         if arguments.line:
             rows.append(line(name, arguments))
             continue
-        if arguments.trained:
-            rows += tickets(name, arguments)
-            continue
         if arguments.memory:
             rows += [row for density in arguments.density for row in memory(name, density, arguments)]
             continue
         with contextlib.ExitStack() as scope:
-            rows += rows_of(name, arguments, scope)
+            rows += (tickets if arguments.trained else rows_of)(name, arguments, scope)
     return rows
 
 
@@ -130,8 +127,7 @@ def rows_of(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStac
         told = ", ".join(f"{one} {1e3 * statistics.median(seconds[one]):.1f} ms" for one in [*dense, which])
         what = f"{name}, batch {batch}, {arguments.pattern}, {which}"
         what += f", {arguments.threads} threads" if arguments.threads > 1 else ""
-        what += ", kept parameters" if arguments.kept else ""
-        what += " written late" if arguments.late else ""
+        what += told_of(arguments)
         what += ", bfloat16" if half else ""
         how, details = f"/ {best}; {told}", {one: seconds[one] for one in [*dense, which]}
         rows.append(Row(what, median, "", low, high, target=to_reach.get(density), how=how, details=details))
@@ -139,8 +135,14 @@ def rows_of(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStac
     return rows
 
 
-def tickets(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """Steps under masks by global magnitude of a network that was trained on CIFAR-10."""
+def told_of(arguments: argparse.Namespace) -> str:
+    """How the optimiser of sparse steps has weights."""
+    kept, late = ", kept parameters" if arguments.kept else "", " written late" if arguments.late else ""
+    return kept + late
+
+
+def tickets(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStack) -> list[Row]:
+    """Steps under masks by global magnitude of a network that was trained on CIFAR-10. Arguments as of `rows_of`."""
     model = trained(name, arguments)
     batch = arguments.batch or BATCHES.get(name, 128)
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
@@ -151,7 +153,9 @@ def tickets(name: str, arguments: argparse.Namespace) -> list[Row]:
         flops = step_flops(twin, lambda twin=twin: F.cross_entropy(twin(x[:2]), y[:2]), mask)
         share = flops.sparse / flops.dense
         fast = tk.sparse_training(copy.deepcopy(model), mask, x)
-        cases = {**steps, "sparse": step_of(fast, x, y)}
+        cases = {**steps, "sparse": step_of(fast, x, y, kept=arguments.kept)}
+        if arguments.late:
+            scope.enter_context(fast.writing_late())
         seconds = alternating(
             {which: (lambda step=step: timed(step)) for which, step in cases.items()},
             2 if arguments.quick else arguments.rounds,
@@ -165,7 +169,8 @@ def tickets(name: str, arguments: argparse.Namespace) -> list[Row]:
             f"time / {best} {statistics.median(ratios):.3f}, multiplications {share:.3f}; layers keep"
             f" {kept[0]:.1%} to {kept[-1]:.1%}; trained for {arguments.trained}"
         )
-        what = f"{name}, batch {batch}, global magnitude, {density:.0%} kept: time / share of multiplications"
+        what = f"{name}, batch {batch}, global magnitude, {density:.0%} kept"
+        what += told_of(arguments) + ": time / share of multiplications"
         details = {**seconds, "share": share, "kept": {key: float(one.float().mean()) for key, one in mask.items()}}
         rows += [
             Row(what, median, "", low, high, target=TICKET, how=how, details=details),
@@ -207,9 +212,7 @@ def line(name: str, arguments: argparse.Namespace) -> Row:
     spread = max(abs(ratio - intercept - slope * density) for density, ratio in zip(LINE, ratios, strict=True))
     points = ", ".join(f"{density:.0%} {ratio:.3f}" for density, ratio in zip(LINE, ratios, strict=True))
     how = f"/ {best}; slope {slope:.2f}, at most {spread:.3f} from the line; {points}"
-    how += "; kept parameters" if arguments.kept else ""
-    how += " written late" if arguments.late else ""
-    what = f"{name}, batch {batch}, {arguments.pattern}: intercept of time against density"
+    what = f"{name}, batch {batch}, {arguments.pattern}{told_of(arguments)}: intercept of time against density"
     return Row(what, intercept, target=0.08, how=how, details={"densities": LINE, "ratios": ratios})
 
 

@@ -97,7 +97,9 @@ class Unit(Substitute):
             return tree_map(_in_float32, made)
         if self.module.training and not self.context.walking:
             form, leaves = self.form(args, kwargs)
-            if form.traced is not None and (form.steps or not isinstance(self.module, LAYERS)):
+            # Without a mask there are no other units in it, which would run layers one by one.
+            innermost = not self.context.kept or isinstance(self.module, LAYERS)
+            if form.traced is not None and (form.steps or not innermost):
                 return _Walk(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result()
         self.context.reads(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
