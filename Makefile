@@ -21,7 +21,7 @@ UNIMPORTED := $(BIN)/coverage run --source=ticketry -m ticketry --help >/dev/nul
 
 DEMO := search iterative --task digits --rewind 3% --density 0.05 --replicates 3 --verify --bench
 
-.PHONY: demo demo-json test test-all coverage mutation lint format clean
+.PHONY: demo demo-json test test-all coverage docs tutorials mutation lint format clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/ticketry $(DEMO)
@@ -45,6 +45,16 @@ coverage: $(STAMP)
 # Hours; goes on where it was stopped. `make mutation ONLY=core/mask MINUTES=30 SAMPLE=60` does a part.
 mutation: $(STAMP)
 	OMP_NUM_THREADS=1 nice $(BIN)/python .ci/mutation/run.py $(ONLY) $(AGAIN) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SAMPLE),--sample $(SAMPLE))
+
+# The documentation as a site in build/site, which opens from the disk. `make tutorials` runs the notebooks again.
+docs: $(STAMP)
+	$(INSTALL) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+tutorials: $(STAMP)
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/python docs/site/notebooks.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

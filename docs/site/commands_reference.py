@@ -1,0 +1,158 @@
+"""Every option of every command, read from the code: Markdown for the reference."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import importlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import tyro
+
+from ticketry.cli import COMMANDS, arguments
+from ticketry.search import methods
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command gives to `cli.arguments.parse`."""
+
+    kind: Any
+    prog: str
+    description: str
+
+
+class _Seen(BaseException):
+    """Carries what a command asked for out of it."""
+
+
+def asked(command: str, words: Sequence[str] = ("--help",)) -> Asked:
+    """What `ticketry COMMAND` takes: the command is run up to where it reads its words."""
+    module = importlib.import_module(f"ticketry.cli.{COMMANDS[command][0]}")
+    search = importlib.import_module("ticketry.cli.search")  # stability reads its words by it
+    found: list[Asked] = []
+
+    def seen(kind: Any, _: Sequence[str], *, prog: str, description: str) -> NoReturn:
+        found.append(Asked(kind, prog, description))
+        raise _Seen
+
+    before = {one: one.parse for one in (module, search) if hasattr(one, "parse")}
+    try:
+        for one in before:
+            one.parse = seen  # type: ignore[attr-defined]
+        module.main(list(words))
+    except _Seen:
+        return found[0]
+    finally:
+        for one, parse in before.items():
+            one.parse = parse  # type: ignore[attr-defined]
+    raise AssertionError(f"ticketry {command} {' '.join(words)} reads no words")
+
+
+def parser(of: Asked) -> argparse.ArgumentParser:
+    """As argparse has it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tyro.extras.get_parser(
+            of.kind,
+            prog=of.prog,
+            description=of.description,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=arguments._in_plain_words(),
+        )
+
+
+def pages() -> dict[str, str]:
+    """A page for each command, by its name in the reference."""
+    return {f"command-{name}": "\n".join(_page(name)) for name in COMMANDS}
+
+
+def summaries() -> list[tuple[str, str]]:
+    """(command, what it does)."""
+    return [(name, told) for name, (_, told) in COMMANDS.items()]
+
+
+def _page(command: str) -> Iterator[str]:
+    yield f"# ticketry {command}\n"
+    if command == "search":
+        yield from _search()
+        return
+    of = asked(command)
+    made = parser(of)
+    yield from _described(of.description)
+    yield from _table(rows(made))
+    for name, own in _subcommands(made):
+        yield f"\n## {of.prog} {name}\n"
+        yield from _described(own.description or "")
+        yield from _table(rows(own))
+
+
+def _search() -> Iterator[str]:
+    """What all methods take, then what each has of its own."""
+    of = {name: asked("search", (name, "--help")) for name in methods()}
+    told = {name: rows(parser(one)) for name, one in of.items()}
+    common = [row for row in told["iterative"] if all(row.key in {one.key for one in each} for each in told.values())]
+    shared = {row.key for row in common}
+    yield "Find tickets by a published method, with controls, and report what was found: `ticketry search METHOD …`.\n"
+    yield "## Of every method\n"
+    yield from _table(common)
+    for name, one in of.items():
+        yield f"\n## {name}\n"
+        yield from _described(one.description)
+        yield from _table([row for row in told[name] if row.key not in shared])
+
+
+@dataclass(frozen=True)
+class Row:
+    """An option."""
+
+    names: tuple[str, ...]
+    value: str
+    told: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.names
+
+    def __str__(self) -> str:
+        names = ", ".join(f"<code>{html.escape(one)}</code>" for one in self.names)
+        value = f" <code>{html.escape(self.value)}</code>" if self.value else ""
+        return f"<tr><td>{names}{value}</td><td>{html.escape(self.told)}</td></tr>"
+
+
+def rows(of: argparse.ArgumentParser) -> list[Row]:
+    """Every option of a parser, but --help."""
+    found = []
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction) or "--help" in action.option_strings:
+            continue
+        metavar = action.metavar if isinstance(action.metavar, str) else ""
+        told = re.sub(r"\x1b\[[0-9;]*m", "", " ".join((action.help or "").split())).replace("%%", "%")
+        names = tuple(action.option_strings) or (metavar or action.dest,)
+        found.append(Row(names, metavar if action.option_strings and action.nargs != 0 else "", told))
+    return found
+
+
+def _subcommands(of: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def _described(description: str) -> Iterator[str]:
+    text, _, examples = description.partition("\n\nexamples:")
+    yield f"{html.escape(text, quote=False)}\n"
+    if examples:
+        lines = re.split(r"; (?=ticketry)|\n", examples.strip())
+        yield "```\n" + "\n".join(line.strip() for line in lines if line.strip()) + "\n```\n"
+
+
+def _table(found: Sequence[Row]) -> Iterator[str]:
+    if found:
+        yield '<table class="options"><thead><tr><th>option</th><th>what it is</th></tr></thead><tbody>'
+        yield from map(str, found)
+        yield "</tbody></table>\n"

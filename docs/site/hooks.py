@@ -1,0 +1,97 @@
+"""What mkdocs does beside its own: pages made of the code, notebooks as pages, links that lead out of docs/."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+
+import commands_reference  # noqa: E402
+import notebook_pages  # noqa: E402
+import python_reference  # noqa: E402
+
+OUTSIDE = {
+    "CONTRIBUTING.md": "about/contributing.md",
+    "CHANGELOG.md": "about/changes.md",
+    "SECURITY.md": "about/security.md",
+}
+"""Pages that lie beside docs/ and are pages of the site too."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages that are made here into the navigation."""
+    for entry in config.nav or []:
+        if "Reference" in entry:
+            entry["Reference"] += [
+                {"Commands": [f"reference/{name}.md" for name in commands_reference.pages()]},
+                {"Python": [f"reference/{name}.md" for name in python_reference.pages()]},
+                {"The project": list(OUTSIDE.values())},
+            ]
+        if "Tutorials" in entry:
+            entry["Tutorials"] += [f"tutorials/{path.stem}.md" for path in notebook_pages.notebooks()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add them."""
+    for name, text in _made():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def _made() -> Iterator[tuple[str, str]]:
+    for name, text in {**commands_reference.pages(), **python_reference.pages()}.items():
+        yield f"reference/{name}.md", text
+    yield "reference/README.md", _reference()
+    for path in notebook_pages.notebooks():
+        yield f"tutorials/{path.stem}.md", notebook_pages.page(path)
+    for path, name in OUTSIDE.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        yield name, re.sub(r"\]\((?!#|\w+:)([^)]+)\)", lambda found: f"](../../{found[1]})", text)
+
+
+def _reference() -> str:
+    return "\n".join(
+        [
+            "# Reference\n",
+            "Made of the code, when this site is built.\n",
+            "| command | what it does |\n|---|---|",
+            *(f"| [`ticketry {name}`](command-{name}.md) | {told} |" for name, told in commands_reference.summaries()),
+            "\n| in Python | what it is |\n|---|---|",
+            *(f"| [`tk.{name}`]({page}.md) | {told} |" for name, page, told in python_reference.summaries()),
+        ]
+    )
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files outside of docs/: to their page, or the path alone, since the site has no such file."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def found(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
+        path = posixpath.normpath(posixpath.join("docs", folder, target))
+        if path.startswith("docs/"):
+            inner = path.removeprefix("docs/")
+            if inner.endswith(".ipynb"):
+                inner = f"{inner.removesuffix('.ipynb')}.md"
+            if files.get_file_from_path(inner) is not None:
+                return f"[{text}]({posixpath.relpath(inner, folder or '.')}{anchor})"
+            if (ROOT / path).exists():
+                return f"{text} (`{path}`)"
+            return match[0]
+        if path in OUTSIDE:
+            return f"[{text}]({posixpath.relpath(OUTSIDE[path], folder or '.')}{anchor})"
+        return f"{text} (`{path}`)" if (ROOT / path).exists() else match[0]
+
+    parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
+    parts[::2] = [re.sub(r"(?<!!)\[([^\[\]]*)\]\((?!#|\w+:)([^)#\s]+)(#[^)]*)?\)", found, part) for part in parts[::2]]
+    return "".join(parts)

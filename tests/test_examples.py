@@ -1,0 +1,102 @@
+"""The examples run as they stand, and stay short."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LONGEST = 80
+
+
+def run(name: str, folder: Path, *words: str, needs: tuple[str, ...] = (), **environment: str) -> str:
+    """Standard output of an example that runs in an empty folder."""
+    for module in (*needs, "sklearn"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def percents(out: str) -> list[float]:
+    return [float(one) for one in re.findall(r"([\d.]+) %", out)]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
+def test_they_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.slow
+def test_own_loop(tmp_path: Path) -> None:
+    told = percents(run("own_loop.py", tmp_path))
+    assert told[0] > 90
+    assert told[-1] > 85
+    assert tk.Ticket.load(tmp_path / "ticket-of-my-own-loop").mask.density == pytest.approx(0.6**5, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "needs", "density", "right"),
+    [
+        ("lightning", ("lightning",), 0.1, 85),
+        ("transformers", ("transformers", "accelerate"), 0.3, 80),
+        ("accelerate", ("accelerate",), 0.15, 85),
+    ],
+)
+def test_trainers(name: str, needs: tuple[str, ...], density: float, right: float, tmp_path: Path) -> None:
+    told = percents(run(f"with_{name}.py", tmp_path, needs=needs))
+    assert told[-1] > right
+    ticket = tk.Ticket.load(tmp_path / f"ticket-from-{name}")
+    assert ticket.mask.density == pytest.approx(density, rel=1e-2)
+    trained = ticket.trained
+    assert trained is not None
+    assert not any(trained[parameter][~kept].any() for parameter, kept in ticket.mask.items())
+
+
+@pytest.mark.slow
+def test_a_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    shorter = (EXAMPLES / "sweep.toml").read_text().replace('"3ep"', '"1ep"').replace("lr = [0.1, 0.05]", "lr = [0.1]")
+    file.write_text(shorter)
+    out = run("sweep.py", tmp_path, str(file))
+    assert out.count("validation") == 4
+    assert len(list((tmp_path / "sweep-store" / "runs").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_other_runtimes(tmp_path: Path) -> None:
+    out = run("serve_elsewhere.py", tmp_path, needs=("onnx", "onnxscript", "onnxruntime", "openvino"))
+    differences = [float(one) for one in re.findall(r"largest difference ([\d.e-]+)", out)]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_service_under_load(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    needs = ("fastapi", "uvicorn", "httpx", "llvmlite", "onnx", "onnxscript", "onnxruntime")
+    out = run("load_service.py", tmp_path, needs=needs, PORT=str(port))
+    assert percents(out)[0] > 85
+    rates = re.findall(r"/(ticket|dense) +(\d+) requests", out)
+    assert [name for name, _ in rates] == ["ticket", "dense"]
+    assert all(int(rate) > 0 for _, rate in rates)

@@ -1,0 +1,126 @@
+"""The documentation site: built without a warning, complete, and without anything from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+from ticketry.cli import COMMANDS
+from ticketry.experiments.options import LabOptions
+from ticketry.search import methods
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = ROOT / "docs" / "tutorials"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install 'ticketry[docs]'")
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install 'ticketry[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Outside(HTMLParser):
+    """What a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        told = dict(attributes)
+        for name in ("src", "href") if tag != "a" else ():
+            if (told.get(name) or "").startswith(("http", "//")) and told.get("rel") != "canonical":
+                self.found.append(f"{tag} {told[name]}")
+
+
+def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 60
+    for page in pages:
+        reader = Outside()
+        reader.feed(page.read_text(encoding="utf-8"))
+        assert not reader.found, page
+
+
+def test_every_public_name_has_a_place(site: Path) -> None:
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (site / "reference").glob("python-*.html"))
+    for name in set(tk.__all__) - {"__version__"}:
+        assert f"tk.{name}" in pages, name
+    assert "kept_parameters" in pages
+
+
+def test_every_command_and_option_has_a_place(site: Path) -> None:
+    for command in COMMANDS:
+        assert (site / "reference" / f"command-{command}.html").exists()
+    search = (site / "reference" / "command-search.html").read_text(encoding="utf-8")
+    for field in dataclasses.fields(LabOptions):
+        assert f"<code>--{field.name.replace('_', '-')}</code>" in search
+    for name, method in methods().items():
+        assert f'id="{name}"' in search
+        for field in dataclasses.fields(method.Settings):
+            assert f"--{field.name.replace('_', '-')}" in search, (name, field.name)
+
+
+def test_it_can_be_searched_without_a_server(site: Path) -> None:
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    for words in ("lottery ticket", "--checkpoint-seconds", "confidence interval"):
+        assert words in index
+
+
+@pytest.mark.parametrize("source", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks_are_their_sources(source: Path) -> None:
+    cells = json.loads(source.with_suffix(".ipynb").read_text())["cells"]
+    written = source.read_text()
+    for cell in cells:
+        for line in "".join(cell["source"]).splitlines():
+            assert (f"# {line}".rstrip() if cell["cell_type"] == "markdown" else line) in written
+    code = [line for line in written.splitlines() if line.strip() and not line.startswith("#")]
+    assert code == [
+        line
+        for cell in cells
+        if cell["cell_type"] == "code"
+        for line in "".join(cell["source"]).splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    assert any(cell.get("outputs") for cell in cells)
+
+
+def test_every_tutorial_is_listed() -> None:
+    listed = re.findall(r"\]\(([\w-]+)\.ipynb\)", (TUTORIALS / "README.md").read_text())
+    assert sorted(listed) == sorted(path.stem for path in TUTORIALS.glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("source", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)
+def test_tutorials_run(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'ticketry[docs]'")
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    import notebooks
+
+    again = notebooks.executed(source)  # a cell that fails, or takes longer than a tutorial may, raises
+    assert sum(bool(cell.get("outputs")) for cell in again.cells) == sum(
+        bool(cell.get("outputs")) for cell in json.loads(source.with_suffix(".ipynb").read_text())["cells"]
+    )
