@@ -121,7 +121,8 @@ class Row:
     def __str__(self) -> str:
         names = ", ".join(f"<code>{html.escape(one)}</code>" for one in self.names)
         value = f" <code>{html.escape(self.value)}</code>" if self.value else ""
-        return f"<tr><td>{names}{value}</td><td>{html.escape(self.told)}</td></tr>"
+        told = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(self.told))
+        return f"<tr><td>{names}{value}</td><td>{told}</td></tr>"
 
 
 def rows(of: argparse.ArgumentParser) -> list[Row]:
@@ -153,6 +154,6 @@ def _described(description: str) -> Iterator[str]:
 
 def _table(found: Sequence[Row]) -> Iterator[str]:
     if found:
-        yield '<table class="options"><thead><tr><th>option</th><th>what it is</th></tr></thead><tbody>'
+        yield '<div class="options"><table><thead><tr><th>option</th><th>what it is</th></tr></thead><tbody>'
         yield from map(str, found)
-        yield "</tbody></table>\n"
+        yield "</tbody></table></div>\n"

@@ -23,7 +23,7 @@ def main(folder: Path, names: list[str]) -> None:
                 page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
                 page.on("console", lambda one: print("console:", one.text) if one.type == "error" else None)
                 for path in pages:
-                    page.goto(path.as_uri())
+                    page.goto(path.as_uri(), wait_until="load")
                     wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
                     if wide > 0:
                         print(f"{path.relative_to(SITE)}: {wide} px too wide at {width}")
