@@ -12,10 +12,10 @@ early = {name: value.clone() for name, value in model.state_dict().items()}
 train(model, 7)
 print(f"dense: {accuracy(model):.1f} %")
 
-density, mask = 1.0, None
+density = 1.0
 for level in range(1, 6):
     density *= 0.6
-    mask = tk.prune(model, density=density, mask=mask)  # of what the level before has left
+    mask = tk.prune(model, density=density)  # what the level before removed is 0, and so is removed again
     tk.Ticket(mask, early, {"method": "iterative"}).apply(model, "start")
     with tk.hold(model, mask):
         train(model, 7)

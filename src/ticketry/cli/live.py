@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ticketry.cli.progress import Progress, bars
@@ -61,10 +63,15 @@ class Live(Progress):
             parts.append(bars(active))
         return Group(*parts)
 
-    def _head(self) -> Text:
-        of = self._expected()
-        count = f"{len(self._points)} of {of} networks" if of else f"{len(self._points)} networks"
-        return Text(f"{self._run.method.title} on {self._run.task.name}: {count}{self._eta()}", style="bold")
+    def _head(self) -> RenderableType:
+        """The whole run: what it is, and a bar where it is known how many networks there will be."""
+        of, done = self._expected(), len(self._points)
+        title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
+        if not of:
+            return Text.assemble(title, f": {done} networks")
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=of, completed=done, width=40), Text(f"{done} of {of} networks{self._eta()}"))
+        return Group(title, bar)
 
     # -- how much is left --------------------------------------------------------------------------------------------
 
