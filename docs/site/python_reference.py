@@ -13,7 +13,7 @@ _GROUPS = {
         "In your own loop",
         ("scope", "Scope", "prune", "allocate", "Mask", "hold", "Hold", "gradual", "Ticket", "shrink"),
     ),
-    "python-engine": ("Faster models and training", ("compile", "sparse_training")),
+    "python-faster": ("Faster models and training", ("compile", "sparse_training")),
     "python-experiments": ("Experiments", ("run", "verify", "stability", "bench", "restructure", "Lab")),
     "python-tasks": ("Tasks", ("task", "Task", "Split", "Splits", "Recipe", "Step", "Metric")),
 }
@@ -28,7 +28,9 @@ def pages() -> dict[str, str]:
     if left:
         raise SystemExit(f"the reference has no place for tk.{', tk.'.join(sorted(left))}: add it to _GROUPS")
     found = {page: "\n".join([f"# {title}\n", *map(_one, names)]) for page, (title, names) in _GROUPS.items()}
-    return found | {f"python-{name}": _module(name) for name in modules}
+    of_modules = {f"python-{name}": _module(name) for name in modules}
+    assert not found.keys() & of_modules.keys()
+    return found | of_modules
 
 
 def summaries() -> list[tuple[str, str, str]]:
