@@ -19,6 +19,17 @@ _GROUPS = {
 }
 """Page -> title and names; modules have a page each."""
 
+_RETURNED = {
+    "python-faster": ("ticketry.engine.training.sparse_training.SparseTraining",),
+    "python-experiments": (
+        "ticketry.experiments.run.Run",
+        "ticketry.experiments.run.RunTicket",
+        "ticketry.experiments.options.LabOptions",
+        "ticketry.records.evidence.VerifyRecord",
+    ),
+}
+"""Classes that are met as results and options of these, and are no names of the top."""
+
 
 def pages() -> dict[str, str]:
     """A page for each group of names, and for each module."""
@@ -27,7 +38,10 @@ def pages() -> dict[str, str]:
     left = set(tk.__all__) - grouped - set(modules) - {"__version__"}
     if left:
         raise SystemExit(f"the reference has no place for tk.{', tk.'.join(sorted(left))}: add it to _GROUPS")
-    found = {page: "\n".join([f"# {title}\n", *map(_one, names)]) for page, (title, names) in _GROUPS.items()}
+    found = {
+        page: "\n".join([f"# {title}\n", *map(_one, names), *map(_other, _RETURNED.get(page, ()))])
+        for page, (title, names) in _GROUPS.items()
+    }
     of_modules = {f"python-{name}": _module(name) for name in modules}
     assert not found.keys() & of_modules.keys()
     return found | of_modules
@@ -51,6 +65,10 @@ def _sentence(found: object) -> str:
 def _one(name: str) -> str:
     module, _, attribute = tk._PUBLIC[name].partition(":")
     return f"::: {module}.{attribute}\n    options:\n      heading: tk.{name}\n      toc_label: {name}\n"
+
+
+def _other(path: str) -> str:
+    return f"::: {path}\n    options:\n      heading: {path.rpartition('.')[2]}\n"
 
 
 def _module(name: str) -> str:

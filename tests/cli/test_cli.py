@@ -217,7 +217,7 @@ def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> Non
     }
     common = "task model option target replicates seed initialisation-seed order-seed mask-seed controls preset config"
     common += " trust control-densities"
-    engine = "store data workers device precision kernels threads checkpoint-seconds log json verify bench energy"
+    engine = "store data workers device precision kernels threads checkpoint-seconds log on json verify bench energy"
     method = "rewind rate levels density sparsity densities retrain score distribution spare spare-output"
     rest = "spare-first-conv half-rate keep-at-least structured multiple budget help structure plus rows"
     method += " regroup-method regroup-collapse refill-score refill-coupled refill-match pattern embeddings"
