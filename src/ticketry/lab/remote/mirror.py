@@ -21,7 +21,7 @@ import msgspec
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.files import content_of, inside, write_atomically
 from ticketry.lab.remote.address import mirror_name
-from ticketry.lab.remote.lease import LEASE_SECONDS, Known, Lease, Terms, known_of
+from ticketry.lab.remote.lease import LEASE_SECONDS, Known, Lease, Terms, known_of, object_of
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import Records
 from ticketry.lab.remote.uploads import Uploads
@@ -33,7 +33,19 @@ _OPENING_SECONDS = 10.0
 """Within which an address has to answer when it is opened."""
 _RELIED_ON_SECONDS = 900.0
 """How long an object that was seen is taken to be there: less than what `store gc` leaves alone."""
-_OWN = ("store.json", "blobs", "results", "partial", "memo", "runs", "evidence", "campaigns", "trajectories", "damaged")
+_OWN = (
+    "store.json",
+    "blobs",
+    "results",
+    "partial",
+    "memo",
+    "runs",
+    "evidence",
+    "campaigns",
+    "trajectories",
+    "live",
+    "damaged",
+)
 """What a shared store has at its top."""
 _IMMUTABLE = ("blobs", "results", "memo")
 
@@ -208,6 +220,10 @@ class Mirror(Link):
         if not path.exists() and (found := self.remote.read(self._name(path))):
             self._keep(path, found.data)
 
+    def known_steps(self, trajectory: str) -> list[int]:
+        known = known_of(self.remote.read(object_of(trajectory)))
+        return [*known.steps, *([known.partial[0]] if known.partial else [])]
+
     def partial_written(self, trajectory: str, step: int, path: Path) -> None:
         if uploads := self._uploads.get(trajectory):
             uploads.newest(step, path)
@@ -228,7 +244,7 @@ class Mirror(Link):
             self.publish()
             self._list()
             for name in sorted(self._listed):
-                if name.partition("/")[0] not in ("partial", "trajectories") and not name.startswith("."):
+                if name.partition("/")[0] not in ("partial", "trajectories", "live") and not name.startswith("."):
                     self._renew(name)
             self.records.fetch()
             return
@@ -263,7 +279,7 @@ class Mirror(Link):
             self._list()
         for name, one in self._listed.items():
             path = self.paths.root / name
-            if not path.exists() and not name.startswith((".", "trajectories/")):
+            if not path.exists() and not name.startswith((".", "trajectories/", "live/")):
                 yield path, one.size
 
     def removed(self, paths: Collection[Path]) -> None:
@@ -301,9 +317,9 @@ class Mirror(Link):
             return Path(rest).stem not in needed
         if folder == "partial":
             trajectory, step, digest = Path(rest).stem.rsplit("-", 2)
-            known = known_of(self.remote.read(f"trajectories/{trajectory[:2]}/{trajectory}.json"))
+            known = known_of(self.remote.read(object_of(trajectory)))
             return known.partial != (int(step), digest) or int(step) <= max(known.steps, default=-1)
-        return folder == ".clock"
+        return folder in (".clock", "live")
 
     def busy(self) -> str:
         now = self.remote.now()

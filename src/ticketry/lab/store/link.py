@@ -43,6 +43,11 @@ class Link:
     def trajectory(self, trajectory: str) -> None:
         """The results and states along a trajectory are about to be looked for."""
 
+    def known_steps(self, trajectory: str) -> list[int]:
+        """The steps whose results or states others are known to have stored."""
+        del trajectory
+        return []
+
     def partial_written(self, trajectory: str, step: int, path: Path) -> None:
         """A newer state inside a segment was written."""
 

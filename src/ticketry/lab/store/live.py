@@ -11,27 +11,66 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
-from ticketry.lab.remote.address import place_of
+from ticketry.lab.remote.address import address_of, place_of
+from ticketry.lab.remote.live_objects import LiveObjects
 from ticketry.lab.store.files import explained
+from ticketry.lab.store.opening import remote_at
 from ticketry.lab.store.paths import Paths
 
 _DRIVER, _STOP = "driver", "stop"
 _LARGEST = 1 << 16
 
 
-class Live:
-    """The files of one driver.
-
-    Args:
-        driver: its name, which no other driver has.
-    """
+class LiveFiles:
+    """The files of one driver, in a folder that all of its workers see. Of a shared store: `remote.live_objects`."""
 
     def __init__(self, paths: Paths, driver: str) -> None:
         self._paths, self._driver = paths, driver
+
+    def read(self, name: str) -> bytes | None:
+        """What was written last; None if nothing."""
+        with contextlib.suppress(OSError):
+            return content_of(self._path(name), most=_LARGEST)
+        return None
+
+    def exists(self, name: str) -> bool:
+        """Whether it is there."""
+        return self._path(name).exists()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write it; `StoreError` if that cannot be."""
+        path = self._path(name)
+        with explained(path, "write"):
+            write_atomically(path, data)
+
+    def write_later(self, name: str, data: bytes) -> None:
+        """Write it, if that can be."""
+        with contextlib.suppress(StoreError):
+            self.write(name, data)
+
+    def delete(self, name: str) -> None:
+        """If it is there."""
+        with contextlib.suppress(OSError):
+            self._path(name).unlink()
+
+    def end(self) -> None:
+        """Delete all of the driver's."""
+        shutil.rmtree(self._path(_STOP).parent, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self._paths.live_file(self._driver, name)
+
+
+class Live:
+    """What is told in the files of one driver."""
+
+    def __init__(self, files: LiveFiles | LiveObjects) -> None:
+        self._files = files
 
     # -- of the driver -----------------------------------------------------------------------------------------------
 
@@ -46,48 +85,48 @@ class Live:
 
     def told(self, key: str) -> dict[str, Any]:
         """What the worker that trains a segment told last; empty if nothing."""
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(content_of(self._paths.live_file(self._driver, _name(key)), most=_LARGEST))
+        with contextlib.suppress(ValueError):
+            found = json.loads(self._files.read(_name(key)) or b"{}")
             return found if isinstance(found, dict) else {}
         return {}
 
     def forget(self, key: str) -> None:
         """Delete what was told of a segment."""
-        with contextlib.suppress(OSError):
-            self._paths.live_file(self._driver, _name(key)).unlink()
+        self._files.delete(_name(key))
 
     def end(self) -> None:
         """Delete all of this driver's files."""
-        shutil.rmtree(self._paths.live_file(self._driver, _STOP).parent, ignore_errors=True)
+        self._files.end()
 
     # -- of a worker -------------------------------------------------------------------------------------------------
 
     def begun(self) -> bool:
         """Whether this is the driver's store, and the driver has not ended."""
-        return self._there(_DRIVER)
+        return self._files.exists(_DRIVER)
 
     def stop_asked(self) -> bool:
         """Whether the driver asked to stop, or has ended."""
-        return self._there(_STOP) or not self.begun()
+        return self._files.exists(_STOP) or not self.begun()
 
     def tell(self, key: str, what: Mapping[str, Any]) -> None:
         """How far a segment is. That this cannot be told is no reason not to train."""
         if self.begun():  # else the driver's folder would be made again
-            with contextlib.suppress(StoreError):
-                self._write(_name(key), what)
-
-    def _there(self, name: str) -> bool:
-        return self._paths.live_file(self._driver, name).exists()
+            self._files.write_later(_name(key), json.dumps(dict(what)).encode())
 
     def _write(self, name: str, what: Mapping[str, Any]) -> None:
-        path = self._paths.live_file(self._driver, name)
-        with explained(path, "write"):
-            write_atomically(path, json.dumps(dict(what)).encode())
+        self._files.write(name, json.dumps(dict(what)).encode())
 
 
 def live_at(address: str, driver: str) -> Live:
-    """The files of a driver in the store at an address, which is not made if it is not there."""
-    return Live(Paths(place_of(address)), driver)
+    """What is told in the store at an address, which is not made if it is not there.
+
+    Args:
+        driver: its name, which no other driver has.
+    """
+    place = place_of(address)
+    if url := address_of(place):
+        return Live(LiveObjects(remote_at(url), driver))
+    return Live(LiveFiles(Paths(place), driver))
 
 
 def _name(key: str) -> str:

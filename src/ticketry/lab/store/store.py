@@ -271,6 +271,7 @@ class Store:
     def furthest(self, trajectory: str, last: int) -> int:
         """The step of the furthest stored state, inside a segment or at the end of one, up to `last`; -1 if none is."""
         steps = [*map(_step_of, self._partials(trajectory)), *self.stored_steps(trajectory)]
+        steps += self.link.known_steps(trajectory)
         return max((step for step in steps if step <= last), default=-1)
 
     def drop_partials(self, trajectory: str, last: int) -> None:
