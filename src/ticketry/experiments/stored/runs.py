@@ -109,10 +109,15 @@ def stored_runs(root: Path) -> list[StoredRun]:
                 state,
                 usage.bytes_of({*own, *reached[name]}),
                 usage.bytes_of({*own, *alone}),
-                max((path.stat().st_mtime for path in (folder, *files_in(folder))), default=0.0),
+                _changed(folder, shared=store.link.shared),
             )
         )
     return sorted(found, key=lambda one: one.changed)
+
+
+def _changed(folder: Path, *, shared: bool) -> float:
+    """When a run's folder last changed; of a shared store's when its files did, for the folder is this machine's."""
+    return max((path.stat().st_mtime for path in (*([] if shared else [folder]), *files_in(folder))), default=0.0)
 
 
 def _records(store: Store) -> dict[str, list[Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,7 +67,7 @@ class Records:
             there = {one.name: one for folder in _FOLDERS for one in self._remote.list(folder)}
             for name, one in there.items():
                 if _is_record(name) and self._is_newer(one, index):
-                    self._get(name, one.version, index)
+                    self._get(name, index, one)
             for name in [name for name in index if name not in there]:
                 with contextlib.suppress(FileNotFoundError):
                     (self._paths.root / name).unlink()
@@ -83,12 +84,12 @@ class Records:
         with self._indexed() as index:
             for one in self._remote.list(folder):
                 if self._is_newer(one, index):
-                    self._get(one.name, one.version, index)
+                    self._get(one.name, index, one)
 
     def get(self, name: str) -> None:
         """Get one file, again."""
         with self._indexed() as index:
-            self._get(name, "", index)
+            self._get(name, index)
 
     def forget(self, names: Iterable[str]) -> None:
         """These were deleted, there and here."""
@@ -100,7 +101,7 @@ class Records:
         known = index.get(one.name)
         return known is None or known["there"] != one.version or not (self._paths.root / one.name).exists()
 
-    def _get(self, name: str, version: str, index: dict[str, Any]) -> None:
+    def _get(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
         found = self._remote.read(name)
         if found is None:
             return
@@ -108,7 +109,9 @@ class Records:
         data = self._translated(path, found.data, self._remote.address, str(self._paths.root))
         with explained(path, "write"):
             write_atomically(path, data)
-        index[name] = {"here": _mark(path), "there": version or found.version}
+            if listed is not None:
+                os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` tells when a run changed
+        index[name] = {"here": _mark(path), "there": listed.version if listed else found.version}
 
     # -- both --------------------------------------------------------------------------------------------------------
 
