@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,8 @@ def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
     with pytest.raises(StoreError, match="very store"):
         copy_store(origin, origin)
+
+
+@pytest.mark.parametrize("module", ["lab.remote.records", "lab.remote.mirror", "experiments.stored.copying"])
+def test_it_can_be_what_is_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import ticketry.{module}"], check=True)

@@ -27,7 +27,6 @@ from msgspec import Meta
 from ticketry.errors import StoreError
 from ticketry.lab.remote.objects import Content, Remote
 
-LEASE_SECONDS = 60.0
 _SLACK = 1.25
 """A lease is taken over after so many times its length."""
 _TRIES = 8
@@ -79,7 +78,7 @@ class Terms:
     """Of the leases of a process."""
 
     mirror: str
-    seconds: float = LEASE_SECONDS
+    seconds: float
 
 
 class Lease:

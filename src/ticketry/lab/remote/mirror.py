@@ -21,7 +21,7 @@ import msgspec
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.files import content_of, inside, write_atomically
 from ticketry.lab.remote.address import mirror_name
-from ticketry.lab.remote.lease import LEASE_SECONDS, Known, Lease, Terms, known_of, object_of
+from ticketry.lab.remote.lease import Known, Lease, Terms, known_of, object_of
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import Records
 from ticketry.lab.remote.uploads import Uploads
@@ -57,7 +57,7 @@ class Mirror(Link):
 
     shared = True
 
-    def __init__(self, remote: Remote, root: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, remote: Remote, root: Path, *, lease_seconds: float) -> None:
         self.remote, self.paths = remote, Paths(root)
         self._terms = Terms(_identity(root), lease_seconds)
         self._pending = root.parent / "unpublished"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
 from ticketry.lab.remote.address import address_of, place_of
-from ticketry.lab.remote.buckets import Bucket
-from ticketry.lab.remote.lease import LEASE_SECONDS
-from ticketry.lab.remote.mirror import Mirror
-from ticketry.lab.remote.objects import Remote
-from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.store import Store
+
+if TYPE_CHECKING:  # what a shared store needs is imported with the first one
+    from ticketry.lab.remote.mirror import Mirror
+    from ticketry.lab.remote.objects import Remote
 
 _mirrors: dict[Path, Mirror] = {}
 _guard = threading.Lock()
@@ -38,17 +38,23 @@ def open_store(address: str | Path) -> Store:
         url = address_of(place)
         if url is None:
             return Store(place)
-        mirror = Mirror(remote_at(url), place, lease_seconds=_lease_seconds())
+        mirror = _mirror(url, place)
         store = Store(place, mirror)
         _mirrors[place] = mirror
         return store
+
+
+def _mirror(url: str, place: Path) -> Mirror:
+    from ticketry.lab.remote.mirror import Mirror
+
+    return Mirror(remote_at(url), place, lease_seconds=_lease_seconds())
 
 
 def _lease_seconds() -> float:
     """``$TICKETRY_LEASE_SECONDS``: after how long another machine takes over what one that is gone was training."""
     said = os.environ.get("TICKETRY_LEASE_SECONDS", "")
     try:
-        seconds = float(said or LEASE_SECONDS)
+        seconds = float(said or 60.0)
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 86_400:
@@ -63,7 +69,7 @@ def existing_store(address: str | Path) -> Store | None:
         UsageError, StoreError: as `open_store`.
     """
     place = place_of(address)
-    if (url := address_of(place)) and not Mirror(remote_at(url), place).is_there():
+    if (url := address_of(place)) and not _mirror(url, place).is_there():
         return None
     if not url and not (place / "store.json").exists():
         return None
@@ -80,4 +86,7 @@ def publish_opened() -> None:
 
 def remote_at(url: str) -> Remote:
     """The objects at a URL that `checked_url` gave."""
+    from ticketry.lab.remote.buckets import Bucket
+    from ticketry.lab.remote.shared_folder import SharedFolder
+
     return SharedFolder(url) if url.startswith("file://") else Bucket(url)
