@@ -4,14 +4,16 @@
     python benchmarks/runners.py --state
 
 The segments are trainings of LeNet-300-100 on digits, one after the other, of --length each. Told is, for each runner,
-what a segment takes beside the steps of its training, which the worker times itself (what else runs on the machine
-slows both): of the first, with which workers are started, and of the others; and their share of segments of 30 s.
-``--state`` times what a cache of states in workers could save: reading a segment's start from the store.
+what a segment takes: in processor seconds of this process and of all that it started (a machine that others use makes
+the wall clock useless), and, by the wall clock, beside the steps of its training, which the worker times itself. The
+first segment, with which workers are started, is told alone. ``--state`` times what a cache of states in workers could
+save: reading a segment's start from the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import time
@@ -25,25 +27,49 @@ from ticketry.tasks import catalogue
 
 
 def searched(on: str, folder: Path, length: str, segments: int) -> dict[str, float]:
-    """Segments one after the other; seconds of the first, of the others, and of their training."""
+    """Segments one after the other: seconds of the first beside its training, and of the others."""
     shutil.rmtree(folder, ignore_errors=True)
     task = catalogue.get("digits")
     recipe = task.recipe.changed(length=length)
     with Lab(folder, runner=on, device="cpu") as lab:
-        walls, trained = [], []
+        walls, trained, processor = [], [], []
         for number in range(segments + 1):
             segment = lab.segment(task, start=number, recipe=recipe)
             began = time.perf_counter()
             result = lab.train(segment)
             walls.append(time.perf_counter() - began)
             trained.append(result.train_seconds)
+            processor.append(processor_seconds())
     shutil.rmtree(folder, ignore_errors=True)
     beside = [wall - own for wall, own in zip(walls, trained, strict=True)]
     return {
         "start": beside[0],
-        "a segment": statistics.median(beside[1:]),
-        "training": statistics.median(trained[1:]),
+        "beside": statistics.median(beside[1:]),
+        "processor": (processor[-1] - processor[0]) / segments,
     }
+
+
+def processor_seconds() -> float:
+    """Of this process, of those below it that live, and of those that they have waited for."""
+    waited = os.times()
+    return waited.user + waited.system + waited.children_user + waited.children_system + _below(os.getpid())
+
+
+def _below(pid: int) -> float:
+    parents: dict[int, list[tuple[int, float]]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = file.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        seconds = sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")  # own and waited for, user and system
+        parents.setdefault(int(words[1]), []).append((int(file.parent.name), seconds))
+    waiting, found = [pid], 0.0
+    while waiting:
+        for child, seconds in parents.get(waiting.pop(), []):
+            found += seconds
+            waiting.append(child)
+    return found
 
 
 def state(folder: Path) -> None:
@@ -79,12 +105,12 @@ def main() -> None:
         for on in arguments.on:
             found[on].append(searched(on, arguments.folder, arguments.length, arguments.segments))
             print(on, {name: round(value, 3) for name, value in found[on][-1].items()}, flush=True)
-    print(f"\n{'runner':28} {'first':>8} {'each':>8} {'training':>9}  share of segments of 30 s")
+    print(f"\n{'runner':28} {'first':>8} {'beside training':>16} {'processor':>10}")
     for on, rounds in found.items():
-        first, each, training = (
-            statistics.median(one[name] for one in rounds) for name in ("start", "a segment", "training")
+        first, beside, processor = (
+            statistics.median(one[name] for one in rounds) for name in ("start", "beside", "processor")
         )
-        print(f"{on:28} {first:7.2f}s {each:7.3f}s {training:8.2f}s  {100 * each / 30:.2f} %")
+        print(f"{on:28} {first:7.2f}s {beside:15.3f}s {processor:9.3f}s")
 
 
 if __name__ == "__main__":

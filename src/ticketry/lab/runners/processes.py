@@ -17,8 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, UsageError
+from ticketry.errors import InterruptedTrainingError, RunnerError, UsageError
 from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory
+from ticketry.lab.runners.request import check_task, modules_of
 from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
 from ticketry.lab.training.execute import Work, execute
@@ -65,13 +66,10 @@ class Processes:
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         task = segment.task
-        if task.spec is None:
-            raise TaskError(
-                f"the task {task.name!r} was made in this process and another cannot make it: name it as"
-                " package.module:object, or train in this process (workers=0)"
-            )
+        check_task(task.name, task.spec)
+        assert task.spec is not None
         try:
-            modules = tuple(type(variant).__module__ for variant in segment.variants)
+            modules = tuple(modules_of(segment))
             request = _Request(order, task.spec, segment.describe(), modules, keep)
             with held_back():  # it may start workers
                 future = self._pool.submit(_work, request)
