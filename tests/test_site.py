@@ -105,6 +105,12 @@ def test_notebooks_are_their_sources(source: Path) -> None:
     assert any(cell.get("outputs") for cell in cells)
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    told = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in told, page
+
+
 def test_every_tutorial_is_listed() -> None:
     listed = re.findall(r"\]\(([\w-]+)\.ipynb\)", (TUTORIALS / "README.md").read_text())
     assert sorted(listed) == sorted(path.stem for path in TUTORIALS.glob("*.py"))

@@ -38,6 +38,7 @@ EXTRAS = {
     "slurm": (("submitit",), "training on Slurm (--on slurm:partition=NAME)"),
     "energy": (("codecarbon", "nvidia-ml-py"), "energy where the machine has no meter"),
     "pandas": (("pandas",), "tables of pandas"),
+    "cloud": (("obstore",), "stores in buckets"),
     "trackio": (("trackio",), "logging to Trackio"),
     "wandb": (("wandb",), "logging to Weights & Biases"),
     "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic"), "logging to MLflow"),
