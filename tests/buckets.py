@@ -24,11 +24,15 @@ from typing import IO, NamedTuple
 import pytest
 
 _SERVER = """
-import logging, sys
+import logging, sys, threading
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=True)
+application, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def answered(environ, start_response):
+    with one_at_a_time:  # moto looks at a condition and writes in two steps, in which a bucket does both in one
+        return list(application(environ, start_response))
+run_simple("127.0.0.1", int(sys.argv[1]), answered, threaded=True)
 """
 
 
