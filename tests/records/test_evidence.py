@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketry.errors import StoreError, UsageError
+from ticketry.lab.store.files import write_sealed
 from ticketry.records.evidence import StabilityRecord, VerifyRecord, read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.speed import SpeedRecord
@@ -186,17 +187,25 @@ def test_the_evidence_of_runs_is_found(tmp_path, make_verify, make_stability):
     records = {"verify-1": make_verify(), "stability-1": make_stability(), "other": {"kind": "theory", "run": "a"}}
     records["verify-1"]["run"], records["stability-1"]["runs"] = "a", ["b", "c"]
     for name, record in records.items():
-        (folder / f"{name}.json").write_text(json.dumps(record))
+        write_sealed(folder / f"{name}.json", record)
     assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
     assert evidence_of(tmp_path, ["c", "d"]) == [records["stability-1"]]
     for number, kind in enumerate((["verify"], {}, None, 1.5)):
-        (folder / f"strange-{number}.json").write_text(json.dumps({**records["verify-1"], "kind": kind}))
+        write_sealed(folder / f"strange-{number}.json", {**records["verify-1"], "kind": kind})
     assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
     assert evidence_of(tmp_path, ["b", "a"]) == [records["stability-1"], records["verify-1"]]
     assert evidence_of(tmp_path, ["d", ""]) == []
     (folder / "broken.json").write_text("{")
     with pytest.raises(StoreError, match="broken"):
         evidence_of(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize("density", [-1, 1.5])
+def test_a_density_that_is_none_is_refused(make_bench, density):
+    record = json.loads(json.dumps(make_bench()))
+    record["layers"][1]["density"] = density
+    with pytest.raises(StoreError, match=r"layers\[1\].density"):
+        read_evidence(record)
 
 
 def test_no_run_or_the_same_twice_is_refused(make_record):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ticketry.cli import main
+from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.report.subject import evidence_of
 
 
@@ -21,8 +22,8 @@ def store(tmp_path, make_record, make_verify):
         record["run"], record["environment"]["date"] = name, f"2026-11-0{day}"
         path = folder / "runs" / name / "run.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(record))
-    (folder / "evidence" / "verify-1.json").write_text(json.dumps({**make_verify(), "run": "one-aa"}))
+        write_sealed(path, record)
+    write_sealed(folder / "evidence" / "verify-1.json", {**make_verify(), "run": "one-aa"})
     return folder
 
 
@@ -85,9 +86,9 @@ def test_a_store_without_runs(tmp_path, capsys, words):
 
 def test_what_is_wrong_in_a_record_is_told_with_its_file_and_place(store, capsys):
     path = store / "runs" / "one-aa" / "run.json"
-    record = json.loads(path.read_text())
+    record = read_sealed(path)
     record["points"][3]["density"] = 2
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     code, out, err = _call(capsys, "one-aa", "--store", store)
     assert (code, out) == (1, "")
     assert f"{path}: points[3].density is 2, which does not lie in (0, 1]" in " ".join(err.split())

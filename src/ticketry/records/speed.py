@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import field
 from msgspec.structs import force_setattr
 
-from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Positive, fault
+from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, Positive, Share, fault
 from ticketry.records.ticket import OfTicket
 
 Place = Literal["engine", "torch"]
@@ -97,7 +97,7 @@ class Layer(Part, frozen=True):
     where: Place
     kernel: str = ""
     """The kernels it runs in, empty before the first call."""
-    density: Number | None = None
+    density: Share | None = None
     """Weights kept / all weights of the layer; None for what has no weights."""
     kept: Count | None = None
     """Weights kept."""

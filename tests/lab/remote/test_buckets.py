@@ -26,6 +26,7 @@ def faults(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
         yield proxy
 
 
+@pytest.mark.slow
 def test_every_kind_of_fault_is_overcome(faults: Faults) -> None:
     bucket = Bucket("s3://harmed/of/us")
     faults.rates = {"busy": 0.1, "refused": 0.1, "cut": 0.1, "unanswered": 0.05}
@@ -65,6 +66,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_an_address_that_nobody_answers_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(f"http://127.0.0.1:{free_port()}").items():

@@ -64,6 +64,7 @@ def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
     assert known_of(remote_at(address).read(object_of(KEY))).steps == tuple(turns)
 
 
+@pytest.mark.slow
 def test_a_heartbeat_keeps_it_for_longer_than_its_time(address: str) -> None:
     first, second = (Lease(remote_at(address), KEY, Terms(mirror, 1.5)) for mirror in "12")
     first.take()
@@ -98,6 +99,7 @@ def killed(address: str) -> str:
     return address
 
 
+@pytest.mark.slow
 def test_a_lease_of_the_killed_runs_out(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the clock of who waits is off by an hour: it is not looked at."""
     hour, real = 3600.0, time.time

@@ -25,6 +25,7 @@ def on(machine: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Live:
     return live_at(address, "driver")
 
 
+@pytest.mark.slow
 def test_progress_comes_and_a_stop_goes(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, early = (on(tmp_path / name, address, monkeypatch) for name in ("one", "two"))
     assert not early.begun()

@@ -107,6 +107,15 @@ def test_any_executor_gives_the_same_bits(tmp_path, lab, digits, kind):
     assert {"started", "finished"} <= {event.kind for event in events}
 
 
+def test_the_runner_of_the_page_gives_the_same_bits(tmp_path, lab, digits):
+    recipe = digits.recipe.changed(length="20it")
+    wanted = lab.train(lab.segment(digits, start=0, recipe=recipe))
+    with Lab(tmp_path / "other", device="cpu", runner="own_runner:Mine") as other:
+        found = other.train(other.segment(digits, start=0, recipe=recipe))
+        assert other.ledger.steps_trained == 20
+    assert (found.model, found.metrics) == (wanted.model, wanted.metrics)
+
+
 def test_a_lost_worker_is_replaced(away, lab, digits):
     cluster = Threads(losses=LOSSES - 1)
     recipe = digits.recipe.changed(length="20it")
