@@ -53,6 +53,7 @@ class Outside(HTMLParser):
                 self.found.append(f"{tag} {told[name]}")
 
 
+@pytest.mark.slow
 def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 60
@@ -62,6 +63,7 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not reader.found, page
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_place(site: Path) -> None:
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (site / "reference").glob("python-*.html"))
     for name in set(tk.__all__) - {"__version__"}:
@@ -69,6 +71,7 @@ def test_every_public_name_has_a_place(site: Path) -> None:
     assert "kept_parameters" in pages
 
 
+@pytest.mark.slow
 def test_every_command_and_option_has_a_place(site: Path) -> None:
     for command in COMMANDS:
         assert (site / "reference" / f"command-{command}.html").exists()
@@ -81,6 +84,7 @@ def test_every_command_and_option_has_a_place(site: Path) -> None:
             assert f"--{field.name.replace('_', '-')}" in search, (name, field.name)
 
 
+@pytest.mark.slow
 def test_it_can_be_searched_without_a_server(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
     for words in ("lottery ticket", "--checkpoint-seconds", "confidence interval"):
