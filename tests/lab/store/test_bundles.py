@@ -19,7 +19,7 @@ from cli.calling import call
 from flips import flip, made
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
-from ticketry.lab.store.bundle_file import MAGIC, Bundle
+from ticketry.lab.store.bundle_file import MAGIC, Bundle, Source, write_bundle
 
 SEARCH: dict[str, Any] = {
     "task": "digits",
@@ -274,3 +274,17 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("ticketry")
     with pytest.raises(StoreError, match="is no bundle"):
         tk.store.unpack(tmp_path / "text", store=tmp_path / "elsewhere")
+
+
+def test_a_mask_behind_one_that_shrinks_to_nothing_is_read(tmp_path: Path) -> None:
+    """A part of which compression leaves less than a hundredth lies there as it is; no difference is taken from it."""
+    draw = random.Random(0)
+    whole, some = bytes(range(256)) * 400, draw.randbytes(2_000)
+    rest = whole[2_000:]
+    parts = [whole, some + rest, some[:800] + draw.randbytes(1_200) + rest]
+    sources = [Source("blob", (hashlib.sha256(part).hexdigest(),), lambda part=part: part) for part in parts]
+    path = tmp_path / "masks.tkz"
+    told = write_bundle(path, sources, store=2, numerics=1, weights=False, runs=())
+    assert [part.coding for part in told.parts] == ["whole", "zlib", "difference"]
+    with Bundle(path) as bundle:
+        assert [data for _, data in bundle.parts()] == parts

@@ -130,7 +130,7 @@ def _coded(parts: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
     for kind, name, read, whole in parts:
         data = read()
         coding, packed = ("whole", data) if whole else _shortest(data, before)
-        before = b"" if whole else data
+        before = b"" if coding == "whole" else data  # as who reads it knows it
         told = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
         yield msgspec.convert({**told, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
 
