@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.remote.address import checked_url, is_url
@@ -78,9 +76,12 @@ def _objects(address: str) -> Remote:
 def _wanted(here: Remote) -> Iterator[Listed]:
     found = {folder: list(here.list(folder)) for folder in _ORDER}
     for folder in _ORDER:
-        hidden = [one for one in found[folder] if any(part.startswith(".") for part in one.name.split("/"))]
-        left = [one for one in found[folder] if one not in hidden and not one.name.endswith("/running")]
-        yield from sorted(left, key=lambda one: (_is_record(one.name), one.name))
+        yield from sorted(filter(_is_copied, found[folder]), key=lambda one: (_is_record(one.name), one.name))
+
+
+def _is_copied(one: Listed) -> bool:
+    parts = one.name.split("/")
+    return parts[-1] != "running" and not any(part.startswith(".") for part in parts)
 
 
 def _is_record(name: str) -> bool:
@@ -106,8 +107,7 @@ def _moved(data: bytes, name: str, origin: str, target: str) -> bytes:
     """A record with its store's new address in place of the old one; anything else as it is."""
     if not _is_record(name):
         return data
-    values: dict[str, Any] = json.loads(data)
-    values.pop("sha256", None)
+    values = unsealed(data, name)
     old = values["store"] if isinstance(values.get("store"), str) and values["store"] else origin
     new = checked_url(target) if is_url(target) else target
     moved = moved_inside(values, old, new)

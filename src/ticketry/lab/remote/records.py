@@ -16,13 +16,13 @@ from typing import Any
 
 import filelock
 
+from ticketry.errors import StoreError
 from ticketry.files import content_of, inside, write_atomically
 from ticketry.lab.remote.objects import Listed, Remote
-from ticketry.lab.store.files import explained, sealed_bytes
+from ticketry.lab.store.files import explained, sealed_bytes, unsealed
 from ticketry.lab.store.paths import Paths
 
 _FOLDERS = ("runs", "evidence", "campaigns")
-_SEAL = "sha256"
 
 
 class Records:
@@ -120,13 +120,9 @@ class Records:
         if not (_is_record(self._name(path)) and path.suffix == ".json"):
             return data
         try:
-            values = json.loads(data)
-            seal = values.pop(_SEAL)
-        except (ValueError, KeyError, AttributeError, RecursionError):
+            return sealed_bytes(moved_inside(unsealed(data, str(path)), old, new))
+        except StoreError:
             return data
-        if sealed_bytes(values) != data or not isinstance(seal, str):
-            return data
-        return sealed_bytes(moved_inside(values, old, new))
 
     @contextlib.contextmanager
     def _indexed(self) -> Iterator[dict[str, Any]]:
