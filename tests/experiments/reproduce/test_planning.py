@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import NotStoredError
-from ticketry.experiments.reproduce.planning import dense, work_of
+from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
+from ticketry.experiments.reproduce.pace import Pace, measured
+from ticketry.experiments.reproduce.planning import Block, Clock, Work, dense, work_of
 from ticketry.experiments.reproduce.stored import stored_work
+from ticketry.experiments.search import execute
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -28,10 +33,12 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
 def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
     run = tk.run(method, "digits", controls=controls, store=tmp_path, **settings, **ASKED)
     lab = tk.Lab(tmp_path, device="cpu")
-    steps, trainings = work_of(lab, run.request)
+    work = work_of(lab, run.request)
     whole = dense(lab, run.request)
-    assert run.record.cost.steps_trained == pytest.approx(whole.total + steps, abs=3)  # random_reinit trains to step 3
-    assert run.record.cost.segments_trained == pytest.approx(1 + trainings, abs=1)
+    assert run.record.cost.steps_trained == pytest.approx(
+        whole.total + work.steps, abs=3
+    )  # random_reinit trains to step 3
+    assert run.record.cost.segments_trained == pytest.approx(1 + work.trainings, abs=1)
 
 
 def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
@@ -44,8 +51,98 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     whole = dense(lab, run.request)
     own = whole.total - 3
     assert (steps, trainings) == (2 * 3 * own, 2 * 3)
-    assert steps == pytest.approx(work_of(lab, run.request)[0], abs=3)
+    assert steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
     assert lab.ledger.segments_asked == 0
     with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
         lab.train(dense(lab, longer, 1))
     assert lab.train(dense(lab, longer, 1).until(2)).segment.last == 2
+
+
+CAMPAIGN = """
+title = "Structure"
+paper = "none"
+
+[scales.demo]
+interim = [2]
+densities = { half = 0.5 }
+
+[scales.demo.base]
+method = "iterative"
+task = "digits"
+recipe = { length = "40it" }
+settings = { densities = [0.6, 0.5, 0.4] }
+
+[scales.demo.runs.single]
+
+[scales.demo.runs.groups]
+settings = { structure = "regroup", rows = 4 }
+
+[claims.groups]
+statement = "Groups are as good."
+source = "none"
+a = { run = "groups" }
+b = { run = "single" }
+density = "half"
+"""
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    (file := tmp_path / "structure.toml").write_text(CAMPAIGN)
+    return read_campaign(file, "demo")
+
+
+def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> Clock:
+    """One by which each step takes so many seconds, and nothing else any time."""
+    clock = Clock(lab, campaign, twins=lambda _: ())
+    clock._measured = lambda _: Pace(seconds, 0.0)  # type: ignore[method-assign]
+    return clock
+
+
+def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> None:
+    """Two replicates: dense, three tickets, and three with a structure, whose search goes on from the first two."""
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        clock, single, groups = clock_of(lab, campaign, 1.0), Block("single", 0, 0, 2), Block("groups", 0, 0, 2)
+        assert clock.estimate(single) == 2 * (1 + 3) * 40
+        assert clock.estimate(groups) == 2 * (1 + 2 + 3) * 40
+        assert clock.whole([single, groups]) == 2 * (1 + 3 + 3) * 40
+
+
+def test_what_another_run_has_trained_is_not_planned(tmp_path: Path, campaign: Campaign) -> None:
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        execute(lab, Block("single", 0, 0, 2).request(campaign))
+        clock, groups = clock_of(lab, campaign, 1.0), Block("groups", 0, 0, 2)
+        assert clock.estimate(groups) == 2 * 3 * 40
+        before = lab.ledger.copy()
+        execute(lab, groups.request(campaign))
+        assert lab.ledger.since(before).steps_trained == 2 * 3 * 40
+
+
+def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign: Campaign) -> None:
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        clock, block = clock_of(lab, campaign, 1.0), Block("single", 0, 0, 2)
+        shared = clock.shared(block)
+        assert shared == Work(2 * 40, 2)
+        # The dense networks took 80 s of these 140; 60 s were for 120 steps, for the rest was in the store.
+        clock.took(block, 140.0, Work(200, 5), shared)
+        assert clock.estimate(block) == 2 * 40 * 1.0 + 2 * 3 * 40 * 0.5
+
+
+def test_steps_that_are_in_the_store_are_timed_anew(tmp_path: Path, campaign: Campaign) -> None:
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        whole = dense(lab, campaign.runs["single"])
+        opened: list[Path] = []
+
+        @contextlib.contextmanager
+        def elsewhere(folder: Path) -> Iterator[tk.Lab]:
+            opened.append(folder)
+            with tk.Lab(folder, device="cpu") as other:
+                yield other
+                assert other.ledger.segments_trained > 0
+
+        assert measured(lab, whole, elsewhere).step > 0
+        assert opened == []  # it was trained here
+        lab.train(whole)
+        assert measured(lab, whole, elsewhere).step > 0
+        (folder,) = opened
+        assert not folder.exists()

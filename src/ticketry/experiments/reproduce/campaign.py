@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
-from ticketry.experiments.reproduce.planning import Block, Clock, blocks_done, blocks_of, missing
+from ticketry.experiments.reproduce.pace import Elsewhere
+from ticketry.experiments.reproduce.planning import Block, Clock, Work, blocks_done, blocks_of, missing
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability, record_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
+from ticketry.lab.runners.chosen import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
@@ -79,10 +82,16 @@ def reproduce(
     wanted = _chosen(campaign, tuple(only))
     chosen = replace(options, precision=campaign.precision)
     with opened(chosen, None, on_event) as lab:
-        work = _Work(lab, campaign, command, say)
+        # Where networks are trained on this machine, steps can be timed in a folder of their own.
+        here = lab.on in (PROCESSES, IN_PROCESS)
+        work = _Work(lab, campaign, command, say, (lambda folder: _opened_in(folder, chosen)) if here else None)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
         return Outcome(work.write(), *work.pages(), stopped)
+
+
+def _opened_in(folder: Path, options: LabOptions) -> AbstractContextManager[Lab]:
+    return opened(replace(options, store=folder, on="", workers=0, log=()), None)
 
 
 def _chosen(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
@@ -97,7 +106,7 @@ def _chosen(campaign: Campaign, only: tuple[str, ...]) -> set[str]:
 class _Work:
     """What is done of a campaign, and what is told of it."""
 
-    def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say) -> None:
+    def __init__(self, lab: Lab, campaign: Campaign, command: str, say: Say, elsewhere: Elsewhere | None) -> None:
         self._lab, self._campaign, self._command, self._say = lab, campaign, command, say
         self._paths = Paths(lab.store.paths.root)
         self._name = f"{campaign.name}-{campaign.scale}"
@@ -108,7 +117,7 @@ class _Work:
         self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
-        self._clock = Clock(lab, campaign, self._twins.missing)
+        self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
         self._resolution: dict[str, float | None] = {}
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -155,11 +164,11 @@ class _Work:
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
-        began, asked, trained = time.monotonic(), self._lab.ledger.steps_asked, self._lab.ledger.steps_trained
+        began, before = time.monotonic(), self._lab.ledger.copy()
         self._carry_out(block)
-        seconds = time.monotonic() - began
-        if self._lab.ledger.steps_trained - trained > (self._lab.ledger.steps_asked - asked) / 2:
-            self._clock.took(block, seconds, shared)  # little of it was in the store
+        seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
+        if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into looking things up
+            self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
         self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
         self.write()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.record_files import earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
+from ticketry.experiments.reproduce.pace import Elsewhere, Pace, measured
 from ticketry.experiments.reproduce.stored import stored_work
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
@@ -18,15 +19,11 @@ from ticketry.lab.store import digest_of
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.segment import Segment
 from ticketry.records.run import RunRecord
+from ticketry.search.common.structure import Restructuring
 from ticketry.search.concrete import Settings as ConcreteSettings
 from ticketry.search.concrete import mask_steps
 from ticketry.search.gating.settings import GateSettings
 from ticketry.search.iterative import Settings as IterativeSettings
-
-_WARM, _TIMED = 10, 40
-"""Steps that are trained before those that are timed, and how many these are at first."""
-_LONG_ENOUGH, _MOST_TIMED = 2.0, 1000
-"""Seconds, and steps, after which no more are timed: a few milliseconds are no measure where others compute too."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,26 @@ def missing(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Bloc
     return {block: tuple(waiting[block]) for block in ranked}
 
 
-@dataclass
-class _Pace:
-    """How fast a task is trained here."""
+@dataclass(frozen=True)
+class Work:
+    """Steps, and in how many trainings."""
 
-    step: float
-    """Seconds."""
-    training: float
-    """Seconds of a training beside its steps: evaluation, reading, writing."""
+    steps: int
+    trainings: int
+
+    def without(self, other: Work) -> Work:
+        """What is left of it."""
+        return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
+
+    def times(self, count: int) -> Work:
+        """As many times as much."""
+        return Work(count * self.steps, count * self.trainings)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.steps + other.steps, self.trainings + other.trainings)
+
+
+_NONE = Work(0, 0)
 
 
 class Clock:
@@ -95,96 +104,116 @@ class Clock:
 
     Args:
         twins: of a block, the replicates whose dense network is to be trained in a second order, see `twins`.
+        elsewhere: opens a lab over another folder, to measure steps in; None where workers are on other machines.
     """
 
-    def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
-        self._lab, self._campaign, self._twins = lab, campaign, twins
-        self._pace: dict[str, _Pace] = {}
-        self._seen: dict[str, list[float]] = {}
-        """Of each run: seconds a replicate, but for dense networks."""
-        self._there: dict[Block, tuple[int, int]] = {}
+    def __init__(
+        self,
+        lab: Lab,
+        campaign: Campaign,
+        twins: Callable[[Block], Sequence[int]],
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self._lab, self._campaign, self._twins, self._elsewhere = lab, campaign, twins, elsewhere
+        self._pace: dict[str, Pace] = {}
+        self._seen: dict[str, float] = {}
+        """Of each run: seconds a step that is no dense network's, with all that trainings take beside their steps."""
+        self._there: dict[tuple[Block, bool], Work] = {}
 
-    def took(self, block: Block, seconds: float, shared: float) -> None:
-        """Take note of a block that was trained just now; `shared` is what `shared` said before."""
-        self._seen.setdefault(block.run, []).append(max(seconds - shared, 0.0) / (block.last - block.first))
+    def took(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
+        """Take note of a block that was carried out just now.
+
+        Args:
+            trained: what was not in the store.
+            shared: what `shared` said before.
+        """
+        own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
+        if own.trainings and own.steps and seconds > 0:
+            self._seen[block.run] = seconds / own.steps
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds of what the store lacks. Dense networks that are in `counted` take none; others are added to that."""
+        """Seconds of what the store lacks. Networks that are in `counted` take none; others are added to that."""
         request, count = block.request(self._campaign), block.last - block.first
-        steps, trainings = work_of(self._lab, request, self._campaign.stability.get(block.run))
-        steps_left, trainings_left = count * steps, count * trainings
-        if self._begun(block):
-            there = self._stored(block, request)
-            steps_left, trainings_left = max(steps_left - there[0], 0), max(trainings_left - there[1], 0)
-        if seen := self._seen.get(block.run):
-            own = seen[-1] * steps_left / max(steps, 1)
-        else:
-            own = self._seconds(block, steps_left, trainings_left)
-        return own + self.shared(block, counted)
+        known = set[str]() if counted is None else counted
+        every = work_of(self._lab, request, self._campaign.stability.get(block.run))
+        chain = chain_of(self._lab, request)
+        left = every.without(chain).times(count).without(self._stored(block).without(self._stored(block, chain=True)))
+        if (name := self._chain_name(block)) not in known:
+            left += chain.times(count).without(self._stored(block, chain=True))
+            known.add(name)
+        return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
 
-    def _stored(self, block: Block, request: SearchRequest) -> tuple[int, int]:
-        """What the store had of a block when it was first looked at: to look takes seconds."""
-        if block not in self._there:
+    def _chain_name(self, block: Block) -> str:
+        """Of the tickets without structure: other runs of these replicates train the same."""
+        settings = _plain(block.request(self._campaign)).settings
+        replicates = [one.key for one in self._whole(block)]
+        return f"chain of {digest_of([replicates, repr(settings)])}"
+
+    def _stored(self, block: Block, *, chain: bool = False) -> Work:
+        """What the store had of a block when it was first looked at: to look takes seconds.
+
+        Args:
+            chain: only tickets without structure, which `chain_of` counts.
+        """
+        if not self._begun(block):
+            return _NONE
+        if (block, chain) not in self._there:
+            request, count = block.request(self._campaign), block.last - block.first
             with self._lab.training_in(self._campaign.kernels[block.run]):
-                self._there[block] = stored_work(self._lab, request)
-        return self._there[block]
+                found = Work(*stored_work(self._lab, _plain(request) if chain else request))
+                if not chain and _structured(request):
+                    found += self._stored(block, chain=True)
+            most = chain_of(self._lab, request).times(count)
+            limit = min(found.steps, most.steps), min(found.trainings, most.trainings)
+            self._there[block, chain] = Work(*limit) if chain else found
+        return self._there[block, chain]
 
     def _begun(self, block: Block) -> bool:
         """Whether some of its dense networks are there, without which nothing else is."""
         return len(self._left(block)) < block.last - block.first
 
-    def _left(self, block: Block) -> list[Segment]:
-        """Its dense networks that have still to be trained, in the first order."""
+    def _whole(self, block: Block) -> list[Segment]:
+        """Its dense networks, in the first order."""
         request = self._campaign.runs[block.run]
-        whole = [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
-        return [one for one in whole if self._lab.store.trained(one.trajectory, one.last) is None]
+        return [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
 
-    def shared(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds of a block's dense networks, in both orders, that have still to be trained."""
-        request, known = self._campaign.runs[block.run], set[str]() if counted is None else counted
-        whole = [dense(self._lab, request, replicate) for replicate in range(block.first, block.last)]
+    def _left(self, block: Block) -> list[Segment]:
+        """Those that have still to be trained."""
+        return [one for one in self._whole(block) if self._lab.store.trained(one.trajectory, one.last) is None]
+
+    def shared(self, block: Block, counted: set[str] | None = None) -> Work:
+        """A block's dense networks, in both orders, that have still to be trained."""
+        whole, known = self._whole(block), set[str]() if counted is None else counted
         left = {one.key for one in self._left(block)}
         left |= {f"twin of {whole[replicate - block.first].key}" for replicate in self._twins(block)}
         left -= known
         known |= left
-        return self._seconds(block, len(left) * whole[0].total, len(left))
+        return Work(len(left) * whole[0].total, len(left))
 
     def whole(self, blocks: Sequence[Block]) -> float:
         """Of several, one after the other: what they share is counted once."""
         counted = set[str]()
         return sum(self.estimate(block, counted) for block in blocks)
 
-    def _seconds(self, block: Block, steps: int, trainings: int) -> float:
+    def _seconds(self, block: Block, work: Work, *, dense: bool = False) -> float:
+        if not work.trainings:
+            return 0.0
+        if not dense and (seen := self._seen.get(block.run)):
+            return work.steps * seen  # of blocks side by side, as they were
         pace = self._measured(self._campaign.runs[block.run])
         side_by_side = min(max(self._lab.workers, 1), block.last - block.first)
-        return (steps * pace.step + trainings * pace.training) / side_by_side
+        return (work.steps * pace.step + work.trainings * pace.training) / side_by_side
 
-    def _measured(self, request: SearchRequest) -> _Pace:
-        """By the first steps of the first dense network, which goes on from there."""
+    def _measured(self, request: SearchRequest) -> Pace:
+        """By the first steps of the first dense network."""
         whole = dense(self._lab, request)
         key = digest_of(whole.describe())
         if key not in self._pace:
-            at, pace = min(_WARM, whole.last - 1), _Pace(0.0, 0.0)
-            before = self._timed(whole, at)  # starts processes and reads the data, too
-            seconds, steps = 0.0, 0
-            while at < whole.last and seconds < _LONG_ENOUGH and steps < _MOST_TIMED:
-                begun, trained = time.monotonic(), self._lab.ledger.segments_trained
-                then = min(at + max(_TIMED, steps), whole.last)
-                now = self._timed(whole, then)
-                seconds, steps, at = seconds + now - before, steps + then - at, then
-                if self._lab.ledger.segments_trained > trained:  # else it was in the store, and took nothing
-                    pace.training = max(time.monotonic() - begun - (now - before), 0.0)
-                before = now
-            pace.step = max(seconds, 1e-4) / max(steps, 1)
-            self._pace[key] = pace
+            self._pace[key] = measured(self._lab, whole, self._elsewhere)
         return self._pace[key]
 
-    def _timed(self, whole: Segment, step: int) -> float:
-        """Seconds of all training up to a step."""
-        return self._lab.train(whole.until(step), label="to measure a step", measure=step > _WARM).train_seconds
 
-
-def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> tuple[int, int]:
+def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
     """About how many steps one replicate trains beside the dense network, and in how many trainings: tickets and
     controls, rounds with gates, and what is trained once more in a second order of the data.
     """
@@ -198,12 +227,37 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         # Of other masks both orders are its own, unless they are controls anyway.
         others = sum(2 - (role in request.controls) for role in stability.roles if role)
         sparse += (len(stability.at) or tickets) * (1 + others) + stability.dense
-    if isinstance(settings, IterativeSettings) and settings.structure != "none":
+    if _structured(request):
         sparse += tickets - 1  # the next level goes on from the mask without structure
     steps, trainings = whole.total * rounds + sparse * own, rounds + sparse
     if isinstance(settings, ConcreteSettings):
         steps, trainings = steps + tickets * mask_steps(settings, whole), trainings + tickets
-    return steps, trainings
+    return Work(steps, trainings)
+
+
+def chain_of(lab: Lab, request: SearchRequest) -> Work:
+    """What a replicate trains of tickets without structure, which runs that differ in structure alone share."""
+    settings = request.settings
+    if not isinstance(settings, IterativeSettings):
+        return _NONE
+    whole = dense(lab, request)
+    tickets = request.method.levels(settings) if request.method.levels else 1
+    trained = tickets - _structured(request)
+    return Work(trained * (whole.total - whole.at(settings.rewind)) if _rewinds(settings) else 0, trained)
+
+
+def _structured(request: SearchRequest) -> bool:
+    """Whether each level has two tickets: one with a structure, and one without, that the next goes on from."""
+    return isinstance(request.settings, IterativeSettings) and request.settings.structure != "none"
+
+
+def _plain(request: SearchRequest) -> SearchRequest:
+    """The same search without structure and controls."""
+    settings = request.settings
+    if isinstance(settings, IterativeSettings):
+        without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
+        settings = replace(settings, **without)
+    return replace(request, settings=settings, controls=())
 
 
 def _rewinds(settings: object) -> bool:
