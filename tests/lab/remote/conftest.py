@@ -1,4 +1,4 @@
-"""A store in a bucket of moto's server on a loopback port, and one in a shared folder; and what stands between."""
+"""Stores in a bucket of moto's server and in a container of azurite on loopback ports, and one in a shared folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import azurite
 from buckets import environment, made_bucket, moto_server
 
 
@@ -26,9 +27,24 @@ def cloud(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{made_bucket(s3, f'tickets-{uuid.uuid4().hex}')}/of/us"
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(scope="session")
+def azure() -> Iterator[str]:
+    """The address of azurite's account."""
+    with azurite.azurite_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def container(azure: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty container of Azure's emulator, which the environment leads to."""
+    for name, value in azurite.environment(azure).items():
+        monkeypatch.setenv(name, value)
+    return f"az://{azurite.made_container(azure, f'tickets-{uuid.uuid4().hex}')}/of/us"
+
+
+@pytest.fixture(params=["file", "s3", pytest.param("az", marks=pytest.mark.slow)])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a shared store that is not made yet."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("cloud"))
+    if request.param in ("s3", "az"):
+        return str(request.getfixturevalue({"s3": "cloud", "az": "container"}[request.param]))
     return f"file://{tmp_path}/shared"
