@@ -63,6 +63,7 @@ PLACES = {
     "an environment with a module": spec("gym:evil:Environment-v0"),
     "a folder of images": spec("imagefolder", path="/etc"),
     "a folder of images without a path": spec("imagefolder"),
+    "shards of images": spec("imageshards", path="https://host/shards"),
     "a path as an option of digits": spec("digits", path="/etc"),
     "a path as the value of an option": spec("digits", train="/etc/passwd"),
     "an unknown option": spec("digits", MODEL, colour="red"),

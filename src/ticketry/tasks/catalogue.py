@@ -22,6 +22,10 @@ _LINES = {
         "Your own images, read from disk: --option path=DIR with train/<class>/* and val/<class>/*, 224x224 by default"
         " (--option size=64); resnet-18-imagenet by default"
     ),
+    "imageshards": (
+        "Your own images in shards (WebDataset's tar files), in a folder or at a URL: --option path=DIR, train-*.tar"
+        " and val-*.tar; otherwise as imagefolder"
+    ),
     "table:FILE": (
         "Your own table: a column (--target COLUMN) from the others of a CSV file, which is split at random, anew for"
         f" each replicate (--option split=0 for one split); {MODEL} by default"
@@ -48,6 +52,7 @@ TASKS: Registry[Any] = Registry(
     {
         **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:make"),
         "imagefolder": "ticketry.tasks.images.folder:make",
+        "imageshards": "ticketry.tasks.images.shards:make",
         **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:make"),
         **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression.task:make"),
         **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:make"),

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,18 @@ class Reader(Protocol):
         function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
         and an example's position in `rows`. A `TicketryError` that it raises reaches the user.
         """
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """What a `Reader` has besides, if its examples lie in shards that are best read one after the other."""
+
+    @property
+    def window(self) -> int:
+        """Shards that are mixed: an epoch reads from no more of them at a time."""
+
+    def shards(self, rows: Tensor) -> Tensor:
+        """int64 [b]: the number of the shard of each of `rows` [b], from 0 on."""
 
 
 @dataclass(frozen=True)

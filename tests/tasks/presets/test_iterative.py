@@ -33,8 +33,9 @@ PAPER = {
     "vgg-19-warmup": (112_000, 64, "sgd", 0.1, [56_000, 84_000], 10_000, 0),
     # 90 epochs of 1,252 steps (1,281,167 images in batches of 1024); drops at 30, 60, 80; 5 of warm-up; rewound to 6
     "resnet-50": (112_680, 1024, "sgd", 0.4, [37_560, 75_120, 100_160], 6_260, 7_512),
+    "resnet-50-imagenet": (112_680, 1024, "sgd", 0.4, [37_560, 75_120, 100_160], 6_260, 7_512),
 }
-EXAMPLES = {"mnist": 55_000, "cifar10": 45_000, "imagefolder": 1_281_167}
+EXAMPLES = {"mnist": 55_000, "cifar10": 45_000, "imagefolder": 1_281_167, "imageshards": 1_281_167}
 
 REMAINING = {  # figure 3, weights remaining in percent; ResNet-50: 80 % removed
     "lenet": 10.7,
@@ -45,6 +46,7 @@ REMAINING = {  # figure 3, weights remaining in percent; ResNet-50: 80 % removed
     "vgg-19-low": 2.2,
     "vgg-19-warmup": 2.2,
     "resnet-50": 20.0,
+    "resnet-50-imagenet": 20.0,
 }
 
 PARAMETERS = {"lenet": 266_000, "resnet-20": 274_000, "vgg-19": 20_000_000}

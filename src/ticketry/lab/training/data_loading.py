@@ -20,7 +20,7 @@ from ticketry.core.seeds import generator, mix
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.stopping import held_back, serve_to_the_end
-from ticketry.tasks.task import Reader, Split
+from ticketry.tasks.task import Reader, Sharded, Split
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
@@ -29,21 +29,69 @@ def steps_per_epoch(examples: int, batch: int) -> int:
 
 
 class DataOrder:
-    """Batches of example indices for any step: each epoch is a permutation drawn from (seed, epoch)."""
+    """Batches of example indices for any step: each epoch is a permutation drawn from (seed, epoch).
 
-    def __init__(self, seed: int, examples: int, batch: int) -> None:
+    Of examples in shards (`tasks.task.Sharded`): the shards are permuted, and of each `window` of them in that order
+    the examples together, so that an epoch goes through the shards once, with no more than a window of them at a time.
+
+    Args:
+        shards: int64 [examples], the shard of each; None where any example is read as easily as any other.
+        window: how many shards are mixed.
+        rank, world: the part of each batch that one of several processes has, see `part`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        examples: int,
+        batch: int,
+        *,
+        shards: Tensor | None = None,
+        window: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self._seed, self._examples, self._batch = seed, examples, batch
+        # Numbered without gaps, as a split need not have examples in each of its source's shards.
+        self._shards = None if shards is None else torch.unique(shards, return_inverse=True)[1]
+        self._window, self._rank, self._world = window, rank, world
         self._per_epoch = steps_per_epoch(examples, batch)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
-        """int64 [batch or fewer]: the examples of iteration `step`, counted from 0."""
+        """int64 [batch or fewer]: the examples of iteration `step`, counted from 0; this rank's part of them."""
         epoch, index = divmod(step, self._per_epoch)
         if epoch != self._epoch:
-            self._order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
-            self._epoch = epoch
-        return self._order[index * self._batch : (index + 1) * self._batch]
+            self._order, self._epoch = self._of_epoch(epoch), epoch
+        whole = self._order[index * self._batch : (index + 1) * self._batch]
+        return whole if self._world == 1 else part(whole, self._rank, self._world)
+
+    def _of_epoch(self, epoch: int) -> Tensor:
+        order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
+        if self._shards is None:
+            return order
+        place = torch.randperm(int(self._shards.max()) + 1, generator=generator(self._seed, "shards", epoch))
+        # A stable sort by windows leaves a permutation, as likely as any other, within each.
+        return order[torch.sort(place[self._shards[order]] // self._window, stable=True).indices]
+
+
+def part(batch: Tensor, rank: int, world: int) -> Tensor:
+    """The examples of a batch [n] that one of `world` processes has: a pure function, and together they are the batch.
+
+    Consecutive ones, as many for each; where n is no multiple of `world`, one more for each of the first n % world.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} of {world}")
+    return torch.tensor_split(batch, world)[rank]
+
+
+def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
+    """The order of a split's examples; that of its shards, where it has some."""
+    reader: object = split.reader
+    shards = reader.shards(split.inputs) if isinstance(reader, Sharded) else None
+    window = reader.window if isinstance(reader, Sharded) else 1
+    return DataOrder(seed, len(split), batch, shards=shards, window=window, rank=rank, world=world)
 
 
 Batch = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ticketry.core.seeds import mix
 from ticketry.lab.training import data_loading
-from ticketry.lab.training.data_loading import DataOrder, steps_per_epoch
+from ticketry.lab.training.data_loading import order_of, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Split, Splits, Task
@@ -59,7 +59,7 @@ class Supervised(Course):
         """The first batches of an order of their own, prepared, without augmentation."""
         split, device = self.splits.train, next(model.parameters()).device.type
         steps = range(min(count, steps_per_epoch(len(split), size)))
-        drawn = data_loading.batches(split, DataOrder(seed, len(split), size).batch, steps, device)
+        drawn = data_loading.batches(split, order_of(split, seed, size).batch, steps, device)
         return [(self.task.prepare(inputs), targets) for inputs, targets in drawn]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -90,7 +90,7 @@ class SupervisedSession(Session):
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
         self._examples = data_loading.placed(train, arithmetic.device)
         self._read_with, self._augment = data_loading.while_reading(train, recipe.augment)
-        self._order = DataOrder(seed, len(train), recipe.batch).batch
+        self._order = order_of(train, seed, recipe.batch).batch
         self._generator = torch.Generator()
 
     def batches(self, steps: range) -> data_loading.Batches:

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,16 +54,27 @@ class Pictures:
         Raises:
             DataError: for the first file that is not a whole image.
         """
-        batch = np.empty((len(self.paths), 3, self.size, self.size), np.uint8)
-        for position, path in enumerate(self.paths):
-            image = decoded(path, path)
-            if self.seed is None:
-                image = central(image, self.resize, self.size)
-            else:
-                draws = random.Random(mix(self.seed, position))
-                image = resized(image.crop(random_box(*image.size, draws)), self.size, self.size)
-            batch[position] = pixels(image)
-        return torch.from_numpy(batch)
+        return stacked(((path, path) for path in self.paths), len(self.paths), self.size, self.resize, self.seed)
+
+
+def stacked(
+    files: Iterable[tuple[str | bytes, str]], count: int, size: int, resize: int, seed: int | None = None
+) -> Tensor:
+    """Image files, each a path or a content with a name for errors, as uint8 [count, 3, size, size]; see `Pictures`.
+
+    Raises:
+        DataError: for the first that is not a whole image.
+    """
+    batch = np.empty((count, 3, size, size), np.uint8)
+    for position, (file, name) in enumerate(files):
+        image = decoded(file, name)
+        if seed is None:
+            image = central(image, resize, size)
+        else:
+            draws = random.Random(mix(seed, position))
+            image = resized(image.crop(random_box(*image.size, draws)), size, size)
+        batch[position] = pixels(image)
+    return torch.from_numpy(batch)
 
 
 def decoded(file: str | bytes, name: str) -> Image:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ MODEL = "resnet-18-imagenet"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as in torchvision."""
 
-_OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
+OPTIONS = ("path", "size", "resize", "validation", "train", "workers", "mean", "std")
 _SHARE_OF_SIDE = Fraction(7, 8)
 """Of the shorter side, what the central crop keeps: 224 of 256, as ImageNet is evaluated (He et al. 2016)."""
 _EVALUATED_PIXELS = 500 * 64 * 64
@@ -121,13 +121,17 @@ class FolderClassification(Images):
     def _splits(self) -> Splits:
         labels = self._files.train.labels
         kept, held = hold_out(labels, share_of_each(labels, self.validation))
-        reader = FolderReader(self._files.train, self.size, self.resize, self.workers)
+        reader = self._reader()
         train, validation = (
             Split(torch.from_numpy(rows), torch.from_numpy(labels[rows]), reader) for rows in (kept, held)
         )
         targets = torch.from_numpy(self._files.test.labels)
         test = Split(torch.arange(len(targets)), targets, replace(reader, listing=self._files.test))
         return Splits(fewer(train, self.train) if self.train else train, validation, test)
+
+    def _reader(self) -> FolderReader:
+        """Of the training part; those of the others differ in their listing."""
+        return FolderReader(self._files.train, self.size, self.resize, self.workers)
 
 
 def make(spec: Spec) -> FolderClassification:
@@ -136,24 +140,27 @@ def make(spec: Spec) -> FolderClassification:
     Raises:
         TaskError: for an unknown option, a value that cannot be, or a network that is too small or unknown.
     """
-    options = Options(spec, _OPTIONS)
+    return FolderClassification(**folder_settings(spec, Options(spec, OPTIONS)), spec=spec)
+
+
+def folder_settings(spec: Spec, options: Options) -> dict[str, Any]:
+    """What the options of a request say, but for the request itself; see `make` for errors."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
     models.check(network, shape=(3, size, size))
-    return FolderClassification(
-        path=options.path("path"),
-        size=size,
-        resize=resize,
-        validation=options.share("validation"),
-        model=network,
-        recipe=recipe_of(network, size),
-        mean=_channels(options, "mean", MEAN),
-        std=_channels(options, "std", STD),
-        train=options.whole("train", 0),
-        workers=options.whole("workers", 2),
-        spec=spec,
-    )
+    return {
+        "path": options.path("path"),
+        "size": size,
+        "resize": resize,
+        "validation": options.share("validation"),
+        "model": network,
+        "recipe": recipe_of(network, size),
+        "mean": _channels(options, "mean", MEAN),
+        "std": _channels(options, "std", STD),
+        "train": options.whole("train", 0),
+        "workers": options.whole("workers", 2),
+    }
 
 
 def recipe_of(network: str, size: int) -> Recipe:

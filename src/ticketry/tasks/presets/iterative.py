@@ -14,7 +14,7 @@ Momentum 0.9, weight decay 1e-4, flips and crops are open_lth's, not the figure'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ticketry.tasks.images.facts import IMAGENET, LENET, RESIDUAL
@@ -108,6 +108,12 @@ IMP_PRESETS = {
     "vgg-19-warmup": _paper(_VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"),
     "resnet-50": _paper(
         _IMAGENET,
+        "rewound to epoch 6, down to 20 % of the weights",
+        "6ep",
+        figures="figure 2, and the iterative search on ImageNet",
+    ),
+    "resnet-50-imagenet": _paper(
+        replace(_IMAGENET, title="ResNet-50 on ImageNet in shards", task="imageshards"),
         "rewound to epoch 6, down to 20 % of the weights",
         "6ep",
         figures="figure 2, and the iterative search on ImageNet",

@@ -1,0 +1,328 @@
+"""Images in shards: written, described, read from a folder and from a URL, split and ordered as a folder's are."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import pickle
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ticketry.errors import DataError, TaskError, TicketryError
+from ticketry.lab.training.data_loading import order_of
+from ticketry.tasks import catalogue
+from ticketry.tasks.data.write_shards import describe, write_shards
+from ticketry.tasks.images.shards import ShardClassification
+
+COUNTS = {"cat": 12, "ant": 25, "bee": 5}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images whose first pixel is (class, number, 0)."""
+    root = tmp_path_factory.mktemp("images") / "set"
+    for part, counts in (("train", COUNTS), ("val", {"cat": 3, "ant": 2})):
+        for name, count in counts.items():
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.zeros((10, 8 + index % 3, 3), np.uint8)
+                pixels[:, :] = sorted(COUNTS).index(name), index + (100 if part == "val" else 0), 0
+                Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return root
+
+
+@pytest.fixture
+def root(images: Path, tmp_path: Path) -> Path:
+    """As shards of about eight images."""
+    return write_shards(images, tmp_path / "shards", megabytes=0.0006)
+
+
+def task(path: object, model: str = "lenet-300-100", **options: object) -> ShardClassification:
+    texts = {name: str(value) for name, value in options.items()}
+    given = {"path": str(path), "size": "8", "resize": "8", "workers": "0", **texts}
+    found = catalogue.get("imageshards", model=model, options=given)
+    assert isinstance(found, ShardClassification)
+    return found
+
+
+def content(found: ShardClassification) -> list[list[tuple[int, int]]]:
+    """Class and number of each image of each split, in order."""
+    parts = []
+    for part in vars(found.load()).values():
+        read = part.reader.request(part.inputs)()
+        assert read[:, 0, 0, 0].tolist() == part.targets.tolist()
+        parts.append([tuple(pixel) for pixel in read[:, :2, 0, 0].tolist()])
+    return parts
+
+
+def test_the_shards_hold_the_folder_once(root: Path, images: Path) -> None:
+    assert len(list(root.glob("train-*.tar"))) > 3
+    train, validation, test = content(task(root, validation="0.2"))
+    expected = [(sorted(COUNTS).index(name), index) for name, count in COUNTS.items() for index in range(count)]
+    assert sorted(train + validation) == sorted(expected)
+    assert [sum(label == number for label, _ in validation) for number in range(3)] == [5, 1, 2]
+    assert sorted(test) == [(0, 100), (0, 101), (2, 100), (2, 101), (2, 102)]
+    assert task(root).load().train.targets.unique().tolist() == [0, 1, 2]
+
+
+def test_they_are_as_webdataset_has_them_and_written_the_same_again(root: Path, images: Path, tmp_path: Path) -> None:
+    again = write_shards(images, tmp_path / "again", megabytes=0.0006)
+    for path in root.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+    with tarfile.open(root / "train-000000.tar") as archive:
+        names = archive.getnames()
+        assert names[:2] == ["00000000.png", "00000000.cls"]
+        for picture, label in zip(names[::2], names[1::2], strict=True):
+            file, number = archive.extractfile(picture), archive.extractfile(label)
+            assert file is not None
+            assert number is not None
+            assert Image.open(io.BytesIO(file.read())).getpixel((0, 0))[0] == int(number.read())
+    with pytest.raises(DataError, match="has something in it"):
+        write_shards(images, root)
+
+
+def test_without_a_manifest_they_are_looked_through_and_are_the_same_task(root: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(root, bare, ignore=shutil.ignore_patterns("shards.json", "index.npz"))
+    assert content(task(bare)) == content(task(root))
+    assert task(bare).key() == task(root).key()
+    assert "bare" not in json.dumps(task(bare).key())
+    describe(bare)
+    assert content(task(bare)) == content(task(root))
+
+
+def test_the_key_depends_on_what_is_read_and_in_which_order(root: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(root, tmp_path / "other")
+    (other / "train-000000.tar").unlink()
+    describe(other)
+    tasks = [task(root), task(other), task(root, window=2), task(root, size=4), task(root, validation="0.2")]
+    assert len({json.dumps(each.key(), sort_keys=True) for each in tasks}) == len(tasks)
+    assert task(root, workers=2).key() == task(root).key()
+
+
+# -- the order ---------------------------------------------------------------------------------------------------------
+
+
+def slow_order(shards: list[int], window: int, permutation: list[int], places: list[int]) -> list[int]:
+    """Shard windows filled one after the other."""
+    found = []
+    for first in range(0, len(places), window):
+        mixed = [shard for shard, place in enumerate(places) if first <= place < first + window]
+        found += [example for example in permutation if shards[example] in mixed]
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 100])
+def test_an_epoch_is_a_permutation_that_mixes_a_window_of_shards(root: Path, window: int) -> None:
+    from ticketry.core.seeds import generator
+
+    train = task(root, window=window).load().train
+    assert train.reader is not None
+    numbers = train.reader.shards(train.inputs).tolist()  # type: ignore[attr-defined]
+    shards = [sorted(set(numbers)).index(number) for number in numbers]
+    per_epoch, orders = -(-len(train) // 4), []
+    for epoch in range(3):
+        order = order_of(train, 7, 4)
+        found = torch.cat([order.batch(step) for step in range(epoch * per_epoch, (epoch + 1) * per_epoch)]).tolist()
+        permutation = torch.randperm(len(train), generator=generator(7, "order", epoch)).tolist()
+        places = torch.randperm(len(set(shards)), generator=generator(7, "shards", epoch)).tolist()
+        assert found == slow_order(shards, window, permutation, places)
+        orders.append(found)
+    assert orders[0] != orders[1] != orders[2]
+    if window == 1:  # a shard is left for good before the next one is begun
+        visited = [shards[example] for example in orders[0]]
+        assert sum(one != other for one, other in itertools.pairwise(visited)) == len(set(shards)) - 1
+
+
+def test_any_step_is_known_without_its_past(root: Path) -> None:
+    train = task(root, window=2).load().train
+    whole = order_of(train, 3, 4)
+    batches = [whole.batch(step).tolist() for step in range(40)]
+    for step in (39, 5, 17, 0):
+        assert order_of(train, 3, 4).batch(step).tolist() == batches[step]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_simulated_ranks_share_each_batch_out_among_them(root: Path, world: int) -> None:
+    train = task(root, window=2).load().train
+    whole, ranks = order_of(train, 3, 8), [order_of(train, 3, 8, rank=rank, world=world) for rank in range(world)]
+    for step in range(20):
+        parts = [rank.batch(step) for rank in ranks]
+        assert torch.cat(parts).tolist() == whole.batch(step).tolist()
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        order_of(train, 3, 8, rank=2, world=2).batch(0)
+
+
+def test_crops_are_those_of_a_folder_and_requests_travel(root: Path, images: Path) -> None:
+    """The same image with the same draws, read from a shard and from a file, by what went to another process."""
+    shards, files = (
+        task(root).load().test,
+        catalogue.get("imagefolder", model="lenet-300-100", options={"path": str(images), "size": "8"}).load().test,
+    )
+    assert shards.reader is not None
+    assert files.reader is not None
+    placed = {tuple(pixel): row for row, pixel in enumerate(files.reader.request(files.inputs)()[:, :2, 0, 0].tolist())}
+    own = [tuple(pixel) for pixel in shards.reader.request(shards.inputs)()[:, :2, 0, 0].tolist()]
+    request = pickle.loads(pickle.dumps(shards.reader.request(shards.inputs, ("resized_crop",), 5)))
+    rows = torch.tensor([placed[pixel] for pixel in own])
+    assert torch.equal(request(), files.reader.request(rows, ("resized_crop",), 5)())
+
+
+# -- from a URL --------------------------------------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        asked.append(self.path)
+
+
+asked: list[str] = []
+
+
+@pytest.fixture
+def url(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TICKETRY_OFFLINE", raising=False)
+    asked.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_at_a_url_they_are_fetched_once_and_late(url: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = task(url)
+    assert asked == []
+    assert found.key() == task(root).key()
+    assert not [path for path in asked if path.endswith(".tar")]
+    assert content(found) == content(task(root))
+    tars = [path for path in asked if path.endswith(".tar")]
+    assert sorted(tars) == sorted(f"/{path.name}" for path in root.glob("*.tar"))
+    asked.clear()
+    assert content(task(url)) == content(task(root))
+    assert asked == ["/shards.json"]
+    monkeypatch.setenv("TICKETRY_OFFLINE", "1")
+    assert content(task(url)) == content(task(root))
+
+
+def test_what_is_fetched_has_the_digest_of_the_manifest(url: str, root: Path) -> None:
+    found = task(url)
+    found.load()
+    shard = next(root.glob("train-*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"is not the shard of the manifest: SHA-256 \w{64} expected"):
+        content(found)
+    shard.unlink()
+    with pytest.raises(DataError, match=f"there is no {url}/{shard.name}"):
+        content(found)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("ftp://host/x", "no shards are read from ftp://"),
+        ("s3://key:secret@bucket/x", "holds a password"),
+        ("https://host/x?signature=secret", "holds a password or a signature"),
+    ],
+)
+def test_wrong_addresses(address: str, reason: str) -> None:
+    with pytest.raises(TaskError, match=reason) as error:
+        task(address)
+    assert "secret" not in str(error.value)
+
+
+# -- what may be wrong -------------------------------------------------------------------------------------------------
+
+
+def tar(path: Path, **members: bytes) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name.replace("_", "."))
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"a_jpg": b"x"}, r"the image a has no class: a member a\.cls"),
+        ({"a_jpg": b"x", "a_cls": b"cat"}, r"a\.cls is no class"),
+        ({"a_jpg": b"x", "b_cls": b"0"}, "the image a has no class"),
+        ({"a_txt": b"x"}, "holds no shards"),
+        ({"a_jpg": b"x", "a_cls": b"0"}, "no shards for test"),
+    ],
+)
+def test_shards_that_are_none(members: dict[str, bytes], reason: str, tmp_path: Path) -> None:
+    tar(tmp_path / "train-0.tar", **members)
+    with pytest.raises(DataError, match=reason):
+        task(tmp_path).load()
+
+
+def test_other_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder"):
+        task(tmp_path / "nowhere").load()
+    (tmp_path / "train-0.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(DataError, match="cannot be read as a shard"):
+        task(tmp_path).load()
+    (tmp_path / "train-0.tar").rename(tmp_path / "0.tar")
+    with pytest.raises(DataError, match="for training or for testing"):
+        task(tmp_path).load()
+    with pytest.raises(TaskError, match=r"needs to know where they are: --option path=DIR"):
+        catalogue.get("imageshards").key()
+
+
+def test_a_cut_shard_is_told(root: Path) -> None:
+    shard = next(root.glob("train-*.tar"))
+    found = task(root)
+    found.load()
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"where its manifest says"):
+        content(found)
+
+
+@pytest.mark.parametrize("change", ["outside", "format", "index", "far", "text"])
+def test_a_forged_manifest_reads_nothing_else(root: Path, change: str) -> None:
+    path = root / "shards.json"
+    values = json.loads(path.read_text())
+    if change == "outside":
+        values["shards"][0]["file"] = "../secret"
+    elif change == "format":
+        values["format"] = 2
+    elif change == "index":
+        values["index_sha256"] = "0" * 64
+    elif change == "far":
+        for shard in values["shards"]:
+            shard["bytes"] = 10
+    path.write_text("no JSON" if change == "text" else json.dumps(values))
+    with pytest.raises(TicketryError):
+        content(task(root))
+
+
+def test_the_index_is_data(root: Path) -> None:
+    """An object in it, which only pickle could load, is not loaded."""
+    file = io.BytesIO()
+    np.savez(file, shard=np.array([object()], dtype=object))
+    (root / "index.npz").write_bytes(file.getvalue())
+    values = json.loads((root / "shards.json").read_text())
+    values["index_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
+    (root / "shards.json").write_bytes(msgspec.json.encode(values))
+    with pytest.raises(DataError, match="no index of shards"):
+        task(root).load()
