@@ -5,7 +5,9 @@ A block's template is the macro in ``templates/blocks.html`` that has its name.
 
 from __future__ import annotations
 
+import base64
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -186,6 +188,33 @@ class Run(Block):
     label: str
     name: str
     blocks: Sequence[Block | None]
+
+
+@dataclass(frozen=True)
+class PackedRun(Block):
+    """A `Run` whose blocks are compressed markup, which the script unpacks when it is opened."""
+
+    id: str
+    colour: str
+    label: str
+    name: str
+    data: str
+    """See `packed`."""
+
+
+@dataclass(frozen=True)
+class PackedRows(Block):
+    """The rows of a long table, compressed; the script shows a part of them at a time, once it is opened."""
+
+    summary: str
+    data: str
+    """See `packed`; of JSON: ``heads``, ``kinds`` (how each column sorts) and ``columns``, with a line a row."""
+
+
+def packed(text: str) -> str:
+    """Compressed (raw deflate) and in base64, as a browser's DecompressionStream reads it."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()
 
 
 @dataclass(frozen=True)

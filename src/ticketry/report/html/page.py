@@ -19,8 +19,8 @@ from ticketry.report.figures import (
     verify_figures,
 )
 from ticketry.report.figures.style import COLOURS, run_colour
-from ticketry.report.html.blocks import Folded, Part, Place, Run, Section, Text
-from ticketry.report.html.markup import environment
+from ticketry.report.html.blocks import Folded, PackedRows, PackedRun, Part, Place, Run, Section, Text, packed
+from ticketry.report.html.markup import environment, html
 from ticketry.report.html.sections.comparison import comparison_section, methods_section, summary_section
 from ticketry.report.html.sections.costs import cost_section
 from ticketry.report.html.sections.gates import gates_section
@@ -38,6 +38,8 @@ from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Results
 from ticketry.report.wording import percent, value
 
+_MOST_RUNS = 20
+"""Runs that a page has unpacked."""
 _MOST_SAVED = 3
 """Tickets that were timed, each with a section of its own."""
 
@@ -57,7 +59,7 @@ def document(sections: Sequence[Section], head: Mapping[str, object], made_of: s
         head: title, eyebrow, heading, facts, name and lead.
         made_of: the identity of what it is made of.
     """
-    script = _script()
+    script = _script(_has_packed(sections))
     fixed = {"script": script, "style": _style(), "policy": _policy(script)}
     return environment().get_template("page.html").render(sections=sections, made_of=made_of, **head, **fixed)
 
@@ -104,10 +106,13 @@ def _several(subject: Subject, place: Place) -> Iterator[Section | None]:
     yield notes_section(subject.runs)
 
 
-def _run(subject: Subject, index: int, place: Place) -> Run:
+def _run(subject: Subject, index: int, place: Place) -> Run | PackedRun:
     results = subject.runs[index]
     blocks = [*_observed(results), *_of_run(results, place)]
-    return Run(f"run-{index + 1}", run_colour(index), subject.labels[index], results.run.name, blocks)
+    named = (f"run-{index + 1}", run_colour(index), subject.labels[index], results.run.name)
+    if len(subject.runs) <= _MOST_RUNS:
+        return Run(*named, blocks)
+    return PackedRun(*named, packed("".join(map(html, blocks))))
 
 
 def _timed(subject: Subject, indices: Sequence[int], place: Place) -> Section | None:
@@ -181,8 +186,17 @@ def _style() -> str:
     return f":root {{ {light}}}\n{sheet}\n{runs}"
 
 
-def _script() -> str:
+def _has_packed(sections: Sequence[Section]) -> bool:
+    return any(isinstance(block, PackedRows | PackedRun) for section in sections for block in section.blocks)
+
+
+def _script(unpacks: bool) -> str:
+    """With what unpacks, where it is needed: it goes into the function that the script is."""
+    end = "})();\n"
     source = files("ticketry.report.html").joinpath("report.js").read_text(encoding="utf-8")
+    if unpacks:
+        more = files("ticketry.report.html").joinpath("packed.js").read_text(encoding="utf-8")
+        source = source.removesuffix(end) + more + end
     return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 
 

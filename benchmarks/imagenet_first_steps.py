@@ -1,0 +1,137 @@
+"""The first steps of the preset resnet-50-imagenet, from shards of made-up images: their time and memory.
+
+ResNet-50 on images of 500 x 375 pixels as JPEG (noise, smoothed), of which parts are cut out at random and resized to
+224 x 224, as the preset trains it. Its batch of 1,024 does not fit a small machine: batches of 8 and 16 are measured,
+each in a process of its own, and the memory of an image of a batch is the difference over 8. Also how long the order
+of an epoch takes for ImageNet's number of images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Row, main, parser, seconds_row
+
+BATCHES, STEPS, QUICK_STEPS = (8, 16), 5, 2
+IMAGES, SHARDS = 1_281_167, 1_100
+"""ImageNet's training images, in shards of 128 MB."""
+CLASSES = 10
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    steps = QUICK_STEPS if arguments.quick else STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        root = made_up(Path(folder))
+        words = [sys.executable, __file__, "--of", str(root), "--steps", str(steps), "--batch"]
+        told = {batch: json.loads(subprocess.check_output([*words, str(batch)])) for batch in BATCHES}
+    small, large = (told[batch] for batch in BATCHES)
+    image = (large["peak"] - small["peak"]) / (BATCHES[1] - BATCHES[0])
+    fixed = large["peak"] - BATCHES[1] * image
+    how = f"{steps} steps after the first, batch {BATCHES[1]}, one thread, {large['precision']}, processor time"
+    train = [seconds / BATCHES[1] for seconds in large["train"]]
+    read = [seconds / BATCHES[1] for seconds in large["read"]]
+    return [
+        seconds_row("ResNet-50 at 224 x 224: an image of a training step", train, how=how),
+        seconds_row("an image read from a shard, cut out and resized", read, how=how),
+        Row(
+            "memory of an image of a batch",
+            image / 1e6,
+            "MB",
+            how=f"peak of batch {BATCHES[1]} less that of {BATCHES[0]}",
+        ),
+        Row("memory besides", fixed / 1e9, "GB", how="Python, torch, weights, optimiser"),
+        Row("so a batch of 1,024 needs", (fixed + 1024 * image) / 1e9, "GB"),
+        Row("order of an epoch of ImageNet", order_seconds(), "s", how="processor time, once an epoch"),
+    ]
+
+
+def order_seconds() -> float:
+    """Of ImageNet's images in their shards."""
+    import torch
+
+    from ticketry.lab.training.data_loading import DataOrder
+
+    order = DataOrder(0, IMAGES, 1024, shards=torch.arange(IMAGES) * SHARDS // IMAGES, window=16)
+    began = time.process_time()
+    order.batch(0)
+    return time.process_time() - began
+
+
+def made_up(folder: Path) -> Path:
+    """Shards of 200 images, of CLASSES classes."""
+    import numpy as np
+    from PIL import Image
+
+    from ticketry.tasks.data.write_shards import write_shards
+
+    draw = np.random.Generator(np.random.PCG64(0))
+    for part, count in (("train", 18), ("val", 2)):
+        for number in range(CLASSES):
+            images = folder / "images" / part / f"class-{number}"
+            images.mkdir(parents=True)
+            for index in range(count):
+                coarse = Image.fromarray(draw.integers(0, 256, (12, 15, 3), dtype=np.uint8))
+                coarse.resize((500, 375), Image.Resampling.BICUBIC).save(images / f"{index}.jpg", quality=90)
+    return write_shards(folder / "images", folder / "shards", megabytes=0.7)
+
+
+def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
+    """Seconds of each step, to read and to train, and the peak of memory in bytes; in a process of its own."""
+    import torch
+
+    from ticketry.lab.training.optimizer import make_optimizer
+    from ticketry.lab.training.precision import choose_arithmetic
+    from ticketry.lab.training.supervised import course_of
+    from ticketry.tasks import catalogue
+    from ticketry.tasks.presets import experiment
+    from ticketry.tasks.recipe import recipe_from
+
+    tables = experiment("resnet-50-imagenet")
+    task = catalogue.get(tables["task"], model=tables["model"], options={"path": root, "workers": "0"})
+    recipe = recipe_from(tables["recipe"]).changed(batch=batch)
+    model = task.build()
+    arithmetic = choose_arithmetic(model)
+    train, read = [], []
+    with arithmetic.active():
+        model = arithmetic.place(model).train()
+        optimizer = make_optimizer(recipe, model)
+        session = course_of(task).session(recipe, 0, arithmetic)
+        batches = session.batches(range(steps + 1))
+        for _ in range(steps + 1):
+            began = time.process_time()
+            examples = next(batches)
+            has = time.process_time()
+            loss = session.loss(model, examples)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert torch.isfinite(loss)
+            read.append(has - began)
+            train.append(time.process_time() - has)
+        batches.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"train": train[1:], "read": read[1:], "peak": peak, "precision": arithmetic.precision}
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "")
+    made.add_argument("--of", help=argparse.SUPPRESS)
+    made.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    return made
+
+
+if __name__ == "__main__":
+    given = options().parse_known_args()[0]
+    if given.of:
+        print(json.dumps(first_steps(given.of, given.batch, given.steps)))
+    else:
+        main("imagenet_first_steps", measure, options())
