@@ -9,8 +9,8 @@ import ticketry as tk
 
 PUBLIC = [
     *("Hold", "Lab", "Mask", "Metric", "Recipe", "Scope", "Split", "Splits", "Step", "Task", "Ticket"),
-    *("__version__", "allocate", "bench", "compile", "engine", "errors", "evidence", "gates", "gradual", "hold"),
-    *("meters", "prune", "restructure", "run", "schedule", "scope", "score", "search", "shrink"),
+    *("__version__", "allocate", "bench", "compile", "devices", "engine", "errors", "evidence", "gates"),
+    *("gradual", "hold", "meters", "prune", "restructure", "run", "schedule", "scope", "score", "search", "shrink"),
     *("sparse_training", "stability", "store", "structure", "task", "verify"),
 ]
 

@@ -13,7 +13,7 @@ from ticketry.version import __version__
 
 if TYPE_CHECKING:
     from ticketry import engine, errors, evidence, search
-    from ticketry.core import gates, score, structure
+    from ticketry.core import devices, gates, score, structure
     from ticketry.core.allocate import allocate
     from ticketry.core.mask import Mask
     from ticketry.core.prune import prune
@@ -54,6 +54,7 @@ _PUBLIC = {
     "allocate": "ticketry.core.allocate:allocate",
     "bench": "ticketry.experiments.bench:bench",
     "compile": "ticketry.engine.compiled:compile",
+    "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
     "errors": "ticketry.errors",
     "evidence": "ticketry.evidence",
@@ -93,6 +94,7 @@ __all__ = [
     "allocate",
     "bench",
     "compile",
+    "devices",
     "engine",
     "errors",
     "evidence",

@@ -81,10 +81,10 @@ def allocate(
         within = _of_m(scores, pattern, layouts or {}, within, half_rate)
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last inputs keep n too, where they are fewer than m
-    _check_enough(kept, total, total if within is None else within.kept, wanted)
+    check_enough(kept, total, total if within is None else within.kept, wanted)
 
     def shares(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
-        return _shares(scores, available, amount, distribution, half_rate)
+        return layer_shares(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
         return allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
@@ -97,8 +97,8 @@ def allocate(
     if not least and not all(with_weights.values()):
         enough = _enough(flat, with_weights, kept, total, shares)
         # Shares of layers are rounded, so that a little less may do by luck; one ranking only ever gains.
-        raise _collapsed(with_weights, wanted, enough, lowest=distribution == "global" and not half_rate)
-    counts |= _with_at_least(with_weights, available, least, wanted)
+        raise collapsed(with_weights, wanted, enough, lowest=distribution == "global" and not half_rate)
+    counts |= with_at_least(with_weights, available, least, wanted)
     chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
@@ -113,7 +113,7 @@ def _check(scores: Mapping[str, Tensor], within: Mask | None, half_rate: tuple[s
         raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(scores)}")
 
 
-def _check_enough(kept: int, total: int, left: int, density: float) -> None:
+def check_enough(kept: int, total: int, left: int, density: float) -> None:
     """Raises `MaskError` where fewer weights are `left` than are to be `kept`."""
     if kept > left:
         raise MaskError(
@@ -157,7 +157,7 @@ def _candidates(scores: Mapping[str, Tensor], within: Mask | None) -> dict[str, 
     return flat
 
 
-def _shares(
+def layer_shares(
     scores: Mapping[str, Tensor],
     available: Mapping[str, int],
     kept: int,
@@ -230,7 +230,7 @@ def shared_out(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[s
     return counts
 
 
-def _collapsed(counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool) -> LayerCollapseError:
+def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool) -> LayerCollapseError:
     """The error where layers would keep none of their weights."""
     empty = ", ".join(name for name, count in counts.items() if not count)
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
@@ -286,7 +286,7 @@ def _count_to_reach_all(values: Mapping[str, Tensor]) -> int:
     return found
 
 
-def _with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
+def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
     """The counts with at least `least` in each layer, taken from the largest, one by one."""
     empty = [name for name in counts if counts[name] == 0]
     floor = {name: min(least, available[name]) for name in counts}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
+from ticketry.core.devices.parts import is_spread
 from ticketry.core.seeds import generator
 from ticketry.errors import MaskError
 
@@ -117,6 +118,12 @@ def require_removed(model: nn.Module, parameters: Mapping[str, nn.Parameter], ma
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
         masked = {place: names[id(one)] for place, one in enumerate(computed.originals) if id(one) in names}
+        if any(is_spread(computed.originals[place]) for place in masked):
+            raise MaskError(
+                f"the mask of {' and '.join(map(repr, masked.values()))}: a weight that is computed by {computed.kind}"
+                " from parameters in parts on several devices (fully_shard) cannot be masked: make the weight a"
+                " parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
         if computed.removes(removed):
             continue

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.computed_weights import require_removed
+from ticketry.core.devices.parts import part, part_like, put_back
 from ticketry.core.html_tables import html_table
 from ticketry.core.layer_density import LayerDensity
 from ticketry.core.scope import Scope, matching_parameters, normal_name
@@ -156,10 +157,12 @@ class Mask(Mapping[str, Tensor]):
             MaskError: if the mask names a parameter that the model lacks or has in another shape, or one behind a
                 computed weight (weight_norm, a parametrisation) that would not become 0.
         """
+        put_back(model)
         parameters = self.parameters(model)
         require_removed(model, parameters, self)
         for name, parameter in parameters.items():
-            parameter.masked_fill_(~self._tensors[name].to(parameter.device), 0)
+            own = part(parameter)
+            own.masked_fill_(~part_like(self._tensors[name], parameter).to(own.device), 0)
         return model
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
+from ticketry.core.computed_weights import computed_weights
+from ticketry.core.devices.parts import put_back
+from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_density
@@ -17,6 +20,7 @@ from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches, pruned_to
+from ticketry.core.score.magnitude import magnitude
 from ticketry.errors import UsageError
 
 SCHEDULES = ("exponential", "halving")
@@ -112,7 +116,8 @@ def prune(
 ) -> Mask:
     """The mask that keeps a share `density` of the weights of `model`, chosen by `score`.
 
-    The model itself is not changed: see `Mask.apply_` and `hold`.
+    The model itself is not changed: see `Mask.apply_` and `hold`. Of a model that lies in parts on several devices
+    (`fully_shard`) the mask is that of the whole model, found without gathering it; every process calls this.
 
     Args:
         density: share of the scope that is kept, 0 < density <= 1 or "10%", met to the element (with a pattern of
@@ -133,7 +138,7 @@ def prune(
 
     Raises:
         UsageError: for a request that cannot be meant, or a score that lacks batches or loss. With N:M several
-            iterations must begin at N/M or below.
+            iterations must begin at N/M or below. Of a model in parts only magnitude, unstructured, in one cut.
         ScoreError: if the scores say nothing.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
 
@@ -142,6 +147,7 @@ def prune(
         >>> mask = prune(model, density=0.25, pattern="4x1")    # doctest: +SKIP
         >>> mask = prune(model, 0.02, score="snip", batches=batches, loss=loss, iterations=5)  # doctest: +SKIP
     """
+    put_back(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)
     function = get(score)
@@ -152,6 +158,17 @@ def prune(
         )
     pattern = Pattern.parse(pattern)
     wanted = pattern.check_density(density, sparsity)
+    if any_spread(scope.parameters(model)):
+        _require_spread(model, function, pattern, iterations)
+        return largest_magnitudes(
+            scope.parameters(model),
+            wanted,
+            distribution=distribution,
+            within=within,
+            half_rate=half_rate,
+            collapse=collapse,
+            keep_at_least=keep_at_least,
+        )
     initial = within.density if within is not None and iterations > 1 else 1.0
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
@@ -174,3 +191,21 @@ def prune(
         )
     assert mask is not None
     return mask
+
+
+def _require_spread(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:
+    """Raises `UsageError` for what is not done to a model that lies in parts on several devices."""
+    if score is not magnitude:
+        wrong = "scores other than magnitude are"
+    elif not pattern.unstructured:
+        wrong = f"the pattern {pattern} is"
+    elif iterations > 1:
+        wrong = "several iterations are"
+    elif next(computed_weights(model), None) is not None:
+        wrong = "layers that compute their weights (weight_norm, a parametrisation) are"
+    else:
+        return
+    raise UsageError(
+        f"the parameters of {type(model).__name__} lie in parts on several devices (fully_shard), and {wrong} not"
+        " supported there: prune before fully_shard, when the model is whole, and hold that mask"
+    )

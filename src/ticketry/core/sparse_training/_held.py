@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from ticketry.core.devices.parts import is_spread, part, part_like
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.errors import HoldError
@@ -39,18 +40,29 @@ class HeldParameter:
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
         # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
-        self.kept = torch.empty_like(parameter.detach()).copy_(mask)
-        """0 and 1 in the type, layout and place of the parameter."""
+        self.kept = torch.empty_like(part(parameter.detach())).copy_(part_like(mask, parameter))
+        """0 and 1 in the type, layout and place of the parameter; of one in parts, this process's part."""
         self._content = _content(parameter)
-        self._handle = _hooked(parameter, self._masked) if hook else None
+        self._handle: torch.utils.hooks.RemovableHandle | None = None
+        if hook:
+            spread = is_spread(parameter)
+            self._handle = _hooked(parameter, self._mask_accumulated if spread else self._masked, accumulated=spread)
 
     def kept_like(self, tensor: Tensor) -> Tensor:
-        """What is kept, in the type and place of `tensor`: of the parameter itself, its gradient or its state."""
+        """What is kept, in the type and place of `tensor`: of the parameter itself, its gradient or its state.
+
+        Of a parameter in parts it is this process's part, and so `tensor` has to be.
+        """
         if self.kept.dtype == tensor.dtype and self.kept.device == tensor.device:
             return self.kept
         if self.kept.device != self.parameter.device or self.kept.dtype != self.parameter.dtype:  # it moved since
             self.kept = self.kept.to(device=self.parameter.device, dtype=self.parameter.dtype)
         return self.kept.to(device=tensor.device, dtype=tensor.dtype)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The parameter's gradient; of one in parts, this process's part."""
+        return None if self.parameter.grad is None else part(self.parameter.grad)
 
     def is_still(self, parameter: nn.Parameter | None) -> bool:
         """Whether `parameter` is the one that is held, with the hook that it got."""
@@ -59,8 +71,10 @@ class HeldParameter:
     @torch.no_grad()
     def mask(self) -> None:
         """Set removed weights, and their gradients, to 0."""
-        self.parameter.masked_fill_(self.kept == 0, 0)
-        if self.parameter.grad is not None:
+        part(self.parameter).masked_fill_(self.kept == 0, 0)
+        if is_spread(self.parameter):
+            self._mask_accumulated(self.parameter)
+        elif self.parameter.grad is not None:
             self.parameter.grad = self._masked(self.parameter.grad)
 
     def let_go(self) -> None:
@@ -73,6 +87,13 @@ class HeldParameter:
         if gradient is None:  # of a function that has none for it
             return None
         return gradient if _is_masked(gradient, self._mask) else gradient * self.kept_like(gradient)
+
+    @torch.no_grad()
+    def _mask_accumulated(self, parameter: Tensor) -> None:
+        """What `fully_shard` calls when a gradient has been added up over all processes."""
+        if parameter.grad is not None:
+            gradient = part(parameter.grad)
+            gradient.mul_(self.kept_like(gradient))
 
 
 class Orphans:
@@ -188,11 +209,11 @@ class Places:
 
 
 def states_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
-    """Every tensor of an optimiser's state that has an element for each weight and can move it."""
+    """Every tensor of an optimiser's state that has an element for each weight and can move it; parts of such."""
     state: Mapping[str, object] = optimizer.state.get(parameter, {})
     for key, value in state.items():
         if key not in _SCALES:
-            yield from (each for each in _tensors(value) if each.shape == parameter.shape and each.dim())
+            yield from (part(each) for each in _tensors(value) if each.shape == parameter.shape and each.dim())
 
 
 @torch.no_grad()
@@ -230,12 +251,14 @@ def _content(parameter: nn.Parameter) -> int:
     return content
 
 
-def _hooked(parameter: nn.Parameter, masked: object) -> torch.utils.hooks.RemovableHandle:
+def _hooked(parameter: nn.Parameter, masked: object, *, accumulated: bool = False) -> torch.utils.hooks.RemovableHandle:
     trainable = parameter.requires_grad
     parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen while it is held
     hooks = parameter._backward_hooks
     if hooks is not None:  # of a tensor that was swapped in they are known by name, but not called
         parameter._backward_hooks = hooks or None
-    handle: torch.utils.hooks.RemovableHandle = parameter.register_hook(masked)  # type: ignore[no-untyped-call]
+    # No gradient flows into a part: `fully_shard` puts it there, and calls these hooks alone.
+    register = parameter.register_post_accumulate_grad_hook if accumulated else parameter.register_hook
+    handle: torch.utils.hooks.RemovableHandle = register(masked)  # type: ignore[no-untyped-call]
     parameter.requires_grad_(trainable)
     return handle

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ticketry.core.computed_weights import computed_weights
+from ticketry.core.devices.parts import is_spread, part, part_like, put_back, require_one_mask, require_usable
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.errors import HoldError
@@ -46,6 +47,10 @@ class Hold:
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
         self._mask, self._hooks = mask, hooks
+        put_back(model)
+        parameters = mask.parameters(model)
+        require_usable(parameters)
+        require_one_mask(model, parameters, mask)
         mask.apply_(model)
         self._places = Places(model, mask)
         self._held = {
@@ -76,7 +81,7 @@ class Hold:
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradients of removed weights to 0, before clipping and stepping."""
-        pairs = [(held.parameter.grad, held) for held in self._held.values()]
+        pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
         if dense:
             torch._foreach_mul_([gradient for gradient, _ in dense], [held.kept_like(g) for g, held in dense])
@@ -98,8 +103,9 @@ class Hold:
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set removed weights to 0."""
-        parameters: list[Tensor] = [held.parameter for held in self._held.values()]
-        torch._foreach_mul_(parameters, [held.kept_like(held.parameter) for held in self._held.values()])
+        parameters: list[Tensor] = [part(held.parameter) for held in self._held.values()]
+        kept = [held.kept_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
+        torch._foreach_mul_(parameters, kept)
 
     # -- the promise -----------------------------------------------------------------------------------------------
 
@@ -110,9 +116,10 @@ class Hold:
             HoldError: naming the parameter, how many of its weights are not 0, and the largest; or that the model has
                 no such parameter any more.
         """
+        put_back(self._places.model)
         for name, parameter in self._places.parameters().items():
             removed = self._removed(name, parameter)
-            self._require_zero(f"weights of {name!r}", parameter.detach(), removed)
+            self._require_zero(f"weights of {name!r}", part(parameter.detach()), removed)
             for tensor in states_of(optimizer, parameter) if optimizer else ():
                 self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
         self._check_computed()
@@ -141,6 +148,7 @@ class Hold:
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._places.as_seen(self._held):
+            put_back(self._places.model)
             self._follow()
         # State from before the mask came would move removed weights. A load of another state makes a new dictionary.
         if self._known.get(optimizer) is not optimizer.state and self._concerns(optimizer):
@@ -163,6 +171,8 @@ class Hold:
 
     def _registered(self, module: nn.Module, name: str, value: object) -> None:
         """Something takes a place in a module: before anything is computed with it, it is looked at who holds what."""
+        if any(is_spread(held.parameter) for held in self._held.values()):
+            return  # fully_shard puts whole parameters in their places and takes them out: the next step looks
         if self._before_forward is None and self._places.is_on_the_way(module, name):
             self._before_forward = register_module_forward_pre_hook(self._at_forward)
 
@@ -180,6 +190,12 @@ class Hold:
     def _follow(self) -> None:
         """Hold the objects that now have the names, as those before them were held from the beginning on."""
         now = self._places.look()
+        for name, parameter in now.items():
+            if name in self._held and is_spread(parameter) and not is_spread(self._held[name].parameter):
+                raise HoldError(
+                    f"{name!r} was held whole and now lies in parts on several devices: call fully_shard first, make"
+                    " the optimiser, and hold the mask then"
+                )
         for name in [name for name, held in self._held.items() if not held.is_still(now.get(name))]:
             before = self._held.pop(name)
             before.let_go()
@@ -195,8 +211,8 @@ class Hold:
     def _removed(self, name: str, parameter: nn.Parameter) -> Tensor:
         held = self._held.get(name)
         if held is not None and held.parameter is parameter:
-            return held.kept_like(parameter) == 0
-        return ~self._mask[self._places.masked_by[name]].to(parameter.device)
+            return held.kept_like(part(parameter)) == 0
+        return ~part_like(self._mask[self._places.masked_by[name]], parameter).to(parameter.device)
 
     def _check_computed(self) -> None:
         names = {id(parameter): name for name, parameter in self._places.parameters().items()}
@@ -253,7 +269,7 @@ class _FiniteSteps:
         if self._clock() is not optimizer:
             return
         self.steps += 1
-        total = self._probe.detach().sum()
+        total = part(self._probe.detach()).sum()
         if self._sums and (len(self._sums) == _SUMS or total.device != self._sums[0].device):
             self._count()
         self._sums.append(total)
@@ -289,7 +305,9 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
         mask: of parameters of this model.
 
     Raises:
-        MaskError: if the mask does not fit the model.
+        MaskError: if the mask does not fit the model; or, of a model that several processes train
+            (DistributedDataParallel, `fully_shard`), if they hold different masks. Each of them calls this.
+        UsageError: for parameters in parts that have no values yet, or do not lie in even pieces.
         HoldError: on leaving the block, if a removed weight is not 0: after a loss that is not finite it names the
             step; or if the optimiser still steps a parameter that another took the name of. At a step of an optimiser,
             if the model has lost a parameter of the mask.

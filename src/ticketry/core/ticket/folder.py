@@ -43,17 +43,13 @@ class FileFact:
     sha256: str
     """Hexadecimal digest."""
 
-    @classmethod
-    def of(cls, data: bytes) -> FileFact:
-        return cls(len(data), hashlib.sha256(data).hexdigest())
-
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def write_folder(
     path: str | Path,
-    payloads: Iterable[tuple[str, bytes]],
+    payloads: Iterable[tuple[str, bytes | Iterable[bytes]]],
     manifest: Callable[[Mapping[str, FileFact]], bytes],
 ) -> Path:
     """Write a ticket's files beside `path` and move them into place together.
@@ -62,7 +58,7 @@ def write_folder(
 
     Args:
         path: the ticket's folder; folders above it are made.
-        payloads: name and contents of every file but ticket.json, taken one at a time.
+        payloads: name and contents, whole or piece by piece, of every file but ticket.json, taken one at a time.
         manifest: gives the contents of ticket.json when the facts of all other files are known.
 
     Raises:
@@ -77,9 +73,8 @@ def write_folder(
         temporary.mkdir()
         facts = {}
         for name, data in payloads:
-            _write(temporary / name, data)
-            facts[name] = FileFact.of(data)
-        _write(temporary / MANIFEST, manifest(facts))
+            facts[name] = _write(temporary / name, (data,) if isinstance(data, bytes) else data)
+        _write(temporary / MANIFEST, (manifest(facts),))
         flush(temporary)
         _place(temporary, target)
         flush(target.parent)
@@ -93,9 +88,15 @@ def write_folder(
     return target
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+def _write(path: Path, pieces: Iterable[bytes]) -> FileFact:
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
     flush(path)
+    return FileFact(size, digest.hexdigest())
 
 
 def _place(temporary: Path, target: Path) -> None:

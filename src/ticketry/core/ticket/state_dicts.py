@@ -11,6 +11,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
+from ticketry.core.devices.parts import groups_of, is_spread, part, part_like, spread_like, summed
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.errors import TicketError
@@ -19,7 +20,10 @@ _MOST_DIMENSIONS = 32
 
 
 def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """A state dict as contiguous copies on the CPU (safetensors takes no shared memory), names normalised."""
+    """A state dict as contiguous copies on the CPU (safetensors takes no shared memory), names normalised.
+
+    Tensors in parts on several devices stay there, as copies.
+    """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = normal_name(name)
@@ -31,7 +35,10 @@ def state_copy(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
             raise TicketError(f"{what} holds {name!r}, which is not a dense tensor: leave it out of the state dict")
         if tensor.dim() > _MOST_DIMENSIONS:
             raise TicketError(f"{what} holds {name!r} with {tensor.dim()} dimensions, more than {_MOST_DIMENSIONS}")
-        state[short] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        if is_spread(tensor):
+            state[short] = tensor.detach().clone()
+        else:
+            state[short] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return state
 
 
@@ -64,14 +71,25 @@ def masked(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
     for name, kept in mask.items():
         twins = [other for other in unmasked if _same_bits(state[name], state[other])]
         for twin in (name, *twins):
-            state[twin].masked_fill_(~kept, 0)
+            own = part(state[twin])
+            own.masked_fill_(~part_like(kept, state[twin]).to(own.device), 0)
     return state
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
+    if is_spread(one) != is_spread(other):
+        return False
+    if is_spread(one) and is_spread(other):
+        return one.device_mesh == other.device_mesh and one.placements == other.placements and _same_in_all(one, other)
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
+
+
+def _same_in_all(one: Tensor, other: Tensor) -> bool:
+    """Whether the parts of two tensors that lie alike are the same in all processes; all of them ask."""
+    differ = torch.tensor([not _same_bits(part(one), part(other))], dtype=torch.int64, device=part(one).device)
+    return not int(summed(differ, groups_of(one)))
 
 
 def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,12 +105,20 @@ def state_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
         raise TicketError(f"the ticket does not fit: {type(model).__name__} {' and '.join(said)}")
     filled = {name: state.get(short[name], by_tensor[id(tensor)]) for name, tensor in own.items()}
     for name, tensor in own.items():
+        if is_spread(filled[name]) and not is_spread(tensor):
+            raise TicketError(
+                f"the ticket's states lie in parts on several devices, and {type(model).__name__} does not: save the"
+                " ticket, and load it"
+            )
         if filled[name].shape != tensor.shape:
             raise TicketError(
                 f"the ticket does not fit: {short[name]!r} has the shape {tuple(tensor.shape)} in"
                 f" {type(model).__name__}, but {tuple(filled[name].shape)} in the ticket"
             )
-    return filled
+    return {
+        name: spread_like(filled[name], tensor) if is_spread(tensor) and not is_spread(filled[name]) else filled[name]
+        for name, tensor in own.items()
+    }
 
 
 def state_bytes(state: Mapping[str, Tensor]) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ticketry.core.devices.parts import put_back
 from ticketry.core.html_tables import html_table
 from ticketry.core.mask import Mask
 from ticketry.core.mask_files import from_bytes, to_bytes
@@ -26,6 +28,7 @@ from ticketry.core.ticket.state_dicts import (
     state_from_bytes,
 )
 from ticketry.core.ticket.text import describe, facts_of, model_card
+from ticketry.core.ticket.together import any_in_parts, save_together
 from ticketry.errors import MaskError, TicketError
 
 
@@ -40,7 +43,8 @@ class Ticket:
             level, replicate, parameters (elements of all parameters of the model, the second denominator) and license.
         path: the folder that it was read from; None of one that was made.
 
-    Tensors are copies on the CPU; names are normalised, and tied tensors are there under each of their names.
+    Tensors are copies on the CPU, or in parts where they were; names are normalised, and tied tensors are there under
+    each of their names.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Ticket:
         state = self.start if which == "start" else self.trained
         if state is None:
             raise TicketError("this ticket has not been trained: apply its start, and train it")
+        put_back(model)
         try:
             self.mask.parameters(model)
         except MaskError as error:
@@ -119,11 +124,14 @@ class Ticket:
         """Write the ticket as a folder, whole or not at all, and return its path.
 
         The same ticket gives the same bytes. A folder at `path` is left alone if it holds this very ticket, and is
-        replaced if it holds another one and nothing else.
+        replaced if it holds another one and nothing else. A ticket whose states lie in parts on several devices
+        (`fully_shard`) is saved by all processes together: rank 0 writes, and one tensor at a time is gathered.
 
         Raises:
             TicketError: if something else is at `path`, or it cannot be written (no room, no permission).
         """
+        if any_in_parts(self.start, self.trained):
+            return save_together(path, self._payloads_in_parts(), self._manifest)
         return files.write_folder(path, self._payloads(), self._manifest)
 
     @staticmethod
@@ -185,6 +193,11 @@ class Ticket:
         yield files.START, state_bytes(self.start)
         if self.trained is not None:
             yield files.MODEL, state_bytes(self.trained)
+
+    def _payloads_in_parts(self) -> list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]:
+        states = [(files.START, self.start), (files.MODEL, self.trained)]
+        given = [(name, state) for name, state in states if state is not None]
+        return [(files.MASK, partial(to_bytes, self.mask)), *given]
 
     def _manifest(self, facts: Mapping[str, files.FileFact]) -> bytes:
         manifest = {
@@ -259,5 +272,9 @@ class Ticket:
             MissingExtraError: without huggingface_hub.
             TicketError: if the hub refuses or cannot be reached.
         """
+        if any_in_parts(self.start, self.trained):
+            raise TicketError(
+                "this ticket's states lie in parts on several devices: save it, and push what Ticket.load reads"
+            )
         card = model_card(self.mask, self.info, self.trained is not None, repo_id)
         return upload(repo_id, self.save, card, private=private, endpoint=endpoint, token=token, message=message)

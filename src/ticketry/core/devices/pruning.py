@@ -1,0 +1,78 @@
+"""`prune` of a model whose parameters lie in parts on several devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ticketry.core.allocate import check_enough, collapsed, layer_shares, with_at_least
+from ticketry.core.devices.parts import is_spread, require_usable
+from ticketry.core.devices.selection import Ranking
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import check_at_least, check_collapse, check_distribution, kept_elements
+from ticketry.errors import MaskError, UsageError
+
+
+def any_spread(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether any of these lies in parts."""
+    return any(is_spread(parameter) for parameter in parameters.values())
+
+
+def largest_magnitudes(
+    parameters: Mapping[str, Tensor],
+    density: float,
+    *,
+    distribution: str = "global",
+    within: Mask | None = None,
+    half_rate: tuple[str, ...] = (),
+    collapse: str = "raise",
+    keep_at_least: int = 0,
+) -> Mask:
+    """The mask that `allocate` would make of the magnitudes of whole parameters: equal to the element.
+
+    All processes that have parts of them call it, with the same arguments, and get equal masks, whole, on the CPU: a
+    byte for each weight. No parameter is gathered.
+
+    Raises:
+        UsageError, MaskError, LayerCollapseError: as `allocate`, in all processes.
+    """
+    check_distribution(distribution)
+    check_collapse(collapse)
+    check_at_least(keep_at_least)
+    require_usable(parameters)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if within is not None and within.shapes != shapes:
+        raise MaskError("the mask to go on from is not of the tensors that have scores")
+    if unknown := [name for name in half_rate if name not in parameters]:
+        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(parameters)}")
+    total = sum(parameter.numel() for parameter in parameters.values())
+    kept = kept_elements(density, total)
+    check_enough(kept, total, total if within is None else within.kept, density)
+    ranking = Ranking(dict(parameters), None if within is None else dict(within))
+    available = {name: ranking.available(name) for name in parameters}
+    counts = layer_shares(parameters, available, kept, distribution, half_rate)
+    together = [name for name in parameters if name not in counts]
+    chosen = _ranked_together(ranking, together, kept - sum(counts.values()))
+    counts |= {name: int(each.sum()) for name, each in chosen.items()}
+    filled = {name: counts[name] for name, parameter in parameters.items() if parameter.numel()}
+    least = max(keep_at_least, 1 if collapse == "keep" else 0)
+    if not least and not all(filled.values()):
+        raise collapsed(filled, density, None, lowest=False)
+    for name, count in with_at_least(filled, available, least, density).items():
+        if name not in chosen or count != counts[name]:
+            chosen[name] = ranking.kept(name, ranking.cut([name], count))[0]
+    empty = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items() if name not in filled}
+    return Mask({name: (chosen | empty)[name] for name in parameters})
+
+
+def _ranked_together(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
+    """name -> what is kept of it, of the `count` largest of all of them."""
+    chosen = {}
+    cut = ranking.cut(names, count)
+    for name in names:
+        chosen[name], taken = ranking.kept(name, cut)
+        cut = replace(cut, at_threshold=cut.at_threshold - taken)
+    return chosen

@@ -1,0 +1,43 @@
+"""Two processes over gloo, for tests: real ones, each with a function of this test's file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
+    """What ``worker(rank, folder, *arguments)`` returns in each of `ranks` processes that are one group.
+
+    An exception in one is raised here, with its traceback as text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.start_processes(_main, (worker, ranks, folder, arguments), nprocs=ranks, start_method="spawn")
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _main(rank: int, worker: Callable[..., Any], ranks: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    try:
+        torch.save(worker(rank, folder, *arguments), folder / f"rank-{rank}.pt")
+    except Exception:
+        traceback.print_exc()
+        raise
+    finally:
+        dist.destroy_process_group()
