@@ -5,21 +5,28 @@ same weights, in torch under the mask and in sparse kernels. The interval is Stu
 stands the spread of the seeds. Stopped and started again, it goes on: what is trained is in the store.
 
     python benchmarks/training_equivalence.py lenet-5:fashion-mnist resnet-20:cifar10 --store FOLDER --length 3ep
+
+Language models read a whole test text for a metric, which takes longer than a short training: ``--test 10000`` takes
+the perplexity of its first tokens alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import Row, main, network_and_task, one_thread, parser
 from scipy.stats import t
 
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
-from ticketry.tasks.task import Task
+from ticketry.lab.training.segment import Result
+from ticketry.tasks.language.course import Text
+from ticketry.tasks.task import Arithmetic, Task
 
 KINDS = ("dense", "sparse")
 
@@ -30,7 +37,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     for asked in arguments.networks:
         task = network_and_task(asked, arguments.option)
         values = {kind: trained(task, kind, arguments) for kind in KINDS}
-        rows += rows_of(asked, values, task.metric.unit, arguments)
+        rows += rows_of(asked, values, "" if arguments.test else task.metric.unit, arguments)
     return rows
 
 
@@ -42,16 +49,32 @@ def trained(task: Task, kind: str, arguments: argparse.Namespace) -> list[dict[s
         for seed in range(arguments.seeds):
             mask = prune(task.build(), arguments.density, score="random", seed=seed)
             segment = lab.segment(task, start=seed, order_seed=seed, mask=mask, recipe=recipe)
-            result = lab.train(segment)
+            result = lab.train(segment, measure=not arguments.test)
+            if arguments.test:
+                metric = perplexity(lab, task, result, arguments.test)
+            else:
+                metric = result.metrics["test"][task.metric.name]
             found.append(
                 {
                     "kernels": segment.arithmetic.kernels,
-                    "metric": result.metrics["test"][task.metric.name],
+                    "metric": metric,
                     "losses": [loss for _, loss in result.record["loss"]],
                     "steps": segment.steps,
                 }
             )
     return found
+
+
+def perplexity(lab: Lab, task: Task, result: Result, count: int) -> float:
+    """Of a token, on so many at the beginning of the test text."""
+    course = lab.course(task)
+    if not isinstance(course, Text):
+        raise SystemExit("--test is of language models")
+    test = replace(course.corpus.test, tokens=course.corpus.test.tokens[:count], characters=0)
+    model = lab.model(task, result).eval()
+    short = Text(replace(course.corpus, test=test), course.time, carries=bool(model.carries))
+    with torch.no_grad():
+        return short.evaluate(model, "test", Arithmetic())["perplexity"]
 
 
 def rows_of(asked: str, values: dict[str, list[dict[str, Any]]], unit: str, arguments: argparse.Namespace) -> list[Row]:
@@ -79,4 +102,5 @@ if __name__ == "__main__":
     options.add_argument("--length", default="10ep")
     options.add_argument("--density", type=float, default=0.1)
     options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--test", type=int, default=0, metavar="TOKENS", help="of the test text; 0: all")
     main("training_equivalence", measure, options)
