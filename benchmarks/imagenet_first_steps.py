@@ -22,7 +22,7 @@ from common import Row, main, parser, seconds_row
 
 BATCHES, STEPS, QUICK_STEPS = (8, 16), 5, 2
 IMAGES, SHARDS = 1_281_167, 1_100
-"""ImageNet's training images, in shards of 128 MB."""
+"""ImageNet's training images, and in how many shards they are taken to lie."""
 CLASSES = 10
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -12,6 +14,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +24,10 @@ import pytest
 import torch
 from PIL import Image
 
+import azurite
+import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
-from ticketry.lab.training.data_loading import order_of
+from ticketry.lab.training.data_loading import batches, order_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.data.write_shards import describe, write_shards
 from ticketry.tasks.images.shards import ShardClassification
@@ -183,6 +188,29 @@ def test_crops_are_those_of_a_folder_and_requests_travel(root: Path, images: Pat
     assert torch.equal(request(), files.reader.request(rows, ("resized_crop",), 5)())
 
 
+def test_an_epoch_is_read_with_a_few_batches_in_memory(tmp_path: Path) -> None:
+    """3.7 MB of images, of which the reading of an epoch never holds a tenth."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    for part, count in (("train", 100), ("val", 1)):
+        for name in ("a", "b", "c"):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    root = write_shards(tmp_path / "set", tmp_path / "shards", megabytes=0.4)
+    assert sum(path.stat().st_size for path in root.glob("train-*.tar")) > 3.5e6
+    train = task(root).load().train
+    order = order_of(train, 0, 4)
+    with contextlib.closing(batches(train, order.batch, range(-(-len(train) // 4)), "cpu")) as found:
+        next(found)
+        tracemalloc.start()
+        count = sum(len(targets) for _, targets in found)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert count == len(train) - 4
+    assert peak < 0.35e6
+
+
 # -- from a URL --------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +247,17 @@ def test_at_a_url_they_are_fetched_once_and_late(url: str, root: Path, monkeypat
     assert asked == ["/shards.json"]
     monkeypatch.setenv("TICKETRY_OFFLINE", "1")
     assert content(task(url)) == content(task(root))
+
+
+def test_readers_that_want_a_shard_at_once_fetch_it_once(url: str) -> None:
+    test = task(url).load().test
+    assert test.reader is not None
+    request = test.reader.request(test.inputs)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: request(), range(4))
+    assert all(torch.equal(first, other) for other in others)
+    tars = [path for path in asked if path.endswith(".tar")]
+    assert len(tars) == len(set(tars)) > 0
 
 
 def test_what_is_fetched_has_the_digest_of_the_manifest(url: str, root: Path) -> None:
@@ -326,3 +365,26 @@ def test_the_index_is_data(root: Path) -> None:
     (root / "shards.json").write_bytes(msgspec.json.encode(values))
     with pytest.raises(DataError, match="no index of shards"):
         task(root).load()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["s3", "az"])
+def test_from_a_bucket(provider: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 by moto's server, Azure by azurite."""
+    server = buckets.moto_server() if provider == "s3" else azurite.azurite_server()
+    module = buckets if provider == "s3" else azurite
+    monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TICKETRY_OFFLINE", raising=False)
+    with server as endpoint:
+        for name, value in module.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        make = buckets.made_bucket if provider == "s3" else azurite.made_container
+        address = f"{provider}://{make(endpoint, 'images')}/in/shards"
+        from obstore import put
+        from obstore.store import from_url
+
+        store = from_url(address, client_options={"allow_http": True})
+        for path in root.iterdir():
+            put(store, path.name, path.read_bytes())
+        assert task(address).key() == task(root).key()
+        assert content(task(address)) == content(task(root))
