@@ -222,6 +222,17 @@ def test_a_request_is_plain(away, digits):
     assert request.spec.name == "digits"
 
 
+def test_where_the_search_keeps_its_cache_is_no_matter_of_its_workers(away, digits, monkeypatch):
+    monkeypatch.setenv("TICKETRY_CACHE", "/of/this/machine")
+    monkeypatch.setenv("TICKETRY_OFFLINE", "1")
+    cluster = Threads()
+    lab = away(cluster)
+    lab.train(lab.segment(digits, start=0, last=3))
+    travelled = Request.read(cluster.requests[0]).environment
+    assert travelled["TICKETRY_OFFLINE"] == "1"
+    assert "TICKETRY_CACHE" not in travelled
+
+
 def test_a_stop_stores_what_is_trained(away, digits):
     events: list[Event] = []
     cluster = Threads()

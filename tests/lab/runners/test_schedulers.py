@@ -97,9 +97,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def test_a_search_gives_the_same_bits(on: str, here: Lab, tmp_path: Path) -> None:
+    jobs = set(Path(".ticketry-slurm").glob("*_submitted.pkl"))
     with Lab(tmp_path / "store", device="cpu", runner=on) as lab:
         assert elsewhere.searched(lab) == elsewhere.searched(here)
         assert lab.ledger.segments_trained == 6
+    begun = set(Path(".ticketry-slurm").glob("*_submitted.pkl")) - jobs
+    assert (1 <= len(begun) <= 2) == on.startswith("slurm"), "a job trains one segment after another"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)

@@ -28,7 +28,10 @@ from ticketry.version import __version__
 VERSION = 1
 """Of the form of requests and answers."""
 _ENVIRONMENT = "TICKETRY_"
-"""Variables of the environment that begin so go with a request."""
+"""Variables of the environment that begin so go with a request, but for `_OF_ONE_MACHINE`."""
+_OF_ONE_MACHINE = ("TICKETRY_CACHE",)
+"""A folder on the driver's disk. Where a worker may write is for its own machine to say: the driver's folder might not
+be there, be another user's, or be one on a network that many workers would fill at once."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,13 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         modules=modules_of(segment),
         keep=list(keep),
         folders=_folders(tuple(sys.path), os.getcwd()),
-        environment={name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
+        environment={name: value for name, value in os.environ.items() if _travels(name)},
         made_with=made_with(segment.arithmetic.device),
     )
+
+
+def _travels(variable: str) -> bool:
+    return variable.startswith(_ENVIRONMENT) and variable not in _OF_ONE_MACHINE
 
 
 @functools.lru_cache(maxsize=4)  # asked for by every request
