@@ -1,0 +1,232 @@
+"""Several devices on this machine: a step under DDP against one process, and pruning in parts under FSDP2.
+
+**Step.** ResNet-18 on 32 x 32 images: two processes over gloo with one thread and half the batch each, against one
+process with two threads and the whole batch, in turns, in float32 and channels_last, SGD with momentum, a mask held.
+Two cores are needed. Norms are those of each process (as DDP has them), and once synchronised. Where the machine has
+other work, two threads that wait for each other at every operation lose more of their wall time than two processes
+that meet once a step: one thread alone, and processor time, tell how much of a ratio is that.
+
+**Pruning.** An MLP of ``--width`` squared weights a layer, global magnitude to a density of 0.1: two processes that
+have half of it each (`fully_shard`) against one that has all. The peak is the highest resident memory of a fresh
+process while it prunes, Python and torch included; masks are compared to the element.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from common import Row, load_average, main, parser, ratio_row, seconds_row
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import ticketry as tk
+from ticketry.core.devices.parts import part, part_like
+from ticketry.tasks import models
+
+STEP_TARGET, MEMORY_TARGET = 1.0, 0.6
+MB = 1 << 20
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    parts = {"step": step_rows, "pruning": pruning_rows}
+    return [row for name in arguments.only or parts for row in parts[name](arguments)]
+
+
+# -- a step ------------------------------------------------------------------------------------------------------------
+
+
+class Side:
+    """Processes that wait to be told to make steps."""
+
+    def __init__(self, kind: str, ranks: int, batch: int, folder: Path) -> None:
+        context = mp.get_context("spawn")
+        self.orders = [context.Queue() for _ in range(ranks)]
+        self.answers = context.Queue()
+        self.processes = [
+            context.Process(target=serve, args=(kind, rank, ranks, batch, folder / kind, order, self.answers))
+            for rank, order in enumerate(self.orders)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def seconds(self, steps: int) -> tuple[float, float]:
+        """Of a step: wall time of the slowest process, and processor time of all together."""
+        for order in self.orders:
+            order.put(steps)
+        walls, processors = zip(*(self.answers.get(timeout=600) for _ in self.orders), strict=True)
+        return max(walls) / steps, sum(processors) / steps
+
+    def end(self) -> None:
+        for order in self.orders:
+            order.put(0)
+        for process in self.processes:
+            process.join(60)
+
+
+def serve(kind: str, rank: int, ranks: int, batch: int, meet: Path, orders: Any, answers: Any) -> None:
+    torch.set_num_threads(1 if "1 thread" in kind else 2 // ranks)
+    torch.manual_seed(0)
+    model: nn.Module = models.build("resnet-18", shape=(3, 32, 32), classes=10).to(memory_format=torch.channels_last)
+    mask = tk.prune(model, 0.2)
+    if ranks > 1:
+        join(rank, ranks, meet)
+        model = tk.devices.synchronise_norms(model) if "synchronised" in kind else model
+        # Views of the buckets save a copy of each gradient.
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    images = torch.randn(batch // ranks, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    targets = torch.randint(10, (batch // ranks,))
+    with tk.hold(model, mask):
+        while steps := orders.get():
+            if ranks > 1:
+                dist.barrier()
+            began, worked = time.perf_counter(), time.process_time()
+            for _ in range(steps):
+                optimizer.zero_grad()
+                cross_entropy(model(images), targets).backward()
+                optimizer.step()
+            answers.put((time.perf_counter() - began, time.process_time() - worked))
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def join(rank: int, ranks: int, meet: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    limit = datetime.timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks, timeout=limit)
+
+
+def step_rows(arguments: argparse.Namespace) -> list[Row]:
+    rounds, steps = (2, 1) if arguments.quick else (arguments.rounds, 1)
+    alone = "one process, 2 threads"
+    kinds = {alone: 1, "one process, 1 thread": 1, "DDP, 2 ranks": 2, "DDP, 2 ranks, synchronised norms": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {kind: Side(kind, ranks, arguments.batch, Path(folder)) for kind, ranks in kinds.items()}
+        found: dict[str, list[float]] = {kind: [] for kind in kinds}
+        worked: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for turn in range(rounds + 1):
+            for kind, side in sides.items():
+                wall, processor = side.seconds(steps)
+                if turn:  # the first warms up
+                    found[kind].append(wall)
+                    worked[kind].append(processor)
+        for side in sides.values():
+            side.end()
+    how = f"ResNet-18, 32 x 32, batch {arguments.batch}, float32, {rounds} rounds, load {load_average()}"
+    rows = [seconds_row(f"step: {alone}", found[alone], how=f"wall time, {how}")]
+    for kind in [kind for kind in kinds if kind != alone]:
+        target = STEP_TARGET if kind.startswith("DDP") else None
+        what = f"step: {kind} / {alone}"
+        rows.append(ratio_row(what, found[kind], found[alone], target=target, how=f"wall time, {how}"))
+        rows.append(ratio_row(what, worked[kind], worked[alone], how=f"processor time of all threads, {how}"))
+    return rows
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------------
+
+
+def weights(width: int, depth: int) -> nn.Sequential:
+    """Layers without values."""
+    with torch.device("meta"):
+        return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(depth)))
+
+
+@torch.no_grad()
+def fill(model: nn.Sequential) -> None:
+    """The same values, whole or in parts, a layer at a time."""
+    model.to_empty(device="cpu")
+    for index, parameter in enumerate(model.parameters()):
+        values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+        part(parameter).copy_(part_like(values, parameter))
+
+
+def prune_here(rank: int, ranks: int, width: int, depth: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    model = weights(width, depth)
+    if ranks > 1:
+        join(rank, ranks, folder / "meet")
+        for layer in model:
+            fully_shard(layer)
+        fully_shard(model)
+    fill(model)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is that of now
+    before = memory("VmRSS")
+    began = time.perf_counter()
+    mask = tk.prune(model, 0.1)
+    seconds = time.perf_counter() - began
+    torch.save(
+        {"peak": memory("VmHWM"), "before": before, "seconds": seconds, "digest": mask.digest},
+        folder / f"{ranks}-{rank}.pt",
+    )
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def memory(entry: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{entry}:"))
+    return int(line.split()[1]) / 1024
+
+
+def pruning_rows(arguments: argparse.Namespace) -> list[Row]:
+    width = 512 if arguments.quick else arguments.width
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (1, 2):
+            mp.start_processes(
+                prune_here, (ranks, width, arguments.depth, Path(folder)), nprocs=ranks, start_method="spawn"
+            )
+        alone, *two = (torch.load(Path(folder) / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    peak, before = "peak", "before"
+    weight_mb = arguments.depth * width * width * 4 / MB
+    how = (
+        f"MLP {arguments.depth} x {width} x {width} ({weight_mb:.0f} MB in float32), density 0.1; one process"
+        f" {alone['peak']:.0f} MB ({alone['before']:.0f} before), ranks"
+        f" {' and '.join(f'{each[peak]:.0f} ({each[before]:.0f})' for each in two)}"
+    )
+    return [
+        Row(
+            "pruning under FSDP2: peak memory of a rank / of one process",
+            max(each["peak"] for each in two) / alone["peak"],
+            target=MEMORY_TARGET,
+            how=how,
+            details={"alone": alone, "ranks": two},
+        ),
+        Row(
+            "pruning under FSDP2: ranks whose mask is not that of one process",
+            sum(each["digest"] != alone["digest"] for each in two),
+            target=0,
+            how=how,
+        ),
+        Row(
+            "pruning under FSDP2: time / one process",
+            statistics.median(each["seconds"] for each in two) / alone["seconds"],
+            how=f"{alone['seconds']:.1f} s alone, wall time, once",
+        ),
+    ]
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "")
+    made.add_argument("--only", nargs="*", choices=("step", "pruning"), help="one of the two")
+    made.add_argument("--batch", type=int, default=128, help="the global batch")
+    made.add_argument("--rounds", type=int, default=9)
+    made.add_argument("--width", type=int, default=4096)
+    made.add_argument("--depth", type=int, default=4)
+    return made
+
+
+if __name__ == "__main__":
+    main("devices", measure, options())
