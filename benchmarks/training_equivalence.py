@@ -26,7 +26,7 @@ from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.tasks.language.course import Text
-from ticketry.tasks.task import Arithmetic, Task
+from ticketry.tasks.task import Task
 
 KINDS = ("dense", "sparse")
 
@@ -74,7 +74,7 @@ def perplexity(lab: Lab, task: Task, result: Result, count: int) -> float:
     model = lab.model(task, result).eval()
     short = Text(replace(course.corpus, test=test), course.time, carries=bool(model.carries))
     with torch.no_grad():
-        return short.evaluate(model, "test", Arithmetic())["perplexity"]
+        return short.evaluate(model, "test", result.segment.arithmetic)["perplexity"]
 
 
 def rows_of(asked: str, values: dict[str, list[dict[str, Any]]], unit: str, arguments: argparse.Namespace) -> list[Row]:
