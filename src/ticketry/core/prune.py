@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
+from ticketry.core.budget import allocate_multiplications, uses
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
@@ -99,6 +101,8 @@ def prune(
     density: float | str | None = None,
     *,
     sparsity: float | str | None = None,
+    flops: float | str | None = None,
+    example_inputs: Any = None,
     score: str | Score = "magnitude",
     scope: Scope | None = None,
     distribution: str = "global",
@@ -123,6 +127,9 @@ def prune(
         density: share of the scope that is kept, 0 < density <= 1 or "10%", met to the element (with a pattern of
             blocks, as closely as whole ones permit; with N:M at most N/M, which it is if left out).
         sparsity: share removed, instead of density.
+        flops: share of the multiplications of the layers in scope, instead of density: kept are the weights with the
+            most score a multiplication, see `core.budget`. In one cut, of single weights, over all layers together.
+        example_inputs: of a call, by which multiplications are counted; only flops needs them.
         score: a name of `ticketry.score`, or a function of that form.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
@@ -145,6 +152,7 @@ def prune(
         >>> mask = prune(model, density=0.1)                    # doctest: +SKIP
         >>> mask = prune(model, sparsity=0.95, score="random")  # doctest: +SKIP
         >>> mask = prune(model, density=0.25, pattern="4x1")    # doctest: +SKIP
+        >>> mask = prune(model, flops=0.25, example_inputs=x)   # doctest: +SKIP
         >>> mask = prune(model, 0.02, score="snip", batches=batches, loss=loss, iterations=5)  # doctest: +SKIP
     """
     put_back(model)
@@ -157,6 +165,21 @@ def prune(
             " taylor, fisher, crop, grasp or synflow"
         )
     pattern = Pattern.parse(pattern)
+    if flops is not None:
+        plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
+        if not plain or iterations > 1 or regrow or half_rate or keep_at_least or collapse != "raise":
+            raise UsageError(
+                "flops takes the place of density and goes with score, scope, within, batches, loss and seed only:"
+                " single weights over all layers in one cut"
+            )
+        if example_inputs is None:
+            raise UsageError("multiplications are counted in a call: prune(model, flops=..., example_inputs=x)")
+        prices = uses(model, scope, example_inputs)
+        seen = None if not measures_at_mask(function) else within
+        found = scores_in(function, model, scope, seen, ScoreInputs(batches, loss, seed))
+        return allocate_multiplications(found, prices, flops, within=within)
+    if example_inputs is not None:
+        raise UsageError("example_inputs are for flops: leave them out")
     wanted = pattern.check_density(density, sparsity)
     if any_spread(scope.parameters(model)):
         _require_spread(model, function, pattern, iterations)

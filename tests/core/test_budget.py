@@ -1,0 +1,101 @@
+"""Masks under a budget of multiplications."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.budget import allocate_multiplications, uses
+from ticketry.errors import LayerCollapseError, UsageError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(96, 5))
+
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+def test_uses_are_places_of_a_weight(model):
+    model.train()
+    assert list(uses(model, tk.scope(model), X).values()) == [2 * 36, 2 * 16, 2]
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.45, 0.7, 1.0])
+def test_as_good_as_the_best_of_all_subsets_but_for_one_weight(share):
+    """The relaxed optimum lies between what is kept and that with the next weight: no subset beats the latter."""
+    generator = torch.Generator().manual_seed(1)
+    scores = {name: torch.rand(5, generator=generator) + 0.1 for name in "ab"}
+    prices = {"a": 7, "b": 3}
+    cost = torch.tensor([7.0] * 5 + [3.0] * 5)
+    worth = torch.cat(list(scores.values()))
+    best = max(
+        float(worth @ each)
+        for each in map(torch.tensor, itertools.product((0.0, 1.0), repeat=10))
+        if float(cost @ each) <= share * 50
+    )
+    mask = allocate_multiplications(scores, prices, share)
+    chosen = torch.cat(list(mask.values()))
+    spent = float(cost @ chosen.float())
+    assert spent <= share * 50
+    left = (worth / cost)[~chosen]
+    relaxed = float(worth @ chosen.float()) + (share * 50 - spent) * float(left.max() if len(left) else 0)
+    assert float(worth @ chosen.float()) <= best + 1e-6
+    assert best <= relaxed + 1e-6
+
+
+def test_budget_is_met_and_dear_layers_pay(model):
+    prices = uses(model, tk.scope(model), X)
+    mask = tk.prune(model, flops="30%", example_inputs=X)
+    total = sum(prices[name] * part.numel() for name, part in mask.items())
+    spent = sum(prices[name] * int(part.sum()) for name, part in mask.items())
+    assert 0.3 * total - max(prices.values()) < spent <= 0.3 * total
+    plain = tk.prune(model, density=mask.density)
+    assert int(mask["0.weight"].sum()) < int(plain["0.weight"].sum())
+
+
+def test_within_is_kept_to(model):
+    within = tk.prune(model, density=0.5)
+    mask = tk.prune(model, flops=0.3, example_inputs=X, within=within)
+    assert mask & within == mask
+
+
+def test_too_small_a_budget_says_what_is_enough():
+    scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0, 6.0])}
+    with pytest.raises(LayerCollapseError, match=r"no weight in a .* at 0\.5455: choose it"):
+        allocate_multiplications(scores, {"a": 10, "b": 1}, 0.1)
+    # Both weights of b and the better one of a: 12 of 22.
+    assert allocate_multiplications(scores, {"a": 10, "b": 1}, 0.5455).kept == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"density": 0.1, "example_inputs": X}, "takes the place of density"),
+        ({"pattern": "4x1", "example_inputs": X}, "single weights"),
+        ({}, "counted in a call"),
+        ({"flops": 25, "example_inputs": X}, "0 < flops <= 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(model, options, said):
+    with pytest.raises(UsageError, match=said):
+        tk.prune(model, **{"flops": 0.2, **options})
+
+
+def test_layers_that_are_not_counted_are_named():
+    model = nn.Sequential(nn.LSTM(3, 4))
+    with pytest.raises(UsageError, match=r"not of 0\.weight_ih_l0"):
+        tk.prune(model, flops=0.2, example_inputs=torch.zeros(2, 1, 3))
+
+
+def test_scores_below_zero_are_refused():
+    with pytest.raises(UsageError, match="below 0"):
+        allocate_multiplications({"a": torch.tensor([-1.0, 1.0])}, {"a": 1}, 0.5)
