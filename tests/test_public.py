@@ -36,3 +36,22 @@ def test_import_is_light() -> None:
     rooms = "ticketry, ticketry.search, ticketry.engine, ticketry.report, ticketry.cli"
     code = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_name_needs_an_extra() -> None:
+    """Without llvmlite all can be imported; what makes kernels says which extra it needs."""
+    code = """
+import sys
+sys.modules["llvmlite"] = None
+import torch, ticketry as tk
+assert all(getattr(tk, name) for name in tk.__all__)
+model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+for make in (tk.compile, tk.sparse_training):
+    try:
+        make(model, tk.prune(model, 0.5), torch.randn(4, 8))
+    except tk.errors.MissingExtraError as error:
+        assert "ticketry[engine]" in str(error)
+    else:
+        raise SystemExit("nothing was said")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

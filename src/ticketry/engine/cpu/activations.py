@@ -10,9 +10,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.emitter import I32, Emitter, same
+from ticketry.engine.cpu.llvm import ir
 from ticketry.errors import EngineError
 
 Activation = str | tuple[str, float] | None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.emitter import F32, I16, I32, Emitter, same
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.window import Array
 
 FLOAT = 4

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.emitter import I16, I32, I64, Emitter, State, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.window import Array
 
 _MOST_LENGTHS = 6

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llvmlite import ir
-
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.target import Target
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
 from ticketry.engine.cpu.emitter import Emitter, State, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import lanes as lane
 from ticketry.engine.cpu.pixels import loops
 from ticketry.engine.cpu.pixels.elementwise import copy

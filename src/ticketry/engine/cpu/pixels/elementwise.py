@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import loops, number_formats
 from ticketry.engine.cpu.pixels.geometry import Pixels
 from ticketry.engine.cpu.pixels.loops import Strides

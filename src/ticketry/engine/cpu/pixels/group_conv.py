@@ -10,10 +10,9 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emitter import I16, I64, Emitter, State, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import loops, number_formats
 from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 from ticketry.engine.cpu.pixels.loops import Strides

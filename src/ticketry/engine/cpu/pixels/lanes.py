@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.emitter import F32, I1, I32, I64, PTR, Emitter
+from ticketry.engine.cpu.llvm import ir
 
 
 def first_lanes(e: Emitter, count: ir.Value | int) -> ir.Value:

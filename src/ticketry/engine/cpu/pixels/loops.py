@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.activations import Activation
 from ticketry.engine.cpu.emitter import Emitter, State
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import number_formats as values
 from ticketry.engine.cpu.pixels.geometry import FLOAT, LINE, Pixels
 from ticketry.engine.cpu.window import Array

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.emitter import I64, Emitter, State, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import lanes as lane
 from ticketry.engine.cpu.pixels import loops, number_formats
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import lanes as lane
 from ticketry.engine.cpu.pixels import loops
 from ticketry.engine.cpu.pixels.geometry import Pixels

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.bfloat import (
     BFLOAT,
     load,
@@ -20,6 +18,7 @@ from ticketry.engine.cpu.bfloat import (
     widened,
 )
 from ticketry.engine.cpu.emitter import I16, Emitter
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import lanes as lane
 from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import loops
 from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
 from ticketry.engine.cpu.pixels.loops import Strides

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.activations import Activation, activate, activation
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.emitter import F32, I1, I8, I16, I32, Emitter
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
 from ticketry.engine.cpu.target import Target
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llvmlite import ir
-
 import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, State, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op

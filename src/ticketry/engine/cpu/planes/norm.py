@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
 
 from ticketry.engine.cpu.activations import exp
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.program import Op
