@@ -90,7 +90,18 @@ def test_arrows_go_one_way(path):
     assert not wrong, f"{path.relative_to(ROOT)} may not import these: {wrong}"
 
 
-KERNELS = {"cpu.activations", "cpu.bfloat", "cpu.copies", "cpu.emitter", "cpu.program", "cpu.target", "cpu.window"}
+KERNELS = {
+    *(
+        "cpu.activations",
+        "cpu.bfloat",
+        "cpu.copies",
+        "cpu.emitter",
+        "cpu.llvm",
+        "cpu.program",
+        "cpu.target",
+        "cpu.window",
+    )
+}
 """What the kernels of a layout stand on."""
 
 ENGINE = {
