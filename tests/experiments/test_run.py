@@ -24,6 +24,7 @@ from ticketry.experiments.run import Run
 from ticketry.records.display import html_table
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
+from ticketry.report import verdict_line
 
 SHORT = {"length": "2ep"}
 OPTIONS: dict[str, Any] = {"densities": (0.4, 0.1), "rewind": "10%", "workers": 0}
@@ -86,6 +87,23 @@ def test_its_report(run: Run, tmp_path: Path) -> None:
     assert run.report() == run.path / "report.html"
     page = run.report(tmp_path / "mine.html").read_text(encoding="utf-8")
     assert run.name in page
+
+
+def test_a_pushed_ticket_comes_with_verdict_and_figure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: dict[str, Any] = {}
+
+    def upload(repo_id: str, save: Any, beside: dict[str, bytes], **options: Any) -> str:
+        pushed.update(beside, **options)
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("ticketry.core.ticket.ticket.upload", upload)
+    assert run.push_to_hub("user/name", density=0.1, private=True) == "https://hub/user/name"
+    card = pushed["README.md"].decode()
+    assert verdict_line(run.record).replace("<", "&lt;") in card
+    assert "![The metric by the share of weights kept](figure.png)" in card
+    assert pushed["figure.png"].startswith(b"\x89PNG\r\n")
+    assert f"| density | {run.best(0.1).density:.4g} " in card
+    assert pushed["private"] is True
 
 
 def test_a_frame_of_pandas_or_the_name_of_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

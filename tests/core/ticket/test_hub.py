@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ticketry.core.mask import Mask
+from ticketry.core.prune import prune
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import MissingExtraError, TicketError
 
@@ -335,3 +336,68 @@ def test_without_the_hubs_client(monkeypatch):
         Ticket.from_hub("user/ticket")
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[hub\]'"):
         make().push_to_hub("user/ticket")
+
+
+def test_the_card_tells_the_verdict_and_shows_the_figure(hub, tmp_path):
+    push(make(), hub, verdict="It wins | <b>really</b>\nby 0.2", figure=b"\x89PNG figure")
+    files = hub.repositories["user/ticket"][-1]
+    card = files["README.md"].decode()
+    assert files["figure.png"] == b"\x89PNG figure"
+    assert "## Does it win?\n\nIt wins \\| &lt;b>really&lt;/b>?by 0.2\n" in card
+    assert "![The metric by the share of weights kept](figure.png)" in card
+    assert same(fetch(hub, tmp_path), make())
+    push(make(), hub)
+    assert "Does it win" not in hub.repositories["user/ticket"][-1]["README.md"].decode()
+
+
+def ticket_of(model: torch.nn.Module) -> Ticket:
+    """Trained as far as its weights are others than those it starts from."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    return Ticket(prune(model, density=0.3), state, {"method": "oneshot"}, model.state_dict())
+
+
+def test_transformers_opens_a_ticket_by_itself(hub, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    ticket = ticket_of(model)
+    push(ticket, hub, model=model)
+    folder = tmp_path / "there"
+    folder.mkdir()
+    for name, data in hub.repositories["user/ticket"][-1].items():
+        (folder / name).write_bytes(data)
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    assert type(opened) is type(model)
+    assert torch.equal(opened(ids).logits, ticket.apply(model, "trained")(ids).logits)
+    assert all((opened.state_dict()[name][~kept] == 0).all() for name, kept in ticket.mask.items())
+
+
+def test_timm_opens_a_ticket_by_itself(hub, tmp_path):
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    model = timm.create_model("resnet10t", num_classes=7).eval()
+    ticket = ticket_of(model)
+    push(ticket, hub, model=model)
+    folder = tmp_path / "there"
+    folder.mkdir()
+    for name, data in hub.repositories["user/ticket"][-1].items():
+        (folder / name).write_bytes(data)
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(opened(images), ticket.apply(model, "trained")(images))
+
+
+def test_a_model_that_no_other_loader_knows(hub):
+    layer = torch.nn.Linear(5, 4)
+    with pytest.raises(TicketError, match="Linear is no model of transformers or timm"):
+        push(ticket_of(layer), hub, model=layer)
+    with pytest.raises(TicketError, match="does not fit"):
+        push(make(), hub, model=layer)
+    with pytest.raises(TicketError, match="has not been trained"):
+        push(make(trained=False), hub, model=layer)
+    assert hub.repositories == {}

@@ -1,17 +1,24 @@
-"""Tickets on the Hugging Face hub: one repository, the ticket's files and a model card."""
+"""Tickets on the Hugging Face hub: one repository, the ticket's files, a model card and what other loaders read."""
 
 from __future__ import annotations
 
+import copy
+import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ticketry.core.ticket.folder import FILES, MANIFEST
 from ticketry.errors import MissingExtraError, TicketError
 from ticketry.version import __version__
 
 CARD = "README.md"
+FIGURE = "figure.png"
+CONFIG = "config.json"
+"""What the loaders of transformers and timm read beside ``model.safetensors``."""
 
 
 def download(
@@ -51,7 +58,7 @@ def download(
 def upload(
     repo_id: str,
     save: Callable[[Path], Path],
-    card: str,
+    beside: Mapping[str, bytes],
     *,
     private: bool,
     endpoint: str | None,
@@ -62,6 +69,7 @@ def upload(
 
     Args:
         save: writes the ticket as a folder of the name given, and returns its path.
+        beside: what else the repository gets, by name: the card, a figure, a model's config.
 
     Raises:
         MissingExtraError: without huggingface_hub.
@@ -71,7 +79,8 @@ def upload(
     try:
         with tempfile.TemporaryDirectory(prefix="ticketry-") as folder:
             path = save(Path(folder) / "ticket")
-            (path / CARD).write_text(card, encoding="utf-8")
+            for name, data in beside.items():
+                (path / name).write_bytes(data)
             api = hub.HfApi(endpoint=endpoint, token=token, library_name="ticketry", library_version=__version__)
             url = str(api.create_repo(repo_id, private=private, exist_ok=True))
             _commit(hub, api, repo_id, path, message)
@@ -80,6 +89,30 @@ def upload(
     except Exception as error:  # as in `download`
         raise _refusal(error, f"the ticket cannot be pushed to {repo_id!r}") from error
     return url
+
+
+def config_of(model: nn.Module) -> bytes:
+    """The ``config.json`` by which transformers or timm makes this model, for their own loaders.
+
+    Raises:
+        TicketError: if the model is of neither.
+    """
+    told: Any = getattr(model, "config", None)
+    if hasattr(told, "to_json_string"):  # of transformers
+        if not getattr(told, "architectures", None):  # else its loaders know the family and not the class
+            told = copy.deepcopy(told)
+            told.architectures = [type(model).__name__]
+        return str(told.to_json_string()).encode()
+    if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
+        save_config_for_hf = importlib.import_module("timm.models._hub").save_config_for_hf  # as its own push does
+        with tempfile.TemporaryDirectory(prefix="ticketry-") as folder:
+            file = Path(folder) / CONFIG
+            save_config_for_hf(model, str(file))
+            return file.read_bytes()
+    raise TicketError(
+        f"{type(model).__name__} is no model of transformers or timm, the libraries whose loaders are known:"
+        " leave model= away"
+    )
 
 
 def _commit(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> None:

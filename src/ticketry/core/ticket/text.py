@@ -19,15 +19,24 @@ def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
     return "\n".join([*facts, "", *table])
 
 
-def model_card(mask: Mask, info: Mapping[str, Any], trained: bool, repo_id: str) -> str:
-    """README.md of a ticket's repository: the hub's metadata, the facts as a table, how to load it."""
+def model_card(
+    mask: Mask, info: Mapping[str, Any], trained: bool, repo_id: str, *, verdict: str = "", figure: str = ""
+) -> str:
+    """README.md of a ticket's repository: the hub's metadata, the facts as a table, how to load it.
+
+    Args:
+        verdict: whether it wins, in a sentence.
+        figure: the name of a picture in the repository.
+    """
     licence = info.get("license")
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
     if isinstance(licence, str):
         head.append(f"license: {json.dumps(licence)}")
     table = "\n".join(f"| {label} | {_cell(text)} |" for label, text in facts_of(mask, info, trained))
     which = "trained" if trained else "start"
-    return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which)
+    said = f"\n## Does it win?\n\n{_cell(_one_line(verdict))}\n" if verdict else ""
+    shown = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
+    return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which, verdict=said + shown)
 
 
 _TAGS = ("pytorch", "lottery-ticket", "pruning", "sparsity")
@@ -43,7 +52,7 @@ A sparse sub-network of a PyTorch model, found with ticketry.
 | | |
 |---|---|
 {table}
-
+{verdict}
 ```python
 import ticketry as tk
 

@@ -15,7 +15,7 @@ from ticketry.core.html_tables import html_table
 from ticketry.core.mask import Mask
 from ticketry.core.mask_files import from_bytes, to_bytes
 from ticketry.core.ticket import folder as files
-from ticketry.core.ticket.hub import download, upload
+from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, config_of, download, upload
 from ticketry.core.ticket.json_values import plain
 from ticketry.core.ticket.state_dicts import (
     load_state,
@@ -262,19 +262,40 @@ class Ticket:
         endpoint: str | None = None,
         token: str | bool | None = None,
         message: str = "Upload a ticket",
+        verdict: str = "",
+        figure: bytes | None = None,
+        model: nn.Module | None = None,
     ) -> str:
         """Write the ticket, with a model card, to a repository of the Hugging Face hub in one commit; returns its URL.
 
         The repository is made if it is not there. A ticket and a README.md that it holds already are replaced; other
-        files stay, and a repository with weights that are not a ticket's is refused.
+        files stay, and a repository with weights that are not a ticket's is refused. `Run.push_to_hub` fills in verdict
+        and figure.
+
+        Args:
+            private, endpoint, token: as in huggingface_hub, whose environment variables hold too.
+            message: of the commit.
+            verdict: whether it wins, a sentence for the card.
+            figure: a PNG for the card.
+            model: of transformers or timm, with the ticket's tensors: then their own loaders
+                (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) open the
+                trained weights of the repository.
 
         Raises:
             MissingExtraError: without huggingface_hub.
-            TicketError: if the hub refuses or cannot be reached.
+            TicketError: if the hub refuses or cannot be reached; if `model` is not of those libraries, or the ticket
+                does not fit it or was never trained.
         """
         if any_in_parts(self.start, self.trained):
             raise TicketError(
                 "this ticket's states lie in parts on several devices: save it, and push what Ticket.load reads"
             )
-        card = model_card(self.mask, self.info, self.trained is not None, repo_id)
-        return upload(repo_id, self.save, card, private=private, endpoint=endpoint, token=token, message=message)
+        shown = FIGURE if figure else ""
+        card = model_card(self.mask, self.info, self.trained is not None, repo_id, verdict=verdict, figure=shown)
+        beside = {CARD: card.encode()} | ({FIGURE: figure} if figure else {})
+        if model is not None:
+            if self.trained is None:
+                raise TicketError("this ticket has not been trained: other libraries' loaders would find no weights")
+            state_for(model, self.trained)
+            beside[CONFIG] = config_of(model)
+        return upload(repo_id, self.save, beside, private=private, endpoint=endpoint, token=token, message=message)

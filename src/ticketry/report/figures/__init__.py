@@ -133,3 +133,12 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
     makers = run_figures(Results(read_run(record)))
     with drawing():
         return {name: svg.to_svg(make(False), name.replace("-", " ")) for name, make in makers.items()}
+
+
+def figure_png(record: RunValues, name: str) -> bytes | None:
+    """One of `figure_svgs` as the bytes of a PNG; None where the run has nothing for it."""
+    make = run_figures(Results(read_run(record))).get(name)
+    if make is None:
+        return None
+    with drawing():
+        return svg.to_png(make(False))
