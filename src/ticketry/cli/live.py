@@ -42,7 +42,7 @@ class Live(Progress):
 
     def _line(self, point: Point) -> str:
         metric = self._run.task.metric
-        of = self._expected()
+        of = self._run.expected
         count = f"{len(self._points)}/{of}" if of else str(len(self._points))
         return (
             f"[{count}] replicate {point.replicate} level {point.level:>2} {point.role:<13}"
@@ -65,7 +65,7 @@ class Live(Progress):
 
     def _head(self) -> RenderableType:
         """The whole run: what it is, and a bar where it is known how many networks there will be."""
-        of, done = self._expected(), len(self._points)
+        of, done = self._run.expected, len(self._points)
         title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
         if not of:
             return Text.assemble(title, f": {done} networks")
@@ -75,15 +75,8 @@ class Live(Progress):
 
     # -- how much is left --------------------------------------------------------------------------------------------
 
-    def _expected(self) -> int:
-        """How many networks there will be, if the method can tell; else 0."""
-        if self._run.method.levels is None:
-            return 0
-        levels = self._run.method.levels(self._run.settings)
-        return self._run.replicates * (1 + levels + self._run.controls_of(levels))
-
     def _eta(self) -> str:
-        done, of = len(self._points), self._expected()
+        done, of = len(self._points), self._run.expected
         if not of or not self._trained or done >= of:
             return ""
         seconds = (time.monotonic() - self._began) / self._trained * (of - done)

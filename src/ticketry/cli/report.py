@@ -32,6 +32,9 @@ class _Arguments:
     """A folder into which every figure (SVG and PNG) and the data (CSV) are written as well."""
     figures: bool = False
     """Write the figures of each run as SVG files into its folder as well."""
+    watch: bool = False
+    """Write a page of what the store's searches and campaigns are doing, and renew it every two seconds until Ctrl-C;
+    open it in a browser."""
     json: bool = False
     """Print the paths as one JSON object."""
 
@@ -41,11 +44,14 @@ def main(words: Sequence[str]) -> int:
     description = (
         "Write one HTML file that works offline: the report of a finished run, or of several in comparison, with the "
         "verifications and studies of stability in the store that name one of them.\n\n"
-        "examples: ticketry report; ticketry report iterative-digits-3f --export figures; ticketry report --all"
+        "examples: ticketry report; ticketry report iterative-digits-3f --export figures; ticketry report --all; "
+        "ticketry report --watch"
     )
     arguments: _Arguments = parse(_Arguments, words, prog="ticketry report", description=description)
     if arguments.all and arguments.runs:
         raise UsageError("name runs or give --all, not both")
+    if arguments.watch:
+        return _watched(arguments)
     known = run_files(existing(arguments.store))
     chosen = [read_record(path) for path in (known if arguments.all and known else _chosen(known, arguments.runs))]
     if arguments.all:
@@ -54,6 +60,14 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps({"reports": [written]}))
     return 0
+
+
+def _watched(arguments: _Arguments) -> int:
+    from ticketry.cli.watch import watch
+
+    if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
+        raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
+    return watch(existing(arguments.store), arguments.output)
 
 
 def _chosen(known: Sequence[Path], names: Sequence[str]) -> list[Path]:

@@ -79,6 +79,14 @@ class SearchRequest:
         return min(beside, tickets) * len(self.controls)
 
     @property
+    def expected(self) -> int:
+        """How many networks all replicates train: dense ones, tickets, controls; 0 where the method cannot tell."""
+        if self.method.levels is None:
+            return 0
+        levels = self.method.levels(self.settings)
+        return self.replicates * (1 + levels + self.controls_of(levels))
+
+    @property
     def name(self) -> str:
         """Method, task and a digest of everything that matters: the same run has the same name."""
         return f"{_in_a_path(self.method.name)}-{_in_a_path(self.task.name)}-{digest_of(self.identity())[:8]}"

@@ -19,6 +19,7 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.stored.runs import marked_running
+from ticketry.experiments.telling import Telling
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
@@ -57,7 +58,14 @@ def execute(
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), energies(energy)
     folder = lab.store.paths.run(run.name)
-    collected = Points(lab, run, folder, on_point)
+    telling = Telling(lab, run)
+
+    def point_found(point: Point) -> None:
+        telling.on_point(point)
+        if on_point:
+            on_point(point)
+
+    collected = Points(lab, run, folder, point_found)
     controls = _Controls(lab, run, collected)
 
     def found_one(replicate: int, found: Found) -> None:
@@ -66,7 +74,7 @@ def execute(
             on_found(replicate, found)
 
     with collected.logged.whole() as whole:
-        with marked_running(folder), controls:
+        with marked_running(folder), telling, controls:
             run.method(
                 lab,
                 run.task,

@@ -89,7 +89,7 @@ class Lab(Answers):
         self.on, self.asked = self._chosen.name, runner if isinstance(runner, str) else ""
         """The runner's name; and all that was said of it, where something was."""
         self._order = Order(self.store.address, self.data, checkpoint_seconds)
-        self._listener = on_event
+        self._listeners = [on_event] if on_event else []
         self._labels: dict[str, str] = {}
         self._told = threading.local()
         self._runner: Runner | None = None
@@ -230,6 +230,15 @@ class Lab(Answers):
         return futures
 
     @contextlib.contextmanager
+    def listening(self, on_event: OnEvent) -> Iterator[None]:
+        """Let one more listener hear of the progress of segments in a block, from whatever thread tells it."""
+        self._listeners.append(on_event)
+        try:
+            yield
+        finally:
+            self._listeners.remove(on_event)
+
+    @contextlib.contextmanager
     def telling(self, prefix: str) -> Iterator[None]:
         """Begin the labels of whatever this thread trains in a block with `prefix`."""
         before = getattr(self._told, "prefix", "")
@@ -341,8 +350,10 @@ class Lab(Answers):
         )
 
     def _emit(self, event: Event) -> None:
-        if self._listener:
-            self._listener(Event(**{**vars(event), "label": self._labels.get(event.key, "")}))
+        if self._listeners:
+            told = Event(**{**vars(event), "label": self._labels.get(event.key, "")})
+            for listener in tuple(self._listeners):
+                listener(told)
 
     def _raise_cause(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Raise what went wrong first; that others were then stopped is a consequence."""

@@ -60,7 +60,7 @@ def document(sections: Sequence[Section], head: Mapping[str, object], made_of: s
         made_of: the identity of what it is made of.
     """
     script = _script(_has_packed(sections))
-    fixed = {"script": script, "style": _style(), "policy": _policy(script)}
+    fixed = {"script": script, "style": style(), "policy": _policy(script)}
     return environment().get_template("page.html").render(sections=sections, made_of=made_of, **head, **fixed)
 
 
@@ -178,7 +178,7 @@ def _head_of_several(subject: Subject) -> dict[str, object]:
     }
 
 
-def _style() -> str:
+def style() -> str:
     """The style sheet, with the figures' colours as the variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     sheet = files("ticketry.report.html").joinpath("style.css").read_text(encoding="utf-8")
@@ -202,8 +202,12 @@ def _script(unpacks: bool) -> str:
 
 def _policy(script: str) -> str:
     """The browser is told to run this one script and to load nothing, whatever might have slipped into the page."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src {hashed(script)}"
     )
+
+
+def hashed(script: str) -> str:
+    """A script as a policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

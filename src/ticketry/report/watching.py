@@ -1,0 +1,167 @@
+"""What a store's searches have found so far, for a page that renews itself: `ticketry report --watch`.
+
+Nothing is drawn here. The page's script draws what it is told in a small file beside it, which is written anew every
+two seconds; of a store's own files, only those are read that have changed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ticketry.errors import StoreError
+from ticketry.files import content_of, write_atomically
+from ticketry.records.campaign import read_campaign_record
+from ticketry.records.progress import EVERY, Progress, SeenPoint
+from ticketry.records.run import read_run
+
+MOST_DONE = 12
+"""Finished runs that are shown, the newest."""
+_DEAD = 5 * EVERY
+"""Seconds after which a file that is written every two seconds belongs to a process that was killed."""
+_LARGEST = 1 << 24
+
+T = TypeVar("T")
+
+
+class Watch:
+    """Looks at a store again and again.
+
+    Args:
+        running: the progress files, as they are now.
+        done: the records of finished runs.
+        campaigns: the records of campaigns.
+        read: the values of a record, where its digest is right; None or an error where it is not.
+    """
+
+    def __init__(
+        self,
+        running: Callable[[], Iterable[Path]],
+        done: Callable[[], Iterable[Path]],
+        campaigns: Callable[[], Iterable[Path]],
+        read: Callable[[Path], object],
+    ) -> None:
+        self._places, self._read = (running, done, campaigns), read
+        self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
+        """Of each file: when it changed last and its size, and what was made of it."""
+
+    def look(self) -> dict[str, Any]:
+        """All that the page shows, as JSON values."""
+        running, done, campaigns = (list(place()) for place in self._places)
+        self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
+        now = time.time()
+        alive = [one for one in self._each(running, _told, _running) if now - one["at"] < _DEAD]
+        names = {one["name"] for one in alive}
+        newest = sorted(done, key=_changed, reverse=True)[:MOST_DONE]
+        return {
+            "at": now,
+            "every": EVERY,
+            "runs": alive + [one for one in self._each(newest, self._read, _done) if one["name"] not in names],
+            "campaigns": list(self._each(sorted(campaigns, key=_changed, reverse=True), self._read, _campaign)),
+        }
+
+    def _each(
+        self, paths: Iterable[Path], read: Callable[[Path], T], made: Callable[[T], dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """What is made of files; one that is being replaced, or damaged, is left out until it changes."""
+        for path in paths:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                stamp = status.st_mtime_ns, status.st_size
+                if self._known.get(path, (None, None))[0] != stamp:
+                    self._known[path] = stamp, _tried(lambda path=path: made(read(path)))  # type: ignore[misc]
+                if (found := self._known[path][1]) is not None:
+                    yield found
+
+
+def write_look(path: Path, looked: Mapping[str, Any]) -> None:
+    """Write what the page loads: a call of its script's function with these values."""
+    write_atomically(path, f"show({json.dumps(looked)});\n".encode())
+
+
+def _tried(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    try:
+        return make()
+    except (StoreError, msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _told(path: Path) -> Progress:
+    return msgspec.json.decode(content_of(path, most=_LARGEST), type=Progress)
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _running(told: Progress) -> dict[str, Any]:
+    return {
+        **_head(told.run, told.title, told.task, told.metric, told.unit, told.higher_is_better),
+        "state": "running",
+        "at": told.at,
+        "began": told.began,
+        "left": told.left,
+        "expected": told.expected,
+        "networks": len(told.points),
+        "active": [msgspec.to_builtins(one) for one in told.active],
+        "levels": _levels(told.points),
+    }
+
+
+def _done(values: object) -> dict[str, Any]:
+    record = read_run(values)
+    metric = record.task.metric
+    points = [SeenPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
+    return {
+        **_head(record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better),
+        "state": "done",
+        "expected": len(points),
+        "networks": len(points),
+        "active": [],
+        "levels": _levels(points),
+    }
+
+
+def _head(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
+    return {"name": name, "title": title, "task": task, "metric": metric, "unit": unit, "higher": higher}
+
+
+def _levels(points: Iterable[SeenPoint]) -> list[dict[str, Any]]:
+    """Of each level and role the mean over replicates, the standard deviation and how many there are."""
+    found: dict[tuple[int, str], list[SeenPoint]] = {}
+    for point in points:
+        found.setdefault((point.level, point.role), []).append(point)
+    return [
+        {
+            "level": level,
+            "role": role,
+            "density": statistics.fmean(point.density for point in group),
+            "mean": statistics.fmean(point.value for point in group),
+            "sd": statistics.stdev(point.value for point in group) if len(group) > 1 else None,
+            "n": len(group),
+        }
+        for (level, role), group in sorted(found.items())
+    ]
+
+
+def _campaign(values: object) -> dict[str, Any]:
+    record = read_campaign_record(values)
+    claims = [
+        {"name": one.name, "found": one.found, "difference": one.difference, "n": one.n, "limit": one.limit}
+        for one in record.claims
+    ]
+    return {
+        "name": record.name,
+        "title": record.title,
+        "decided": sum(one["found"] != "undecided" for one in claims),
+        "claims": claims,
+    }
