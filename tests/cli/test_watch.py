@@ -72,6 +72,12 @@ def _until(true: Any, seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
+def _networks(page: Any) -> int:
+    found = re.search(r"(\d+) of 9 networks", page.inner_text("#runs"))
+    assert found is not None
+    return int(found[1])
+
+
 @pytest.mark.slow
 def test_the_page_renews_itself_until_ctrl_c(
     tmp_path: Path, search: subprocess.Popen[bytes], watching: subprocess.Popen[str], page: Any
@@ -83,11 +89,8 @@ def test_the_page_renews_itself_until_ctrl_c(
     page.on("pageerror", lambda error: heard.append(str(error)))
     page.goto((store / "watch.html").as_uri())
     page.wait_for_selector(".chip >> text=running", timeout=30_000)
-    of = r"(\d+) of 9 networks"
-    shown = page.inner_text("#runs")
-    assert (found := re.search(of, shown)), shown
-    first = int(found[1])
-    page.wait_for_function(f"+document.querySelector('#runs').innerText.match(/{of}/)[1] > {first}", timeout=60_000)
+    first = _networks(page)
+    _until(lambda: _networks(page) > first)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert "as of" in page.inner_text("#status")
     search.wait(timeout=120)
