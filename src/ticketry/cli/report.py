@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,11 +64,38 @@ def main(words: Sequence[str]) -> int:
 
 
 def _watched(arguments: _Arguments) -> int:
-    from ticketry.cli.watch import watch
-
     if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
         raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
-    return watch(existing(arguments.store), arguments.output)
+    return _watch(existing(arguments.store), arguments.output)
+
+
+def _watch(store: Path, page: Path | None) -> int:
+    """Write the page, and what it shows every two seconds, until Ctrl-C or SIGTERM; 0.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    from ticketry.lab.store import open_store
+    from ticketry.lab.store.files import read_sealed
+    from ticketry.records.progress import EVERY, FILE
+    from ticketry.report.html.watch_page import render_watch
+    from ticketry.report.watching import Watch, write_look
+
+    paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
+    page = page or paths.root / "watch.html"
+    told = page.with_suffix(".js")
+    looking = Watch(lambda: paths.live.glob(f"*/{FILE}"), paths.run_records, paths.campaign_records, read_sealed)
+    try:
+        write_look(told, looking.look())
+        page.write_text(render_watch(f"Searches in {paths.root.resolve().name}", told.name), encoding="utf-8")
+        print(f"watch  {page}\nrenewed every {EVERY:g} s until Ctrl-C; open it in a browser", flush=True)
+        while True:
+            time.sleep(EVERY)
+            write_look(told, looking.look())
+    except KeyboardInterrupt:
+        return 0
+    except OSError as error:
+        raise StoreError(f"cannot write {page}: {error.strerror}; choose another place with --output") from error
 
 
 def _chosen(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
