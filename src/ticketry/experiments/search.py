@@ -19,7 +19,7 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.stored.runs import marked_running
-from ticketry.experiments.telling import Telling
+from ticketry.experiments.stored.telling import Telling
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
