@@ -25,6 +25,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         searches = [_search(store, seed) for seed in range(arguments.searches)]
         try:
             while len(list(store.glob("live/*/progress.json"))) < arguments.searches:
+                if any(search.poll() is not None for search in searches):
+                    raise SystemExit("a search has ended before all had begun")
                 time.sleep(0.2)
             return _watched(store, arguments)
         finally:
@@ -35,7 +37,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 def _search(store: Path, seed: int) -> subprocess.Popen[bytes]:
     words = ["search", "iterative", "--task", "digits", "--levels", "12", "--recipe.length", "1000it", "--workers", "0"]
-    more = ["--seeds.initialisation", str(1000 * seed), "--store", str(store)]
+    more = ["--seed", str(1000 * seed), "--store", str(store)]
     command = [sys.executable, "-m", "ticketry", *words, *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

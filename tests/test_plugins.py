@@ -154,6 +154,7 @@ def test_lists_tell_whence_it_is(extras: Path) -> None:
         assert "lottery-extras 0.1" in table
 
 
+@pytest.mark.slow
 def test_a_whole_run_its_report_and_its_run_file(extras: Path) -> None:
     words = (
         "--task",

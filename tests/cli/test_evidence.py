@@ -90,6 +90,7 @@ def test_wrong_words_are_told_without_a_traceback(
     assert "Traceback" not in err + out
 
 
+@pytest.mark.slow
 def test_stability_tells_and_prints_json(
     searched: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

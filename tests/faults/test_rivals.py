@@ -11,6 +11,7 @@ import pytest
 from faults.searching import Search, assert_same
 
 
+@pytest.mark.slow
 def test_two_searches_on_one_store(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     rivals = [Search(tmp_path / "store", workers=0) for _ in range(2)]
     results = [rival.result() for rival in rivals]

@@ -50,7 +50,7 @@ def ended_well(search: Search, number: signal.Signals, command: str = "search") 
     ("number", "to", "workers"),
     [
         (signal.SIGTERM, "command", 0),
-        (signal.SIGHUP, "worker", 2),
+        pytest.param(signal.SIGHUP, "worker", 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "group", 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGQUIT, "command", 2, marks=pytest.mark.slow),
     ],

@@ -244,6 +244,7 @@ def saved(rank: int, folder: Path) -> tuple[str, bool]:
     return path, torch.equal(ticket.apply(model, "trained").state_dict()["count"], torch.tensor(3))
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_one_process(tmp_path: Path):
     together(saved, tmp_path)
     torch.manual_seed(0)

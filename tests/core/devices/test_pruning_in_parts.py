@@ -96,7 +96,8 @@ def pruned_in_parts(rank: int, folder: Path, ranks: int) -> dict[str, dict[str, 
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.slow
 def test_the_mask_of_one_process(tmp_path: Path, ranks: int):
     everybody = together(pruned_in_parts, tmp_path, ranks, ranks=ranks)
     for name, options in MODELS.items():
