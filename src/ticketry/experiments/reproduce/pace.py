@@ -38,7 +38,8 @@ def measured(lab: Lab, whole: Segment, elsewhere: Elsewhere | None) -> Pace:
     trained once more, in a store that is thrown away.
 
     Args:
-        elsewhere: None where workers are on other machines, whose steps cannot be timed here: theirs of then count.
+        elsewhere: None where workers are on other machines, whose steps cannot be timed here: what the store tells
+            counts.
     """
     before = lab.ledger.segments_trained
     pace = _by_first_steps(lab, whole)

@@ -88,6 +88,10 @@ class Work:
         """What is left of it."""
         return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
 
+    def at_most(self, other: Work) -> Work:
+        """No more than another."""
+        return Work(min(self.steps, other.steps), min(self.trainings, other.trainings))
+
     def times(self, count: int) -> Work:
         """As many times as much."""
         return Work(count * self.steps, count * self.trainings)
@@ -118,7 +122,7 @@ class Clock:
         self._pace: dict[str, Pace] = {}
         self._seen: dict[str, float] = {}
         """Of each run: seconds a step that is no dense network's, with all that trainings take beside their steps."""
-        self._there: dict[tuple[Block, bool], Work] = {}
+        self._there: dict[Block, tuple[Work, Work]] = {}
 
     def took(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
         """Take note of a block that was carried out just now.
@@ -137,9 +141,10 @@ class Clock:
         known = set[str]() if counted is None else counted
         every = work_of(self._lab, request, self._campaign.stability.get(block.run))
         chain = chain_of(self._lab, request)
-        left = every.without(chain).times(count).without(self._stored(block).without(self._stored(block, chain=True)))
+        chain_there, there = self._stored(block)
+        left = every.without(chain).times(count).without(there)
         if (name := self._chain_name(block)) not in known:
-            left += chain.times(count).without(self._stored(block, chain=True))
+            left += chain.times(count).without(chain_there)
             known.add(name)
         return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
 
@@ -149,24 +154,22 @@ class Clock:
         replicates = [one.key for one in self._whole(block)]
         return f"chain of {digest_of([replicates, repr(settings)])}"
 
-    def _stored(self, block: Block, *, chain: bool = False) -> Work:
-        """What the store had of a block when it was first looked at: to look takes seconds.
-
-        Args:
-            chain: only tickets without structure, which `chain_of` counts.
-        """
+    def _stored(self, block: Block) -> tuple[Work, Work]:
+        """What the store had of a block when it was first looked at, for to look takes seconds: of what `chain_of`
+        counts, and of the rest."""
         if not self._begun(block):
-            return _NONE
-        if (block, chain) not in self._there:
+            return _NONE, _NONE
+        if block not in self._there:
             request, count = block.request(self._campaign), block.last - block.first
+            most, chain = chain_of(self._lab, request).times(count), _NONE
             with self._lab.training_in(self._campaign.kernels[block.run]):
-                found = Work(*stored_work(self._lab, _plain(request) if chain else request))
-                if not chain and _structured(request):
-                    found += self._stored(block, chain=True)
-            most = chain_of(self._lab, request).times(count)
-            limit = min(found.steps, most.steps), min(found.trainings, most.trainings)
-            self._there[block, chain] = Work(*limit) if chain else found
-        return self._there[block, chain]
+                there = Work(*stored_work(self._lab, request))
+                if most.trainings:
+                    chain = Work(*stored_work(self._lab, _plain(request)))
+            if not _structured(request):  # its own tickets are the chain
+                there = there.without(chain)
+            self._there[block] = chain.at_most(most), there
+        return self._there[block]
 
     def _begun(self, block: Block) -> bool:
         """Whether some of its dense networks are there, without which nothing else is."""
