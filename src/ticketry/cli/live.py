@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
 from ticketry.lab.runners.runner import Event
 from ticketry.records.network import Point
+from ticketry.records.progress import time_left
 from ticketry.report import summary_table
 
 
@@ -25,6 +27,7 @@ class Live(Progress):
         super().__init__(run.method.title)
         self._run = run
         self._points: list[Point] = []
+        self._lock = threading.Lock()
         self._began = time.monotonic()
 
     def on_point(self, point: Point) -> None:
@@ -54,8 +57,8 @@ class Live(Progress):
 
     def _picture(self) -> RenderableType:
         with self._lock:
-            points, active = list(self._points), list(self._active.values())
-            head = self._head()
+            points, head = list(self._points), self._head()
+        active = self._underway.active()
         parts: list[RenderableType] = [head]
         if any(point.role == "dense" for point in points):
             parts.append(summary_table(preliminary_record(self._run, points)))
@@ -76,11 +79,10 @@ class Live(Progress):
     # -- how much is left --------------------------------------------------------------------------------------------
 
     def _eta(self) -> str:
-        done, of = len(self._points), self._run.expected
-        if not of or not self._trained or done >= of:
-            return ""
-        seconds = (time.monotonic() - self._began) / self._trained * (of - done)
-        return f", about {_duration(seconds)} left"
+        seconds = time_left(
+            time.monotonic() - self._began, self._underway.trained, len(self._points), self._run.expected
+        )
+        return f", about {_duration(seconds)} left" if seconds else ""
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ticketry.lab.runners.runner import Event
+from ticketry.lab.runners.underway import Underway
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,24 +27,12 @@ class Progress:
     def __init__(self, title: str) -> None:
         self._title = title
         self._console = Console(stderr=True)
-        self._lock = threading.Lock()
-        self._active: dict[str, Event] = {}
-        self._done: set[str] = set()  # a worker's last words may come after its result
-        self._trained = self._asked = 0
+        self._underway = Underway()
         self._rich: Live | None = None
 
     def on_event(self, event: Event) -> None:
         """Take note of a segment's progress."""
-        with self._lock:
-            if event.kind in ("finished", "cached"):
-                self._active.pop(event.key, None)
-                self._done.add(event.key)
-                self._trained += event.kind == "finished"
-                self._asked += 1
-            elif event.kind == "stored":
-                self._active.pop(event.key, None)
-            elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
-                self._active[event.key] = event
+        self._underway.on_event(event)
         if event.kind == "finished":
             self._on_finished(event)
         if event.kind == "stored":
@@ -52,7 +40,7 @@ class Progress:
 
     def _on_finished(self, event: Event) -> None:
         if not self.drawn:
-            self.say(f"[{self._trained} trained, {self._asked} asked for] {event.label}")
+            self.say(f"[{self._underway.trained} trained, {self._underway.asked} asked for] {event.label}")
 
     @property
     def drawn(self) -> bool:
@@ -86,16 +74,15 @@ class Progress:
             self._rich.__exit__(kind, error, trace)
 
     def _picture(self) -> RenderableType:
-        with self._lock:
-            active = list(self._active.values())
-            head = f"{self._title}: {self._trained} networks trained, {self._asked - self._trained} from the store"
+        active, trained, asked = self._underway.active(), self._underway.trained, self._underway.asked
+        head = f"{self._title}: {trained} networks trained, {asked - trained} from the store"
         return Group(Text(head, style="bold"), *([bars(active)] if active else []))
 
 
 def bars(active: list[Event]) -> Table:
     """A progress bar for each segment in training."""
     table = Table.grid(padding=(0, 1))
-    for event in sorted(active, key=lambda event: event.label):
+    for event in active:
         steps = max(event.last - event.first, 1)
         done = event.step - event.first
         state = "waits for another process" if event.kind == "waiting" else f"step {event.step} of {event.last}"

@@ -70,11 +70,12 @@ def _watched(arguments: _Arguments) -> int:
 
 
 def _watch(store: Path, page: Path | None) -> int:
-    """Write the page, and what it shows every two seconds, until Ctrl-C or SIGTERM; 0.
+    """Write the page, and what it shows every two seconds, until Ctrl-C; 0.
 
     Raises:
         StoreError: if it cannot be written.
     """
+    from ticketry.files import write_atomically
     from ticketry.lab.store import open_store
     from ticketry.lab.store.files import read_sealed
     from ticketry.records.progress import EVERY, FILE
@@ -87,7 +88,7 @@ def _watch(store: Path, page: Path | None) -> int:
     looking = Watch(lambda: paths.live.glob(f"*/{FILE}"), paths.run_records, paths.campaign_records, read_sealed)
     try:
         write_look(told, looking.look())
-        page.write_text(render_watch(f"Searches in {paths.root.resolve().name}", told.name), encoding="utf-8")
+        write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", told.name).encode())
         print(f"watch  {page}\nrenewed every {EVERY:g} s until Ctrl-C; open it in a browser", flush=True)
         while True:
             time.sleep(EVERY)

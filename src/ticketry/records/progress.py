@@ -57,6 +57,18 @@ class Progress(Part, frozen=True, kw_only=True):
     @property
     def left(self) -> float | None:
         """Seconds; None if that cannot be told yet."""
-        if not self.expected or not self.trained:
-            return None
-        return (self.at - self.began) / self.trained * max(self.expected - len(self.points), 0)
+        return time_left(self.at - self.began, self.trained, len(self.points), self.expected)
+
+
+def time_left(seconds: float, trained: int, there: int, expected: int) -> float | None:
+    """Seconds that a run will still take; None if that cannot be told yet.
+
+    Args:
+        seconds: it has taken so far.
+        trained: networks that were trained in these; others were in the store.
+        there: networks that it has.
+        expected: networks there will be; 0 where that is not known.
+    """
+    if not expected or not trained:
+        return None
+    return seconds / trained * max(expected - there, 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from ticketry.files import content_of, write_atomically
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.progress import EVERY, Progress, SeenPoint
 from ticketry.records.run import read_run
+from ticketry.report.tables.results import summarise
 
 MOST_DONE = 12
 """Finished runs that are shown, the newest."""
@@ -140,17 +140,12 @@ def _levels(points: Iterable[SeenPoint]) -> list[dict[str, Any]]:
     found: dict[tuple[int, str], list[SeenPoint]] = {}
     for point in points:
         found.setdefault((point.level, point.role), []).append(point)
-    return [
-        {
-            "level": level,
-            "role": role,
-            "density": statistics.fmean(point.density for point in group),
-            "mean": statistics.fmean(point.value for point in group),
-            "sd": statistics.stdev(point.value for point in group) if len(group) > 1 else None,
-            "n": len(group),
-        }
-        for (level, role), group in sorted(found.items())
-    ]
+    levels = []
+    for (level, role), group in sorted(found.items()):
+        values, density = (summarise(getattr(point, name) for point in group) for name in ("value", "density"))
+        of = {"level": level, "role": role, "density": density.mean}
+        levels.append({**of, "mean": values.mean, "sd": values.sd, "n": values.n})
+    return levels
 
 
 def _campaign(values: object) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.files import write_atomically
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
+from ticketry.lab.runners.underway import Underway
 from ticketry.records.network import Point
 from ticketry.records.progress import EVERY, FILE, InTraining, Progress, SeenPoint
 
@@ -33,9 +34,7 @@ class Telling:
         self._path = lab.store.paths.live_file(run.name, FILE)
         self._guard = threading.Lock()
         self._points: list[SeenPoint] = []
-        self._active: dict[str, InTraining] = {}
-        self._done: set[str] = set()  # a worker's last words may come after its result
-        self._trained = 0
+        self._underway = Underway()
         self._began = time.time()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write, name="telling", daemon=True)
@@ -47,35 +46,25 @@ class Telling:
         with self._guard:
             self._points.append(SeenPoint(point.replicate, point.level, point.role, point.density, value))
 
-    def on_event(self, event: Event) -> None:
-        """Progress of a segment."""
-        with self._guard:
-            if event.kind in ("finished", "cached", "stored"):
-                self._active.pop(event.key, None)
-                self._done.add(event.key)
-                self._trained += event.kind == "finished"
-            elif event.kind != "started" and event.key not in self._done:
-                done, of = event.step - event.first, event.last - event.first
-                self._active[event.key] = InTraining(event.label, done, of, event.kind == "waiting")
-
     def told(self) -> Progress:
         """As it is now."""
         metric = self._run.task.metric
         with self._guard:
-            return Progress(
-                run=self._run.name,
-                title=self._run.method.title,
-                task=self._run.task.name,
-                metric=metric.words,
-                unit=metric.unit,
-                higher_is_better=metric.higher_is_better,
-                expected=self._run.expected,
-                trained=self._trained,
-                began=self._began,
-                at=time.time(),
-                points=tuple(self._points),
-                active=tuple(sorted(self._active.values(), key=lambda one: one.label)),
-            )
+            points = tuple(self._points)
+        return Progress(
+            run=self._run.name,
+            title=self._run.method.title,
+            task=self._run.task.name,
+            metric=metric.words,
+            unit=metric.unit,
+            higher_is_better=metric.higher_is_better,
+            expected=self._run.expected,
+            trained=self._underway.trained,
+            began=self._began,
+            at=time.time(),
+            points=points,
+            active=tuple(map(_in_training, self._underway.active())),
+        )
 
     def _write(self) -> None:
         while not self._ended.wait(EVERY):
@@ -83,7 +72,7 @@ class Telling:
                 write_atomically(self._path, encode(self.told()))
 
     def __enter__(self) -> Self:
-        self._listening.enter_context(self._lab.listening(self.on_event))
+        self._listening.enter_context(self._lab.listening(self._underway.on_event))
         self._thread.start()
         return self
 
@@ -92,3 +81,7 @@ class Telling:
         self._ended.set()
         self._thread.join()
         shutil.rmtree(self._path.parent, ignore_errors=True)
+
+
+def _in_training(event: Event) -> InTraining:
+    return InTraining(event.label, event.step - event.first, event.last - event.first, event.kind == "waiting")

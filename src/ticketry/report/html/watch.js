@@ -39,6 +39,8 @@ function bar(done, of) {
     class: "bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": of, "aria-valuenow": done});
 }
 
+function colourOf(name, number) { return `var(${COLOUR[name] || (number % 2 ? "--other-1" : "--other-2")})`; }
+
 function role(name) { return {dense: "dense", ticket: "tickets"}[name] || name.replaceAll("_", " "); }
 
 // Tickets first, dense networks apart.
@@ -85,7 +87,7 @@ function curves(run) {
   if (dense) picture.append(drawn("line", {x1: LEFT, x2: WIDTH - RIGHT, y1: y(dense.mean), y2: y(dense.mean), class: "dense"}));
   const names = roles(run);
   names.forEach((name, number) => {
-    const colour = `var(${COLOUR[name] || (number % 2 ? "--other-1" : "--other-2")})`;
+    const colour = colourOf(name, number);
     const points = shown.filter((one) => one.role === name).sort((a, b) => b.density - a.density);
     picture.append(drawn("polyline", {points: points.map((one) => `${x(one.density)},${y(one.mean)}`).join(" "),
       style: `stroke: ${colour}`, class: "curve"}));
@@ -98,7 +100,7 @@ function curves(run) {
     }
   });
   const keys = names.map((name, number) => element("span", [element("i", null, {class: "swatch",
-    style: `background: var(${COLOUR[name] || (number % 2 ? "--other-1" : "--other-2")})`}), role(name)]));
+    style: `background: ${colourOf(name, number)}`}), role(name)]));
   if (dense) keys.push(element("span", [element("i", null, {class: "dash"}), "dense"]));
   return element("figure", [element("div", picture, {class: "drawing"}),
     element("figcaption", [element("span", keys, {class: "keys"}),
