@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from ticketry.errors import TicketryError
 
 
 def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -22,6 +24,24 @@ def together(worker: Callable[..., Any], folder: Path, *arguments: Any, ranks: i
     folder.mkdir(parents=True, exist_ok=True)
     mp.start_processes(_main, (worker, ranks, folder, arguments), nprocs=ranks, start_method="spawn")
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def errors_of(calls: Mapping[str, Callable[[], Any]]) -> dict[str, tuple[type, str]]:
+    """Of each call that ends in one of our errors, by its name: the kind and the text, for another process to read."""
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except TicketryError as error:
+            found[name] = type(error), str(error)
+    return found
+
+
+def assert_told(found: Mapping[str, tuple[type, str]], expected: Mapping[str, tuple[type, str]]) -> None:
+    """All that was expected, and nothing else, ended in an error of that kind with these words in it."""
+    assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in expected.items()}
+    for name, (_, text) in expected.items():
+        assert text in found[name][1], name
 
 
 def _main(rank: int, worker: Callable[..., Any], ranks: int, folder: Path, arguments: tuple[Any, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +13,9 @@ from typing import Any
 
 import pytest
 
+from browsers import NEEDS_BROWSER, launched, listened_to
 from cli.calling import call
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
 _SEARCH = [
     "search",
     "iterative",
@@ -55,14 +53,8 @@ def watching(tmp_path: Path, search: subprocess.Popen[bytes]) -> Iterator[subpro
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    if _BROWSER is None:
-        pytest.skip("no chromium or chrome on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_BROWSER, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser.new_page(viewport={"width": 400, "height": 900})
-        browser.close()
 
 
 def _until(true: Any, seconds: float = 60.0) -> None:
@@ -78,15 +70,15 @@ def _networks(page: Any) -> int:
     return int(found[1])
 
 
+@NEEDS_BROWSER
 @pytest.mark.slow
 def test_the_page_renews_itself_until_ctrl_c(
     tmp_path: Path, search: subprocess.Popen[bytes], watching: subprocess.Popen[str], page: Any
 ) -> None:
-    store, heard = tmp_path / "store", list[str]()
+    store = tmp_path / "store"
     assert watching.stdout is not None
     assert "watch.html" in watching.stdout.readline()
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
+    heard, _ = listened_to(page)
     page.goto((store / "watch.html").as_uri())
     page.wait_for_selector(".chip >> text=running", timeout=30_000)
     first = _networks(page)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +13,8 @@ import pytest
 
 from buckets import environment, made_bucket, moto_server
 from faults.disturbed import difference, left_behind, without_times
+from faults.machines import begun, result, wait_for_state
+from ticketry.lab.remote.buckets import Bucket
 
 SEARCH = [
     *("search", "iterative", "--task", "digits", "--replicates", "1", "--levels", "2", "--rewind", "3it", "--json"),
@@ -35,26 +33,10 @@ def server() -> Iterator[str]:
 def ticketry(server: str, tmp_path: Path) -> Ticketry:
     """Begins a command on the machine of that name, in the test's folder."""
 
-    def begun(machine: str, *words: str) -> subprocess.Popen[str]:
-        known = {**os.environ, **environment(server), "TICKETRY_LEASE_SECONDS": "4"}
-        known["TICKETRY_CACHE"] = str(tmp_path / machine)
-        (tmp_path / "work").mkdir(exist_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "-m", "ticketry", *words],
-            cwd=tmp_path / "work",
-            env=known,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def on(machine: str, *words: str) -> subprocess.Popen[str]:
+        return begun(tmp_path, machine, environment(server), *words)
 
-    return begun
-
-
-def result(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 0, err
-    return json.loads(out)
+    return on
 
 
 def undisturbed(ticketry: Ticketry, folder: Path) -> tuple[Any, dict[str, str]]:
@@ -71,17 +53,10 @@ def test_killed_on_one_machine_it_goes_on_from_its_last_state_on_another(
     usual, wanted = undisturbed(ticketry, tmp_path / "work")
     url = f"s3://{made_bucket(server, f'kill-{uuid.uuid4().hex}')}/of/us"
     first = ticketry("one", *SEARCH, "--store", url)
-    limit = time.monotonic() + 250
-    from ticketry.lab.remote.buckets import Bucket
-
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(server).items():
             patch.setenv(name, value)
-        bucket = Bucket(url)
-        while not list(bucket.list("partial")):
-            assert first.poll() is None
-            assert time.monotonic() < limit
-            time.sleep(0.05)
+        wait_for_state(Bucket(url), first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     second = result(ticketry("two", *SEARCH, "--store", url))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from faults.disturbed import without_times
+from faults.machines import result
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,24 +45,18 @@ def begun(folder: Path, machine: str, words: Sequence[str], clock: float = 0.0) 
     )
 
 
-def result(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=800)
-    assert process.returncode == 0, err
-    return json.loads(out)
-
-
 @pytest.mark.parametrize(
     ("shared", "clock"), [("folder", 0.0), ("leases", 3600.0)], ids=["locks", "leases, a clock an hour ahead"]
 )
 def test_two_drivers_on_two_runners_train_every_segment_once(tmp_path: Path, shared: str, clock: float) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ticketry[slurm]'")
     store = str(tmp_path / "shared") if shared == "folder" else f"file://{tmp_path}/shared"
-    usual = result(begun(tmp_path, "alone", ["--store", str(tmp_path / "alone-store"), "--workers", "0"]))
+    usual = result(begun(tmp_path, "alone", ["--store", str(tmp_path / "alone-store"), "--workers", "0"]), 800)
     drivers = [
         begun(tmp_path, "jobs", ["--store", store, "--on", "slurm:local,jobs=1"]),
         begun(tmp_path, "processes", ["--store", store, "--on", "processes:1"], clock),
     ]
-    told = [result(driver) for driver in drivers]
+    told = [result(driver, 800) for driver in drivers]
     for name in ("segments_trained", "steps_trained"):
         assert sum(one["now"][name] for one in told) == usual["now"][name], name
     measured = {"path": "", "relative_cost": None}  # by who trained it

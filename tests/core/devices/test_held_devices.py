@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
-from gloo_processes import together
+from gloo_processes import assert_told, errors_of, together
 from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
 from ticketry.core.sparse_training.gradual import Gradual
-from ticketry.errors import HoldError, MaskError, TicketError, TicketryError, UsageError
+from ticketry.errors import HoldError, MaskError, TicketError, UsageError
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),
@@ -290,13 +290,7 @@ def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
         "written": written,
         "hollow": hollow,
     }
-    found = {}
-    for name, call in calls.items():
-        try:
-            call()
-        except TicketryError as error:
-            found[name] = type(error), str(error)
-    return found
+    return errors_of(calls)
 
 
 def test_what_is_refused(tmp_path: Path):
@@ -310,9 +304,7 @@ def test_what_is_refused(tmp_path: Path):
         "hollow": (UsageError, "'0.weight' is on the meta device"),
     }
     for found in together(refused, tmp_path):
-        assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in expected.items()}
-        for name, (_, text) in expected.items():
-            assert text in found[name][1], name
+        assert_told(found, expected)
 
 
 class TestNorms:

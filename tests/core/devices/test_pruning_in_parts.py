@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 
 import ticketry as tk
-from gloo_processes import together
-from ticketry.errors import LayerCollapseError, MaskError, TicketryError, UsageError
+from gloo_processes import assert_told, errors_of, together
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
 def network(dtype: torch.dtype = torch.float32, *, ties: bool = False) -> nn.Sequential:
@@ -149,13 +149,7 @@ def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
         "nan": lambda: tk.prune(damaged, 0.2),
         "computed": lambda: tk.prune(normed, 0.2, scope=tk.scope(normed, include="*original1")),
     }
-    found = {}
-    for name, call in calls.items():
-        try:
-            call()
-        except TicketryError as error:
-            found[name] = type(error), str(error)
-    return found
+    return errors_of(calls)
 
 
 @pytest.mark.slow
@@ -175,6 +169,4 @@ def test_what_is_refused(tmp_path: Path):
         "nan": (MaskError, "the scores of '3.weight' are not all numbers"),
         "computed": (UsageError, "layers that compute their weights"),
     }
-    assert {name: kind for name, (kind, _) in first.items()} == {name: kind for name, (kind, _) in expected.items()}
-    for name, (_, text) in expected.items():
-        assert text in first[name][1], name
+    assert_told(first, expected)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -170,6 +171,15 @@ def same(one: Ticket, other: Ticket) -> bool:
 
 def push(ticket: Ticket, hub: StubHub, name: str = "user/ticket", **options) -> str:
     return ticket.push_to_hub(name, endpoint=hub.url, token=TOKEN, **options)
+
+
+def pushed(ticket: Ticket, hub: StubHub, folder: Path, **options) -> Path:
+    """What the hub has of a ticket then, as the files of a folder, which other libraries' loaders read."""
+    push(ticket, hub, **options)
+    folder.mkdir()
+    for name, data in hub.repositories["user/ticket"][-1].items():
+        (folder / name).write_bytes(data)
+    return folder
 
 
 def fetch(hub: StubHub, tmp_path, name: str = "user/ticket", **options) -> Ticket:
@@ -366,11 +376,7 @@ def test_transformers_opens_a_ticket_by_itself(hub, tmp_path):
     )
     model = transformers.BertForSequenceClassification(config).eval()
     ticket = ticket_of(model)
-    push(ticket, hub, model=model)
-    folder = tmp_path / "there"
-    folder.mkdir()
-    for name, data in hub.repositories["user/ticket"][-1].items():
-        (folder / name).write_bytes(data)
+    folder = pushed(ticket, hub, tmp_path / "there", model=model)
     opened = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = torch.arange(12).reshape(2, 6)
     assert type(opened) is type(model)
@@ -382,11 +388,7 @@ def test_timm_opens_a_ticket_by_itself(hub, tmp_path):
     timm = pytest.importorskip("timm", exc_type=ImportError)
     model = timm.create_model("resnet10t", num_classes=7).eval()
     ticket = ticket_of(model)
-    push(ticket, hub, model=model)
-    folder = tmp_path / "there"
-    folder.mkdir()
-    for name, data in hub.repositories["user/ticket"][-1].items():
-        (folder / name).write_bytes(data)
+    folder = pushed(ticket, hub, tmp_path / "there", model=model)
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(opened(images), ticket.apply(model, "trained")(images))

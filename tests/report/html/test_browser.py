@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from browsers import NEEDS_BROWSER, launched, listened_to
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
-pytestmark = pytest.mark.skipif(_BROWSER is None, reason="no chromium or chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 _CLASHES = """
 svg => {
@@ -31,12 +29,8 @@ svg => {
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_BROWSER, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 _SLOW = pytest.mark.slow
@@ -79,10 +73,7 @@ def _open(browser, path, width=1400, scheme="light"):
         viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
     )
     page = context.new_page()
-    heard, asked = [], []
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    page.on("request", lambda asking: asked.append(asking.url))
+    heard, asked = listened_to(page)
     page.goto(path.as_uri())
     return page, heard, [url for url in asked if not url.startswith("data:image/png;")]
 

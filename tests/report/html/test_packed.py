@@ -6,20 +6,18 @@ import base64
 import copy
 import json
 import re
-import shutil
 import statistics
 import zlib
 
 import pytest
 
+from browsers import NEEDS_BROWSER, launched, listened_to
 from ticketry.report import write_report
 from ticketry.report.figures import Drawing
 from ticketry.report.html import page as page_module
 from ticketry.report.html.page import render
 from ticketry.report.html.sections import networks
 from ticketry.report.subject import subject_of
-
-_BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -99,19 +97,13 @@ def test_the_summary_is_of_all_networks_of_a_method(runs, packed):
     assert abs(float(spread) - statistics.stdev(values)) < 0.01
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="no chromium or chrome on the PATH")
+@NEEDS_BROWSER
 @pytest.mark.slow
 def test_in_a_browser_it_is_unpacked_when_it_is_opened(runs, packed, tmp_path):
-    from playwright.sync_api import sync_playwright
-
     path = write_report(runs, tmp_path / "report.html")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_BROWSER, args=["--no-sandbox"])
+    with launched() as browser:
         page = browser.new_page()
-        heard, asked = [], []
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda asking: asked.append(asking.url))
+        heard, asked = listened_to(page)
         page.goto(path.as_uri())
         assert page.locator("#run-2 svg").count() == 0
         page.click("#networks details.packed >> nth=0 >> summary")
@@ -131,6 +123,5 @@ def test_in_a_browser_it_is_unpacked_when_it_is_opened(runs, packed, tmp_path):
         page.locator("#run-2 svg").first.wait_for(state="attached")
         page.locator("#run-2 figure .downloads a", has_text="SVG").first.wait_for(state="attached")
         assert page.locator("#run-3 svg").count() == 0
-        browser.close()
     assert heard == []
     assert {url.partition("#")[0] for url in asked} == {path.as_uri()}

@@ -1,0 +1,39 @@
+"""Commands on machines of their own, which share nothing but a store: each has a cache by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ticketry.lab.remote.buckets import Bucket
+
+
+def begun(folder: Path, machine: str, more: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
+    """A command in the folder ``work``, with `more` in its environment."""
+    known = {**os.environ, "TICKETRY_LEASE_SECONDS": "4", "TICKETRY_CACHE": str(folder / machine), **more}
+    (folder / "work").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "ticketry", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder / "work", env=known, text=True, **pipes)
+
+
+def result(process: subprocess.Popen[str], seconds: float = 280) -> Any:
+    """What it prints, as JSON; it has to end well."""
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def wait_for_state(bucket: Bucket, process: subprocess.Popen[str]) -> None:
+    """Until a state from inside a training lies in the bucket, while the process runs."""
+    limit = time.monotonic() + 250
+    while not list(bucket.list("partial")):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
