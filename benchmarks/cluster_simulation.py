@@ -41,7 +41,7 @@ from ticketry.lab.runners.chosen import Chosen
 from ticketry.lab.runners.places import Needs, Place
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.request import done
-from ticketry.lab.training.execute import Work
+from ticketry.lab.training.job import Work
 from ticketry.tasks import catalogue
 
 LEVELS, CONTROLS = 14, 3

@@ -150,7 +150,7 @@ class Parts:
         from ticketry.evidence import controls
         from ticketry.lab.lab import Lab
         from ticketry.lab.store import Store
-        from ticketry.lab.training import execute
+        from ticketry.lab.training import loop
         from ticketry.lab.training.loop import Loop
         from ticketry.lab.training.segment import Segment
         from ticketry.tasks.images.task import ImageClassification
@@ -160,7 +160,7 @@ class Parts:
         self._wrap(Loop, "state", "setting up and reading out a network")
         # The first optimiser of a process makes torch import its compiler, 800 modules.
         self._wrap(Optimizer, "add_param_group", "torch's late imports")
-        self._wrap(execute, "evaluate", "evaluation")
+        self._wrap(loop, "evaluate", "evaluation")
         self._wrap(ImageClassification, "load", "data")
         self._wrap(Segment, "describe", "keys of segments")
         self._wrap(Lab, "prune", "masks")

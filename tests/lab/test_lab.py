@@ -22,7 +22,7 @@ from ticketry.errors import (
 from ticketry.lab import answers
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.chosen import default_workers
-from ticketry.lab.training import execute as execute_module
+from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
 
 
@@ -260,7 +260,7 @@ STOPS = {"ctrl-c": lambda lab: os.kill(os.getpid(), signal.SIGINT), "stop": lamb
 @pytest.mark.parametrize("how", STOPS)
 def test_stopping_between_two_steps(tmp_path, points, equal_bits, how, monkeypatch):
     """Its state is stored first, and the same lab goes on from there."""
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     with Lab(tmp_path / "undisturbed") as lab:
         wanted = lab.state(lab.train(lab.segment(points, start=0)))
     handler = signal.getsignal(signal.SIGINT)

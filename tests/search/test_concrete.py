@@ -19,9 +19,9 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, budget, spent
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch
+from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute as execute_segment
+from ticketry.lab.training.job import Watch
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report.tables.costs import cost_points
@@ -144,7 +144,7 @@ def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of the mask's training: from its checkpoint, to the same bits."""
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
 
     class KilledAt40(Watch):
         def progress(self, segment: Any, step: int) -> None:

@@ -21,7 +21,8 @@ from ticketry.lab.runners.chosen import chosen
 from ticketry.lab.runners.runner import Event, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
-from ticketry.lab.training.execute import Work, is_done
+from ticketry.lab.training.execute import is_done
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result

@@ -128,7 +128,7 @@ def test_other_bits_stand_for_those_of_the_bundle_and_that_is_told(
             key: value * (1 + 1e-6) if value.is_floating_point() else value for key, value in drawn(task, seed).items()
         }
 
-    monkeypatch.setattr("ticketry.lab.training.execute.initial_state", other_processor)
+    monkeypatch.setattr("ticketry.lab.training.job.initial_state", other_processor)
     on = tk.run("iterative", store=tmp_path / "elsewhere", levels=3, **SEARCH)
     assert on.now["segments_trained"] == 2
     assert "have other bits than the bundle's" in caplog.text

@@ -23,9 +23,10 @@ from ticketry.evidence.connectivity import recalibrate_
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import Store
 from ticketry.lab.training import data_loading
-from ticketry.lab.training import execute as execute_module
+from ticketry.lab.training import job as job_module
 from ticketry.lab.training.data_loading import DataOrder
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks import catalogue
@@ -183,7 +184,7 @@ class StopAt(Watch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_in_the_middle_of_an_epoch(folder: Make, tmp_path: Path, equal_bits, monkeypatch, workers: int) -> None:
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     whole, metrics = trained(tmp_path / "whole", folder(workers=0), CROPPED)
     with Lab(tmp_path / "parts", device="cpu") as lab:
         segment = lab.segment(folder(workers=workers), start=1, order_seed=2, recipe=CROPPED)

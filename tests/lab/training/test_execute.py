@@ -14,8 +14,9 @@ from ticketry.core.prune import prune
 from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import Store
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch, execute, is_done
+from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute, is_done
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import rebuilt
 from ticketry.tasks.images.task import ImageClassification
@@ -42,7 +43,7 @@ class StopAt(Watch):
 
 @pytest.fixture(autouse=True)
 def look_after_every_step(monkeypatch):
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from ticketry.evidence import instability, stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import Store
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import rebuilt
 from ticketry.search import method
@@ -81,7 +82,7 @@ def everything(store: Store, segment: Segment) -> dict[str, Any]:
 @pytest.mark.parametrize("shrunk", sample([True, False], 1))
 def test_going_on_gives_the_same_bits(tmp_path: Path, file: Path, monkeypatch, model: str, shrunk: bool) -> None:
     """Stopped three times, one of them at a kept step, with a mask and dropout; also without the masked units."""
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     task, found = task_of(file, model), []
     for stops in ((), (3, 10, 17)):
         with Lab(tmp_path / str(len(stops)), device="cpu") as lab:

@@ -14,8 +14,9 @@ from ticketry.core.scope import scope
 from ticketry.core.seeds import generator
 from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, UsageError
 from ticketry.lab.lab import Lab
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import variant_from
 from ticketry.search.gating.gating import Gating
@@ -171,7 +172,7 @@ class StopAt(Watch):
 
 def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
     """Stopped before, at and after the first steps of the balance, with a state on the way."""
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     found = []
     for name, stops in (("undisturbed", ()), ("stopped", (1, 2, 9, 10, 33))):
         with Lab(tmp_path / name) as lab:

@@ -18,8 +18,9 @@ from ticketry.errors import InterruptedTrainingError, ScopeError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import blobs_of, check, collect
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Start
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
@@ -190,7 +191,7 @@ class StopAt(Watch):
 
 @pytest.fixture(autouse=True)
 def look_after_every_step(monkeypatch):
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
 
 
 def everything(store, segment):

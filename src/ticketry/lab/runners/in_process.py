@@ -8,7 +8,8 @@ import threading
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.runners.runner import OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import check
-from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 

@@ -22,7 +22,8 @@ from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memor
 from ticketry.lab.runners.request import check_task, modules_of
 from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
-from ticketry.lab.training.execute import Work, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks import catalogue

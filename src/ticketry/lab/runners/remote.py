@@ -20,7 +20,7 @@ from ticketry.lab.runners.request import error_of, read_answer, request_of
 from ticketry.lab.runners.runner import Event, OnEvent, Order
 from ticketry.lab.store import open_store
 from ticketry.lab.store.live import Live, live_at
-from ticketry.lab.training.execute import Work
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 
 LOSSES = 3

@@ -24,7 +24,8 @@ from ticketry.lab.runners.request import Request, answer, done, failed, here
 from ticketry.lab.runners.runner import Event, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, noted
 from ticketry.lab.store.live import live_at
-from ticketry.lab.training.execute import Watch, Work, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.remake import store_for
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks import catalogue

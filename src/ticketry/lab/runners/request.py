@@ -20,7 +20,7 @@ from ticketry.errors import RunnerError, TaskError, TicketryError
 from ticketry.lab.environment import processor
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.store import NUMERICS
-from ticketry.lab.training.execute import Work
+from ticketry.lab.training.job import Work
 from ticketry.lab.training.segment import Segment
 from ticketry.tasks.task import Spec
 from ticketry.version import __version__

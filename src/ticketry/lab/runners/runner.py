@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from ticketry.errors import UsageError
 from ticketry.lab.runners.stopping import asked
-from ticketry.lab.training.execute import Watch, Work
+from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
 

@@ -13,7 +13,7 @@ from ticketry.core.seeds import generator
 from ticketry.core.sparse_training.drop_and_grow import moved
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Growth
-from ticketry.lab.training.execute import begun
+from ticketry.lab.training.job import begun
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import ONE_AT_A_TIME
 from ticketry.lab.training.segment import Segment

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ticketry.core.seeds import generator, mix
 from ticketry.core.sparse_training.penalties import OF_BLOCKS, PENALTIES
 from ticketry.errors import InterruptedTrainingError, ScopeError, UsageError
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.search.gating.gating import Gating

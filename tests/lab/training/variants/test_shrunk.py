@@ -15,8 +15,9 @@ from ticketry.core.structure.shrinking.shrink import plan_of
 from ticketry.errors import InterruptedTrainingError, MaskError
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import Store
-from ticketry.lab.training import execute as execute_module
-from ticketry.lab.training.execute import Watch, execute
+from ticketry.lab.training import job as job_module
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import initial_state
@@ -148,7 +149,7 @@ class StopAt(Watch):
 
 
 def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monkeypatch, equal_bits):
-    monkeypatch.setattr(execute_module, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
     segment = begun(lab, pictures, ADAM, mask)
     straight = lab.train(segment, keep=(12,))
     store = Store(tmp_path / "other")

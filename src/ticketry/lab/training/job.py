@@ -1,0 +1,280 @@
+"""One segment whose lock is held, in training: where it begins, and how its states and results are stored."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ticketry.errors import InterruptedTrainingError
+from ticketry.lab.environment import environment
+from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
+from ticketry.lab.store import Store
+from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.state import TrainingState, initial_state, part_of
+from ticketry.tasks.task import Course
+
+_CURVE_POINTS = 100
+_TICK_SECONDS = 0.2
+
+
+@dataclass
+class Watch:
+    """What a segment in training tells, and asks, whoever waits for it."""
+
+    checkpoint_seconds: float = 60.0
+
+    def progress(self, segment: Segment, step: int) -> None:
+        """Called a few times a second."""
+
+    def waiting(self, segment: Segment) -> None:
+        """Called before waiting for another process that trains the same."""
+
+    def stored(self, segment: Segment, step: int) -> None:
+        """Called when a state was stored because training is asked to stop."""
+
+    def stop_asked(self) -> bool:
+        """Whether training should store its state and stop."""
+        return False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was really done: nothing, if the results were there."""
+
+    steps: int = 0
+    train_seconds: float = 0.0
+    other_seconds: float = 0.0
+
+
+class Job:
+    """One segment whose lock is held: where it begins, and its states and results in the store."""
+
+    def __init__(self, store: Store, course: Course, segment: Segment, keep: Sequence[int], measure: bool) -> None:
+        self.store, self.course, self.segment, self.measure = store, course, segment, measure
+        self.task = segment.task
+        self.trajectory = segment.trajectory
+        stops = sorted({*keep, segment.last})
+        self.missing = [stop for stop in stops if store.trained(self.trajectory, stop) is None]
+        """The steps whose states are still to be stored, in order."""
+        self.steps_trained = 0
+        self.train_seconds = 0.0
+        """Of these steps."""
+        self._earlier_seconds = 0.0
+
+    def loop(self) -> Loop:
+        """The training of this segment, from where it begins."""
+        return Loop(self.store, self.course, self.segment, self.furthest_state())
+
+    def finish(self) -> None:
+        """What is left to do when all states are stored."""
+        record = self.store.trained(self.trajectory, self.segment.last)
+        if self.measure and record and not record["metrics"]:  # kept on the way of a longer segment
+            self._add_metrics(record)
+        self.store.drop_partials(self.trajectory, self.segment.last)
+
+    def work(self, seconds: float) -> Work:
+        """What was done in `seconds` of wall time."""
+        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds)
+
+    # -- where to begin ----------------------------------------------------------------------------------------------
+
+    def furthest_state(self) -> TrainingState:
+        """The stored state of this trajectory that is nearest before the first missing one."""
+        bound = self.missing[0]
+        partial = self.store.partial(self.trajectory, bound)
+        for step in reversed(self.store.stored_steps(self.trajectory)):
+            record = self.store.trained(self.trajectory, step)
+            if step > bound or (partial and partial[0] >= step) or not (record and record["training"]):
+                continue
+            if any(map(self.store.left_out, (record["model"], record["training"]))):
+                continue
+            self._earlier_seconds = record["cost"]["train_seconds"]
+            return self._stored_state(record)
+        if partial:
+            step, tensors = partial
+            self._earlier_seconds = float(tensors.pop("seconds"))
+            return _unpacked(step, part_of(tensors, "model/"), tensors)
+        return self._beginning()
+
+    def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
+        """The state of a result; at the end of a schedule without what would be needed to go on."""
+        training: dict[str, Tensor] = {"losses": torch.zeros(0)}
+        if record["training"]:
+            training = self.store.get_tensors(record["training"])
+        for name, digest in record["variants"].items():
+            training |= _within(f"variants/{name}/", self.store.get_tensors(digest))
+        return _unpacked(record["step"], self.store.get_tensors(record["model"]), training)
+
+    def _beginning(self) -> TrainingState:
+        state = begun(self.store, self.segment)
+        around = self.segment.surroundings(self.store, self.course)
+        state.variants = {one.name: one.first_state(around, state.model) for one in self.segment.variants}
+        return state
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    def store_partial(self, state: TrainingState) -> None:
+        """Keep a state inside the segment, to go on from."""
+        tensors = _within("model/", state.model) | _packed(state, state.variants)
+        tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
+        self.store.put_partial(self.trajectory, state.step, tensors)
+
+    def store_result(self, loop: Loop) -> None:
+        """Store the first missing result: that of `loop` as it is now. Asked to stop meanwhile, store its state."""
+        state = loop.state()
+        assert state.step == self.missing[0]
+        try:
+            check()
+            self._store_result(loop, state)  # measured, which may take long
+        except Stopped:
+            self.store_partial(state)
+            raise
+        del self.missing[0]
+
+    def _store_result(self, loop: Loop, state: TrainingState) -> None:
+        stop = state.step
+        segment = self.segment.until(stop)
+        record = {
+            "segment": {**segment.describe(), "blobs": segment.blobs()},
+            "step": stop,
+            **self._tensors(loop, state),
+            **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
+            "loss": _curve(state.losses, segment.first),
+            "cost": {
+                "steps": stop - segment.first,
+                "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
+            },
+            "environment": environment(),
+            **loop.facts(),
+        }
+        self.store.put_result(self.trajectory, stop, record)
+
+    def _tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
+        """Store the tensors of a state; their digests."""
+        lasting: dict[str, dict[str, Tensor]] = {}
+        on_the_way: dict[str, dict[str, Tensor]] = {}
+        for name, own in state.variants.items():
+            for entry, value in own.items():
+                part = lasting if loop.effects[name].lasting(entry) else on_the_way
+                part.setdefault(name, {})[entry] = value
+        return {
+            "model": self.store.put_tensors(state.model),
+            # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
+            "training": self.store.put_tensors(_packed(state, on_the_way)) if state.step < self.segment.total else None,
+            "variants": {name: self.store.put_tensors(own) for name, own in lasting.items()},
+        }
+
+    def _add_metrics(self, record: Mapping[str, Any]) -> None:
+        loop = Loop(self.store, self.course, self.segment, self._stored_state(record))
+        loop.stopped()
+        self.store.put_result(self.trajectory, self.segment.last, {**record, **loop.measured()})
+
+
+class Training:
+    """A job in training: tells how far it is, and stores checkpoints at a time interval."""
+
+    def __init__(self, job: Job, watch: Watch) -> None:
+        self.job, self.watch = job, watch
+        self.loop = job.loop()
+        self._mark = self._next_tick = self._next_checkpoint = 0.0
+
+    def until(self, stop: int) -> None:
+        """Train up to step `stop`, and store the result.
+
+        Raises:
+            InterruptedTrainingError: if the watch asked for a stop; the state is stored.
+            TrainingError, HoldError: see `Loop.train_until`.
+        """
+        before = self.loop.step
+        self._mark = self._next_tick = time.monotonic()
+        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        try:
+            with deferred():
+                self.loop.train_until(stop, self._tick)
+        finally:
+            self._count(time.monotonic())
+            self.job.steps_trained += self.loop.step - before
+        try:
+            self.job.store_result(self.loop)
+        except Stopped as stopped:
+            raise self._interrupted() from stopped
+        self.watch.progress(self.job.segment, stop)
+
+    def _interrupted(self) -> InterruptedTrainingError:
+        self.watch.stored(self.job.segment, self.loop.step)
+        return InterruptedTrainingError(
+            f"stopped at step {self.loop.step}; its state is stored", asked() or signal.SIGINT
+        )
+
+    def _count(self, now: float) -> None:
+        self.job.train_seconds += now - self._mark
+        self._mark = now
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
+        self.watch.progress(self.job.segment, self.loop.step)
+        stop = self.watch.stop_asked()
+        if stop or now >= self._next_checkpoint:
+            self._count(now)
+            self.job.store_partial(self.loop.state())
+            self._mark = time.monotonic()
+            self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        if stop:
+            raise self._interrupted()
+
+
+def begun(store: Store, segment: Segment) -> TrainingState:
+    """The state at a segment's first step, without that of its variants.
+
+    Its session goes on with the training whose optimiser goes on, see `Session.state`.
+    """
+    start = segment.start
+    if start.state is not None:
+        model = store.get_tensors(start.state)
+    else:
+        assert start.seed is not None
+        model = initial_state(segment.task, start.seed)
+    state = TrainingState(segment.first, model, {}, torch.zeros(0))
+    if start.optimizer is not None:
+        before = _unpacked(0, {}, store.get_tensors(start.optimizer))
+        state.optimizer, state.session = before.optimizer, before.session
+    return state
+
+
+def _packed(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    parts = {"optimizer/": state.optimizer, "session/": state.session}
+    parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
+    packed = {name: value for prefix, tensors in parts.items() for name, value in _within(prefix, tensors).items()}
+    return packed | {"losses": state.losses}
+
+
+def _unpacked(step: int, model: dict[str, Tensor], training: Mapping[str, Tensor]) -> TrainingState:
+    variants: dict[str, dict[str, Tensor]] = {}
+    for key, value in part_of(training, "variants/").items():
+        name, _, entry = key.partition("/")
+        variants.setdefault(name, {})[entry] = value
+    parts = (part_of(training, "optimizer/"), training["losses"], variants, part_of(training, "session/"))
+    return TrainingState(step, model, *parts)
+
+
+def _within(folder: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{folder}{name}": value for name, value in tensors.items()}
+
+
+def _curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
+    """(step, mean loss since the point before): at most 100 points."""
+    if not len(losses):
+        return []
+    size = -(-len(losses) // _CURVE_POINTS)
+    parts = torch.split(losses.double(), size)
+    return [(first + min((i + 1) * size, len(losses)), round(float(part.mean()), 6)) for i, part in enumerate(parts)]
