@@ -130,6 +130,10 @@ class ModelFileError(EngineError):
     """A compiled model's file that is absent, damaged, too new or hostile, or that cannot be written."""
 
 
+class CostError(TicketryError):
+    """Costs or a machine's profile that are absent, damaged, or of another model, machine or number of threads."""
+
+
 class MissingExtraError(TicketryError):
     """An optional dependency that is not installed."""
 

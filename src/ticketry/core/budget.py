@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.costs.allocation import Flat
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
 from ticketry.core.scope import Scope
-from ticketry.errors import LayerCollapseError, MaskError, UsageError
+from ticketry.errors import LayerCollapseError, UsageError
 
 _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -98,36 +99,15 @@ def allocate_multiplications(
     share = share_of(flops)
     if not 0 < share <= 1:
         raise UsageError(f"flops is the share of multiplications that is left, 0 < flops <= 1, not {flops}")
-    flat = {name: score.detach().cpu().flatten().double() for name, score in scores.items()}
-    for name, values in flat.items():
-        if bool(values.isnan().any()):
-            raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
-        if bool((values < 0).any()):
-            raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against multiplications")
-    sizes = [len(values) for values in flat.values()]
-    price = torch.cat([torch.full((len(values),), prices[name]) for name, values in flat.items()])
-    budget = int(Fraction(str(share)) * int(price.sum()))  # in decimal digits, as a density is
-    worth = torch.cat(list(flat.values())) / price
-    if within is not None:
-        worth[~torch.cat([within[name].cpu().flatten() for name in flat])] = -1.0
-    order = worth.argsort(descending=True, stable=True)
-    order = order[worth[order] >= 0]
-    spent = price[order].cumsum(0)
-    chosen = torch.zeros(len(price), dtype=torch.bool)
-    chosen[order[spent <= budget]] = True
-    parts = dict(zip(flat, torch.split(chosen, sizes), strict=True))
-    if empty := [name for name, part in parts.items() if not bool(part.any())]:
-        raise _collapsed(share, empty, _least(order, spent, sizes), int(price.sum()))
-    return Mask({name: part.reshape(scores[name].shape) for name, part in parts.items()})
-
-
-def _least(order: Tensor, spent: Tensor, sizes: list[int]) -> int | None:
-    """What is spent when each layer has a weight; None if there is no such budget."""
-    layer = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[order]
-    firsts = [(layer == index).nonzero().flatten()[:1] for index in range(len(sizes))]
-    if not all(len(first) for first in firsts):
-        return None
-    return int(spent[max(int(first) for first in firsts)])
+    flat = Flat.of(scores, within)
+    parts = zip(scores, flat.values, strict=True)
+    each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
+    total = sum(prices[name] * score.numel() for name, score in scores.items())
+    chosen, worth, price = flat.taken(each, int(Fraction(str(share)) * total), 0)  # in decimal digits, as a density is
+    mask = flat.mask(chosen)
+    if empty := [name for name, part in mask.items() if not bool(part.any())]:
+        raise _collapsed(share, empty, flat.least(worth, price), total)
+    return mask
 
 
 def _collapsed(share: float, empty: list[str], least: int | None, total: int) -> LayerCollapseError:

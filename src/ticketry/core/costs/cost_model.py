@@ -1,0 +1,202 @@
+"""What a network costs under any mask: curves of its layers, and what no mask makes smaller. A value, and a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.granularity import FINEST, of_mask
+from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.core.costs.words import Unit, in_columns, parsed, told
+from ticketry.core.mask import Mask
+from ticketry.errors import CostError, UsageError
+from ticketry.files import content_of, write_atomically
+
+KIND = "ticketry.cost"
+_MOST_BYTES = 1 << 26
+_SHOWN = (1.0, 0.5, 0.2, 0.1, 0.05)
+"""Densities in the table."""
+
+
+class Estimate(Struct, frozen=True):
+    """A cost, and between which values it lies in 95 of 100 cases."""
+
+    value: float
+    low: float
+    high: float
+    unit: Unit = "seconds"
+
+    def __str__(self) -> str:
+        return f"{told(self.value, self.unit)} [{told(self.low, self.unit)}, {told(self.high, self.unit)}]"
+
+
+class CostModel(Struct, frozen=True):
+    """Costs of a network's layers by density and granularity. Made by `ticketry.cost`; kept in a file with a digest."""
+
+    unit: Unit
+    layers: dict[str, LayerCost]
+    """Parameter name -> its costs."""
+    fixed: float
+    """What no mask makes smaller: layers without prunable weights, loading, storing."""
+    spread: float = 0.0
+    """Half of the 95 % interval of an estimate, as a share of it: from what the calibration left unexplained."""
+    about: dict[str, Any] = {}
+    """Target, processor, threads, precision, batch, versions, and how it was measured; JSON values."""
+    fixed_parts: dict[str, float] = {}
+    """Operation -> its share of `fixed`, in the unit."""
+
+    @property
+    def dense(self) -> float:
+        """What the network costs without a mask."""
+        return self.fixed + sum(layer.dense for layer in self.layers.values())
+
+    @property
+    def floor(self) -> float:
+        """What is left when every layer keeps next to nothing."""
+        return self.fixed + sum(layer.floor for layer in self.layers.values())
+
+    def estimate(self, mask: Mask) -> Estimate:
+        """What the network costs under a mask, with a 95 % interval. Rows that keep the same columns are noticed.
+
+        Raises:
+            CostError: if the mask is of another model.
+        """
+        shapes = {name: tensor.numel() for name, tensor in mask.items()}
+        for name, size in shapes.items():
+            if name not in self.layers or self.layers[name].weights != size:
+                raise CostError(f"the costs are not of the mask's model: {name!r} has none, or has another size")
+        total = self.fixed + sum(layer.dense for name, layer in self.layers.items() if name not in mask)
+        for name, kept in mask.items():
+            granularity = self._granularity(name, mask)
+            total += self.layers[name].at(float(kept.float().mean()), granularity)
+        return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
+
+    def _granularity(self, name: str, mask: Mask) -> str:
+        layer = self.layers[name]
+        if list(layer.curves) == [FINEST]:
+            return FINEST
+        return of_mask(mask[name])
+
+    def budget(self, asked: float | str) -> float:
+        """A budget in the model's unit: a share of the dense cost (0.3, "30%"), or an amount ("5 ms", "2MB", "4e9").
+
+        Raises:
+            UsageError: if it is none, or below the floor: it says what makes the floor.
+        """
+        amount = parsed(asked, self.unit, self.dense)
+        if amount < self.floor:
+            raise UsageError(f"a budget of {told(amount, self.unit)} is below the floor: {self.floor_in_words()}")
+        return amount
+
+    def left_for(self, names: Iterable[str], amount: float) -> float:
+        """What of an amount is left for some layers: not for what is fixed, nor for the layers that stay dense."""
+        pruned = set(names)
+        return amount - self.fixed - sum(layer.dense for name, layer in self.layers.items() if name not in pruned)
+
+    def floor_in_words(self) -> str:
+        """The floor, and what makes it."""
+        parts = dict(self.fixed_parts) or {"what is not pruned": self.fixed}
+        for name, layer in self.layers.items():
+            parts[f"{name.removesuffix('.weight')}, {'empty' if layer.curves else 'in torch'}"] = layer.floor
+        largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
+        share = f"{100 * self.floor / self.dense:.1f} %" if self.dense else "0 %"
+        most = ", ".join(f"{name} {told(cost, self.unit)}" for name, cost in largest if cost > 0)
+        return f"{told(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
+
+    def curves(self, granularity: str = FINEST) -> dict[str, Curve]:
+        """Parameter name -> its curve, as `core.costs.allocation.allocate_cost` takes them."""
+        return {
+            name: layer.curve(granularity) if granularity in layer.curves else _flat(layer.dense)
+            for name, layer in self.layers.items()
+        }
+
+    def scaled(self, factor: float, **about: Any) -> CostModel:
+        """The same costs times `factor`, with more told about them."""
+        layers = {
+            name: LayerCost(
+                layer.weights,
+                factor * layer.dense,
+                {each: curve.times(factor) for each, curve in layer.curves.items()},
+                layer.where,
+            )
+            for name, layer in self.layers.items()
+        }
+        parts = {name: factor * cost for name, cost in self.fixed_parts.items()}
+        return CostModel(self.unit, layers, factor * self.fixed, self.spread, {**self.about, **about}, parts)
+
+    # -- a file --------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that it says: equal models have equal digests."""
+        return hashlib.sha256(_canonical(msgspec.to_builtins(self))).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, by a temporary name and a rename; returns the path. Raises `CostError` if it cannot be."""
+        document = {"kind": KIND, "format": 1, "digest": self.digest, "model": msgspec.to_builtins(self)}
+        try:
+            write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False).encode())
+        except (OSError, ValueError) as error:
+            raise CostError(f"the costs cannot be written to {path}: {error}") from None
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostModel:
+        """The costs in a file. Raises `CostError` if there is none, or it is damaged or of another kind."""
+        try:
+            document = json.loads(content_of(Path(path), most=_MOST_BYTES))
+            if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
+                raise CostError(f"{path} is no file of costs of this version: tk.cost.model(...).save(path) writes one")
+            found = msgspec.convert(document.get("model"), cls)
+        except (OSError, ValueError, RecursionError) as error:
+            raise CostError(f"{path} cannot be read as costs: {error}") from None
+        if found.digest != document.get("digest"):
+            raise CostError(f"{path} is damaged: its contents do not match its digest; make it anew")
+        return found
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items() if isinstance(value, str | int | float))
+        in_torch = [name for name, layer in self.layers.items() if layer.where == "torch"]
+        lines = [
+            f"Costs in {self.unit}: {about}" if about else f"Costs in {self.unit}",
+            in_columns(
+                [("layer", "weights", "granularity", *(f"{100 * density:g} %" for density in _SHOWN))]
+                + [row for name, layer in self.layers.items() for row in self._rows(name, layer)]
+            ),
+            f"not pruned: {told(self.fixed, self.unit)}; dense: {told(self.dense, self.unit)}",
+            f"floor: {self.floor_in_words()}",
+        ]
+        if in_torch:
+            lines.append(f"in torch, which no mask makes faster: {', '.join(in_torch)}")
+        return "\n".join([*lines, f"an estimate is within {100 * self.spread:.1f} % in 95 of 100 cases"])
+
+    def _rows(self, name: str, layer: LayerCost) -> list[tuple[str, ...]]:
+        found = []
+        for index, each in enumerate(layer.curves or ("torch",)):
+            first = (name.removesuffix(".weight"), f"{layer.weights:,}") if not index else ("", "")
+            costs = (layer.at(density, each) if layer.curves else layer.dense for density in _SHOWN)
+            found.append((*first, each, *(told(cost, self.unit) for cost in costs)))
+        return found
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _flat(cost: float) -> Curve:
+    return Curve((0.0, 1.0), (cost, cost))
+
+
+def spread_of(residuals: Iterable[float]) -> float:
+    """Half of a 95 % interval, of relative residuals: the 95 % quantile of their sizes, of a few the largest."""
+    sizes = sorted(abs(each) for each in residuals)
+    return sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))] if sizes else 0.0

@@ -1,0 +1,149 @@
+"""What a network costs, as a value and as a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ticketry.core.costs.cost_model import CostModel, LayerCost
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.granularity import of_mask
+from ticketry.core.costs.words import parsed, told
+from ticketry.core.mask import Mask
+from ticketry.errors import CostError, UsageError
+
+
+def a_model():
+    single = Curve((0.0, 0.5, 1.0), (0.001, 0.005, 0.010))
+    groups = Curve((0.0, 1.0), (0.0005, 0.008))
+    return CostModel(
+        "seconds",
+        {
+            "a.weight": LayerCost(32, 0.008, {"weights": single, "rows:4": groups}),
+            "b.weight": LayerCost(10, 0.004, {}, "torch"),
+        },
+        fixed=0.002,
+        spread=0.1,
+        about={"target": "this machine", "threads": 1},
+        fixed_parts={"pool": 0.0015, "load": 0.0005},
+    )
+
+
+def test_estimates_by_density_and_granularity():
+    model = a_model()
+    assert model.dense == pytest.approx(0.014)
+    assert model.floor == pytest.approx(0.0065)
+    kept = torch.zeros(8, 4, dtype=torch.bool)
+    kept.view(-1)[torch.randperm(32, generator=torch.Generator().manual_seed(0))[:16]] = True
+    b = torch.ones(2, 5, dtype=torch.bool)
+    single = model.estimate(Mask({"a.weight": kept, "b.weight": b}))
+    assert (single.value, single.low, single.high) == pytest.approx((0.011, 0.0099, 0.0121))
+    kept[:] = False
+    kept[:4, :2] = True
+    kept[4:, 2:] = True
+    assert model.estimate(Mask({"a.weight": kept})).value == pytest.approx(0.006 + 0.00425)
+    assert model.estimate(Mask({"a.weight": torch.ones(8, 4, dtype=torch.bool)})).value == pytest.approx(0.014)
+    with pytest.raises(CostError, match="another size"):
+        model.estimate(Mask({"a.weight": torch.ones(8, 5)}))
+
+
+def test_denser_is_never_cheaper():
+    layer = a_model().layers["a.weight"]
+    for granularity in ("weights", "rows:4", "rows:32", "channels"):
+        costs = [layer.at(density / 50, granularity) for density in range(51)]
+        assert costs == sorted(costs)
+
+
+def test_granularity_of_a_mask():
+    assert of_mask(torch.eye(8, dtype=torch.bool)) == "weights"
+    assert of_mask(torch.tensor([[1, 1], [1, 1], [1, 0]], dtype=torch.bool)) == "rows:2"
+    assert of_mask(torch.zeros(3, 2, dtype=torch.bool)) == "weights"
+
+
+def test_a_file_is_the_same_again_and_a_changed_one_is_noticed(tmp_path):
+    model = a_model()
+    path = model.save(tmp_path / "costs.json")
+    again = CostModel.load(path)
+    assert again == model
+    assert again.digest == model.digest
+    document = json.loads(path.read_text())
+    document["model"]["fixed"] = 0.003
+    path.write_text(json.dumps(document))
+    with pytest.raises(CostError, match="do not match"):
+        CostModel.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "ticketry.cost", "format": 2}', "[" * 100_000])
+def test_what_is_no_file_of_costs(tmp_path, text):
+    path = tmp_path / "costs.json"
+    path.write_text(text)
+    with pytest.raises(CostError):
+        CostModel.load(path)
+    with pytest.raises(CostError):
+        CostModel.load(tmp_path / "none.json")
+
+
+def test_curves_that_cannot_be_are_refused(tmp_path):
+    path = a_model().save(tmp_path / "costs.json")
+    document = json.loads(path.read_text())
+    document["model"]["layers"]["a.weight"]["curves"]["weights"]["costs"] = [3, 2, 1]
+    path.write_text(json.dumps(document))
+    with pytest.raises(CostError, match="never fall"):
+        CostModel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "unit", "amount"),
+    [
+        (0.3, "seconds", 3.0),
+        ("30%", "seconds", 3.0),
+        ("0.3", "bytes", 3.0),
+        (1, "seconds", 10.0),
+        ("5 ms", "seconds", 0.005),
+        ("2MB", "bytes", 2e6),
+        ("1.5KiB", "bytes", 1536),
+        ("50M", "multiplications", 5e7),
+    ],
+)
+def test_budgets(asked, unit, amount):
+    assert parsed(asked, unit, 10.0) == pytest.approx(amount)
+
+
+@pytest.mark.parametrize(
+    ("asked", "unit"),
+    [(0, "seconds"), (1.5, "seconds"), (-1, "bytes"), ("5MB", "seconds"), ("fast", "seconds"), ("0ms", "seconds"),
+     (True, "seconds"), (float("nan"), "seconds"), ("1.2.3", "seconds"), ("130%", "bytes"),
+     (None, "seconds"), ([1], "seconds")],
+)  # fmt: skip
+def test_what_is_no_budget(asked, unit):
+    with pytest.raises(UsageError, match="a budget of"):
+        parsed(asked, unit, 10.0)
+
+
+def test_below_the_floor_says_what_makes_it():
+    with pytest.raises(UsageError, match=r"below the floor: 6\.5 ms .* b, in torch 4 ms, pool 1\.5 ms"):
+        a_model().budget("6ms")
+    assert a_model().budget(0.5) == pytest.approx(0.007)
+
+
+def test_it_prints_a_table():
+    shown = str(a_model())
+    assert shown.splitlines()[3].split("  ")[0] == "a"
+    assert shown.splitlines()[3].split()[1:9] == ["32", "weights", "8", "ms", "5", "ms", "2.6", "ms"]
+    assert "in torch, which no mask makes faster: b.weight" in shown
+    assert "within 10.0 %" in shown
+    assert told(1234567, "bytes") == "1.23 MB"
+    assert told(0.5, "multiplications") == "0.5"
+
+
+def test_scaled():
+    twice = a_model().scaled(2, scale=2)
+    assert twice.dense == pytest.approx(0.028)
+    assert twice.about["scale"] == 2
+
+
+def test_what_is_left_for_some_layers():
+    assert a_model().left_for(["a.weight"], 0.010) == pytest.approx(0.004)
+    assert a_model().left_for(["a.weight", "b.weight"], 0.010) == pytest.approx(0.008)
