@@ -19,15 +19,13 @@ MEASURED := OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TWO)
 # Files that no test imports count too.
 UNIMPORTED := $(BIN)/coverage run --source=ticketry -m ticketry --help >/dev/null
 
-DEMO := search iterative --task digits --rewind 3% --density 0.05 --replicates 3 --verify --bench
-
 .PHONY: demo demo-json test test-all coverage docs tutorials mutation lint format clean
 
 demo: $(DEMO_STAMP)
-	$(BIN)/ticketry $(DEMO)
+	$(BIN)/ticketry demo
 
 demo-json: $(DEMO_STAMP)
-	@$(BIN)/ticketry $(DEMO) --json
+	@$(BIN)/ticketry demo --json
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"

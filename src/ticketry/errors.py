@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
 
 
 class TicketryError(Exception):
@@ -143,3 +144,13 @@ class MissingExtraError(TicketryError):
     def __str__(self) -> str:
         package, extra, purpose = self.args
         return f"{purpose} needs {package}, which is not installed: pip install 'ticketry[{extra}]'"
+
+
+def needs(package: str, extra: str, purpose: str) -> None:
+    """See to it that a package can be imported, without importing it.
+
+    Raises:
+        MissingExtraError: if it is not installed, which names the extra.
+    """
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra, purpose)

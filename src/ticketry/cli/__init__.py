@@ -23,6 +23,7 @@ from ticketry.version import __version__
 
 # command -> (module, what it does)
 COMMANDS = {
+    "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
     "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
@@ -43,6 +44,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")
 
 _EXAMPLES = """\
 examples:
+  ticketry demo
   ticketry search iterative --task digits --rewind 3% --density 0.05
   ticketry search imp --task fashion-mnist --levels 14 --json
   ticketry verify .ticketry/runs/RUN/tickets/replicate-0-level-09

@@ -22,6 +22,7 @@ examples:
   ticketry doctor --data /data --json"""
 
 EXTRAS = {
+    "lab": (("matplotlib", "pillow", "pooch", "scipy"), "searches, verdicts, reports, images and downloads of data"),
     "engine": (("llvmlite",), "compile, bench and sparse training in kernels of this processor"),
     "digits": (("scikit-learn",), "the task digits"),
     "timm": (("timm",), "networks of timm"),

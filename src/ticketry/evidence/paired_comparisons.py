@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from ticketry.errors import UsageError
 from ticketry.evidence.judging.diagnosis import Diagnosis, diagnose
+from ticketry.evidence.judging.distributions import noncentral, special
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, collapse_edge, guarded
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
@@ -139,10 +140,8 @@ def one_sided(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, Any]:
 
     Numbers or NumPy arrays that broadcast; n >= 2 and spread > 0.
     """
-    from scipy.stats import t
-
-    statistic = (mean - null) / (spread / n**0.5)
-    return t.sf(statistic, n - 1), t.cdf(statistic, n - 1)
+    statistic, stdtr = (mean - null) / (spread / n**0.5), special().stdtr
+    return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
 
 
 def seeds_needed(
@@ -161,9 +160,7 @@ def seeds_needed(
     Returns:
         None if the distance is not positive or more than `MOST_SEEDS` would be needed.
     """
-    from scipy.special import ndtr, stdtrit
-    from scipy.stats import nct
-
+    ndtr, stdtrit, nct = special().ndtr, special().stdtrit, noncentral()
     if distance <= 0:
         return None
 
@@ -255,6 +252,4 @@ def _spread(sd: float | None, scale: float, resolution: float | None, name: str)
 
 
 def _half_width(spread: float, n: int, confidence: float) -> float:
-    from scipy.stats import t
-
-    return float(t.isf((1 - confidence) / 2, n - 1)) * spread / sqrt(n)
+    return -float(special().stdtrit(n - 1, (1 - confidence) / 2)) * spread / sqrt(n)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ticketry.core.structuring import Structuring
-from ticketry.errors import UsageError
+from ticketry.errors import UsageError, needs
 
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
@@ -134,8 +134,11 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     """The lab that the options ask for; a task that cannot be made again by name is trained in this process.
 
     Raises:
+        MissingExtraError: without the packages that judge and draw what is found: better now than at the end.
         TaskError: for such a task where training elsewhere was asked for.
     """
+    for package in ("scipy", "matplotlib"):
+        needs(package, "lab", "a command that trains and judges")
     import torch
 
     from ticketry.lab.lab import Lab

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ticketry.errors import StoreError
+from ticketry.errors import StoreError, needs
 from ticketry.files import content_of, write_atomically
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
@@ -104,6 +104,7 @@ def _is_sealed(data: bytes) -> bool:
 @cache
 def _code() -> str:
     """Digest of this package's files and the versions of what draws its figures and fills its templates."""
+    needs("matplotlib", "lab", "a report")
     folder = Path(__file__).parent
     digest = hashlib.sha256(f"{version('matplotlib')} {version('jinja2')}".encode())
     for path in sorted(folder.rglob("*")):

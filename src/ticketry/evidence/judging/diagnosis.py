@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
+from ticketry.evidence.judging.distributions import special
 from ticketry.evidence.judging.guarded_tests import LEAST_SEEDS, correlation, inflation, skewness
 from ticketry.records.verdict import Diagnosis as Found
 
@@ -31,7 +32,6 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
         name: of the other network.
     """
     import numpy as np
-    from scipy.special import betaincinv
 
     n = len(differences)
     if n < LEAST_SEEDS:
@@ -40,7 +40,8 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
     gaps = values - np.median(values)
     far = _FAR * max(_MAD * float(np.median(np.abs(gaps))), least_spread)
     low, high = (tuple(int(seed) + 1 for seed in np.flatnonzero(side * gaps > far)) for side in (-1, 1))
-    bound = float(betaincinv(len(low) + 1, n - len(low), 0.95))  # Clopper and Pearson; not all lie below their median
+    # Clopper and Pearson; not all lie below their median
+    bound = float(special().betaincinv(len(low) + 1, n - len(low), 0.95))
     skew, order = float(skewness(values)), float(correlation(values))
     reasons = []
     for seeds, word in ((low, "below"), (high, "above")):

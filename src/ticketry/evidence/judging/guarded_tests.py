@@ -18,6 +18,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
+from ticketry.evidence.judging.distributions import special
+
 LEAST_SPREAD = 1.0
 """Standard deviation, in margins, below which the spread of seeds is never taken."""
 UNSEEN_RATE = 0.05
@@ -44,7 +46,6 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
         Two arrays of shape (...); 1 for fewer than `LEAST_SEEDS`.
     """
     import numpy as np
-    from scipy.special import stdtr
 
     values = np.asarray(differences, dtype=np.float64)
     n = values.shape[-1]
@@ -54,6 +55,7 @@ def guarded(differences: Any, null: float, least_spread: float) -> tuple[Any, An
     distance = values.mean(axis=-1) - null
     statistic = distance / (np.maximum(seen * larger, least_spread) / sqrt(n))
     corrected = np.where(seen > least_spread, hall(statistic, skewness(values), n), statistic)
+    stdtr = special().stdtr
     students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
     ordered = np.where(larger > 1, seen * larger, 0.0)
     collapse = [unseen_collapse(side * distance, n, least_spread, ordered) for side in (1, -1)]
@@ -75,22 +77,21 @@ def unseen_collapse(distance: Any, n: int, least_spread: float, ordered: Any = 0
         ordered: the spread that takes the least's place if it is larger, of seeds that hang together in their order.
     """
     import numpy as np
-    from scipy.special import ndtr
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     short = np.asarray(distance)[..., None] - rates * UNSEEN_FALL * least_spread
     error = np.maximum(ordered, least_spread)[..., None] / sqrt(n)
-    return ((1 - rates) ** n * ndtr(-short / error)).max(axis=-1)
+    return ((1 - rates) ** n * special().ndtr(-short / error)).max(axis=-1)
 
 
 def collapse_edge(n: int, alpha: float, least_spread: float) -> float:
     """The distance at which `unseen_collapse` is alpha: a mean must be so far from the null hypothesis."""
     import numpy as np
-    from scipy.special import ndtri
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     unseen = (1 - rates) ** n
-    edges = rates * UNSEEN_FALL * least_spread - ndtri(np.minimum(alpha / unseen, 1.0)) * least_spread / sqrt(n)
+    below = special().ndtri(np.minimum(alpha / unseen, 1.0))
+    edges = rates * UNSEEN_FALL * least_spread - below * least_spread / sqrt(n)
     return float(edges[alpha < unseen].max())
 
 

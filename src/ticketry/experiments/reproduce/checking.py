@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
+from ticketry.evidence.judging.distributions import special
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.planning import blocks_done
@@ -176,11 +177,9 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     n = len(values)
     if n < 2:
         return None
-    from scipy.special import stdtrit
-
     mean = sum(values) / n
     spread = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
+    half = float(special().stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ticketry.core.seeds import mix
-from ticketry.errors import MissingExtraError, UsageError
+from ticketry.errors import UsageError
 from ticketry.registry import Registry
 
 
@@ -87,16 +86,6 @@ LOGGERS: Registry[MakeLogger] = Registry(
     },
     make=_makes_a_logger,
 )
-
-
-def needed(module: str, extra: str) -> None:
-    """See to it that a module can be imported, without importing it.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtraError(module, extra, f"logging to {extra}")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

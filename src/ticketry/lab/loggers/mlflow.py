@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.loggers.logger import Logged, flat, needed
+from ticketry.errors import needs
+from ticketry.lab.loggers.logger import Logged, flat
 
 _ID = "ticketry.id"
 _BATCH = 100
@@ -23,7 +24,7 @@ class MLflow:
     """
 
     def __init__(self, store: Path) -> None:
-        needed("mlflow", "mlflow")
+        needs("mlflow", "mlflow", "logging to mlflow")
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] = {}

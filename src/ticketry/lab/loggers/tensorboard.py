@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ticketry.errors import needs
 from ticketry.files import inside
-from ticketry.lab.loggers.logger import Logged, flat, needed
+from ticketry.lab.loggers.logger import Logged, flat
 
 _DONE = "finished"
 """Marks the folder of a run that is told to its end."""
@@ -22,7 +23,7 @@ class TensorBoard:
     """
 
     def __init__(self, store: Path) -> None:
-        needed("tensorboard", "tensorboard")
+        needs("tensorboard", "tensorboard", "logging to tensorboard")
         self._folder = store / "tensorboard"
         self._writers: dict[str, Any] = {}
         self._last: dict[str, dict[str, float]] = {}

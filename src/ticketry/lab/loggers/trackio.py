@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.loggers.logger import Logged, flat, needed
+from ticketry.errors import needs
+from ticketry.lab.loggers.logger import Logged, flat
 
 
 class Trackio:
@@ -18,7 +19,7 @@ class Trackio:
     """
 
     def __init__(self, store: Path) -> None:
-        needed("trackio", "trackio")
+        needs("trackio", "trackio", "logging to trackio")
         self._project = os.environ.get("TRACKIO_PROJECT", "ticketry")
         self._runs: dict[str, Any] = {}
         self._there: dict[str, Any] | None = None

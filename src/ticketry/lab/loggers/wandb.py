@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.loggers.logger import Logged, needed
+from ticketry.errors import needs
+from ticketry.lab.loggers.logger import Logged
 
 
 class Wandb:
@@ -17,7 +18,7 @@ class Wandb:
     """
 
     def __init__(self, store: Path) -> None:
-        needed("wandb", "wandb")
+        needs("wandb", "wandb", "logging to wandb")
         self._runs: dict[str, Any] = {}
 
     def start(self, run: Logged) -> bool:

@@ -7,9 +7,9 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from ticketry.errors import RunnerError, UsageError
+from ticketry.errors import RunnerError, UsageError, needs
 from ticketry.lab.runners.chosen import default_workers
-from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs, needs_of
+from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs_of
 from ticketry.lab.runners.ray_tasks import CONNECT_SECONDS, check_answers
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.remote_worker import work

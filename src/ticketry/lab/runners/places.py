@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 
 from ticketry.choices import listed
-from ticketry.errors import MissingExtraError, UsageError
+from ticketry.errors import UsageError
 
 _UNITS = {"": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
@@ -80,12 +79,6 @@ class Place:
             raise UsageError(f"--on {self.name}: {option} is a size such as 8GB, not {text!r}")
         unit = found[2].lower()
         return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
-
-
-def needs(package: str, extra: str, purpose: str) -> None:
-    """Raise `MissingExtraError` unless a package can be imported; it is not imported."""
-    if find_spec(package) is None:
-        raise MissingExtraError(package, extra, purpose)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from ticketry.errors import RunnerError
-from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs, needs_of
+from ticketry.errors import RunnerError, needs
+from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs_of
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.remote_worker import work
 from ticketry.lab.runners.runner import OnEvent

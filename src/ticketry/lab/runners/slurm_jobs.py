@@ -21,10 +21,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ticketry.errors import RunnerError, UsageError
+from ticketry.errors import RunnerError, UsageError, needs
 from ticketry.lab.runners.chosen import default_workers
 from ticketry.lab.runners.pilot import Box, Pilot
-from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs, needs_of
+from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs_of
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.runner import OnEvent
 

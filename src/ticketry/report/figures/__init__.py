@@ -6,11 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from matplotlib.figure import Figure
-
+from ticketry.errors import MissingExtraError
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.speed import SpeedRecord
+from ticketry.report.subject import Series, Subject, series_of
+from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
+from ticketry.report.tables.evidence import main_curve, quantities
+from ticketry.report.tables.masks import drawn_level, pictures
+from ticketry.report.tables.measured_time import Panel
+from ticketry.report.tables.results import Results, layer_profiles
+from ticketry.report.tables.search_progress import chains, watched
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingExtraError("matplotlib", "lab", "drawing figures") from error
+
 from ticketry.report.figures import svg
 from ticketry.report.figures.costs import metric_by_cost, metric_by_spent, metric_by_time, steps_to_ticket
 from ticketry.report.figures.engine_times import time_by_density, time_by_engine
@@ -20,13 +32,6 @@ from ticketry.report.figures.metric_by_density import metric_by_density, overlay
 from ticketry.report.figures.search_progress import density_over_training, gate_histograms, moment_figure
 from ticketry.report.figures.stability import barrier_curves, stability_panels
 from ticketry.report.figures.style import drawing
-from ticketry.report.subject import Series, Subject, series_of
-from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
-from ticketry.report.tables.evidence import main_curve, quantities
-from ticketry.report.tables.masks import drawn_level, pictures
-from ticketry.report.tables.measured_time import Panel
-from ticketry.report.tables.results import Results, layer_profiles
-from ticketry.report.tables.search_progress import chains, watched
 
 METRIC_BY_DENSITY, DENSITY_BY_LAYER = "metric-by-density", "density-by-layer"
 FIRST_LAYER, METRIC_BY_COST = "first-layer", "metric-by-cost"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketry.core.seeds import mix
-from ticketry.errors import DataError
+from ticketry.errors import DataError, needs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,6 +83,7 @@ def decoded(file: str | bytes, name: str) -> Image:
     Raises:
         DataError: if it is not a whole image of 8 or 16 bits a channel.
     """
+    needs("PIL", "lab", "reading images")
     from PIL import Image
 
     try:

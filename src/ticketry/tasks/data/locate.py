@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ticketry.errors import DataError
+from ticketry.errors import DataError, needs
 from ticketry.files import cache_folder as cache_folder
 from ticketry.version import __version__
 
@@ -45,6 +45,7 @@ def fetch(origin: Origin, folder: Path) -> None:
     """
     if os.environ.get("TICKETRY_OFFLINE"):
         raise DataError(f"not tried, because $TICKETRY_OFFLINE is set ({origin.url})")
+    needs("pooch", "lab", f"downloading {origin.url}")
     import pooch  # with requests it takes longer than all of a command that finds its data
     from requests.exceptions import ChunkedEncodingError
 

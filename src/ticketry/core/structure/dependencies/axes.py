@@ -76,15 +76,8 @@ class Labels:
         if not len(low):
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains: name each component by its smallest
-            from scipy.sparse import coo_array  # late: it takes a quarter of what every command and worker imports
-            from scipy.sparse.csgraph import connected_components
-
             nodes, places = np.unique(np.concatenate([low, high]), return_inverse=True)
-            edges = coo_array((np.ones(len(low)), np.split(places, 2)), shape=(len(nodes), len(nodes)))
-            _, component = connected_components(edges, directed=False)
-            smallest = np.full(component.max() + 1, np.iinfo(np.int64).max)
-            np.minimum.at(smallest, component, nodes)
-            low, high = smallest[component], nodes
+            low, high = nodes[smallest_connected(places.reshape(2, -1), len(nodes))], nodes
         self._parent[high] = low
         for root, above in zip(high.tolist(), low.tolist(), strict=True):
             if root != above and root in self._reasons:
@@ -102,6 +95,18 @@ class Labels:
     def reason(self, root: int) -> str | None:
         """Why a class (named as `find` does) stays; None if it may go."""
         return self._reasons.get(root)
+
+
+def smallest_connected(edges: Ids, count: int) -> Ids:
+    """For each of `count` nodes the smallest that it is connected with; each column of `edges` is a pair of nodes."""
+    roots = np.arange(count)
+    while True:
+        low, high = np.sort(roots[edges], axis=0)
+        if np.array_equal(low, high):
+            return roots
+        np.minimum.at(roots, high, low)  # a root hangs below the smallest that an edge leads it to
+        while not np.array_equal(above := roots[roots], roots):
+            roots = above
 
 
 @dataclass

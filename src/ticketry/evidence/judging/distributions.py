@@ -1,0 +1,23 @@
+"""Where distributions come from: SciPy, which the library for one's own loop does without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ticketry.errors import needs
+
+
+def special() -> Any:
+    """`scipy.special`, with the distribution functions of Student, the normal and the beta, and their inverses."""
+    needs("scipy", "lab", "a verdict")
+    import scipy.special
+
+    return scipy.special
+
+
+def noncentral() -> Any:
+    """`scipy.stats.nct`, Student's t where the mean is not 0."""
+    needs("scipy", "lab", "a verdict")
+    from scipy.stats import nct
+
+    return nct
