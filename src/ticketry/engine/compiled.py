@@ -10,6 +10,7 @@ import copy
 import os
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def compile(
     call = Arguments.of(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)
-    made.beside_eager = _beside_eager(made, model, call, glance=not tune)
+    made._made_of = weakref.ref(model), call
+    if tune:
+        made._beside_eager = _beside_eager(made, model, call, glance=False)
     return made
 
 
@@ -102,8 +105,9 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
 
     A glance is two rounds, the quicker of each counting, and one where a call is long.
     """
-    eager = copy.deepcopy(model).eval()
+    eager = copy.deepcopy(model).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
+    called = any(native.programs for native in made._natives)
     rounds = _GLANCE if glance else _ROUNDS
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for turn in range(rounds + 1):
@@ -113,7 +117,7 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
                 samples.append(time.perf_counter() - begin)
             if glance and turn and seconds[1][-1] > _LONG:
                 break
-    if glance:
+    if glance and not called:
         made.forget()
     ours, theirs = ((min if glance else statistics.median)(samples[1:]) for samples in seconds)
     said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
@@ -174,8 +178,9 @@ class Compiled(ForInference):
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]
         self._whole = self._only_region()
         self._seconds: dict[str, float] = {}
-        self.beside_eager = "Not timed beside eager torch, and so maybe slower: tk.compile times what it has compiled"
-        """What was measured beside the model itself, for people to read."""
+        self._made_of: tuple[weakref.ref[nn.Module], Arguments] | None = None
+        """The model and the example inputs, to be timed beside."""
+        self._beside_eager = ""
         nn.Module.train(self, False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -257,6 +262,16 @@ class Compiled(ForInference):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (model_file.dumps(self.graph), self.threads, self._target_name, self.precision)
+
+    @property
+    def beside_eager(self) -> str:
+        """What was measured beside the model itself, for people to read: timed when it is first asked for."""
+        model = self._made_of[0]() if self._made_of else None
+        if not self._beside_eager and self._made_of and model is not None:
+            self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
+        return self._beside_eager or "Not timed beside eager torch, and so maybe slower: " + (
+            "the model it was made of is gone" if self._made_of else "tk.compile makes what can be timed"
+        )
 
     def __repr__(self) -> str:
         return f"{table(self.layers(), f'Compiled for {self.target.name}')}\n{self.beside_eager}"

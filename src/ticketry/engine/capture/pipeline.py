@@ -17,6 +17,7 @@ from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import Sizes, convert
 from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
+from ticketry.engine.capture.kept_captures import kept_or
 from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
@@ -51,12 +52,18 @@ def capture(
     twin = _copy(unwrapped(model))
     if mask is not None:
         mask.apply_(twin)
-    exported = export(twin, given, dynamic_batch=dynamic_batch)
+    found = kept_or(lambda: _exported(twin, given, dynamic_batch), twin, given, dynamic_batch)
+    return simplify(*found).validate(trusted=True)
+
+
+def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
+    """The model's graph in torch's operations."""
+    exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
     notes = [f"the number of examples is fixed: {exported.fixed}"] if exported.fixed else []
     for name in check_buffers(program):
         notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
-    return simplify(*convert(program, twin, notes)).validate(trusted=True)
+    return convert(program, model, notes)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -95,7 +95,7 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
     graph.validate()
     stored: dict[str, Tensor] = {}
     table = {name: _store(name, tensor, stored) for name, tensor in sorted(graph.tensors.items())}
-    document = {"kind": KIND, "format": FORMAT, "graph": _to_json(graph), "tensors": table, "meta": dict(meta or {})}
+    document = {"kind": KIND, "format": FORMAT, "graph": to_json(graph), "tensors": table, "meta": dict(meta or {})}
     try:
         text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -116,7 +116,7 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
     document = _document(metadata[KIND])
     tensors = _tensors(document["tensors"], stored)
     try:
-        return probe(_from_json(document["graph"], tensors).validate()), document["meta"]
+        return probe(from_json(document["graph"], tensors).validate()), document["meta"]
     except GraphError as error:
         raise ModelFileError(f"the graph in the file cannot be: {error}") from None
 
@@ -206,7 +206,8 @@ def _flags(where: str, bits: Tensor, total: int) -> Tensor:
 # -- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def _to_json(graph: Graph) -> Json:
+def to_json(graph: Graph) -> Json:
+    """A graph without its weights, for `from_json`."""
     return {
         "inputs": list(graph.inputs),
         "outputs": _spelled(graph.outputs),
@@ -220,7 +221,8 @@ def _to_json(graph: Graph) -> Json:
     }
 
 
-def _from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
+def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
+    """The graph of what `to_json` made, with weights; not yet validated. Raises `ModelFileError` for anything else."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     _need(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
     _need(_texts(document["inputs"]) and _texts(document["notes"]), "its inputs or notes are no texts")

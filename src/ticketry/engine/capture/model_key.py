@@ -1,0 +1,371 @@
+"""A digest of all that decides which graph a model is captured as, so that a kept graph may take a capture's place.
+
+It covers the modules with their settings and the shapes of their tensors (not their values), the code that a call can
+reach with the values it reads by name, and the inputs' shapes. Which code that is, is not known without running it; so
+every method and global whose *name* occurs in code that is reached counts as reached. What cannot be told in this way
+(`eval`, an object of another language, a hook) makes the model one without a key: it is captured anew each time.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import functools
+import hashlib
+import logging
+import re
+import sys
+import sysconfig
+import types
+import typing
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._pytree import tree_flatten
+
+_MOST = 20_000
+"""Objects that are looked at: a model that reaches more is captured quicker than it is told apart."""
+
+_LARGEST = 1 << 16
+"""Elements of a tensor or array whose values count: one that is no weight, but a setting of a module."""
+
+_PLAIN = (type(None), bool, int, str, bytes, complex, type(Ellipsis), type(NotImplemented))
+_BY_REPR = (torch.dtype, torch.device, torch.memory_format, torch.layout, np.dtype, re.Pattern, range, slice)
+_BY_NAME = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+)
+_TYPING = (typing.TypeVar, types.GenericAlias, types.UnionType, type(typing.Any), type(typing.Union[int, str]))
+_WRAPPED = (staticmethod, classmethod)
+_UNREADABLE = frozenset(
+    {"eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "environ", "getenv"}
+)
+_NOT_IN_A_CALL = frozenset(
+    "__init_subclass__ __class_getitem__ __repr__ __str__ __format__ __setstate__ __getstate__ __reduce__"
+    " __reduce_ex__ __del__ __dir__ __sizeof__ __doc__ __module__ __dict__ __weakref__ __annotations__ __slots__"
+    " __firstlineno__ __static_attributes__ __abstractmethods__ __orig_bases__ __parameters__ __qualname__".split()
+)
+_OWN_OF_MODULES = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+class UnknownError(Exception):
+    """Something that a key cannot tell apart."""
+
+
+def key_of(model: nn.Module, arguments: Any, *more: object) -> str:
+    """The digest of a model's capture.
+
+    Args:
+        model: in the mode it is captured in.
+        arguments: containers of tensors and plain values.
+        more: plain values that the capture depends on besides.
+
+    Raises:
+        UnknownError: if the model holds or reaches what cannot be told apart.
+    """
+    if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
+        raise UnknownError("hooks on all modules")
+    found = _Reader(model)
+    leaves, tree = tree_flatten(arguments)
+    here = [str(tree), *map(found.text, leaves), found.text(model), found.text(more), found.text(_state())]
+    found.reach()
+    whole = "\n".join([*here, *sorted(found.classes_told()), repr(sys.version_info), torch.__version__])
+    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
+
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_forward_hooks_always_called")
+
+
+def _state() -> tuple[object, ...]:
+    """What of torch's own state decides what a model does."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        str(torch.get_default_device()),
+        [_replaced(one) for one in (torch, torch.nn.functional, Tensor)],
+    )
+
+
+def _replaced(space: Any) -> dict[str, types.FunctionType]:
+    """Functions of somebody else's that took the place of torch's in a module or class of it."""
+    found = {name: value for name, value in vars(space).items() if isinstance(value, types.FunctionType)}
+    return {name: value for name, value in found.items() if not _is_known(value)}
+
+
+@functools.cache
+def _known_roots() -> tuple[list[Path], list[Path]]:
+    """Folders of code that versions stand for: those of torch and numpy, and Python's own."""
+    paths = sysconfig.get_paths()
+    packages = [Path(one.__file__).resolve().parent for one in (torch, np)]
+    return packages, [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")]
+
+
+@functools.cache
+def _is_known_file(file: str) -> bool:
+    if file.startswith("<frozen"):
+        return True
+    path = Path(file).resolve()
+    packages, python = _known_roots()
+    if any(path.is_relative_to(root) for root in packages):
+        return True
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return not installed and any(path.is_relative_to(root) for root in python)
+
+
+def _is_known(thing: Any) -> bool:
+    """Whether a class, function or module is of a package whose version stands for it."""
+    if isinstance(thing, types.FunctionType):
+        return _is_known_file(thing.__code__.co_filename)
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else str(getattr(thing, "__module__", ""))
+    module = sys.modules.get(name)
+    if module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return name.partition(".")[0] in sys.builtin_module_names if file is None else _is_known_file(file)
+
+
+class _Reader:
+    """Reads objects as texts, the same for what is the same."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {id(one) for one in (*model.parameters(), *model.buffers())}
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Any] = []
+        """What has a number: an address must not be given again."""
+        self._storages: dict[int, int] = {}
+        self._names: set[str] = set()
+        """Names that reached code looks up."""
+        self._classes: dict[type, bool] = {}
+        """Reached class -> whether instances of it are made."""
+        self._members: dict[type, dict[str, str]] = {}
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def text(self, thing: Any) -> str:
+        """What a thing is. Of an object that was read before, its number alone."""
+        if type(thing) in _PLAIN:
+            return f"{type(thing).__name__}:{thing!r}"
+        if type(thing) is float:
+            return f"float:{thing.hex()}"
+        if isinstance(thing, _BY_REPR):
+            return f"{type(thing).__name__}:{thing!r}"
+        if isinstance(thing, enum.Enum):
+            return f"enum:{type(thing).__module__}.{type(thing).__qualname__}.{thing.name}"
+        known = self._numbers.get(id(thing))
+        if known is not None:
+            return f"#{known}"
+        if len(self._numbers) > _MOST:
+            raise UnknownError("it reaches too much")
+        self._numbers[id(thing)] = len(self._numbers)
+        self._alive.append(thing)
+        return self._object(thing)
+
+    def _object(self, thing: Any) -> str:
+        if isinstance(thing, Tensor):
+            return self._tensor(thing)
+        if isinstance(thing, nn.Module):
+            return self._module(thing)
+        if isinstance(thing, type):
+            return self._class(thing, made=True)
+        if isinstance(thing, types.ModuleType):
+            return f"module:{thing.__name__}"
+        for kinds, read in self._kinds():
+            if isinstance(thing, kinds):
+                return read(thing)
+        return self._instance(thing)
+
+    def _kinds(self) -> Iterator[tuple[tuple[type, ...], Any]]:
+        yield (types.FunctionType,), self._function
+        yield (types.MethodType,), lambda one: f"method:{self.text(one.__self__)}{self.text(one.__func__)}"
+        yield _WRAPPED, lambda one: f"{type(one).__name__}:{self.text(one.__func__)}"
+        yield (property,), lambda one: f"property:{self._parts([one.fget, one.fset])}"
+        yield (functools.cached_property,), lambda one: f"cached:{self.text(one.func)}"
+        yield (functools.partial,), lambda one: f"partial:{self._parts([one.func, one.args, one.keywords])}"
+        yield (functools._lru_cache_wrapper,), lambda one: f"cached:{self.text(one.__wrapped__)}"
+        yield (types.MemberDescriptorType,), lambda one: f"slot:{one.__name__}"
+        yield _BY_NAME, lambda one: f"built in:{getattr(one, '__module__', '')}.{one.__qualname__}"
+        yield _TYPING, lambda one: f"typing:{one!r}"
+        yield (torch._ops.OpOverload, torch._ops.OpOverloadPacket), lambda one: f"operation:{one}"
+        yield (logging.Logger,), lambda one: f"logger:{one.name}"
+        yield (np.ndarray, np.generic), self._array
+        yield (weakref.ref,), lambda one: f"reference:{self.text(one())}"
+
+    def _parts(self, things: Any) -> str:
+        return "(" + ",".join(self.text(one) for one in things) + ")"
+
+    def _tensor(self, tensor: Tensor) -> str:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            raise UnknownError(f"a tensor of the type {type(tensor).__name__}")
+        storage = tensor.untyped_storage().data_ptr() if tensor.device.type == "cpu" and tensor.numel() else 0
+        place = self._storages.setdefault(storage, len(self._storages)) if storage else ""  # weights may share memory
+        return f"tensor:{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}{tensor.device.type}@{place}"
+
+    def _with_values(self, tensor: Tensor) -> str:
+        """A tensor that is no weight: its values may be settings."""
+        if tensor.device.type != "cpu" or tensor.numel() > _LARGEST:
+            raise UnknownError("a large tensor that is no weight")
+        content = tensor.detach().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
+        return self._tensor(tensor) + hashlib.blake2b(content.numpy().tobytes(), digest_size=16).hexdigest()
+
+    def _array(self, array: Any) -> str:
+        whole = np.asarray(array)
+        if whole.dtype == object or whole.size > _LARGEST:
+            raise UnknownError("a large array")
+        digest = hashlib.blake2b(np.ascontiguousarray(whole).tobytes(), digest_size=16).hexdigest()
+        return f"array:{whole.dtype}{whole.shape}{digest}"
+
+    def _module(self, module: nn.Module) -> str:
+        self._reach_class(type(module), made=False)
+        rest = {name: value for name, value in vars(module).items() if name not in _OWN_OF_MODULES}
+        for name, value in rest.items():
+            if name.endswith("_hooks") and value and not name.startswith(("_state_dict", "_load_state_dict")):
+                raise UnknownError(f"a hook of {type(module).__name__}")
+        weights = [(name, one) for part in (module._parameters, module._buffers) for name, one in part.items()]
+        told = [f"{name}={self.text(one)}" for name, one in weights]
+        told += [f"{name}={self.text(one)}" for name, one in module._modules.items()]
+        return f"{self._title(type(module))}[{';'.join(told)}|{self._attributes(rest)}]"
+
+    def _attributes(self, found: Mapping[str, Any]) -> str:
+        return ";".join(f"{name}={self._setting(value)}" for name, value in sorted(found.items()))
+
+    def _setting(self, value: Any) -> str:
+        setting = isinstance(value, Tensor) and id(value) not in self._weights
+        return self._with_values(value) if setting else self.text(value)
+
+    def _instance(self, thing: Any) -> str:
+        """A container, or an object of a class in Python."""
+        kind = type(thing)
+        told = [self._title(kind)]
+        if isinstance(thing, Mapping):
+            told += [f"{self.text(key)}:{self._setting(value)}" for key, value in thing.items()]
+        elif isinstance(thing, (tuple, list)):
+            told += [self._setting(one) for one in thing]
+        elif isinstance(thing, (set, frozenset)):
+            told += sorted(self.text(one) for one in thing)
+        elif isinstance(thing, (int, float, str)):
+            told.append(repr(thing))
+        elif not hasattr(thing, "__dict__") and not hasattr(kind, "__slots__"):
+            raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
+        elif _is_known(kind) and kind.__module__.partition(".")[0] not in ("types", "collections", "torch"):
+            raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
+        if not _is_known(kind):
+            self._reach_class(kind, made=False)
+        slots = {name: getattr(thing, name) for one in kind.__mro__ for name in _slots(one) if hasattr(thing, name)}
+        return f"{','.join(told)}{{{self._attributes({**slots, **getattr(thing, '__dict__', {})})}}}"
+
+    # -- code ----------------------------------------------------------------------------------------------------------
+
+    def _title(self, kind: type) -> str:
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+    def _class(self, kind: type, *, made: bool) -> str:
+        self._reach_class(kind, made=made)
+        return f"class:{self._title(kind)}"
+
+    def _reach_class(self, kind: type, *, made: bool) -> None:
+        for one in kind.__mro__:
+            if not _is_known(one) or issubclass(one, nn.Module):
+                self._classes[one] = self._classes.get(one, False) or made
+
+    def _function(self, function: types.FunctionType) -> str:
+        if _is_known(function):
+            return f"known:{function.__module__}.{function.__qualname__}"
+        names = self._read_code(function.__code__)
+        if unreadable := names & _UNREADABLE:
+            raise UnknownError(f"{function.__qualname__} uses {sorted(unreadable)[0]}")
+        self._names |= names
+        told = [self._code(function.__code__), self.text(function.__defaults__), self.text(function.__kwdefaults__)]
+        for cell in function.__closure__ or ():
+            try:
+                told.append(self._setting(cell.cell_contents))
+            except ValueError:  # empty
+                told.append("empty")
+        return f"function:{function.__qualname__}({','.join([*told, *self._globals(function, names)])})"
+
+    def _globals(self, function: types.FunctionType, names: set[str]) -> Iterator[str]:
+        for name in sorted(names):
+            if name in function.__globals__:
+                value = function.__globals__[name]
+                yield f"{name}={self._setting(value)}"
+                if isinstance(value, types.ModuleType):
+                    yield from self._of_module(value, names)
+            elif name in sys.modules and not hasattr(builtins, name):  # imported inside the function
+                yield from self._of_module(sys.modules[name], names)
+
+    def _of_module(self, module: types.ModuleType, names: set[str]) -> Iterator[str]:
+        """What the names may mean in a module; of Python's and torch's only what somebody has replaced."""
+        known = _is_known(module)
+        for name in sorted(names & vars(module).keys()):
+            value = vars(module)[name]
+            if known and not (isinstance(value, types.FunctionType) and not _is_known(value)):
+                continue
+            yield f"{module.__name__}.{name}={self._setting(value)}"
+            if isinstance(value, types.ModuleType):
+                yield from self._of_module(value, names - {name})
+
+    def _read_code(self, code: types.CodeType) -> set[str]:
+        names = {*code.co_names, *(part for name in code.co_names for part in name.split("."))}
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                names |= self._read_code(constant)
+            elif isinstance(constant, str):
+                names.add(constant)  # getattr(self, "name")
+        return names
+
+    def _code(self, code: types.CodeType) -> str:
+        constants = [self._constant(one) for one in code.co_consts]
+        digest = hashlib.blake2b(code.co_code, digest_size=16).hexdigest()
+        return f"{digest}{code.co_names}{code.co_varnames}{code.co_freevars}{constants}"
+
+    def _constant(self, one: Any) -> str:
+        if isinstance(one, types.CodeType):
+            return self._code(one)
+        return f"{sorted(map(repr, one))}" if isinstance(one, frozenset) else repr(one)  # their order is any
+
+    # -- what reached code may call ------------------------------------------------------------------------------------
+
+    def reach(self) -> None:
+        """Read members of reached classes by the names that reached code looks up, until no more are reached."""
+        before = (-1, -1)
+        while before != (len(self._names), len(self._classes)):
+            before = (len(self._names), len(self._classes))
+            dynamic = "getattr" in self._names
+            for kind, made in list(self._classes.items()):
+                for name, value in list(vars(kind).items()):
+                    if name not in self._members.setdefault(kind, {}) and self._counts(
+                        kind, name, value, made, dynamic
+                    ):
+                        self._members[kind][name] = ""
+                        self._members[kind][name] = self._setting(value)
+
+    def _counts(self, kind: type, name: str, value: Any, made: bool, dynamic: bool) -> bool:
+        if name in _NOT_IN_A_CALL:
+            return False
+        if _is_known(kind):  # of torch's modules only what somebody has replaced
+            return isinstance(value, types.FunctionType) and not _is_known(value)
+        if name in ("__init__", "__new__", "__post_init__"):
+            return made
+        if name == "forward" or name in self._names:
+            return True
+        if name.startswith("__") and name.endswith("__"):
+            return isinstance(value, (types.FunctionType, *_WRAPPED))
+        return dynamic and isinstance(value, (types.FunctionType, property, *_WRAPPED))
+
+    def classes_told(self) -> Iterator[str]:
+        for kind, members in self._members.items():
+            bases = ",".join(self._title(one) for one in kind.__mro__)
+            yield f"{bases}:{sorted(members.items())}"
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    found = vars(kind).get("__slots__", ())
+    return (found,) if isinstance(found, str) else tuple(found)
