@@ -1,5 +1,6 @@
-"""Captured graphs kept in the user's cache, without their weights: to export a model again takes a second, to read a few
-milliseconds. Found by `model_key.key_of` and a digest of the sources that capture; trusted as far as plans are.
+"""Captured graphs kept in the user's cache, without their weights: exporting takes a second, reading milliseconds.
+
+They are found by `model_key.key_of` and a digest of the sources that capture, and trusted as far as plans are.
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ import re
 import sys
 import sysconfig
 import types
-import typing
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,29 @@ _BY_NAME = (
     types.WrapperDescriptorType,
     types.GetSetDescriptorType,
 )
-_TYPING = (typing.TypeVar, types.GenericAlias, types.UnionType, type(typing.Any), type(typing.Union[int, str]))
+_TYPING = (types.GenericAlias, types.UnionType)
 _WRAPPED = (staticmethod, classmethod)
 _UNREADABLE = frozenset(
     {"eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "environ", "getenv"}
 )
 _NOT_IN_A_CALL = frozenset(
-    "__init_subclass__ __class_getitem__ __repr__ __str__ __format__ __setstate__ __getstate__ __reduce__"
-    " __reduce_ex__ __del__ __dir__ __sizeof__ __doc__ __module__ __dict__ __weakref__ __annotations__ __slots__"
-    " __firstlineno__ __static_attributes__ __abstractmethods__ __orig_bases__ __parameters__ __qualname__".split()
+    f"__{name}__"
+    for name in (
+        *(
+            "init_subclass",
+            "class_getitem",
+            "repr",
+            "str",
+            "format",
+            "setstate",
+            "getstate",
+            "reduce",
+            "reduce_ex",
+            "del",
+        ),
+        *("dir", "sizeof", "doc", "module", "dict", "weakref", "annotations", "slots", "qualname", "orig_bases"),
+        *("firstlineno", "static_attributes", "abstractmethods", "parameters"),
+    )
 )
 _OWN_OF_MODULES = frozenset({"_parameters", "_buffers", "_modules"})
 
@@ -105,7 +118,7 @@ def _replaced(space: Any) -> dict[str, types.FunctionType]:
 def _known_roots() -> tuple[list[Path], list[Path]]:
     """Folders of code that versions stand for: those of torch and numpy, and Python's own."""
     paths = sysconfig.get_paths()
-    packages = [Path(one.__file__).resolve().parent for one in (torch, np)]
+    packages = [Path(str(one.__file__)).resolve().parent for one in (torch, np)]
     return packages, [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")]
 
 
@@ -176,6 +189,8 @@ class _Reader:
             return self._module(thing)
         if isinstance(thing, type):
             return self._class(thing, made=True)
+        if type(thing).__module__ == "typing":
+            return f"typing:{thing!r}"
         if isinstance(thing, types.ModuleType):
             return f"module:{thing.__name__}"
         for kinds, read in self._kinds():
@@ -183,7 +198,7 @@ class _Reader:
                 return read(thing)
         return self._instance(thing)
 
-    def _kinds(self) -> Iterator[tuple[tuple[type, ...], Any]]:
+    def _kinds(self) -> Iterator[tuple[tuple[type, ...], Callable[[Any], str]]]:
         yield (types.FunctionType,), self._function
         yield (types.MethodType,), lambda one: f"method:{self.text(one.__self__)}{self.text(one.__func__)}"
         yield _WRAPPED, lambda one: f"{type(one).__name__}:{self.text(one.__func__)}"
@@ -253,9 +268,7 @@ class _Reader:
             told += sorted(self.text(one) for one in thing)
         elif isinstance(thing, (int, float, str)):
             told.append(repr(thing))
-        elif not hasattr(thing, "__dict__") and not hasattr(kind, "__slots__"):
-            raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
-        elif _is_known(kind) and kind.__module__.partition(".")[0] not in ("types", "collections", "torch"):
+        elif not _is_readable(kind, thing):
             raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
         if not _is_known(kind):
             self._reach_class(kind, made=False)
@@ -364,6 +377,13 @@ class _Reader:
         for kind, members in self._members.items():
             bases = ",".join(self._title(one) for one in kind.__mro__)
             yield f"{bases}:{sorted(members.items())}"
+
+
+def _is_readable(kind: type, thing: Any) -> bool:
+    """Whether what an object does follows from its attributes: in Python's own modules many hide what they hold."""
+    if _is_known(kind) and kind.__module__.partition(".")[0] not in ("types", "collections", "torch"):
+        return False
+    return hasattr(thing, "__dict__") or hasattr(kind, "__slots__")
 
 
 def _slots(kind: type) -> tuple[str, ...]:
