@@ -157,7 +157,7 @@ def _version(package: str) -> str:
 
 
 def _caches() -> Iterator[Finding]:
-    from ticketry.engine.cpu.jit import cache_folder as kernels
+    from ticketry.engine import kept_files
     from ticketry.files import cache_folder as data
     from ticketry.lab.store.usage import files_in, size_of
 
@@ -167,7 +167,7 @@ def _caches() -> Iterator[Finding]:
             "Data sets, downloaded or prepared, and kernels: what is deleted is made or fetched again.",
         ),
         "kernels": (
-            kernels,
+            lambda: kept_files.folder("kernels"),
             "Of these, compiled kernels: without them a model compiles and starts slower the first time.",
         ),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.engine.capture import capture, pipeline
-from ticketry.engine.cpu.jit import cache_folder
 from ticketry.engine.graph import Graph
+from ticketry.engine.kept_files import folder
 from ticketry.tasks.models import networks
 from ticketry.tasks.models.networks import build
 
@@ -133,7 +132,7 @@ def test_a_tensor_that_is_no_weight_is_not_kept(exports):
 def test_a_damaged_capture_is_made_anew(exports):
     model = nn.Linear(4, 4)
     capture(model, None, torch.ones(2, 4))
-    (kept,) = Path(cache_folder()).with_name("captures").iterdir()
+    (kept,) = folder("captures").iterdir()
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 1
     kept.write_bytes(bytes(data))

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from probes import Constant
+from ticketry.engine import kept_files
 from ticketry.engine.cpu import jit
 from ticketry.engine.cpu.emitter import State
-from ticketry.engine.cpu.jit import Library, cache_folder
+from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import Target, target
 
 
@@ -37,7 +38,7 @@ def _results(library: Library, numbers: list[int]) -> list[int]:
 
 
 def _files() -> list[Path]:
-    return sorted(cache_folder().iterdir())
+    return sorted(kept_files.folder("kernels").iterdir())
 
 
 def test_each_kernel_is_compiled_once() -> None:
@@ -111,9 +112,9 @@ def test_code_that_others_may_have_written_is_not_run(monkeypatch: pytest.Monkey
     assert _results(library, [3]) == [3]
     assert library.compiled == 1
     assert file.stat().st_mode & 0o077 == 0, "it was made anew"
-    folder = cache_folder()
+    folder = kept_files.folder("kernels")
     folder.chmod(0o777)
-    assert cache_folder() != folder, "in a folder of all users each has one of their own"
+    assert kept_files.folder("kernels") != folder, "in a folder of all users each has one of their own"
     library = Library(target())
     assert _results(library, [3]) == [3]
     assert library.compiled == 1

@@ -19,10 +19,10 @@ from ticketry.core.scope import normal_name
 from ticketry.engine.capture.convert import Multiple, Sizes
 from ticketry.engine.capture.model_key import UnknownError, key_of
 from ticketry.engine.capture.torch_export import Arguments
-from ticketry.engine.cpu.jit import cache_folder, digest_of_files, keep, kept
 from ticketry.engine.graph import Graph, Json, model_file
 from ticketry.engine.graph.aten import is_portable
 from ticketry.engine.graph.memory import plain
+from ticketry.engine.kept_files import digest_of_files, folder, keep, kept
 
 _log = logging.getLogger(__name__)
 
@@ -53,9 +53,8 @@ def kept_or(capture: Callable[[], _Captured], model: nn.Module, arguments: Argum
 
 
 def _path(key: str) -> Path:
-    folder = cache_folder()
     name = hashlib.blake2b(f"{_sources()} {key}".encode(), digest_size=16).hexdigest()
-    return folder.with_name(folder.name.replace("kernels", "captures")) / f"{name}.json"
+    return folder("captures") / f"{name}.json"
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
-import logging
-import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ticketry.engine.cpu.target import Target, binding
+from ticketry.engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry.errors import EngineError
-from ticketry.files import is_own_folder, private_content_of, write_atomically
-
-_log = logging.getLogger(__name__)
 
 
 class Kernel(Protocol):
@@ -92,13 +87,13 @@ class Library:
         name = self.name(kernel)
         if name in self._addresses or name in self._read:
             return True
-        code = kept(cache_folder() / f"{name}.o")
+        code = kept(folder("kernels") / f"{name}.o")
         if code is not None:
             self._read[name] = code  # what is whole now is what will be run
         return code is not None
 
     def _object(self, name: str, kernel: Kernel) -> bytes:
-        path = cache_folder() / f"{name}.o"
+        path = folder("kernels") / f"{name}.o"
         code = self._read.pop(name, None) or kept(path)
         if code is None:
             self.compiled += 1
@@ -145,51 +140,3 @@ def optimised(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 def _sources() -> str:
     """A digest of the generators, so that objects made by others than these are not used."""
     return digest_of_files(Path(__file__).parent.rglob("*.py"))
-
-
-def digest_of_files(files: Iterable[Path]) -> str:
-    """A digest of what is in some files, in the order of their names."""
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=16).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$TICKETRY_CACHE``, else ``ticketry/kernels`` in the user's cache folder.
-
-    What is there is run, so nobody else may have written it: in a folder of several users each has one of their own.
-    """
-    given = os.environ.get("TICKETRY_CACHE")
-    base = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ticketry"
-    folder = base / "kernels"
-    return folder if is_own_folder(folder) else base / f"kernels-{getattr(os, 'geteuid', int)()}"
-
-
-def _digest(name: str, code: bytes) -> bytes:
-    return hashlib.blake2b(code, digest_size=16, salt=name[-16:].encode()).digest()
-
-
-def kept(path: Path) -> bytes | None:
-    """What `keep` wrote to a file; None if there is none, or a torn, damaged or renamed one."""
-    try:
-        data = private_content_of(path)
-    except FileNotFoundError:
-        return None  # not made yet
-    except OSError as error:
-        _log.info("%s is made anew: %s", path, error)
-        return None
-    if _digest(path.stem, data[16:]) == data[:16]:
-        return data[16:]
-    _log.info("%s is made anew: it is damaged", path)
-    return None
-
-
-def keep(path: Path, data: bytes) -> None:
-    """Write a file, its digest before it, under a temporary name and rename it.
-
-    A cache that cannot be written to, or is another user's, is done without.
-    """
-    try:
-        if not is_own_folder(path.parent):
-            raise PermissionError(errno.EPERM, f"{path.parent} is another user's, or others may write in it")
-        write_atomically(path, _digest(path.stem, data) + data, private=True)
-    except OSError as error:
-        _log.info("%s is not kept: %s", path, error)

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from ticketry.engine.cpu.jit import Kept, Library, cache_folder, digest_of_files, keep, kept, title
+from ticketry.engine.cpu.jit import Kept, Library, title
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.graph import Graph
+from ticketry.engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry.engine.plan.partition import Region
 
 _log = logging.getLogger(__name__)
@@ -85,8 +86,7 @@ class Plans:
 
     def _path(self, key: tuple[object, ...]) -> Path:
         digest = hashlib.blake2b(f"{self._digest} {key!r}".encode(), digest_size=16).hexdigest()
-        folder = cache_folder()
-        return folder.with_name(folder.name.replace("kernels", "plans")) / f"{digest}.plan"
+        return folder("plans") / f"{digest}.plan"
 
 
 def digest_of(graph: Graph) -> str:
