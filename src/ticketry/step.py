@@ -18,10 +18,22 @@ class Step:
 
     An epoch and a share become an iteration only where the length of training is known, see `at`.
 
-        >>> Step.parse("3%").at(total=1000, per_epoch=100)
         30
-        >>> Step.parse("2ep").at(total=1000, per_epoch=100)
         200
+
+    Examples:
+        >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
+        30
+        >>> tk.Step.parse("2ep").at(total=1000, per_epoch=100)
+        200
+        >>> tk.Step.parse("2ep").iterations(per_epoch=100)
+        200
+        >>> str(tk.Step.parse("end"))
+        '100%'
+        >>> tk.Step.parse("500")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: '500' is not a point in training: write 500it, 2ep, 3%, 0 or end
     """
 
     value: Fraction
@@ -70,7 +82,13 @@ class Step:
         return _round_half_up(self.value * total / 100)
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
-        """The same point of a training that is `factor` times as long: a share stays, others in whole iterations."""
+        """The same point of a training that is `factor` times as long: a share stays, others in whole iterations.
+
+        Examples:
+            >>> from fractions import Fraction
+            >>> str(tk.Step.parse("2ep").scaled(Fraction(1, 2), per_epoch=100))
+            '100it'
+        """
         if self.unit == "%":
             return self
         value = self.value * (per_epoch if self.unit == "ep" else 1) * factor

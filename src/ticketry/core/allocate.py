@@ -67,6 +67,19 @@ def allocate(
         MaskError: for scores that are not a number, more weights asked for than `within` keeps, or a `within` that
             keeps parts of blocks.
         LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
+
+    Examples:
+        >>> scores = {"weight": torch.tensor([[0.1, 0.9], [0.5, 0.2]])}
+        >>> tk.allocate(scores, density=0.5)["weight"]
+        tensor([[False,  True],
+                [ True, False]])
+        >>> two = {"0.weight": torch.tensor([[1.0, 2.0]]), "1.weight": torch.tensor([[3.0, 4.0]])}
+        >>> [layer.kept for layer in tk.allocate(two, 0.5, distribution="layerwise").table()]
+        [1, 1]
+        >>> tk.allocate(two, density=0.5)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.LayerCollapseError: density 0.5 would leave no weight in 0.weight (layer collapse); the ...
     """
     pattern = Pattern.parse(pattern)
     wanted = pattern.check_density(density, sparsity)

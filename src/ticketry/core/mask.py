@@ -28,6 +28,20 @@ class Mask(Mapping[str, Tensor]):
 
     Raises:
         MaskError: if a tensor holds anything but 0 and 1, or two names are one after normalising.
+
+    Examples:
+        >>> mask = tk.Mask({"weight": torch.tensor([[True, False, False, True], [True, True, False, False]])})
+        >>> mask.kept, mask.total, mask.density, mask.sparsity
+        (4, 8, 0.5, 0.5)
+        >>> mask.shapes
+        {'weight': (2, 4)}
+        >>> (~mask)["weight"].int()
+        tensor([[0, 1, 1, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
+        >>> mask.overlap(~mask), mask & mask == mask, mask <= mask | ~mask
+        (0.0, True, True)
+        >>> mask.apply_(nn.Linear(4, 2)).weight.count_nonzero()
+        tensor(4)
     """
 
     __slots__ = ("_digest", "_kept", "_tensors")
@@ -51,7 +65,13 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def ones(cls, shapes: Scope | Mapping[str, tuple[int, ...]]) -> Mask:
-        """The mask that keeps everything in a scope (or in a mapping name -> shape)."""
+        """The mask that keeps everything in a scope (or in a mapping name -> shape).
+
+        Examples:
+            >>> mask = tk.Mask.ones({"weight": (2, 3)})
+            >>> mask.density
+            1.0
+        """
         known = shapes.shapes if isinstance(shapes, Scope) else shapes
         return cls({name: torch.ones(shape, dtype=torch.bool) for name, shape in known.items()})
 
@@ -96,7 +116,14 @@ class Mask(Mapping[str, Tensor]):
         return 1 - self.density
 
     def table(self) -> tuple[LayerDensity, ...]:
-        """Kept and total elements of each tensor, in order."""
+        """Kept and total elements of each tensor, in order.
+
+        Examples:
+            >>> for layer in tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)}).table():
+            ...     print(layer.name, layer.shape, layer.kept, layer.total)
+            0.weight (4, 4) 16 16
+            1.weight (1, 4) 4 4
+        """
         return tuple(
             LayerDensity(name, int(tensor.sum()), tensor.numel(), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
@@ -136,7 +163,13 @@ class Mask(Mapping[str, Tensor]):
         return (self & other).kept / kept if kept else 0.0
 
     def to(self, device: torch.device | str) -> Mask:
-        """The mask with its tensors on `device`."""
+        """The mask with its tensors on `device`.
+
+        Examples:
+            >>> mask = tk.Mask.ones({"weight": (2, 3)}).to("cpu")
+            >>> mask["weight"].device, mask.digest == tk.Mask.ones({"weight": (2, 3)}).digest
+            (device(type='cpu'), True)
+        """
         return Mask({name: tensor.to(device) for name, tensor in self._tensors.items()})
 
     @property
@@ -166,7 +199,13 @@ class Mask(Mapping[str, Tensor]):
         return model
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The masked parameters of `model`, by name; raises `MaskError` if the mask does not fit."""
+        """The masked parameters of `model`, by name; raises `MaskError` if the mask does not fit.
+
+        Examples:
+            >>> model = nn.Linear(3, 2)
+            >>> tk.prune(model, 0.5).parameters(model)["weight"] is model.weight
+            True
+        """
         try:
             return matching_parameters(model, self.shapes)
         except ScopeError as error:

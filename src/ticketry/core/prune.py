@@ -151,11 +151,24 @@ def prune(
         ScoreError: if the scores say nothing.
         LayerCollapseError: if a layer would be left empty, on the way or at the end.
 
-        >>> mask = prune(model, density=0.1)                    # doctest: +SKIP
-        >>> mask = prune(model, sparsity=0.95, score="random")  # doctest: +SKIP
-        >>> mask = prune(model, density=0.25, pattern="4x1")    # doctest: +SKIP
-        >>> mask = prune(model, flops=0.25, example_inputs=x)   # doctest: +SKIP
-        >>> mask = prune(model, 0.02, score="snip", batches=batches, loss=loss, iterations=5)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> mask = tk.prune(model, density=0.1)
+        >>> mask.kept, mask.total
+        (51, 512)
+        >>> mask["0.weight"].sum() + mask["2.weight"].sum()
+        tensor(51)
+        >>> tk.prune(model, sparsity="95%", score="random").kept
+        26
+        >>> tk.prune(model, density=0.25, pattern="4x1").density
+        0.25
+        >>> x, y = torch.randn(8, 16), torch.arange(8)
+        >>> def loss(model, batch):
+        ...     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> tk.prune(model, 0.2, score="snip", batches=[(x, y)], loss=loss, iterations=5).kept
+        102
+        >>> tk.prune(model, flops=0.25, example_inputs=x).density
+        0.25
     """
     put_back(model)
     if scope is None:

@@ -35,6 +35,16 @@ class Scope:
 
     A parameter that several modules share (tied weights) is there once, under its first name. The number of their
     elements, `total`, is the denominator of every density.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> scope = tk.scope(model)
+        >>> scope.names, scope.total, scope.parameters_total
+        (('0.weight', '2.weight'), 48, 58)
+        >>> scope.sizes
+        {'0.weight': 32, '2.weight': 16}
+        >>> "0.bias" in scope, scope.parameters(model)["2.weight"] is model[2].weight
+        (False, True)
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -104,6 +114,19 @@ def scope(
     Raises:
         ScopeError: if a pattern matches nothing, nothing is left in scope, or a weight is computed in such a way that
             no parameter's zeros are its zeros.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))
+        >>> tk.scope(model).names
+        ('0.weight', '3.weight', '4.weight')
+        >>> tk.scope(model, first_conv=False, spare=["4"]).names
+        ('3.weight',)
+        >>> tk.scope(model, biases=True, norms=True).total
+        286
+        >>> tk.scope(model, spare=["fc*"])
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ScopeError: spare='fc*' matches no parameter; they are 0.weight, 0.bias, 1.weight, ...
     """
     choices = _Choices(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _owners(model)

@@ -12,7 +12,15 @@ Over = Annotated[Literal["mean", "iqm"], Meta(extra={"problem": "neither mean no
 
 @dataclass(frozen=True, init=False)
 class Metric:
-    """The number by which networks are compared: accuracy in % if nothing else is said. A record has to say it."""
+    """The number by which networks are compared: accuracy in % if nothing else is said. A record has to say it.
+
+    Examples:
+        >>> metric = tk.Metric("perplexity", unit="", higher_is_better=False)
+        >>> metric.sign
+        -1
+        >>> tk.Metric("bits_per_character").words
+        'bits per character'
+    """
 
     name: str
     unit: str

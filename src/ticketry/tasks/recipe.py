@@ -21,7 +21,15 @@ TO_ZERO = ("cosine", "onecycle", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained. Frozen and made of plain values: it is part of a segment's key."""
+    """How a network is trained. Frozen and made of plain values: it is part of a segment's key.
+
+    Examples:
+        >>> recipe = tk.Recipe(length="2ep", batch=64, lr=0.05, schedule="cosine")
+        >>> recipe.steps(per_epoch=100)
+        200
+        >>> recipe.changed(lr=0.1).lr
+        0.1
+    """
 
     length: str = "10ep"
     """The whole training, as a step: 10ep, 4000it."""
@@ -85,7 +93,10 @@ class Recipe:
 
         Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
 
-            >>> Recipe(length="100it", warmup="1ep").scaled(30, per_epoch=10).warmup
+            '3it'
+
+        Examples:
+            >>> tk.Recipe(length="100it", warmup="1ep").scaled(30, per_epoch=10).warmup
             '3it'
         """
         if length == self.steps(per_epoch):

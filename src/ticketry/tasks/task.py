@@ -67,7 +67,13 @@ class Sharded(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them."""
+    """Examples, in stored form: images are uint8 [n, channels, height, width], `task.prepare` scales them.
+
+    Examples:
+        >>> digits = tk.task("digits").load()
+        >>> len(digits.test), digits.test.inputs.shape, digits.test.inputs.dtype
+        (400, torch.Size([400, 1, 8, 8]), torch.uint8)
+    """
 
     inputs: Tensor
     """[n, ...] in memory; with a `reader` the rows that it is asked for."""
@@ -82,7 +88,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint sets of examples: methods train on one, searches look at the second, results are on the third."""
+    """Three disjoint sets of examples: methods train on one, searches look at the second, results are on the third.
+
+    Examples:
+        >>> digits = tk.task("digits").load()
+        >>> len(digits.train), len(digits.validation), len(digits.test)
+        (1197, 200, 400)
+    """
 
     train: Split
     validation: Split

@@ -44,6 +44,11 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     Parameters and buffers have the names of torch's batch norms. In evaluation it is that of one
     process.
+
+    Examples:
+        >>> norm = tk.devices.SynchronisedBatchNorm(8).eval()
+        >>> torch.equal(norm(torch.ones(2, 8, 4, 4)), nn.BatchNorm2d(8).eval()(torch.ones(2, 8, 4, 4)))
+        True
     """
 
     group: ProcessGroup | None = None
@@ -99,6 +104,11 @@ def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn
 
     Raises:
         UsageError: if the model itself is a batch norm, or a norm has no parameters yet (a lazy one).
+
+    Examples:
+        >>> model = tk.devices.synchronise_norms(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> type(model[1]).__name__, list(model.state_dict())[2:4]
+        ('SynchronisedBatchNorm', ['1.weight', '1.bias'])
     """
     if isinstance(model, _BatchNorm):
         raise UsageError("the model is a batch norm itself: put it into a module whose child it is")

@@ -170,11 +170,22 @@ def gradual(
         UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which
             has no mask of the densities on the way.
 
-        >>> with gradual(model, density=0.1, steps=10_000) as pruning:  # doctest: +SKIP
-        ...     for batch in batches:
-        ...         train_one_step(model, batch)
-        ...         pruning.step()
-        >>> pruning.mask  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(10, 10)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tk.gradual(model, density=0.1, steps=40) as pruning:
+        ...     for step in range(1, 41):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(8, 10)).square().mean().backward()
+        ...         optimizer.step()
+        ...         if pruning.step() and step % 5 == 0:
+        ...             print(step, pruning.mask.density)
+        15 0.48
+        20 0.21
+        25 0.11
+        30 0.1
+        >>> model.weight.count_nonzero()
+        tensor(10)
     """
     cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
     return Gradual(model, cuts, **choice)

@@ -42,7 +42,24 @@ _SUMS = 64
 
 
 class Hold:
-    """Holds a mask over a model while it trains: removed weights stay exactly 0. See `hold`."""
+    """Holds a mask over a model while it trains: removed weights stay exactly 0. See `hold`.
+
+    Examples:
+        >>> model = nn.Linear(10, 5)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> held = tk.Hold(model, tk.prune(model, density=0.2), hooks=False)  # a loop that masks by itself
+        >>> model(torch.randn(8, 10)).square().mean().backward()
+        >>> held.mask_gradients()
+        >>> model.weight.grad.count_nonzero()
+        tensor(10)
+        >>> optimizer.step()
+        >>> held.mask_state(optimizer)
+        >>> held.mask_weights()
+        >>> held.check(optimizer)
+        >>> held.tensors[0].sum()
+        tensor(10.)
+        >>> held.release()
+    """
 
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
@@ -312,7 +329,16 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
             step; or if the optimiser still steps a parameter that another took the name of. At a step of an optimiser,
             if the model has lost a parameter of the mask.
 
-        >>> with hold(model, mask):  # doctest: +SKIP
-        ...     train(model)
+    Examples:
+        >>> model = nn.Linear(10, 5)
+        >>> mask = tk.prune(model, density=0.2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> with tk.hold(model, mask):
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(8, 10)).square().mean().backward()
+        ...         optimizer.step()
+        >>> model.weight.count_nonzero(), mask.kept
+        (tensor(10), 10)
     """
     return Hold(model, mask)

@@ -22,6 +22,10 @@ def cubic(progress: float, density: float, initial: float = 1.0) -> float:
 
     Raises:
         UsageError: for a progress outside 0 … 1, a density outside (0, 1], or one that would have to rise.
+
+    Examples:
+        >>> [round(tk.schedule.cubic(progress, density=0.2), 4) for progress in (0.0, 0.5, 1.0)]
+        [1.0, 0.3, 0.2]
     """
     if not 0 <= progress <= 1:
         raise UsageError(f"progress is a share of the way, from 0 to 1, not {progress}")
@@ -38,11 +42,14 @@ def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float
     Cuts are made every `frequency` steps after `begin` (where the schedule still says `initial`) up to `end`, with one
     at `end` itself, also where the last stretch is shorter. Zhu & Gupta (2017) found 100 to 1000 steps equally good.
 
-        >>> cuts(0.2, begin=0, end=40, frequency=20)
         {20: 0.3, 40: 0.2}
 
     Raises:
         UsageError: unless 0 <= begin < end and frequency >= 1; see `cubic` for densities.
+
+    Examples:
+        >>> tk.schedule.cuts(0.2, begin=0, end=40, frequency=20)
+        {20: 0.3, 40: 0.2}
     """
     if not 0 <= begin < end:
         raise UsageError(f"gradual pruning goes from a step to a later one, not from {begin} to {end}")
@@ -68,6 +75,10 @@ def cuts_within(
     Raises:
         UsageError: if nothing would be left to train at the final density, or epochs are named and `per_epoch` is not
             known; see `cuts`.
+
+    Examples:
+        >>> tk.schedule.cuts_within(0.2, begin="0%", end="40%", frequency="20%", total=100)
+        {20: 0.3, 40: 0.2}
     """
     first, last, every = (_iterations(point, total, per_epoch) for point in (begin, end, frequency))
     if last >= total:
@@ -82,6 +93,10 @@ def cosine(progress: float, share: float) -> float:
     """The share of a layer's weights that move at `progress` (0 … 1) of the way: share / 2 * (1 + cos(pi * progress)).
 
     Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, the update schedule; `share` is their alpha.
+
+    Examples:
+        >>> [round(tk.schedule.cosine(progress, share=0.3), 4) for progress in (0.0, 0.5, 1.0)]
+        [0.3, 0.15, 0.0]
     """
     return share / 2 * (1 + cos(pi * progress))
 
@@ -93,11 +108,14 @@ def moves_within(
 
     Every `frequency` steps, at least one, as long as `end` is not reached; the shares fall along `cosine`.
 
-        >>> moves_within(0.3, end="75%", frequency="100it", total=400)
         {100: 0.225, 200: 0.075}
 
     Raises:
         UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
+
+    Examples:
+        >>> tk.schedule.moves_within(0.3, end="75%", frequency="100it", total=400)
+        {100: 0.225, 200: 0.075}
     """
     if not 0 < share < 1:
         raise UsageError(f"the share of weights that move lies between 0 and 1, not {share}")
@@ -120,12 +138,15 @@ def phases_within(
     begins at `end`, and the decompressed one before it takes what no full pair is left for. Peste et al., "AC/DC"
     (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
 
-        >>> phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
         [(0, False), (10, True), (15, False), (28, True)]
 
     Raises:
         UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and
             something is left to train after it.
+
+    Examples:
+        >>> tk.schedule.phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
+        [(0, False), (10, True), (15, False), (28, True)]
     """
     first, length, last = (_iterations(point, total, per_epoch) for point in (warmup, phase, end))
     if length < 1 or first + 2 * length > last or last >= total:

@@ -45,6 +45,24 @@ class Ticket:
 
     Tensors are copies on the CPU, or in parts where they were; names are normalised, and tied tensors are there under
     each of their names.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        >>> ticket = tk.Ticket(tk.prune(model, 0.25), start=model.state_dict(), info={"method": "one-shot"})
+        >>> folder = ticket.save("my-ticket")
+        >>> again = tk.Ticket.load(folder)
+        >>> again.density, again.mask == ticket.mask
+        (0.25, True)
+        >>> again.apply(model)[0].weight.count_nonzero() + model[2].weight.count_nonzero()
+        tensor(32)
+        >>> again.is_as_written(folder), tk.Ticket.is_saved(folder, {"method": "another"})
+        (True, False)
+        >>> print(again.describe().splitlines()[0])
+        method:    one-shot
+        >>> again.apply(model, "trained")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TicketError: this ticket has not been trained: apply its start, and train it
     """
 
     def __init__(

@@ -47,7 +47,16 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Itera
         LayerCollapseError: if it removes all channels of a group.
         StructureError: if the model cannot be followed, or is not the same without the channels.
 
-        >>> small = shrink(model, mask, example_inputs)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> mask = tk.structure.channels(model, x, density=0.5)
+        >>> small = tk.shrink(model, mask, x)
+        >>> small[0].weight.shape, small[1].weight.shape, small[3].weight.shape
+        (torch.Size([8, 3, 3, 3]), torch.Size([8]), torch.Size([8, 8, 3, 3]))
+        >>> masked = mask.apply_(model)
+        >>> torch.allclose(small(x), masked(x), atol=1e-6)
+        True
     """
     return rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
 
