@@ -108,6 +108,23 @@ def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> 
         assert clock.whole([single, groups]) == 2 * (1 + 3 + 3) * 40
 
 
+CONTROLLED = """
+[scales.demo.runs.controlled]
+settings = { densities = [0.5, 0.3, 0.2], structure = "regroup", rows = 4 }
+controls = ["random_reinit"]
+control_densities = [0.5]
+
+[claims"""
+
+
+def test_a_run_with_controls_beside_some_tickets_is_planned(tmp_path: Path) -> None:
+    """Two replicates: dense, three tickets, three with a structure, and one control."""
+    (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace("[claims", CONTROLLED, 1))
+    campaign = read_campaign(file, "demo")
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        assert clock_of(lab, campaign, 1.0).estimate(Block("controlled", 0, 0, 2)) == 2 * (1 + 2 + 3 + 1) * 40
+
+
 def test_what_another_run_has_trained_is_not_planned(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         execute(lab, Block("single", 0, 0, 2).request(campaign))

@@ -260,7 +260,7 @@ def _plain(request: SearchRequest) -> SearchRequest:
     if isinstance(settings, IterativeSettings):
         without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
         settings = replace(settings, **without)
-    return replace(request, settings=settings, controls=())
+    return replace(request, settings=settings, controls=(), control_densities=())
 
 
 def _rewinds(settings: object) -> bool:
