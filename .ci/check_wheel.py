@@ -17,13 +17,16 @@ import sys
 import tarfile
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 PACKAGES, MEGABYTES = 25, 150
-TESTS = ("core/test_mask.py", "core/test_prune.py", "core/sparse_training/test_hold.py", "records", "test_public.py")
-"""A sample: what holds masks, what is written, and that importing stays light."""
+TESTS = ("core/test_mask.py", "core/test_prune.py", "core/sparse_training/test_hold.py", "test_public.py")
+"""A sample: what makes and holds masks, and that importing stays light."""
+WITH_DEMO = ("records", "evidence/judging", "report/test_wording.py")
+"""A sample of what needs the extra `lab`."""
 OWN_LOOP = """
 import torch, ticketry as tk
 model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
@@ -131,19 +134,24 @@ def _used(python: Path, constraints: Path, sdist: Path, folder: Path, *, demo: b
     with tarfile.open(sdist) as packed:
         wanted = [m for m in packed.getmembers() if m.name.split("/")[1] in ("tests", "pyproject.toml")]
         packed.extractall(folder, members=wanted, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    (unpacked,) = (path for path in folder.iterdir() if path.is_dir())
+    (unpacked,) = folder.glob("ticketry-*")
     code = "import sys, ticketry; print(ticketry.__file__); sys.exit('site-packages' not in ticketry.__file__)"
     _run(python, "-c", code, cwd=unpacked)
-    tests = [f"tests/{name}" for name in TESTS]
-    _run(python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests, cwd=unpacked)
+    _tested(python, TESTS, unpacked)
     if demo:
         _install(python, constraints, f"{next(DIST.glob('*.whl'))}[demo]")
+        _tested(python, WITH_DEMO, unpacked)
         (folder / "told.json").write_text(
             subprocess.run(
                 [*command, "demo", "--json"], cwd=folder, env=_elsewhere(), stdout=subprocess.PIPE, check=True
             ).stdout.decode()
         )
         _run(python, ROOT / ".ci/check_demo.py", cwd=folder, stdin=folder / "told.json")
+
+
+def _tested(python: Path, names: Sequence[str], unpacked: Path) -> None:
+    tests = [f"tests/{name}" for name in names]
+    _run(python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests, cwd=unpacked)
 
 
 def _names_the_extra(command: list[str | Path], extra: str, folder: Path) -> None:

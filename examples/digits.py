@@ -38,7 +38,7 @@ def train(model: nn.Module, epochs: int) -> None:
 
 
 def accuracy(model: nn.Module) -> float:
-    """Percent of the test images that it names rightly."""
+    """How many per cent of the test images that it names rightly."""
     images, labels = data()[1].tensors
     with torch.no_grad():
         found: Tensor = model.eval()(images).argmax(1)

@@ -71,7 +71,7 @@ mask
 # %% [markdown]
 # ## Is the mask better than chance?
 #
-# Train from the same early weights under the learnt mask, and under one that was shuffled within each layer.
+# Train from the same early weights under the learned mask, and under one that was shuffled within each layer.
 
 
 # %%

@@ -110,5 +110,5 @@ def test_wrong_settings_are_told() -> None:
         Settings(masks=("best",))
     with pytest.raises(UsageError, match="'soon' is not a point in training"):
         Settings(rewinds=("soon",))
-    with pytest.raises(UsageError, match="names no rewind point"):
+    with pytest.raises(UsageError, match="names no rewind step"):
         Settings(rewinds=())

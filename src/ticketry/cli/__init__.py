@@ -26,7 +26,7 @@ COMMANDS = {
     "demo": ("demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
-    "stability": ("stability", "to pruning and to data order, and error barriers, along rewind points"),
+    "stability": ("stability", "to pruning and to data order, and error barriers, along rewind steps"),
     "structure": ("structure", "a ticket of whole channels, groups of rows or 2:4, made of one without structure"),
     "compile": ("compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),

@@ -1,4 +1,4 @@
-"""ticketry stability: to pruning and to data order, and error barriers, along rewind points."""
+"""ticketry stability: to pruning and to data order, and error barriers, along rewind steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
 
 _DESCRIPTION = """\
-How stable are tickets, and does stability rise with the rewind step? A search is carried out for each rewind point.
+How stable are tickets, and does stability rise with the rewind step? A search is carried out for each rewind step.
 Then each ticket, and other masks in its place, are compared with the dense network (stability to pruning) and with
 themselves trained under another data order (stability to data order): L2 distance, angle, and the error barrier.
 
@@ -56,7 +56,7 @@ def _analyse(chosen: Any, arguments: Any, command: str) -> int:
 
 
 def told(record: StabilityRecord) -> list[str]:
-    """An analysis as a table: means over replicates, a line for each role and rewind point of a density."""
+    """An analysis as a table: means over replicates, a line for each role and rewind step of a density."""
     from ticketry.report.wording import role_name
 
     header = f"{'rewind':>14}  {'mask':<22} {'test':>7}  {'pruning':>15}  {'data order':>15}  barriers"

@@ -47,7 +47,7 @@ def train_cycles(
 
 
 def cycles(found: Found, steps: int) -> int:
-    """How many cycles of so many `steps` come nearest to a ticket's whole cost, after the steps of its rewind point."""
+    """How many cycles of so many `steps` come nearest to a ticket's whole cost, after the steps of its rewind step."""
     left = spent(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
 

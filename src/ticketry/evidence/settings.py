@@ -77,7 +77,7 @@ class StabilitySettings:
     """Of a stability analysis."""
 
     rewinds: tuple[str, ...] = ("0", "1%", "3%", "7%", "20%")
-    """Rewind points: a search for each."""
+    """Rewind steps: a search for each."""
     at: tuple[float, ...] = ()
     """Densities of the tickets that are analysed; all of the search's by default."""
     masks: tuple[str, ...] = ("shuffled", "random_prune")
@@ -89,7 +89,7 @@ class StabilitySettings:
     recalibrate: int = 20
     """Training batches from which batch-norm statistics are recomputed at each point; 0 interpolates them."""
     dense: bool = True
-    """Also train the dense network of each rewind point with a second data order."""
+    """Also train the dense network of each rewind step with a second data order."""
     layers: bool = True
     """Write the distances of each layer, too."""
 
@@ -100,7 +100,7 @@ class StabilitySettings:
 
     def __post_init__(self) -> None:
         if not self.rewinds:
-            raise UsageError("rewinds names no rewind point: give some, such as 0,1%,3%")
+            raise UsageError("rewinds names no rewind step: give some, such as 0,1%,3%")
         for rewind in self.rewinds:
             Step.parse(rewind)
         check_controls(tuple(role for role in self.roles if role))

@@ -1,4 +1,4 @@
-"""A stability analysis: searches at several rewind points, and how stable what they find is; with its record."""
+"""A stability analysis: searches at several rewind steps, and how stable what they find is; with its record."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stabilities:
-    """How stable tickets are along rewind points, and the searches that found them."""
+    """How stable tickets are along rewind steps, and the searches that found them."""
 
     record: StabilityRecord
     """All that is told of it, as in its file in the store's folder `evidence`."""
@@ -84,7 +84,7 @@ def stability(
     recipe: Recipe | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stabilities:
-    """How stable are tickets to pruning and to data order, along rewind points: what ``ticketry stability`` does.
+    """How stable are tickets to pruning and to data order, along rewind steps: what ``ticketry stability`` does.
 
     Args:
         method, task, replicates, controls, seeds, recipe: see `run`.
@@ -118,7 +118,7 @@ def analyse(
 def execute_stability(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = "", on_point: OnPoint | None = None
 ) -> tuple[StabilityRecord, list[RunRecord]]:
-    """Search at each rewind point and analyse what was found.
+    """Search at each rewind step and analyse what was found.
 
     Args:
         run: a search whose settings have ``rewind``; its controls are trained beside the tickets, for their accuracy.
@@ -128,16 +128,16 @@ def execute_stability(
         The record, which is written into the store's folder `evidence`, and the records of the searches.
     """
     if not hasattr(run.settings, "rewind"):
-        raise UsageError(f"{run.method.name} has no rewind point, so there is nothing to follow: use another method")
+        raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
     if getattr(run.settings, "budget", ""):
-        raise UsageError("rewind points are compared in one schedule, that of the recipe: leave budget away")
+        raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave budget away")
     began, ledger = time.monotonic(), lab.ledger.copy()
     per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
     searches: list[RunRecord] = []
     pieces: list[Any] = []
     rewinds: list[Rewind] = []
-    # Rising, whatever their order was; all from one dense training, which keeps every rewind point on its way.
+    # Rising, whatever their order was; all from one dense training, which keeps every rewind step on its way.
     asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
     _keep_rewind_points(lab, run, sorted(asked))
     for step in sorted(asked):
@@ -182,7 +182,7 @@ def _searched(
 
 
 def _keep_rewind_points(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
-    """Train the dense network of each replicate once, keeping all rewind points on its way."""
+    """Train the dense network of each replicate once, keeping all rewind steps on its way."""
 
     def one(number: int) -> None:
         seeds = run.seeds.replicate(number)

@@ -1,4 +1,4 @@
-"""Records of evidence: verifications, and stability along rewind points; what a ticket saves is in `speed`."""
+"""Records of evidence: verifications, and stability along rewind steps; what a ticket saves is in `speed`."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _in_words(value: object) -> str:
 
 
 def rewind_of(results: Results) -> str:
-    """The rewind point as it was asked for, or failing that its step; empty if the record tells neither."""
+    """The rewind step as it was asked for, or failing that its step; empty if the record tells neither."""
     asked, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(asked, str) and asked:
         return clean(asked)

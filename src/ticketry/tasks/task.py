@@ -349,5 +349,5 @@ class Classification(Task):
         }
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """Accuracy in percent and mean cross entropy in nats."""
+        """Accuracy in per cent and mean cross entropy in nats."""
         return {"accuracy": 100.0 * sums["correct"] / count, "loss": sums["loss"] / count}

@@ -42,7 +42,7 @@ def check_search(
     """Check that a search method keeps its contract, on a small real task (digits, 60 steps), and return what it found.
 
     - The dense network comes first, then tickets of rising level; densities are as asked, to the element.
-    - A ticket trained from its rewind point starts at level 0's weights (and buffers) times the mask, bit for bit.
+    - A ticket trained from its rewind step starts at level 0's weights (and buffers) times the mask, bit for bit.
     - Pruned weights are exactly 0 at every step, optimiser state included.
     - The same seeds give the same bits; other seeds give others.
     - Interrupted and run again, it goes on: the same bits, and no finished segment trained twice.

@@ -121,7 +121,7 @@ def test_a_file_becomes_runs_and_a_claim_for_each_density(tmp_path: Path) -> Non
         ('at = ["few"], points = 5', "at = [2]", r"stability: at names densities, not 2"),
         ('at = ["few"], points = 5', 'at = "several"', r"stability: density 'several' is none of"),
         ('at = ["few"], points = 5', "points = 0", r"claims\.stable: barriers of iterative are left out"),
-        ('at = ["few"], points = 5', 'rewinds = ["3%"]', r"stability: the rewind point is the run's own"),
+        ('at = ["few"], points = 5', 'rewinds = ["3%"]', r"stability: the rewind step is the run's own"),
         ('at = ["few"], points = 5', "ad = [0.1]", r"stability has no argument 'ad'"),
         ("settings = { density =", "stability = { points = 5 }\nsettings = { density =", r"gradual.*: it is of"),
         ('run = "gradual" }', 'run = "gradual", level = 3 }', r"gradual has tickets of levels 1 to 2"),

@@ -58,7 +58,7 @@ class Gates:
         self._names, self._logits = tuple(made), list(made.values())
         self._kept = [None if within is None else kept_like(s, within[n]) for n, s in self.named_parameters()]
         self._hard = self._lifted = self._drawing = False
-        self._checked = -1  # the percent of progress at which all s were last looked through
+        self._checked = -1  # per cent of progress at which all s were last looked through
         self._set_progress(0.0)
         self._step = 0
         self._drawn_at: tuple[int, ...] | None = None
@@ -109,7 +109,7 @@ class Gates:
     def anneal(self, progress: float) -> None:
         """Set the temperature: `progress` is the share of the round that is done, from 0 to 1 (`by_step`, `by_epoch`).
 
-        At every further percent all s are looked through for what is not a number.
+        At every further per cent all s are looked through for what is not a number.
 
         Raises:
             UsageError: for another progress.

@@ -37,7 +37,7 @@ class Ticket:
 
     Attributes:
         mask: which weights are kept.
-        start: the state dict (weights and buffers) that the ticket's training starts from, the rewind point.
+        start: the state dict (weights and buffers) that the ticket's training starts from, the rewind step.
         trained: the state dict after training, removed weights exactly 0; None before.
         info: plain JSON values. Of these `describe` and the model card know method, settings, seeds, metric, value,
             level, replicate, parameters (elements of all parameters of the model, the second denominator) and license.

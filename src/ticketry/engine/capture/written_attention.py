@@ -16,8 +16,8 @@ _PRODUCTS = ("matmul", "bmm")
 
 
 def recognise_lengths(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """The graph of torch nodes in which vectors made of length 1 (torch.nn.functional.normalize over the last axis, the
-    queries and keys of cosine attention) are a root-mean-square norm.
+    """The graph of torch nodes in which vectors made of length 1 (`torch.nn.functional.normalize` over the last axis,
+    the queries and keys of cosine attention) are a root-mean-square norm.
 
     What is shorter than torch's smallest length, 1e-12, becomes up to a root of two shorter than there.
     """

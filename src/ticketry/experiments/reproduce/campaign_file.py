@@ -184,7 +184,7 @@ class _Reading:
 
         def made() -> StabilitySettings:
             if "rewinds" in asked:
-                raise UsageError("the rewind point is the run's own: leave rewinds away")
+                raise UsageError("the rewind step is the run's own: leave rewinds away")
             if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("budget"):
                 raise UsageError("it is of tickets that are rewound and trained on in the schedule (retrain continue)")
             planned = planned_densities(self.runs[name])

@@ -1,6 +1,6 @@
 """An independent check of a campaign: rows drawn at random are trained again in an empty store, and compared.
 
-A row is one network of one replicate. What its training starts from (the dense network up to the rewind point, a
+A row is one network of one replicate. What its training starts from (the dense network up to the rewind step, a
 control's own weights) is trained again with it; its mask is the campaign's, which is what a bundle has of it.
 """
 

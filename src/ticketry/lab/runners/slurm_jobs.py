@@ -1,7 +1,7 @@
 """Training on Slurm: jobs, through submitit, each of which is a pilot that trains segment after segment.
 
 There are as many jobs as segments that could be trained at once; those that are needed together are one job array.
-When its time is over, or it is pre-empted, a job gets a signal, stores its state, and is put back into the queue by
+When its time is over, or it is preempted, a job gets a signal, stores its state, and is put back into the queue by
 submitit. What a job trained that is gone without an answer (killed, its node lost) is sent again by the runner.
 """
 

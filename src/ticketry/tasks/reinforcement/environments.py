@@ -2,7 +2,7 @@
 
 Few environments give their state away: Box2D, behind LunarLander, has no way to. All of them have one in common: what
 happens in an episode is decided by the seed that it began with and the actions since. So the state of a copy is the
-number of its episode, which its seed is made of, and the actions; put back, they are simply taken once more.
+number of its episode, which its seed is made of, and the actions; put back, they are taken once more.
 """
 
 from __future__ import annotations

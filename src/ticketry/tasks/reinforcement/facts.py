@@ -135,7 +135,7 @@ _POLE_RECIPE = _RECIPE.changed(length="6000it", batch=64, lr=4e-3, clip=0.0)
 _SWING = Learning(memory=20_000, explore_for=0.3, period=50, double=True, loss="squared")
 _SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
 
-# Decisions 20 ms apart are too close to one another for their values to differ by more than noise, and what is learnt
+# Decisions 20 ms apart are too close to one another for their values to differ by more than noise, and what is learned
 # is to hover: an action is taken for four steps.
 _LAND = Learning(
     repeat=4,

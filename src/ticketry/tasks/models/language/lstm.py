@@ -52,7 +52,7 @@ class LSTM(LanguageModel):
 
     @property
     def recurrent(self) -> list[nn.LSTM]:
-        """Its LSTM layers, the first first."""
+        """Its LSTM layers, from input to output."""
         return [cast(nn.LSTM, layer) for layer in self.layers]
 
     def begin(self, batch: int) -> State:

@@ -1,0 +1,111 @@
+"""What the rule files in `styles/` find in a text: the part of Vale's format that they use.
+
+`existence` (words that are not wanted), `substitution` (a word for another) and `repetition` (a word said twice), in
+the prose of Markdown and of Python's docstrings and comments; code, links' addresses and quoted titles are no prose.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+STYLES = ROOT / "styles" / "ticketry"
+KINDS = ("existence", "substitution", "repetition")
+
+_NOT_PROSE = (
+    r"(?ms)^ *(`{3,}|~{3,}).*?^ *\1\s*$",  # blocks of code
+    r"(?s)<!--.*?-->",
+    r"``.+?``",
+    r"`[^`]*`",
+    r"(?<=\])\([^)\s]*\)",  # where a link leads
+    r"<[^<>\n]+>",
+    r"https?://\S+",
+    r'"[^"]{3,200}"',  # titles, as their authors spell them
+    r"“[^”]{3,200}”",
+    r"(?m)^\s*>>>.*$|^\s*\.\.\. .*$",
+    r"(?m)^ {4,}[\w.]+( = .+|\(.*\))$",  # statements in indented blocks
+)
+_ARGUMENT = re.compile(r"^ +\w+(, \w+)*: ")
+"""The names that a docstring tells of."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One file of the style."""
+
+    name: str
+    kind: str
+    message: str
+    patterns: tuple[tuple[str, re.Pattern[str], str], ...]
+    """How it begins, in small letters, what is not wanted, and what is instead, if that is said."""
+
+
+def rules(folder: Path = STYLES) -> list[Rule]:
+    """All rule files of a folder; a `ValueError` for what is not understood here, which would be checked by nobody."""
+    return [_rule(path) for path in sorted(folder.glob("*.yml"))]
+
+
+def _rule(path: Path) -> Rule:
+    told: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    unknown = set(told) - {"extends", "message", "level", "ignorecase", "tokens", "swap", "alpha"}
+    if told["extends"] not in KINDS or unknown:
+        raise ValueError(f"{path.name}: {told['extends']} {sorted(unknown)} is not understood by tests/prose.py")
+    if told["extends"] == "repetition":
+        pairs = [("", r"\b([a-z]{2,})(?: +| *\n)\1\b(?!-)", "")]
+    else:
+        wanted = told.get("swap") or dict.fromkeys(told["tokens"], "")
+        pairs = [(_begins(one), rf"(?<![\w-])(?:{one})(?![\w-])", instead) for one, instead in wanted.items()]
+    compiled = tuple((begins, re.compile(pattern, re.IGNORECASE), instead) for begins, pattern, instead in pairs)
+    return Rule(path.stem, told["extends"], told["message"], compiled)
+
+
+def _begins(pattern: str) -> str:
+    """The letters that a match begins with whatever follows: most texts do not have them, which is quick to see."""
+    letters = re.match(r"[a-z]*(?![?*|])", pattern)
+    return letters[0] if letters else ""
+
+
+def found(text: str, by: list[Rule]) -> Iterator[tuple[int, str]]:
+    """(line, what is wrong) in a text of prose and what is none."""
+    prose = only_prose(text)
+    lowered = prose.lower()
+    for rule in by:
+        for begins, pattern, instead in rule.patterns:
+            for match in pattern.finditer(prose) if begins in lowered else ():
+                words = (instead, match[0]) if instead else (match[0],)
+                yield prose.count("\n", 0, match.start()) + 1, f"{rule.name}: {rule.message % words}"
+
+
+def only_prose(text: str) -> str:
+    """The text with everything else blanked out, line by line."""
+    for pattern in _NOT_PROSE:
+        text = re.sub(pattern, lambda match: re.sub(r"[^\n]", "\x00", match[0]), text)
+    return text
+
+
+def prose_of(path: Path) -> str:
+    """A Markdown file as it is; of Python its docstrings and comments, each on its lines."""
+    text = path.read_text(encoding="utf-8")
+    return _told_in(text) if path.suffix == ".py" else text
+
+
+def _told_in(source: str) -> str:
+    lines = [""] * (source.count("\n") + 2)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for offset, line in enumerate(node.value.value.splitlines()):
+                lines[node.lineno - 1 + offset] += _ARGUMENT.sub("", line) + " "
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            alone = not token.line[: token.start[1]].strip()  # or it ends with its line
+            lines[token.start[0] - 1] += token.string.lstrip("#").strip() + (" " if alone else "\x00")
+    return "\n".join(lines)
