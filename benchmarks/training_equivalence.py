@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.tasks.language.course import Text
+from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
 KINDS = ("dense", "sparse")
@@ -36,33 +38,44 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     rows = []
     for asked in arguments.networks:
         task = network_and_task(asked, arguments.option)
-        values = {kind: trained(task, kind, arguments) for kind in KINDS}
+        values = trained(task, arguments)
         rows += rows_of(asked, values, "" if arguments.test else task.metric.unit, arguments)
     return rows
 
 
-def trained(task: Task, kind: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Of each seed the metric on the test split, the losses on the way, and the kernels."""
-    found = []
+def trained(task: Task, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What was found for each seed, by kernels; a seed in both before the next, so that fewer seeds can be told."""
     recipe = task.recipe.changed(length=arguments.length)
-    with Lab(arguments.store / kind, data=arguments.data, device="cpu", precision="fp32", kernels=kind) as lab:
+    if arguments.batch:
+        recipe = recipe.changed(batch=arguments.batch)
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    with ExitStack() as labs:
+        both = {kind: labs.enter_context(lab_of(kind, arguments)) for kind in KINDS}
         for seed in range(arguments.seeds):
-            mask = prune(task.build(), arguments.density, score="random", seed=seed)
-            segment = lab.segment(task, start=seed, order_seed=seed, mask=mask, recipe=recipe)
-            result = lab.train(segment, measure=not arguments.test)
-            if arguments.test:
-                metric = perplexity(lab, task, result, arguments.test)
-            else:
-                metric = result.metrics["test"][task.metric.name]
-            found.append(
-                {
-                    "kernels": segment.arithmetic.kernels,
-                    "metric": metric,
-                    "losses": [loss for _, loss in result.record["loss"]],
-                    "steps": segment.steps,
-                }
-            )
+            for kind, lab in both.items():
+                found[kind].append(one(lab, task, recipe, seed, arguments))
     return found
+
+
+def lab_of(kind: str, arguments: argparse.Namespace) -> Lab:
+    return Lab(arguments.store / kind, data=arguments.data, device="cpu", precision="fp32", kernels=kind)
+
+
+def one(lab: Lab, task: Task, recipe: Recipe, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The metric on the test split, the losses on the way, and the kernels."""
+    mask = prune(task.build(), arguments.density, score="random", seed=seed)
+    segment = lab.segment(task, start=seed, order_seed=seed, mask=mask, recipe=recipe)
+    result = lab.train(segment, measure=not arguments.test)
+    if arguments.test:
+        metric = perplexity(lab, task, result, arguments.test)
+    else:
+        metric = result.metrics["test"][task.metric.name]
+    return {
+        "kernels": segment.arithmetic.kernels,
+        "metric": metric,
+        "losses": [loss for _, loss in result.record["loss"]],
+        "steps": segment.steps,
+    }
 
 
 def perplexity(lab: Lab, task: Task, result: Result, count: int) -> float:
@@ -100,6 +113,7 @@ if __name__ == "__main__":
     options.add_argument("--store", type=Path, required=True, help="folder of both stores")
     options.add_argument("--option", nargs="*", default=[], help="of the tasks: size=16")
     options.add_argument("--length", default="10ep")
+    options.add_argument("--batch", type=int, default=0, help="0: the task's own")
     options.add_argument("--density", type=float, default=0.1)
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--test", type=int, default=0, metavar="TOKENS", help="of the test text; 0: all")
