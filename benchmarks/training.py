@@ -42,6 +42,7 @@ from ticketry.lab.costs.meters.flops import step_flops
 from ticketry.lab.lab import Lab
 from ticketry.tasks import catalogue, models
 from ticketry.tasks.models.language.gpt import GPT
+from ticketry.tasks.models.language.lstm import TiedLSTM
 
 TARGETS = {
     "unstructured": {
@@ -72,11 +73,14 @@ TICKET = 1.35
 LINE = [0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.37, 0.45]
 """Densities of a line."""
 
-BATCHES = {"resnet-50-imagenet": 16, "gpt": 32}
+BATCHES = {"resnet-50-imagenet": 16, "gpt": 32, "lstm": 20}
 """Where it is not 128."""
 
 CONTEXT, BYTES = 128, 256
-"""Tokens of a piece, and their vocabulary."""
+"""Tokens of a piece, and their vocabulary, of the GPT."""
+
+PIECE, WORDS = 35, 10_000
+"""Of the LSTM."""
 
 Step = Callable[[], None]
 
@@ -105,7 +109,7 @@ def rows_of(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStac
     """
     torch.manual_seed(0)
     batch = arguments.batch or BATCHES.get(name, 128)
-    model, x, y = gpt(batch) if name == "gpt" else classifier(name, batch)
+    model, x, y = {"gpt": gpt, "lstm": lstm}[name](batch) if name in ("gpt", "lstm") else classifier(name, batch)
     precision, half = arguments.precision, arguments.precision == "bf16"
     dense = dense_steps(model, x, y, arguments.compile, half=half)
     sparse = {}
@@ -255,6 +259,13 @@ def gpt(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, y
 
 
+def lstm(batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Two layers of 200 units over the words of Penn Treebank, tied to the last layer, without dropout."""
+    model = TiedLSTM(WORDS, context=PIECE, dropout=0.0, scale=int).train()
+    x, y = torch.randint(0, WORDS, (2, batch, PIECE))
+    return model, x, y
+
+
 def step_of(model: nn.Module, x: Tensor, y: Tensor, *, kept: bool = False, half: bool = False) -> Step:
     """A whole step of a user's loop, under autocast to bfloat16 or not; `kept`: with parameters that have kept weights
     alone."""
@@ -318,7 +329,9 @@ def parts(what: str, step: Step) -> list[Row]:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("networks", nargs="*", default=list(TARGETS["unstructured"]))
-    options.add_argument("--batch", type=int, help="default: 128; 16 of resnet-50-imagenet, 32 x 128 tokens of gpt")
+    options.add_argument(
+        "--batch", type=int, help="default: 128; 16 of resnet-50-imagenet, 32 of gpt, 20 of lstm"
+    )
     options.add_argument("--density", type=float, nargs="+", default=[0.2, 0.1, 0.05])
     options.add_argument("--pattern", default="unstructured", help="of the masks, as of `ticketry bench --pattern`")
     options.add_argument("--rounds", type=int, default=7)

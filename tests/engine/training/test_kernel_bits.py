@@ -18,14 +18,14 @@ from ticketry.engine.training.sparse_training import VERSION
 from ticketry.errors import EngineError
 
 DIGESTS = {
-    (4, "avx512", "images"): "fb2e9119796d5a599d4a6e39328a734c8f7e23a27eb69f9a3c9fd12f86c4455d",
-    (4, "avx512", "tokens"): "704c1963dcddd71db298be123545ca4896f0b724284b27772fc4e82dc2de3725",
-    (4, "avx2", "images"): "0b94c02c9735b3e039a604381bf060d94562b806378be68d4a7cd80d4d021912",
-    (4, "avx2", "tokens"): "902daaa5166999e07a983700a0b6f5ba42fe2ecfbe4430dd632273b8d64277f5",
-    (4, "avx512", "groups of rows"): "c8104930679b18ebfb0fd95bf2f22a0bbde9d46627cbd44937152839e0e0874a",
-    (4, "avx512 bf16", "images"): "01d69e55b7632fc6cb5f8993902431b6d6b83187970e32f1a2362e605eee71d4",
-    (4, "avx512 bf16", "groups of rows"): "b50d2f85d4af64100c3ce8665dc4ce9d690e7a2601ad17e8b25c9ed1121663c8",
-    (4, "avx2", "groups of rows"): "633e2c9b460f7315a2934f578e893ee8018667709d7bf08ac24dd067260c3e6f",
+    (5, "avx512", "images"): "fb2e9119796d5a599d4a6e39328a734c8f7e23a27eb69f9a3c9fd12f86c4455d",
+    (5, "avx512", "tokens"): "704c1963dcddd71db298be123545ca4896f0b724284b27772fc4e82dc2de3725",
+    (5, "avx2", "images"): "0b94c02c9735b3e039a604381bf060d94562b806378be68d4a7cd80d4d021912",
+    (5, "avx2", "tokens"): "902daaa5166999e07a983700a0b6f5ba42fe2ecfbe4430dd632273b8d64277f5",
+    (5, "avx512", "groups of rows"): "c8104930679b18ebfb0fd95bf2f22a0bbde9d46627cbd44937152839e0e0874a",
+    (5, "avx512 bf16", "images"): "01d69e55b7632fc6cb5f8993902431b6d6b83187970e32f1a2362e605eee71d4",
+    (5, "avx512 bf16", "groups of rows"): "b50d2f85d4af64100c3ce8665dc4ce9d690e7a2601ad17e8b25c9ed1121663c8",
+    (5, "avx2", "groups of rows"): "633e2c9b460f7315a2934f578e893ee8018667709d7bf08ac24dd067260c3e6f",
 }
 """Of outputs, gradients and buffers, by the version of the kernels' numbers and the kind of processor.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.lowering import kind_of
+from ticketry.engine.training.lstm_unit import LstmUnit
 from ticketry.engine.training.tracing import LAYERS
 from ticketry.engine.training.units import Unit
 from ticketry.records.speed import Layer
@@ -17,23 +18,30 @@ ALL_WEIGHTS = "all weights"
 
 
 def rows_of(
-    model: nn.Module, mask: Collection[str] | None, kept: Mapping[str, Array], units: Sequence[Unit]
+    model: nn.Module,
+    mask: Collection[str] | None,
+    kept: Mapping[str, Array],
+    units: Sequence[Unit],
+    lstms: Sequence[LstmUnit],
 ) -> list[Layer]:
     """A row for each layer with weights that kernels may know, and for others under the mask, without times.
 
     Args:
         mask: names of the parameters under it.
         kept: of each layer under the mask, by the name of its module, which weights are kept.
-        units: of the model, as they were called last.
+        units, lstms: of the model, as they were called last.
     """
     inside = {name for unit in units for name in unit.inside()}
     dense = {name for unit in units for name in unit.dense()}
     reasons = {name: why for unit in units for name, why in unit.reasons().items()}
     held = {name.rpartition(".")[0] for name in mask or ()}
+    recurrent = {unit.name: unit for unit in lstms}
     rows = []
     for name, module in model.named_modules():
         if not isinstance(module, LAYERS):
-            if name in held:
+            if name in recurrent:
+                rows.append(_of_lstm(recurrent[name]))
+            elif name in held:
                 why = f"no kernels for {type(module).__name__}"
                 rows.append(Layer(name, type(module).__name__.lower(), "torch", "", None, None, "", None, None, why))
             continue
@@ -49,3 +57,10 @@ def rows_of(
             why = reasons.get(name, "not called as a module" if plain else f"no kernels for {type(module).__name__}")
             rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
     return rows
+
+
+def _of_lstm(unit: LstmUnit) -> Layer:
+    why = unit.why
+    if why:
+        return Layer(unit.name, "lstm", "torch", "", unit.density, unit.count, "", None, None, why)
+    return Layer(unit.name, "lstm", "engine", "sums, products", unit.density, unit.count, "", None, None, "")

@@ -23,6 +23,7 @@ from ticketry.engine.example_inputs import as_arguments, outputs_of
 from ticketry.engine.layers import median_seconds, table
 from ticketry.engine.training.kept_weights import KeptWeights
 from ticketry.engine.training.layer_rows import rows_of
+from ticketry.engine.training.lstm_unit import LstmUnit, lstm_units, masks_of_lstms
 from ticketry.engine.training.tracing import LAYERS, copy_of
 from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of
 from ticketry.errors import CaptureError, EngineError
@@ -37,10 +38,10 @@ def sparse_training(
     It has the model's own parameters, buffers and modules under their names: optimisers, state dicts, clipping and
     checkpoints work as with the model, and what it learns is in the model. The mask is held as by `tk.hold`.
 
-    In training mode, convolutions and linear layers under the mask (and batch norms, ReLUs, sums and pools around them)
-    run in sparse kernels, forward and backward; all else runs in torch at its place. Layers that would be slower so, by
-    a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the model itself
-    runs in torch.
+    In training mode, convolutions, linear layers and LSTMs under the mask (and batch norms, ReLUs, sums and pools
+    around them) run in sparse kernels, forward and backward; all else runs in torch at its place. Layers that would be
+    slower so, by a fixed rule of density and shape, run densely: ``print`` of the module tells. In evaluation mode the
+    model itself runs in torch.
 
     A model is traced by `torch.fx`. Where its way depends on its data, its code runs as it is, and the modules that it
     calls are traced in its place, down to single layers.
@@ -72,7 +73,7 @@ def sparse_training(
     return SparseTraining(model, mask, example_inputs, target=target, precision=precision)
 
 
-VERSION = 4
+VERSION = 5
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
 
@@ -113,6 +114,7 @@ class SparseTraining(nn.Module):
             )
         self._context = Context(library, half=precision == "bf16")
         self._units: list[Unit] = []
+        self._lstms: list[LstmUnit] = []
         self._seconds: dict[str, float] = {}
         self._hold: Hold | None = None
         self._weights: KeptWeights | None = None
@@ -144,11 +146,13 @@ class SparseTraining(nn.Module):
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
         before = {unit.name: unit for unit in self._units}
         self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
+        self._context.recurrent = {} if mask is None else masks_of_lstms(model, _by_parameter(model, mask))
+        self._lstms = lstm_units(model, self._context)
         self._seconds = {}
         self._forget()
 
     def _forget(self) -> None:
-        for unit in self._units:
+        for unit in (*self._units, *self._lstms):
             unit.forget()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -266,7 +270,7 @@ class SparseTraining(nn.Module):
         """
         if self._weights is not None:
             self._weights.begin()
-        with running(self._units):
+        with running([*self._units, *self._lstms]):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
@@ -297,14 +301,15 @@ class SparseTraining(nn.Module):
 
     def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
         """Seconds of a pass forward and back: of layers, of what else is in kernels, and outside of them."""
-        steps = [step for unit in self._units for step in unit.steps]
+        units: list[Unit | LstmUnit] = [*self._units, *self._lstms]
+        steps = [step for unit in units for step in unit.steps]
         for step in steps:
             step.seconds = {}
         began = time.perf_counter()
         try:
             self._pass(args, kwargs)
             whole, found = time.perf_counter() - began, dict[str, float]()
-            for unit in self._units:
+            for unit in units:
                 for name, seconds in unit.spent().items():
                     found[name] = found.get(name, 0.0) + seconds
         finally:
@@ -317,7 +322,7 @@ class SparseTraining(nn.Module):
 
         After `profile` also seconds, and rows for what else takes time.
         """
-        rows = rows_of(self._model[0], self.mask, self._context.kept, self._units)
+        rows = rows_of(self._model[0], self.mask, self._context.kept, self._units, self._lstms)
         seconds = self._seconds
         total, told = sum(seconds.values()), {row.name for row in rows}
         rows += [
@@ -356,11 +361,16 @@ def _within(name: str, modules: Sequence[str]) -> bool:
     return any(name.startswith(f"{module}.") or not module for module in modules)
 
 
+def _by_parameter(model: nn.Module, mask: Mask) -> dict[int, Tensor]:
+    """The mask's tensors by ``id`` of their parameters."""
+    return {id(parameter): mask[name] for name, parameter in mask.parameters(model).items()}
+
+
 def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     """Of every convolution and linear layer under the mask, its tensor of the mask."""
-    names = {id(parameter): name for name, parameter in mask.parameters(model).items()}
+    found = _by_parameter(model, mask)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    return {name: mask[names[id(module.weight)]] for name, module in layers if id(module.weight) in names}
+    return {name: found[id(module.weight)] for name, module in layers if id(module.weight) in found}
 
 
 def _kept(masks: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -36,6 +36,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Substitute:
     """What runs in the place of a module's code for a while."""
 
+    @property
+    def module(self) -> nn.Module:
+        """Whose code."""
+        raise NotImplementedError
+
 
 class Untraceable(Exception):
     """The reason why a call has no graph."""

@@ -41,6 +41,8 @@ class Context:
     """Of each layer under the mask, by the name of its module in the model, which weights are kept."""
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     """The same as the mask's tensors."""
+    recurrent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Of each LSTM under the mask, by its name, the mask's tensors by names of its parameters."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     """Of those whose kept weights are parameters of their own, these."""
     weights: KeptWeights | None = None
@@ -223,7 +225,7 @@ def units_of(model: nn.Module, context: Context) -> list[Unit]:
 
 
 @contextmanager
-def running(units: Sequence[Unit]) -> Iterator[None]:
+def running(units: Sequence[Substitute]) -> Iterator[None]:
     """Calls of the modules are calls of their units meanwhile."""
     # Not those that have something in the place of their code already.
     mine = [unit for unit in units if "forward" not in unit.module.__dict__]

@@ -22,6 +22,7 @@ from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.training.layout import images_of
 from ticketry.engine.training.capture import full
 from ticketry.engine.training.layer_rows import ALL_WEIGHTS
+from ticketry.engine.training.lstm_unit import FEWEST
 from ticketry.engine.training.sparse_training import VERSION, SparseTraining
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
 from ticketry.lab.costs.meters.flops import forward_flops
@@ -47,14 +48,14 @@ DENSE_PROCESSORS = ("avx512",)
 """Where ``auto`` may use them for what they do nearly all of: ResNet-20, ResNet-18 and VGG-16 without a mask took 0.78,
 0.84 and 0.90 of torch's time there."""
 
-FOLLOWED = 2
+FOLLOWED = FEWEST
 """Examples that a network is followed on: it is their shape that matters."""
 
 
 def followed(batch: int, precision: str = "fp32") -> int:
     """Examples that a network is followed on: a whole block of images runs where a batch that fills its blocks does."""
     half = precision == "bf16"
-    return images_of(HALF if half else FLOAT) if full(batch, half=half) else FOLLOWED
+    return images_of(HALF if half else FLOAT) if full(batch, half=half) else min(batch, FOLLOWED)
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,14 @@ def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32")
     fast = SparseTraining(model.train(), mask, inputs, precision=precision, hooks=False)
     named = {id(parameter): name for name, parameter in named_parameters(model).items()}  # one name of tied ones
     inside = [layer for layer in fast.layers() if layer.where == "engine"]
-    layers = {named[id(model.get_submodule(layer.name).weight)]: layer for layer in inside}
+    layers = {
+        named[id(weight)]: layer
+        for layer in inside
+        for weight in model.get_submodule(layer.name).parameters(recurse=False)
+        if weight.dim() > 1
+    }
     gone = {
-        name: 1 - (layer.density or 0.0)
+        name: 1 - float(mask[name].double().mean())
         for name, layer in layers.items()
         if name in mask and layer.kernel != ALL_WEIGHTS
     }

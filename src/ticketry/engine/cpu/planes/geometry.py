@@ -66,6 +66,15 @@ class Geometry:
         return -(-self.positions * self.step // 64) * 64 + SLACK
 
 
+@dataclass(frozen=True)
+class Bare(Geometry):
+    """One whose planes have no slack: for tiles that end where planes end."""
+
+    @property
+    def bytes(self) -> int:
+        return self.positions * self.step
+
+
 @dataclass(frozen=True, eq=False)
 class Planes:
     """A value: the geometry of its planes, and at which byte of the arena the plane of each channel begins."""
