@@ -329,9 +329,7 @@ def parts(what: str, step: Step) -> list[Row]:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("networks", nargs="*", default=list(TARGETS["unstructured"]))
-    options.add_argument(
-        "--batch", type=int, help="default: 128; 16 of resnet-50-imagenet, 32 of gpt, 20 of lstm"
-    )
+    options.add_argument("--batch", type=int, help="default: 128; 16 of resnet-50-imagenet, 32 of gpt, 20 of lstm")
     options.add_argument("--density", type=float, nargs="+", default=[0.2, 0.1, 0.05])
     options.add_argument("--pattern", default="unstructured", help="of the masks, as of `ticketry bench --pattern`")
     options.add_argument("--rounds", type=int, default=7)

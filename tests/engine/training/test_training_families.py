@@ -15,7 +15,7 @@ import ticketry as tk
 from engine.families import FAMILIES, TIMM, TORCHVISION, image, torchvision_size
 from engine.test_families import doubled, other_batch, random_mask
 from samples import sample
-from tasks.models.library_support import import_or_skip
+from tasks.models.library_support import import_or_skip, mend_torchvision
 from ticketry.engine.training.sparse_training import SparseTraining
 from ticketry.tasks.models.networks import build
 
@@ -104,6 +104,7 @@ def checked(fast: SparseTraining, mask: tk.Mask, found: dict[str, Tensor | None]
 @pytest.mark.parametrize("name", sample(FAMILIES, ["u-net", "torch transformer"]))
 def test_families(name: str) -> None:
     if name not in ("lstm tagger", "u-net", "torch transformer"):
+        mend_torchvision()
         pytest.importorskip("transformers")
     fast = check(FAMILIES[name])
     assert name == "lstm tagger" or any(layer.where == "engine" for layer in fast.layers())

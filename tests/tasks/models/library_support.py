@@ -22,17 +22,24 @@ def import_or_skip(library: str) -> ModuleType:
     A torchvision built for other GPU libraries than there are cannot register its operators, and fails to import for
     want of them. No network of either library uses them: they are declared here, without a function behind them.
     """
+    if not mend_torchvision():
+        pytest.skip("torchvision is not installed: pip install 'ticketry[timm,torchvision]'")
+    return pytest.importorskip(library, reason=f"{library} is not installed: pip install 'ticketry[{library}]'")
+
+
+def mend_torchvision() -> bool:
+    """Make it importable; whether it is installed. Transformers imports it where it is."""
     try:
         importlib.import_module("torchvision")
     except ImportError:
-        pytest.skip("torchvision is not installed: pip install 'ticketry[timm,torchvision]'")
+        return False
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
         _declare_operators()
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-    return pytest.importorskip(library, reason=f"{library} is not installed: pip install 'ticketry[{library}]'")
+    return True
 
 
 def _declare_operators() -> None:
