@@ -151,8 +151,12 @@ class SparseTraining(nn.Module):
         self._seconds = {}
         self._forget()
 
+    @property
+    def _all(self) -> list[Unit | LstmUnit]:
+        return [*self._units, *self._lstms]
+
     def _forget(self) -> None:
-        for unit in (*self._units, *self._lstms):
+        for unit in self._all:
             unit.forget()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -270,7 +274,7 @@ class SparseTraining(nn.Module):
         """
         if self._weights is not None:
             self._weights.begin()
-        with running([*self._units, *self._lstms]):
+        with running(self._all):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
@@ -301,15 +305,14 @@ class SparseTraining(nn.Module):
 
     def _timed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
         """Seconds of a pass forward and back: of layers, of what else is in kernels, and outside of them."""
-        units: list[Unit | LstmUnit] = [*self._units, *self._lstms]
-        steps = [step for unit in units for step in unit.steps]
+        steps = [step for unit in self._all for step in unit.steps]
         for step in steps:
             step.seconds = {}
         began = time.perf_counter()
         try:
             self._pass(args, kwargs)
             whole, found = time.perf_counter() - began, dict[str, float]()
-            for unit in units:
+            for unit in self._all:
                 for name, seconds in unit.spent().items():
                     found[name] = found.get(name, 0.0) + seconds
         finally:
