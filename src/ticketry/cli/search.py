@@ -25,6 +25,7 @@ from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.lab.remote.address import place_of
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, method, methods
+from ticketry.search.common.aims import check_aims
 from ticketry.tasks.images.facts import DATA_SETS
 from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -115,6 +116,7 @@ def read_arguments(
     if not name:
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
+    check_aims(chosen, options_said(rest))
     about = description or f"{chosen.title}.\n\n{chosen.description}"
     return chosen, _arguments(chosen, rest, tables, extra, f"ticketry {command} {chosen.name}", about)
 

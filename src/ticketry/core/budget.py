@@ -69,6 +69,16 @@ def uses(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
     return found
 
 
+def counted(model: nn.Module, scope: Scope) -> list[str]:
+    """The parameters in scope whose multiplications `uses` counts."""
+    weights = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, _COUNTED) and (weight := module._parameters.get("weight")) is not None
+    }
+    return [name for name, parameter in scope.parameters(model).items() if id(parameter) in weights]
+
+
 def _call(model: nn.Module, inputs: Any) -> None:
     if isinstance(inputs, Mapping):
         model(**inputs)

@@ -24,8 +24,9 @@ Distribution = Literal["global", "layerwise", "uniform", "erk"]
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
-SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at"))
-"""Names of settings and options that are densities or sparsities, so that they may be written as ``10%``."""
+SHARES = frozenset(("density", "densities", "sparsity", "control_densities", "at", "flops"))
+"""Names of settings and options that are densities, sparsities or shares of a cost, so that they may be written as
+``10%``."""
 
 
 def share_of(value: float | str) -> float:
@@ -70,6 +71,13 @@ def check_share(name: str, value: float | str) -> float:
     """The value of an option of `SHARES` as a number; raises as `check_density`."""
     if name == "sparsity":
         check_density(sparsity=value)
+        return share_of(value)
+    if name == "flops":
+        if not 0 < share_of(value) <= 1:
+            raise UsageError(
+                "flops is the share of the dense network's multiplications that is left, 0 < flops <= 1, not"
+                f" {value}{_percent(share_of(value))}"
+            )
         return share_of(value)
     return check_density(value)
 

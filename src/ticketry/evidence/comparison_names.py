@@ -40,10 +40,26 @@ LONGER = ("cyclic", "cyclic_random")
 no others: whatever else is a control has the ticket's budget."""
 
 
+DENSE_RIVALS = ("dense_of_flops",)
+"""Dense networks that cost what the ticket does, see `evidence.equal_cost`: of its own network at another width, or of
+one that is named after a colon (``dense_of_flops:vgg-11``)."""
+
+
+def is_dense_rival(role: str) -> bool:
+    """Whether it is a dense network of a ticket's cost."""
+    return role.partition(":")[0] in DENSE_RIVALS
+
+
+def network_named(role: str) -> str:
+    """The network that a dense rival names; empty for the ticket's own."""
+    return role.partition(":")[2]
+
+
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names themselves; `UsageError` if one is not known, `PluginError` if a package's cannot be used."""
     for name in names:
-        CONTROLS.get(name)
+        if not is_dense_rival(name):
+            CONTROLS.get(name)
     return names
 
 
@@ -64,7 +80,7 @@ STRUCTURED_RIVALS = ("shuffled", "random_prune")
 def check_rivals(names: tuple[str, ...], known: tuple[str, ...] = RIVALS) -> None:
     """Raises `UsageError` for a name that is neither one of `known` nor another control with the ticket's budget."""
     for name in names:
-        if name in known:
+        if name in known or is_dense_rival(name):
             continue
         if name in LONGER or (name not in CONTROLS and ":" not in name):
             longer = " has more training steps than a ticket, see `search --controls`" if name in LONGER else ""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ticketry.core.seeds import mix
-from ticketry.evidence.comparison_names import CONTROLS, RIVALS, SMALL_DENSE, check_rivals
+from ticketry.evidence.comparison_names import CONTROLS, DENSE_RIVALS, RIVALS, SMALL_DENSE, check_rivals, is_dense_rival
 from ticketry.evidence.controls import control_start, stored_control_mask
 from ticketry.evidence.dense_references import Reference, references, train_reference
+from ticketry.evidence.equal_cost import dense_of_cost
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.search_result import Seeds
@@ -44,12 +45,16 @@ class Rivals:
         Raises:
             UsageError: see `check_rivals`.
         """
-        controls = settings.rivals(RIVALS)
+        controls = settings.rivals((*RIVALS, *DENSE_RIVALS) if subject.form.aim else RIVALS)
         check_rivals(controls)
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
         """Controls that are not defined here, and why."""
-        self.small = self._narrower() if SMALL_DENSE in controls else None
+        small = self._narrower() if SMALL_DENSE in controls else None
+        self._dense_tasks = {SMALL_DENSE: small} if small else {}
+        """By role, the tasks of dense networks other than the ticket's own."""
+        for name in filter(is_dense_rival, controls):
+            self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask)
         self.controls = tuple(name for name in controls if name not in self.left_out)
         self.roles = ("ticket", "dense", *self.controls)
 
@@ -80,9 +85,8 @@ class Rivals:
         """The network of a role, trained with a seed: from the store if it is there."""
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
-        if role == SMALL_DENSE:
-            assert self.small is not None
-            task, mask = self.small, None
+        if role in self._dense_tasks:
+            task, mask = self._dense_tasks[role], None
             start = self._fresh(task, seeds, role)
         elif role in self.controls:
             control = CONTROLS.get(role)
@@ -109,14 +113,13 @@ class Rivals:
         """Parameters that are not pruned, of the network of a role."""
         if role == "dense":
             return self.subject.parameters
-        if role == SMALL_DENSE:
-            assert self.small is not None
-            return sum(value.numel() for value in self.subject.lab.model(self.small).parameters())
+        if role in self._dense_tasks:
+            return sum(value.numel() for value in self.subject.lab.model(self._dense_tasks[role]).parameters())
         return self.subject.remaining
 
     def model(self, role: str) -> str:
         """The name of the network of a role."""
-        task = self.small if role == SMALL_DENSE and self.small else self.subject.task
+        task = self._dense_tasks.get(role, self.subject.task)
         return str(task.key().get("model", ""))
 
     def _fresh(self, task: Task, seeds: Seeds, role: str) -> Start:

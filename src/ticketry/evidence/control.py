@@ -29,6 +29,8 @@ class Drawing:
     """Makes a network of the task. Like `structure` not there where masks are of single weights."""
     structure: Callable[[], Structure] | None = None
     """Finds that network's coupled channels."""
+    prices: Mapping[str, int] | None = None
+    """Of a ticket with a budget: what a weight of each parameter costs. Its control costs no more."""
 
 
 class Control:
@@ -113,7 +115,7 @@ class Shuffled(Control):
 
 
 class RandomPrune(Control):
-    """The ticket's weights, a random mask of the same density over the whole scope.
+    """The ticket's weights, a random mask of the same density over the whole scope, or of the same budget.
 
     Of channels random ones of all groups, to the ticket's density as closely as whole channels permit; of groups of
     rows the columns are drawn from all layers together; of a pattern random blocks of all layers.
@@ -123,10 +125,13 @@ class RandomPrune(Control):
     searched = False
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
+        from ticketry.core.budget_masks import random_of_cost
         from ticketry.core.structure import controls
 
         form, seed = drawing.form, drawing.seed
         if form.kind == "weights":
+            if drawing.prices is not None:
+                return random_of_cost(ticket, drawing.prices, seed)
             return controls.random_mask(ticket, seed)
         assert drawing.model is not None
         assert drawing.structure is not None

@@ -10,13 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ticketry.core.budget_masks import spent
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER
+from ticketry.evidence.comparison_names import CONTROLS, LONGER, is_dense_rival
 from ticketry.evidence.control import Drawing
 from ticketry.evidence.cyclic import train_cycles
+from ticketry.evidence.equal_cost import train_dense_of_cost
 from ticketry.evidence.mask_form import WEIGHTS, Form
+from ticketry.lab.budget_masks import prices_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
@@ -42,6 +45,8 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
     if form == WEIGHTS:
         return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
+    if form.aim:
+        drawing = replace(drawing, prices=prices_of(lab, task, lab.store.get_mask(ticket)))
     return lab.remembered_mask(
         {**described, **form.key(), "task": dict(task.key())},
         lambda: _drawn(control, lab.store.get_mask(ticket), seeds, drawing),
@@ -69,6 +74,10 @@ def _drawn(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
         )
     seed = mix(seeds.mask, chosen.drawn_as or control, ticket.digest)
     mask = chosen.mask(ticket, replace(drawing, seed=seed))
+    if drawing.prices is not None and mask.shapes == ticket.shapes:
+        if spent(mask, drawing.prices) > spent(ticket, drawing.prices):
+            raise UsageError(f"the control {control} makes a mask that costs more than the ticket's")
+        return mask
     if mask.shapes != ticket.shapes or (drawing.form == WEIGHTS and mask.kept != ticket.kept):
         raise UsageError(
             f"the control {control} draws a mask of other parameters than the ticket's, or of another density:"
@@ -135,8 +144,11 @@ def control_trainings(
 def trained_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Trained:
-    """`train_control` with all its trainings."""
+    """`train_control` with all its trainings; of `comparison_names.DENSE_RIVALS` too."""
     assert found.mask is not None
+    if is_dense_rival(control):
+        rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)
+        return Trained([rival], fresh=rival, searched=False)
     ticket = found.mask
     chosen = CONTROLS.get(control)
     shrunk = found.result.segment.whole_channels

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
+from ticketry.core.budget_masks import random_of_cost
 from ticketry.core.scope import named_parameters
 from ticketry.core.seeds import mix
 from ticketry.core.structure.controls import random_mask
@@ -23,13 +24,16 @@ from ticketry.evidence.comparison_names import (
     STATIC,
     STRUCTURED_RIVALS,
     check_rivals,
+    is_dense_rival,
 )
 from ticketry.evidence.comparisons import Trained, narrower, no_narrower
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.dense_references import Reference, train_for
+from ticketry.evidence.equal_cost import dense_of_cost
 from ticketry.evidence.mask_form import WEIGHTS
 from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
+from ticketry.lab.budget_masks import prices_of
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING
 from ticketry.lab.training.segment import Result, Start
 from ticketry.tasks.task import Task
@@ -79,7 +83,7 @@ class ProcedureRivals:
     def model(self, role: str) -> str:
         """The name of the network of a role, at the first seed."""
         one = self.replicates[0]
-        task = self._narrower(one) if role == SMALL_DENSE else one.task
+        task = self._rival(role, one)
         assert task is not None
         return str(task.key().get("model", ""))
 
@@ -114,7 +118,7 @@ class ProcedureRivals:
     # -- one seed ------------------------------------------------------------------------------------------------------
 
     def _controls(self, one: Replicate) -> list[str]:
-        suited = PROCEDURE_RIVALS if one.form == WEIGHTS else STRUCTURED_RIVALS
+        suited = PROCEDURE_RIVALS if one.form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
         wanted = {role: self._obstacle(role, one) for role in self._settings.rivals(suited)}
         self.left_out |= {role: why for role, why in wanted.items() if why}
         return [role for role, why in wanted.items() if not why]
@@ -122,7 +126,9 @@ class ProcedureRivals:
     def _obstacle(self, role: str, one: Replicate) -> str:
         """Why there is no such control; an empty text if there is one."""
         if role in STATIC:
-            return "" if one.form == WEIGHTS else f"draws masks of single weights, and these are of {one.form.kind}"
+            return "" if one.form.kind == WEIGHTS.kind else f"draws masks of single weights, and these are of {one.form.kind}"
+        if is_dense_rival(role):
+            return ""
         if role == SMALL_DENSE:
             return "" if self._narrower(one) else no_narrower(one.task, self._parameters("ticket", one))
         begun, own = _behind(one), one.ticket.result.segment.steps
@@ -138,10 +144,14 @@ class ProcedureRivals:
             steps = self._dense_steps(one)
             return Trained(self._dense(one, steps, role), steps)
         if role in STATIC:
-            mask = random_mask(self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role), role)
+            ticket, seed = self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role)
+            if one.form.aim:
+                mask = random_of_cost(ticket, prices_of(self.lab, one.task, ticket), seed, role)
+            else:
+                mask = random_mask(ticket, seed, role)
             return Trained(self._for_budget(one, one.task, role, self.lab.store.put_mask(mask)), one.budget)
-        if role == SMALL_DENSE:
-            task = self._narrower(one)
+        if role == SMALL_DENSE or is_dense_rival(role):
+            task = self._rival(role, one)
             assert task is not None
             return Trained(self._for_budget(one, task, role), one.budget)
         return self._like_the_ticket(role, one)
@@ -170,14 +180,20 @@ class ProcedureRivals:
             steps += result.segment.steps
         return Trained(result, steps)
 
+    def _rival(self, role: str, one: Replicate) -> Task | None:
+        """The task with the network of a role."""
+        if is_dense_rival(role):
+            return dense_of_cost(self.lab, one.task, role, self.lab.store.get_mask(_mask(one)))
+        return self._narrower(one) if role == SMALL_DENSE else one.task
+
     def _narrower(self, one: Replicate) -> Task | None:
         return narrower(one.task, self._parameters("ticket", one))
 
     def _parameters(self, role: str, one: Replicate) -> int:
-        task = self._narrower(one) if role == SMALL_DENSE else one.task
+        task = self._rival(role, one)
         assert task is not None
         everything = sum(value.numel() for value in named_parameters(self.lab.model(task)).values())
-        if role in ("dense", SMALL_DENSE):
+        if role in ("dense", SMALL_DENSE) or is_dense_rival(role):
             return everything
         mask = self.lab.store.get_mask(_mask(one))
         return everything - mask.total + mask.kept

@@ -16,8 +16,10 @@ from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
+from ticketry.evidence.comparison_names import is_dense_rival
 from ticketry.experiments.logged import LoggedSearch
 from ticketry.experiments.request import SearchRequest
+from ticketry.lab.budget_masks import multiplications_in
 from ticketry.lab.costs.phases import Phases, phases_of
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
@@ -28,6 +30,7 @@ from ticketry.records.network import FirstLayer, Point
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
+from ticketry.search.common.aims import aim_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -60,6 +63,8 @@ class Points:
         """Batches that trained nothing, of all tickets, see `Found.gradients`."""
         self.rewind_step = 0
         self.retrain = ""
+        self._counted = bool(aim_of(run.settings)) or any(map(is_dense_rival, run.controls))
+        """Whether multiplications are told: not where nothing was asked of them, so that older records stay as they are."""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
@@ -123,6 +128,8 @@ class Points:
             "key": result.segment.key,
             **more,
         }
+        if self._counted:
+            told["multiplications"] = multiplications_in(self._lab, result.segment)
         row = Point(replicate=replicate, level=level, role=role, **told)
         with self._lock:
             self.rows.append(row)

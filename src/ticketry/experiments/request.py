@@ -13,6 +13,7 @@ from ticketry.evidence.comparison_names import check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.search import Method
+from ticketry.search.common.aims import Aimed, aim_of
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
@@ -29,6 +30,7 @@ LATER = {
     "budget": "",
     "embeddings": False,
     "kind": "continuous",
+    **{each.name: each.default for each in fields(Aimed)},
     **{each.name: each.default for each in (*fields(Restructuring), *fields(Patterned))},
 }
 """Settings that came later, with the value that says nothing: then they are left out of a run's name, which would be
@@ -58,6 +60,8 @@ class SearchRequest:
         check_controls(self.controls)
         if self.control_densities and not self.controls:
             raise UsageError("control densities are given, but no controls")
+        if self.control_densities and aim_of(self.settings):
+            raise UsageError(f"control densities are of a search by density, and this one is by {aim_of(self.settings)}")
         planned = planned_densities(self)
         for density in self.control_densities:
             check_density(density)
@@ -115,6 +119,8 @@ class SearchRequest:
 def planned_densities(request: SearchRequest) -> dict[float, int | None]:
     """The densities of a search's tickets by level, as far as they are known before it: None is its last level."""
     settings = request.settings
+    if aim_of(settings):
+        return {}
     if isinstance(settings, IterativeSettings):
         return {density: level for level, density in enumerate(level_densities(settings), start=1)}
     if isinstance(targets := getattr(settings, "targets", None), tuple):

@@ -28,6 +28,7 @@ from ticketry.records.structure import Structure
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
 from ticketry.search import Method
+from ticketry.search.common.aims import check_aims
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -340,6 +341,7 @@ def run(
     """
     method = named_method(method)
     what = f"run({method.name!r}, …)"
+    check_aims(method, options)
     settings, lab_options, more = settings_of(options, method.Settings, LabOptions, _More, what=what)
     request = request_of(
         method,

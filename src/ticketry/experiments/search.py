@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.evidence.comparison_names import LONGER
+from ticketry.evidence.comparison_names import LONGER, is_dense_rival
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.level_verdicts import with_verdicts
 from ticketry.experiments.costs import kept_record, run_cost, with_costs
@@ -20,6 +20,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
 from ticketry.experiments.stored.runs import marked_running
 from ticketry.experiments.stored.telling import Telling
+from ticketry.lab.budget_masks import multiplications
 from ticketry.lab.costs.energy import Energies, energies
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import control_phases
@@ -30,6 +31,7 @@ from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.records.network import Point
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
+from ticketry.tasks.task import Task
 
 OnFound = Callable[[int, Found], None]
 
@@ -148,8 +150,11 @@ class _Controls:
             )
         more, trained = dict(counts), control_of.trainings
         last = trained[-1].segment
-        if last.whole_channels or found.structured or found.pattern != UNSTRUCTURED:
-            assert last.mask is not None  # whole channels, groups, blocks meet the ticket's density nearly, not exactly
+        if is_dense_rival(control):
+            more.update(self._dense_counts(last.task, found.mask))
+        elif last.whole_channels or found.structured or found.pattern != UNSTRUCTURED or found.aim:
+            # Whole channels, groups, blocks meet the ticket's density nearly; of a budget it is the cost that is equal.
+            assert last.mask is not None
             mask = self._lab.store.get_mask(last.mask)
             more.update(density=mask.density, kept=mask.kept)
         ticket = self._points.phases_of(replicate, found)
@@ -164,6 +169,12 @@ class _Controls:
             )
             self._points.count(trained)
         self._points.add(replicate, found.level, control, trained[-1], phases, **more)
+
+    def _dense_counts(self, task: Task, ticket: str) -> dict[str, Any]:
+        """Of a dense network of a ticket's cost: its name, and its weights as a share of those in the mask's scope."""
+        weights = sum(size for _, size in multiplications(self._lab, task).values())
+        share = weights / self._lab.store.get_mask(ticket).total
+        return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
 
     def __enter__(self) -> _Controls:
         return self

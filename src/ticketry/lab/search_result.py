@@ -120,6 +120,8 @@ class Found:
     """Of a network whose mask was given a structure after it was found."""
     pattern: str = UNSTRUCTURED
     """That its mask was chosen in, see `core.pattern`."""
+    aim: str = ""
+    """What its mask has a budget of, see `search.common.aims`; empty where it was pruned to a density."""
 
     @property
     def search_steps(self) -> int:

@@ -210,6 +210,11 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     """Trainings that it had, of a control that is trained for as long as the whole search."""
     key: str = ""
     """Of the segment in the store."""
+    multiplications: Count | None = None
+    """That a call with one example takes, in linear and convolution layers, where removed weights take none; of runs
+    with a budget, or with dense networks of equal cost."""
+    model: str = ""
+    """The name of its network, where it is another than the task's."""
     first_layer: FirstLayer | None = None
     phases: Phases | None = field(default=None, name="cost")
     """What it cost; None if the record does not tell it by phase."""

@@ -28,8 +28,9 @@ from ticketry.core.sparse_training.schedule import moves_within
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, Found, Growth
 from ticketry.search.common import densities
+from ticketry.search.common.aims import Aimed
 from ticketry.search.common.method import About, Replicate, on_replicate
-from ticketry.search.common.scope import prunable
+from ticketry.search.common.scope import drawn, prunable
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(densities.Densities):
+class Settings(Aimed, densities.Densities):
     """Settings of dynamic sparse training."""
 
     points: ClassVar[tuple[str, ...]] = ("frequency", "end")
@@ -66,6 +67,7 @@ class Settings(densities.Densities):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_aim()
         if not 0 < self.alpha < 1:
             raise UsageError(
                 f"alpha is the share of weights that are dropped at first, 0 < alpha < 1, not {self.alpha}"
@@ -90,18 +92,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         )
     scope = prunable(replicate, settings)
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
-    masks = [
-        lab.prune(
-            replicate.task,
-            initial,
-            scope,
-            density=density,
-            score="random",
-            distribution=settings.distribution,
-            seed=seeds.mask,
-        )
-        for density in settings.targets
-    ]
+    chosen = {"score": "random", "distribution": settings.distribution}
+    masks = [drawn(replicate, initial, scope, share, settings.aim, **chosen) for share in settings.targets]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
@@ -110,13 +102,13 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         own = replace(replicate, recipe=_stretched(lab, replicate.begun(mask), settings))
         begun = own.begun(mask)
         moves = _moves(settings, whole, begun.total)
-        chain = [lab.train(begun.until(min(moves)), label=f"density {density:g} from step 0", measure=False)]
+        chain = [lab.train(begun.until(min(moves)), label=f"{settings.aim or 'density'} {density:g} from step 0", measure=False)]
         for step, after in pairwise([*moves, begun.total]):
             before = chain[-1]
             still = own.onward(before, step, optimizer=before, mask=mask)
             mask = moved_mask(lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow)
             segment = own.onward(before, step + settings.gradients, optimizer=before, mask=mask, last=after)
-            label = f"density {density:g} from step {step}"
+            label = f"{settings.aim or 'density'} {density:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=after == begun.total))
         *searched, result = chain
         return Found(
@@ -129,6 +121,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             tuple(searched),
             behind=result.segment.first,
             gradients=settings.gradients * len(moves),
+            aim=settings.aim,
         )
 
     pieces = zip(settings.targets, masks, strict=True)

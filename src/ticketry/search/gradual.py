@@ -84,7 +84,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = segment.until(after)
             if step == last:
                 segment = stretched(lab, segment, chain, settings.budget)
-            label = f"density {schedule[last]:g} from step {step}"
+            label = f"{settings.aim or 'density'} {schedule[last]:g} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return replace(
@@ -95,6 +95,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             searched=tuple(searched),
             behind=last,
             pattern=settings.pattern,
+            aim=settings.aim,
         )
 
     yield from replicate.side_by_side(member, schedules)

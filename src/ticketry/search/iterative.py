@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
+from ticketry.search.common.aims import Aimed
 from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import ScoredParts, check_score, prunable, pruned, shrinks
@@ -40,7 +41,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Restructuring, ScoredParts, Budgeted):
+class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
     """Settings of iterative magnitude pruning."""
 
     rewind: str = "0"
@@ -51,6 +52,10 @@ class Settings(Restructuring, ScoredParts, Budgeted):
     """How many times; 0.8^10 leaves 10.7 % of the weights."""
     density: float | None = None
     """Fraction of weights kept at the last level, instead of levels."""
+    flops: tuple[float, ...] = ()
+    """Share of the dense network's multiplications (of the layers that are pruned) that the last level's ticket takes,
+    such as 0.25 or 25%, in place of density: the budget shrinks by rate from level to level. Several are the budgets of
+    all levels. Each weight is charged as many as there are places it is applied at, and the most score is kept."""
     sparsity: float | None = None
     """Fraction removed at the last level, instead of density."""
     densities: tuple[float, ...] = ()
@@ -67,6 +72,7 @@ class Settings(Restructuring, ScoredParts, Budgeted):
             raise UsageError(f"rate is a share of the remaining weights, 0 < rate < 1, not {self.rate}")
         if not 0 < self.levels <= _MOST_LEVELS:
             raise UsageError(f"levels must lie in 1 … {_MOST_LEVELS}, not {self.levels}")
+        self.check_aim()
         self.check_masks(level_densities(self))
 
     @property
@@ -80,11 +86,13 @@ class Settings(Restructuring, ScoredParts, Budgeted):
 
 
 def level_densities(settings: Settings) -> tuple[float, ...]:
-    """The density of each level from 1 on, falling.
+    """The density of each level from 1 on, falling; of settings with a budget the share of that, see `Aimed`.
 
     Raises:
         UsageError: if more than one of densities, density and sparsity is given, or they do not fall.
     """
+    if len(settings.shares) > 1:
+        return settings.shares
     if settings.densities:
         if settings.density is not None or settings.sparsity is not None:
             raise UsageError("densities names every level: leave density and sparsity away")
@@ -93,15 +101,18 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
             raise UsageError(f"densities must fall from level to level: {', '.join(map(str, asked))}")
         return tuple(asked)
     by_rate = (_clean((1 - settings.rate) ** level) for level in range(1, _MOST_LEVELS + 1))
-    if settings.density is None and settings.sparsity is None:
+    if settings.shares:
+        last = settings.shares[0]
+    elif settings.density is None and settings.sparsity is None:
         return tuple(next(by_rate) for _ in range(settings.levels))
-    last = _clean(check_density(settings.density, settings.sparsity))
+    else:
+        last = _clean(check_density(settings.density, settings.sparsity))
     found: list[float] = []
     for density in by_rate:
         if density <= last * (1 + 1e-9):
             return (*found, last)
         found.append(density)
-    raise UsageError(f"density {last:g} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+    raise UsageError(f"{settings.aim or 'density'} {last:g} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
 
 
 @on_replicate
@@ -111,6 +122,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     check_structure_score(settings)
     retrain = settings.how_retrained
     check_rates(retrain, replicate.recipe.schedule)
+    prunable(replicate, settings)  # so is a budget that cannot be met
     full = replicate.whole
     needed = full.total + settings.tickets() * own_steps(retrain, full.at(settings.rewind), full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind",))
@@ -135,7 +147,7 @@ class _Tickets:
             segment = self._segment(mask, trained, shrunk=shrinks(self._settings))
             ahead = (self._settings.tickets() - level) * segment.steps
             trained = self._replicate.lab.train(segment, label=f"level {level} ticket", ahead=ahead)
-            yield replace(self._dense, level=level, mask=mask, result=trained, pattern=self._settings.pattern)
+            yield replace(self._dense, level=level, mask=mask, result=trained, pattern=self._settings.pattern, aim=self._settings.aim)
 
     def structured(self) -> Iterator[Found]:
         """Each level's ticket has a mask made of the one that the next level goes on from; both are trained."""

@@ -96,7 +96,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     def member(level: int, density: float) -> Found:
         mask, how = given(own, dense, pruned(own, dense, scope, density, settings), settings)
         segment = own.retrained(mask, retrain=retrain, rewound=rewound, trained=dense, shrunk=shrinks(settings))
-        result = own.lab.train(segment, label=f"density {density:g}")
+        result = own.lab.train(segment, label=f"{settings.aim or 'density'} {density:g}")
         return replace(
             begun,
             level=level,
@@ -106,6 +106,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             behind=step if retrain in REWINDING else own.whole.total,
             structured=how,
             pattern=settings.pattern,
+            aim=settings.aim,
         )
 
     yield from replicate.side_by_side(member, settings.targets)

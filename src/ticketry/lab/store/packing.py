@@ -165,7 +165,7 @@ class _Chosen:
         }
         for path in self.store.paths.memo_files():
             kind = path.parent.parent.name
-            if kind == "sizes" and path.stem in tasks:
+            if kind in ("sizes", "prices") and path.stem in tasks:
                 yield path, kind, set()
             if kind in _OF_MASKS and (known := self.store.memo(kind, path.stem)):
                 blobs = {known[name] for name in ("mask", "plan") if name in known}

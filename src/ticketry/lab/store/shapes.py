@@ -103,6 +103,15 @@ class _Kernels(msgspec.Struct):
             raise ValueError("it tells a share or a reason")
 
 
+_Weight = tuple[Annotated[int, Meta(ge=1)], _Count]
+
+
+class _Prices(msgspec.Struct):
+    """What one weight of each layer costs, and how many it has."""
+
+    layers: dict[str, _Weight]
+
+
 ANSWERS: dict[str, Any] = {
     "masks": _Mask,
     "plans": _Plan,
@@ -116,6 +125,7 @@ ANSWERS: dict[str, Any] = {
     "left-out": _LeftOut,
     "again": _Again,
     "kernels": _Kernels,
+    "prices": _Prices,
 }
 """Kind of answer -> what it holds; others may hold anything."""
 

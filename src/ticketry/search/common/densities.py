@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import Self
 
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
+from ticketry.search.common.aims import Aimed, aim_of
 from ticketry.search.common.budget import Budgeted
 from ticketry.search.common.scope import Scored, ScoredParts, Sparing
 from ticketry.step import Step
@@ -26,7 +27,9 @@ class Targets(Sparing, Budgeted):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The densities asked for, falling."""
+        """The densities asked for, falling; or the shares of a budget, see `Aimed`."""
+        if isinstance(self, Aimed) and self.aim:
+            return self.shares
         if self.density and self.sparsity:
             raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
         removed = [check_density(sparsity=share) for share in self.sparsity]
@@ -41,7 +44,8 @@ class Targets(Sparing, Budgeted):
 
     def only(self, level: int) -> Self:
         """The settings that find the ticket of this level alone: the same one, for each density has its own search."""
-        return replace(self, density=(self.targets[level - 1],), sparsity=())
+        own: Any = {aim_of(self) or "density": (self.targets[level - 1],)}
+        return replace(self, **{"density": (), "sparsity": (), **own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,12 @@ class Densities(Targets):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightSettings(Scored, Densities):
+class WeightSettings(Aimed, Scored, Densities):
     """Densities to reach side by side, and how weights are chosen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_aim()
         self.check_score_settings()
 
 

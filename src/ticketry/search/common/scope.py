@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
 from ticketry.errors import UsageError
+from ticketry.search.common.aims import COUNTED, aim_of
 from ticketry.search.common.structure import structuring_in
 
 if TYPE_CHECKING:
@@ -151,13 +152,26 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
     """The parameters that the settings let a mask touch."""
     from ticketry.core.scope import scope
 
-    return scope(
+    chosen = scope(
         replicate.lab.model(replicate.task),
         spare=settings.spare,
         output=not settings.spare_output,
         first_conv=not settings.spare_first_conv,
         embeddings=settings.embeddings,
     )
+    if aim := aim_of(settings):
+        _check_budget(replicate, chosen, settings, COUNTED[aim])
+    return chosen
+
+
+def _check_budget(replicate: Replicate, scope: Scope, settings: Any, what: str) -> None:
+    """Tell a budget below the floor, and layers that have no price, before anything is trained."""
+    from ticketry.core.budget_masks import check_floor
+    from ticketry.lab.budget_masks import prices_of
+
+    prices = prices_of(replicate.lab, replicate.task, scope)
+    sizes = {name: value.numel() for name, value in scope.parameters(replicate.lab.model(replicate.task)).items()}
+    check_floor(sizes, prices, min(settings.shares), least=getattr(settings, "keep_at_least", 0), what=what)
 
 
 OF_CHANNELS = {"crop": "crop_gates", "snip": "snap"}
@@ -222,6 +236,8 @@ def pruned(
 ) -> str:
     """Digest of the stored mask of a density, chosen by a result's weights among those that `within` keeps.
 
+    Of settings with a budget `density` is the share of that, and the mask is one that spends it.
+
     A score that looks at examples sees a `Sample` of the training split, unless `more` names another. Of structured
     settings it is a mask of whole channels, of patterned ones a mask of the pattern.
     """
@@ -236,6 +252,10 @@ def pruned(
         more.setdefault("sample", Sample(seed=seeds.mask))
     if settings.keep_at_least:
         more.setdefault("keep_at_least", settings.keep_at_least)
+    if aim := aim_of(settings):
+        more |= {"score": settings.score, "distribution": settings.distribution}
+        more["weighed"] = not getattr(settings, "unweighed", False)
+        return drawn(replicate, trained, scope, density, aim, within=within, **more)
     if is_structured(settings):
         more |= {"structured": True, "score": _of_channels(settings.score)}
         if (multiple := getattr(settings, "multiple", 1)) != 1:
@@ -254,6 +274,22 @@ def pruned(
         seed=seeds.mask,
         **more,
     )
+
+
+def drawn(replicate: Replicate, weights: Result, scope: Scope, share: float, aim: str = "", **chosen: Any) -> str:
+    """Digest of the stored mask of a density, or of a share of the budget `aim`; remembered.
+
+    Args:
+        weights: that the score is of.
+        chosen: how weights are chosen, see `Lab.prune` and `lab.budget_masks.budget_mask`.
+    """
+    from ticketry.lab.budget_masks import budget_mask, prices_of
+
+    lab, task, seed = replicate.lab, replicate.task, replicate.seeds.mask
+    if not aim:
+        return lab.prune(task, weights, scope, density=share, seed=seed, **chosen)
+    prices = prices_of(lab, task, scope)
+    return budget_mask(lab, task, weights, scope, aim=aim, share=share, prices=prices, seed=seed, **chosen)
 
 
 def check_norms(replicate: Replicate, scope: Scope) -> None:

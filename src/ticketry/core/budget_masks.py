@@ -1,0 +1,230 @@
+"""Masks under a budget: most score for what weights cost, or layers' densities by a rule until the budget is spent.
+
+`core.budget` weighs each score against its price. The others here are what it is compared with, at the same budget and
+not at the same density: one threshold over all layers (global magnitude), uniform and ERK densities, random masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ticketry.core.allocate import allocate, layer_shares
+from ticketry.core.budget import allocate_multiplications
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import check_distribution, share_of
+from ticketry.core.prune import densities, measures_at_mask, scores_in
+from ticketry.core.scope import Scope
+from ticketry.core.score import Score, ScoreInputs, get
+from ticketry.core.score._measure import kept_batches
+from ticketry.core.seeds import generator
+from ticketry.errors import LayerCollapseError, UsageError
+
+Prices = Mapping[str, int]
+"""Parameter name -> what each of its weights costs, above 0."""
+
+
+def spent(mask: Mask, prices: Prices) -> int:
+    """What the weights that a mask keeps cost together."""
+    return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
+
+
+def allocate_budget(
+    scores: Mapping[str, Tensor],
+    prices: Prices,
+    share: float | str,
+    *,
+    distribution: str = "global",
+    weighed: bool = True,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
+    what: str = "multiplications",
+) -> Mask:
+    """The mask of a budget. A pure function of its arguments; ties go to the earlier weight.
+
+    Args:
+        scores: parameter name -> score of each weight.
+        prices: what a weight costs.
+        share: of the cost of all these weights together, 0 < share <= 1 or "25%"; never more is spent.
+        distribution: ``global``, or how the weights kept are spread over the layers, see `core.allocate`: then as many
+            are kept as the budget pays for.
+        weighed: of ``global``, whether each score is weighed against the price (most score for the budget), or the
+            highest scores are kept wherever they lie, as a density does.
+        within: a mask of the candidates.
+        keep_at_least: weights that every layer keeps, its best.
+        what: is counted, for errors.
+
+    Raises:
+        UsageError: for a share outside (0, 1].
+        LayerCollapseError: if a layer would be left empty, with the least share that does not; for a budget that does
+            not pay for `keep_at_least` weights in each layer, with the floor and the layer that makes most of it.
+    """
+    check_distribution(distribution)
+    wanted = share_of(share)
+    if not 0 < wanted <= 1:
+        raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
+    sizes = {name: score.numel() for name, score in scores.items()}
+    budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what)
+    if weighed and distribution == "global":
+        if any(bool((score < 0).any()) for score in scores.values()):
+            raise UsageError(f"scores below 0 cannot be weighed against {what}: add unweighed, or take another score")
+        if not keep_at_least:
+            return allocate_multiplications(scores, prices, wanted, within=within)
+        return _with_floors(scores, prices, budget, within, keep_at_least)
+    try:
+        return _by_rule(scores, prices, budget, distribution, within, keep_at_least)
+    except LayerCollapseError as error:
+        raise LayerCollapseError(f"{wanted:g} of the {what}, distribution {distribution}: {error}") from None
+
+
+def prune_to_budget(
+    model: nn.Module,
+    scope: Scope,
+    prices: Prices,
+    share: float,
+    *,
+    score: str | Score = "magnitude",
+    within: Mask | None = None,
+    iterations: int = 1,
+    schedule: str = "exponential",
+    regrow: bool = False,
+    inputs: ScoreInputs | None = None,
+    **rule: Any,
+) -> Mask:
+    """The mask of a budget by the scores of a model, in one cut or several, as `prune` makes that of a density.
+
+    Args:
+        iterations, schedule, regrow: as of `prune`; the shares on the way are of the budget.
+        inputs: what the score needs.
+        rule: of `allocate_budget`.
+    """
+    function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
+    if regrow and not measures_at_mask(function):
+        raise UsageError("regrow needs a score that tells what removed weights would be worth, by the option `at`")
+    if iterations > 1:
+        inputs = kept_batches(inputs, model)
+    initial = 1.0
+    if within is not None and iterations > 1:
+        initial = spent(within, prices) / sum(prices[name] * kept.numel() for name, kept in within.items())
+    mask = within
+    for target in densities(share, iterations, schedule, initial=initial):
+        seen = None if mask is within and not measures_at_mask(function) else mask
+        scores = scores_in(function, model, scope, seen, inputs)
+        mask = allocate_budget(scores, prices, target, within=within if regrow else mask, **rule)
+    assert mask is not None
+    return mask
+
+
+def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
+    """A random mask that costs as much as `like`, but for less than one weight; no layer is left empty.
+
+    Args:
+        distribution: of the weights over the layers: ``global`` (as chance has it), ``uniform`` or ``erk``.
+    """
+    scores = {
+        name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
+        for index, (name, shape) in enumerate(like.shapes.items())
+    }
+    return _by_rule(scores, prices, spent(like, prices), distribution, None, 1)
+
+
+def check_floor(sizes: Mapping[str, int], prices: Prices, share: float, *, least: int = 0, what: str) -> int:
+    """What a share of the cost of all weights is, in whole units; `LayerCollapseError` if it is below the floor.
+
+    Args:
+        sizes: weights of each layer.
+        least: weights that every layer keeps; at least one in any case.
+    """
+    least, total = max(least, 1), sum(prices[name] * size for name, size in sizes.items())
+    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
+    floors = {name: prices[name] * min(least, size) for name, size in sizes.items()}
+    floor = sum(floors.values())
+    if floor > budget:
+        dearest = max(floors, key=lambda name: floors[name])
+        weights = "one weight" if least == 1 else f"{least} weights"
+        raise LayerCollapseError(
+            f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
+            f" {_rounded_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
+            f" {floors[dearest]:,}: ask for that or more, or spare layers"
+        )
+    return budget
+
+
+def _rounded_up(part: int, total: int) -> float:
+    """A share in four digits, not below the exact one."""
+    scale = 10**4
+    while 1000 * total > part * scale and scale < 10**16:
+        scale *= 10
+    return float(Fraction(-(-part * scale // total), scale))
+
+
+def _with_floors(scores: Mapping[str, Tensor], prices: Prices, budget: int, within: Mask | None, least: int) -> Mask:
+    """Most score for the budget, once each layer has its best weights."""
+    rest, kept = {}, {}
+    for name in scores:
+        values = _candidates(scores, name, within)
+        best = values.argsort(descending=True, stable=True)[:least]
+        kept[name] = torch.zeros(len(values), dtype=torch.bool)
+        kept[name][best[values[best] > -torch.inf]] = True
+        rest[name] = values.masked_fill(kept[name], -torch.inf)
+    budget -= sum(prices[name] * int(flags.sum()) for name, flags in kept.items())
+    price = torch.cat([torch.full((len(values),), prices[name]) for name, values in rest.items()])
+    worth = torch.cat(list(rest.values())) / price
+    order = worth.argsort(descending=True, stable=True)
+    order = order[worth[order] > -torch.inf]
+    chosen = torch.zeros(len(price), dtype=torch.bool)
+    chosen[order[price[order].cumsum(0) <= budget]] = True
+    parts = torch.split(chosen, [len(values) for values in rest.values()])
+    return Mask({name: (kept[name] | part).reshape(scores[name].shape) for name, part in zip(rest, parts, strict=True)})
+
+
+def _by_rule(
+    scores: Mapping[str, Tensor], prices: Prices, budget: int, distribution: str, within: Mask | None, least: int
+) -> Mask:
+    """As many weights as the budget pays for, by a rule that takes no notice of prices."""
+    total = sum(score.numel() for score in scores.values())
+    count = _affordable(scores, prices, budget, distribution, within)
+    while True:
+        mask = allocate(scores, count / total, distribution=distribution, within=within, keep_at_least=least)
+        over = spent(mask, prices) - budget
+        if over <= 0:
+            return mask
+        count -= max(1, over // max(prices.values()))  # the floors of layers came on top, or a fraction was rounded up
+
+
+def _affordable(
+    scores: Mapping[str, Tensor], prices: Prices, budget: int, distribution: str, within: Mask | None
+) -> int:
+    """How many weights a rule can keep for the budget, without any floors."""
+    if distribution == "global":
+        values = torch.cat([_candidates(scores, name, within) for name in scores])
+        price = torch.cat([torch.full((score.numel(),), prices[name]) for name, score in scores.items()])
+        order = values.argsort(descending=True, stable=True)
+        costs = price[order[values[order] > -torch.inf]].cumsum(0)
+        return int(torch.searchsorted(costs, budget, right=True))
+    available = {name: score.numel() if within is None else int(within[name].sum()) for name, score in scores.items()}
+
+    def cost(count: int) -> int:
+        shares = layer_shares(scores, available, count, distribution, ())
+        return sum(prices[name] * kept for name, kept in shares.items())
+
+    return _last(lambda count: cost(count) <= budget, sum(available.values()))
+
+
+def _candidates(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
+    """Scores [n] in float64; of what is no candidate the lowest there is."""
+    values = scores[name].detach().cpu().flatten().double()
+    return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
+
+
+def _last(holds: Callable[[int], bool], most: int) -> int:
+    """The last number up to `most` for which something holds that holds for 0 and, once it does not, never again."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,0 +1,127 @@
+"""Masks under a budget: what weights cost in a task's network, and the masks that spend so much; remembered.
+
+A mask is a pure function of weights, scores, prices and budget. Prices are counted, not timed: the same budget gives the
+same mask on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from math import prod
+from typing import Any
+
+from ticketry.core.budget import counted, uses
+from ticketry.core.budget_masks import Prices, prune_to_budget
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope, scope_of_shapes
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.score import ScoreInputs, source_of
+from ticketry.errors import UsageError
+from ticketry.lab.costs.mask_cost import Seen
+from ticketry.lab.lab import Lab
+from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.store import digest_of
+from ticketry.lab.training.segment import Result, Segment
+from ticketry.tasks.task import Task
+
+
+def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
+    """Weight of each linear and convolution layer -> (multiplications of one of its elements, its elements).
+
+    In a call with one example. Remembered: a finished run is told again without any data.
+    """
+
+    def made() -> dict[str, Any]:
+        model = lab.model(task)
+        found = scope_of(model)
+        shapes = {name: tuple(value.shape) for name, value in found.parameters(model).items()}
+        known = counted(model, found)
+        layers = scope_of_shapes(model, {name: shapes[name] for name in known})
+        prices = uses(model, layers, lab.course(task).inputs(1)) if known else {}
+        return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
+
+    layers = lab.store.remembered("prices", digest_of(task.key()), made)["layers"]
+    return {name: (int(price), int(size)) for name, (price, size) in layers.items()}
+
+
+def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
+    """What each weight of these parameters costs: multiplications in a call with one example.
+
+    Raises:
+        UsageError: for a parameter that is no weight of a linear or convolution layer.
+    """
+    known, asked = multiplications(lab, task), list(names)
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(
+            f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}: spare them"
+            " (--spare), or ask for a density"
+        )
+    return {name: known[name][0] for name in asked}
+
+
+def dense_multiplications(lab: Lab, task: Task) -> int:
+    """All of them, in a call of the dense network with one example."""
+    return sum(price * size for price, size in multiplications(lab, task).values())
+
+
+def left_multiplications(lab: Lab, task: Task, mask: Mask) -> int:
+    """Those that a mask leaves, with those of layers that it does not touch."""
+    known = multiplications(lab, task)
+    kept = {name: int(mask[name].sum()) if name in mask else size for name, (_, size) in known.items()}
+    return sum(price * kept[name] for name, (price, _) in known.items())
+
+
+def multiplications_in(lab: Lab, segment: Segment) -> int:
+    """Of a call of the network that a segment trains, with one example."""
+    if segment.mask is None:
+        return dense_multiplications(lab, segment.task)
+    return left_multiplications(lab, segment.task, lab.store.get_mask(segment.mask))
+
+
+def budget_mask(
+    lab: Lab,
+    task: Task,
+    result: Result,
+    scope: Scope,
+    *,
+    aim: str,
+    share: float,
+    prices: Prices,
+    within: str | None = None,
+    sample: Sample | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> str:
+    """Digest of the stored mask of a budget, chosen by a result's weights. Remembered by its arguments.
+
+    Args:
+        aim: what the share is of, by the name of its setting.
+        within: digest of the mask of the candidates.
+        sample: the batches that the score sees, if it needs any.
+        settings: of `core.budget_masks.prune_to_budget`.
+    """
+
+    def made() -> Mask:
+        base = lab.store.get_mask(within) if within else None
+        model, inputs = lab.model(task, result), ScoreInputs(None, None, seed)
+        if sample is not None:
+            course, model = lab.course(task), model.to(lab.arithmetic(task).device)
+            inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
+        return prune_to_budget(model, scope, prices, share, within=base, inputs=inputs, **settings)
+
+    described = {
+        "state": result.model,
+        "within": within,
+        "scope": list(scope),
+        "budget": {"of": aim, "share": share, "prices": dict(prices)},
+        "seed": seed,
+        **settings,
+    }
+    if source := source_of(str(settings.get("score", ""))):
+        described |= {"source": source}
+    if sample is None:
+        return lab.remembered_mask(described, made)
+    described |= {"sample": asdict(sample), "task": dict(task.key())}
+    seen = Seen.of(sample.of(task), lab.sizes(task)["train"], settings)
+    return lab.remembered_mask(described, made, seen=seen, ready=lambda: lab.course(task))

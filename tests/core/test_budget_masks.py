@@ -1,0 +1,128 @@
+"""Masks under a budget: by rules, at random, in several cuts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.budget import allocate_multiplications, counted, uses
+from ticketry.core.budget_masks import allocate_budget, check_floor, prune_to_budget, random_of_cost, spent
+from ticketry.core.mask import Mask
+from ticketry.core.score import ScoreInputs
+from ticketry.errors import LayerCollapseError, UsageError
+
+SHAPES = {"a": (6, 3, 3, 3), "b": (8, 6), "c": (4, 8)}
+PRICES = {"a": 49, "b": 3, "c": 1}
+FULL = 49 * 162 + 3 * 48 + 32
+
+
+def scores(seed: int = 0) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(shape, generator=draw) for name, shape in SHAPES.items()}
+
+
+def slowly(kept: dict[str, torch.Tensor]) -> int:
+    """The cost of a mask, weight by weight."""
+    return sum(PRICES[name] for name, flags in kept.items() for flag in flags.flatten().tolist() if flag)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.8])
+def test_one_threshold_keeps_the_highest_scores_until_the_budget_is_spent(seed, share):
+    found, left, wanted = scores(seed), share * FULL, set()
+    for _, name, index in sorted(
+        ((-value, name, index) for name, values in found.items() for index, value in enumerate(values.flatten().tolist()))
+    ):
+        left -= PRICES[name]
+        if left < 0:
+            break
+        wanted.add((name, index))
+    mask = allocate_budget(found, PRICES, share, weighed=False)
+    kept = {(name, index) for name in mask for index in mask[name].flatten().nonzero()[:, 0].tolist()}
+    assert kept == wanted
+    assert spent(mask, PRICES) == slowly(dict(mask)) <= share * FULL
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk", "layerwise"])
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.9])
+def test_rules_spend_the_budget_but_for_less_than_two_of_the_dearest_weights(distribution, share):
+    mask = allocate_budget(scores(), PRICES, share, distribution=distribution)
+    assert share * FULL - 2 * 49 < slowly(dict(mask)) <= share * FULL
+    same = tk.allocate(scores(), mask.density, distribution=distribution)
+    assert mask == same  # of as many weights the rule makes this mask
+
+
+def test_of_equal_prices_a_budget_is_a_density():
+    prices = dict.fromkeys(SHAPES, 7)
+    for distribution in ("global", "uniform", "erk"):
+        mask = allocate_budget(scores(), prices, 0.5, distribution=distribution)
+        assert mask == tk.allocate(scores(), 0.5, distribution=distribution)
+
+
+def test_weighed_is_the_same_with_and_without_a_floor_that_is_met_anyway():
+    plain = allocate_budget(scores(), PRICES, 0.4)
+    assert plain == allocate_multiplications(scores(), PRICES, 0.4)
+    assert plain == allocate_budget(scores(), PRICES, 0.4, keep_at_least=1)
+
+
+def test_each_layer_keeps_its_best_where_it_is_asked_to():
+    found = scores()
+    found["a"] = found["a"] * 1e-3
+    with pytest.raises(LayerCollapseError, match="no weight in a"):
+        allocate_budget(found, PRICES, 0.02)
+    mask = allocate_budget(found, PRICES, 0.02, keep_at_least=2)
+    assert int(mask["a"].sum()) >= 2
+    assert set(found["a"].flatten().topk(2).indices.tolist()) <= set(mask["a"].flatten().nonzero()[:, 0].tolist())
+    assert slowly(dict(mask)) <= 0.02 * FULL
+
+
+def test_within_is_kept_to_by_every_rule():
+    within = Mask({name: value > 0.5 for name, value in scores().items()})
+    for distribution, weighed in (("global", True), ("global", False), ("uniform", True), ("erk", True)):
+        mask = allocate_budget(scores(), PRICES, 0.2, distribution=distribution, weighed=weighed, within=within)
+        assert mask & within == mask
+        assert slowly(dict(mask)) <= 0.2 * FULL
+
+
+@pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
+def test_a_random_mask_costs_as_much_and_keeps_other_densities(distribution):
+    ticket = allocate_budget(scores(), PRICES, 0.3)
+    mask = random_of_cost(ticket, PRICES, 4, distribution)
+    assert slowly(dict(ticket)) - 2 * 49 < slowly(dict(mask)) <= slowly(dict(ticket))
+    assert mask == random_of_cost(ticket, PRICES, 4, distribution) != random_of_cost(ticket, PRICES, 5, distribution)
+    assert all(bool(part.any()) for part in mask.values())
+    assert mask.kept != ticket.kept
+
+
+def test_below_the_floor_the_floor_and_what_makes_it_are_told():
+    sizes = {name: torch.Size(shape).numel() for name, shape in SHAPES.items()}
+    with pytest.raises(LayerCollapseError, match=r"least possible are 53 .* one weight in each of 3 layers.* a takes 49"):
+        check_floor(sizes, PRICES, 0.005, what="multiplications")
+    assert check_floor(sizes, PRICES, 0.0066, what="multiplications") == 53
+    with pytest.raises(LayerCollapseError, match="4 weights in each"):
+        allocate_budget(scores(), PRICES, 0.02, keep_at_least=4)
+
+
+@pytest.mark.parametrize(("share", "found"), [(0, None), (1.5, None), (0.5, -1.0)])
+def test_what_cannot_be_meant_is_refused(share, found):
+    given = {name: value if found is None else value + found for name, value in scores().items()}
+    with pytest.raises(UsageError):
+        allocate_budget(given, PRICES, share)
+
+
+def test_several_cuts_come_to_the_same_budget_each_by_the_scores_of_what_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    scope = tk.scope(model)
+    prices = uses(model, scope, torch.zeros(1, 3, 8, 8))
+    assert counted(model, scope) == list(prices)
+    full = sum(prices[name] * value.numel() for name, value in scope.parameters(model).items())
+    once = prune_to_budget(model, scope, prices, 0.3)
+    several = prune_to_budget(model, scope, prices, 0.3, iterations=4)
+    assert once == several  # magnitudes of what is left do not change
+    inputs = ScoreInputs([torch.zeros(1, 3, 8, 8)], None, 0)
+    flow = prune_to_budget(model, scope, prices, 0.3, score="synflow", iterations=3, keep_at_least=1, inputs=inputs)
+    for mask in (once, flow):
+        assert 0.3 * full - 36 < spent(mask, prices) <= 0.3 * full

@@ -1,0 +1,232 @@
+"""Searches for tickets of a budget: what they find costs what was asked for, and so do controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+import ticketry as tk
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.evidence.control import Drawing
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.request import request_of
+from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
+from ticketry.testing import check_search
+
+MODEL = "conv-2@0.0625"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "iterative": {"flops": 0.4, "rate": 0.5, "rewind": "3it"},
+    "oneshot": {"flops": (0.5, 0.3)},
+    "gradual": {"flops": 0.4, "frequency": "5it"},
+    "early": {"flops": 0.4, "when": "3it", "iterations": 3},
+    "acdc": {"flops": 0.4, "warmup": "3it", "phase": "4it", "end": "12it"},
+    "regularised": {"flops": 0.4},
+    "dynamic": {"flops": 0.4, "frequency": "5it"},
+}
+BUDGETS = {"iterative": (0.5, 0.4), "oneshot": (0.5, 0.3)}
+
+
+def task() -> tk.Task:
+    return tk.task("digits", model=MODEL)
+
+
+def slowly(model: nn.Module, image: torch.Tensor) -> int:
+    """Multiplications of a call by weights that are not 0: every product of every place, one after another."""
+    found, value = 0, image
+    for module in (one for one in model.modules() if not list(one.children())):
+        if isinstance(module, nn.Conv2d):
+            padded = pad(value, [module.padding[1]] * 2 + [module.padding[0]] * 2)
+            assert module.stride == (1, 1)
+            assert module.groups == 1
+            for row in range(padded.shape[2] - module.kernel_size[0] + 1):
+                for _ in range(padded.shape[3] - module.kernel_size[1] + 1):
+                    assert row >= 0
+                    found += int((module.weight != 0).sum())
+        elif isinstance(module, nn.Linear):
+            found += int((module.weight != 0).sum())
+        value = module(value)
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_tickets_cost_what_was_asked_for(name: str, tmp_path: Path) -> None:
+    method = tk.search.method(name)
+    settings = settings_of(SETTINGS[name], method.Settings, what=name)[0]
+    with tk.Lab(tmp_path) as lab:
+        found = method(lab, task(), settings, recipe=task().recipe.changed(length="16it"))[0]
+        full, dearest = dense_multiplications(lab, task()), max(one for one, _ in multiplications(lab, task()).values())
+        for share, ticket in zip(BUDGETS.get(name, (0.4,)), found[1:], strict=True):
+            assert ticket.mask is not None
+            assert ticket.aim == "flops"
+            mask = lab.store.get_mask(ticket.mask)
+            model = lab.model(task())
+            mask.apply_(model)
+            with torch.no_grad():
+                counted = slowly(model, torch.zeros(1, 1, 8, 8))
+            assert counted == left_multiplications(lab, task(), mask)
+            assert share * full - 2 * dearest < counted <= share * full
+
+
+def test_contract(tmp_path: Path) -> None:
+    """Killed and run again it goes on; the same seeds give the same bits."""
+    settings = tk.search.iterative.Settings(flops=(0.6, 0.4), rewind="5it")
+    check_search("iterative", tmp_path, settings=settings, task=task())
+
+
+def test_the_next_budget_is_among_what_is_left_and_the_mask_is_that_of_prune(tmp_path: Path) -> None:
+    settings = tk.search.iterative.Settings(flops=(0.5, 0.4))
+    with tk.Lab(tmp_path) as lab:
+        dense, first, second = tk.search.iterative(lab, task(), settings, recipe=task().recipe.changed(length="9it"))[0]
+        masks = [lab.store.get_mask(str(one.mask)) for one in (first, second)]
+        assert masks[0] & masks[1] == masks[1]
+        x = torch.zeros(1, 1, 8, 8)
+        assert masks[0] == tk.prune(lab.model(task(), dense.result), flops=0.5, example_inputs=x)
+
+
+def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path: Path) -> None:
+    controls = ("shuffled", "random_prune", "dense_of_flops", "dense_of_flops:conv-4")
+    run = tk.run(
+        *("iterative", task()),
+        **{"flops": (0.5, 0.3), "replicates": 2, "store": tmp_path, "recipe": {"length": "12it"}},
+        controls=controls,
+    )
+    points = {(one.level, one.role): one for one in run.record.points if one.replicate == 0}
+    with tk.Lab(tmp_path) as lab:
+        dearest = max(one for one, _ in multiplications(lab, task()).values())
+        assert points[0, "dense"].multiplications == dense_multiplications(lab, task())
+        for level in (1, 2):
+            ticket = points[level, "ticket"]
+            assert points[level, "shuffled"].multiplications == ticket.multiplications
+            assert 0 <= ticket.multiplications - points[level, "random_prune"].multiplications < 2 * dearest
+            assert points[level, "random_prune"].kept != ticket.kept
+            for role in controls[2:]:
+                rival = points[level, role]
+                model = tk.task("digits", model=rival.model).build()
+                with torch.no_grad():
+                    assert slowly(model, torch.zeros(1, 1, 8, 8)) == rival.multiplications >= ticket.multiplications
+                assert rival.budget == ticket.budget
+                assert rival.model.startswith("conv-4@" if ":" in role else "conv-2@")
+                base, _, width = rival.model.partition("@")
+                narrower = tk.task("digits", model=f"{base}@{float(width) - (0.001 if ':' in role else 0.0000625):.7g}")
+                assert dense_multiplications(lab, narrower) < ticket.multiplications
+    assert not run.record.verdict_error
+    assert {one.role for one in run.verdicts[0].comparisons} == {"dense", *controls}
+    again = tk.run(
+        *("iterative", task()),
+        **{"flops": (0.5, 0.3), "replicates": 2, "store": tmp_path, "recipe": {"length": "12it"}},
+        controls=controls,
+    )
+    assert again.now["segments_trained"] == 0
+    assert again.record == run.record
+
+
+def test_a_ticket_of_a_budget_is_verified_beside_dense_networks_of_its_cost(tmp_path: Path) -> None:
+    run = tk.run(
+        *("iterative", task()),
+        **{"flops": 0.7, "rate": 0.3, "replicates": 1, "controls": (), "store": tmp_path, "recipe": {"length": "8it"}},
+    )
+    ticket = run.tickets[-1].path
+    told = tk.verify(ticket, store=tmp_path, seeds=2, interim=(), controls=("random_prune", "dense_of_flops"))
+    networks = {one.role: one for one in told.networks}
+    assert networks["dense_of_flops"].model.startswith("conv-2@")
+    assert networks["dense_of_flops"].budget == networks["ticket"].budget
+    about = tk.verify(ticket, store=tmp_path, seeds=2, about="procedure", controls=("uniform", "erk", "dense_of_flops"))
+    assert {one.role for one in about.networks} == {"ticket", "dense", "uniform", "erk", "dense_of_flops"}
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "iterative": ({"levels": 2, "rewind": "3it"}, "iterative-digits-5c60e6c0"),
+    "oneshot": ({"density": (0.5, 0.2)}, "oneshot-digits-3f42e808"),
+    "gradual": ({"density": 0.2}, "gradual-digits-235e1123"),
+    "early": ({"density": 0.2}, "early-digits-13329e9f"),
+    "acdc": ({"density": 0.2}, "acdc-digits-ec3e6b4f"),
+    "dynamic": ({"density": 0.2}, "dynamic-digits-916639e5"),
+    "regularised": ({"density": 0.2}, "regularised-digits-905df519"),
+    "l0": ({"density": 0.2}, "l0-digits-09c8481a"),
+}
+"""Of runs of before there were budgets, as they were called then."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_by_density_are_called_what_they_were(name: str) -> None:
+    given, called = NAMES[name]
+    settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
+    assert request_of(name, "digits", settings).name == called
+
+
+MASKS = ("30aa10d7", "4248d4bb", "5b9b1954", "67215593", "83d41d54", "a8bed131", "e46be684", "e5c689fc")
+"""Keys of the masks of two short searches, as they were before there were budgets."""
+
+
+def test_masks_by_density_have_the_keys_that_they_had(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"store": tmp_path, "replicates": 1, "recipe": {"length": "16it"}, "precision": "fp32"}
+    controls = ["shuffled", "random_prune"]
+    tk.run("iterative", levels=1, rewind="3it", controls=controls, **common)
+    run = tk.run("dynamic", density=0.2, frequency="5it", controls=controls, **common)
+    assert sorted(path.stem[:8] for path in (tmp_path / "memo" / "masks").rglob("*.json")) == sorted(MASKS)
+    assert all(one.multiplications is None for one in run.record.points)
+
+
+def test_another_budget_is_another_key(tmp_path: Path) -> None:
+    names = set()
+    for settings in ({"flops": 0.5}, {"flops": 0.4}, {"flops": 0.5, "unweighed": True}, {"density": 0.5}):
+        chosen = settings_of(settings, tk.search.oneshot.Settings, what="")[0]
+        names.add(request_of("oneshot", "digits", chosen).name)
+        with tk.Lab(tmp_path) as lab:
+            tk.search.oneshot(lab, task(), chosen, recipe=task().recipe.changed(length="4it"))
+    assert len(names) == 4
+    assert len(list((tmp_path / "memo" / "masks").rglob("*.json"))) == 4
+
+
+# -- what cannot be meant ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("oneshot", {"flops": 0.5, "density": 0.1}, "either density or flops"),
+        ("iterative", {"flops": 0.5, "densities": (0.5,)}, "either densities or flops"),
+        ("oneshot", {"flops": 25}, "25 %\\? write 25% or 0.25"),
+        ("oneshot", {"flops": 0.5, "structured": True}, "leave structured away"),
+        ("oneshot", {"flops": 0.5, "pattern": "4x1"}, "leave pattern away"),
+        ("oneshot", {"density": 0.5, "unweighed": True}, "unweighed is of a budget"),
+        ("oneshot", {"flops": 0.5, "unweighed": True, "distribution": "erk"}, "one ranking"),
+        ("oneshot", {"flops": (0.5, 0.5)}, "each share once"),
+        ("continuous", {"flops": 0.5}, "cannot aim at .* these methods can: .*iterative.*oneshot"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(method: str, settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        tk.run(method, task(), store=tmp_path, **settings)
+    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_budget_below_the_floor_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(LayerCollapseError, match=r"one weight in each of 5 layers, of which features.0.weight takes"):
+        tk.run("iterative", task(), flops=0.0001, store=tmp_path)
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="dense_of_flops:conv-99"):
+        tk.run(
+            *("oneshot", task()),
+            **{"flops": 0.5, "store": tmp_path, "recipe": {"length": "2it"}, "replicates": 1},
+            controls=("dense_of_flops:conv-99",),
+        )
+
+
+def test_a_control_that_costs_more_is_refused() -> None:
+    from ticketry.core.mask import Mask
+    from ticketry.evidence.controls import _drawn
+
+    ticket = Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, False])})
+    made = _drawn("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
+    assert made.kept >= 2
