@@ -33,7 +33,11 @@ def slowly(kept: dict[str, torch.Tensor]) -> int:
 def test_one_threshold_keeps_the_highest_scores_until_the_budget_is_spent(seed, share):
     found, left, wanted = scores(seed), share * FULL, set()
     for _, name, index in sorted(
-        ((-value, name, index) for name, values in found.items() for index, value in enumerate(values.flatten().tolist()))
+        (
+            (-value, name, index)
+            for name, values in found.items()
+            for index, value in enumerate(values.flatten().tolist())
+        )
     ):
         left -= PRICES[name]
         if left < 0:
@@ -98,7 +102,9 @@ def test_a_random_mask_costs_as_much_and_keeps_other_densities(distribution):
 
 def test_below_the_floor_the_floor_and_what_makes_it_are_told():
     sizes = {name: torch.Size(shape).numel() for name, shape in SHAPES.items()}
-    with pytest.raises(LayerCollapseError, match=r"least possible are 53 .* one weight in each of 3 layers.* a takes 49"):
+    with pytest.raises(
+        LayerCollapseError, match=r"least possible are 53 .* one weight in each of 3 layers.* a takes 49"
+    ):
         check_floor(sizes, PRICES, 0.005, what="multiplications")
     assert check_floor(sizes, PRICES, 0.0066, what="multiplications") == 53
     with pytest.raises(LayerCollapseError, match="4 weights in each"):

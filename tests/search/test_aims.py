@@ -90,48 +90,39 @@ def test_the_next_budget_is_among_what_is_left_and_the_mask_is_that_of_prune(tmp
 
 def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path: Path) -> None:
     controls = ("shuffled", "random_prune", "dense_of_flops", "dense_of_flops:conv-4")
-    run = tk.run(
-        *("iterative", task()),
-        **{"flops": (0.5, 0.3), "replicates": 2, "store": tmp_path, "recipe": {"length": "12it"}},
-        controls=controls,
-    )
+    common: dict[str, Any] = {"controls": controls, "store": tmp_path, "replicates": 2, "recipe": {"length": "8it"}}
+    run = tk.run("iterative", task(), flops=0.3, rate=0.7, **common)
     points = {(one.level, one.role): one for one in run.record.points if one.replicate == 0}
     with tk.Lab(tmp_path) as lab:
         dearest = max(one for one, _ in multiplications(lab, task()).values())
         assert points[0, "dense"].multiplications == dense_multiplications(lab, task())
-        for level in (1, 2):
-            ticket = points[level, "ticket"]
-            assert points[level, "shuffled"].multiplications == ticket.multiplications
-            assert 0 <= ticket.multiplications - points[level, "random_prune"].multiplications < 2 * dearest
-            assert points[level, "random_prune"].kept != ticket.kept
-            for role in controls[2:]:
-                rival = points[level, role]
-                model = tk.task("digits", model=rival.model).build()
-                with torch.no_grad():
-                    assert slowly(model, torch.zeros(1, 1, 8, 8)) == rival.multiplications >= ticket.multiplications
-                assert rival.budget == ticket.budget
-                assert rival.model.startswith("conv-4@" if ":" in role else "conv-2@")
-                base, _, width = rival.model.partition("@")
-                narrower = tk.task("digits", model=f"{base}@{float(width) - (0.001 if ':' in role else 0.0000625):.7g}")
-                assert dense_multiplications(lab, narrower) < ticket.multiplications
+        ticket = points[1, "ticket"]
+        assert points[1, "shuffled"].multiplications == ticket.multiplications
+        assert 0 <= ticket.multiplications - points[1, "random_prune"].multiplications < 2 * dearest
+        assert points[1, "random_prune"].kept != ticket.kept
+        for role in controls[2:]:
+            rival = points[1, role]
+            model = tk.task("digits", model=rival.model).build()
+            with torch.no_grad():
+                assert slowly(model, torch.zeros(1, 1, 8, 8)) == rival.multiplications >= ticket.multiplications
+            assert rival.budget == ticket.budget
+            base, _, width = rival.model.partition("@")
+            assert base == ("conv-4" if ":" in role else "conv-2")
+            narrower = f"{base}@{float(width) - (0.001 if ':' in role else 0.000063):.6f}"
+            assert dense_multiplications(lab, tk.task("digits", model=narrower)) < ticket.multiplications
     assert not run.record.verdict_error
     assert {one.role for one in run.verdicts[0].comparisons} == {"dense", *controls}
-    again = tk.run(
-        *("iterative", task()),
-        **{"flops": (0.5, 0.3), "replicates": 2, "store": tmp_path, "recipe": {"length": "12it"}},
-        controls=controls,
-    )
+    again = tk.run("iterative", task(), flops=0.3, rate=0.7, **common)
     assert again.now["segments_trained"] == 0
     assert again.record == run.record
 
 
+@pytest.mark.slow
 def test_a_ticket_of_a_budget_is_verified_beside_dense_networks_of_its_cost(tmp_path: Path) -> None:
-    run = tk.run(
-        *("iterative", task()),
-        **{"flops": 0.7, "rate": 0.3, "replicates": 1, "controls": (), "store": tmp_path, "recipe": {"length": "8it"}},
-    )
+    common: dict[str, Any] = {"controls": (), "store": tmp_path, "replicates": 1, "recipe": {"length": "8it"}}
+    run = tk.run("iterative", task(), flops=0.7, rate=0.3, **common)
     ticket = run.tickets[-1].path
-    told = tk.verify(ticket, store=tmp_path, seeds=2, interim=(), controls=("random_prune", "dense_of_flops"))
+    told = tk.verify(ticket, store=tmp_path, seeds=2, controls=("random_prune", "dense_of_flops"))
     networks = {one.role: one for one in told.networks}
     assert networks["dense_of_flops"].model.startswith("conv-2@")
     assert networks["dense_of_flops"].budget == networks["ticket"].budget
@@ -215,12 +206,9 @@ def test_a_budget_below_the_floor_is_told_before_anything_is_trained(tmp_path: P
 
 
 def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"store": tmp_path, "recipe": {"length": "2it"}, "replicates": 1}
     with pytest.raises(UsageError, match="dense_of_flops:conv-99"):
-        tk.run(
-            *("oneshot", task()),
-            **{"flops": 0.5, "store": tmp_path, "recipe": {"length": "2it"}, "replicates": 1},
-            controls=("dense_of_flops:conv-99",),
-        )
+        tk.run("oneshot", task(), flops=0.5, controls=("dense_of_flops:conv-99",), **common)
 
 
 def test_a_control_that_costs_more_is_refused() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate, layer_shares
 from ticketry.core.budget import allocate_multiplications
+from ticketry.core.costs.allocation import Flat
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
 from ticketry.core.prune import densities, measures_at_mask, scores_in
@@ -70,8 +71,6 @@ def allocate_budget(
     sizes = {name: score.numel() for name, score in scores.items()}
     budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what)
     if weighed and distribution == "global":
-        if any(bool((score < 0).any()) for score in scores.values()):
-            raise UsageError(f"scores below 0 cannot be weighed against {what}: add unweighed, or take another score")
         if not keep_at_least:
             return allocate_multiplications(scores, prices, wanted, within=within)
         return _with_floors(scores, prices, budget, within, keep_at_least)
@@ -164,22 +163,9 @@ def _rounded_up(part: int, total: int) -> float:
 
 def _with_floors(scores: Mapping[str, Tensor], prices: Prices, budget: int, within: Mask | None, least: int) -> Mask:
     """Most score for the budget, once each layer has its best weights."""
-    rest, kept = {}, {}
-    for name in scores:
-        values = _candidates(scores, name, within)
-        best = values.argsort(descending=True, stable=True)[:least]
-        kept[name] = torch.zeros(len(values), dtype=torch.bool)
-        kept[name][best[values[best] > -torch.inf]] = True
-        rest[name] = values.masked_fill(kept[name], -torch.inf)
-    budget -= sum(prices[name] * int(flags.sum()) for name, flags in kept.items())
-    price = torch.cat([torch.full((len(values),), prices[name]) for name, values in rest.items()])
-    worth = torch.cat(list(rest.values())) / price
-    order = worth.argsort(descending=True, stable=True)
-    order = order[worth[order] > -torch.inf]
-    chosen = torch.zeros(len(price), dtype=torch.bool)
-    chosen[order[price[order].cumsum(0) <= budget]] = True
-    parts = torch.split(chosen, [len(values) for values in rest.values()])
-    return Mask({name: (kept[name] | part).reshape(scores[name].shape) for name, part in zip(rest, parts, strict=True)})
+    flat = Flat.of(scores, within)
+    each = tuple(torch.full((score.numel(),), prices[name], dtype=torch.int64) for name, score in scores.items())
+    return flat.mask(flat.taken(each, budget, least)[0])
 
 
 def _by_rule(

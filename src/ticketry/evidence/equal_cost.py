@@ -45,21 +45,23 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask) -> Task:
         raise UsageError(f"{role}: the network of the task {task.name} has no other widths: leave this control out")
     widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)
 
-    def of_width(width: Fraction) -> Task:
+    def of_steps(steps: int) -> Task:
+        """The task with the network that is so many steps wide."""
         assert task.spec is not None
+        width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # as names write it
         try:
             return catalogue.make(replace(task.spec, model=str(NetworkName(base.base, width))))
         except TaskError as error:
             raise UsageError(f"{role}: {error}") from None
 
-    whole = of_width(widest)
+    whole = of_steps(STEPS)
     if dense_multiplications(lab, whole) < wanted:
         raise UsageError(
             f"{role}: {whole.key()['model']} takes {dense_multiplications(lab, whole):,} multiplications, fewer than"
             f" the ticket's {wanted:,}: name a network that is dearer at its full width"
         )
-    found = _least(lambda steps: dense_multiplications(lab, of_width(widest * steps / STEPS)) >= wanted, STEPS)
-    return of_width(widest * found / STEPS)
+    found = _least(lambda steps: dense_multiplications(lab, of_steps(steps)) >= wanted, STEPS)
+    return of_steps(found)
 
 
 def train_dense_of_cost(

@@ -126,7 +126,11 @@ class ProcedureRivals:
     def _obstacle(self, role: str, one: Replicate) -> str:
         """Why there is no such control; an empty text if there is one."""
         if role in STATIC:
-            return "" if one.form.kind == WEIGHTS.kind else f"draws masks of single weights, and these are of {one.form.kind}"
+            return (
+                ""
+                if one.form.kind == WEIGHTS.kind
+                else f"draws masks of single weights, and these are of {one.form.kind}"
+            )
         if is_dense_rival(role):
             return ""
         if role == SMALL_DENSE:

@@ -64,7 +64,7 @@ class Points:
         self.rewind_step = 0
         self.retrain = ""
         self._counted = bool(aim_of(run.settings)) or any(map(is_dense_rival, run.controls))
-        """Whether multiplications are told: not where nothing was asked of them, so that older records stay as they are."""
+        """Whether multiplications are told: of other runs records stay as they are."""
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""

@@ -61,7 +61,9 @@ class SearchRequest:
         if self.control_densities and not self.controls:
             raise UsageError("control densities are given, but no controls")
         if self.control_densities and aim_of(self.settings):
-            raise UsageError(f"control densities are of a search by density, and this one is by {aim_of(self.settings)}")
+            raise UsageError(
+                f"control densities are of a search by density, and this one is by {aim_of(self.settings)}"
+            )
         planned = planned_densities(self)
         for density in self.control_densities:
             check_density(density)

@@ -1,7 +1,7 @@
 """Masks under a budget: what weights cost in a task's network, and the masks that spend so much; remembered.
 
-A mask is a pure function of weights, scores, prices and budget. Prices are counted, not timed: the same budget gives the
-same mask on every machine.
+A mask is a pure function of weights, scores, prices and budget. Prices are counted, not timed: the same budget gives
+the same mask on every machine.
 """
 
 from __future__ import annotations

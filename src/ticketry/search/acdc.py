@@ -72,7 +72,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = replicate.onward(before, step, mask=mask, last=after, optimizer=before if sparse else None)
             if step == last:
                 segment = stretched(lab, segment, chain, settings.budget)
-            label = f"{settings.aim or 'density'} {density:g} {'compressed' if sparse else 'decompressed'} from step {step}"
+            label = (
+                f"{settings.aim or 'density'} {density:g} {'compressed' if sparse else 'decompressed'} from step {step}"
+            )
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return Found(

@@ -102,7 +102,11 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         own = replace(replicate, recipe=_stretched(lab, replicate.begun(mask), settings))
         begun = own.begun(mask)
         moves = _moves(settings, whole, begun.total)
-        chain = [lab.train(begun.until(min(moves)), label=f"{settings.aim or 'density'} {density:g} from step 0", measure=False)]
+        chain = [
+            lab.train(
+                begun.until(min(moves)), label=f"{settings.aim or 'density'} {density:g} from step 0", measure=False
+            )
+        ]
         for step, after in pairwise([*moves, begun.total]):
             before = chain[-1]
             still = own.onward(before, step, optimizer=before, mask=mask)

@@ -112,7 +112,8 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
         if density <= last * (1 + 1e-9):
             return (*found, last)
         found.append(density)
-    raise UsageError(f"{settings.aim or 'density'} {last:g} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+    asked = f"{settings.aim or 'density'} {last:g}"
+    raise UsageError(f"{asked} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
 
 
 @on_replicate
@@ -147,7 +148,14 @@ class _Tickets:
             segment = self._segment(mask, trained, shrunk=shrinks(self._settings))
             ahead = (self._settings.tickets() - level) * segment.steps
             trained = self._replicate.lab.train(segment, label=f"level {level} ticket", ahead=ahead)
-            yield replace(self._dense, level=level, mask=mask, result=trained, pattern=self._settings.pattern, aim=self._settings.aim)
+            yield replace(
+                self._dense,
+                level=level,
+                mask=mask,
+                result=trained,
+                pattern=self._settings.pattern,
+                aim=self._settings.aim,
+            )
 
     def structured(self) -> Iterator[Found]:
         """Each level's ticket has a mask made of the one that the next level goes on from; both are trained."""
