@@ -21,6 +21,7 @@ from ticketry.report.figures import (
 from ticketry.report.figures.style import drawing
 from ticketry.report.subject import Subject, subject_of
 from ticketry.report.tables import rows
+from ticketry.report.tables.counted_cost import lines_of
 from ticketry.report.tables.measured_time import compared_panels, panels_of
 
 
@@ -89,6 +90,11 @@ def _times(subject: Subject) -> rows.Rows:
     return found
 
 
+def _frontier(subject: Subject) -> rows.Rows:
+    tasks = subject.by_task.values()
+    return [row for indices in tasks for row in rows.frontier_rows(subject.runs, lines_of(subject.runs, indices))]
+
+
 def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
     tables = {
         "points": rows.point_rows(subject.runs),
@@ -97,6 +103,7 @@ def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:
         "looks": rows.look_rows(subject.runs),
         "structure": rows.fit_rows(subject.runs),
         "times": _times(subject),
+        "frontier": _frontier(subject),
         "costs": rows.spent_rows(subject.runs),
         "methods": rows.method_rows(subject),
         "verdicts": rows.verdict_rows(subject.runs),

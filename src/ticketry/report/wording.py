@@ -27,6 +27,7 @@ _ROLES = {
     "uniform": "random masks, uniform",
     "erk": "random masks, ERK",
     "small_dense": "small dense network",
+    "dense_of_flops": "dense networks of equal cost",
     "dense_by_recipe": "dense, by the recipe",
     "dense_at_cost": "dense, at the whole cost",
     "dense_at_flops": "dense, at the same FLOPs",
@@ -92,6 +93,9 @@ class Style:
 
 def role_name(role: str) -> str:
     """A role in plain words; one that is not known is written as it is."""
+    kind, _, network = role.partition(":")
+    if network and kind in _ROLES:  # a kind of dense networks, and the one that is meant
+        return f"{_ROLES[kind]}: {network}"
     return _ROLES.get(role, role.replace("_", " "))
 
 

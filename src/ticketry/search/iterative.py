@@ -112,8 +112,8 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
         if density <= last * (1 + 1e-9):
             return (*found, last)
         found.append(density)
-    asked = f"{settings.aim or 'density'} {last:g}"
-    raise UsageError(f"{asked} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+    goal = f"{settings.aim or 'density'} {last:g}"
+    raise UsageError(f"{goal} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
 
 
 @on_replicate

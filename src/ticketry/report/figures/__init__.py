@@ -12,6 +12,7 @@ from ticketry.records.run import RunValues, read_run
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
+from ticketry.report.tables.counted_cost import is_counted
 from ticketry.report.tables.evidence import main_curve, quantities
 from ticketry.report.tables.masks import drawn_level, pictures
 from ticketry.report.tables.measured_time import Panel
@@ -25,6 +26,7 @@ except ImportError as error:
 
 from ticketry.report.figures import svg
 from ticketry.report.figures.costs import metric_by_cost, metric_by_spent, metric_by_time, steps_to_ticket
+from ticketry.report.figures.counted_cost import metric_by_multiplications
 from ticketry.report.figures.engine_times import time_by_density, time_by_engine
 from ticketry.report.figures.forest import forest, seeds
 from ticketry.report.figures.masks import density_by_layer, mask_pictures, structure_pictures
@@ -41,6 +43,7 @@ MOMENT, METRIC_BY_SPENT = "moment", "metric-by-whole-cost"
 FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
+METRIC_BY_MULTIPLICATIONS = "metric-by-multiplications"
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]
@@ -71,6 +74,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
     """The figures that a run has something for, by name."""
     alone = [Series("", 0, results)]
     return _made(
+        (METRIC_BY_MULTIPLICATIONS, is_counted(results) and alone, metric_by_multiplications),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
         (FIRST_LAYER, pictures(results), mask_pictures),
@@ -92,7 +96,9 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
     def having(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
+    counted = [one for one in series if is_counted(one.results)]
     return _made(
+        (METRIC_BY_MULTIPLICATIONS, counted, metric_by_multiplications),
         (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay),
         (METRIC_BY_SPENT, having(spent_points), metric_by_spent),
         (METRIC_BY_COST, having(cost_points), metric_by_cost),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 
 from ticketry.report.figures import (
+    Drawing,
     comparison_figures,
     drawn,
     run_figures,
@@ -23,6 +24,7 @@ from ticketry.report.html.blocks import Folded, PackedRows, PackedRun, Part, Pla
 from ticketry.report.html.markup import environment, html
 from ticketry.report.html.sections.comparison import comparison_section, methods_section, summary_section
 from ticketry.report.html.sections.costs import cost_section
+from ticketry.report.html.sections.frontier import frontier_section
 from ticketry.report.html.sections.gates import gates_section
 from ticketry.report.html.sections.masks import first_layer_section, layers_section, structure_section
 from ticketry.report.html.sections.networks import networks_section
@@ -66,7 +68,9 @@ def document(sections: Sequence[Section], head: Mapping[str, object], made_of: s
 
 def _single(subject: Subject, place: Place) -> Iterator[Section | None]:
     (results,) = subject.runs
-    own = _of_run(results, place)
+    drawings = drawn(run_figures(results))
+    yield frontier_section(subject, (0,), drawings, place)
+    own = _of_run(results, place, drawings)
     yield from itertools.islice(own, 2)  # results and verdicts; figures are numbered in the order of the page
     yield _timed(subject, (0,), place)
     yield from _evidence(subject, place)
@@ -76,9 +80,8 @@ def _single(subject: Subject, place: Place) -> Iterator[Section | None]:
     yield notes_section(subject.runs)
 
 
-def _of_run(results: Results, place: Place) -> Iterator[Section | None]:
+def _of_run(results: Results, place: Place, drawings: Mapping[str, Drawing]) -> Iterator[Section | None]:
     """What is told of a run by itself."""
-    drawings = drawn(run_figures(results))
     yield results_section(results, drawings, place)
     yield verdicts_section(results, place)
     yield layers_section(results, drawings, place)
@@ -96,7 +99,9 @@ def _several(subject: Subject, place: Place) -> Iterator[Section | None]:
     tasks = zip(subject.by_task.items(), comparison_figures(subject), strict=True)
     for number, ((task, indices), makers) in enumerate(tasks, start=1):
         where = place.within(f"task-{number}")
-        yield comparison_section(subject, task, indices, drawn(makers), where)
+        drawings = drawn(makers)
+        yield frontier_section(subject, indices, drawings, where)
+        yield comparison_section(subject, task, indices, drawings, where)
         yield _timed(subject, indices, where)
         yield methods_section(subject, task, indices, where)
     yield from _evidence(subject, place)
@@ -108,7 +113,7 @@ def _several(subject: Subject, place: Place) -> Iterator[Section | None]:
 
 def _run(subject: Subject, index: int, place: Place) -> Run | PackedRun:
     results = subject.runs[index]
-    blocks = [*_observed(results), *_of_run(results, place)]
+    blocks = [*_observed(results), *_of_run(results, place, drawn(run_figures(results)))]
     named = (f"run-{index + 1}", run_colour(index), subject.labels[index], results.run.name)
     if len(subject.runs) <= _MOST_RUNS:
         return Run(*named, blocks)

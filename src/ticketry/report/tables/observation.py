@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
+from ticketry.report.tables.counted_cost import asked_budget, cost_of
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.wording import Style, clean, percent, role_name, times
 
@@ -116,8 +117,11 @@ def _goodness(results: Results) -> Callable[[Group], float]:
 def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str:
     """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
     share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
+    place = f"{percent(shown.density)} % of the prunable weights{share}"
+    if asked_budget(results) and (cost := cost_of(results, shown)) is not None:
+        place = f"{percent(cost)} % of the multiplications ({percent(shown.density)} % of the prunable weights)"
     parts = [
-        f"At {percent(shown.density)} % of the prunable weights{share} the tickets reach "
+        f"At {place} the tickets reach "
         f"a test {clean(results.run.task.metric.words)} of {style.counted(shown.metric())}",
         f"the dense network reaches {style.counted(dense.metric())}",
     ]
