@@ -24,8 +24,7 @@ from ticketry.experiments.options import LabOptions
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.lab.remote.address import place_of
 from ticketry.records.schema import as_json
-from ticketry.search import ALIASES, Method, method, methods
-from ticketry.search.common.aims import check_aims
+from ticketry.search import ALIASES, Method, check_aims, method, methods
 from ticketry.tasks.images.facts import DATA_SETS
 from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from

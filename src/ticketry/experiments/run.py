@@ -27,8 +27,7 @@ from ticketry.records.speed import BenchRecord
 from ticketry.records.structure import Structure
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
-from ticketry.search import Method
-from ticketry.search.common.aims import check_aims
+from ticketry.search import Method, check_aims
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 

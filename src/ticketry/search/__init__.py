@@ -9,10 +9,14 @@ Nothing here imports torch when it is imported, so that ``ticketry --help`` answ
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.registry import Registry
+from ticketry.search.common.aims import COUNTED, Aimed
 from ticketry.search.common.method import Method
 
 if TYPE_CHECKING:
@@ -90,3 +94,14 @@ def methods() -> dict[str, Method[Any]]:
 def method(name: str) -> Method[Any]:
     """The method of this name or alias, or ``package.module:object``; `UsageError` if there is none."""
     return METHODS.get(name)
+
+
+def check_aims(chosen: Method[Any], names: Iterable[str]) -> None:
+    """Raises `UsageError` for a budget that is asked of a method that has none; it says which methods can."""
+    known = {field.name for field in fields(chosen.Settings)}
+    if missing := [name for name in names if name in COUNTED and name not in known]:
+        able = [name for name in METHODS.built_in if issubclass(METHODS.get(name).Settings, Aimed)]
+        raise UsageError(
+            f"{chosen.name} cannot aim at a share of the {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
+            f" from scores of weights at the end; these methods can: {', '.join(able)}"
+        )

@@ -11,10 +11,9 @@ from made_records import search_record
 from ticketry.records.run import read_run
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.counted_cost import at_equal_cost, counted_points, is_counted, lines_of
+from ticketry.report.tables.counted_cost import at_equal_cost, counted_points, frontier_rows, is_counted, lines_of
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Results
-from ticketry.report.tables.rows import frontier_rows
 
 FULL = 1000
 

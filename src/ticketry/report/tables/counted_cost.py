@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ticketry.records.network import DENSE, TICKET
 from ticketry.report.tables.results import Group, Results, Summary, summarise
+from ticketry.report.tables.rows import Rows
 
 DENSE_RIVAL = "dense_of_flops"
 """Dense networks of a ticket's cost; another network than the ticket's own stands after a colon."""
@@ -136,3 +137,23 @@ def at_equal_cost(results: Results, point: CountedPoint, runs: Sequence[Results]
     best = max(shared, key=lambda one: metric.sign * one.metric.mean)
     own, theirs = point.group.values(), best.group.values()
     return AtEqualCost(best, summarise(metric.sign * (own[r] - theirs[r]) for r in sorted(own.keys() & theirs.keys())))
+
+
+def frontier_rows(runs: Sequence[Results], lines: Sequence[Line]) -> Rows:
+    """Metric and multiplications of every point of the frontier."""
+    rows: Rows = []
+    for line in lines:
+        for point in line.points:
+            group, metric, (low, high) = point.group, point.metric, point.metric.interval or (None, None)
+            rows.append(
+                {
+                    "run": runs[line.run].run.name if line.run is not None else "",
+                    "role": group.role,
+                    "level": group.level,
+                    "density": group.density,
+                    "multiplications_by_dense": point.cost,
+                    "networks": " ".join(point.networks),
+                    **{"n": metric.n, "mean": metric.mean, "sd": metric.sd, "low": low, "high": high},
+                }
+            )
+    return rows

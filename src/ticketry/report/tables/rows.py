@@ -19,7 +19,6 @@ from ticketry.report.tables.costs import (
     spent_points,
     tickets_by_density,
 )
-from ticketry.report.tables.counted_cost import Line
 from ticketry.report.tables.evidence import differences
 from ticketry.report.tables.measured_time import Compared, Panel
 from ticketry.report.tables.results import Results, layer_profiles
@@ -371,23 +370,6 @@ def curve_rows(speeds: Sequence[SpeedRecord]) -> Rows:
         for speed in speeds
         for curve in speed.curves
         for point in curve.points
-    ]
-
-
-def frontier_rows(runs: Sequence[Results], lines: Sequence[Line]) -> Rows:
-    """Metric and multiplications of every point of the frontier."""
-    return [
-        {
-            "run": runs[line.run].run.name if line.run is not None else "",
-            "role": point.group.role,
-            **_told(point.group, "level density"),
-            "multiplications_by_dense": point.cost,
-            "networks": " ".join(point.networks),
-            **_told(point.metric, "n mean sd"),
-            **_ends("low high", point.metric.interval),
-        }
-        for line in lines
-        for point in line.points
     ]
 
 

@@ -5,15 +5,10 @@ Not to be taken for `--budget`, which is what a whole search may cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
-
-if TYPE_CHECKING:
-    from ticketry.search.common.method import Method
 
 COUNTED = {"flops": "multiplications"}
 """Setting -> what it is a share of."""
@@ -71,16 +66,3 @@ _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCT
 def aim_of(settings: object) -> str:
     """The budget that settings of any method name; empty for a density."""
     return settings.aim if isinstance(settings, Aimed) else ""
-
-
-def check_aims(method: Method, names: Iterable[str]) -> None:
-    """Raises `UsageError` for a budget that is asked of a method that has none; it says which methods can."""
-    known = {field.name for field in fields(method.Settings)}
-    if missing := [name for name in names if name in COUNTED and name not in known]:
-        from ticketry.search import METHODS
-
-        able = [name for name in METHODS.built_in if issubclass(METHODS.get(name).Settings, Aimed)]
-        raise UsageError(
-            f"{method.name} cannot aim at a share of the {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
-            f" from scores of weights at the end; these methods can: {', '.join(able)}"
-        )

@@ -9,9 +9,15 @@ from ticketry.report.figures import METRIC_BY_MULTIPLICATIONS, Drawing
 from ticketry.report.html.blocks import Cell, Place, Row, Section, Table, Text
 from ticketry.report.html.sections.results import bands
 from ticketry.report.subject import Subject
-from ticketry.report.tables.counted_cost import CountedPoint, Line, at_equal_cost, is_dense_rival, lines_of
+from ticketry.report.tables.counted_cost import (
+    CountedPoint,
+    Line,
+    at_equal_cost,
+    frontier_rows,
+    is_dense_rival,
+    lines_of,
+)
 from ticketry.report.tables.results import Results
-from ticketry.report.tables.rows import frontier_rows
 from ticketry.report.wording import NONE, Style, better, metric_label, percent, role_name
 
 
