@@ -153,7 +153,11 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[Line]) -> Rows:
                     "density": group.density,
                     "multiplications_by_dense": point.cost,
                     "networks": " ".join(point.networks),
-                    **{"n": metric.n, "mean": metric.mean, "sd": metric.sd, "low": low, "high": high},
+                    "n": metric.n,
+                    "mean": metric.mean,
+                    "sd": metric.sd,
+                    "low": low,
+                    "high": high,
                 }
             )
     return rows
