@@ -22,6 +22,8 @@ class LabKeywords(TypedDict, total=False):
     device: str
     precision: str
     threads: int
+    devices: int
+    norms: str
     kernels: str
     checkpoint_seconds: float
     log: str | Sequence[str]

@@ -35,7 +35,11 @@ class LabOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 or auto: bf16 for convolutional networks on processors that have it."""
     threads: int = 1
-    """CPU threads of one training; part of what decides its bits."""
+    """CPU threads of one training, or of each of its devices; part of what decides its bits."""
+    devices: int = 1
+    """Devices that train each network together, by DistributedDataParallel: processes with so many threads, or GPUs."""
+    norms: Literal["synchronised", "own"] = "synchronised"
+    """Of several devices: batch norms see the whole batch (synchronised), or each device's its part of it (own)."""
     kernels: Literal["auto", "dense", "sparse"] = "dense"
     """dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps."""
     checkpoint_seconds: float = 60.0
@@ -144,9 +148,11 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
     from ticketry.lab.lab import Lab
     from ticketry.lab.runners.chosen import default_workers
     from ticketry.lab.runners.process_guard import keep_freed_memory
-    from ticketry.lab.runners.request import check_task
+    from ticketry.lab.training.segment import check_task
 
-    workers = default_workers() if options.workers is None and not options.on else options.workers or 0
+    at_once = options.devices * options.threads if options.devices > 1 else 1
+    by_default = max(default_workers() // max(at_once, 1), 1)
+    workers = by_default if options.workers is None and not options.on else options.workers or 0
     if task is not None and not task.spec:
         if options.on not in ("", "in-process"):
             check_task(task.name, task.spec)
@@ -164,6 +170,8 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             device=options.device,
             precision=options.precision,
             threads=options.threads,
+            devices=options.devices,
+            norms=options.norms,
             kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,

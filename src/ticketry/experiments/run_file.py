@@ -29,7 +29,7 @@ _LARGEST = 16 << 20
 """Bytes of a run file."""
 
 
-def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, str | None] | None = None) -> str:
+def run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
     """The TOML that repeats a run.
 
     Args:
@@ -118,6 +118,8 @@ class _Entries(Struct):
     mask_seed: _Whole = 0
     workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
     threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    devices: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    norms: str = ""
     kernels: str = ""
     on: str = ""
     checkpoint_seconds: Annotated[float, Meta(gt=0)] = 1.0

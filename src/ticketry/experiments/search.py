@@ -28,6 +28,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.records.network import Point
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
@@ -220,9 +221,11 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     )
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
-    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked} | (
-        {"on": lab.asked} if lab.asked else {}
-    )
+    chosen: dict[str, Any] = {"precision": arithmetic.precision, "kernels": lab.kernels.asked}
+    if arithmetic.ranks > 1:
+        chosen |= {"devices": arithmetic.ranks, "norms": arithmetic.norms or SYNCHRONISED}
+    if lab.asked:
+        chosen["on"] = lab.asked
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])
     return replace(
         record,

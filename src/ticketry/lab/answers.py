@@ -18,11 +18,12 @@ from ticketry.core.score import source_of
 from ticketry.core.sparse_training.pruning_time import relative_distance
 from ticketry.core.structure.channel_wise.choose import channels
 from ticketry.core.structure.dependencies.channel_groups import Structure
+from ticketry.errors import TaskError
 from ticketry.lab.costs.mask_cost import Making, Makings, Seen
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.training.segment import Result
+from ticketry.lab.training.segment import Result, check_task
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variants.shrunk import task_structure
@@ -70,6 +71,21 @@ class Answers:
         if key not in self._arithmetic:
             self._arithmetic[key] = choose_arithmetic(self.model(task), **self._choices)
         return self._arithmetic[key]
+
+    def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
+        """Raise `TaskError` for a task whose batches cannot be cut among so many ranks. Remembered."""
+        check_task(task.name, task.spec)
+
+        def found() -> dict[str, str]:
+            try:
+                self.course(task).check_cut(self.model(task), recipe, ranks)
+            except TaskError as error:
+                return {"why": str(error)}
+            return {"why": ""}
+
+        deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
+        if why := self.store.remembered("cut", digest_of({**deciding, "ranks": ranks}), found)["why"]:
+            raise TaskError(why)
 
     # -- states and masks --------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
+from ticketry.lab.training.precision import SYNCHRONISED
+from ticketry.lab.training.ranks.machine import check_machine
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
 from ticketry.lab.training.segment import Segment, Start
@@ -45,7 +47,11 @@ class Lab(Answers):
         workers: 0 trains in this process; n trains in n local processes, one segment each.
         device: cpu, cuda or auto.
         precision: fp32, bf16 or auto (a fixed rule, see `lab.training.precision`).
-        threads: CPU threads of a segment; part of its key.
+        threads: CPU threads of a segment, or of each of its ranks; part of its key.
+        devices: ranks that train each segment together, each with so many threads or a GPU of its own, see
+            `lab.training.ranks`; part of its key.
+        norms: of several devices: ``synchronised`` (batch norms see the whole batch) or ``own`` (each its part of it);
+            part of the key.
         kernels: dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps, see
             `lab.training.kernels`; part of the key of the segments that do.
         checkpoint_seconds: time between checkpoints inside a segment.
@@ -67,6 +73,8 @@ class Lab(Answers):
         device: str = "auto",
         precision: str = "auto",
         threads: int = 1,
+        devices: int = 1,
+        norms: str = SYNCHRONISED,
         kernels: str = "dense",
         checkpoint_seconds: float = 60.0,
         on_event: OnEvent | None = None,
@@ -74,13 +82,17 @@ class Lab(Answers):
         executor: concurrent.futures.Executor | None = None,
         loggers: Sequence[str | Logger] = (),
     ) -> None:
-        if workers < 0 or threads < 1 or checkpoint_seconds <= 0:
-            raise UsageError("workers must be at least 0, threads at least 1 and checkpoint_seconds above 0")
+        if workers < 0 or threads < 1 or devices < 1 or checkpoint_seconds <= 0:
+            raise UsageError(
+                "workers must be at least 0, threads and devices at least 1 and checkpoint_seconds above 0"
+            )
         if executor is not None and runner:
             raise UsageError("give either a runner or an executor")
         self._chosen = chosen(executor or runner, workers)
         folder = Path(data).resolve() if data is not None else None
-        choices = {"device": device, "precision": precision, "threads": threads}
+        choices = {"device": device, "precision": precision, "threads": threads, "ranks": devices, "norms": norms}
+        if devices > 1 and not self._chosen.elsewhere:
+            check_machine(devices, threads, max(self._chosen.workers, 1), device)
         super().__init__(open_store(store), data=folder, choices=choices)
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
@@ -131,6 +143,9 @@ class Lab(Answers):
             digest = self.store.put_mask(mask) if isinstance(mask, Mask) else mask
             variants = (*variants, Shrunk(mask=digest) if shrunk else HeldMask(mask=digest))
         recipe = recipe or task.recipe
+        arithmetic = self.arithmetic(task)
+        if arithmetic.ranks > 1:
+            self.check_cut(task, recipe, arithmetic.ranks)
         self._tasks.setdefault(digest_of(dict(task.key())), task)
         per_epoch = self.per_epoch(task, recipe)
         total = recipe.steps(per_epoch)
@@ -144,7 +159,7 @@ class Lab(Answers):
             total=total,
             per_epoch=per_epoch,
             order_seed=order_seed,
-            arithmetic=self.kernels.arithmetic(task, self.arithmetic(task), variants, recipe.batch),
+            arithmetic=self.kernels.arithmetic(task, arithmetic, variants, recipe.batch),
         )
 
     # -- training ----------------------------------------------------------------------------------------------------

@@ -44,12 +44,16 @@ class Reader(Protocol):
     def augmentations(self) -> tuple[str, ...]:
         """Those of a recipe's that are done while reading, before all others; the rest is left to `Task.augment`."""
 
-    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+    def request(
+        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
+    ) -> Callable[[], Tensor]:
         """What returns the stored inputs [b, ...] of `rows` [b] when it is called, in this process or another.
 
         It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
         function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
-        and an example's position in `rows`. A `TicketryError` that it raises reaches the user.
+        and an example's position in the batch, which is `first` for the first of `rows`. `first` is given only where
+        several devices train one network, and each reads its part of the batch: a reader without it reads for one.
+        A `TicketryError` that it raises reaches the user.
         """
 
 
@@ -212,6 +216,27 @@ Inputs = Tensor | tuple[Any, ...]
 """A tensor, or a tuple of a model's arguments."""
 
 
+@dataclass(frozen=True)
+class PartOfBatch:
+    """Which examples of a batch one of several processes has: `own` of them, from place `first` on, of `whole`."""
+
+    first: int
+    own: int
+    whole: int
+
+
+class Ranks(Protocol):
+    """The processes that train one network together, as one of them sees them."""
+
+    rank: int
+    """Its number, from 0 on."""
+    world: int
+    """How many there are."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order; all of them call it."""
+
+
 class Arithmetic(Protocol):
     """Where and in which number format networks run: what a course needs of `lab.training.precision.Arithmetic`."""
 
@@ -314,9 +339,44 @@ class Course:
         """What the model takes, for so many examples (or fewer), on the CPU: it is followed on them."""
         raise NotImplementedError
 
+    def cut(self, ranks: Ranks) -> Course:
+        """The course as one of several processes has it that train one network together.
+
+        A batch is cut among them; the mean over all ranks of the losses of its parts is the loss of the whole batch,
+        and what is drawn at random is a function of the step and of an example's place in the whole batch. `evaluate`
+        gives every rank the metrics of the whole split.
+
+        Raises:
+            TaskError: as here, for a task that is trained in one process only.
+        """
+        raise TaskError(
+            "this task's steps are not cut among several devices: what one learns from depends on the step before, or"
+            " its batches are no examples that are seen each on its own; train it on one (--devices 1)"
+        )
+
+    def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
+        """Make sure that training by `world` processes equals training by one.
+
+        Args:
+            model: a new one, on the CPU.
+
+        Raises:
+            TaskError: if it does not: the loss is no mean over examples, or there are fewer of these than processes.
+        """
+        self.cut(_Alone())
+
     def few(self, count: int) -> Course:
         """The same course with so few training examples, for measuring what a step costs; by default it is itself."""
         return self
+
+
+class _Alone:
+    """One process that asks what would be."""
+
+    rank, world = 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
 
 def checked_sizes(name: str, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -16,7 +16,9 @@ import tarfile
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,6 +30,8 @@ import azurite
 import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
 from ticketry.lab.training.data_loading import batches, order_of
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.supervised import course_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.data.write_shards import describe, write_shards
 from ticketry.tasks.images.shards import ShardClassification
@@ -186,6 +190,33 @@ def test_crops_are_those_of_a_folder_and_requests_travel(root: Path, images: Pat
     request = pickle.loads(pickle.dumps(shards.reader.request(shards.inputs, ("resized_crop",), 5)))
     rows = torch.tensor([placed[pixel] for pixel in own])
     assert torch.equal(request(), files.reader.request(rows, ("resized_crop",), 5)())
+
+
+@dataclass
+class Simulated:
+    """A rank without the others."""
+
+    rank: int
+    world: int
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("of", ["shards", "files"])
+def test_ranks_see_the_crops_and_flips_of_the_whole_batch(root: Path, images: Path, of: str, world: int) -> None:
+    found = {
+        "shards": task(root, window=2),
+        "files": catalogue.get("imagefolder", model="lenet-300-100", options={"path": str(images), "size": "8"}),
+    }[of]
+    recipe = found.recipe.changed(batch=8, augment=("resized_crop", "flip"))
+    course = course_of(found)
+    sessions = [course, *(course.cut(Simulated(rank, world)) for rank in range(world))]
+    whole, *parts = ([*each.session(recipe, 3, Arithmetic()).batches(range(4))] for each in sessions)
+    for step, (inputs, targets) in enumerate(whole):
+        assert torch.equal(torch.cat([part[step].inputs for part in parts]), inputs)
+        assert torch.equal(torch.cat([part[step].targets for part in parts]), targets)
 
 
 def test_an_epoch_is_read_with_a_few_batches_in_memory(tmp_path: Path) -> None:

@@ -65,13 +65,15 @@ class SynchronisedBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = _summed(input.new_full((1,), input.numel() // input.shape[1], dtype=torch.float64), self.group)
-        count = count.to(input.dtype)
-        mean = _sum(input.sum(axes), self.group) / count
-        centred = input - mean.view(shape)
+        count = count.to(torch.promote_types(input.dtype, torch.float32))  # of half precision, as torch's norms do
+        wide = input.to(count.dtype)
+        mean = _sum(wide.sum(axes), self.group) / count
+        centred = wide - mean.view(shape)
         variance = _sum(centred.square().sum(axes), self.group) / count
         self._follow(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
         normal = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+        found = normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+        return found.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, unbiased: Tensor) -> None:

@@ -95,13 +95,14 @@ RESOURCES = ("cpus", "gpus", "memory")
 """Options of a place that say what one training takes."""
 
 
-def needs_of(place: Place, threads: int, device: str) -> Needs:
-    """What one training takes: by default a core for each of its threads, and a GPU if it trains on one.
+def needs_of(place: Place, threads: int, device: str, ranks: int = 1) -> Needs:
+    """What one training takes: by default a core for each thread of each of its ranks, and a GPU for each if it trains
+    on them.
 
     A part of a GPU (``gpus=0.25``) lets several networks share it, a part of a core several one core.
     """
-    cpus = place.number("cpus", float(threads))
-    gpus = place.number("gpus", float(device == "cuda"))
+    cpus = place.number("cpus", float(threads * ranks))
+    gpus = place.number("gpus", float(ranks * (device == "cuda")))
     assert cpus is not None
     assert gpus is not None
     return Needs(cpus, gpus, place.bytes())

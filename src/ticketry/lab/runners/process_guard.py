@@ -1,12 +1,16 @@
-"""Processes that do not outlive the one that started them, however that one ends."""
+"""Processes that do not outlive the one that started them, however that one ends, and what they tell it of errors."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import os
+import pickle
 import threading
+import traceback
 from multiprocessing.connection import wait
+
+from ticketry.errors import RunnerError
 
 
 def end_with_parent() -> None:
@@ -19,6 +23,15 @@ def _watch() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or what it says if another process could not read it (it would take it for a lost worker)."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RunnerError(f"training failed in a worker process:\n{''.join(traceback.format_exception(error))}")
+    return error
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4

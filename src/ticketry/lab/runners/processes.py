@@ -7,25 +7,22 @@ import contextlib
 import functools
 import importlib
 import multiprocessing
-import pickle
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, UsageError
-from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory
-from ticketry.lab.runners.request import check_task, modules_of
+from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory, portable
 from ticketry.lab.runners.runner import Event, OnEvent, Order, ReportingWatch
 from ticketry.lab.runners.stopping import Stopped, heed_as_worker, held_back, interruptible, name_of
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.remake import store_for
-from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.segment import Segment, check_task
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec, Task
 
@@ -70,8 +67,7 @@ class Processes:
         check_task(task.name, task.spec)
         assert task.spec is not None
         try:
-            modules = tuple(modules_of(segment))
-            request = _Request(order, task.spec, segment.describe(), modules, keep)
+            request = _Request(order, task.spec, segment.describe(), tuple(segment.modules()), keep)
             with held_back():  # it may start workers
                 future = self._pool.submit(_work, request)
         except BrokenProcessPool as error:
@@ -189,13 +185,4 @@ def _portable_errors() -> Iterator[None]:
     except Stopped as stopped:
         raise InterruptedTrainingError("stopped before it was trained", stopped.number) from stopped
     except Exception as error:
-        raise _portable(error) from error
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or what it says if another process could not read it (it would take it for a lost worker)."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RunnerError(f"training failed in a worker process:\n{''.join(traceback.format_exception(error))}")
-    return error
+        raise portable(error) from error

@@ -94,7 +94,7 @@ class Remote:
             return
         arithmetic = sent.segment.arithmetic
         try:
-            needs = needs_of(self._place, arithmetic.threads, arithmetic.device)
+            needs = needs_of(self._place, arithmetic.threads, arithmetic.device, arithmetic.ranks)
             sent.future = self._cluster.submit(sent.text, needs)
         except Exception as error:
             self._end(sent, self._explained(error, sent))

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from ticketry import errors
-from ticketry.errors import RunnerError, TaskError, TicketryError
+from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.environment import processor
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.store import NUMERICS
 from ticketry.lab.training.job import Work
-from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.segment import Segment, check_task
 from ticketry.tasks.task import Spec
 from ticketry.version import __version__
 
@@ -157,7 +157,7 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         measure=order.measure,
         task={"name": task.spec.name, "model": task.spec.model, "options": [list(one) for one in task.spec.options]},
         segment=segment.describe(),
-        modules=modules_of(segment),
+        modules=segment.modules(),
         keep=list(keep),
         folders=_folders(tuple(sys.path), os.getcwd()),
         environment={name: value for name, value in os.environ.items() if _travels(name)},
@@ -172,20 +172,6 @@ def _travels(variable: str) -> bool:
 @functools.lru_cache(maxsize=4)  # asked for by every request
 def _folders(path: tuple[str, ...], here: str) -> list[str]:
     return [str(Path(here, folder).resolve()) for folder in path]
-
-
-def modules_of(segment: Segment) -> list[str]:
-    """Where a segment's variants of training are defined: what another process has to import."""
-    return [type(variant).__module__ for variant in segment.variants]
-
-
-def check_task(name: str, spec: Spec | None) -> None:
-    """Raise `TaskError` for a task that no other process can make."""
-    if spec is None:
-        raise TaskError(
-            f"the task {name!r} was made in this process and another cannot make it: name it as"
-            " package.module:object, or train in this process (workers=0)"
-        )
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

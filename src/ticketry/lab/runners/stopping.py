@@ -171,6 +171,13 @@ def serve_to_the_end() -> None:
     _ready_for(signal.SIGTERM)
 
 
+def leave_to_parent() -> None:
+    """For one of several processes that train one network: whoever started them is asked to stop, and tells them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _ready_for(*SIGNALS)
+
+
 # -- in a worker process -----------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from ticketry.core.seeds import generator, mix
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.stopping import held_back, serve_to_the_end
-from ticketry.tasks.task import Reader, Sharded, Split
+from ticketry.tasks.task import PartOfBatch, Reader, Sharded, Split
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
@@ -86,6 +86,12 @@ def part(batch: Tensor, rank: int, world: int) -> Tensor:
     return torch.tensor_split(batch, world)[rank]
 
 
+def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
+    """Where in a batch of so many examples the `part` of a rank lies."""
+    each, more = divmod(examples, world)
+    return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
+
+
 def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
     """The order of a split's examples; that of its shards, where it has some."""
     reader: object = split.reader
@@ -113,6 +119,7 @@ def batches(
     *,
     augment: tuple[str, ...] = (),
     seed: int = 0,
+    first: Callable[[int], int] | None = None,
 ) -> Batches:
     """The batch of each step; for a streamed split, processes read ahead until the iterator is closed.
 
@@ -120,6 +127,7 @@ def batches(
         examples: step -> int64 [b], the numbers of its examples in the split.
         augment: of a streamed split, the augmentations that are done while reading, see `while_reading`.
         seed: they are functions of (seed, step, position in the batch).
+        first: step -> the position of the first of its examples, where they are a part of a batch.
 
     Raises:
         TicketryError: whatever the split's reader raises, most often DataError.
@@ -127,7 +135,7 @@ def batches(
     """
     if split.reader is None:
         return _in_memory(split, examples, steps, device)
-    return _streamed(split, split.reader, examples, steps, device, augment, seed)
+    return _streamed(split, split.reader, examples, steps, device, augment, seed, first)
 
 
 def in_order(split: Split, device: str) -> Batches:
@@ -173,6 +181,7 @@ def _streamed(
     device: str,
     augment: tuple[str, ...],
     seed: int,
+    first: Callable[[int], int] | None,
 ) -> Batches:
     asked: deque[Tensor] = deque()  # the targets of what was asked for and has not come yet
 
@@ -180,7 +189,8 @@ def _streamed(
         for step in steps:
             index = examples(step)
             asked.append(split.targets[index])
-            yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0)
+            place = {"first": first(step)} if first and augment else {}
+            yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0, **place)
 
     answers = _answers(requests(), min(reader.workers, len(steps)), pin=device == "cuda")
     try:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ticketry.lab.store import Store
-from ticketry.lab.training.job import Job, Training, Watch, Work
+from ticketry.lab.training.job import Job, Watch, Work
+from ticketry.lab.training.ranks.launch import train_in_ranks
 from ticketry.lab.training.segment import Segment
 
 
@@ -24,13 +25,11 @@ def execute(
     with store.lock(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
             return Work()
+        if segment.arithmetic.ranks > 1:
+            return train_in_ranks(store, data, segment, keep, watch, measure=measure)
         job = Job(store, segment.course(data), segment, keep, measure)
         with segment.arithmetic.active():
-            if job.missing:
-                training = Training(job, watch)
-                for stop in list(job.missing):
-                    training.until(stop)
-            job.finish()
+            job.do(watch)
     return job.work(time.perf_counter() - started)
 
 

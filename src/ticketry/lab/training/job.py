@@ -16,6 +16,7 @@ from ticketry.lab.environment import environment
 from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
 from ticketry.lab.store import Store
 from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, initial_state, part_of
 from ticketry.tasks.task import Course
@@ -54,9 +55,22 @@ class Work:
 
 
 class Job:
-    """One segment whose lock is held: where it begins, and its states and results in the store."""
+    """One segment whose lock is held: where it begins, and its states and results in the store.
 
-    def __init__(self, store: Store, course: Course, segment: Segment, keep: Sequence[int], measure: bool) -> None:
+    Args:
+        group: the processes that train it together, if there are several; `course` is cut among them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        course: Course,
+        segment: Segment,
+        keep: Sequence[int],
+        measure: bool,
+        group: Group | None = None,
+    ) -> None:
+        self.group = group
         self.store, self.course, self.segment, self.measure = store, course, segment, measure
         self.task = segment.task
         self.trajectory = segment.trajectory
@@ -70,14 +84,36 @@ class Job:
 
     def loop(self) -> Loop:
         """The training of this segment, from where it begins."""
-        return Loop(self.store, self.course, self.segment, self.furthest_state())
+        state = self.furthest_state()
+        if self.group is not None:
+            self.group.require_same("a stored state", state.step)
+        return Loop(self.store, self.course, self.segment, state, self.group)
 
     def finish(self) -> None:
         """What is left to do when all states are stored."""
+        if record := self._unmeasured():
+            self.add_metrics(record)
+        self.drop_partials()
+
+    def _unmeasured(self) -> dict[str, Any] | None:
+        """The record of the result, if metrics are asked for and it has none: kept on the way of a longer segment."""
         record = self.store.trained(self.trajectory, self.segment.last)
-        if self.measure and record and not record["metrics"]:  # kept on the way of a longer segment
-            self._add_metrics(record)
-        self.store.drop_partials(self.trajectory, self.segment.last)
+        found = record if self.measure and record and not record["metrics"] else None
+        if self.group is not None:
+            found = self.group.first(found)
+        return found
+
+    def do(self, watch: Watch) -> None:
+        """Train what is missing.
+
+        Raises:
+            InterruptedTrainingError, TrainingError, HoldError: see `Training.until`.
+        """
+        if self.missing:
+            training = Training(self, watch)
+            for stop in list(self.missing):
+                training.until(stop)
+        self.finish()
 
     def work(self, seconds: float) -> Work:
         """What was done in `seconds` of wall time."""
@@ -171,10 +207,20 @@ class Job:
             "variants": {name: self.store.put_tensors(own) for name, own in lasting.items()},
         }
 
-    def _add_metrics(self, record: Mapping[str, Any]) -> None:
-        loop = Loop(self.store, self.course, self.segment, self._stored_state(record))
+    def drop_partials(self) -> None:
+        """States inside the segment are of no use any more."""
+        self.store.drop_partials(self.trajectory, self.segment.last)
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Measure a stored result, and store it with its metrics."""
+        measured = self.measured_again(record)
+        self.store.put_result(self.trajectory, self.segment.last, {**record, **measured})
+
+    def measured_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics of a stored result, as entries of its record."""
+        loop = Loop(self.store, self.course, self.segment, self._stored_state(record), self.group)
         loop.stopped()
-        self.store.put_result(self.trajectory, self.segment.last, {**record, **loop.measured()})
+        return dict(loop.measured())
 
 
 class Training:

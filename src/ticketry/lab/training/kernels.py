@@ -98,11 +98,19 @@ class Kernels:
             batch: examples of a step.
 
         Raises:
-            UsageError: ``sparse`` on a GPU, or in bfloat16 on a processor that does not multiply it.
+            UsageError: ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor that does not multiply
+                it.
             CaptureError: ``sparse`` for a network that cannot be followed, or is not in float32.
             MissingExtraError: ``sparse`` without llvmlite.
         """
         if self.asked == DENSE:
+            return plain
+        if plain.ranks > 1:
+            if self.asked == "sparse":
+                raise UsageError(
+                    "sparse kernels train in one process: they write weights' gradients where several devices cannot"
+                    " add them up while they come. Choose --kernels dense, or leave --devices away"
+                )
             return plain
         if self.asked == "sparse":
             self._require(task, plain, batch)

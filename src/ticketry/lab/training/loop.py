@@ -21,6 +21,7 @@ from ticketry.lab.store import Store
 from ticketry.lab.training.kernels import followed, in_kernels
 from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
+from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState, rebuilt, state_of
 from ticketry.lab.training.supervised import evaluate
@@ -34,12 +35,19 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """One segment in training. `train_until` advances it, `state` takes its state out."""
+    """One segment in training. `train_until` advances it, `state` takes its state out.
 
-    def __init__(self, store: Store, course: Course, segment: Segment, state: TrainingState) -> None:
+    Args:
+        group: the processes that train it together, this one among them, where there are several; `course` is cut among
+            them then. All of them go through the same steps; states are those of the first.
+    """
+
+    def __init__(
+        self, store: Store, course: Course, segment: Segment, state: TrainingState, group: Group | None = None
+    ) -> None:
         self.segment, self.task, self.step = segment, segment.task, state.step
         self._course, self._device = course, segment.arithmetic.device
-        self._recipe = segment.recipe
+        self._recipe, self._group = segment.recipe, group
         self._around = around = segment.surroundings(store, course)
         self.effects = {one.name: one.effect(around) for one in segment.variants}
         effects = list(self.effects.values())
@@ -47,6 +55,7 @@ class Loop:
             state, self._recipe = effect.entering(state), effect.recipe(self._recipe)
         self.model = segment.arithmetic.place(self._built(state))
         self.model.train()
+        self._called = self.model if group is None else group.called(self.model)
         self._parameters = list(self.model.parameters())
         self.optimizer = self._made_optimizer(state.optimizer)
         self.session = course.session(segment.recipe, segment.order_seed, segment.arithmetic)
@@ -71,7 +80,7 @@ class Loop:
         model = rebuilt(self.task, state.model)
         for effect in self.effects.values():
             model = effect.build(model)
-        return model
+        return model if self._group is None else self._group.prepared(model)
 
     def _made_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
         chosen = (effect.trained(self.model) for effect in self.effects.values())
@@ -117,7 +126,7 @@ class Loop:
         self.optimizer.step()
         for after in self._after_step:
             after()
-        self._losses[step - self.segment.first] = loss.detach()
+        self._losses[step - self.segment.first] = loss.detach() if self._group is None else self._group.mean(loss)
 
     @cached_property
     def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -148,7 +157,7 @@ class Loop:
             torch.cuda.manual_seed(seed)
 
     def _loss(self, batch: Any) -> Tensor:
-        loss = partial(self.session.loss, self.model, batch)
+        loss = partial(self.session.loss, self._called, batch)
         for effect_loss in self._losses_of:
             loss = partial(effect_loss, batch, loss)
         return loss()
@@ -184,6 +193,8 @@ class Loop:
         """Make sure that what the variants promise holds, such as that pruned weights are exactly 0; else an error."""
         for effect in self.effects.values():
             effect.check()
+        if self._group is not None:
+            self._group.require_same_weights(self.model)
 
     def stopped(self) -> None:
         """Let the variants know that the network is looked at as it is now."""
@@ -285,6 +296,8 @@ class Loop:
     def _metrics(self) -> Metrics:
         arithmetic = self.segment.arithmetic
         model = self.model
+        if self._group is not None:
+            self._group.share_buffers(model)
         if arithmetic.kernels != DENSE:  # in the layout in which networks without kernels are evaluated, to the bit
             arithmetic = replace(arithmetic, kernels=DENSE)
             model = arithmetic.place(rebuilt(self.task, state_of(model)))

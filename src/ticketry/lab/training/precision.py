@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.choices import check_choice
@@ -18,6 +19,8 @@ from ticketry.errors import UsageError
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 DENSE = "dense"
+SYNCHRONISED, OWN = "synchronised", "own"
+NORMS = (SYNCHRONISED, OWN)
 
 ONE_AT_A_TIME = threading.Lock()
 """Held by whoever trains or measures in this process: thread count and random state belong to the process."""
@@ -37,12 +40,17 @@ class Arithmetic:
     kernels: str = DENSE
     """dense, or which sparse kernels a step under a mask runs in, see `lab.training.kernels`."""
 
+    ranks: int = 1
+    """Processes that train one network together (`--devices`), each with so many threads, or with a GPU of its own."""
+    norms: str = ""
+    """What batch norms of several ranks see: synchronised, the whole batch; own, each rank its part of it."""
+
     def describe(self) -> dict[str, Any]:
-        """All of it as JSON values, for keys; dense kernels are what there was before others came, and add nothing."""
+        """All of it as JSON values, for keys; dense kernels and one rank are what there was before others came, and add
+        nothing."""
         described = asdict(self)
-        if self.kernels == DENSE:
-            del described["kernels"]
-        return described
+        usual = {"kernels": DENSE, "ranks": 1, "norms": ""}
+        return {name: value for name, value in described.items() if name not in usual or value != usual[name]}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -77,7 +85,13 @@ class Arithmetic:
 
 
 def choose_arithmetic(
-    model: nn.Module, *, device: str = "auto", precision: str = "auto", threads: int = 1
+    model: nn.Module,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 1,
+    ranks: int = 1,
+    norms: str = SYNCHRONISED,
 ) -> Arithmetic:
     """The arithmetic for a model, by a fixed rule on what the processor can do, never by a timing.
 
@@ -90,6 +104,7 @@ def choose_arithmetic(
     """
     check_choice("precision", precision, PRECISIONS)
     check_choice("device", device, DEVICES)
+    check_choice("norms", norms, NORMS)
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise UsageError("device cuda was asked for, but torch sees no GPU here: use cpu or auto")
@@ -100,7 +115,10 @@ def choose_arithmetic(
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
         channels_last = False
-    return Arithmetic(place, precision, channels_last, threads)
+    has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return Arithmetic(
+        place, precision, channels_last, threads, ranks=ranks, norms=norms if ranks > 1 and has_norms else ""
+    )
 
 
 def _crashes(module: nn.Module) -> bool:

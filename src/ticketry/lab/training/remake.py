@@ -47,6 +47,11 @@ class Remaker:
                 " another task"
             )
         segment = Segment.from_description({**described, "last": step}, task)
+        if segment.arithmetic.ranks > 1:
+            raise StoreError(
+                f"the weights {digest[:12]}… were left out of the bundle that was unpacked here, and"
+                f" {segment.arithmetic.ranks} devices trained them together: pack them too, with --weights"
+            )
         _log.info(
             "weights that a bundle left out are trained again: %s, steps %s to %s", task.name, segment.first, step
         )

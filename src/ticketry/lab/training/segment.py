@@ -16,7 +16,7 @@ from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe, recipe_from
-from ticketry.tasks.task import Course, Task
+from ticketry.tasks.task import Course, Spec, Task
 
 Kind = TypeVar("Kind", bound=Variant)
 
@@ -67,6 +67,12 @@ class Segment:
         if not 0 <= self.first <= self.last:
             raise UsageError(f"a segment goes from a step to a later one, not from {self.first} to {self.last}")
         object.__setattr__(self, "variants", ordered(self.variants))
+        alone = next((one.name for one in self.variants if not one.several_ranks), None)
+        if self.arithmetic.ranks > 1 and alone:
+            raise UsageError(
+                f"training with {alone} is done by one process, not by {self.arithmetic.ranks} that train one network"
+                " together: leave --devices away"
+            )
 
     @property
     def mask(self) -> str | None:
@@ -156,6 +162,10 @@ class Segment:
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )
 
+    def modules(self) -> list[str]:
+        """Where its variants of training are defined: what another process has to import."""
+        return [type(variant).__module__ for variant in self.variants]
+
     def course(self, folder: Path | None) -> Course:
         """Its task with the data; `TaskError` if the data are not what the segment was made for."""
         course = course_of(self.task, folder)
@@ -166,6 +176,15 @@ class Segment:
                 " it: give changed data another key (an option, a version) or use another store"
             )
         return course
+
+
+def check_task(name: str, spec: Spec | None) -> None:
+    """Raise `TaskError` for a task that no other process can make."""
+    if spec is None:
+        raise TaskError(
+            f"the task {name!r} was made in this process and another cannot make it: name it as"
+            " package.module:object, or train in this process (workers=0) on one device"
+        )
 
 
 @dataclass(frozen=True)

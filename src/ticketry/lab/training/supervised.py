@@ -7,23 +7,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.seeds import mix
+from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
-from ticketry.lab.training.data_loading import order_of, steps_per_epoch
+from ticketry.lab.training.data_loading import order_of, part, place_of_part, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.ranks.draws import Draws
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Session, Split, Splits, Task
+from ticketry.tasks.task import Course, PartOfBatch, Ranks, Session, Split, Splits, Task
 
 _FEW = 2
 """Examples that a network is followed on."""
+_MEAN_OF, _EQUAL = 4, 1e-4
+"""Examples on which it is looked at whether a loss is their mean, and how far it may be from it, relatively."""
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
@@ -47,13 +51,16 @@ class Supervised(Course):
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
         """The sums of `Task.measure` over all batches, summed up."""
         examples: Split = getattr(self.splits, split)
+        return self.task.summary(self._sums(model, examples, arithmetic), len(examples))
+
+    def _sums(self, model: nn.Module, examples: Split, arithmetic: Any) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         with contextlib.closing(data_loading.in_order(examples, arithmetic.device)) as batches:
             for inputs, targets in batches:
                 for name, value in self.task.measure(forward(self.task, model, inputs, arithmetic), targets).items():
                     zero = torch.zeros((), dtype=torch.float64, device=value.device)
                     sums[name] = sums.get(name, zero) + value.double()
-        return self.task.summary({name: float(value) for name, value in sums.items()}, len(examples))
+        return {name: float(value) for name, value in sums.items()}
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
         """The first batches of an order of their own, prepared, without augmentation."""
@@ -82,6 +89,40 @@ class Supervised(Course):
         first = replace(train, inputs=train.inputs[:count], targets=train.targets[:count])
         return Supervised(self.task, replace(self.splits, train=first))
 
+    def cut(self, ranks: Ranks) -> SupervisedPart:
+        return SupervisedPart(self.task, self.splits, ranks)
+
+    def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
+        count = len(self.splits.train)
+        last = count % recipe.batch or recipe.batch
+        for batch, which in ((recipe.batch, "a batch"), (min(last, count), "the last batch of an epoch")):
+            if batch < world:
+                raise TaskError(
+                    f"{which} of {self.task.name} has {batch} example{'s' if batch > 1 else ''}, fewer than the {world}"
+                    " devices that would train on it: choose fewer devices or another --recipe.batch"
+                )
+        self._check_mean(model, recipe)
+
+    @torch.no_grad()
+    def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
+        """See on a few examples that the loss of a batch is the mean of those of its parts."""
+        rows = torch.arange(min(_MEAN_OF, len(self.splits.train)))
+        with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
+            inputs, targets = next(read)
+        outputs = model.eval()(self.task.prepare(inputs))
+
+        def loss(rows: slice) -> float:
+            return float(self.task.loss(outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing))
+
+        whole, first, others = loss(slice(None)), loss(slice(1)), loss(slice(1, None))
+        parts = (first + (len(rows) - 1) * others) / len(rows)
+        if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # never for what is not finite
+            raise TaskError(
+                f"the loss of {self.task.name} is no mean over the examples of a batch ({whole:g} for {len(rows)}"
+                f" examples, {parts:g} from its parts), so that several devices, each with a part of the batch, would"
+                " train something else: train it on one (--devices 1), or divide by the number of examples in its loss"
+            )
+
 
 class SupervisedSession(Session):
     """Batches in the order of (seed, epoch), augmented by (seed, step); nothing is carried from one to the next."""
@@ -93,7 +134,7 @@ class SupervisedSession(Session):
         self._order = order_of(train, seed, recipe.batch).batch
         self._generator = torch.Generator()
 
-    def batches(self, steps: range) -> data_loading.Batches:
+    def batches(self, steps: range) -> Generator[Any, None, None]:
         """Stored inputs and targets, on the device."""
         device = self.arithmetic.device
         found = data_loading.batches(
@@ -120,6 +161,84 @@ class SupervisedSession(Session):
         return self.task.augment(inputs, self._augment, self._generator)
 
 
+# -- of several ranks --------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A rank's part of a batch."""
+
+    inputs: Tensor
+    targets: Tensor
+    place: PartOfBatch
+
+
+class SupervisedPart(Supervised):
+    """The course as one of several ranks has it."""
+
+    def __init__(self, task: Task, splits: Splits, ranks: Ranks) -> None:
+        super().__init__(task, splits)
+        self._ranks = ranks
+
+    def session(self, recipe: Recipe, seed: int, arithmetic: Any) -> SupervisedSession:
+        return PartSession(self.task, self.splits.train, recipe, seed, arithmetic, self._ranks)
+
+    def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
+        """The sums of `Task.measure` over each rank's examples, added up in the order of ranks."""
+        examples: Split = getattr(self.splits, split)
+        place = place_of_part(len(examples), self._ranks.rank, self._ranks.world)
+        rows = slice(place.first, place.first + place.own)
+        own = replace(examples, inputs=examples.inputs[rows], targets=examples.targets[rows])
+        sums: dict[str, float] = {}
+        for each in self._ranks.gather(self._sums(model, own, arithmetic) if place.own else {}):
+            for name, value in each.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return self.task.summary(sums, len(examples))
+
+
+class PartSession(SupervisedSession):
+    """The batches of a `SupervisedSession`, of each this rank's part."""
+
+    def __init__(
+        self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic, ranks: Ranks
+    ) -> None:
+        super().__init__(task, train, recipe, seed, arithmetic)
+        self._ranks, self._whole = ranks, len(train)
+
+    def batches(self, steps: range) -> Generator[Any, None, None]:
+        found = data_loading.batches(
+            self._examples,
+            lambda step: part(self._order(step), self._ranks.rank, self._ranks.world),
+            steps,
+            self.arithmetic.device,
+            augment=self._read_with,
+            seed=self.seed,
+            first=lambda step: self._place(step).first,
+        )
+        with contextlib.closing(found):
+            for step, (inputs, targets) in zip(steps, found, strict=True):
+                place = self._place(step)
+                if self._augment:
+                    with Draws(place):
+                        inputs = self._augmented(inputs, step)
+                yield Part(inputs, targets, place)
+
+    def _place(self, step: int) -> PartOfBatch:
+        done = step % steps_per_epoch(self._whole, self.recipe.batch) * self.recipe.batch
+        return place_of_part(min(self.recipe.batch, self._whole - done), self._ranks.rank, self._ranks.world)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Of the part, times its share of the batch and the number of ranks: the mean over ranks is the batch's."""
+        inputs, targets, place = batch
+        with Draws(place):
+            found = super().loss(model, (inputs, targets))
+        weighted: Tensor = found * (place.own * self._ranks.world / place.whole)
+        return weighted
+
+    def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
+        with Draws(batch.place):
+            return super().outputs(model, batch[:2], of)
+
+
 @torch.no_grad()
 def evaluate(course: Course, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
     """The course's metrics on a whole split, in evaluation mode; the model's mode is put back after."""
@@ -131,10 +250,10 @@ def evaluate(course: Course, model: nn.Module, split: str, arithmetic: Arithmeti
 
 
 def forward(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """The model's outputs for stored inputs on the device; fp32, so that losses and metrics are."""
+    """The model's outputs for stored inputs on the device; fp32 at least, so that losses and metrics are."""
     prepared = task.prepare(inputs)
     if arithmetic.channels_last and prepared.dim() == 4:
         prepared = prepared.contiguous(memory_format=torch.channels_last)
     with arithmetic.autocast():
         outputs = model(prepared)
-    return outputs.float()
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -87,6 +87,9 @@ class Variant:
     """Whether a step computes with weights that a mask removes, also where that need not be."""
     sparse_kernels: ClassVar[bool] = False
     """Whether a step may compute with only what the mask keeps, in kernels that take the model as it is."""
+    several_ranks: ClassVar[bool] = False
+    """Whether several processes may train with it together, each on its part of a batch: what its effect does to
+    weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
     whole_channels: ClassVar[bool] = False
     """Whether it trains the network without the channels that its mask removes."""
 

@@ -12,9 +12,9 @@ from ticketry.report.wording import value
 
 TOLERANCE = 0.05
 """As a share of the density that was asked for."""
-_MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "workers", "kernels")
+_MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "devices", "workers", "kernels")
 """Of the environment: what seconds, memory and energy depend on."""
-_UNTOLD = {"kernels": "dense"}
+_UNTOLD = {"kernels": "dense", "devices": 1}
 """What holds where a record tells nothing of it."""
 
 

@@ -47,6 +47,8 @@ class Pictures:
     """What the shorter side becomes before the square is cut out of the centre."""
     seed: int | None = None
     """Of random crops in place of central ones; image i of the batch has the draws of (seed, i)."""
+    first: int = 0
+    """The place of the first image in the batch, where these are a part of one."""
 
     def __call__(self) -> Tensor:
         """Read them.
@@ -54,11 +56,18 @@ class Pictures:
         Raises:
             DataError: for the first file that is not a whole image.
         """
-        return stacked(((path, path) for path in self.paths), len(self.paths), self.size, self.resize, self.seed)
+        return stacked(
+            ((path, path) for path in self.paths), len(self.paths), self.size, self.resize, self.seed, self.first
+        )
 
 
 def stacked(
-    files: Iterable[tuple[str | bytes, str]], count: int, size: int, resize: int, seed: int | None = None
+    files: Iterable[tuple[str | bytes, str]],
+    count: int,
+    size: int,
+    resize: int,
+    seed: int | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Image files, each a path or a content with a name for errors, as uint8 [count, 3, size, size]; see `Pictures`.
 
@@ -71,7 +80,7 @@ def stacked(
         if seed is None:
             image = central(image, resize, size)
         else:
-            draws = random.Random(mix(seed, position))
+            draws = random.Random(mix(seed, first + position))
             image = resized(image.crop(random_box(*image.size, draws)), size, size)
         batch[position] = pixels(image)
     return torch.from_numpy(batch)

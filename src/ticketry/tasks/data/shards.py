@@ -86,12 +86,13 @@ class ShardListing:
     def labels(self) -> NDArray[np.int64]:
         return self.index.label
 
-    def request(self, rows: list[int], size: int, resize: int, seed: int | None) -> ShardPictures:
+    def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardPictures:
         """Of those images."""
         shard = self.index.shard[rows]
         numbers, places = np.unique(shard, return_inverse=True)
         images = zip(places.tolist(), self.index.offset[rows].tolist(), self.index.size[rows].tolist(), strict=True)
-        return ShardPictures(self.source, tuple(self.shards[one] for one in numbers), tuple(images), size, resize, seed)
+        own = tuple(self.shards[one] for one in numbers)
+        return ShardPictures(self.source, own, tuple(images), size, resize, seed, first)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class ShardPictures:
     size: int
     resize: int
     seed: int | None = None
+    first: int = 0
 
     def __call__(self) -> Tensor:
         """Read them; shards at a URL are fetched first.
@@ -112,7 +114,7 @@ class ShardPictures:
         Raises:
             DataError: for a shard that cannot be had, and the first image that is none.
         """
-        return stacked(self._contents(), len(self.images), self.size, self.resize, self.seed)
+        return stacked(self._contents(), len(self.images), self.size, self.resize, self.seed, self.first)
 
     def _contents(self) -> Iterator[tuple[bytes, str]]:
         opened: dict[int, int] = {}

@@ -52,10 +52,12 @@ class FolderReader:
         """As many pixels as 500 images of 64x64 have."""
         return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
 
-    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+    def request(
+        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
+    ) -> Callable[[], Tensor]:
         """Reads those files to uint8 [b, 3, size, size]."""
         paths = tuple(self.listing.path(row) for row in rows.tolist())
-        return Pictures(paths, self.size, self.resize, seed if augment else None)
+        return Pictures(paths, self.size, self.resize, seed if augment else None, first)
 
 
 @dataclass(frozen=True, kw_only=True)

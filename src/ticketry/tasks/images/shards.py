@@ -31,9 +31,13 @@ class ShardReader(FolderReader):
     listing: ShardListing  # type: ignore[assignment]
     window: int = WINDOW
 
-    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+    def request(
+        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
+    ) -> Callable[[], Tensor]:
         """Reads those images to uint8 [b, 3, size, size]."""
-        pictures: ShardPictures = self.listing.request(rows.tolist(), self.size, self.resize, seed if augment else None)
+        pictures: ShardPictures = self.listing.request(
+            rows.tolist(), self.size, self.resize, seed if augment else None, first
+        )
         return pictures
 
     def shards(self, rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class HeldMask(Variant):
     """Hold a stored mask."""
 
     name = "held_mask"
+    several_ranks = True
     outermost = True
     sparse_kernels = True
     mask: str

@@ -21,6 +21,7 @@ class Penalty(Variant):
     """strength times a penalty of `core.sparse_training.penalties` on some parameters, in the loss of each step."""
 
     name = "penalty"
+    several_ranks = True
     sparse_kernels = True
     kind: str
     """A word of `core.sparse_training.penalties.PENALTIES`."""

@@ -37,6 +37,7 @@ class Shrunk(Variant):
     """Train without the channels that a stored mask of whole channels removes."""
 
     name = "shrunk"
+    several_ranks = True
     outermost = True
     whole_channels = True
     mask: str

@@ -1,0 +1,115 @@
+"""The processes that train one network together, as one of them sees them."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ticketry.core.devices import synchronise_norms
+from ticketry.errors import TrainingError
+from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
+
+_PATIENCE = datetime.timedelta(minutes=30)
+"""How long ranks wait for one another. Whoever started them ends all as soon as one is gone."""
+
+
+class Group:
+    """One rank among others, which all call the same methods in the same order.
+
+    Args:
+        arithmetic: of the segment: how many ranks there are, on what, and what their norms are.
+    """
+
+    def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
+        self.rank, self.world = rank, arithmetic.ranks
+        self._norms = arithmetic.norms
+
+    @classmethod
+    def joined(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
+        """Meet the others by a file, on this machine: over NCCL on GPUs, one for each rank, else over gloo."""
+        if arithmetic.device == "cuda":
+            torch.cuda.set_device(rank)
+        elif sys.platform == "linux":  # else gloo looks up this machine's name, which may stand for anything
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group(
+            "nccl" if arithmetic.device == "cuda" else "gloo",
+            init_method=f"file://{meet}",
+            rank=rank,
+            world_size=arithmetic.ranks,
+            timeout=_PATIENCE,
+        )
+        return cls(rank, arithmetic)
+
+    def leave(self) -> None:
+        """When all have come so far."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """The network with the norms that were asked for."""
+        return synchronise_norms(model) if self._norms == SYNCHRONISED else model
+
+    def called(self, model: nn.Module) -> nn.Module:
+        """What is called in the place of `model`: afterwards its gradients are the mean over all ranks.
+
+        Parameters that nothing depends on keep none, as in one process. To know them costs a look at the graph; with
+        it the order in which gradients are added up is that of the parameters, in the first step as in all others, so
+        that a training which goes on from a state has the bits of one that was never stopped.
+        """
+        return DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of the first, which are those that are stored."""
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over all ranks."""
+        total = value.detach() / self.world
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank has, in order."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def first(self, value: Any) -> Any:
+        """What the first rank has."""
+        return self.gather(value)[0]
+
+    def require_same(self, what: str, value: Any) -> None:
+        """
+        Raises:
+            TrainingError: in all ranks, if it is not the same in all.
+        """
+        others = [rank for rank, each in enumerate(self.gather(value)) if each != self.first(value)]
+        if others:
+            raise TrainingError(
+                f"rank {others[0]} of {self.world} has {what} other than rank 0: they do not train the same network"
+            )
+
+    def require_same_weights(self, model: nn.Module) -> None:
+        """
+        Raises:
+            TrainingError: in all ranks, if parameters are not the same in all, to the bit.
+        """
+        found = hashlib.sha256()
+        for parameter in model.parameters():
+            raw = parameter.detach().to("cpu").contiguous().flatten()
+            found.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
+        self.require_same("weights", found.hexdigest())

@@ -1,0 +1,180 @@
+"""What each of the processes does that train one network together."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ticketry.errors import InterruptedTrainingError
+from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory, portable
+from ticketry.lab.runners.stopping import leave_to_parent
+from ticketry.lab.store import Store
+from ticketry.lab.store.link import Link
+from ticketry.lab.training.job import Job, Watch, Work
+from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.ranks.group import Group
+from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.state import TrainingState
+from ticketry.tasks import catalogue
+from ticketry.tasks.task import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What all ranks are asked."""
+
+    store: Path
+    """Folder of the store, or of its mirror."""
+    linked: bool
+    """Whether the folder stands for more than itself, see `store.link`."""
+    data: Path | None
+    spec: Spec
+    segment: dict[str, Any]
+    """Its description."""
+    modules: tuple[str, ...]
+    keep: tuple[int, ...]
+    measure: bool
+    checkpoint_seconds: float
+    path: tuple[str, ...]
+    """Where modules are looked for."""
+    environment: dict[str, str]
+    """Variables, as they are now where this was asked."""
+
+
+def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
+    """The whole life of a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
+    leave_to_parent()
+    end_with_parent()
+    keep_freed_memory()
+    sys.path[:] = request.path
+    os.environ.update(request.environment)
+    pipe = pipes[rank]
+    for number, other in enumerate(pipes):
+        if number != rank:
+            other.close()
+    try:
+        answer: tuple[str, Any] = ("done", _trained(rank, request, pipe, stop, meet))
+    except _StoppedAt as stopped:
+        answer = ("stopped", stopped.args)
+    except Exception as error:
+        answer = ("failed", portable(error))
+    pipe.send(answer)  # whoever reads it ends the processes of all ranks
+
+
+def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet: Path) -> Work:
+    for module in request.modules:  # named by the user's own process, which has them imported
+        importlib.import_module(module)
+    segment = Segment.from_description(request.segment, catalogue.make(request.spec))
+    with segment.arithmetic.active():
+        group = Group.joined(rank, segment.arithmetic, meet)
+        store = Store(request.store, _Asking(pipe) if request.linked else None)
+        course = segment.course(request.data).cut(group)
+        kind = _OtherJob if rank else Job
+        job = kind(store, course, segment, request.keep, request.measure, group)
+        watch = _Silent() if rank else _Telling(request.checkpoint_seconds, pipe, stop)
+        job.missing = group.first(job.missing)
+        began = time.perf_counter()
+        try:
+            job.do(watch)
+        except InterruptedTrainingError as error:
+            raise _StoppedAt(watch.stored_at, str(error)) from error
+        work = job.work(time.perf_counter() - began)
+        group.leave()
+        return work
+
+
+class _StoppedAt(Exception):
+    """Asked to stop, and the state is stored: its step, and what is to be said."""
+
+
+class _Silent(Watch):
+    """Of ranks that tell nothing, and stop when they are ended."""
+
+    stored_at = 0
+
+    def __init__(self) -> None:
+        super().__init__(checkpoint_seconds=float("inf"))
+
+
+class _Telling(_Silent):
+    """Of the first rank."""
+
+    def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
+        super().__init__()
+        self.checkpoint_seconds = checkpoint_seconds
+        self._pipe, self._stop = pipe, stop
+
+    def progress(self, segment: Segment, step: int) -> None:
+        self._pipe.send(("progress", step))
+
+    def stored(self, segment: Segment, step: int) -> None:
+        self.stored_at = step
+
+    def stop_asked(self) -> bool:
+        return self._stop.poll()
+
+
+class _OtherJob(Job):
+    """The job of a rank that stores nothing. It goes through the same steps, and takes its part in measuring."""
+
+    def store_partial(self, state: TrainingState) -> None:
+        """The first rank does."""
+
+    def store_result(self, loop: Loop) -> None:
+        if self.measure and self.missing[0] == self.segment.last:
+            loop.measured()
+        del self.missing[0]
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        self.measured_again(record)
+
+    def drop_partials(self) -> None:
+        """The first rank does."""
+
+
+class _Asking(Link):
+    """The link of a store in the process that started this one, which is asked."""
+
+    shared = True
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def _ask(self, name: str, *given: Any, **named: Any) -> Any:
+        self._pipe.send(("link", (name, given, named)))
+        kind, value = self._pipe.recv()
+        if kind == "failed":
+            raise value
+        return value
+
+    def wanted(self, path: Path, *, renew: bool = False) -> None:
+        if renew or not path.exists():
+            self._ask("wanted", path, renew=renew)
+
+    def written(self, path: Path, *, replace: bool = False) -> None:
+        self._ask("written", path, replace=replace)
+
+    def kept(self, path: Path) -> None:
+        self._ask("kept", path)
+
+    def discarded(self, path: Path) -> None:
+        self._ask("discarded", path)
+
+    def trajectory(self, trajectory: str) -> None:
+        self._ask("trajectory", trajectory)
+
+    def known_steps(self, trajectory: str) -> list[int]:
+        return list(self._ask("known_steps", trajectory))
+
+    def partial_written(self, trajectory: str, step: int, path: Path) -> None:
+        self._ask("partial_written", trajectory, step, path)
+
+    def partials_dropped(self, trajectory: str, last: int) -> None:
+        self._ask("partials_dropped", trajectory, last)

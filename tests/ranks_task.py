@@ -1,0 +1,118 @@
+"""Small tasks that other processes can make, for trainings by several ranks: `ranks_task:points` and others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ticketry.tasks.recipe import Recipe
+from ticketry.tasks.task import Classification, Split, Splits
+
+EXAMPLES = 210
+"""No multiple of the batch: the last one of an epoch has 18, 9 for each of two ranks, and 6 for each of three."""
+
+
+class Pictures(Classification):
+    """Noise in five classes that a convolution tells apart; batch norm, dropout, and noise as augmentation."""
+
+    name = "pictures"
+    recipe = Recipe(length="21it", batch=32, optimizer="adam", lr=1e-2, clip=0.05, augment=("crop",))
+    wide = torch.float64
+
+    def __init__(self, **options: str) -> None:
+        self.drop = float(options.get("drop", "0.3"))
+        self.examples = int(options.get("examples", EXAMPLES))
+        if options.get("wide") == "no":
+            self.wide = torch.float32
+        if batch := options.get("batch"):
+            self.recipe = self.recipe.changed(batch=int(batch))
+        if length := options.get("length"):
+            self.recipe = self.recipe.changed(length=length)
+
+    def key(self) -> Mapping[str, object]:
+        return {"name": self.name}
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(self.drop),
+            nn.Linear(8 * 9, 16),
+            nn.BatchNorm1d(16),
+            nn.Tanh(),
+            nn.Linear(16, 5),
+        ).to(self.wide)
+
+    def load(self, data: Path | None = None) -> Splits:
+        return Splits(*(_pictures(count, seed) for seed, count in enumerate((self.examples, 51, 60))))
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.wide)
+
+    def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        """Noise for each example, and one shift of brightness for the whole batch."""
+        if "crop" in names:
+            inputs = inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+            inputs = inputs + 0.1 * torch.rand((), generator=generator)
+        return inputs
+
+
+class Summed(Pictures):
+    """With a loss that is a sum."""
+
+    name = "summed"
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=label_smoothing)
+
+
+class Shuffled(Pictures):
+    """That mixes each batch in a random order."""
+
+    name = "shuffled"
+
+    def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
+        return 0.5 * (inputs + inputs[torch.randperm(len(inputs), generator=generator)])
+
+
+class Diverging(Pictures):
+    """Whose loss is no number from the start."""
+
+    name = "diverging"
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.wide) * float("inf")
+
+
+@functools.lru_cache(maxsize=8)
+def _pictures(count: int, seed: int) -> Split:
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 2, 6, 6, generator=draw)
+    return Split(images, (images[:, 0].sum((1, 2)) / 6 + 2.5).long().clamp(0, 4))
+
+
+class _WithMore(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.unused = inner, nn.Linear(3, 3).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.inner(inputs)
+        return found
+
+
+class Unused(Pictures):
+    """With a layer that is not called."""
+
+    name = "unused"
+
+    def build(self) -> nn.Module:
+        return _WithMore(super().build())
