@@ -114,6 +114,8 @@ CHANGED_ARITHMETIC = {
     "channels_last": True,
     "threads": 2,
     "kernels": "sparse 1 avx2",
+    "ranks": 2,
+    "norms": "own",
 }
 STARTS = [
     Start(seed=0),
