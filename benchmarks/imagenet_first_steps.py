@@ -4,6 +4,9 @@ ResNet-50 on images of 500 x 375 pixels as JPEG (noise, smoothed), of which part
 224 x 224, as the preset trains it. Its batch of 1,024 does not fit a small machine: batches of 8 and 16 are measured,
 each in a process of its own, and the memory of an image of a batch is the difference over 8. Also how long the order
 of an epoch takes for ImageNet's number of images.
+
+Then the same steps as `ticketry search --devices 2` makes them: two processes over gloo with half of the batch each,
+from the same shards, with norms of each rank's own (as the papers have them) and synchronised.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 from common import Row, main, parser, seconds_row
 
 BATCHES, STEPS, QUICK_STEPS = (8, 16), 5, 2
+RANKS, NORMS = 2, ("own", "synchronised")
 IMAGES, SHARDS = 1_281_167, 1_100
 """ImageNet's training images, and in how many shards they are taken to lie."""
 CLASSES = 10
@@ -31,6 +35,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = made_up(Path(folder))
         words = [sys.executable, __file__, "--of", str(root), "--steps", str(steps), "--batch"]
+        ranks = {
+            norms: json.loads(subprocess.check_output([*words, str(BATCHES[1]), "--norms", norms])) for norms in NORMS
+        }
         told = {batch: json.loads(subprocess.check_output([*words, str(batch)])) for batch in BATCHES}
     small, large = (told[batch] for batch in BATCHES)
     image = (large["peak"] - small["peak"]) / (BATCHES[1] - BATCHES[0])
@@ -50,6 +57,22 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         Row("memory besides", fixed / 1e9, "GB", how="Python, torch, weights, optimiser"),
         Row("so a batch of 1,024 needs", (fixed + 1024 * image) / 1e9, "GB"),
         Row("order of an epoch of ImageNet", order_seconds(), "s", how="processor time, once an epoch"),
+        *(row for norms, each in ranks.items() for row in rows_of_ranks(norms, each)),
+    ]
+
+
+def rows_of_ranks(norms: str, told: dict[str, Any]) -> list[Row]:
+    after = f"{told['steps']} steps after the first, load {told['load']}"
+    how = f"{RANKS} ranks over gloo, global batch {BATCHES[1]}, {after}"
+    return [
+        Row(
+            f"norms {norms}: an image of a training step, read and trained",
+            told["processor"] / told["steps"] / BATCHES[1],
+            "s",
+            how=f"processor time of all ranks, {how}",
+        ),
+        Row(f"norms {norms}: a step", told["wall"] / told["steps"], "s", how=f"wall time, {how}"),
+        Row(f"norms {norms}: peak memory of a rank", max(told["peaks"]) / 1e9, "GB", how=how),
     ]
 
 
@@ -121,17 +144,64 @@ def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
     return {"train": train[1:], "read": read[1:], "peak": peak, "precision": arithmetic.precision}
 
 
+def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, Any]:
+    """Of the first steps of a segment of the preset: wall time, processor time and peak memory of its ranks."""
+    import multiprocessing
+    import os
+
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.execute import execute
+    from ticketry.lab.training.job import Watch
+    from ticketry.tasks import catalogue
+    from ticketry.tasks.presets import experiment
+    from ticketry.tasks.recipe import recipe_from
+
+    class Looking(Watch):
+        """Looks at the processes of ranks; the last look is behind the last step."""
+
+        def __init__(self) -> None:
+            super().__init__(checkpoint_seconds=1e9)
+            self.seen: dict[int, tuple[float, float]] = {}
+            self.peaks: list[int] = []
+
+        def progress(self, segment: Any, step: int) -> None:
+            pids = [process.pid for process in multiprocessing.active_children()]
+            tick = os.sysconf("SC_CLK_TCK")
+            stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+            processor = sum(int(stat[11]) + int(stat[12]) for stat in stats) / tick
+            self.seen.setdefault(step, (time.perf_counter(), processor))
+            lines = (Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2] for pid in pids)
+            self.peaks = [int(line.split()[0]) * 1024 for line in lines]
+
+    tables = experiment("resnet-50-imagenet")
+    task = catalogue.get(tables["task"], model=tables["model"], options={"path": root, "workers": "0"})
+    recipe = recipe_from(tables["recipe"]).changed(batch=batch)
+    watch = Looking()
+    with tempfile.TemporaryDirectory() as store, Lab(store, devices=RANKS, norms=norms, device="cpu") as lab:
+        segment = lab.segment(task, start=0, recipe=recipe, last=steps + 1)
+        execute(lab.store, None, segment, (), watch, measure=False)
+        losses = lab.store.trained(segment.trajectory, segment.last)["loss"]
+    assert len(losses) == steps + 1
+    first, last = min(step for step in watch.seen if step), max(watch.seen)
+    wall, processor = (after - before for before, after in zip(watch.seen[first], watch.seen[last], strict=True))
+    load = round(os.getloadavg()[0], 1)
+    return {"steps": last - first, "wall": wall, "processor": processor, "peaks": watch.peaks, "load": load}
+
+
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.add_argument("--of", help=argparse.SUPPRESS)
     made.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    made.add_argument("--norms", help=argparse.SUPPRESS)
     made.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     return made
 
 
 if __name__ == "__main__":
     given = options().parse_known_args()[0]
-    if given.of:
+    if given.of and given.norms:
+        print(json.dumps(steps_of_ranks(given.of, given.batch, given.steps, given.norms)))
+    elif given.of:
         print(json.dumps(first_steps(given.of, given.batch, given.steps)))
     else:
         main("imagenet_first_steps", measure, options())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
+from ticketry.tasks.ranks import Ranks
 from ticketry.tasks.recipe import Recipe
 
 
@@ -216,27 +217,6 @@ Inputs = Tensor | tuple[Any, ...]
 """A tensor, or a tuple of a model's arguments."""
 
 
-@dataclass(frozen=True)
-class PartOfBatch:
-    """Which examples of a batch one of several processes has: `own` of them, from place `first` on, of `whole`."""
-
-    first: int
-    own: int
-    whole: int
-
-
-class Ranks(Protocol):
-    """The processes that train one network together, as one of them sees them."""
-
-    rank: int
-    """Its number, from 0 on."""
-    world: int
-    """How many there are."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order; all of them call it."""
-
-
 class Arithmetic(Protocol):
     """Where and in which number format networks run: what a course needs of `lab.training.precision.Arithmetic`."""
 
@@ -295,6 +275,12 @@ class Session:
         return {}
 
 
+_UNCUT = (
+    "this task's steps are not cut among several devices: what one learns from depends on the step before, or its"
+    " batches are no examples that are seen each on its own; train it on one (--devices 1)"
+)
+
+
 class Course:
     """A task with its data at hand. A subclass overrides the methods; `few` is optional."""
 
@@ -349,10 +335,7 @@ class Course:
         Raises:
             TaskError: as here, for a task that is trained in one process only.
         """
-        raise TaskError(
-            "this task's steps are not cut among several devices: what one learns from depends on the step before, or"
-            " its batches are no examples that are seen each on its own; train it on one (--devices 1)"
-        )
+        raise TaskError(_UNCUT)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
         """Make sure that training by `world` processes equals training by one.
@@ -363,20 +346,11 @@ class Course:
         Raises:
             TaskError: if it does not: the loss is no mean over examples, or there are fewer of these than processes.
         """
-        self.cut(_Alone())
+        raise TaskError(_UNCUT)
 
     def few(self, count: int) -> Course:
         """The same course with so few training examples, for measuring what a step costs; by default it is itself."""
         return self
-
-
-class _Alone:
-    """One process that asks what would be."""
-
-    rank, world = 0, 1
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
 
 
 def checked_sizes(name: str, sizes: Mapping[str, int]) -> dict[str, int]:

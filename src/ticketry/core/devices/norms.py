@@ -1,7 +1,7 @@
 """Batch norms over the batches of all processes together, also on a CPU (torch's SyncBatchNorm asks for a GPU).
 
-Mean and variance are those of the global batch, in two passes (the mean first), as one process with that batch has
-them. Processes may have batches of different sizes.
+Mean and variance are those of the global batch: of each process's count, mean and sum of squares around it (Chan, Golub
+and LeVeque 1979), in one exchange. Processes may have batches of different sizes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.errors import UsageError
@@ -18,25 +19,73 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+class _Normalised(torch.autograd.Function):
+    """A batch that is normalised by the mean and variance of all processes' batches; one exchange each way.
+
+    Gradients of scale and shift are those of the process's own batch, as of all other parameters.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        return _summed(tensor, group)
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        group: ProcessGroup | None,
+    ) -> tuple[Tensor, ...]:
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))  # of half precision, as torch's norms do
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        variances, means = torch.var_mean(wide, axes, correction=0)
+        counts, means, squares = _gathered(wide.numel() // wide.shape[1], means, variances, group)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        variance = (squares + counts * (means - mean).square()).sum(0) / count
+        ctx.group, ctx.count = group, count
+        ctx.save_for_backward(input, weight, mean, torch.rsqrt(variance + eps))
+        ctx.mark_non_differentiable(mean, variance, count)
+        return (
+            torch.batch_norm(wide, weight, bias, mean, variance, False, 0.0, eps, False).to(input.dtype),
+            mean,
+            variance,
+            count,
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, ctx.group), None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        import torch.distributed as dist
+
+        input, weight, mean, scale = ctx.saved_tensors
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        gradient, wide = gradient.to(mean.dtype), input.to(mean.dtype)
+        shift = gradient.sum(axes)
+        product = ((wide - mean.view(shape)) * gradient).sum(axes) * scale
+        both = torch.stack([shift, product])
+        dist.all_reduce(both, group=ctx.group)
+        both /= ctx.count
+        # By the input: weight * scale * (gradient - mean of it - normal * mean of its products with normal)
+        factor = scale if weight is None else scale * weight
+        slope = -factor * scale * both[1]
+        offset = -factor * both[0] - slope * mean
+        found = torch.addcmul(offset.view(shape), wide, slope.view(shape)).addcmul_(gradient, factor.view(shape))
+        own = (None, None) if weight is None else (product.to(weight.dtype), shift.to(weight.dtype))
+        return found.to(input.dtype), *own, None, None
 
 
-def _summed(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+def _gathered(
+    count: int, means: Tensor, variances: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each process, in a row: the count [n, 1], and by channel the mean and the sum of squares around it [n, C]."""
     import torch.distributed as dist
 
-    total = tensor.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
+    own = torch.cat([means.new_full((1,), count), means, variances * count])
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, own, group=group)
+    rows = torch.stack(found)
+    channels = len(means)
+    return rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -62,18 +111,10 @@ class SynchronisedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        count = _summed(input.new_full((1,), input.numel() // input.shape[1], dtype=torch.float64), self.group)
-        count = count.to(torch.promote_types(input.dtype, torch.float32))  # of half precision, as torch's norms do
-        wide = input.to(count.dtype)
-        mean = _sum(wide.sum(axes), self.group) / count
-        centred = wide - mean.view(shape)
-        variance = _sum(centred.square().sum(axes), self.group) / count
-        self._follow(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
-        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
-        found = normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
-        return found.to(input.dtype)
+        found, mean, variance, count = _Normalised.apply(input, self.weight, self.bias, self.eps, self.group)  # type: ignore[no-untyped-call]
+        self._follow(mean, variance * (count / (count - 1).clamp(min=1)))
+        normal: Tensor = found
+        return normal
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -87,11 +128,6 @@ class SynchronisedBatchNorm(_BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
-
-
-def _sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    total: Tensor = _Sum.apply(tensor, group)  # type: ignore[no-untyped-call]
-    return total
 
 
 def synchronise_norms(model: nn.Module, group: ProcessGroup | None = None) -> nn.Module:

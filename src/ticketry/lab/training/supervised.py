@@ -21,8 +21,9 @@ from ticketry.lab.training import data_loading
 from ticketry.lab.training.data_loading import order_of, part, place_of_part, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.draws import Draws
+from ticketry.tasks.ranks import PartOfBatch, Ranks
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, PartOfBatch, Ranks, Session, Split, Splits, Task
+from ticketry.tasks.task import Course, Session, Split, Splits, Task
 
 _FEW = 2
 """Examples that a network is followed on."""

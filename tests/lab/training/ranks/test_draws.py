@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ticketry.errors import TrainingError
 from ticketry.lab.training.data_loading import part, place_of_part
 from ticketry.lab.training.ranks.draws import Draws
-from ticketry.tasks.task import PartOfBatch
+from ticketry.tasks.ranks import PartOfBatch
 
 WHOLE = 7
 PARTS = [place_of_part(WHOLE, rank, 3) for rank in range(3)]

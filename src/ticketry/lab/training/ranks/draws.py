@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ticketry.errors import TrainingError
-from ticketry.tasks.task import PartOfBatch
+from ticketry.tasks.ranks import PartOfBatch
 
 _aten = torch.ops.aten
 _LIKE = {"rand_like", "randn_like", "randint_like"}
