@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.cpu.jit import Library
-from ticketry.engine.cpu.planes.geometry import Bare
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Total, operations, sums_of
 from ticketry.engine.cpu.training.convolution import Layer, forward, input_gradient, weight_gradient
@@ -114,7 +113,7 @@ class Recurrence:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def _lies(self, channels: int, blocks: int) -> Batch:
-        made = Batch(Bare.of(1, 1, 0, IMAGES), channels, blocks, self._size)
+        made = Batch.of(channels, (1, 1), 0, blocks, self._size)
         self._size += made.bytes
         return made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
+from ticketry.engine.cpu.planes.geometry import FLOAT, Bare, Geometry, Planes
 from ticketry.engine.cpu.planes.kernel_choice import Shape, Tiles, split
 from ticketry.engine.cpu.window import Pair
 
@@ -35,8 +35,12 @@ class Batch:
 
     @classmethod
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
-        """Channels of so many rows and columns."""
-        return cls(Geometry.of(*size, halo, IMAGES), channels, blocks, offset, item)
+        """Channels of so many rows and columns.
+
+        Planes of single positions have no slack: tiles end with them, and linear layers took 0.92 to 0.94 of the time.
+        """
+        kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
+        return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
 
     @property
     def images(self) -> int:
