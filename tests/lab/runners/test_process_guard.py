@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: the kernel's own count of the pages that it had to fill."""
+"""Freed memory stays in the process (the kernel's own count of pages); what is stuck is ended with its children."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from ticketry.lab.runners.process_guard import kill_with_children
 
 COUNT = """
 import resource, sys
@@ -33,3 +35,15 @@ def test_pages_are_filled_once() -> None:
     if (kept := faults("keep")) == "none":
         pytest.skip("another C library than glibc")
     assert int(kept) < int(faults("leave")) / 4  # some: systems take pages back from whom they like
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="jobs of Slurm run on Linux")
+def test_a_stuck_process_is_ended_with_its_children() -> None:
+    """Each ignores what can be ignored; the pipe that all of them hold is closed once none is left."""
+    command = "trap '' INT TERM; sh -c \"trap '' INT TERM; echo ready; sleep 100; true\"; true"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        kill_with_children(process.pid)
+        assert process.communicate(timeout=10)[0] == ""
+        assert process.returncode == -9

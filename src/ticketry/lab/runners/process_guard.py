@@ -1,13 +1,17 @@
-"""Processes that do not outlive the one that started them, however that one ends, and what they tell it of errors."""
+"""Processes that do not outlive the one that started them, or do not end by themselves, and what they tell of errors."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
 import threading
 import traceback
+from collections import defaultdict
 from multiprocessing.connection import wait
 
 from ticketry.errors import RunnerError
@@ -32,6 +36,27 @@ def portable(error: Exception) -> Exception:
     except Exception:
         return RunnerError(f"training failed in a worker process:\n{''.join(traceback.format_exception(error))}")
     return error
+
+
+def kill_with_children(pid: int) -> None:
+    """End a process and all that it started with SIGKILL, itself first, so that it begins nothing in their place."""
+    found = [pid]
+    children = _children()
+    for one in found:
+        found += children[one]
+    for one in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
+def _children() -> defaultdict[int, list[int]]:
+    """Of each process of this machine."""
+    found = defaultdict[int, list[int]](list)
+    told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    for line in told.splitlines():
+        pid, parent = line.split()
+        found[int(parent)].append(int(pid))
+    return found
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4

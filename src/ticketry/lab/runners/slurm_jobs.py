@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,8 +22,10 @@ from typing import Any
 
 from ticketry.errors import RunnerError, UsageError, needs
 from ticketry.lab.runners.chosen import default_workers
+from ticketry.lab.runners.job_folder import JobFolder
 from ticketry.lab.runners.pilot import Box, Pilot
 from ticketry.lab.runners.places import RESOURCES, Needs, Place, needs_of
+from ticketry.lab.runners.process_guard import kill_with_children
 from ticketry.lab.runners.remote import Remote
 from ticketry.lab.runners.runner import OnEvent
 
@@ -40,6 +41,8 @@ _LOOK_SECONDS = 0.1
 _LINGER_SECONDS = 30
 """For which a pilot without anything to do stays, by default."""
 _CANCELLED_AT_ONCE = 500
+_LEAVE_SECONDS = 5.0
+"""That jobs of this machine have to end by themselves once their box is gone."""
 _QUEUE_SECONDS = 5.0
 """Between two questions for the queue's state."""
 _GONE_SECONDS = 15.0
@@ -103,7 +106,7 @@ class _Jobs:
             folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
             raise RunnerError(f"the folder of Slurm's jobs, {folder}, cannot be made: name another with folder=")
-        self._folder, self._own = folder, folder / f"search-{uuid.uuid4().hex}"
+        self._folder, self._own = folder, JobFolder(folder)
         self._fleets: dict[Needs, _Fleet] = {}
         self._guard, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -113,7 +116,7 @@ class _Jobs:
         with self._guard:
             fleet = self._fleets.get(needs)
             if fleet is None:
-                box = self._own / str(len(self._fleets))
+                box = self._own.path / str(len(self._fleets))
                 kind = _LocalFleet if self._local else _SlurmFleet
                 fleet = self._fleets[needs] = kind(self._folder, box, self._place, needs)
         return fleet.submit(request)
@@ -134,7 +137,7 @@ class _Jobs:
     def close(self) -> None:
         self._closed.set()
         self._thread.join(timeout=5)
-        shutil.rmtree(self._own, ignore_errors=True)  # pilots that wait see it, and end
+        self._own.remove()  # pilots that wait see it, and end
         for fleet in self._all():
             fleet.close()
 
@@ -189,10 +192,13 @@ class _Fleet:
             else:
                 holding = {pilot for pilot, taken in self._box.taken().items() if taken == name}
                 for job in [one for one in self._jobs if one.job_id in holding]:
-                    job.cancel(check=False)
+                    self.cancel(job)
 
     def look(self) -> None:
         """Take the answers that came, see which jobs have ended, and begin as many as are missing."""
+        if not self._box.root.is_dir() and self._waiting:
+            self.fail(RunnerError(f"the folder of this search's jobs, {self._box.root}, was deleted while they ran"))
+            return
         try:
             self._take_answers()
             if ended := self.ended(self._jobs):
@@ -272,6 +278,10 @@ class _Fleet:
         """Those that will give no answer any more."""
         raise NotImplementedError
 
+    def cancel(self, job: Any) -> None:
+        """End a job that does not stop by itself."""
+        job.cancel(check=False)
+
     def close(self) -> None:
         """End all jobs. None of them trains anything that is waited for."""
         raise NotImplementedError
@@ -295,10 +305,17 @@ class _LocalFleet(_Fleet):
     def ended(self, jobs: Sequence[Any]) -> list[Any]:
         return [job for job in jobs if job.done()]
 
+    def cancel(self, job: Any) -> None:
+        """With SIGKILL: submitit asks by SIGINT, which is the driver's, and what is stuck hears nothing anyway."""
+        kill_with_children(int(job.job_id))
+
     def close(self) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + _LEAVE_SECONDS
         while any(not job.done() for job in self._jobs) and time.monotonic() < end:
             time.sleep(0.05)
+        for job in self._jobs:
+            if not job.done():
+                self.cancel(job)
 
 
 class _SlurmFleet(_Fleet):
