@@ -1,11 +1,14 @@
-"""Workers of a runner killed at random moments, again and again: is all as if nobody had?
+"""Workers and drivers of a runner killed at random moments, again and again: is all as if nobody had?
 
-    python benchmarks/kills_elsewhere.py --on slurm:local,jobs=2 --kills 100 --counts kills-slurm.json
+    python benchmarks/kills_elsewhere.py --on processes:2 slurm:local,jobs=2 dask:local,workers=2 --kills 100
 
-One trial is a search over digits (two replicates, two levels), during which workers that train get SIGKILL or SIGTERM
-at random moments. When it comes to its end its results have to be those of an undisturbed one in this process, to the
-last bit, and the store has to be sound. A search that gives up (three losses in a row without a stored state) is begun
-again on the same store. Counted, too, are results that were there already and were written again: none may be.
+One trial is a search (two replicates, two levels) whose workers and whose own process, the driver, get SIGKILL, SIGTERM
+or SIGSTOP (for `--stopped` seconds, then SIGCONT) at random moments, twelve times at most. A search that ends so is
+begun again on the same store. When it comes to its end, all that lies in the store has to be what an undisturbed search
+in one process leaves there, records without timings, tickets and tensors to the last byte, and the store has to be
+sound. Each step of each training is counted by the task itself: those beyond an undisturbed search's are work that was
+lost, which kills at checkpoints of `CHECKPOINT` seconds bound. Results that were there already may not be written
+again. Runners take turns, and the counts are kept after each trial: the same command goes on, and adds to them.
 """
 
 from __future__ import annotations
@@ -15,114 +18,196 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
+import statistics
 import sys
-import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from ticketry.errors import RunnerError
+from counted_task import FILE
+from faults.disturbed import Child, difference, finished, fresh, left_behind, preloaded
 from ticketry.files import write_atomically
-from ticketry.lab.lab import Lab
-from ticketry.lab.store.maintenance import check
-from ticketry.search import method
-from ticketry.tasks import catalogue
+from ticketry.lab.runners.process_guard import _children, kill_with_children
+from ticketry.lab.runners.remote import Remote
 
 CHECKPOINT = 0.2
-LENGTH = "1500it"
+WORDS = (
+    *("search", "iterative", "--task", "counted_task:counted", "--levels", "2", "--rewind", "3it"),
+    *("--replicates", "2", "--controls", "none", "--store", "store", "--json"),
+    *("--checkpoint-seconds", str(CHECKPOINT)),
+)
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
+_MOST_KILLS, _MOST_ATTEMPTS = 12, 40
+_DRIVER = 0.2
+"""Share of signals that the driver gets."""
 
 
-def searched(lab: Lab) -> list[tuple[Any, ...]]:
-    """All results of the search."""
-    found, task = method("iterative"), catalogue.get("digits")
-    settings = found.Settings(levels=2, rewind="3it")
-    runs = found(lab, task, settings, recipe=task.recipe.changed(length=LENGTH), replicates=2)
-    return [(one.mask, one.result.model, one.result.metrics) for run in runs for one in run]
+class Settings(NamedTuple):
+    """Of all trials."""
+
+    length: str
+    pause: float
+    stopped: float
 
 
-class Killer(threading.Thread):
-    """Kills workers that say that they train, at random moments."""
-
-    def __init__(self, lab: Lab, draw: random.Random, most: int, pause: float) -> None:
-        super().__init__(daemon=True)
-        self.lab, self.draw, self.most, self.pause = lab, draw, most, pause
-        self.counts, self.ended = Counter[str](), threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(self.draw.uniform(0, self.pause)) and self.counts["kills"] < self.most:
-            runner: Any = self.lab._runner
-            if runner is None:
-                continue
-            told = [runner._live.told(one.segment.key) for one in list(runner._sent.values()) if runner._live]
-            pids = [int(one["worker"].partition("process ")[2].rstrip(")")) for one in told if one.get("step")]
-            if not pids:
-                continue
-            number = self.draw.choice([signal.SIGKILL, signal.SIGTERM])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.draw.choice(pids), number)
-                self.counts.update(("kills", number.name))
+def words(on: str, settings: Settings) -> list[str]:
+    return [*WORDS, "--recipe.length", settings.length, "--on", on]
 
 
-def trial(on: str, folder: Path, wanted: object, draw: random.Random, pause: float) -> Counter[str]:
+def kept(work: Path) -> dict[str, str]:
+    """What lies in the store in the end: results, tensors and tickets, whatever runner trained them."""
+    found = left_behind(work)
+    return {name: one for name, one in found.items() if name.startswith(("store/results/", "store/blobs/"))
+            or "/tickets/" in name}  # fmt: skip
+
+
+def tell_workers() -> None:
+    """In the driver: write down the processes that say that they train."""
+    look = Remote._look
+
+    def told(self: Remote, sent: Any) -> None:
+        look(self, sent)
+        workers = [one.worker for one in list(self._sent.values()) if one.worker]
+        pids = [one.partition("process ")[2].rstrip(")") for one in workers]
+        Path("../workers").write_text(" ".join(pids))
+
+    Remote._look = told  # type: ignore[method-assign]
+
+
+def workers_of(child: Child, place: Path) -> list[int]:
+    """Processes that train for a driver."""
+    with contextlib.suppress(OSError, ValueError):
+        return [int(one) for one in (place / "workers").read_text().split() if _trains(int(one))]
+    return [pid for pid in _children()[child.pid] if "spawn_main" in _command(pid)]
+
+
+def _trains(pid: int) -> bool:
+    return bool(_command(pid))
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def harm(child: Child, place: Path, draw: random.Random, settings: Settings) -> Counter[str]:
+    """One signal to somebody; what was counted."""
+    workers = workers_of(child, place)
+    number = draw.choice(_SIGNALS)
+    driver = draw.random() < _DRIVER or "in-process" in child.words
+    if not driver and not workers:
+        return Counter()
+    pid = child.pid if driver else draw.choice(workers)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            child.wait(settings.stopped)
+            os.kill(pid, signal.SIGCONT)
+        who = "driver" if driver else "worker"
+        return Counter({"kills": 1, f"{number.name} of a {who}": 1})
+    return Counter()
+
+
+class Driver(Child):
+    """The command, and what it was begun with."""
+
+    def __init__(self, on: str, work: Path, settings: Settings) -> None:
+        self.words = words(on, settings)
+        (work.parent / "workers").unlink(missing_ok=True)
+        super().__init__(self.words, work, begin=tell_workers)
+
+
+def steps_of(place: Path) -> list[tuple[int, float]]:
+    """Process and moment of each step that was trained."""
+    lines = (place / "steps").read_text().splitlines()
+    return [(int(pid), float(moment)) for pid, moment in (line.split() for line in lines)]
+
+
+def seconds_a_step(steps: list[tuple[int, float]]) -> float:
+    """The median between two of one process."""
+    last: dict[int, float] = {}
+    pauses = []
+    for pid, moment in steps:
+        if pid in last:
+            pauses.append(moment - last[pid])
+        last[pid] = moment
+    return statistics.median(pauses)
+
+
+def trial(on: str, place: Path, wanted: Mapping[str, str], draw: random.Random, settings: Settings) -> Counter[str]:
     """One search under kills; what was counted."""
-    counts = Counter[str]()
-    for _ in range(20):
-        with Lab(folder / "store", runner=on, device="cpu", checkpoint_seconds=CHECKPOINT) as lab:
-            before = {path: path.stat().st_mtime_ns for path in lab.store.paths.result_files()}
-            killer = Killer(lab, draw, 12 - counts["kills"], pause)
-            killer.start()
-            try:
-                found = searched(lab)
-            except RunnerError as error:
-                counts["begun again"] += 1
-                print(f"begun again: {error}", flush=True)
-                continue
-            finally:
-                killer.ended.set()
-                killer.join()
-                counts.update(killer.counts)
-                counts["trained again"] += sum(path.stat().st_mtime_ns != moment for path, moment in before.items())
-            counts["not identical"] += found != wanted
-            counts["not sound"] += not check(lab.store).sound
+    counts, work = Counter[str](trials=1), fresh(place)
+    (place / "steps").unlink(missing_ok=True)
+    wrong: list[str] = []
+    for _ in range(_MOST_ATTEMPTS):
+        before = {path: path.stat().st_mtime_ns for path in work.glob("store/results/*/*/*.json")}
+        child = Driver(on, work, settings)
+        while counts["kills"] < _MOST_KILLS and not child.wait(draw.uniform(0, settings.pause)):
+            counts.update(harm(child, place, draw, settings))
+        child.wait(900)
+        counts["trained again"] += sum(path.stat().st_mtime_ns != moment for path, moment in before.items())
+        if child.code is None:
+            kill_with_children(child.pid)
+            child.wait()
+            wrong.append("it hung")
+        if child.code == 0:
             break
+        counts["begun again"] += 1
+        if "Traceback" in child.told()[1]:
+            wrong.append(child.told()[1][-1500:])
     else:
-        counts["never ended"] += 1
-    counts["trials"] += 1
+        wrong.append("it never ended")
+    wrong += difference(kept(work), wanted)
+    if not wrong:
+        finished(["store", "check", "--store", "store"], work)
+    if wrong:
+        counts["wrong"] += 1
+        print(f"WRONG {on}: {wrong[:4]}", flush=True)
     return counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--on", required=True)
-    parser.add_argument("--kills", type=int, default=100, help="in all, those counted before among them")
+    parser.add_argument("--on", nargs="+", required=True)
+    parser.add_argument("--kills", type=int, default=100, help="of each runner, those counted before among them")
     parser.add_argument("--counts", type=Path, default=Path("kills-elsewhere.json"))
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/kills-elsewhere"))
+    parser.add_argument("--length", default="600it", help="of a training")
     parser.add_argument("--pause", type=float, default=6.0, help="the longest between two kills, in seconds")
+    parser.add_argument("--stopped", type=float, default=3.0, help="seconds between SIGSTOP and SIGCONT")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so long")
     parser.add_argument("--seed", type=int, default=os.getpid())
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    draw = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as place, Lab(place, device="cpu") as lab:
-        wanted = searched(lab)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(arguments.folder)  # where jobs of Slurm are kept
-    known = json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {}
-    while known.get(arguments.on, {}).get("kills", 0) < arguments.kills:
-        shutil.rmtree(arguments.folder / "store", ignore_errors=True)
-        began = time.monotonic()
-        counts = Counter(known.get(arguments.on, {})) + trial(
-            arguments.on, arguments.folder, wanted, draw, arguments.pause
-        )
-        known[arguments.on] = dict(counts)
-        write_atomically(arguments.counts, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
-        print(f"{arguments.on} {dict(counts)}, the last in {time.monotonic() - began:.0f} s", flush=True)
+    preloaded()
+    draw, began = random.Random(arguments.seed), time.monotonic()
+    settings = Settings(arguments.length, arguments.pause, arguments.stopped)
+    place = arguments.folder
+    place.mkdir(parents=True, exist_ok=True)
+    os.environ[FILE] = str(place / "steps")
+    (place / "steps").unlink(missing_ok=True)
+    finished(words("in-process", settings), fresh(place))
+    wanted, needed = kept(place / "work"), len(steps_of(place))
+    known: dict[str, dict[str, Any]] = json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {}
+    counts_file = arguments.counts.resolve()
+    while (left := [on for on in arguments.on if known.get(on, {}).get("kills", 0) < arguments.kills]) and (
+        time.monotonic() - began < arguments.seconds
+    ):
+        on = min(left, key=lambda one: known.get(one, {}).get("kills", 0))
+        counts = trial(on, place, wanted, draw, settings)
+        steps = steps_of(place)
+        counts["steps"], counts["steps lost"] = len(steps), len(steps) - needed
+        lost = known.get(on, {}).get("seconds lost", 0.0) + (len(steps) - needed) * seconds_a_step(steps)
+        known[on] = {**(Counter(known.get(on, {})) + counts), "seconds lost": round(lost, 3)}
+        write_atomically(counts_file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+        print(f"{on} {known[on]}", flush=True)
+    raise SystemExit(any(one.get("wrong") for one in known.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
