@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from counted_task import FILE
 from faults.disturbed import Child, difference, finished, fresh, left_behind, preloaded
 from ticketry.files import write_atomically
-from ticketry.lab.runners.process_guard import _children, kill_with_children
-from ticketry.lab.runners.remote import Remote
+from ticketry.lab.runners.process_guard import kill_with_children
 
 CHECKPOINT = 0.2
 WORDS = (
@@ -43,6 +42,7 @@ WORDS = (
 )
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 _MOST_KILLS, _MOST_ATTEMPTS = 12, 40
+_LATELY = 0.5
 _DRIVER = 0.2
 """Share of signals that the driver gets."""
 
@@ -66,50 +66,31 @@ def kept(work: Path) -> dict[str, str]:
             or "/tickets/" in name}  # fmt: skip
 
 
-def tell_workers() -> None:
-    """In the driver: write down the processes that say that they train."""
-    look = Remote._look
-
-    def told(self: Remote, sent: Any) -> None:
-        look(self, sent)
-        workers = [one.worker for one in list(self._sent.values()) if one.worker]
-        pids = [one.partition("process ")[2].rstrip(")") for one in workers]
-        Path("../workers").write_text(" ".join(pids))
-
-    Remote._look = told  # type: ignore[method-assign]
-
-
-def workers_of(child: Child, place: Path) -> list[int]:
-    """Processes that train for a driver."""
-    with contextlib.suppress(OSError, ValueError):
-        return [int(one) for one in (place / "workers").read_text().split() if _trains(int(one))]
-    return [pid for pid in _children()[child.pid] if "spawn_main" in _command(pid)]
-
-
-def _trains(pid: int) -> bool:
-    return bool(_command(pid))
-
-
-def _command(pid: int) -> str:
+def workers_of(place: Path) -> list[int]:
+    """Processes that trained a step within the last `_LATELY` seconds and are there, by the steps that are counted."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
+        with open(place / "steps", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+            lines = [line.split() for line in file.read().splitlines()[1:]]
+        late = {int(pid) for pid, moment in lines if time.monotonic() - float(moment) < _LATELY}
+        return [pid for pid in late if Path(f"/proc/{pid}").exists()]
+    return []
 
 
 def harm(child: Child, place: Path, draw: random.Random, settings: Settings) -> Counter[str]:
     """One signal to somebody; what was counted."""
-    workers = workers_of(child, place)
+    while not (workers := workers_of(place)):
+        if child.wait(0.005):
+            return Counter()
     number = draw.choice(_SIGNALS)
-    driver = draw.random() < _DRIVER or "in-process" in child.words
-    if not driver and not workers:
-        return Counter()
+    driver = draw.random() < _DRIVER
     pid = child.pid if driver else draw.choice(workers)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
         if number == signal.SIGSTOP:
             child.wait(settings.stopped)
             os.kill(pid, signal.SIGCONT)
-        who = "driver" if driver else "worker"
+        who = "driver" if pid == child.pid else "worker"
         return Counter({"kills": 1, f"{number.name} of a {who}": 1})
     return Counter()
 
@@ -119,8 +100,7 @@ class Driver(Child):
 
     def __init__(self, on: str, work: Path, settings: Settings) -> None:
         self.words = words(on, settings)
-        (work.parent / "workers").unlink(missing_ok=True)
-        super().__init__(self.words, work, begin=tell_workers)
+        super().__init__(self.words, work)
 
 
 def steps_of(place: Path) -> list[tuple[int, float]]:
