@@ -79,9 +79,11 @@ def workers_of(place: Path) -> list[int]:
 
 def harm(child: Child, place: Path, draw: random.Random, settings: Settings) -> Counter[str]:
     """One signal to somebody; what was counted."""
-    while not (workers := workers_of(place)):
+    while not workers_of(place):
         if child.wait(0.005):
             return Counter()
+    if child.wait(draw.uniform(0, 3 * CHECKPOINT)) or not (workers := workers_of(place)):  # not at first steps alone
+        return Counter()
     number = draw.choice(_SIGNALS)
     driver = draw.random() < _DRIVER
     pid = child.pid if driver else draw.choice(workers)

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them, or do not end by themselves, and what they tell of errors."""
+"""Processes that do not outlive who started them, or do not end by themselves, and what they tell of errors."""
 
 from __future__ import annotations
 
