@@ -149,6 +149,11 @@ class MissingExtraError(TicketryError):
 def needs(package: str, extra: str, purpose: str) -> None:
     """See to it that a package can be imported, without importing it.
 
+    Args:
+        package: its name, as it is imported.
+        extra: of ticketry, which brings the package.
+        purpose: what needs it, the beginning of the message.
+
     Raises:
         MissingExtraError: if it is not installed, which names the extra.
     """

@@ -55,6 +55,9 @@ class Step:
     def parse(cls, text: str | Step) -> Step:
         """Read ``500it``, ``2ep``, ``0.5ep``, ``3%``, ``0`` or ``end`` (= ``100%``).
 
+        Args:
+            text: what is read; a step is given back as it is.
+
         Raises:
             UsageError: for anything else; a bare number other than 0 is refused because it could mean any unit.
         """
@@ -72,7 +75,15 @@ class Step:
         return iteration
 
     def iterations(self, *, per_epoch: int, total: int | None = None) -> int:
-        """The number of iterations, with no bound; a share needs the `total` that it is a share of."""
+        """The number of iterations, with no bound; a share needs the `total` that it is a share of.
+
+        Args:
+            per_epoch: iterations of an epoch.
+            total: iterations of the whole training; needed for a share of it.
+
+        Raises:
+            UsageError: for a share without a total.
+        """
         if self.unit == "it":
             return int(self.value)
         if self.unit == "ep":
@@ -83,6 +94,10 @@ class Step:
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
         """The same point of a training that is `factor` times as long: a share stays, others in whole iterations.
+
+        Args:
+            factor: how many times as long; exact.
+            per_epoch: iterations of an epoch.
 
         Examples:
             >>> from fractions import Fraction

@@ -24,6 +24,18 @@ class Layout:
 
     Most layers have (outputs, inputs, taps …): linear, recurrent and attention layers, convolutions. Transposed
     convolutions have (inputs, outputs of a group, taps …); embeddings and transformers' Conv1D (inputs, outputs).
+
+    Examples:
+        >>> weight = torch.arange(24.0).reshape(4, 6)
+        >>> tk.structure.Layout().rows(weight).shape
+        torch.Size([1, 4, 6])
+        >>> grouped = tk.structure.Layout(groups=2)
+        >>> grouped.rows(weight).shape
+        torch.Size([2, 2, 6])
+        >>> torch.equal(grouped.weight(grouped.rows(weight), (4, 6)), weight)
+        True
+        >>> tk.structure.Layout(inputs_first=True).rows(weight).shape
+        torch.Size([1, 6, 4])
     """
 
     inputs_first: bool = False
@@ -59,6 +71,15 @@ def layouts(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
 
     Of a shared one, that of the layer that multiplies by it: an embedding tied to a linear layer is as the latter has
     it. A parameter that no known layer holds has its outputs in dimension 0.
+
+    Args:
+        model: with the parameters.
+        names: of the parameters.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ConvTranspose2d(8, 4, 3))
+        >>> tk.structure.layouts(model, ["0.weight", "1.weight"])
+        {'0.weight': Layout(inputs_first=False, groups=4), '1.weight': Layout(inputs_first=True, groups=1)}
     """
     found: dict[int, Layout] = {}
     for module in model.modules():

@@ -140,9 +140,26 @@ class Pattern:
     ``2:4``             of every 4 inputs that are neighbours (0-3, 4-7, …), at one tap of one row, at most 2; any
                         numbers N < M. If the inputs are no multiple, the last ones, fewer than M, may keep N too.
     ==================  ==============================================================================================
+
+    Examples:
+        >>> two_of_four = tk.structure.Pattern.parse("2:4")
+        >>> two_of_four.n, two_of_four.m, two_of_four.densest
+        (2, 4, 0.5)
+        >>> two_of_four.check_density(), two_of_four.is_densest(0.5)
+        (0.5, True)
+        >>> blocks = tk.structure.Pattern.parse("4x1")
+        >>> blocks.rows, blocks.blocks_of_rows, blocks.unstructured
+        (4, True, False)
+        >>> str(blocks.check_blocks("gates"))
+        '4x1'
+        >>> two_of_four.check_density(0.75)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: pattern 2:4 keeps at most 2 of 4 weights, a density of 0.5, and 0.75 is ...
     """
 
     text: str = UNSTRUCTURED
+    """The word."""
     rows: int = 1
     """Rows of a block, of Rx1."""
     whole_rows: bool = False
@@ -150,10 +167,14 @@ class Pattern:
     n: int = 0
     """Weights that stay, of `m`; 0 for other patterns."""
     m: int = 0
+    """Inputs of a block of N:M; 0 for other patterns."""
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:
         """The pattern of a word.
+
+        Args:
+            text: the word; a pattern is given back as it is.
 
         Raises:
             UsageError: for another word, with those that are possible.
@@ -201,6 +222,10 @@ class Pattern:
 
     def check_density(self, density: float | str | None = None, sparsity: float | str | None = None) -> float:
         """The density asked for by either word, see `core.density`; of N:M it may be left out, and is n / m then.
+
+        Args:
+            density: fraction kept.
+            sparsity: share removed, instead.
 
         Raises:
             UsageError: for one that is none, or above what the pattern can keep.

@@ -124,9 +124,19 @@ class Structuring:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well a structured mask of one layer, or of all together, fits the unstructured one; shares lie in 0 … 1."""
+    """How well a structured mask of one layer, or of all together, fits the unstructured one; shares lie in 0 … 1.
+
+    Examples:
+        >>> model = nn.Linear(4, 2, bias=False)
+        >>> mask = tk.Mask({"weight": torch.tensor([[True, False, False, False], [False, True, False, False]])})
+        >>> both = tk.Mask({"weight": torch.tensor([[True, True, False, False], [True, True, False, False]])})
+        >>> fit = tk.structure.coverage(model, mask, both, null=False)["weight"]
+        >>> fit.coverage, fit.fill, fit.groups, fit.as_json()["rows_per_group"]
+        (1.0, 0.5, 1, 2)
+    """
 
     name: str
+    """The weight's name."""
     rows: int
     """Outputs of the layer."""
     columns: int

@@ -85,6 +85,15 @@ def compile(
         EngineError: the model cannot be captured, or the processor multiplies no bfloat16.
         MaskError: the mask does not fit the model.
         MissingExtraError: llvmlite is not installed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        >>> mask, x = tk.prune(model, density=0.25), torch.randn(4, 64)
+        >>> fast = tk.compile(model, mask, x)
+        >>> torch.allclose(fast(x), mask.apply_(model)(x), atol=1e-5)
+        True
+        >>> fast(torch.randn(10, 64)).shape
+        torch.Size([10, 8])
     """
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
@@ -140,6 +149,13 @@ def load(
 
     Raises:
         EngineError: the file is damaged, of a later version or hostile, or the processor multiplies no bfloat16.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> x = torch.randn(4, 64)
+        >>> path = tk.compile(model, tk.prune(model, density=0.25), x).save("model.tkm")
+        >>> tk.engine.load(path)(x).shape
+        torch.Size([4, 8])
     """
 
     graph, meta, digest = model_file.load(Path(path))
@@ -148,7 +164,23 @@ def load(
 
 
 class Compiled(ForInference):
-    """A graph with everything the engine can run compiled, and the rest in torch."""
+    """A graph with everything the engine can run compiled, and the rest in torch.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        >>> x = torch.randn(4, 64)
+        >>> fast = tk.compile(model, tk.prune(model, 0.25), x)
+        >>> fast(x).shape, fast.tune(x) is fast
+        (torch.Size([4, 8]), True)
+        >>> [(layer.name, layer.where, layer.density) for layer in fast.layers() if layer.density]
+        [('0', 'engine', 0.247802734375), ('2', 'engine', 0.267578125)]
+        >>> fast.profile(x, rounds=1)[0].seconds > 0, fast.weight_bytes > 0
+        (True, True)
+        >>> again = tk.engine.load(fast.save("model.tkm"))
+        >>> torch.allclose(again(x), fast(x), atol=1e-5)
+        True
+        >>> fast.forget()
+    """
 
     stays = "in float32 on the CPU"
 

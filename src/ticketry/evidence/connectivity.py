@@ -71,6 +71,10 @@ def barrier(
         recalibrate: from how many batches of the training data (not augmented, in a fixed order, as large as the
             recipe's) batch-norm statistics are recomputed at each alpha, as the plain average over the batches; 0
             interpolates them. Has no effect on a network without batch norm.
+        lab: with the results in its store.
+        task: that they were trained on.
+        one: a trained network: the error at alpha 0.
+        other: the network at alpha 1.
 
     Raises:
         UsageError: for fewer than 3 points, an unknown split, a negative `recalibrate`, or networks of another task.
@@ -130,6 +134,9 @@ def instability(
     Args:
         found: a network with the recipe and the seeds that it was searched with.
         points, split, recalibrate: see `barrier`.
+        lab: with the search in its store.
+        task: of the search.
+        recipe: that it was searched with.
 
     Raises:
         UsageError: as `barrier`, and for an unknown control or seeds of another search.

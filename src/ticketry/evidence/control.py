@@ -51,13 +51,23 @@ class Control:
     """The control whose masks it shares, if it does."""
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
-        """The mask in place of the ticket's: of the same parameters, with as many weights kept."""
+        """The mask in place of the ticket's: of the same parameters, with as many weights kept.
+
+        Args:
+            ticket: the ticket's mask.
+            drawing: a seed, and what the mask is made of: single weights, blocks, groups of rows, channels.
+        """
         return ticket
 
     def weights(self, weights: Mapping[str, Tensor], ticket: Mask, seed: int) -> Mapping[str, Tensor]:
         """The weights and buffers, by normalised name, in place of those that the ticket's training begins with.
 
         They are masked afterwards. What is not named stays.
+
+        Args:
+            weights: those that the ticket's training begins with.
+            ticket: its mask.
+            seed: of what is drawn.
         """
         return weights
 

@@ -118,6 +118,19 @@ def train_control(
     rows of the ticket's mask are in groups, or its weights in blocks, so are those of the control's, see
     `stored_control_mask`.
     Those of `names.LONGER` are trained for longer, see `evidence.cyclic`.
+
+    Args:
+        lab: where it is trained, with the search in its store.
+        task: of the search.
+        recipe: that the ticket was searched with.
+        control: its name: random_reinit, shuffled, random_prune and others of ``ticketry list controls``.
+        found: the ticket.
+        seeds: of the replicate that found it.
+        label: what to call it in progress events.
+
+    Raises:
+        UsageError: for an unknown control, or one that is not defined for this ticket.
+        TrainingError: if a loss is no longer a number.
     """
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
 

@@ -49,11 +49,15 @@ class Procedure:
     """A search with all that decides what it finds."""
 
     lab: Lab
+    """Where it is trained."""
     search: Search
+    """The method's function."""
     task_of: Callable[[int], Task]
     """The task as a fresh replicate of this number has it."""
     settings: Any
+    """Of the method."""
     recipe: Recipe
+    """How networks are trained."""
     level: int | None
     """Of the ticket; None for the last one that is found."""
     seeds: Seeds
@@ -66,12 +70,19 @@ class Procedure:
         return self.task_of(0)
 
     def fresh_seeds(self, number: int) -> Seeds:
-        """Seeds that no run has used. They do not depend on method or settings, whose dense networks are shared."""
+        """Seeds that no run has used. They do not depend on method or settings, whose dense networks are shared.
+
+        Args:
+            number: of the repetition, from 0.
+        """
         own = self.seeds
         return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", number))
 
     def replicate(self, number: int) -> Replicate:
         """Search from fresh seeds, no further than is needed.
+
+        Args:
+            number: of the repetition, from 0.
 
         Raises:
             UsageError: if there is no ticket of the level.

@@ -15,7 +15,15 @@ from ticketry.step import Step
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """Of a verification, see `evidence.verify`."""
+    """Of a verification, see `evidence.verify`.
+
+    Examples:
+        >>> settings = tk.evidence.VerifySettings(margin=0.5, interim=(5, 10))
+        >>> settings.what_is_claimed, settings.rivals(("shuffled",))
+        ('wins', ('shuffled',))
+        >>> settings.plan.last, tk.evidence.VerifySettings(seeds=5).plan
+        (10, None)
+    """
 
     about: Literal["", "ticket", "procedure"] = ""
     """What the verdict is about: ticket (this mask and this start, trained again with other orders of the data) or

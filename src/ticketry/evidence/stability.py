@@ -68,6 +68,11 @@ def distance(
     Raises:
         MaskError: if the mask names a tensor that a state lacks or has in another shape.
         UsageError: if the states are of different networks.
+
+    Examples:
+        >>> apart = tk.evidence.distance({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])})
+        >>> round(apart.l2, 4), round(apart.angle, 1), apart.weights
+        (1.4142, 90.0, 2)
     """
     pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _compared(one, other, mask)}
     layers = {name: _apart([pair]) for name, pair in pairs.items()}
@@ -125,6 +130,10 @@ def stability(
     Args:
         found: a ticket, with the recipe and the seeds that it was searched with.
         control: ``shuffled`` or ``random_prune``.
+        lab: with the search in its store.
+        task: of the search.
+        recipe: that it was searched with.
+        seeds: of the replicate that found it.
 
     Raises:
         UsageError: for the dense network, for a control whose weights are others, for seeds of another search, or if

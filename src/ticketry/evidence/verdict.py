@@ -132,8 +132,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979): valid
     however they depend on each other.
 
+    Args:
+        p_values: of as many tests, each in 0 … 1.
+
     Raises:
         UsageError: if one is not in 0 … 1.
+
+    Examples:
+        >>> tk.evidence.holm([0.25, 0.0625, 0.02])
+        [0.25, 0.125, 0.06]
     """
     for p in p_values:
         if not 0 <= p <= 1:

@@ -139,6 +139,11 @@ def verify_procedure(
     As `verify`, but every seed has an initialisation, an order of the data and a search of its own, and so has what it
     is compared with: pairs share their seed, and seeds share nothing.
 
+    Args:
+        procedure: the search, see `Procedure`.
+        settings: as of `verify`.
+        on_interim: called with the verdict of each interim analysis.
+
     Raises:
         UsageError: for settings out of range; for unequal budgets; for a level that a repeated search does not reach.
         TrainingError: if a loss is no longer a number.

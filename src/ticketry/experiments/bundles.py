@@ -22,10 +22,15 @@ class Packed:
     """A bundle that was written."""
 
     path: Path
+    """The file."""
     bytes: int
+    """Its size."""
     runs: int
+    """How many are in it."""
     results: int
+    """Trained networks."""
     weights: bool
+    """Whether weights are in it."""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -63,6 +68,10 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
     """Add what a bundle holds to a store, which is made if absent: what ``ticketry store unpack`` does.
 
     All of it is checked before anything is written. What the store has already stays as it is.
+
+    Args:
+        path: the file.
+        store: its folder.
 
     Raises:
         StoreError: if the bundle is damaged, forged, of other numerics, or of another format.

@@ -1,14 +1,21 @@
-"""Tables of pandas, where that is installed."""
+"""What runs tell as tables of pandas, where that is installed, and their tickets as JSON values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from ticketry.errors import MissingExtraError
+from ticketry.records.network import Point
+from ticketry.records.schema import as_json
+from ticketry.records.structure import Structure
 
 if TYPE_CHECKING:
     import pandas
+
+    from ticketry.experiments.run import RunTicket
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
@@ -18,3 +25,50 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
     except ModuleNotFoundError:
         raise MissingExtraError("pandas", "pandas", "a data frame") from None
     return pandas.DataFrame(list(rows))
+
+
+def tickets_json(
+    points: Sequence[Point],
+    tickets: Sequence[RunTicket],
+    *,
+    costs: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The tickets of a run, as ``ticketry search --json`` prints them.
+
+    Args:
+        points: the trained networks that are tickets.
+        tickets: the same, as the run shows them.
+        costs: of each ticket, relative to dense, with its replicate and level.
+        settings: of the method.
+    """
+    keys = ("replicate", "level")
+    relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}
+    return [
+        {
+            "path": point.ticket,
+            "density": point.density,
+            "sparsity": 1 - point.density,
+            "kept": point.kept,
+            "level": point.level,
+            "replicate": point.replicate,
+            "metric": one.metric,
+            "value": one.value,
+            "dense_value": one.dense_value,
+            "validation_value": one.validation_value,
+            "steps": point.steps,
+            "retrain": settings["retrain"],
+            "budget": settings.get("budget", ""),
+            "cost": as_json(point.phases) if point.phases else None,
+            "relative_cost": relative.get((point.replicate, point.level)),
+            **({"structure": _structure_json(point.structure)} if point.structure else {}),
+        }
+        for point, one in zip(points, tickets, strict=True)
+    ]
+
+
+def _structure_json(structure: Structure) -> dict[str, Any]:
+    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
+    told = as_json(replace(structure, layers=(), pictures=()))
+    whole = structure.layers[-1]
+    return told | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

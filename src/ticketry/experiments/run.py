@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.frames import frame_of
+from ticketry.experiments.frames import frame_of, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
@@ -24,7 +24,6 @@ from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.speed import BenchRecord
-from ticketry.records.structure import Structure
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
 from ticketry.search import Method, check_aims
@@ -48,13 +47,17 @@ class RunTicket:
     path: Path
     """Its folder."""
     density: float
+    """Share of the prunable weights that is kept."""
     level: int
+    """Its level in the search, 1 the densest."""
     replicate: int
+    """From 0."""
     metric: str
     """The name of what the values are."""
     value: float
     """On the test split."""
     validation_value: float
+    """On the validation split, by which tickets are chosen."""
     dense_value: float
     """The dense network's, on the test split."""
 
@@ -73,12 +76,15 @@ class Run:
     """A search that was carried out. Shows itself as a table in a notebook."""
 
     request: SearchRequest
+    """What was asked for."""
     record: RunRecord
     """All that is told of it, as in its folder's ``run.json``."""
     options: LabOptions
+    """Where it was trained."""
     now: Mapping[str, int]
     """Segments asked for and trained, and steps trained, this time: nothing is trained where all was in the store."""
     command: str = ""
+    """The command line that repeats it, if one was given."""
     logs: tuple[str, ...] = ()
     """How to look at what was logged, a line a logger."""
     verification: VerifyRecord | None = None
@@ -157,7 +163,11 @@ class Run:
         return frame_of(point_rows([Results(self.record)]))
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the page of the run, with what was verified and timed, and return it; by default into its folder."""
+        """Write the page of the run, with what was verified and timed, and return it; by default into its folder.
+
+        Args:
+            path: the file; by default ``report.html`` in the run's folder.
+        """
         evidence = [one for one in (self.verification, self.timing) if one is not None]
         from ticketry.lab.store.opening import publish_opened
 
@@ -180,6 +190,8 @@ class Run:
         Args:
             settings: by default, of a ticket, with the run's own controls and a small dense network.
             density: of the level that is nearest, in place of that one.
+            on_event: called with each event of training.
+            on_interim: called with the verdict of each interim analysis.
 
         Raises:
             UsageError: if there are no tickets of about that density.
@@ -208,7 +220,12 @@ class Run:
         return self.verification
 
     def bench(self, options: BenchOptions | None = None, *, say: Say = lambda _: None) -> BenchRecord | None:
-        """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does."""
+        """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does.
+
+        Args:
+            options: what is timed against what; the defaults of `BenchOptions` if left out.
+            say: called with a line of progress.
+        """
         from ticketry.experiments.bench import execute_bench
         from ticketry.experiments.ticket_model import source_of
 
@@ -248,32 +265,8 @@ class Run:
         """The result as JSON values: what ``ticketry search --json`` prints."""
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
-        return {"tickets": self._tickets_json(), **{key: values[key] for key in keys}, "now": dict(self.now)}
-
-    def _tickets_json(self) -> list[dict[str, Any]]:
-        costs = {(one.pop("replicate"), one.pop("level")): one for one in self.costs}
-        settings = self.record.settings
-        return [
-            {
-                "path": point.ticket,
-                "density": point.density,
-                "sparsity": 1 - point.density,
-                "kept": point.kept,
-                "level": point.level,
-                "replicate": point.replicate,
-                "metric": one.metric,
-                "value": one.value,
-                "dense_value": one.dense_value,
-                "validation_value": one.validation_value,
-                "steps": point.steps,
-                "retrain": settings["retrain"],
-                "budget": settings.get("budget", ""),
-                "cost": as_json(point.phases) if point.phases else None,
-                "relative_cost": costs.get((point.replicate, point.level)),
-                **({"structure": _structure_json(point.structure)} if point.structure else {}),
-            }
-            for point, one in zip(self._points, self.tickets, strict=True)
-        ]
+        tickets = tickets_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
+        return {"tickets": tickets, **{key: values[key] for key in keys}, "now": dict(self.now)}
 
     @property
     def _points(self) -> list[Point]:
@@ -384,10 +377,3 @@ def carry_out(
         record = execute(lab, request, command=command, on_point=on_point, energy=energy)
         done = {name: getattr(lab.ledger, name) for name in ("segments_asked", "segments_trained", "steps_trained")}
     return Run(request, record, options, done, command, tuple(lab.dashboards.where()))
-
-
-def _structure_json(structure: Structure) -> dict[str, Any]:
-    """What a ticket's mask was turned into, and how well that fits; the layers are in the run's record."""
-    told = as_json(replace(structure, layers=(), pictures=()))
-    whole = structure.layers[-1]
-    return told | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

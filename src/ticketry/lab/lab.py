@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ticketry.core.mask import Mask
-from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
+from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.answers import Answers
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.chosen import chosen
-from ticketry.lab.runners.runner import Event, OnEvent, Order, Runner
+from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import is_done
@@ -129,7 +129,12 @@ class Lab(Answers):
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
 
         Args:
+            task: what to train.
+            start: an initialisation seed, or a stored state.
             mask: held all the while, or its digest.
+            first, last: steps to begin and end at; by default the whole schedule.
+            order_seed: of the order of the data, with augmentation and dropout.
+            recipe: the task's own if left out.
             shrunk: whether the network is trained without the channels that the mask removes, instead: it is equal to
                 holding the mask within float error. Stored states have their full shapes all the same.
             variants: what else acts on the network, see `lab.training.variant`.
@@ -191,7 +196,16 @@ class Lab(Answers):
         measure: bool = True,
         ahead: int = 0,
     ) -> list[Result]:
-        """The results of several segments, trained side by side where the lab has workers."""
+        """The results of several segments, trained side by side where the lab has workers.
+
+        Args:
+            segments: what to train; the results come in their order.
+            keep: as of `train`, of all; so are ``measure`` and ``ahead``.
+            labels: what to call each in progress events.
+
+        Raises:
+            TrainingError, HoldError: as `train`.
+        """
         names = labels or [""] * len(segments)
         with heeded():
             try:
@@ -214,11 +228,11 @@ class Lab(Answers):
         return results
 
     def at(self, result: Result, step: int) -> Result:
-        """The result of the same trajectory at a step that was kept."""
+        """The result of the trajectory of `result` at another `step`, one that was kept (else `UsageError`)."""
         return self._result(result.segment.until(step))
 
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
-        """Run independent pieces of a search, side by side where the lab has workers; their results in order."""
+        """Call independent `functions`, side by side where the lab has workers; their results in order."""
         pieces = list(functions)
         prefix = getattr(self._told, "prefix", "")
 
@@ -278,7 +292,7 @@ class Lab(Answers):
         """In a block, what is not in the store is a `NotStoredError` in place of being trained; nothing is counted."""
         with self._guard:
             before, ledger = self._runner, self.ledger
-            self._runner, self.ledger = _Nothing(), ledger.copy()
+            self._runner, self.ledger = Nothing(), ledger.copy()
         try:
             yield
         finally:
@@ -376,16 +390,3 @@ class Lab(Answers):
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
             raise error
-
-
-class _Nothing:
-    """A runner that trains nothing."""
-
-    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")
-
-    def stop(self) -> None:
-        """Nothing runs."""
-
-    def close(self) -> None:
-        """Nothing is held."""

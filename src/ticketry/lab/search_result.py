@@ -62,6 +62,7 @@ class Seeds:
     """The three sources of chance in an experiment, kept apart."""
 
     initialisation: int = 0
+    """Of the weights."""
     order: int = 0
     """Of the data, with augmentation and dropout."""
     mask: int = 0
@@ -69,11 +70,19 @@ class Seeds:
 
     @classmethod
     def of(cls, seed: int) -> Seeds:
-        """All three from one number (their streams are independent all the same)."""
+        """All three from one number (their streams are independent all the same).
+
+        Args:
+            seed: for all three.
+        """
         return cls(seed, seed, seed)
 
     def replicate(self, number: int) -> Seeds:
-        """The seeds of a further replicate."""
+        """The seeds of a further replicate.
+
+        Args:
+            number: of the replicate: the first is 0.
+        """
         return Seeds(self.initialisation + number, self.order + number, self.mask + number)
 
 

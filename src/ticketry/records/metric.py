@@ -23,9 +23,11 @@ class Metric:
     """
 
     name: str
+    """As tasks give it; an underscore stands for a space."""
     unit: str
     """What follows the number in tables: %, or nothing."""
     higher_is_better: bool
+    """False for a loss or an error."""
     scale: str = "linear"
     """Of the axis in figures: linear, or log for what is compared by ratios."""
     summary: Over = "mean"

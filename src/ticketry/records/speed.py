@@ -88,7 +88,15 @@ class Timed(Part, frozen=True, kw_only=True):
 
 
 class Layer(Part, frozen=True):
-    """One operation of a compiled model."""
+    """One operation of a compiled model.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> fast = tk.compile(model, tk.prune(model, density=0.25, distribution="uniform"), torch.randn(4, 64))
+        >>> layer = fast.layers()[0]
+        >>> layer.name, layer.kind, layer.where, layer.density, layer.kept
+        ('0', 'linear', 'engine', 0.25, 1024)
+    """
 
     name: str
     """The module whose weights it has, else the name of the value it makes."""

@@ -92,7 +92,11 @@ def methods() -> dict[str, Method[Any]]:
 
 
 def method(name: str) -> Method[Any]:
-    """The method of this name or alias, or ``package.module:object``; `UsageError` if there is none."""
+    """The method of this name or alias, or ``package.module:object``; `UsageError` if there is none.
+
+    Args:
+        name: such as ``iterative`` or ``mine.search:method``.
+    """
     return METHODS.get(name)
 
 

@@ -81,11 +81,19 @@ class Recipe:
             raise UsageError("recipe: the schedule multistep needs milestones, such as 50%,75%")
 
     def changed(self, **changes: Any) -> Recipe:
-        """A copy with the given fields changed; those that are None stay as they are."""
+        """A copy with the given fields changed; those that are None stay as they are.
+
+        Args:
+            changes: fields by name.
+        """
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def steps(self, per_epoch: int) -> int:
-        """Length in iterations."""
+        """Length in iterations.
+
+        Args:
+            per_epoch: iterations of an epoch.
+        """
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
@@ -94,6 +102,10 @@ class Recipe:
         Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
 
             '3it'
+
+        Args:
+            length: in iterations.
+            per_epoch: iterations of an epoch.
 
         Examples:
             >>> tk.Recipe(length="100it", warmup="1ep").scaled(30, per_epoch=10).warmup

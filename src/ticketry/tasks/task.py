@@ -125,6 +125,9 @@ class Task:
         """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
 
         A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options.
+
+        Raises:
+            TaskError: here, where a subclass has none.
         """
         raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
 
@@ -132,6 +135,9 @@ class Task:
         """The options that make the task as a replicate of a search has it; none where all have the same.
 
         For data of which there are several splits: each replicate may have its own, see `catalogue.of_replicate`.
+
+        Args:
+            number: of the replicate, from 0.
         """
         return {}
 
@@ -163,7 +169,12 @@ class Task:
         return None
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Training steps in an epoch, with so many examples in the training split; the last may be a smaller batch."""
+        """Training steps in an epoch, with so many examples in the training split; the last may be a smaller batch.
+
+        Args:
+            examples: in the training split.
+            recipe: whose batch counts.
+        """
         return -(-examples // recipe.batch)
 
     def unfit(self, key: Mapping[str, object]) -> str:
@@ -195,17 +206,37 @@ class Task:
         return self.prepare(first if split.reader is None else split.reader.request(first)())
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator)."""
+        """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator).
+
+        Args:
+            inputs: stored inputs of a batch, [n, ...].
+            names: what to do, as recipes name it.
+            generator: a CPU generator, for every draw.
+
+        Raises:
+            TaskError: for a name that the task does not know: here any.
+        """
         if names:
             raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """The mean loss of a batch, a scalar.
+
+        Args:
+            outputs: of the model, [n, ...].
+            targets: of the batch, [n, ...].
+            label_smoothing: share of the target spread over all classes, as the recipe has it.
+        """
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over the batch of whatever `summary` needs; they are added up over batches."""
+        """Sums over the batch of whatever `summary` needs; they are added up over batches.
+
+        Args:
+            outputs: of the model, [n, ...].
+            targets: of the batch, [n, ...].
+        """
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:

@@ -75,8 +75,35 @@ def attach(
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
             keeps parts of blocks.
 
-        >>> g = attach(model, init=-0.1)                                       # doctest: +SKIP
-        >>> gate_optimizer = torch.optim.SGD(g.parameters(), lr=0.1, momentum=0.9)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(4, 3)
+        >>> gates = tk.gates.attach(model, init=0.0)
+        >>> gates.penalty(0.1)  # 0.1 * 12 gates, each half open
+        tensor(0.6000, grad_fn=<_SummedBackward>)
+        >>> optimizer = torch.optim.SGD([*model.parameters(), *gates.parameters()], lr=0.1)
+        >>> x, y = torch.randn(16, 4), torch.arange(16) % 3
+        >>> for step in range(10):
+        ...     gates.anneal(tk.gates.by_step(step, 10))
+        ...     optimizer.zero_grad()
+        ...     (nn.functional.cross_entropy(model(x), y) + gates.penalty(0.01)).backward()
+        ...     optimizer.step()
+        >>> with gates.hardened():
+        ...     y = model(x)  # by the mask as it would be now
+        >>> with gates.lifted():
+        ...     y = model(x)  # without gates
+        >>> mask = gates.harden(collapse="keep")
+        >>> gates.detach()
+        >>> sorted(mask), mask.total
+        (['weight'], 12)
+        >>> other = tk.gates.attach(nn.Linear(4, 3), kind="stochastic", init=0.0)
+        >>> other.set_step(10)
+        >>> state = other.state_dict()
+        >>> state["kind"], state["step"] == other.step, round(other.soft_density(), 2)
+        ('stochastic', True, 0.5)
+        >>> other.load_state_dict(state)
+        >>> other.hard()
+        >>> with other.drawing():
+        ...     pass  # draws gates in eval mode too: to train them over frozen weights
     """
     check_model(model, init)
     if scope is not None:

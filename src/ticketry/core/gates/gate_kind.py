@@ -23,6 +23,14 @@ def inverse_temperature(progress: float, final: float) -> float:
 
     Raises:
         UsageError: for numbers outside these ranges.
+
+    Examples:
+        >>> tk.gates.inverse_temperature(0.5, final=100.0)
+        10.0
+        >>> tk.gates.inverse_temperature(2.0, final=100.0)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: progress is a share of the round that is done, from 0 to 1, not 2.0
     """
     if not 0 <= progress <= 1:
         raise UsageError(f"progress is a share of the round that is done, from 0 to 1, not {progress!r}")
@@ -37,7 +45,12 @@ def check_final(final: float) -> float:
 
 
 def by_step(step: int, steps: int) -> float:
-    """The progress after `step` of a round's `steps` updates: the temperature falls with every update (the paper)."""
+    """The progress after `step` of a round's `steps` updates: the temperature falls with every update (the paper).
+
+    Examples:
+        >>> tk.gates.by_step(50, 100)
+        0.5
+    """
     _check(step, steps, "step")
     return step / steps
 
@@ -46,6 +59,10 @@ def by_epoch(epoch: int, epochs: int) -> float:
     """The progress in epoch 0, 1, … of `epochs`: 0 all through the first, 1 all through the last (the official code).
 
     A round of a single epoch has no first epoch that is not the last: its progress is 1.
+
+    Examples:
+        >>> [tk.gates.by_epoch(epoch, 3) for epoch in range(3)]
+        [0.0, 0.5, 1.0]
     """
     _check(epoch, epochs - 1, "epoch")
     return epoch / (epochs - 1) if epochs > 1 else 1.0
@@ -58,7 +75,13 @@ def _check(done: int, last: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """What gates depend on besides their logits s."""
+    """What gates depend on besides their logits s.
+
+    Examples:
+        >>> moment = tk.gates.Moment(init=0.0, beta=2.0)
+        >>> tk.gates.Continuous().gate(torch.zeros(2), moment, None)
+        tensor([1., 1.])
+    """
 
     init: float
     """s0, the value that every s began with."""
@@ -67,7 +90,27 @@ class Moment:
 
 
 class Kind:
-    """A kind of gate. All methods take logits s of any shape and give tensors of that shape, differentiable in s."""
+    """A kind of gate. All methods take logits s of any shape and give tensors of that shape, differentiable in s.
+
+    Examples:
+        >>> class Square(tk.gates.Kind):
+        ...     name = "square"
+        ...     def gate(self, logits, moment, uniform):
+        ...         return logits.clamp(min=0) ** 2
+        ...     def test_gate(self, logits, moment):
+        ...         return self.gate(logits, moment, None)
+        ...     def open(self, logits, moment):
+        ...         return self.gate(logits, moment, None).clamp(max=1)
+        >>> kind, moment = Square(), tk.gates.Moment(init=1.0, beta=1.0)
+        >>> s = torch.tensor([-1.0, 0.5, 1.0])
+        >>> kind.threshold, kind.inverse_temperature(0.5), kind.hard_gate(s, moment), kind.open(s, moment)
+        (0.0, 1.0, tensor([0., 1., 1.]), tensor([0.0000, 0.2500, 1.0000]))
+        >>> kind.product(torch.ones(3), s, None, moment, None)[0], kind.test_gate(s, moment)
+        (tensor([0.0000, 0.2500, 1.0000]), tensor([0.0000, 0.2500, 1.0000]))
+        >>> gates = tk.gates.attach(nn.Linear(4, 3), kind=kind, init=1.0)
+        >>> gates.soft_density()
+        1.0
+    """
 
     name: ClassVar[str]
     draws: ClassVar[bool] = False
@@ -88,7 +131,13 @@ class Kind:
         return 1.0
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
-        """The gates in training; `uniform` holds draws from (0, 1) of the shape of s, for kinds that draw."""
+        """The gates in training; `uniform` holds draws from (0, 1) of the shape of s, for kinds that draw.
+
+        Args:
+            logits: s of a parameter.
+            moment: s0 and the inverse temperature.
+            uniform: draws, None for kinds that draw none.
+        """
         raise NotImplementedError
 
     def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
@@ -106,7 +155,15 @@ class Kind:
     def product(
         self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """weight * gate in training, in the dtype of the weight, and the sum of `open` if that comes for nothing."""
+        """weight * gate in training, in the dtype of the weight, and the sum of `open` if that comes for nothing.
+
+        Args:
+            weight: of the parameter.
+            logits: its s.
+            kept: 0 and 1: the mask that gates stay within; None for all.
+            moment: s0 and the inverse temperature.
+            uniform: draws, None for kinds that draw none.
+        """
         return gated(weight, self.gate(logits, moment, uniform), kept), None
 
 

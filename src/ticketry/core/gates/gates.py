@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
 
 from ticketry.core.allocate import allocate
 from ticketry.core.gates.gate_kind import Kind, Moment, gated
@@ -27,6 +25,7 @@ from ticketry.core.gates.logits import (
 )
 from ticketry.core.gates.parameter_swap import Swap, places_of
 from ticketry.core.gates.product import summed
+from ticketry.core.gates.updates import tell_of_updates
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 
@@ -36,7 +35,26 @@ Act = Callable[[Tensor, Moment], Tensor]
 
 
 class Gates:
-    """Gates on weights of a model. Made by `attach`."""
+    """Gates on weights of a model. Made by `attach`.
+
+    Examples:
+        >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
+        >>> name, s = gates.named_parameters()[0]
+        >>> name, s.shape, gates.weights
+        ('weight', torch.Size([3, 4]), 12)
+        >>> s.data[0, 0], s.data[0, 1] = -1.0, 0.0  # training would do it
+        >>> gates.kept(), gates.ties(), gates.density() == 10 / 12
+        ({'weight': 10}, {'weight': 1}, True)
+        >>> gates.harden()["weight"][0], gates.allocate(0.5).kept
+        (tensor([False, False,  True,  True]), 6)
+        >>> gates.anneal(0.5)
+        >>> gates.progress, round(gates.beta, 2)
+        (0.5, 14.14)
+        >>> gates.next_round()
+        >>> gates.by_weight()["weight"][0, :2]
+        tensor([-200.,    0.])
+        >>> gates.detach(apply=True)
+    """
 
     def __init__(
         self,
@@ -64,7 +82,7 @@ class Gates:
         self._drawn_at: tuple[int, ...] | None = None
         self._sums: Sums | None = None
         self._updates = 0
-        _count_updates(self)
+        tell_of_updates(self)
         self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
 
     # -- to train --------------------------------------------------------------------------------------------------
@@ -125,8 +143,7 @@ class Gates:
     def set_step(self, step: int) -> None:
         """The step whose draws come next, for kinds that draw: they are a pure function of (seed, step, parameter).
 
-        Not needed in an ordinary loop: all forward passes between two updates of the gates are one step, and the next
-        step begins when the gates have changed.
+        Not needed in an ordinary loop, where a step begins when the gates have changed. `UsageError` below step 0.
         """
         if step < 0:
             raise UsageError(f"a step is a number from 0 on, not {step!r}")
@@ -140,7 +157,7 @@ class Gates:
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
     def hard(self, on: bool = True) -> None:
-        """Whether the model computes with hard gates, in train and eval mode; s then gets no gradient.
+        """Compute with hard gates (`on`) or not, in train and eval mode; s then gets no gradient.
 
         Otherwise training uses the soft or drawn gates, and what eval mode uses is said by each kind.
         """
@@ -176,7 +193,7 @@ class Gates:
         return hardened_mask(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """The mask of the gates with the largest s, of a density of one's choice: see `core.allocate`."""
+        """The mask of the gates with the largest s, of any density; `collapse` and errors as of `tk.allocate`."""
         return allocate(self.by_weight(), density, collapse=collapse)
 
     def by_weight(self) -> dict[str, Tensor]:
@@ -202,7 +219,7 @@ class Gates:
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
-        """How far the gates (those within the mask) are open, counted in `bins` equal bins from 0 to 1."""
+        """How far the gates (those within the mask) are open, in `bins` equal bins, at least one (`UsageError`)."""
         if bins < 1:
             raise UsageError(f"a histogram has at least one bin, not {bins!r}")
         counts = {}
@@ -243,9 +260,9 @@ class Gates:
 
     @torch.no_grad()
     def detach(self, *, apply: bool = False) -> None:
-        """Take the gates off. The weights are as training left them, or with `apply` times the hard gates.
+        """Take the gates off, once (else `UsageError`). The handle stays good for masks and reports.
 
-        The handle stays good for masks and reports.
+        The weights are as training left them, or with `apply` times the hard gates.
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")
@@ -304,7 +321,7 @@ class Gates:
         return {name: logits_like(parameter, self.init) for name, parameter in parameters.items()}
 
     def note_update(self, optimizer: Optimizer) -> None:
-        """Called after each step of any optimiser."""
+        """Called after each step of any `optimizer`."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1
@@ -381,20 +398,3 @@ class Gates:
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
         check_devices([(self._names[number], self._logits[number]) for number in numbers], weights)
-
-
-_living: weakref.WeakSet[Gates] = weakref.WeakSet()
-
-
-def _count_updates(gates: Gates) -> None:
-    """Let gates know of the steps that optimisers take with them, for as long as they live."""
-    # One hook for all, which stays: gates may be collected while torch goes through its hooks, and nothing may be
-    # taken out of them then.
-    if _tell not in _global_optimizer_post_hooks.values():
-        register_optimizer_step_post_hook(_tell)
-    _living.add(gates)
-
-
-def _tell(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for gates in _living:
-        gates.note_update(optimizer)

@@ -23,8 +23,15 @@ class Balance:
     weights``, and of 0 where it is not. So the pull to close is as strong as the loss's own, whatever the loss's scale.
     Use an optimiser with a step size of its own, such as Adam, and begin with gates of the density asked for.
 
-        >>> balance = Balance(g, 0.05)  # doctest: +SKIP
-        >>> loss.backward(); balance.add_gradients(); gate_optimizer.step()  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(4, 3)
+        >>> gates = tk.gates.attach(model, kind="binary-concrete", init=0.0)
+        >>> balance = tk.gates.Balance(gates, density=0.1)
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> before = gates.parameters()[0].grad.clone()
+        >>> balance.add_gradients()
+        >>> bool((gates.parameters()[0].grad > before).all())
+        True
     """
 
     def __init__(

@@ -117,7 +117,14 @@ def hardened_mask(
 
 @dataclass(frozen=True)
 class Histogram:
-    """Gates counted by how far they are open, from 0 (off) to 1."""
+    """Gates counted by how far they are open, from 0 (off) to 1.
+
+    Examples:
+        >>> gates = tk.gates.attach(nn.Linear(4, 3), init=2.0)
+        >>> histogram = gates.histogram(bins=4)
+        >>> histogram.edges, histogram.counts, histogram.total
+        ((0.0, 0.25, 0.5, 0.75, 1.0), {'weight': (0, 0, 0, 12)}, (0, 0, 0, 12))
+    """
 
     edges: tuple[float, ...]
     """n + 1 ascending numbers from 0 to 1; a bin has its lower edge, and the last its upper one too."""

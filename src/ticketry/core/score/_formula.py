@@ -22,6 +22,18 @@ class DataScore(Protocol):
     Raises:
         UsageError: without batches or loss.
         ScoreError: if all scores are 0 or one is not finite; of second derivatives, if an operation has none.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> snip: tk.score.DataScore = tk.score.snip
+        >>> batches, loss = [torch.ones(1, 2)], lambda model, batch: model(batch).sum()
+        >>> snip(model, tk.scope(model), batches=batches, loss=loss)["weight"]
+        tensor([[2., 3.]])
+        >>> snip(model, tk.scope(model))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: score 'snip' needs batches and a loss: give batches= (of training data) and ...
     """
 
     __name__: str
@@ -44,9 +56,19 @@ def of_gradients(
 ) -> Callable[[Formula], DataScore]:
     """Makes a score of a formula of w and g, where g is the mean over the batches of ``each(dL/dw)``.
 
-    >>> @of_gradients(About(paper="Lee et al. 2019"))
-    ... def saliency(weight, gradient):
-    ...     return (weight * gradient).abs()
+    Args:
+        about: facts for lists, see `described`.
+        each: what is done to the gradient of each batch before they are averaged, such as `torch.square`.
+
+    Examples:
+        >>> @tk.score.of_gradients(tk.score.About(paper="Lee et al. 2019", data="yes", order=1))
+        ... def saliency(weight, gradient):
+        ...     return (weight * gradient).abs()
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> saliency(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2., 3.]])}
     """
     return lambda formula: _score(
         formula, about, lambda model, weights, batches, loss, at: average(model, weights, batches, loss, each)
@@ -54,7 +76,21 @@ def of_gradients(
 
 
 def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
-    """Makes a score of a formula of w and Hg, g and H being of the mean loss over the batches: `hessian_gradient`."""
+    """Makes a score of a formula of w and Hg, g and H being of the mean loss over the batches: `hessian_gradient`.
+
+    Args:
+        about: facts for lists, see `described`.
+
+    Examples:
+        >>> @tk.score.of_gradient_flow(tk.score.About(paper="ours", data="yes", order=2))
+        ... def flow(weight, flow):
+        ...     return (weight * flow).abs()
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[1.0, 3.0]])
+        >>> half_square = lambda model, batch: model(batch).square().sum() / 2  # at x = (1, 0): Hg = (1, 0)
+        >>> flow(model, tk.scope(model), batches=[torch.tensor([[1.0, 0.0]])], loss=half_square)
+        {'weight': tensor([[1., 0.]])}
+    """
     return lambda formula: _score(formula, about, lambda *measured: hessian_gradient(formula.__name__, *measured))
 
 

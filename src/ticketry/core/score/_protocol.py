@@ -12,24 +12,46 @@ from ticketry.core.scope import Scope
 
 
 class Loss(Protocol):
-    """The mean loss of a batch: ``loss(model, batch) -> scalar``."""
+    """The mean loss of a batch: ``loss(model, batch) -> scalar``.
+
+    Examples:
+        >>> def loss(model, batch):
+        ...     inputs, targets = batch
+        ...     return nn.functional.cross_entropy(model(inputs), targets)
+        >>> loss(nn.Linear(4, 2), (torch.randn(8, 4), torch.zeros(8, dtype=torch.long))).shape
+        torch.Size([])
+    """
 
     def __call__(self, model: nn.Module, batch: object, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What scores are measured on, where they need it; `vars` of it are the arguments of a score."""
+    """What scores are measured on, where they need it; `vars` of it are the arguments of a score.
+
+    Examples:
+        >>> inputs = tk.score.ScoreInputs(seed=1)
+        >>> model = nn.Linear(4, 2)
+        >>> tk.score.random(model, tk.scope(model), **vars(inputs))["weight"].shape
+        torch.Size([2, 4])
+    """
 
     batches: Iterable[object] | None = None
     """Of training data."""
     loss: Loss | None = None
+    """``loss(model, batch)``, the mean loss of a batch."""
     seed: int = 0
+    """Of what is drawn."""
 
 
 @dataclass(frozen=True)
 class About:
-    """Facts of a score, for lists: see `described`."""
+    """Facts of a score, for lists: see `described`.
+
+    Examples:
+        >>> tk.score.about("snip")
+        About(paper='Lee et al. 2019', data='yes', order=1, channels='snap')
+    """
 
     paper: str = "not said"
     """A short citation."""
@@ -42,7 +64,15 @@ class About:
 
 
 class Score(Protocol):
-    """How much each weight is worth."""
+    """How much each weight is worth.
+
+    Examples:
+        >>> def largest_input(model, scope, *, batches=None, loss=None, seed=0):
+        ...     weights = scope.parameters(model)
+        ...     return {name: weight.detach().abs() / weight.shape[1] for name, weight in weights.items()}
+        >>> tk.prune(nn.Linear(4, 2), density=0.5, score=largest_input).kept
+        4
+    """
 
     def __call__(
         self,
@@ -59,7 +89,18 @@ F = TypeVar("F", bound=Callable[..., dict[str, Tensor]])
 
 
 def described(about: About) -> Callable[[F], F]:
-    """A decorator that tells of a score what lists show of it."""
+    """A decorator that tells of a score what lists show of it.
+
+    Args:
+        about: the facts.
+
+    Examples:
+        >>> @tk.score.described(tk.score.About(paper="ours", data="no"))
+        ... def smallest(model, scope, *, batches=None, loss=None, seed=0):
+        ...     return {name: -weight.detach().abs() for name, weight in scope.parameters(model).items()}
+        >>> tk.prune(nn.Linear(4, 2), density=0.25, score=smallest).kept
+        2
+    """
 
     def tell(score: F) -> F:
         setattr(score, ABOUT, about)

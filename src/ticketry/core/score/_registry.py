@@ -38,12 +38,29 @@ SCORES: Registry[Score] = Registry(
 
 
 def names() -> tuple[str, ...]:
-    """The scores that come with the library, then those of installed packages."""
+    """The scores that come with the library, then those of installed packages.
+
+    Examples:
+        >>> tk.score.names()
+        ('crop', 'fisher', 'grasp', 'grasp200', 'magnitude', 'random', 'snip', 'synflow', 'taylor')
+    """
     return SCORES.names()
 
 
 def get(score: str | Score) -> Score:
-    """The score called so, or the function itself; `UsageError` if there is none of that name."""
+    """The score called so, or the function itself; `UsageError` if there is none of that name.
+
+    Args:
+        score: its name, with ``inverted:`` or ``shuffled:`` before it for a control; or a function.
+
+    Examples:
+        >>> tk.score.get("magnitude") is tk.score.magnitude
+        True
+        >>> tk.score.get("magnitud")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: score 'magnitud' is not known: crop, fisher, grasp, grasp200, magnitude, ...
+    """
     if callable(score):
         return score
     control, plain = split_control(score)
@@ -58,13 +75,23 @@ def get(score: str | Score) -> Score:
 
 
 def split_control(score: str) -> tuple[str, str]:
-    """(control, what it is of): ("inverted", "snip"); of a score itself, ("", "package.module:function")."""
+    """(control, what it is of): ("inverted", "snip"); of a score itself, ("", "package.module:function").
+
+    Examples:
+        >>> tk.score.split_control("inverted:snip"), tk.score.split_control("snip")
+        (('inverted', 'snip'), ('', 'snip'))
+    """
     control, _, plain = score.partition(":")
     return (control, plain) if control in CONTROLS else ("", score)
 
 
 def source_of(score: str) -> str:
-    """A digest of the source of a score that is not the library's own, for keys of what it makes; "" of one that is."""
+    """A digest of the source of a score that is not the library's own, for keys of what it makes; "" of one that is.
+
+    Examples:
+        >>> tk.score.source_of("snip")
+        ''
+    """
     control, plain = split_control(score)
     if control:
         return source_of(plain)
@@ -72,7 +99,15 @@ def source_of(score: str) -> str:
 
 
 def about(name: str) -> About:
-    """The facts of a score, or of what a control is of; `UsageError` if there is none of that name."""
+    """The facts of a score, or of what a control is of; `UsageError` if there is none of that name.
+
+    Args:
+        name: of a score, such as ``snip`` or ``inverted:snip``.
+
+    Examples:
+        >>> tk.score.about("grasp").paper, tk.score.about("grasp").order
+        ('Wang et al. 2020', 2)
+    """
     found: About = getattr(get(name), ABOUT, About())
     return found
 
@@ -84,6 +119,17 @@ def inverted(score: str | Score) -> Score:
     """The score with its sign turned: the weights that it would remove first are kept. As a name: ``inverted:snip``.
 
     A score that carries information makes a worse network so than a random choice does.
+
+    Args:
+        score: a name, or a function.
+
+    Examples:
+        >>> model = nn.Linear(8, 4)
+        >>> kept, worst = tk.prune(model, 0.25), tk.prune(model, 0.25, score=tk.score.inverted("magnitude"))
+        >>> (kept & worst).kept
+        0
+        >>> tk.prune(model, 0.25, score="inverted:magnitude") == worst
+        True
     """
     function = get(score)
 
@@ -100,6 +146,15 @@ def shuffled(score: str | Score) -> Score:
 
     In one shot each layer keeps exactly as many weights as by the score itself, under any distribution: what it shows
     is how much of the score lies in the layers' densities alone. A pure function of (seed, position of the tensor).
+
+    Args:
+        score: a name, or a function.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> kept, control = tk.prune(model, 0.25), tk.prune(model, 0.25, score=tk.score.shuffled("magnitude"))
+        >>> [one.kept for one in kept.table()] == [one.kept for one in control.table()], kept == control
+        (True, False)
     """
     function = get(score)
 

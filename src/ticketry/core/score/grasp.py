@@ -37,10 +37,22 @@ def grasp(
         norms, at: see `ticketry.score`.
         temperature: what the model's output (one tensor of logits) is divided by before the loss. The published code
             uses 200, which evens out the classes' probabilities: ``functools.partial(score.grasp, temperature=200)``.
+        model: whose weights are scored; it is afterwards as it was.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of what the model draws (dropout is off).
 
     Raises:
         UsageError: without batches or loss; for a temperature that is not positive, or cannot be applied.
         ScoreError: if all scores are 0, one is not finite, or an operation has no second derivative.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> half_square = lambda model, batch: model(batch).square().sum() / 2  # at x = (1, 1): Hg = (-2, -2)
+        >>> tk.score.grasp(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=half_square)
+        {'weight': tensor([[-4.,  6.]])}
     """
     batches, loss = given("grasp", batches, loss)
     with measuring(model, scope, norms=norms, at=at, seed=seed) as weights, _tempered(model, temperature):

@@ -20,7 +20,19 @@ def magnitude(
     loss: object = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """|w| of every weight in scope, of a computed one (weight_norm, …) as the layer uses it; needs no data."""
+    """|w| of every weight in scope, of a computed one (weight_norm, …) as the layer uses it; needs no data.
+
+    Args:
+        model: whose weights are scored.
+        scope: the parameters to score.
+        batches: has no use, like ``loss`` and ``seed``: scores have one form.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> tk.score.magnitude(model, tk.scope(model))
+        {'weight': tensor([[2., 3.]])}
+    """
     computed = {id(original): each for each in computed_weights(model) for original in each.originals}
     scores = {}
     for name, parameter in scope.parameters(model).items():

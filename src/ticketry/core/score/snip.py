@@ -14,5 +14,25 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
 
     Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity" (2019, arXiv 1810.02340),
     without its normalisation by the sum, which changes no order. Iterated, it is Iter-SNIP and FORCE: see `prune`.
+
+    Args:
+        model: whose weights are scored; it is afterwards as it was.
+        scope: the parameters to score.
+        batches: of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: of what the model draws (dropout is off).
+        norms: see `ticketry.score`.
+        at: see `ticketry.score`.
+
+    Raises:
+        UsageError: without batches or loss.
+        ScoreError: if all scores are 0 or one is not finite.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[2.0, -3.0]])
+        >>> total = lambda model, batch: model(batch).sum()
+        >>> tk.score.snip(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
+        {'weight': tensor([[2., 3.]])}
     """
     return (weight * gradient).abs()

@@ -43,10 +43,21 @@ def synflow(
             to the model; without, the batch is the model's input: a tensor, or a tuple of several. One example will do.
         at: see `ticketry.score`.
         bypass: classes of norms of your own, to be passed by as well.
+        model: whose weights are scored; it is afterwards as it was.
+        scope: the parameters to score.
+        seed: has no use.
+        loss: see `batches`.
 
     Raises:
         UsageError: without a batch, if the loss does not call the model, or for a norm's parameter in scope.
         ScoreError: if all scores are 0 or one is not finite.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> model[0].weight.data, model[1].weight.data = torch.tensor([[2.0], [-3.0]]), torch.tensor([[5.0, 7.0]])
+        >>> tk.score.synflow(model, tk.scope(model), batches=[torch.zeros(1, 1)])
+        {'0.weight': tensor([[10.],
+                [21.]], dtype=torch.float64), '1.weight': tensor([[10., 21.]], dtype=torch.float64)}
     """
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")

@@ -44,6 +44,13 @@ def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float
 
         {20: 0.3, 40: 0.2}
 
+    Args:
+        density: fraction of weights kept at the end.
+        begin: step after which cuts begin.
+        end: step of the last cut.
+        frequency: steps between two cuts.
+        initial: fraction of weights kept at the beginning.
+
     Raises:
         UsageError: unless 0 <= begin < end and frequency >= 1; see `cubic` for densities.
 
@@ -72,6 +79,14 @@ def cuts_within(
 
     A frequency that comes to less than one step is one step.
 
+    Args:
+        density: fraction of weights kept at the end.
+        begin: where the density begins to fall.
+        end: where it is reached.
+        frequency: steps between two cuts.
+        total: steps of the whole training.
+        per_epoch: steps of an epoch, where a point is in epochs.
+
     Raises:
         UsageError: if nothing would be left to train at the final density, or epochs are named and `per_epoch` is not
             known; see `cuts`.
@@ -94,6 +109,10 @@ def cosine(progress: float, share: float) -> float:
 
     Evci et al., "Rigging the Lottery" (2020, arXiv 1911.11134), section 3, the update schedule; `share` is their alpha.
 
+    Args:
+        progress: share of the way, 0 … 1.
+        share: of the weights that move at its beginning.
+
     Examples:
         >>> [round(tk.schedule.cosine(progress, share=0.3), 4) for progress in (0.0, 0.5, 1.0)]
         [0.3, 0.15, 0.0]
@@ -109,6 +128,13 @@ def moves_within(
     Every `frequency` steps, at least one, as long as `end` is not reached; the shares fall along `cosine`.
 
         {100: 0.225, 200: 0.075}
+
+    Args:
+        share: of each layer's weights that the first move would take, above 0 and below 1.
+        end: from where on the mask stays.
+        frequency: steps between two moves.
+        total: steps of the whole training.
+        per_epoch: steps of an epoch, where a point is in epochs.
 
     Raises:
         UsageError: unless 0 < share < 1 and the mask moves at least once before the last step.
@@ -139,6 +165,13 @@ def phases_within(
     (2021, arXiv 2106.12379), algorithm 1, and the schedules in the authors' code.
 
         [(0, False), (10, True), (15, False), (28, True)]
+
+    Args:
+        warmup: length of the dense training before.
+        phase: length of a phase.
+        end: where the last compressed phase begins.
+        total: steps of the whole training.
+        per_epoch: steps of an epoch, where a point is in epochs.
 
     Raises:
         UsageError: unless a compressed and a decompressed phase of this length fit between `warmup` and `end`, and

@@ -50,6 +50,13 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
 
     Raises:
         MaskError: if a model is given that the mask does not fit.
+
+    Examples:
+        >>> model = nn.Linear(32, 32, bias=False)
+        >>> grouped = tk.structure.regroup(model, tk.prune(model, 0.25), rows=8)
+        >>> control = tk.structure.shuffled_structure(grouped, seed=1)
+        >>> control.kept == grouped.kept, control == grouped
+        (True, False)
     """
     views = {} if model is None else matrix_views(model, mask)
     return Mask(

@@ -41,7 +41,12 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
         MaskError: if the mask does not fit the model, or a weight is not a number.
         StructureError: if the mask has weights of a layer whose inputs are unknown, such as an embedding.
 
-        >>> two_of_four = n_m(model, mask)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(8, 2)
+        >>> model.weight.data = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6, 7, 8]])
+        >>> tk.structure.n_m(model, tk.Mask.ones(tk.scope(model)))["weight"].int()
+        tensor([[1, 1, 0, 0, 1, 1, 0, 0],
+                [0, 0, 1, 1, 0, 0, 1, 1]], dtype=torch.int32)
     """
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")

@@ -298,6 +298,7 @@ class Ticket:
             model: of transformers or timm, with the ticket's tensors: then their own loaders
                 (``AutoModel.from_pretrained("user/name")``, ``timm.create_model("hf-hub:user/name")``) open the
                 trained weights of the repository.
+            repo_id: ``user/name``.
 
         Raises:
             MissingExtraError: without huggingface_hub.

@@ -69,6 +69,19 @@ def sparse_training(
         EngineError: it is not in float32 on the CPU, or bfloat16 is asked for where the processor does not multiply it.
         UsageError: another precision.
         MissingExtraError: llvmlite is not installed.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+        >>> x, y = torch.randn(16, 64), torch.arange(16) % 8
+        >>> mask = tk.prune(model, density=0.1, collapse="keep")
+        >>> fast = tk.sparse_training(model, mask, x)
+        >>> optimizer = torch.optim.SGD(fast.parameters(), lr=0.1, momentum=0.9)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(fast(x), y).backward()
+        ...     optimizer.step()
+        >>> model[0].weight.count_nonzero() == mask["0.weight"].sum()
+        tensor(True)
     """
     return SparseTraining(model, mask, example_inputs, target=target, precision=precision)
 
@@ -160,7 +173,11 @@ class SparseTraining(nn.Module):
             unit.forget()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """`kept_parameters` with their names, those of the model's parameters."""
+        """`kept_parameters` with their names, those of the model's parameters.
+
+        Raises:
+            EngineError: without a mask.
+        """
         if self.mask is None:
             raise EngineError("without a mask all weights are kept: train parameters() themselves")
         if self._weights is None:
@@ -282,6 +299,9 @@ class SparseTraining(nn.Module):
 
         Operations are timed one by one. Of other rows, "outside of kernels" is what torch does, and what is done around
         kernels. Gradients, statistics of norms and random numbers are left as they were.
+
+        Args:
+            rounds: calls that are timed; the medians are told.
         """
         model = self._model[0]
         gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

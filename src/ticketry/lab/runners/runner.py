@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ticketry.errors import UsageError
+from ticketry.errors import NotStoredError, UsageError
 from ticketry.lab.runners.stopping import asked
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
@@ -98,3 +98,16 @@ RUNNERS: Registry[MakeRunner] = Registry(
     },
     make=_makes_a_runner,
 )
+
+
+class Nothing:
+    """A runner that trains nothing."""
+
+    def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
+        raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -142,13 +142,19 @@ class Method(Generic[S]):
     """A search method: its name, what it is, its settings and its function."""
 
     name: str
+    """As commands have it."""
     title: str
+    """A line."""
     description: str
+    """What it does, with its papers."""
     Settings: type[S]
+    """A frozen dataclass."""
     search: Search
+    """One replicate: yields each network as it is trained."""
     levels: Callable[[S], int] | None = None
     """How many tickets a replicate will find with given settings, if the method can tell."""
     about: About = field(default_factory=About)
+    """Facts for lists."""
 
     @property
     def scores(self) -> str:
@@ -176,6 +182,10 @@ class Method(Generic[S]):
 
         The docstring's first line is the title, the rest the description. A function is the `search` of its module,
         which has the others. `levels`, or else a method `tickets` of the settings, and `ABOUT` may be there.
+
+        Args:
+            name: that it will have.
+            found: a module, a class or a function.
 
         Raises:
             UsageError: if it lacks a part of a method, or its settings are no dataclass.

@@ -22,6 +22,14 @@ class BinaryConcrete(Kind):
     1[s > 0]. Penalty: sum of sigmoid(s), the expected number of weights kept. Not normalised, not annealed.
 
     For a mask of an exact density, which Concrete Ticket Search asks for, give the logits to `ticketry.allocate`.
+
+    Examples:
+        >>> kind, s = tk.gates.BinaryConcrete(temperature=1.0), torch.tensor([0.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.gate(s, moment, uniform=torch.tensor([0.75]))
+        tensor([0.7500])
+        >>> kind.test_gate(s, moment)
+        tensor([0.5000])
     """
 
     name: ClassVar[str] = "binary-concrete"

@@ -21,6 +21,16 @@ class Continuous(Kind):
     official code's, makes a fresh gate 1 (to rounding), so that gates attached to a trained network do not change it.
     Hardened: 1[s > 0] / sigmoid(s0), which the soft gates tend to as beta grows. Penalty: sum of sigmoid(beta s), as in
     the paper; the official code adds up the divided gates, so its coefficient counts 1 / sigmoid(s0) times as much.
+
+    Examples:
+        >>> kind, s = tk.gates.Continuous(final=100.0), torch.tensor([-1.0, 0.0, 1.0])
+        >>> kind.inverse_temperature(0.5)
+        10.0
+        >>> moment = tk.gates.Moment(init=0.0, beta=10.0)
+        >>> kind.gate(s, moment, None)
+        tensor([9.0796e-05, 1.0000e+00, 1.9999e+00])
+        >>> kind.hard_gate(s, moment), kind.scale(moment)
+        (tensor([0., 0., 2.]), 2.0)
     """
 
     name: ClassVar[str] = "continuous"

@@ -21,6 +21,12 @@ class HardConcrete(Kind):
     hardened: m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13), whose support is the mask, so a weight is
     kept where s > log(-gamma / zeta) = -2.398. Penalty: sum of P(m != 0) = sigmoid(s - temperature log(-gamma / zeta))
     (equation 12), the expected number of weights kept. Not annealed.
+
+    Examples:
+        >>> kind, s = tk.gates.HardConcrete(), torch.tensor([-3.0, 0.0, 3.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.test_gate(s, moment), round(kind.threshold, 3)
+        (tensor([0.0000, 0.5000, 1.0000]), -2.398)
     """
 
     name: ClassVar[str] = "hard-concrete"

@@ -18,6 +18,14 @@ class Stochastic(Kind):
     sigmoid(s) (1 - sigmoid(s)) (Bengio et al. 2013, arXiv 1308.3432). Gates are 0 or 1 and not normalised. Eval: the
     deterministic mask 1[s > 0], soft or hardened. Penalty: sum of sigmoid(s), the expected number of weights kept.
     There is no temperature to anneal.
+
+    Examples:
+        >>> kind, s = tk.gates.Stochastic(), torch.tensor([0.0, 0.0, 2.0])
+        >>> moment = tk.gates.Moment(init=0.0, beta=1.0)
+        >>> kind.gate(s, moment, uniform=torch.tensor([0.4, 0.6, 0.6]))
+        tensor([1., 0., 1.])
+        >>> kind.test_gate(s, moment)
+        tensor([0., 0., 1.])
     """
 
     name: ClassVar[str] = "stochastic"

@@ -49,7 +49,13 @@ def channel_groups(model: nn.Module, example_inputs: Inputs, *, spare: Iterable[
         StructureError: if the model does not run on them, or a module looks at its activations to decide what to run:
             says which.
 
-        >>> groups = channel_groups(model, example_inputs)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> for group in tk.structure.channel_groups(model, torch.randn(2, 3, 8, 8)):
+        ...     print(group.name, group.size, group.prunable, group.reason)
+        0 16 True
+        0 (inputs) 3 False it meets a width that stays, as that of inputs (in 0)
+        3 8 False it is an output of the model
     """
     return tried_structure(model, example_inputs, spare).groups
 
@@ -116,7 +122,13 @@ def channels(
         StructureError: if the model cannot be followed or has no channels that can be removed.
         LayerCollapseError: if the density cannot be reached with `keep_at_least` channels in each group.
 
-        >>> mask = channels(model, example_inputs, density=0.5)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> mask["0.weight"].any(dim=1).sum(), mask["0.bias"].sum()
+        (tensor(4), tensor(4))
+        >>> mask.kept, mask.total
+        (28, 56)
     """
     wanted = check_density(density, sparsity)
     order = ChannelOrder(distribution, keep_at_least, multiple)

@@ -98,7 +98,18 @@ def refill(
         StructureError: if the model cannot be followed, `structure` is another model's, or none of the masked layers
             has channels that can be removed.
 
-        >>> ticket = refill(model, mask, example_inputs)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.prune(model, density=0.5, distribution="layerwise")
+        >>> ticket = tk.structure.refill(model, mask, torch.randn(2, 4))
+        >>> ticket["0.weight"].any(dim=1).sum()
+        tensor(4)
+        >>> tk.shrink(model, ticket, torch.randn(2, 4))
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
     """
     check_refill_score(score)
     density = None if density is None else share_of(density)

@@ -18,14 +18,24 @@ from ticketry.core.structure.dependencies.trace import NO_CHANNEL, Site, Trace
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One dimension of one tensor in which a group has its channels."""
+    """One dimension of one tensor in which a group has its channels.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hidden = next(group for group in tk.structure.channel_groups(model, torch.randn(2, 4)) if group.prunable)
+        >>> member = hidden.parameters[0]
+        >>> member.name, member.dim, member.indices[:3]
+        ('0.weight', 0, ((0,), (1,), (2,)))
+    """
 
     name: str
     """Of a parameter or buffer."""
     dim: int
+    """The dimension."""
     array: Ids
     """For each channel of the group its indices along `dim`; as many for each: [channels, indices]."""
     buffer: bool = False
+    """Whether it is a buffer, such as a running mean."""
 
     @cached_property
     def indices(self) -> tuple[tuple[int, ...], ...]:
@@ -49,11 +59,22 @@ class ChannelGroup:
 
     Channel i is `indices[i]` of every member; it can only be removed from all of them at once. Two channels of one
     layer are in different groups if different tensors follow, as behind a concatenation.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hidden = next(group for group in tk.structure.channel_groups(model, torch.randn(2, 4)) if group.prunable)
+        >>> hidden.name, hidden.size
+        ('0', 8)
+        >>> [(member.name, member.dim) for member in hidden.parameters]
+        [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
+        >>> [member.name for member in hidden.within([("2.weight", 1)])]
+        ['2.weight']
     """
 
     name: str
     """Name of the first layer that makes the channels; of one that reads them, "(inputs)" added, if none does."""
     members: tuple[Member, ...]
+    """All tensors that the channels are in: parameters and buffers."""
     size: int
     """Number of channels."""
     reason: str = ""
@@ -104,11 +125,23 @@ class Cut:
 
 @dataclass(frozen=True)
 class Structure:
-    """All groups of a model, and the attributes of modules that follow."""
+    """All groups of a model, and the attributes of modules that follow.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> structure = tk.structure.tried_structure(model, torch.randn(2, 4))
+        >>> structure.free
+        8
+        >>> free = next(i for i, group in enumerate(structure.groups) if group.prunable)
+        >>> structure.staying({free: "I need them all"}).free
+        0
+    """
 
     groups: tuple[ChannelGroup, ...]
     counted: tuple[Counted, ...]
+    """Attributes of modules that count channels."""
     cuts: tuple[Cut, ...] = ()
+    """Dimensions that are cut into several, such as attention heads."""
     written: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Name of a module -> positions of the groups whose width its code may have as a number."""
 
@@ -118,7 +151,11 @@ class Structure:
         return sum(group.size for group in self.groups if group.prunable)
 
     def staying(self, why: dict[int, str]) -> Structure:
-        """The same with some groups (by position) that stay."""
+        """The same with some groups (by position) that stay.
+
+        Args:
+            why: position of a group -> the reason.
+        """
         groups = [replace(group, reason=why.get(i, group.reason)) for i, group in enumerate(self.groups)]
         return replace(self, groups=tuple(groups))
 

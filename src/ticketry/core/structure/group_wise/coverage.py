@@ -41,6 +41,16 @@ def coverage(
 
     Raises:
         MaskError: if a mask does not fit the model, or the two masks are not of the same tensors.
+        UsageError: for another word in the place of `null`.
+
+    Examples:
+        >>> model = nn.Linear(32, 32, bias=False)
+        >>> mask = tk.prune(model, density=0.25)
+        >>> fit = tk.structure.coverage(model, mask, tk.structure.regroup(model, mask, rows=8))["weight"]
+        >>> fit.rows_per_group, fit.density_before, fit.density_after
+        (8, 0.25, 0.25)
+        >>> fit.null_coverage < fit.coverage < 1
+        True
     """
     views = matrix_views(model, mask)
     _check_same(mask, structured, views)
@@ -70,6 +80,21 @@ def coverage(
 def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all layers") -> LayerFit:
     """One line for several layers: sums of rows, columns and groups; densities, fill of all weights, coverage of all
     magnitude. What was not measured for a layer counts as its coverage.
+
+    Args:
+        fits: of layers, as `coverage` gives them.
+        name: what the line is called.
+
+    Raises:
+        UsageError: if there are none.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        >>> mask = tk.prune(model, density=0.5)
+        >>> fits = tk.structure.coverage(model, mask, mask, null=False)
+        >>> everything = tk.structure.together(fits)
+        >>> everything.name, everything.rows, everything.coverage
+        ('all layers', 32, 1.0)
     """
     layers = list(fits.values()) if isinstance(fits, Mapping) else list(fits)
     if not layers:

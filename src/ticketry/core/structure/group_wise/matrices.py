@@ -24,7 +24,14 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class RowGroup:
-    """Rows with one support."""
+    """Rows with one support.
+
+    Examples:
+        >>> mask = tk.Mask({"weight": torch.tensor([[True, False, True], [True, False, True]])})
+        >>> group = tk.structure.groups(mask)["weight"][0]
+        >>> group.rows.tolist(), group.columns.tolist(), group.width
+        ([0, 1], [0, 2], 2)
+    """
 
     def __init__(self, rows: Indices, support: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         self.rows = rows
@@ -54,6 +61,13 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
     Returns:
         Groups in the order of their first rows. Every row is in one group: rows that keep nothing form one without
         columns.
+
+    Examples:
+        >>> rows = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+        >>> for group in tk.structure.row_groups(rows):
+        ...     print(group.rows.tolist(), group.columns.tolist())
+        [0, 2] [0, 2]
+        [1] [1]
     """
     array = kept.detach().cpu().numpy() if isinstance(kept, torch.Tensor) else kept
     matrix = array.reshape(len(array), math.prod(array.shape[1:])) != 0
@@ -64,7 +78,16 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
 
 
 def groups(mask: Mask) -> dict[str, list[RowGroup]]:
-    """For each parameter of a mask its groups of rows: as many groups as rows where no two rows agree."""
+    """For each parameter of a mask its groups of rows: as many groups as rows where no two rows agree.
+
+    Args:
+        mask: of any parameters; rows lie in dimension 0.
+
+    Examples:
+        >>> mask = tk.Mask({"weight": torch.tensor([[True, False], [False, True], [True, False]])})
+        >>> [group.rows.tolist() for group in tk.structure.groups(mask)["weight"]]
+        [[0, 2], [1]]
+    """
     return {name: row_groups(kept) for name, kept in mask.items()}
 
 

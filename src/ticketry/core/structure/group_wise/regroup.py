@@ -79,7 +79,14 @@ def regroup(
         LayerCollapseError: if a layer keeps nothing, or too little for its groups.
         MissingExtraError: if the method needs mtkahypar and it is not installed.
 
-        >>> grouped = regroup(model, mask, rows=8)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(32, 32, bias=False)
+        >>> mask = tk.prune(model, density=0.25)
+        >>> grouped = tk.structure.regroup(model, mask, rows=8)
+        >>> [len(group.rows) for group in tk.structure.groups(grouped)["weight"]]
+        [8, 8, 8, 8]
+        >>> grouped.density
+        0.25
     """
     by = _checked(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)

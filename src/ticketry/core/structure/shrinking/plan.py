@@ -41,6 +41,19 @@ class ShrinkPlan:
         kept: name -> dimension -> indices that stay, ascending.
         attributes: name of a module -> attribute that counts channels, `name.i` for entry i of one -> its value
             afterwards.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, torch.randn(2, 4))
+        >>> plan.shapes["0.weight"], plan.shape("0.weight"), plan.removed
+        ((8, 4), (4, 4), 28)
+        >>> part = plan.cut("0.weight", model[0].weight.detach())
+        >>> plan.expand("0.weight", part, into=torch.zeros(8, 4)).count_nonzero()
+        tensor(16)
+        >>> again = tk.structure.ShrinkPlan.load(plan.save("plan.safetensors"))
+        >>> again == plan, tk.structure.ShrinkPlan.from_bytes(plan.to_bytes()) == plan
+        (True, True)
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -87,6 +100,10 @@ class ShrinkPlan:
     def from_bytes(cls, data: bytes, where: object = "this") -> ShrinkPlan:
         """The inverse of `to_bytes`; no pickle is involved.
 
+        Args:
+            data: what `to_bytes` gave.
+            where: what it is called in errors.
+
         Raises:
             StructureError: if it is damaged or no plan, named as `where`.
         """
@@ -109,6 +126,9 @@ class ShrinkPlan:
     def save(self, path: str | Path) -> Path:
         """Write the plan to a file, see `to_bytes`.
 
+        Args:
+            path: the file; it is replaced if it is there.
+
         Raises:
             StructureError: if it cannot be written.
         """
@@ -122,6 +142,9 @@ class ShrinkPlan:
     @classmethod
     def load(cls, path: str | Path) -> ShrinkPlan:
         """Read a plan that `save` wrote; no pickle is involved.
+
+        Args:
+            path: the file.
 
         Raises:
             StructureError: if the file is absent, damaged or no plan.
@@ -175,8 +198,23 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     Parameters keep their type, device, `requires_grad` and ties; gradients are left behind. `model` is not changed. A
     new model of the same class will do as well, if the weights of the smaller one are loaded afterwards.
 
+    Args:
+        model: that the plan was made of, or another of its class.
+        plan: of `shrink_plan`.
+
     Raises:
         StructureError: if `model` lacks a tensor of the plan, or has it in another shape.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, torch.randn(2, 4))
+        >>> tk.structure.rebuild(model, plan)
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
     """
     inner = unwrapped(model)
     return resized(copied(inner, cut_tensors(inner, plan)), plan)

@@ -55,10 +55,17 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Iterable[st
 
     Args:
         spare: names or patterns of modules that are not looked into: all channels that enter or leave them stay.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
 
     Raises:
         UsageError: if a name to spare is that of no module.
         StructureError: if the model does not run on the inputs, or decides by activations what to run.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> structure = tk.structure.tried_structure(model, torch.randn(2, 4))
+        >>> [group.size for group in structure.groups if group.prunable]
+        [8]
     """
     inner = unwrapped(model)
     spared = _matching(inner, spare)

@@ -62,7 +62,24 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Itera
 
 
 def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Iterable[str] = ()) -> ShrinkPlan:
-    """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`."""
+    """What `shrink` keeps, as data: see `ShrinkPlan`, `rebuild`. Arguments and errors are those of `shrink`.
+
+    Args:
+        model: as of `shrink`.
+        mask: channel-wise.
+        example_inputs: a tensor, a tuple of the model's arguments, or a dictionary of them.
+        spare: modules that are not looked into.
+
+    Raises:
+        MaskError, LayerCollapseError, StructureError: as `shrink`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> mask = tk.structure.channels(model, torch.randn(2, 4), density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, torch.randn(2, 4))
+        >>> {name: plan.shape(name) for name in plan.shapes}
+        {'0.bias': (4,), '0.weight': (4, 4), '2.weight': (2, 4)}
+    """
     mask.parameters(model)
     return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
 
@@ -161,6 +178,18 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
 
     Raises:
         StructureError: if the optimiser has parameters that are not the model's, or state that cannot be cut.
+
+    Examples:
+        >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> model(x).square().mean().backward()
+        >>> optimizer.step()
+        >>> mask = tk.structure.channels(model, x, density=0.5)
+        >>> plan = tk.structure.shrink_plan(model, mask, x)
+        >>> small = tk.structure.rebuild(model, plan)
+        >>> optimizer = tk.structure.shrink_optimizer(optimizer, model, small, plan)
+        >>> optimizer.state[small[0].weight]["momentum_buffer"].shape
+        torch.Size([4, 4])
     """
     names = {id(parameter): name for name, parameter in named_parameters(unwrapped(model)).items()}
     new = named_parameters(unwrapped(small))

@@ -13,7 +13,13 @@ from torch import Tensor
 
 
 def resident_at_peak() -> int | None:
-    """Bytes of this process that were in memory at once, at the most, since it began; None where that is not told."""
+    """Bytes of this process that were in memory at once, at the most, since it began; None where that is not told.
+
+    Examples:
+        >>> peak = tk.meters.resident_at_peak()
+        >>> peak is None or peak > 10_000_000
+        True
+    """
     try:
         import resource
     except ImportError:  # not on this system
@@ -28,6 +34,11 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
     Args:
         work: such as a training step.
         held: tensors that are there before, in lists, tuples and mappings of any depth; each memory counts once.
+
+    Examples:
+        >>> held = torch.zeros(1000)  # 4,000 bytes
+        >>> tk.meters.allocated_at_peak(lambda: torch.ones(1000) + held, [held])
+        12000
     """
     before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
     with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:

@@ -26,7 +26,16 @@ _Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step: forward, backward, the optimiser's step."""
+    """Of one step: forward, backward, the optimiser's step.
+
+    Examples:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> loss = lambda model, x: model(x).sum()
+        >>> cost = tk.meters.measure_step(model, loss, torch.randn(8, 4), optimizer, repeats=1)
+        >>> cost.device, cost.allocated > 0, cost.reserved
+        ('cpu', True, None)
+    """
 
     seconds: float
     """Median of the steps timed."""
@@ -61,7 +70,14 @@ def measure_step(
         UsageError: for less than one repeat, or a model without parameters.
         MaskError: if the mask does not fit the model.
 
-        >>> cost = measure_step(model, loss, (inputs, targets), optimizer)  # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(4, 2, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> loss = lambda model, batch: model(batch).square().mean()
+        >>> mask = tk.prune(model, density=0.25)
+        >>> cost = tk.meters.measure_step(model, loss, torch.randn(8, 4), optimizer, mask=mask, repeats=3)
+        >>> cost.dense_flops, cost.flops, cost.seconds > 0
+        (256, 64.0, True)
     """
     if repeats < 1:
         raise UsageError(f"repeats is the number of steps timed, at least 1, not {repeats}")

@@ -20,7 +20,16 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole training."""
+    """Of a whole training.
+
+    Examples:
+        >>> with tk.meters.Meter() as meter:
+        ...     for _ in range(3):
+        ...         meter.step(flops=2e6)
+        >>> cost = meter.cost
+        >>> cost.steps, cost.flops, cost.seconds > 0
+        (3, 6000000.0, True)
+    """
 
     steps: int
     flops: float | None
@@ -39,9 +48,19 @@ class Cost:
 class Meter:
     """Measures whatever is trained in a block; `cost` tells when it has ended.
 
-    >>> with Meter(optimizer) as meter:  # doctest: +SKIP
-    ...     train(model)
-    >>> meter.cost.seconds               # doctest: +SKIP
+    Examples:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tk.meters.Meter(optimizer) as meter:
+        ...     for _ in range(3):
+        ...         model(torch.randn(8, 4)).square().mean().backward()
+        ...         optimizer.step()
+        >>> meter.cost.steps, meter.cost.seconds > 0
+        (3, True)
+        >>> with tk.meters.Meter() as meter:
+        ...     meter.step(flops=1e6)
+        >>> meter.cost.flops
+        1000000.0
     """
 
     def __init__(
