@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
+from typing import Any
 
 import ticketry as tk
+from ticketry.search import Method
 
 _GROUPS = {
     "python-networks": (
@@ -23,12 +25,14 @@ _RETURNED = {
     "python-faster": ("ticketry.engine.training.sparse_training.SparseTraining",),
     "python-experiments": (
         "ticketry.experiments.run.Run",
-        "ticketry.experiments.run.RunTicket",
+        "ticketry.experiments.frames.RunTicket",
         "ticketry.experiments.options.LabOptions",
         "ticketry.records.evidence.VerifyRecord",
     ),
 }
 """Classes that are met as results and options of these, and are no names of the top."""
+
+_TAKEN = "Examples begin with `import torch`, `from torch import nn` and `import ticketry as tk`.\n"
 
 
 def pages() -> dict[str, str]:
@@ -39,7 +43,7 @@ def pages() -> dict[str, str]:
     if left:
         raise SystemExit(f"the reference has no place for tk.{', tk.'.join(sorted(left))}: add it to _GROUPS")
     found = {
-        page: "\n".join([f"# {title}\n", *map(_one, names), *map(_other, _RETURNED.get(page, ()))])
+        page: "\n".join([f"# {title}\n", _TAKEN, *map(_one, names), *map(_other, _RETURNED.get(page, ()))])
         for page, (title, names) in _GROUPS.items()
     }
     of_modules = {f"python-{name}": _module(name) for name in modules}
@@ -74,15 +78,26 @@ def _other(path: str) -> str:
 def _module(name: str) -> str:
     """A module that is public as it is: what its `__all__` names, or else what it defines."""
     module = getattr(tk, name)
-    lines = [f"# tk.{name}\n", f"{inspect.getdoc(module) or ''}\n"]
+    lines = [f"# tk.{name}\n", f"{inspect.getdoc(module) or ''}\n", _TAKEN]
     for member in sorted(getattr(module, "__all__", None) or _defined(module), key=str.lower):
         found = getattr(module, member)
-        if isinstance(found, types.ModuleType):
+        if isinstance(found, Method):
+            lines.append(_method(f"tk.{name}.{member}", found))
+        elif isinstance(found, types.ModuleType):
             lines.append(f"## tk.{name}.{member}\n\n{inspect.getdoc(found) or ''}\n")
         elif (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__.startswith("ticketry"):
             path = f"{found.__module__}.{found.__qualname__}"
             lines.append(f"::: {path}\n    options:\n      heading: tk.{name}.{member}\n      toc_label: {member}\n")
     return "\n".join(lines)
+
+
+def _method(name: str, method: Method[Any]) -> str:
+    """A search method: what it is, and its settings with an example."""
+    settings = f"{method.Settings.__module__}.{method.Settings.__qualname__}"
+    told = "\n\n".join(text for text in (f"{method.title}.", method.description) if text)
+    options = {"heading": f"{name}.Settings", "toc_label": "Settings", "heading_level": 3, "inherited_members": "true"}
+    more = "".join(f"      {key}: {value}\n" for key, value in options.items())
+    return f"## {name}\n\n{told}\n\n::: {settings}\n    options:\n{more}"
 
 
 def _defined(module: types.ModuleType) -> list[str]:

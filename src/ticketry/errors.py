@@ -7,39 +7,101 @@ from importlib.util import find_spec
 
 
 class TicketryError(Exception):
-    """Anything that ticketry refuses or cannot do. The command line prints its message and exits with `exit_code`."""
+    """Anything that ticketry refuses or cannot do. The command line prints its message and exits with `exit_code`.
+
+    Examples:
+        >>> try:
+        ...     tk.prune(nn.Linear(4, 2), density=1.5)
+        ... except tk.errors.TicketryError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        UsageError 2
+    """
 
     exit_code = 1
 
 
 class UsageError(TicketryError):
-    """A request that cannot be meant: an unknown option, a density of 1.5, a step written wrongly."""
+    """A request that cannot be meant: an unknown option, a density of 1.5, a step written wrongly.
+
+    Examples:
+        >>> tk.prune(nn.Linear(4, 2), density=1.5)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: a density is the fraction of weights kept, 0 < density <= 1, not 1.5: 1.5 ...
+    """
 
     exit_code = 2
 
 
 class ScopeError(UsageError):
-    """A scope that names no parameter, or one that the model does not have."""
+    """A scope that names no parameter, or one that the model does not have.
+
+    Examples:
+        >>> tk.scope(nn.ReLU())
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ScopeError: no parameter of ReLU is in scope: it has 0 parameters, none of them the ...
+    """
 
 
 class MaskError(TicketryError):
-    """A mask that is not one (values other than 0 and 1) or that does not fit the model at hand."""
+    """A mask that is not one (values other than 0 and 1) or that does not fit the model at hand.
+
+    Examples:
+        >>> tk.Mask({"weight": torch.tensor([0.0, 0.5])})
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.MaskError: mask 'weight' holds values other than 0 and 1
+    """
 
 
 class LayerCollapseError(MaskError):
-    """A density at which a whole layer would be left without weights."""
+    """A density at which a whole layer would be left without weights.
+
+    Examples:
+        >>> tk.allocate({"0.weight": torch.zeros(4), "1.weight": torch.ones(4)}, density=0.5)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.LayerCollapseError: density 0.5 would leave no weight in 0.weight (layer collapse); the ...
+    """
 
 
 class ScoreError(TicketryError):
-    """A score that says nothing: not finite, 0 for every weight, or of a model that lacks the derivatives it needs."""
+    """A score that says nothing: not finite, 0 for every weight, or of a model that lacks the derivatives it needs.
+
+    Examples:
+        >>> loss = lambda model, batch: model(batch).sum()
+        >>> tk.prune(nn.Linear(4, 2), 0.5, score="snip", batches=[torch.zeros(1, 4)], loss=loss)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ScoreError: score 'snip' is 0 for every weight, so that none is better than another: ...
+    """
 
 
 class StructureError(TicketryError):
-    """A model whose channels cannot be followed or removed exactly, or a plan that is another model's or damaged."""
+    """A model whose channels cannot be followed or removed exactly, or a plan that is another model's or damaged.
+
+    Examples:
+        >>> tk.structure.channels(nn.Linear(4, 2), torch.randn(2, 4), density=0.5)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.StructureError: there are no channels that can be removed; weight: it is an output of ...
+    """
 
 
 class ControlFlowError(StructureError):
-    """A module that looks at its activations to decide what to run, so that its channels cannot be followed."""
+    """A module that looks at its activations to decide what to run, so that its channels cannot be followed.
+
+    Examples:
+        >>> class Early(nn.Linear):
+        ...     def forward(self, x):
+        ...         y = super().forward(x)
+        ...         return y if y.sum() > 0 else -y
+        >>> tk.structure.channel_groups(nn.Sequential(nn.Linear(4, 4), Early(4, 2)), torch.randn(2, 4))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ControlFlowError: Sequential looks at its activations to decide what to do ...
+    """
 
     def __init__(self, message: str, module: str) -> None:
         super().__init__(message)
@@ -48,51 +110,138 @@ class ControlFlowError(StructureError):
 
 
 class HoldError(TicketryError):
-    """A pruned weight that did not stay at zero."""
+    """A pruned weight that did not stay at zero.
+
+    Examples:
+        >>> model = nn.Linear(4, 2)
+        >>> with tk.hold(model, tk.prune(model, density=0.5)):
+        ...     model.weight.data = torch.ones(2, 4)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.HoldError: 4 of 4 pruned weights of 'weight' are not 0 (up to 1): something outside the ...
+    """
 
 
 class TicketError(TicketryError):
-    """A ticket folder that is incomplete, damaged, too new or hostile."""
+    """A ticket folder that is incomplete, damaged, too new or hostile.
+
+    Examples:
+        >>> tk.Ticket.load("nowhere")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TicketError: there is no ticket at nowhere: a ticket is a folder with a ticket.json
+    """
 
 
 class TrustError(TicketryError):
-    """A file that names code, or a place of this machine: what a file names is data, until a user says otherwise."""
+    """A file that names code, or a place of this machine: what a file names is data, until a user says otherwise.
+
+    Examples:
+        >>> try:  # a ticket from elsewhere that names code; trust=True, or --trust, lets it be imported
+        ...     raise tk.errors.TrustError("the ticket names the task somebody:Task")
+        ... except tk.errors.TicketryError as error:
+        ...     print(error.exit_code)
+        2
+    """
 
     exit_code = 2
 
 
 class OutsideError(TrustError):
-    """A name or a link in a file or folder that leads out of its place."""
+    """A name or a link in a file or folder that leads out of its place.
+
+    Examples:
+        >>> issubclass(tk.errors.OutsideError, tk.errors.TrustError), tk.errors.OutsideError.exit_code
+        (True, 1)
+    """
 
     exit_code = 1
 
 
 class StoreError(TicketryError):
-    """The store cannot be read or written: no space, no permission, a format of another version."""
+    """The store cannot be read or written: no space, no permission, a format of another version.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("notes.txt").write_text("not a store")
+        >>> tk.Lab("notes.txt")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.StoreError: cannot read notes.txt: Not a directory
+    """
 
 
 class DamagedBlobError(StoreError):
-    """A stored file whose contents no longer match its digest."""
+    """A stored file whose contents no longer match its digest.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> with tk.Lab("damaged") as lab:
+        ...     digest = lab.store.put_bytes(b"what was stored")
+        ...     (file,) = Path("damaged").rglob(f"{digest}*")
+        ...     _ = file.write_bytes(b"what a disk made of it")
+        ...     lab.store.get_bytes(digest)
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.DamagedBlobError: ...
+    """
 
 
 class DataError(TicketryError):
-    """A data set that is absent, incomplete or not what its published digest says."""
+    """A data set that is absent, incomplete or not what its published digest says.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> tk.task("mnist").load(Path("nowhere"))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.DataError: --data nowhere: there is no such folder
+    """
 
 
 class TaskError(TicketryError):
-    """A task or model that is unknown, or a user's own that does not keep the task's contract."""
+    """A task or model that is unknown, or a user's own that does not keep the task's contract.
+
+    Examples:
+        >>> tk.task("digit")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TaskError: there is no task 'digit': choose one of digits, mnist, fashion-mnist, ...
+    """
 
 
 class PluginError(TicketryError):
-    """What an installed package offers, and cannot be used: not imported, not of its kind, or another's name."""
+    """What an installed package offers, and cannot be used: not imported, not of its kind, or another's name.
+
+    Examples:
+        >>> issubclass(tk.errors.PluginError, tk.errors.TicketryError)
+        True
+    """
 
 
 class TrainingError(TicketryError):
-    """Training that cannot go on, such as a loss that is no longer a number."""
+    """Training that cannot go on, such as a loss that is no longer a number.
+
+    Examples:
+        >>> with tk.Lab() as lab:
+        ...     task = tk.task("digits")
+        ...     lab.train(lab.segment(task, start=0, recipe=tk.Recipe(length="20it", lr=1e6)))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TrainingError: the loss is nan at step 2 (epoch 0.20, learning rate 1e+06): lower the ...
+    """
 
 
 class NotStoredError(TicketryError):
-    """Something is not in the store, where nothing may be trained."""
+    """Something is not in the store, where nothing may be trained.
+
+    Examples:
+        >>> with tk.Lab("empty") as lab, lab.training_nothing():
+        ...     lab.train(lab.segment(tk.task("digits"), start=0))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.NotStoredError: 342fd56aa5179779e3ac5ed025eae90d1bb0bbb7e66402b9daa82e2078fc41c3@380: ...
+    """
 
 
 class InterruptedTrainingError(TicketryError):
@@ -100,6 +249,10 @@ class InterruptedTrainingError(TicketryError):
 
     Args:
         number: of the signal that asked; by default that of Ctrl-C. The exit code is 128 + number.
+
+    Examples:
+        >>> tk.errors.InterruptedTrainingError("training was asked to stop", number=15).exit_code
+        143
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
@@ -112,31 +265,74 @@ class InterruptedTrainingError(TicketryError):
 
 
 class RunnerError(TicketryError):
-    """A worker process that ended without an answer."""
+    """A worker process that ended without an answer.
+
+    Examples:
+        >>> issubclass(tk.errors.RunnerError, tk.errors.TicketryError)
+        True
+    """
 
 
 class EngineError(TicketryError):
-    """Anything that the engine (capture, compile, export) cannot do, such as kernels this processor cannot run."""
+    """Anything that the engine (capture, compile, export) cannot do, such as kernels this processor cannot run.
+
+    Examples:
+        >>> tk.compile(nn.Linear(4, 2))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.EngineError: to compile a model an example of its inputs is needed: tk.compile(model, ...
+    """
 
 
 class CaptureError(EngineError):
-    """A model that cannot be turned into a graph, or example inputs that it does not take."""
+    """A model that cannot be turned into a graph, or example inputs that it does not take.
+
+    Examples:
+        >>> tk.compile(nn.Linear(4, 2), None, torch.randn(8, 3))
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.CaptureError: torch.export does not take Linear: RuntimeError: a and b must have same ...
+    """
 
 
 class GraphError(EngineError):
-    """A graph that contradicts itself: an unknown operation, a shape that cannot be, a value used before it is made."""
+    """A graph that contradicts itself: an unknown operation, a shape that cannot be, a value used before it is made.
+
+    Examples:
+        >>> issubclass(tk.errors.GraphError, tk.errors.EngineError)
+        True
+    """
 
 
 class ModelFileError(EngineError):
-    """A compiled model's file that is absent, damaged, too new or hostile, or that cannot be written."""
+    """A compiled model's file that is absent, damaged, too new or hostile, or that cannot be written.
+
+    Examples:
+        >>> tk.engine.load("nowhere.tkm")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.ModelFileError: there is no model file nowhere.tkm
+    """
 
 
 class CostError(TicketryError):
-    """Costs or a machine's profile that are absent, damaged, or of another model, machine or number of threads."""
+    """Costs or a machine's profile that are absent, damaged, or of another model, machine or number of threads.
+
+    Examples:
+        >>> issubclass(tk.errors.CostError, tk.errors.TicketryError)
+        True
+    """
 
 
 class MissingExtraError(TicketryError):
-    """An optional dependency that is not installed."""
+    """An optional dependency that is not installed.
+
+    Examples:
+        >>> tk.errors.needs("no_such_package", "engine", "tk.compile")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.MissingExtraError: tk.compile needs no_such_package, which is not installed: pip ...
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(package, extra, purpose)  # as given, so that it can be pickled between processes
@@ -156,6 +352,13 @@ def needs(package: str, extra: str, purpose: str) -> None:
 
     Raises:
         MissingExtraError: if it is not installed, which names the extra.
+
+    Examples:
+        >>> tk.errors.needs("torch", "engine", "tk.compile")
+        >>> tk.errors.needs("no_such_package", "engine", "tk.compile")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.MissingExtraError: tk.compile needs no_such_package, which is not installed: pip ...
     """
     if find_spec(package) is None:
         raise MissingExtraError(package, extra, purpose)

@@ -150,6 +150,9 @@ class Pattern:
         >>> blocks = tk.structure.Pattern.parse("4x1")
         >>> blocks.rows, blocks.blocks_of_rows, blocks.unstructured
         (4, True, False)
+        >>> blocks.blocks((8, 3)).sizes
+        tensor([[4, 4, 4],
+                [4, 4, 4]])
         >>> str(blocks.check_blocks("gates"))
         '4x1'
         >>> two_of_four.check_density(0.75)

@@ -169,15 +169,17 @@ class Compiled(ForInference):
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
         >>> x = torch.randn(4, 64)
-        >>> fast = tk.compile(model, tk.prune(model, 0.25), x)
+        >>> fast = tk.compile(model, tk.prune(model, 0.25, distribution="uniform"), x)
         >>> fast(x).shape, fast.tune(x) is fast
         (torch.Size([4, 8]), True)
         >>> [(layer.name, layer.where, layer.density) for layer in fast.layers() if layer.density]
-        [('0', 'engine', 0.247802734375), ('2', 'engine', 0.267578125)]
+        [('0', 'engine', 0.25), ('2', 'engine', 0.25)]
         >>> fast.profile(x, rounds=1)[0].seconds > 0, fast.weight_bytes > 0
         (True, True)
         >>> again = tk.engine.load(fast.save("model.tkm"))
         >>> torch.allclose(again(x), fast(x), atol=1e-5)
+        True
+        >>> "eager" in fast.beside_eager
         True
         >>> fast.forget()
     """

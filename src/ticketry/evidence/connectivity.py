@@ -78,6 +78,14 @@ def barrier(
 
     Raises:
         UsageError: for fewer than 3 points, an unknown split, a negative `recalibrate`, or networks of another task.
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> with tk.Lab() as lab:
+        ...     one, other = (lab.train(lab.segment(task, start=0, order_seed=seed, recipe=recipe)) for seed in (0, 1))
+        ...     found = tk.evidence.barrier(lab, task, one, other, points=3)
+        >>> found.alphas, found.height >= 0
+        ((0.0, 0.5, 1.0), True)
     """
     _check(task, one, other, points, split, recalibrate)
     arithmetic, batch = one.segment.arithmetic, one.segment.recipe.batch
@@ -140,6 +148,15 @@ def instability(
 
     Raises:
         UsageError: as `barrier`, and for an unknown control or seeds of another search.
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> settings = tk.search.iterative.Settings(levels=1)
+        >>> with tk.Lab() as lab:
+        ...     dense, ticket = tk.search.iterative(lab, task, settings, recipe=recipe)[0]
+        ...     found = tk.evidence.instability(lab, task, recipe, ticket, tk.search.Seeds(), points=3)
+        >>> found.split, found.height >= 0
+        ('test', True)
     """
     check_line(points, split, recalibrate)  # before anything is trained
     one, other = children(lab, task, recipe, found, seeds, control=control)

@@ -38,6 +38,19 @@ class Control:
 
     A subclass overrides `mask` or `weights`, which are pure functions of their arguments, or sets `fresh`. Its
     docstring is what lists show.
+
+    Examples:
+        >>> class SameSigns(tk.evidence.Control):
+        ...     def weights(self, weights, ticket, seed):
+        ...         return {name: value.sign() for name, value in weights.items() if name in ticket}
+        >>> control = SameSigns()
+        >>> control.changes_weights, control.changes_mask, control.remakes_weights
+        (True, False, True)
+        >>> control.weights({"weight": torch.tensor([2.0, -3.0])}, tk.Mask.ones({"weight": (2,)}), seed=0)
+        {'weight': tensor([ 1., -1.])}
+        >>> mask = tk.Mask.ones({"weight": (2,)})
+        >>> control.mask(mask, None) == mask
+        True
     """
 
     forms: ClassVar[tuple[str, ...]] = ("weights",)

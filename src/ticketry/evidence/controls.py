@@ -131,6 +131,16 @@ def train_control(
     Raises:
         UsageError: for an unknown control, or one that is not defined for this ticket.
         TrainingError: if a loss is no longer a number.
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> settings = tk.search.iterative.Settings(levels=1)
+        >>> with tk.Lab() as lab:
+        ...     dense, ticket = tk.search.iterative(lab, task, settings, recipe=recipe)[0]
+        ...     control = tk.evidence.train_control(lab, task, recipe, "shuffled", ticket, tk.search.Seeds())
+        ...     made, found = lab.store.get_mask(control.segment.mask), lab.store.get_mask(ticket.mask)
+        >>> made.kept == found.kept, made == found
+        (True, False)
     """
     return control_trainings(lab, task, recipe, control, found, seeds, label)[-1]
 

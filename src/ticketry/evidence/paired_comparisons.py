@@ -95,6 +95,11 @@ def compare(
 
     Raises:
         UsageError: if the numbers of values differ, one is not finite, or a setting is out of its range.
+
+    Examples:
+        >>> found = tk.evidence.compare([97.9, 98.1, 98.0], [97.0, 97.2, 96.9], margin=0.5)
+        >>> round(found.mean, 2), found.n, found.p_superior < 0.05
+        (0.97, 3, True)
     """
     check_settings(margin, confidence, resolution, least_spread)
     differences = _differences(ticket, other, higher_is_better, name)

@@ -46,7 +46,18 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A search with all that decides what it finds."""
+    """A search with all that decides what it finds.
+
+    Examples:
+        >>> iterative, task = tk.search.iterative, tk.task("digits")
+        >>> what = {"settings": iterative.Settings(levels=1), "recipe": tk.Recipe(length="20it"), "level": 1}
+        >>> what["seeds"] = tk.search.Seeds()
+        >>> with tk.Lab() as lab:
+        ...     procedure = tk.evidence.Procedure(lab, iterative.search, lambda _: task, **what)
+        ...     found = procedure.replicate(0)
+        >>> procedure.task.name, found.ticket.level, found.seeds == procedure.fresh_seeds(0)
+        ('digits', 1, True)
+    """
 
     lab: Lab
     """Where it is trained."""

@@ -138,6 +138,15 @@ def stability(
     Raises:
         UsageError: for the dense network, for a control whose weights are others, for seeds of another search, or if
             the ticket was not trained as the dense network was from step k on (retrain ``continue``).
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> settings = tk.search.iterative.Settings(levels=1)
+        >>> with tk.Lab() as lab:
+        ...     dense, ticket = tk.search.iterative(lab, task, settings, recipe=recipe)[0]
+        ...     found = tk.evidence.stability(lab, task, recipe, ticket, tk.search.Seeds())
+        >>> found.pruning.l2 > 0, found.data_order.angle < 90
+        (True, True)
     """
     if found.mask is None:
         raise UsageError("stability is of a sub-network: the dense network has no mask")

@@ -71,6 +71,17 @@ def verdict(
     Raises:
         UsageError: unequal numbers of values, of steps or of parents, values that are not finite, fractions with a
             margin in points, "wins" without controls, more seeds than the plan has, a setting out of its range.
+
+    Examples:
+        >>> ticket, dense = [97.9, 97.8, 98.1, 97.9, 97.6], [97.6, 97.5, 97.7, 97.6, 97.4]
+        >>> random = [96.7, 96.5, 96.8, 96.6, 96.4]
+        >>> found = tk.evidence.verdict(ticket, dense, {"random_reinit": random}, margin=0.5)
+        >>> found.outcome, found.as_good_as_dense, found.better_than_controls
+        ('wins', 'yes', 'yes')
+        >>> round(found.dense.mean, 2), round(found.controls["random_reinit"].mean, 2)
+        (0.3, 1.26)
+        >>> print(found.reasons[0])
+        as good as dense: yes; better than every control: yes
     """
     check_budgets(steps or {})
     rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim)

@@ -119,6 +119,14 @@ def verify(
     Raises:
         TicketError, UsageError: see `evidence.ticket_under_test`; for settings out of range; for unequal budgets.
         TrainingError: if a loss is no longer a number.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> settings = tk.evidence.VerifySettings(controls=("shuffled",), seeds=3, noise=False, references=False)
+        >>> with tk.Lab() as lab:
+        ...     found = tk.evidence.verify(lab, run.best().load(), settings)
+        >>> found.verdict.n
+        3
     """
     settings = settings or VerifySettings()
     rivals = Rivals(subject(lab, ticket, task), settings)
@@ -147,6 +155,17 @@ def verify_procedure(
     Raises:
         UsageError: for settings out of range; for unequal budgets; for a level that a repeated search does not reach.
         TrainingError: if a loss is no longer a number.
+
+    Examples:
+        >>> iterative, task = tk.search.iterative, tk.task("digits")
+        >>> what = {"settings": iterative.Settings(levels=1), "recipe": tk.Recipe(length="20it"), "level": 1}
+        >>> what["seeds"] = tk.search.Seeds()
+        >>> settings = tk.evidence.VerifySettings(about="procedure", controls=("shuffled",), seeds=3)
+        >>> with tk.Lab() as lab:
+        ...     procedure = tk.evidence.Procedure(lab, iterative.search, lambda _: task, **what)
+        ...     found = tk.evidence.verify_procedure(procedure, settings)
+        >>> found.verdict.n
+        3
     """
     settings = settings or VerifySettings()
     rivals = ProcedureRivals(procedure, settings)

@@ -60,6 +60,12 @@ def bench(
     Raises:
         UsageError: for an argument that is not known, or cannot be.
         EngineError: if a dense engine that is asked for is not to be had, or outputs are not equal.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> timed = tk.bench(run.best(), batch=(1,), against=("eager",), rounds=1)
+        >>> [(one.engine, one.sparse, one.seconds > 0) for one in timed.comparisons[0].times]
+        [('eager', False, True), ('ticketry', True, True)]
     """
     asked, model = settings_of(options, BenchOptions, ModelOptions, what="bench(…)")
     return measure(Path(what), asked, model, ticket=None if ticket is None else Path(ticket), store=Path(store))

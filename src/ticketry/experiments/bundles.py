@@ -19,7 +19,14 @@ from ticketry.records.run import read_run
 
 @dataclass(frozen=True)
 class Packed:
-    """A bundle that was written."""
+    """A bundle that was written.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> packed = tk.store.pack(run.name, "results.tkz")
+        >>> packed.runs, sorted(packed.as_json())
+        (1, ['bytes', 'path', 'results', 'runs', 'weights'])
+    """
 
     path: Path
     """The file."""
@@ -54,6 +61,12 @@ def pack(
 
     Raises:
         StoreError: for a run that is not there, and whatever is damaged.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> packed = tk.store.pack(run.name, "results.tkz")
+        >>> packed.path.name, packed.runs, packed.weights
+        ('results.tkz', 1, False)
     """
     names = (runs,) if isinstance(runs, str) else tuple(runs)
     target = Path(path)
@@ -75,6 +88,12 @@ def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
 
     Raises:
         StoreError: if the bundle is damaged, forged, of other numerics, or of another format.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> added = tk.store.unpack(tk.store.pack(run.name, "results.tkz").path, store="another")
+        >>> added.runs == (run.name,)
+        True
     """
     return unpack_store(Path(path), place_of(store), check=_check)
 

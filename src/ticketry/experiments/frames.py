@@ -1,8 +1,10 @@
-"""What runs tell as tables of pandas, where that is installed, and their tickets as JSON values."""
+"""The tickets of runs, as JSON values too, and what runs tell as tables of pandas, where that is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -15,7 +17,45 @@ from ticketry.records.structure import Structure
 if TYPE_CHECKING:
     import pandas
 
-    from ticketry.experiments.run import RunTicket
+    from ticketry.core.ticket.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class RunTicket:
+    """One ticket that a run has saved.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> ticket = run.tickets[0]
+        >>> ticket.level, ticket.metric, ticket.load().mask.density == ticket.density
+        (1, 'accuracy', True)
+    """
+
+    path: Path
+    """Its folder."""
+    density: float
+    """Share of the prunable weights that is kept."""
+    level: int
+    """Its level in the search, 1 the densest."""
+    replicate: int
+    """From 0."""
+    metric: str
+    """The name of what the values are."""
+    value: float
+    """On the test split."""
+    validation_value: float
+    """On the validation split, by which tickets are chosen."""
+    dense_value: float
+    """The dense network's, on the test split."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def load(self) -> Ticket:
+        """Read it from its folder."""
+        from ticketry.core.ticket.ticket import Ticket
+
+        return Ticket.load(self.path)
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """Options of a lab."""
+    """Options of a lab.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> run.options.store, run.options.workers, run.options.threads
+        (PosixPath('.ticketry'), 0, 1)
+    """
 
     store: Path = Path(".ticketry")
     """Folder in which everything trained is kept; or what machines share: s3://bucket/folder, gs://, az://, file://."""

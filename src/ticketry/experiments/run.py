@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import LONGER, SMALL_DENSE
 from ticketry.evidence.settings import VerifySettings
-from ticketry.experiments.frames import frame_of, tickets_json
+from ticketry.experiments.frames import RunTicket, frame_of, tickets_json
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, LabOptions, opened
 from ticketry.experiments.request import USUAL_CONTROLS, SearchRequest, named_method, request_of
@@ -33,47 +33,34 @@ from ticketry.tasks.task import Task
 if TYPE_CHECKING:
     import pandas
 
-    from ticketry.core.ticket.ticket import Ticket
     from ticketry.evidence.verdict import Verdict
     from ticketry.experiments.bench import Say
     from ticketry.experiments.points import OnPoint
     from ticketry.lab.runners.runner import OnEvent
 
 
-@dataclass(frozen=True)
-class RunTicket:
-    """One ticket that a run has saved."""
-
-    path: Path
-    """Its folder."""
-    density: float
-    """Share of the prunable weights that is kept."""
-    level: int
-    """Its level in the search, 1 the densest."""
-    replicate: int
-    """From 0."""
-    metric: str
-    """The name of what the values are."""
-    value: float
-    """On the test split."""
-    validation_value: float
-    """On the validation split, by which tickets are chosen."""
-    dense_value: float
-    """The dense network's, on the test split."""
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def load(self) -> Ticket:
-        """Read it from its folder."""
-        from ticketry.core.ticket.ticket import Ticket
-
-        return Ticket.load(self.path)
-
-
 @dataclass(repr=False)
 class Run:
-    """A search that was carried out. Shows itself as a table in a notebook."""
+    """A search that was carried out. Shows itself as a table in a notebook.
+
+    Examples:
+        >>> from ticketry.experiments.options import BenchOptions
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> run.path.name == run.name, [round(ticket.density, 2) for ticket in run.tickets]
+        (True, [0.8, 0.64])
+        >>> run.best(density=0.8).path == run.tickets[0].path
+        True
+        >>> run.costs[0]["steps"]  # of the dense network's: its own training, and the one that its mask comes from
+        2.0
+        >>> [verdict.level for verdict in run.verdicts], sorted(run.as_json())[:3]
+        ([1, 2], ['cost', 'environment', 'method'])
+        >>> settings = tk.evidence.VerifySettings(seeds=3, controls=("shuffled",), noise=False, references=False)
+        >>> len(run.verify(settings, density=0.64).networks)
+        3
+        >>> timed = run.bench(BenchOptions(batch=(1,), against=("eager",), rounds=1)) if run.winner() else None
+        >>> run.report().name
+        'report.html'
+    """
 
     request: SearchRequest
     """What was asked for."""
@@ -330,6 +317,13 @@ def run(
     Raises:
         UsageError: for an argument that is not known, or cannot be.
         TicketryError: for whatever makes training impossible.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.8, 0.64]
+        >>> run.best().load().mask.density == run.best().density
+        True
     """
     method = named_method(method)
     what = f"run({method.name!r}, …)"

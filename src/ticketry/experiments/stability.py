@@ -93,6 +93,12 @@ def stability(
 
     Raises:
         UsageError: for an argument that is not known, or cannot be.
+
+    Examples:
+        >>> settings = {"rewinds": ("0",), "levels": 1, "points": 3, "recipe": {"length": "20it"}}
+        >>> found = tk.stability("iterative", **settings, replicates=1, controls=(), workers=0)
+        >>> [(row.role, row.pruning is None) for row in found.record.rows]
+        [('dense', True), ('ticket', False), ('shuffled', False), ('random_prune', False)]
     """
     method = named_method(method)
     kinds = (StabilitySettings, method.Settings, LabOptions)

@@ -53,6 +53,12 @@ def restructure(
     Raises:
         UsageError: for an argument that is not known, or cannot be.
         StructureError, MaskError, LayerCollapseError: see `structure.refill`, `regroup`, `n_m`, `channels`.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> record = tk.restructure(run.best(), "2:4", output="two-of-four")
+        >>> tk.Ticket.load(record.path).density
+        0.5
     """
     asked, model = settings_of(options, StructureOptions, ModelOptions, what="restructure(…)")
     return give_structure(Path(ticket), to, asked, model, output=None if output is None else Path(output))

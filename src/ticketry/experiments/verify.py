@@ -81,6 +81,12 @@ def verify(
         UsageError: for an argument that is not known, or cannot be; for a run of which no level looks like a winner.
         TicketError: for a ticket that cannot be trained anew, or does not tell its search.
         TrustError: if it names a task, method or network that is not built in, or a place of this machine.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> record = tk.verify(run.best(), seeds=3, controls=["shuffled"], noise=False, references=False, workers=0)
+        >>> [(network.role, len(network.values)) for network in record.networks]
+        [('ticket', 3), ('dense', 3), ('shuffled', 3)]
     """
     settings, lab = settings_of(options, VerifySettings, LabOptions, what="verify(…)")
     folder = ticket_of(ticket, lab.store, density)

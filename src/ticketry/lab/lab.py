@@ -62,6 +62,19 @@ class Lab(Answers):
         executor: another word for an executor as the runner.
         loggers: what is trained is told to these too: names of `lab.loggers`, another package's, module:object, or
             loggers. What one raises is told once, and stops no training.
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> with tk.Lab() as lab:
+        ...     dense = lab.train(lab.segment(task, start=0, recipe=recipe), keep=[10])
+        >>> dense.metrics["test"]["accuracy"] > 50, lab.at(dense, 10).segment.last
+        (True, 10)
+        >>> lab, told = tk.Lab(), []
+        >>> with lab.listening(told.append), lab.telling("seed "), lab.training_in("dense"):
+        ...     results = lab.train_many([lab.segment(task, start=0, recipe=recipe)], labels=["0"])
+        >>> {event.label for event in told}, lab.gather([lambda: 1, lambda: 2])
+        ({'seed 0'}, [1, 2])
+        >>> lab.stop(); lab.close()
     """
 
     def __init__(
@@ -129,12 +142,11 @@ class Lab(Answers):
         """A segment of the task; by default the whole schedule, dense, from an initialisation seed (an int start).
 
         Args:
-            task: what to train.
+            task, recipe: what to train, and how; by default the task's own recipe.
             start: an initialisation seed, or a stored state.
             mask: held all the while, or its digest.
             first, last: steps to begin and end at; by default the whole schedule.
             order_seed: of the order of the data, with augmentation and dropout.
-            recipe: the task's own if left out.
             shrunk: whether the network is trained without the channels that the mask removes, instead: it is equal to
                 holding the mask within float error. Stored states have their full shapes all the same.
             variants: what else acts on the network, see `lab.training.variant`.
@@ -196,15 +208,9 @@ class Lab(Answers):
         measure: bool = True,
         ahead: int = 0,
     ) -> list[Result]:
-        """The results of several segments, trained side by side where the lab has workers.
+        """The results of `segments`, in order, trained side by side where the lab has workers; errors as of `train`.
 
-        Args:
-            segments: what to train; the results come in their order.
-            keep: as of `train`, of all; so are ``measure`` and ``ahead``.
-            labels: what to call each in progress events.
-
-        Raises:
-            TrainingError, HoldError: as `train`.
+        As there ``keep``, ``measure`` and ``ahead``, for all of them; `labels` has one for each.
         """
         names = labels or [""] * len(segments)
         with heeded():

@@ -59,7 +59,14 @@ def check_rates(retrain: str, schedule: str) -> None:
 
 @dataclass(frozen=True)
 class Seeds:
-    """The three sources of chance in an experiment, kept apart."""
+    """The three sources of chance in an experiment, kept apart.
+
+    Examples:
+        >>> tk.search.Seeds.of(3)
+        Seeds(initialisation=3, order=3, mask=3)
+        >>> tk.search.Seeds(initialisation=1).replicate(2)
+        Seeds(initialisation=3, order=2, mask=2)
+    """
 
     initialisation: int = 0
     """Of the weights."""
@@ -99,7 +106,16 @@ class Structured:
 
 @dataclass(frozen=True)
 class Found:
-    """A trained network on the way of a search: the dense one (level 0), or a ticket."""
+    """A trained network on the way of a search: the dense one (level 0), or a ticket.
+
+    Examples:
+        >>> task, recipe = tk.task("digits"), tk.Recipe(length="20it", batch=32, lr=0.05)
+        >>> settings = tk.search.oneshot.Settings(density=(0.2,))
+        >>> with tk.Lab() as lab:
+        ...     dense, ticket = tk.search.oneshot(lab, task, settings, recipe=recipe)[0]
+        >>> dense.level, ticket.level, ticket.retrain, ticket.search_steps
+        (0, 1, 'finetune', 20)
+    """
 
     level: int
     mask: str | None

@@ -59,7 +59,14 @@ class LeftOut(Part, frozen=True):
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):
-    """One ticket, or those of a search that was repeated, against the dense network and controls, over paired seeds."""
+    """One ticket, or those of a search that was repeated, against the dense network and controls, over paired seeds.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> record = tk.verify(run.best(), seeds=3, controls=["shuffled"], noise=False, references=False, workers=0)
+        >>> record.verdict in ("wins", "loses", "undecided"), record.n, record.claims_of
+        (True, 3, 'this ticket')
+    """
 
     format: Literal[1] = FORMAT
     name: str

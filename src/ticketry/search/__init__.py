@@ -87,7 +87,12 @@ stochastic: Method[_StochasticSettings] = METHODS.get("stochastic")
 
 
 def methods() -> dict[str, Method[Any]]:
-    """Every method by name; of packages whose methods cannot be used a warning tells."""
+    """Every method by name; of packages whose methods cannot be used a warning tells.
+
+    Examples:
+        >>> tk.search.methods()["l0"].about.paper
+        'Louizos et al. 2018'
+    """
     return METHODS.usable()
 
 
@@ -96,6 +101,14 @@ def method(name: str) -> Method[Any]:
 
     Args:
         name: such as ``iterative`` or ``mine.search:method``.
+
+    Examples:
+        >>> tk.search.method("imp").name
+        'iterative'
+        >>> tk.search.method("oneshoot")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.UsageError: search method 'oneshoot' is not known: acdc, concrete, continuous, ...
     """
     return METHODS.get(name)
 

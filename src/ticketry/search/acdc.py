@@ -34,7 +34,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(densities.WeightSettings):
-    """Settings of AC/DC."""
+    """Settings of AC/DC.
+
+    Examples:
+        >>> run = tk.run("acdc", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     points: ClassVar[tuple[str, ...]] = ("warmup", "phase", "end")
     warmup: str = "10%"

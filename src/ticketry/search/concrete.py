@@ -55,7 +55,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CutGates, densities.Targets):
-    """Settings of Concrete Ticket Search."""
+    """Settings of Concrete Ticket Search.
+
+    Examples:
+        >>> run = tk.run("concrete", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     rewind: str = "6%"
     """Where tickets start, and whose weights the masks are trained over: a step such as 9ep, 500it, 6%; 0 is the

@@ -26,7 +26,14 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(of_gates.GateSettings):
-    """Settings of Continuous Sparsification."""
+    """Settings of Continuous Sparsification.
+
+    Examples:
+        >>> once = {"rounds": 1, "rewind": "0", "recipe": {"length": "20it"}}
+        >>> run = tk.run("continuous", **once, replicates=1, controls=(), workers=0)
+        >>> run.tickets[0].load().mask.density == run.tickets[0].density
+        True
+    """
 
     final_temperature: float = 200.0
     """beta_T, the inverse temperature at the end of each round; it is 1 at the start."""

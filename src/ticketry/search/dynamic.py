@@ -48,7 +48,14 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Aimed, densities.Densities):
-    """Settings of dynamic sparse training."""
+    """Settings of dynamic sparse training.
+
+    Examples:
+        >>> recipe = {"length": "20it"}
+        >>> run = tk.run("dynamic", density=0.2, frequency="5it", replicates=1, controls=(), recipe=recipe, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     points: ClassVar[tuple[str, ...]] = ("frequency", "end")
     grow: Growth = "gradient"

@@ -45,7 +45,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(_densities.DensitySettings):
-    """Settings of early pruning."""
+    """Settings of early pruning.
+
+    Examples:
+        >>> run = tk.run("early", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     points: ClassVar[tuple[str, ...]] = ("every", "latest")
     score: str = "crop"

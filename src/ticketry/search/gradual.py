@@ -36,7 +36,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(densities.DensitySettings):
-    """Settings of gradual pruning."""
+    """Settings of gradual pruning.
+
+    Examples:
+        >>> run = tk.run("gradual", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     points: ClassVar[tuple[str, ...]] = ("begin", "end", "frequency")
     begin: str = "25%"

@@ -42,7 +42,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
-    """Settings of iterative magnitude pruning."""
+    """Settings of iterative magnitude pruning.
+
+    Examples:
+        >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.8, 0.64]
+    """
 
     rewind: str = "0"
     """Where tickets start: a step such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps the final weights."""

@@ -49,7 +49,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CutAt, CutGates, Channels, densities.Densities):
-    """Settings of L0 regularisation."""
+    """Settings of L0 regularisation.
+
+    Examples:
+        >>> run = tk.run("l0", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     penalty: float = 0.1
     """lambda times the number of training examples: the coefficient in the loss is this over that number."""

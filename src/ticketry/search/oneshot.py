@@ -41,7 +41,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Restructuring, densities.DensitySettings):
-    """Settings of one-shot pruning."""
+    """Settings of one-shot pruning.
+
+    Examples:
+        >>> run = tk.run("oneshot", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     when: str = "end"
     """When it is cut: end (of the dense training), or a step such as 0, 500it, 5%: then training goes on from there,

@@ -56,7 +56,13 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Patterned, CutAt, densities.WeightSettings):
-    """Settings of training with a penalty."""
+    """Settings of training with a penalty.
+
+    Examples:
+        >>> run = tk.run("regularised", density=0.2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
+        >>> [round(ticket.density, 2) for ticket in run.tickets]
+        [0.2]
+    """
 
     penalty: Literal["l1_scales", "hoyer_square", "group_hoyer_square", "group_lasso"] = "hoyer_square"
     """What is made small: l1_scales (of norms), hoyer_square (weights), group_hoyer_square (filters and channels, or

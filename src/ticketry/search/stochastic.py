@@ -25,7 +25,14 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(of_gates.GateSettings):
-    """Settings of Iterative Stochastic Sparsification."""
+    """Settings of Iterative Stochastic Sparsification.
+
+    Examples:
+        >>> once = {"rounds": 1, "rewind": "0", "recipe": {"length": "20it"}}
+        >>> run = tk.run("stochastic", **once, replicates=1, controls=(), workers=0)
+        >>> 0 < run.tickets[0].density <= 1
+        True
+    """
 
     def gating(self) -> dict[str, Any]:
         return {**super().gating(), "kind": "stochastic"}

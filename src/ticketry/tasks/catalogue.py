@@ -102,6 +102,17 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, str] | Non
     Raises:
         TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.
         PluginError: if an installed package's cannot be used.
+
+    Examples:
+        >>> digits = tk.task("digits")
+        >>> digits.name, digits.metric.name, digits.recipe.length
+        ('digits', 'accuracy', '20ep')
+        >>> tk.task("digits", options={"train": "500"}).key()["train"]
+        500
+        >>> tk.task("digit")
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TaskError: there is no task 'digit': choose one of digits, mnist, fashion-mnist, ...
     """
     from ticketry.tasks.task import Spec
 

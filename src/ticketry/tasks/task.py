@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
 from ticketry.tasks.ranks import Ranks
+from ticketry.tasks.reading import Reader
 from ticketry.tasks.recipe import Recipe
 
 
@@ -28,46 +29,6 @@ class Spec:
     """The network asked for; None is the task's own choice."""
     options: tuple[tuple[str, str], ...] = ()
     """Names and values as they were written, k=v."""
-
-
-class Reader(Protocol):
-    """Reads examples from disk when they are asked for, so that a split need not fit into memory."""
-
-    @property
-    def workers(self) -> int:
-        """Processes that read ahead of training; 0 reads in the process that trains."""
-
-    @property
-    def batch(self) -> int:
-        """Examples that fit into memory at once, for evaluation."""
-
-    @property
-    def augmentations(self) -> tuple[str, ...]:
-        """Those of a recipe's that are done while reading, before all others; the rest is left to `Task.augment`."""
-
-    def request(
-        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
-    ) -> Callable[[], Tensor]:
-        """What returns the stored inputs [b, ...] of `rows` [b] when it is called, in this process or another.
-
-        It goes to worker processes with every batch, so it must be small and can be pickled. What it returns is a
-        function of the arguments alone: `augment` names some of `augmentations`, and all their draws come from `seed`
-        and an example's position in the batch, which is `first` for the first of `rows`. `first` is given only where
-        several devices train one network, and each reads its part of the batch: a reader without it reads for one.
-        A `TicketryError` that it raises reaches the user.
-        """
-
-
-@runtime_checkable
-class Sharded(Protocol):
-    """What a `Reader` has besides, if its examples lie in shards that are best read one after the other."""
-
-    @property
-    def window(self) -> int:
-        """Shards that are mixed: an epoch reads from no more of them at a time."""
-
-    def shards(self, rows: Tensor) -> Tensor:
-        """int64 [b]: the number of the shard of each of `rows` [b], from 0 on."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +74,44 @@ class Task:
     besides; `Classification` has the last three. Any other kind has `course` instead, see
     `Course`. A task holds settings only; data is loaded where it is used, once a process. It must give the same
     data and, under the same seed of torch, the same model every time: results are stored under its `key`.
+
+    Examples:
+        >>> class Circles(tk.Task):
+        ...     name, metric = "circles", tk.Metric("accuracy", "%")
+        ...     recipe = tk.Recipe(length="5ep", batch=50, lr=0.5)
+        ...     def key(self):
+        ...         return {"name": self.name, "version": 1}
+        ...     def build(self):
+        ...         return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+        ...     def load(self, data=None):
+        ...         x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+        ...         parts = [tk.Split(part, (part.norm(dim=1) > 1.2).long()) for part in x.split([300, 100, 100])]
+        ...         return tk.Splits(*parts)
+        ...     def loss(self, outputs, targets, *, label_smoothing=0.0):
+        ...         return nn.functional.cross_entropy(outputs, targets)
+        ...     def measure(self, outputs, targets):
+        ...         return {"right": (outputs.argmax(1) == targets).sum()}
+        ...     def summary(self, sums, count):
+        ...         return {"accuracy": 100 * sums["right"] / count}
+        >>> task = Circles()
+        >>> task.steps_per_epoch(300, task.recipe), task.example(4).shape
+        (6, torch.Size([4, 2]))
+        >>> task.loss(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]))  # log 2
+        tensor(0.6931)
+        >>> task.measure(task.build()(task.example(4)), torch.tensor([2, 2, 2, 2]))  # no such class
+        {'right': tensor(0)}
+        >>> task.summary({"right": 75}, 100)
+        {'accuracy': 75.0}
+        >>> with tk.Lab() as lab:
+        ...     trained = lab.train(lab.segment(task, start=0))
+        >>> trained.metrics["test"]["accuracy"] > 80
+        True
+        >>> task.of_replicate(1), task.untrained(), task.narrower(20), task.unfit({}), task.scored(64), task.course()
+        ({}, {}, None, '', 64, None)
+        >>> task.augment(task.prepare(torch.ones(1, 2)), ("flip",), torch.Generator())
+        Traceback (most recent call last):
+            ...
+        ticketry.errors.TaskError: the task circles has no augmentation 'flip': choose a recipe without it
     """
 
     name: str
@@ -124,20 +123,15 @@ class Task:
     def key(self) -> Mapping[str, object]:
         """All that tells this task's numbers from another's, as JSON values: name, version, options, model.
 
-        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options.
-
-        Raises:
-            TaskError: here, where a subclass has none.
+        A user's own task that is named module:object needs none: `catalogue.get` adds its source and its options. In
+        others it is a `TaskError` not to have one.
         """
         raise TaskError(f"the task {type(self).__name__} has no key(): return what tells its numbers from another's")
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
-        """The options that make the task as a replicate of a search has it; none where all have the same.
+        """The options that make the task as replicate `number` (from 0) has it; none where all have the same.
 
         For data of which there are several splits: each replicate may have its own, see `catalogue.of_replicate`.
-
-        Args:
-            number: of the replicate, from 0.
         """
         return {}
 
@@ -169,12 +163,7 @@ class Task:
         return None
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Training steps in an epoch, with so many examples in the training split; the last may be a smaller batch.
-
-        Args:
-            examples: in the training split.
-            recipe: whose batch counts.
-        """
+        """Training steps in an epoch of so many `examples` in batches of the `recipe`; the last may be smaller."""
         return -(-examples // recipe.batch)
 
     def unfit(self, key: Mapping[str, object]) -> str:
@@ -206,37 +195,20 @@ class Task:
         return self.prepare(first if split.reader is None else split.reader.request(first)())
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Random changes, by name, of a batch of stored inputs; every draw from `generator` (a CPU generator).
+        """Random changes, by `names`, of a batch of stored `inputs` [n, ...]; `TaskError` for a name not known here.
 
-        Args:
-            inputs: stored inputs of a batch, [n, ...].
-            names: what to do, as recipes name it.
-            generator: a CPU generator, for every draw.
-
-        Raises:
-            TaskError: for a name that the task does not know: here any.
+        Every draw is from `generator`, a CPU generator.
         """
         if names:
             raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """The mean loss of a batch, a scalar.
-
-        Args:
-            outputs: of the model, [n, ...].
-            targets: of the batch, [n, ...].
-            label_smoothing: share of the target spread over all classes, as the recipe has it.
-        """
+        """The mean loss of a batch, a scalar, by outputs and targets [n, ...]; label_smoothing is the recipe's."""
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Sums over the batch of whatever `summary` needs; they are added up over batches.
-
-        Args:
-            outputs: of the model, [n, ...].
-            targets: of the batch, [n, ...].
-        """
+        """Sums over the batch (outputs [n, ...], targets [n, ...]) of what `summary` needs; added up over batches."""
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:

@@ -320,7 +320,7 @@ class Gates:
         """The tensors s by the names that they go by."""
         return {name: logits_like(parameter, self.init) for name, parameter in parameters.items()}
 
-    def note_update(self, optimizer: Optimizer) -> None:
+    def _note_update(self, optimizer: Optimizer) -> None:
         """Called after each step of any `optimizer`."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):

@@ -12,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimiz
 class Told(Protocol):
     """What is told of each step of any optimiser."""
 
-    def note_update(self, optimizer: Optimizer) -> None:
+    def _note_update(self, optimizer: Optimizer) -> None:
         """Called after the step."""
 
 
@@ -20,7 +20,7 @@ _living: weakref.WeakSet[Told] = weakref.WeakSet()
 
 
 def tell_of_updates(told: Told) -> None:
-    """Call `note_update` after each step of any optimiser, for as long as the object lives."""
+    """Call `_note_update` after each step of any optimiser, for as long as the object lives."""
     # One hook for all, which stays: gates may be collected while torch goes through its hooks, and nothing may be
     # taken out of them then.
     if _tell not in _global_optimizer_post_hooks.values():
@@ -30,4 +30,4 @@ def tell_of_updates(told: Told) -> None:
 
 def _tell(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for told in _living:
-        told.note_update(optimizer)
+        told._note_update(optimizer)

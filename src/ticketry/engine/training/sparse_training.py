@@ -46,11 +46,6 @@ def sparse_training(
     A model is traced by `torch.fx`. Where its way depends on its data, its code runs as it is, and the modules that it
     calls are traced in its place, down to single layers.
 
-        fast = tk.sparse_training(model, mask, images)
-        optimizer = torch.optim.SGD(fast.parameters(), lr=0.1, momentum=0.9)
-        for images, labels in loader: ...                # as ever, with fast in the place of the model
-        fast.update(smaller_mask)                        # a mask that moves
-
     Args:
         model: float32 on the CPU.
         mask: of parameters of the model. None: nothing is pruned, and only convolutions in a row that kernels do as
@@ -71,17 +66,12 @@ def sparse_training(
         MissingExtraError: llvmlite is not installed.
 
     Examples:
-        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
-        >>> x, y = torch.randn(16, 64), torch.arange(16) % 8
+        >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
         >>> mask = tk.prune(model, density=0.1, collapse="keep")
         >>> fast = tk.sparse_training(model, mask, x)
-        >>> optimizer = torch.optim.SGD(fast.parameters(), lr=0.1, momentum=0.9)
-        >>> for _ in range(3):
-        ...     optimizer.zero_grad()
-        ...     nn.functional.cross_entropy(fast(x), y).backward()
-        ...     optimizer.step()
-        >>> model[0].weight.count_nonzero() == mask["0.weight"].sum()
-        tensor(True)
+        >>> fast(x).square().mean().backward()
+        >>> bool((model[0].weight.grad[~mask["0.weight"]] == 0).all())
+        True
     """
     return SparseTraining(model, mask, example_inputs, target=target, precision=precision)
 
@@ -89,14 +79,26 @@ def sparse_training(
 VERSION = 5
 """Of the kernels' numbers: raised whenever the same step would give other bits than before, for keys name it."""
 
-
 PRECISIONS = ("fp32", "bf16")
 
 OUTSIDE = "outside of kernels"
 
 
 class SparseTraining(nn.Module):
-    """See `sparse_training`; `hooks` as of `Hold`."""
+    """See `sparse_training`; `hooks` as of `Hold`.
+
+    Examples:
+        >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
+        >>> fast = tk.sparse_training(model, tk.prune(model, 0.2, distribution="uniform"), x)
+        >>> [layer.name for layer in fast.layers()], fast.untraced(), len(fast.profile(x, rounds=1))
+        (['0', '2'], {}, 3)
+        >>> fast.update(tk.prune(model, 0.1, distribution="uniform"))
+        >>> dict(fast.named_kept_parameters())["0.weight"].numel(), len(fast.kept_parameters())
+        (410, 4)
+        >>> with fast.writing_late(), fast.running():
+        ...     fast(x).sum().backward()
+        >>> fast.release()
+    """
 
     def __init__(
         self,
@@ -173,11 +175,7 @@ class SparseTraining(nn.Module):
             unit.forget()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """`kept_parameters` with their names, those of the model's parameters.
-
-        Raises:
-            EngineError: without a mask.
-        """
+        """`kept_parameters` with their names, those of the model's; `EngineError` without a mask."""
         if self.mask is None:
             raise EngineError("without a mask all weights are kept: train parameters() themselves")
         if self._weights is None:
@@ -298,10 +296,7 @@ class SparseTraining(nn.Module):
         """Seconds of each layer, forward and back, on one thread: `layers` and ``print`` tell them from then on.
 
         Operations are timed one by one. Of other rows, "outside of kernels" is what torch does, and what is done around
-        kernels. Gradients, statistics of norms and random numbers are left as they were.
-
-        Args:
-            rounds: calls that are timed; the medians are told.
+        kernels; medians of `rounds` calls. Gradients, statistics of norms and random numbers stay as they were.
         """
         model = self._model[0]
         gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

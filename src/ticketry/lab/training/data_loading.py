@@ -21,7 +21,8 @@ from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.stopping import held_back, serve_to_the_end
 from ticketry.tasks.ranks import PartOfBatch
-from ticketry.tasks.task import Reader, Sharded, Split
+from ticketry.tasks.reading import Reader, Sharded
+from ticketry.tasks.task import Split
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:

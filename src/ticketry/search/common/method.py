@@ -139,7 +139,17 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """A search method: its name, what it is, its settings and its function."""
+    """A search method: its name, what it is, its settings and its function.
+
+    Examples:
+        >>> iterative = tk.search.method("iterative")
+        >>> iterative.name, iterative.scores, iterative.removes, iterative.structured
+        ('iterative', 'magnitude', 'both', True)
+        >>> iterative.levels(iterative.Settings(density="5%"))
+        14
+        >>> tk.search.Method.of("mine", iterative).name
+        'mine'
+    """
 
     name: str
     """As commands have it."""

@@ -49,7 +49,15 @@ ABOUT = About(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(densities.Densities):
-    """Settings of Gate Decorators."""
+    """Settings of Gate Decorators.
+
+    Examples:
+        >>> task = tk.task("digits", model="resnet-20@0.25")
+        >>> ticks = {"rounds": 2, "tick": "2it", "recipe": {"length": "20it"}}
+        >>> run = tk.run("decorators", task, density=0.8, **ticks, replicates=1, controls=(), workers=0)
+        >>> [round(ticket.density, 1) for ticket in run.tickets]
+        [0.8]
+    """
 
     points: ClassVar[tuple[str, ...]] = ("begin", "end", "tick")
     begin: str = "25%"
