@@ -105,7 +105,7 @@ def allocate(
     available = {name: len(positions) for name, (_, positions) in flat.items()}
     counts = shares(available)
     rest = {name: values for name, (values, _) in flat.items() if name not in counts}
-    counts |= _global_counts(rest, kept - sum(counts.values()))
+    counts |= global_counts(rest, kept - sum(counts.values()))
     with_weights = {name: counts[name] for name, score in scores.items() if score.numel()}
     if not least and not all(with_weights.values()):
         enough = _enough(flat, with_weights, kept, total, shares)
@@ -209,7 +209,8 @@ def _half_rate_counts(available: Mapping[str, int], kept: int, half_rate: tuple[
     return counts
 
 
-def _global_counts(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
+def global_counts(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
+    """How many of the `kept` largest of all lie in each."""
     if not values:
         return {}
     chosen = largest(torch.cat(list(values.values())), kept)

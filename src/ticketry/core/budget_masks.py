@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.allocate import allocate, layer_shares
+from ticketry.core.allocate import allocate, global_counts, layer_shares
 from ticketry.core.budget import allocate_multiplications
-from ticketry.core.costs.allocation import Flat
+from ticketry.core.costs.allocation import Flat, allocate_cost
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
 from ticketry.core.prune import densities, measures_at_mask, scores_in
@@ -25,12 +26,14 @@ from ticketry.core.score._measure import kept_batches
 from ticketry.core.seeds import generator
 from ticketry.errors import LayerCollapseError, UsageError
 
-Prices = Mapping[str, int]
-"""Parameter name -> what each of its weights costs, above 0."""
+Prices = Mapping[str, int] | CostModel
+"""Parameter name -> what each of its weights costs, above 0; or costs of layers by density."""
 
 
-def spent(mask: Mask, prices: Prices) -> int:
-    """What the weights that a mask keeps cost together."""
+def spent(mask: Mask, prices: Prices) -> float:
+    """What the weights that a mask keeps cost together; by costs of layers, the whole network."""
+    if isinstance(prices, CostModel):
+        return prices.estimate(mask).value
     return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
 
 
@@ -49,7 +52,7 @@ def allocate_budget(
 
     Args:
         scores: parameter name -> score of each weight.
-        prices: what a weight costs.
+        prices: what a weight costs; or costs of layers, whose share is of the whole network's.
         share: of the cost of all these weights together, 0 < share <= 1 or "25%"; never more is spent.
         distribution: ``global``, or how the weights kept are spread over the layers, see `core.allocate`: then as many
             are kept as the budget pays for.
@@ -65,6 +68,12 @@ def allocate_budget(
             not pay for `keep_at_least` weights in each layer, with the floor and the layer that makes most of it.
     """
     check_distribution(distribution)
+    if isinstance(prices, CostModel):
+        amount = prices.budget(share)
+        if weighed and distribution == "global":
+            left = prices.left_for(scores, amount)
+            return allocate_cost(scores, prices.curves(), left, within=within, keep_at_least=keep_at_least)
+        return _by_rule(scores, prices, amount, distribution, within, keep_at_least)
     wanted = share_of(share)
     if not 0 < wanted <= 1:
         raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
@@ -106,11 +115,8 @@ def prune_to_budget(
         raise UsageError("regrow needs a score that tells what removed weights would be worth, by the option `at`")
     if iterations > 1:
         inputs = kept_batches(inputs, model)
-    initial = 1.0
-    if within is not None and iterations > 1:
-        initial = spent(within, prices) / sum(prices[name] * kept.numel() for name, kept in within.items())
     mask = within
-    for target in densities(share, iterations, schedule, initial=initial):
+    for target in densities(share, iterations, schedule):
         seen = None if mask is within and not measures_at_mask(function) else mask
         scores = scores_in(function, model, scope, seen, inputs)
         mask = allocate_budget(scores, prices, target, within=within if regrow else mask, **rule)
@@ -131,7 +137,7 @@ def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "g
     return _by_rule(scores, prices, spent(like, prices), distribution, None, 1)
 
 
-def check_floor(sizes: Mapping[str, int], prices: Prices, share: float, *, least: int = 0, what: str) -> int:
+def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: float, *, least: int = 0, what: str) -> int:
     """What a share of the cost of all weights is, in whole units; `LayerCollapseError` if it is below the floor.
 
     Args:
@@ -161,7 +167,9 @@ def _rounded_up(part: int, total: int) -> float:
     return float(Fraction(-(-part * scale // total), scale))
 
 
-def _with_floors(scores: Mapping[str, Tensor], prices: Prices, budget: int, within: Mask | None, least: int) -> Mask:
+def _with_floors(
+    scores: Mapping[str, Tensor], prices: Mapping[str, int], budget: int, within: Mask | None, least: int
+) -> Mask:
     """Most score for the budget, once each layer has its best weights."""
     flat = Flat.of(scores, within)
     each = tuple(torch.full((score.numel(),), prices[name], dtype=torch.int64) for name, score in scores.items())
@@ -169,7 +177,7 @@ def _with_floors(scores: Mapping[str, Tensor], prices: Prices, budget: int, with
 
 
 def _by_rule(
-    scores: Mapping[str, Tensor], prices: Prices, budget: int, distribution: str, within: Mask | None, least: int
+    scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None, least: int
 ) -> Mask:
     """As many weights as the budget pays for, by a rule that takes no notice of prices."""
     total = sum(score.numel() for score in scores.values())
@@ -179,13 +187,16 @@ def _by_rule(
         over = spent(mask, prices) - budget
         if over <= 0:
             return mask
-        count -= max(1, over // max(prices.values()))  # the floors of layers came on top, or a fraction was rounded up
+        # The floors of layers came on top, or a fraction was rounded up.
+        count -= max(1, int(over // max(prices.values())) if not isinstance(prices, CostModel) else count // 1000)
 
 
 def _affordable(
-    scores: Mapping[str, Tensor], prices: Prices, budget: int, distribution: str, within: Mask | None
+    scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None
 ) -> int:
     """How many weights a rule can keep for the budget, without any floors."""
+    if isinstance(prices, CostModel):
+        return _affordable_by_curves(scores, prices, budget, distribution, within)
     if distribution == "global":
         values = torch.cat([_candidates(scores, name, within) for name in scores])
         price = torch.cat([torch.full((score.numel(),), prices[name]) for name, score in scores.items()])
@@ -199,6 +210,22 @@ def _affordable(
         return sum(prices[name] * kept for name, kept in shares.items())
 
     return _last(lambda count: cost(count) <= budget, sum(available.values()))
+
+
+def _affordable_by_curves(
+    scores: Mapping[str, Tensor], costs: CostModel, budget: float, distribution: str, within: Mask | None
+) -> int:
+    """`_affordable` where the next weight of a layer costs more or less the denser it is."""
+    values = {name: _candidates(scores, name, within) for name in scores}
+    candidates = {name: part[part > -torch.inf] for name, part in values.items()}
+    available = {name: len(part) for name, part in candidates.items()}
+    left = costs.left_for(scores, budget)
+
+    def cost(count: int) -> float:
+        shares = layer_shares(scores, available, count, distribution, ()) or global_counts(candidates, count)
+        return sum(costs.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
+
+    return _last(lambda count: cost(count) <= left, sum(available.values()))
 
 
 def _candidates(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:

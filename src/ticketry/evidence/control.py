@@ -14,6 +14,7 @@ from ticketry.evidence.mask_form import WEIGHTS, Form
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ticketry.core.budget_masks import Prices
     from ticketry.core.mask import Mask
     from ticketry.core.structure.dependencies.channel_groups import Structure
 
@@ -29,7 +30,7 @@ class Drawing:
     """Makes a network of the task. Like `structure` not there where masks are of single weights."""
     structure: Callable[[], Structure] | None = None
     """Finds that network's coupled channels."""
-    prices: Mapping[str, int] | None = None
+    prices: Prices | None = None
     """Of a ticket with a budget: what a weight of each parameter costs. Its control costs no more."""
 
 

@@ -19,7 +19,7 @@ from ticketry.evidence.control import Drawing
 from ticketry.evidence.cyclic import train_cycles
 from ticketry.evidence.equal_cost import train_dense_of_cost
 from ticketry.evidence.mask_form import WEIGHTS, Form
-from ticketry.lab.budget_masks import prices_of
+from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
@@ -46,7 +46,7 @@ def stored_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: 
         return lab.remembered_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
     if form.aim:
-        drawing = replace(drawing, prices=prices_of(lab, task, lab.store.get_mask(ticket)))
+        drawing = replace(drawing, prices=terms_in(lab, task, lab.store.get_mask(ticket), form.aim))
     return lab.remembered_mask(
         {**described, **form.key(), "task": dict(task.key())},
         lambda: _drawn(control, lab.store.get_mask(ticket), seeds, drawing),

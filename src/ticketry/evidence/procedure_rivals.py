@@ -33,7 +33,7 @@ from ticketry.evidence.equal_cost import dense_of_cost
 from ticketry.evidence.mask_form import WEIGHTS
 from ticketry.evidence.procedure import Procedure, Replicate
 from ticketry.evidence.settings import VerifySettings
-from ticketry.lab.budget_masks import prices_of
+from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING
 from ticketry.lab.training.segment import Result, Start
 from ticketry.tasks.task import Task
@@ -150,7 +150,7 @@ class ProcedureRivals:
         if role in STATIC:
             ticket, seed = self.lab.store.get_mask(_mask(one)), mix(one.seeds.mask, role)
             if one.form.aim:
-                mask = random_of_cost(ticket, prices_of(self.lab, one.task, ticket), seed, role)
+                mask = random_of_cost(ticket, terms_in(self.lab, one.task, ticket, one.form.aim), seed, role)
             else:
                 mask = random_mask(ticket, seed, role)
             return Trained(self._for_budget(one, one.task, role, self.lab.store.put_mask(mask)), one.budget)

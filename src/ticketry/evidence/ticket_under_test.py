@@ -126,7 +126,7 @@ def subject(lab: Lab, ticket: Ticket, task: Task | None = None) -> Subject:
 def _form(told: Retraining, mask: Mask, of: str) -> Form:
     """The form of the ticket's mask; `TicketError` if it has groups that are larger than any layer."""
     pattern = Pattern.parse(told.settings.pattern)
-    form = Form.of(told.structure.kind, shrunk=told.segment.shrunk, pattern=str(pattern), aim=told.settings.aim)
+    form = Form.of(told.structure.kind, shrunk=told.segment.shrunk, pattern=str(pattern), aim=told.aim)
     largest = max((size for shape in mask.shapes.values() for size in shape), default=0)
     if max(form.m, pattern.m, pattern.rows) > max(largest, 1):
         raise TicketError(

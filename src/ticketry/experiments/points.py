@@ -167,6 +167,7 @@ class Points:
             "value": found.result.metrics["test"][metric.name],
             "dense_value": dense.metrics["test"][metric.name],
             "metrics": found.result.metrics,
+            **({"aim": found.aim} if found.aim else {}),
             "level": found.level,
             "replicate": replicate,
             "search": _searched(run, replicate, segment.recipe),

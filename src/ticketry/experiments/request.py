@@ -13,7 +13,7 @@ from ticketry.evidence.comparison_names import check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
 from ticketry.search import Method
-from ticketry.search.common.aims import Aimed, aim_of
+from ticketry.search.common.aims import Aimed, aim_of, terms_of
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
@@ -100,6 +100,8 @@ class SearchRequest:
     def identity(self) -> dict[str, Any]:
         """What names are made of: as described, without what came later and says nothing."""
         told = asdict(self.settings)
+        if (terms := terms_of(self.settings)) and told.get("profile"):
+            told["profile"] = terms  # the costs themselves, wherever the file lies
         settings = {name: told[name] for name in told if (name, told[name]) not in LATER.items()}
         return self.describe() | {"settings": settings}
 

@@ -151,6 +151,8 @@ def check_trust(tables: Mapping[str, Any], said: Container[str], *, of: str) -> 
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
     if tables.get("model") and "model" not in said:
         check_network(str(tables["model"]), of=of)
+    if (profile := tables.get("settings", {}).get("profile")) and "profile" not in said:
+        raise refused("setting profile", str(profile), of, "name the file yourself with --profile, or, ")
     for name, value in tables.get("settings", {}).items():
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str) and name not in said and _names_code(word):

@@ -11,13 +11,16 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
+import msgspec
+
 from ticketry.core.budget import counted, uses
 from ticketry.core.budget_masks import Prices, prune_to_budget
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
-from ticketry.errors import UsageError
+from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.mask_cost import Seen
 from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
@@ -43,6 +46,37 @@ def multiplications(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
     layers = lab.store.remembered("prices", digest_of(task.key()), made)["layers"]
     return {name: (int(price), int(size)) for name, (price, size) in layers.items()}
+
+
+def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
+    """Keep costs in the store under their digest, for the controls and verdicts of whatever is found by them.
+
+    Raises:
+        CostError: if they are of another network.
+    """
+    sizes = {name: value.numel() for name, value in scope_of(lab.model(task)).parameters(lab.model(task)).items()}
+    for name in names:
+        if name not in costs.layers or costs.layers[name].weights != sizes.get(name):
+            raise CostError(f"the costs are of another network: {name!r} has none there, or has another size")
+    lab.store.remembered("costs", costs.digest, lambda: {"model": msgspec.to_builtins(costs)})
+
+
+def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
+    """What weights cost by the terms of a budget, see `Aimed.terms`.
+
+    Raises:
+        CostError: for costs that are not in this store.
+    """
+    _, by_costs, digest = terms.partition(":")
+    if not by_costs:
+        return prices_of(lab, task, names)
+    known = lab.store.memo("costs", digest)
+    if known is None:
+        raise CostError(
+            f"the costs that this ticket's budget goes by ({digest[:8]}) are not in the store: search again in it, with"
+            " --profile"
+        )
+    return msgspec.convert(known["model"], CostModel)
 
 
 def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
@@ -85,9 +119,8 @@ def budget_mask(
     result: Result,
     scope: Scope,
     *,
-    aim: str,
+    terms: str,
     share: float,
-    prices: Prices,
     within: str | None = None,
     sample: Sample | None = None,
     seed: int = 0,
@@ -96,11 +129,13 @@ def budget_mask(
     """Digest of the stored mask of a budget, chosen by a result's weights. Remembered by its arguments.
 
     Args:
-        aim: what the share is of, by the name of its setting.
+        terms: what the share is of, and by which costs, see `Aimed.terms`.
         within: digest of the mask of the candidates.
         sample: the batches that the score sees, if it needs any.
         settings: of `core.budget_masks.prune_to_budget`.
     """
+
+    prices = terms_in(lab, task, scope, terms)
 
     def made() -> Mask:
         base = lab.store.get_mask(within) if within else None
@@ -114,7 +149,7 @@ def budget_mask(
         "state": result.model,
         "within": within,
         "scope": list(scope),
-        "budget": {"of": aim, "share": share, "prices": dict(prices)},
+        "budget": {"of": terms, "share": share} | ({} if ":" in terms else {"prices": prices}),
         "seed": seed,
         **settings,
     }

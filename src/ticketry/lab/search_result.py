@@ -146,7 +146,7 @@ class Found:
     pattern: str = UNSTRUCTURED
     """That its mask was chosen in, see `core.pattern`."""
     aim: str = ""
-    """What its mask has a budget of, see `search.common.aims`; empty where it was pruned to a density."""
+    """What its mask has a budget of, and by which costs, see `Aimed.terms`; empty where it was pruned to a density."""
 
     @property
     def search_steps(self) -> int:

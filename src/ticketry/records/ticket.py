@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import Meta, Struct, field
 
 from ticketry.errors import StoreError, TicketError
-from ticketry.records.schema import AtLeastOne, Count, Density, Number, Part, fault, read
+from ticketry.records.schema import AtLeastOne, Count, Density, Part, fault, read
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -60,12 +60,6 @@ class Settings(Part, frozen=True):
     """Of the search, those that decide how controls are made."""
 
     pattern: str = "unstructured"
-    flops: tuple[Number, ...] = ()
-
-    @property
-    def aim(self) -> str:
-        """What the mask has a budget of; empty for a density."""
-        return "flops" if self.flops else ""
 
 
 class Structured(Part, frozen=True):
@@ -90,6 +84,8 @@ class Retraining(ForTraining, frozen=True, kw_only=True):
     rewind_step: Count
     settings: Settings = Settings()
     structure: Structured = Structured()
+    aim: str = ""
+    """What its mask has a budget of, and by which costs; empty where it was pruned to a density."""
     method: str = ""
     replicate: Count = 0
     level: Count = 0

@@ -119,6 +119,6 @@ def check_aims(chosen: Method[Any], names: Iterable[str]) -> None:
     if missing := [name for name in names if name in COUNTED and name not in known]:
         able = [name for name in METHODS.built_in if issubclass(METHODS.get(name).Settings, Aimed)]
         raise UsageError(
-            f"{chosen.name} cannot aim at a share of the {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
+            f"{chosen.name} cannot aim at {COUNTED[missing[0]]} (--{missing[0]}): its masks do not come"
             f" from scores of weights at the end; these methods can: {', '.join(able)}"
         )

@@ -87,7 +87,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             *(level, mask, searched[-1], dense.result, GRADUAL, result),
             searched=tuple(searched),
             behind=last,
-            aim=settings.aim,
+            aim=settings.terms,
         )
 
     yield from replicate.side_by_side(member, settings.targets)

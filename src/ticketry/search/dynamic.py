@@ -100,7 +100,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     scope = prunable(replicate, settings)
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
-    masks = [drawn(replicate, initial, scope, share, settings.aim, **chosen) for share in settings.targets]
+    masks = [drawn(replicate, initial, scope, share, settings.terms, **chosen) for share in settings.targets]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
 
@@ -132,7 +132,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             tuple(searched),
             behind=result.segment.first,
             gradients=settings.gradients * len(moves),
-            aim=settings.aim,
+            aim=settings.terms,
         )
 
     pieces = zip(settings.targets, masks, strict=True)

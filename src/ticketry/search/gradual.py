@@ -101,7 +101,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             searched=tuple(searched),
             behind=last,
             pattern=settings.pattern,
-            aim=settings.aim,
+            aim=settings.terms,
         )
 
     yield from replicate.side_by_side(member, schedules)

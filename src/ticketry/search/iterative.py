@@ -160,7 +160,7 @@ class _Tickets:
                 mask=mask,
                 result=trained,
                 pattern=self._settings.pattern,
-                aim=self._settings.aim,
+                aim=self._settings.terms,
             )
 
     def structured(self) -> Iterator[Found]:

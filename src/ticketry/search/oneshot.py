@@ -112,7 +112,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             behind=step if retrain in REWINDING else own.whole.total,
             structured=how,
             pattern=settings.pattern,
-            aim=settings.aim,
+            aim=settings.terms,
         )
 
     yield from replicate.side_by_side(member, settings.targets)

@@ -6,12 +6,18 @@ Not to be taken for `--budget`, which is what a whole search may cost.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 
-COUNTED = {"flops": "multiplications"}
+if TYPE_CHECKING:
+    from ticketry.core.costs.cost_model import CostModel
+
+COUNTED = {"flops": "multiplications", "time": "time", "bytes": "bytes"}
 """Setting -> what it is a share of."""
+BY_COSTS = ("time", "bytes")
+"""Those that costs of the network tell, in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,13 @@ class Aimed:
     """Share of the dense network's multiplications (of the layers that are pruned) that a ticket takes, such as 0.25 or
     25%, in place of density: each weight is charged as many as there are places it is applied at, and the most score
     for the budget is kept. Of several each is a ticket."""
+    time: tuple[float | str, ...] = ()
+    """Share of the dense network's time that a ticket takes (0.3, 30%), or an amount such as 5ms, in place of density,
+    as the costs in --profile estimate it. Of several each is a ticket."""
+    bytes: tuple[float | str, ...] = ()
+    """The same of bytes (2MB), by costs in bytes in --profile."""
+    profile: str = ""
+    """A file of what this network costs, layer by layer: `tk.cost.model(model, x).save(FILE)`."""
     unweighed: bool = False
     """Under a budget: keep the highest scores until it is spent, wherever they lie, as a density does, and take no
     notice of what each costs."""
@@ -33,11 +46,28 @@ class Aimed:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The budgets asked for, falling; empty where a density is asked for."""
-        return tuple(sorted(getattr(self, self.aim), reverse=True)) if self.aim else ()
+        """The budgets asked for, as shares, falling; empty where a density is asked for."""
+        if not self.aim:
+            return ()
+        asked = getattr(self, self.aim)
+        if self.aim in BY_COSTS:
+            costs = costs_in(self.profile)
+            asked = [float(f"{costs.budget(one) / costs.dense:.12g}") for one in asked]
+        return tuple(sorted(asked, reverse=True))
+
+    @property
+    def terms(self) -> str:
+        """The aim, with the digest of the costs that it goes by: what tells one from another in a key."""
+        return f"{self.aim}:{costs_in(self.profile).digest}" if self.aim in BY_COSTS else self.aim
 
     def check_aim(self) -> None:
         """Raises `UsageError` for a budget that cannot be, or beside what has no meaning with one."""
+        if len(named := [name for name in COUNTED if getattr(self, name)]) > 1:
+            raise UsageError(f"give one budget: {' or '.join(named)}")
+        if self.profile and self.aim not in BY_COSTS:
+            raise UsageError("profile has costs for a budget of time or bytes: name one, or leave it away")
+        if self.aim in BY_COSTS:
+            _check_unit(self.aim, self.profile)
         if not self.aim:
             if self.unweighed:
                 raise UsageError("unweighed is of a budget: name one (flops), or leave it away")
@@ -61,6 +91,32 @@ class Aimed:
 
 _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCTURED, "half_rate": ()}
 """Settings by which not every weight is chosen for itself, with the value that says nothing."""
+
+
+_UNITS = {"time": "seconds", "bytes": "bytes"}
+
+
+def _check_unit(aim: str, profile: str) -> None:
+    """Raises `UsageError` without costs in the unit of an aim."""
+    if not profile:
+        raise UsageError(
+            f"{aim} needs the costs of this network: --profile FILE, written by tk.cost.model(model, x"
+            f"{', unit=' + repr(_UNITS[aim]) if aim == 'bytes' else ''}).save(FILE)"
+        )
+    if (unit := costs_in(profile).unit) != _UNITS[aim]:
+        raise UsageError(f"the costs in {profile} are in {unit}, and {aim} is asked for")
+
+
+def costs_in(profile: str) -> CostModel:
+    """The costs in a file; `CostError` if there are none."""
+    from ticketry.core.costs.cost_model import CostModel
+
+    return CostModel.load(profile)
+
+
+def terms_of(settings: object) -> str:
+    """See `Aimed.terms`; empty for a density."""
+    return settings.terms if isinstance(settings, Aimed) else ""
 
 
 def aim_of(settings: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import GRADUAL, Found
 from ticketry.records.network import Moment
-from ticketry.search.common.aims import aim_of
+from ticketry.search.common.aims import aim_of, terms_of
 from ticketry.search.common.budget import Budgeted, stretched
 from ticketry.search.common.scope import pattern_in, pruned, shrinks
 from ticketry.search.common.structure import given
@@ -98,5 +98,5 @@ def trained_on(
         searched=(source,),
         behind=step,
         pattern=pattern,
-        aim=aim_of(settings),
+        aim=terms_of(settings),
     )

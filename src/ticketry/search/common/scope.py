@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
 from ticketry.errors import UsageError
-from ticketry.search.common.aims import COUNTED, aim_of
+from ticketry.search.common.aims import BY_COSTS, COUNTED, aim_of, costs_in, terms_of
 from ticketry.search.common.structure import structuring_in
 
 if TYPE_CHECKING:
@@ -159,17 +159,20 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
         first_conv=not settings.spare_first_conv,
         embeddings=settings.embeddings,
     )
-    if aim := aim_of(settings):
-        _check_budget(replicate, chosen, settings, COUNTED[aim])
+    if aim_of(settings):
+        _check_budget(replicate, chosen, settings)
     return chosen
 
 
-def _check_budget(replicate: Replicate, scope: Scope, settings: Any, what: str) -> None:
+def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     """Tell a budget below the floor, and layers that have no price, before anything is trained."""
     from ticketry.core.budget_masks import check_floor
-    from ticketry.lab.budget_masks import prices_of
+    from ticketry.lab.budget_masks import prices_of, remember_costs
 
-    prices = prices_of(replicate.lab, replicate.task, scope)
+    if settings.aim in BY_COSTS:
+        remember_costs(replicate.lab, replicate.task, costs_in(settings.profile), scope)
+        return  # what is below the floor could not be read as a share
+    what, prices = COUNTED[settings.aim], prices_of(replicate.lab, replicate.task, scope)
     sizes = {name: value.numel() for name, value in scope.parameters(replicate.lab.model(replicate.task)).items()}
     check_floor(sizes, prices, min(settings.shares), least=getattr(settings, "keep_at_least", 0), what=what)
 
@@ -252,7 +255,7 @@ def pruned(
         more.setdefault("sample", Sample(seed=seeds.mask))
     if settings.keep_at_least:
         more.setdefault("keep_at_least", settings.keep_at_least)
-    if aim := aim_of(settings):
+    if aim := terms_of(settings):
         more |= {"score": settings.score, "distribution": settings.distribution}
         more["weighed"] = not getattr(settings, "unweighed", False)
         return drawn(replicate, trained, scope, density, aim, within=within, **more)
@@ -283,13 +286,12 @@ def drawn(replicate: Replicate, weights: Result, scope: Scope, share: float, aim
         weights: that the score is of.
         chosen: how weights are chosen, see `Lab.prune` and `lab.budget_masks.budget_mask`.
     """
-    from ticketry.lab.budget_masks import budget_mask, prices_of
+    from ticketry.lab.budget_masks import budget_mask
 
     lab, task, seed = replicate.lab, replicate.task, replicate.seeds.mask
     if not aim:
         return lab.prune(task, weights, scope, density=share, seed=seed, **chosen)
-    prices = prices_of(lab, task, scope)
-    return budget_mask(lab, task, weights, scope, aim=aim, share=share, prices=prices, seed=seed, **chosen)
+    return budget_mask(lab, task, weights, scope, terms=aim, share=share, seed=seed, **chosen)
 
 
 def check_norms(replicate: Replicate, scope: Scope) -> None:
