@@ -71,8 +71,7 @@ def allocate_budget(
     if isinstance(prices, CostModel):
         amount = prices.budget(share)
         if weighed and distribution == "global":
-            left = prices.left_for(scores, amount)
-            return allocate_cost(scores, prices.curves(), left, within=within, keep_at_least=keep_at_least)
+            return _by_hulls(scores, prices, amount, within, keep_at_least)
         return _by_rule(scores, prices, amount, distribution, within, keep_at_least)
     wanted = share_of(share)
     if not 0 < wanted <= 1:
@@ -165,6 +164,40 @@ def _rounded_up(part: int, total: int) -> float:
     while 1000 * total > part * scale and scale < 10**16:
         scale *= 10
     return float(Fraction(-(-part * scale // total), scale))
+
+
+_HALVINGS = 20
+"""Of the money that hulls are given: to a millionth."""
+
+
+def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, within: Mask | None, least: int) -> Mask:
+    """Most score for the budget, by the hulls of the curves, with as little money as makes the curves themselves fit.
+
+    Where a curve lies above its hull (a kernel that is no faster at half of its weights), what the hull pays for costs
+    more than it says.
+    """
+    curves, left = costs.curves(), costs.left_for(scores, amount)
+    found = allocate_cost(scores, curves, left, within=within, keep_at_least=least)
+    if spent(found, costs) <= amount:
+        return found
+    low, high, best = costs.left_for(scores, costs.floor), left, None
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        try:
+            found = allocate_cost(scores, curves, middle, within=within, keep_at_least=least)
+        except (LayerCollapseError, UsageError):
+            low = middle  # too little for a weight in each layer
+            continue
+        if spent(found, costs) <= amount:
+            low, best = middle, found
+        else:
+            high = middle
+    if best is None:
+        raise LayerCollapseError(
+            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse): ask"
+            " for more, keep a weight in each (keep_at_least=1), or spare layers"
+        )
+    return best
 
 
 def _with_floors(

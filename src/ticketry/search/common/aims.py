@@ -34,7 +34,7 @@ class Aimed:
     bytes: tuple[float | str, ...] = ()
     """The same of bytes (2MB), by costs in bytes in --profile."""
     profile: str = ""
-    """A file of what this network costs, layer by layer: `tk.cost.model(model, x).save(FILE)`."""
+    """A file of what this network costs, layer by layer, see docs/budgets.md."""
     unweighed: bool = False
     """Under a budget: keep the highest scores until it is spent, wherever they lie, as a density does, and take no
     notice of what each costs."""
@@ -51,6 +51,7 @@ class Aimed:
             return ()
         asked = getattr(self, self.aim)
         if self.aim in BY_COSTS:
+            _check_unit(self.aim, self.profile)
             costs = costs_in(self.profile)
             asked = [float(f"{costs.budget(one) / costs.dense:.12g}") for one in asked]
         return tuple(sorted(asked, reverse=True))
@@ -100,8 +101,7 @@ def _check_unit(aim: str, profile: str) -> None:
     """Raises `UsageError` without costs in the unit of an aim."""
     if not profile:
         raise UsageError(
-            f"{aim} needs the costs of this network: --profile FILE, written by tk.cost.model(model, x"
-            f"{', unit=' + repr(_UNITS[aim]) if aim == 'bytes' else ''}).save(FILE)"
+            f"{aim} needs the costs of this network: --profile FILE, which a CostModel in {_UNITS[aim]} was saved to"
         )
     if (unit := costs_in(profile).unit) != _UNITS[aim]:
         raise UsageError(f"the costs in {profile} are in {unit}, and {aim} is asked for")
