@@ -53,6 +53,25 @@ def test_own_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_timm(tmp_path: Path) -> None:
+    if not imported("timm"):
+        pytest.skip("timm does not load: pip install 'ticketry[timm]'")
+    told = percents(run("with_timm.py", tmp_path, needs=("timm",)))
+    assert told[-2] == 20
+    assert told[-1] > 80
+    ticket = tk.Ticket.load(tmp_path / "timm")
+    assert ticket.mask.density == pytest.approx(0.2, rel=1e-2)
+    source = (EXAMPLES / "with_timm.py").read_text()
+    assert re.findall(r"# (\d)$", source, re.MULTILINE) == ["1", "2", "3"]
+    assert len(re.findall(r"\btk\.|\bpruning\.step", source)) == 3, "no other line knows of sparsity"
+
+
+def imported(module: str) -> bool:
+    """Whether a library loads: to be there is not enough, as timm needs a torchvision made for this torch."""
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "needs", "density", "right"),
     [
