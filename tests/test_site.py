@@ -20,6 +20,8 @@ from ticketry.search import methods
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
+NEEDED = {"a-timm-network": ("timm",), "on-a-cluster": ("distributed",)}
+"""Tutorial -> what it imports besides the extras of every one."""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,9 @@ def test_every_tutorial_is_listed() -> None:
 def test_tutorials_run(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("jupytext", "nbclient", "ipykernel"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'ticketry[docs]'")
+    for module in NEEDED.get(source.stem, ()):
+        if subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode:
+            pytest.skip(f"{module} does not load: pip install 'ticketry[timm,dask]'")
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     import notebooks
