@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -55,6 +56,8 @@ def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connectio
     keep_freed_memory()
     sys.path[:] = request.path
     os.environ.update(request.environment)
+    # Of 1x1 convolutions where channels lie last: the same numbers in the same order in memory.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     pipe = pipes[rank]
     for number, other in enumerate(pipes):
         if number != rank:
