@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ticketry.core.sparse_training.hold import Hold, hold
     from ticketry.core.structure.shrinking.shrink import shrink
     from ticketry.core.ticket.ticket import Ticket
+    from ticketry.engine import cost
     from ticketry.engine.compiled import compile
     from ticketry.engine.training.sparse_training import sparse_training
     from ticketry.experiments import bundles as store
@@ -54,6 +55,7 @@ _PUBLIC = {
     "allocate": "ticketry.core.allocate:allocate",
     "bench": "ticketry.experiments.bench:bench",
     "compile": "ticketry.engine.compiled:compile",
+    "cost": "ticketry.engine.cost",
     "devices": "ticketry.core.devices",
     "engine": "ticketry.engine",
     "errors": "ticketry.errors",
@@ -94,6 +96,7 @@ __all__ = [
     "allocate",
     "bench",
     "compile",
+    "cost",
     "devices",
     "engine",
     "errors",

@@ -81,7 +81,7 @@ def test_too_small_a_budget_says_what_is_enough():
     [
         ({"density": 0.1, "example_inputs": X}, "takes the place of density"),
         ({"pattern": "4x1", "example_inputs": X}, "single weights"),
-        ({}, "counted in a call"),
+        ({}, "is of a call, in which it is counted"),
         ({"flops": 25, "example_inputs": X}, "0 < flops <= 1"),
     ],
 )

@@ -13,6 +13,8 @@ from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate
 from ticketry.core.budget import allocate_multiplications, uses
 from ticketry.core.computed_weights import computed_weights
+from ticketry.core.costs.budgets import METERS, Request
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
@@ -102,7 +104,11 @@ def prune(
     *,
     sparsity: float | str | None = None,
     flops: float | str | None = None,
+    time: float | str | None = None,
+    bytes: float | str | None = None,
     example_inputs: Any = None,
+    cost: CostModel | None = None,
+    structure: str = "none",
     score: str | Score = "magnitude",
     scope: Scope | None = None,
     distribution: str = "global",
@@ -131,7 +137,13 @@ def prune(
             most score a multiplication, see `core.budget`. In one cut, of single weights, over all layers together.
             Plain magnitudes leave early layers of deep networks empty (an untrained ResNet-50 at 0.25), which is raised
             with the least share that does not (0.8526).
-        example_inputs: of a call, by which multiplications are counted; only flops needs them.
+        time: share of the dense network's time on this machine in the engine, or an amount ("5ms"), instead of density.
+            The mask is compiled, timed and corrected until that is met; `ticketry.cost.meet` does the same and tells
+            what was measured. Goes with what flops goes with, keep_at_least, cost and structure: see docs/budgets.md.
+        bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
+        example_inputs: of a call; only flops, time and bytes need them.
+        cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
+        structure: of time: ``auto`` chooses for each layer among single weights and groups of rows.
         score: a name of `ticketry.score`, or a function of that form.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
@@ -169,6 +181,8 @@ def prune(
         102
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
+        >>> tk.prune(model, bytes=0.5, example_inputs=x).density <= 0.5
+        True
     """
     put_back(model)
     if scope is None:
@@ -180,21 +194,43 @@ def prune(
             " taylor, fisher, crop, grasp or synflow"
         )
     pattern = Pattern.parse(pattern)
-    if flops is not None:
+    budgets = {"flops": flops, "time": time, "bytes": bytes}
+    given = [name for name, amount in budgets.items() if amount is not None]
+    if given:
+        kept = keep_at_least and given != ["flops"]
         plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
-        if not plain or iterations > 1 or regrow or half_rate or keep_at_least or collapse != "raise":
+        if len(given) > 1 or not plain or iterations > 1 or regrow or half_rate or collapse != "raise":
             raise UsageError(
-                "flops takes the place of density and goes with score, scope, within, batches, loss and seed only:"
-                " single weights over all layers in one cut"
+                f"{given[0]} takes the place of density and goes with score, scope, within, batches, loss and seed"
+                " only: single weights over all layers in one cut"
             )
+        if keep_at_least and not kept:
+            raise UsageError("flops takes the place of density and goes with no keep_at_least")
         if example_inputs is None:
-            raise UsageError("multiplications are counted in a call: prune(model, flops=..., example_inputs=x)")
-        prices = uses(model, scope, example_inputs)
+            raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
         seen = None if not measures_at_mask(function) else within
-        found = scores_in(function, model, scope, seen, ScoreInputs(batches, loss, seed))
-        return allocate_multiplications(found, prices, flops, within=within)
+        find = partial(scores_in, function, model, scope, seen, ScoreInputs(batches, loss, seed))
+        if flops is not None:
+            _refuse_costs(cost, structure)
+            prices = uses(model, scope, example_inputs)
+            return allocate_multiplications(find(), prices, flops, within=within)
+        by_energy = structure == "auto" and function is magnitude
+        request = Request(
+            model=model,
+            example_inputs=example_inputs,
+            scope=scope,
+            unit="seconds" if time is not None else "bytes",
+            amount=budgets[given[0]],  # type: ignore[arg-type]
+            scores=None if by_energy else find,
+            structure=structure,
+            within=within,
+            keep_at_least=keep_at_least,
+            cost=cost,
+        )
+        return METERS.get("engine")(request)
+    _refuse_costs(cost, structure)
     if example_inputs is not None:
-        raise UsageError("example_inputs are for flops: leave them out")
+        raise UsageError("example_inputs are for flops, time and bytes: leave them out")
     wanted = pattern.check_density(density, sparsity)
     if any_spread(scope.parameters(model)):
         _require_spread(model, function, pattern, iterations)
@@ -229,6 +265,12 @@ def prune(
         )
     assert mask is not None
     return mask
+
+
+def _refuse_costs(cost: CostModel | None, structure: str) -> None:
+    """Raises `UsageError` for options of a time where none is asked for."""
+    if cost is not None or structure != "none":
+        raise UsageError("cost and structure are for time and bytes: leave them out")
 
 
 def _require_spread(model: nn.Module, score: Score, pattern: Pattern, iterations: int) -> None:

@@ -22,7 +22,7 @@ def a_model():
         "seconds",
         {
             "a.weight": LayerCost(32, 0.008, {"weights": single, "rows:4": groups}),
-            "b.weight": LayerCost(10, 0.004, {}, "torch"),
+            "b.weight": LayerCost(10, 0.004, {}),
         },
         fixed=0.002,
         spread=0.1,
@@ -54,6 +54,11 @@ def test_denser_is_never_cheaper():
     for granularity in ("weights", "rows:4", "rows:32", "channels"):
         costs = [layer.at(density / 50, granularity) for density in range(51)]
         assert costs == sorted(costs)
+
+
+def test_single_weights_cost_at_most_what_all_of_them_do():
+    kept = ~torch.eye(4, 8, dtype=torch.bool)
+    assert a_model().estimate(Mask({"a.weight": kept})).value == pytest.approx(0.014)
 
 
 def test_granularity_of_a_mask():
@@ -131,7 +136,7 @@ def test_below_the_floor_says_what_makes_it():
 def test_it_prints_a_table():
     shown = str(a_model())
     assert shown.splitlines()[3].split("  ")[0] == "a"
-    assert shown.splitlines()[3].split()[1:9] == ["32", "weights", "8", "ms", "5", "ms", "2.6", "ms"]
+    assert shown.splitlines()[3].split()[1:9] == ["32", "weights", "10", "ms", "5", "ms", "2.6", "ms"]
     assert "in torch, which no mask makes faster: b.weight" in shown
     assert "within 10.0 %" in shown
     assert told(1234567, "bytes") == "1.23 MB"

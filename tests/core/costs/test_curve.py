@@ -14,10 +14,10 @@ from ticketry.core.costs.curve import Curve
 
 def test_linear_between_its_points_and_never_falling():
     curve = Curve.through([(0.1, 2.0), (0.5, 6.0), (0.8, 7.0), (1.0, 5.0)])
-    assert curve == Curve((0.0, 0.1, 0.5, 0.8, 1.0), (1.25, 2.0, 5.0, 5.0, 5.0))
-    assert curve.at(0.3) == pytest.approx(3.5)
-    assert curve.at(0) == 1.25
-    assert curve.at(1) == 5.0
+    assert curve == Curve((0.0, 0.1, 0.5, 0.8, 1.0), (1.0, 2.0, 6.0, 6.0, 6.0))
+    assert curve.at(0.3) == pytest.approx(4.0)
+    assert curve.at(0) == 1.0
+    assert curve.at(1) == 6.0
     assert Curve.through([(0.2, 1.0), (0.6, 3.0)]).costs == pytest.approx((0.0, 1.0, 3.0, 5.0))
     assert Curve.through([(0.5, 1.0), (1.0, 9.0)]).costs[0] == 0.0
 

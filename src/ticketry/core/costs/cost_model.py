@@ -72,10 +72,12 @@ class CostModel(Struct, frozen=True):
         for name, size in shapes.items():
             if name not in self.layers or self.layers[name].weights != size:
                 raise CostError(f"the costs are not of the mask's model: {name!r} has none, or has another size")
-        total = self.fixed + sum(layer.dense for name, layer in self.layers.items() if name not in mask)
-        for name, kept in mask.items():
-            granularity = self._granularity(name, mask)
-            total += self.layers[name].at(float(kept.float().mean()), granularity)
+        kinds = {name: (float(kept.float().mean()), self._granularity(name, mask)) for name, kept in mask.items()}
+        dense = (1.0, FINEST)
+        total = self.fixed + min(
+            sum(layer.at(*kinds.get(name, dense)) for name, layer in self.layers.items()),
+            sum(layer.at_in_rows(*kinds.get(name, dense)) for name, layer in self.layers.items()),
+        )
         return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
 
     def _granularity(self, name: str, mask: Mask) -> str:
@@ -98,7 +100,7 @@ class CostModel(Struct, frozen=True):
     def left_for(self, names: Iterable[str], amount: float) -> float:
         """What of an amount is left for some layers: not for what is fixed, nor for the layers that stay dense."""
         pruned = set(names)
-        return amount - self.fixed - sum(layer.dense for name, layer in self.layers.items() if name not in pruned)
+        return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
     def floor_in_words(self) -> str:
         """The floor, and what makes it."""
@@ -124,7 +126,7 @@ class CostModel(Struct, frozen=True):
                 layer.weights,
                 factor * layer.dense,
                 {each: curve.times(factor) for each, curve in layer.curves.items()},
-                layer.where,
+                {each: curve.times(factor) for each, curve in layer.all_rows.items()},
             )
             for name, layer in self.layers.items()
         }
@@ -165,7 +167,7 @@ class CostModel(Struct, frozen=True):
 
     def __str__(self) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if isinstance(value, str | int | float))
-        in_torch = [name for name, layer in self.layers.items() if layer.where == "torch"]
+        in_torch = [name for name, layer in self.layers.items() if not layer.curves]
         lines = [
             f"Costs in {self.unit}: {about}" if about else f"Costs in {self.unit}",
             in_columns(

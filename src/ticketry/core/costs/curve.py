@@ -35,20 +35,18 @@ class Curve(Struct, frozen=True):
     def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
         """The curve through measured (density, cost).
 
-        Where a denser layer is measured as cheaper, the sparser one is given its cost: the zeros could be multiplied.
-        What is missing at density 0 is the line through the first two points, what is missing at 1 that of the last.
+        Where a denser layer is measured as cheaper, both have their mean (isotonic regression: Ayer et al. 1955). What
+        is missing at density 0 is the line through the first two points, what is missing at 1 that of the last.
 
             >>> Curve.through([(0.1, 2.0), (0.5, 6.0), (1.0, 5.0)]).costs
-            (1.0, 2.0, 5.0, 5.0)
+            (1.125, 2.0, 5.5, 5.5)
         """
         known = sorted(dict(points).items())
         if len(known) < 2:
             raise ValueError("a curve needs two points")
         if known[-1][0] < 1:
             known.append((1.0, max(_extended(known[-2], known[-1], 1.0), known[-1][1])))
-        costs = [cost for _, cost in known]
-        for index in range(len(costs) - 2, -1, -1):
-            costs[index] = min(costs[index], costs[index + 1])
+        costs = _rising([cost for _, cost in known])
         if known[0][0] > 0:
             first = _extended((known[0][0], costs[0]), (known[1][0], costs[1]), 0.0)
             known.insert(0, (0.0, first))
@@ -73,6 +71,17 @@ class Curve(Struct, frozen=True):
     def times(self, factor: float) -> Curve:
         """The curve of a layer that costs `factor` times as much."""
         return Curve(self.densities, tuple(factor * cost for cost in self.costs))
+
+
+def _rising(costs: list[float]) -> list[float]:
+    """The rising costs with the least squared distance to these: neighbours that fall are pooled."""
+    pools: list[tuple[float, int]] = []
+    for cost in costs:
+        pools.append((cost, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (one, few), (other, more) = pools[-2:]
+            pools[-2:] = [((few * one + more * other) / (few + more), few + more)]
+    return [cost for cost, count in pools for _ in range(count)]
 
 
 def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:

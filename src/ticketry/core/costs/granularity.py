@@ -9,7 +9,6 @@ from functools import total_ordering
 import numpy as np
 from torch import Tensor
 
-from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.errors import UsageError
 
 FINEST = "weights"
@@ -53,7 +52,10 @@ def of_mask(kept: Tensor) -> str:
     """The granularity of one layer's mask: the rows of the group that half of its weights are in, or a larger one."""
     if kept.dim() < 2 or not bool(kept.any()):
         return FINEST
-    found = [(len(group.rows), len(group.rows) * group.width) for group in row_groups(kept) if group.width]
-    sizes, weights = (np.array(each) for each in zip(*sorted(found), strict=True))
-    rows = int(sizes[np.searchsorted(weights.cumsum(), weights.sum() / 2)])
+    matrix = kept.detach().cpu().flatten(1).numpy()
+    packed = np.packbits(matrix, axis=1)
+    _, first, sizes = np.unique(packed, axis=0, return_index=True, return_counts=True)
+    order = sizes.argsort(kind="stable")
+    weights = (sizes * matrix[first].sum(axis=1))[order].cumsum()
+    rows = int(sizes[order][np.searchsorted(weights, weights[-1] / 2)])
     return str(Granularity(rows)) if rows > 1 else FINEST

@@ -97,13 +97,15 @@ class Native:
             program.run(batch, [tensor.data_ptr() for tensor in used], threads, used)
         return made
 
-    def profile(self, tensors: Sequence[Tensor], seconds: dict[str, float]) -> list[Tensor]:
-        """The same on one thread, with the seconds of each layer added to `seconds`."""
+    def profile(
+        self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
+    ) -> list[Tensor]:
+        """The same on one thread, with the seconds of each layer, by `clock`, added to `seconds`."""
         batch, last, used, made = self._bound(tensors)
         if not batch:
             return made
         program = self.program(self.plan(batch, 1, last))
-        found = program.profile(batch, [tensor.data_ptr() for tensor in used])
+        found = program.profile(batch, [tensor.data_ptr() for tensor in used], clock)
         for op, spent in zip(program.ops, found, strict=True):
             seconds[op.label] = seconds.get(op.label, 0.0) + spent
         return made

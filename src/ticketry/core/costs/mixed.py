@@ -1,0 +1,205 @@
+"""Which granularity each layer is pruned in, and how far, under one budget.
+
+Every layer can be had in several granularities at many densities, each with a cost and a kept value. Only the options
+on the upper concave hull of value against cost can be best (the relaxed multiple-choice knapsack: Sinha & Zoltners
+1979); the hulls' pieces of all layers are bought in the order of value for cost until the budget is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.granularity import Granularity
+from ticketry.core.layout import Blocks, Layout
+from ticketry.core.mask import Mask
+from ticketry.core.pattern import Pattern
+from ticketry.errors import MaskError, UsageError
+
+_DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
+"""At which each granularity of a layer can be had; the one that the budget ends at is met to a block."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A layer in one granularity at one density."""
+
+    cost: float
+    value: float
+    granularity: str
+    blocks: int
+
+
+@dataclass
+class Layer:
+    """The options of one layer."""
+
+    scores: Tensor
+    curves: Mapping[str, Curve]
+    layout: Layout
+    dense: Option | None
+    """The whole layer, where that is cheaper than all of its blocks."""
+    _known: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
+        """The blocks, their order by falling mean score, and kept value and weights of the first 0, 1, … of them."""
+        if granularity not in self._known:
+            rows = Granularity.parse(granularity).rows
+            pattern = Pattern(f"{rows}x1", rows=rows) if rows > 1 else Pattern("1x1", rows=1)
+            found = pattern.blocks(tuple(self.scores.shape), self.layout)
+            sums, sizes = found.pool(self.scores.double()).flatten(), found.sizes.flatten()
+            order = (sums / sizes).argsort(descending=True, stable=True)
+            value = np.concatenate([[0.0], sums[order].cumsum(0).numpy()])
+            weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
+            self._known[granularity] = found, order, value, weights
+        return self._known[granularity]
+
+    def option(self, granularity: str, blocks: int) -> Option:
+        """The layer with its best so many blocks."""
+        _, _, value, weights = self.blocks(granularity)
+        cost = self.curves[granularity].at(float(weights[blocks] / max(weights[-1], 1)))
+        return Option(cost, float(value[blocks]), granularity, blocks)
+
+    def hull(self) -> list[Option]:
+        """The options that a budget may end at, the cheapest first: value for cost falls from each to the next."""
+        options = [self.dense] if self.dense else []
+        for granularity in self.curves:
+            count = len(self.blocks(granularity)[1])
+            for blocks in sorted({max(1, round(float(density) * count)) for density in _DENSITIES}):
+                options.append(self.option(granularity, blocks))
+        options.sort(key=lambda option: (option.cost, -option.value))
+        found: list[Option] = []
+        for option in options:
+            if found and option.value <= found[-1].value:
+                continue
+            while len(found) > 1 and _gain(found[-2], found[-1]) <= _gain(found[-1], option):
+                found.pop()
+            if found and option.cost <= found[-1].cost:
+                continue
+            found.append(option)
+        return found
+
+    def mask(self, option: Option) -> Tensor:
+        """What an option keeps."""
+        if option is self.dense:
+            return torch.ones(self.scores.shape, dtype=torch.bool)
+        blocks, order, _, _ = self.blocks(option.granularity)
+        kept = torch.zeros(blocks.count, dtype=torch.bool)
+        kept[order[: option.blocks]] = True
+        return blocks.spread(kept.view(blocks.shape))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A mask with a granularity of its own in each layer."""
+
+    mask: Mask
+    granularities: dict[str, str]
+    """Parameter name -> ``weights``, ``rows:16`` …, or ``dense``."""
+    value: float
+    """Sum of the kept scores."""
+    cost: float
+    """Of these layers, as estimated."""
+
+
+class Choice:
+    """What every layer can be had for, in each of the engine's layouts: made once, asked for many budgets."""
+
+    def __init__(
+        self, scores: Mapping[str, Tensor], costs: CostModel, layouts: Mapping[str, Layout] | None = None
+    ) -> None:
+        """Raises what `allocate_mixed` does of scores."""
+        for name, score in scores.items():
+            if name not in costs.layers:
+                raise UsageError(f"there is no cost of {name}: spare it in the scope")
+            if bool(score.isnan().any()):
+                raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+            if bool((score < 0).any()):
+                raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against what weights cost")
+        self.costs = costs
+        self._rest, self._layers, self._hulls = [], [], []
+        for in_rows in (False, True):
+            layers: dict[str, Layer] = {}
+            for name, score in scores.items():
+                known = costs.layers[name]
+                curves = known.all_rows if in_rows else known.curves
+                whole = Option(known.dense, float(score.double().sum()), "dense", 0)
+                dense = whole if in_rows or not curves else None
+                layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense)
+            others = [layer for name, layer in costs.layers.items() if name not in scores]
+            self._rest.append(costs.fixed + sum(layer.dense if in_rows else layer.at(1.0) for layer in others))
+            self._layers.append(layers)
+            self._hulls.append({name: layer.hull() for name, layer in layers.items()})
+
+    def within(self, budget: float) -> Mixed:
+        """The best choice for a budget of the whole network. Raises `UsageError` if it is below the least."""
+        found = [self._solved(number, budget) for number in range(2)]
+        solved = [each for each in found if isinstance(each, Mixed)]
+        if not solved:
+            least = min(each for each in found if isinstance(each, float))
+            raise UsageError(f"a budget of {budget:.4g} is below the {least:.4g} that one block in each layer takes")
+        return max(solved, key=lambda each: each.value)
+
+    def _solved(self, number: int, budget: float) -> Mixed | float:
+        """In one layout of the engine; the least budget if this one is below it."""
+        layers, hulls = self._layers[number], self._hulls[number]
+        chosen = {name: hull[0] for name, hull in hulls.items()}
+        left = budget - self._rest[number] - sum(option.cost for option in chosen.values())
+        if left < 0:
+            return budget - left
+        pieces = [
+            (-_gain(one, other), name, one, other) for name, hull in hulls.items() for one, other in pairwise(hull)
+        ]
+        for _, name, one, other in sorted(pieces, key=lambda piece: piece[0]):  # stable: of a layer in order
+            if other.cost - one.cost > left:
+                chosen[name] = _between(layers[name], one, other, left)
+                left -= chosen[name].cost - one.cost
+                break
+            chosen[name] = other
+            left -= other.cost - one.cost
+        mask = Mask({name: layers[name].mask(option) for name, option in chosen.items()})
+        value = sum(option.value for option in chosen.values())
+        return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
+
+
+def allocate_mixed(
+    scores: Mapping[str, Tensor], costs: CostModel, budget: float, layouts: Mapping[str, Layout] | None = None
+) -> Mixed:
+    """Granularity and density of each layer with the largest sum of kept scores whose cost is within `budget`.
+
+    Solved for both of the engine's layouts, of which the better one is taken.
+
+    Args:
+        scores: parameter name -> what each weight is worth, none below 0. They are added up over the blocks of coarser
+            granularities, so they should be an additive estimate of what is lost: `saliency.output_energy`, or a score
+            such as fisher, rather than magnitudes.
+        costs: with the granularities that may be chosen.
+        budget: of the whole network, in the unit of the costs.
+
+    Raises:
+        UsageError: for scores below 0, a layer without costs, or a budget below what is left with one block a layer.
+        MaskError: for scores that are not numbers.
+    """
+    return Choice(scores, costs, layouts).within(budget)
+
+
+def _between(layer: Layer, one: Option, other: Option, left: float) -> Option:
+    """The densest that can be paid for between two options; the first one if they are of different granularities."""
+    if one.granularity != other.granularity:
+        return one
+    low, high = one.blocks, other.blocks
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if layer.option(one.granularity, middle).cost - one.cost <= left else (low, middle)
+    return layer.option(one.granularity, low)
+
+
+def _gain(one: Option, other: Option) -> float:
+    return (other.value - one.value) / max(other.cost - one.cost, 1e-300)

@@ -1,0 +1,30 @@
+"""What a model costs on a machine, and masks that meet a budget: `ticketry.cost`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ticketry.core.costs.cost_model import CostModel, Estimate
+    from ticketry.engine.cost.meeting import Met
+    from ticketry.engine.cost.public import load, meet, model
+
+__all__ = ["CostModel", "Estimate", "Met", "load", "meet", "model"]
+
+_WHERE = {
+    "CostModel": "core.costs.cost_model",
+    "Estimate": "core.costs.cost_model",
+    "Met": "engine.cost.meeting",
+    "load": "engine.cost.public",
+    "meet": "engine.cost.public",
+    "model": "engine.cost.public",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first used: kernels alone need no torch."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ticketry.cost' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"ticketry.{_WHERE[name]}"), name)

@@ -1,0 +1,130 @@
+"""A mask that meets a budget of time: found by estimates, compiled, timed, and corrected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ticketry.core.costs.cost_model import CostModel, Estimate
+from ticketry.core.costs.words import told
+from ticketry.core.mask import Mask
+from ticketry.engine.cost.meter import Meter
+from ticketry.errors import LayerCollapseError, UsageError
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS = 5
+"""Masks that are timed at most."""
+
+_NEAR = 0.015
+"""Share of the budget that the measured time may be away from it: half a percent less than what is promised."""
+
+_STEPS = 6
+"""Allocations until the estimate is what was asked for: curves need not be convex, and allocation takes their hulls."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """A mask and what it was measured to take."""
+
+    mask: Mask
+    share: float
+    """Time over that of the dense network's in the same engine, in turns: the median."""
+    low: float
+    """Of the 95 % interval of the share."""
+    high: float
+    seconds: float
+    """The share times the dense network's seconds."""
+    asked: float
+    """Share that was asked for."""
+    estimated: Estimate
+    """What the costs say of the same mask."""
+    rounds: int
+    """Masks that were timed."""
+    first: float
+    """Estimated over measured time of the first of them, before anything was corrected."""
+    costs: CostModel
+
+    @property
+    def missed_by(self) -> float:
+        """Share of the budget by which the measured time is away from it: below 0 where it is faster."""
+        return self.share / self.asked - 1
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of the dense time,"
+            f" {told(self.seconds, 'seconds')}, of {100 * self.asked:.1f} % asked for; estimated"
+            f" {told(self.estimated.value, 'seconds')}; {self.rounds} masks timed; density {self.mask.density:.4g}"
+        )
+
+
+def meet_by(meter: Meter, costs: CostModel, time: float | str, allocate: Callable[[float], Mask]) -> Met:
+    """The mask that comes nearest to a budget of time, as measured.
+
+    Args:
+        costs: of the same network in seconds, by which the first mask is chosen.
+        time: share of the dense network's time, or seconds.
+        allocate: budget in seconds -> a mask.
+
+    Raises:
+        UsageError: for a budget below the floor: it says what makes it.
+    """
+    if costs.unit != "seconds":
+        raise UsageError(f"a budget of time needs costs in seconds, not in {costs.unit}")
+    asked = costs.budget(time) / costs.dense
+    best: Met | None = None
+    aim, first, points = asked, 1.0, list[tuple[float, float]]()
+    for number in range(1, _ROUNDS + 1):
+        try:
+            mask = estimated_at(costs, aim * costs.dense, allocate)
+        except (UsageError, LayerCollapseError):
+            if best is None:
+                raise
+            break  # what a correction aims at is below what can be had
+        found = meter.share(meter.compiled(mask), rounds=7)
+        seconds = found.median * meter.dense_seconds
+        estimate = costs.estimate(mask)
+        if best is None:
+            first = estimate.value / costs.dense / found.median
+        met = Met(mask, found.median, found.low, found.high, seconds, asked, estimate, number, first, costs)
+        _log.info("%s", met)
+        if best is None or abs(met.missed_by) < abs(best.missed_by):
+            best = met
+        if abs(met.missed_by) <= _NEAR:
+            break
+        points.append((aim, found.median))
+        aim = min(max(_next(points, asked), costs.floor / costs.dense), 1.2)
+    assert best is not None
+    return Met(**{**vars(best), "rounds": number})
+
+
+def estimated_at(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
+    """The mask whose estimate is nearest to a budget."""
+    aim, best, away = budget, None, float("inf")
+    for _ in range(_STEPS):
+        try:
+            mask = allocate(aim)
+        except (UsageError, LayerCollapseError):
+            if best is None:
+                raise
+            break
+        ratio = costs.estimate(mask).value / budget
+        if abs(ratio - 1) < away:
+            best, away = mask, abs(ratio - 1)
+        if away < _NEAR / 3 or mask.density >= 1:
+            break
+        aim = max(aim / ratio, costs.floor)
+    assert best is not None
+    return best
+
+
+def _next(points: list[tuple[float, float]], asked: float) -> float:
+    """What to aim at, of what was aimed at and measured: by the two nearest on either side, else in proportion."""
+    below = [point for point in points if point[1] <= asked]
+    above = [point for point in points if point[1] > asked]
+    if below and above:
+        (aim, one), (other_aim, other) = max(below, key=lambda p: p[1]), min(above, key=lambda p: p[1])
+        return aim + (other_aim - aim) * (asked - one) / (other - one)
+    aim, one = min(points, key=lambda point: abs(point[1] - asked))
+    return aim * asked / one

@@ -1,0 +1,180 @@
+"""One network, timed under many masks: captured once, compiled for each mask, in turns with the network without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope, normal_name
+from ticketry.core.scope import scope as scope_of
+from ticketry.engine.bench.timing import Interval, median_interval, warmed
+from ticketry.engine.capture import capture
+from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.compiled import Compiled
+from ticketry.engine.example_inputs import batch_of
+from ticketry.engine.graph import Graph
+from ticketry.errors import EngineError
+
+_LEAST_SECONDS = 0.002
+"""Of what is timed at once."""
+
+_CALLS = 3
+"""Times that this is done, of which the least counts."""
+
+
+@dataclass
+class Profile:
+    """Time of one call as shares of the dense network's, by what spends it."""
+
+    layers: dict[str, float]
+    """Parameter name -> share of the layers that it is the weight of."""
+    others: dict[str, float]
+    """Operation -> share of all that have no prunable weight."""
+    torch: set[str]
+    """Parameters whose layers run in torch."""
+
+
+@dataclass
+class Meter:
+    """Times a model under masks, on this machine.
+
+    Of one thread the clock is the processor's time, so that others on the machine do not count; of several it is the
+    wall's.
+    """
+
+    model: nn.Module
+    example_inputs: Any
+    threads: int = 1
+    precision: str = "fp32"
+    scope: Scope | None = None
+    """Whose weights are told apart; by default `ticketry.scope(model)`."""
+    graph: Graph = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise EngineError(f"a call uses at least 1 thread, not {self.threads}")
+        if any(parameter.device.type != "cpu" for parameter in self.model.parameters()):
+            raise EngineError("the time of masks is measured on the CPU: move the model there, or ask for flops")
+        self.graph = capture(self.model, None, self.example_inputs)
+        self._call = Arguments.of(self.example_inputs)
+        self._clock: Callable[[], float] = time.process_time if self.threads == 1 else time.perf_counter
+        self._shapes = (self.scope or scope_of(self.model)).shapes
+        self.names = tuple(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a weight in scope."""
+        return self._shapes[name]
+
+    @property
+    def batch(self) -> int:
+        """Examples in the inputs."""
+        return batch_of(tuple(tree_flatten((self._call.args, self._call.kwargs))[0]))
+
+    def compiled(self, mask: Mask | None = None, layout: str | None = None) -> Compiled:
+        """The network under a mask, in the layout that the engine chooses for it if none is given."""
+        graph = self.graph
+        if mask is not None:
+            known = all(
+                name in graph.tensors and graph.tensors[name].shape == kept.shape for name, kept in mask.items()
+            )
+            if known:  # what is folded into weights scales their rows, so that zeros stay where they are
+                masked = {name: graph.tensors[name] * kept for name, kept in mask.items()}
+                graph = replace(graph, tensors={**graph.tensors, **masked})
+            else:
+                graph = capture(self.model, mask, self.example_inputs)
+        made = Compiled(graph, threads=self.threads, precision=self.precision, layout=layout)
+        made.clock = time.thread_time  # a layer's profile is of one thread
+        return made
+
+    @cached_property
+    def dense(self) -> Compiled:
+        """The network without a mask."""
+        return self.compiled()
+
+    @cached_property
+    def dense_seconds(self) -> float:
+        """Of a call of the network without a mask."""
+        run = self.runner(self.dense)
+        return self._sample(run, warmed(run))
+
+    @cached_property
+    def one_thread(self) -> Compiled:
+        """The same on one thread, beside which layers are timed."""
+        return self.dense if self.threads == 1 else Compiled(self.graph, threads=1, precision=self.precision)
+
+    def runner(self, compiled: Compiled) -> Callable[[], object]:
+        """A call with the example inputs."""
+        return lambda: compiled(*self._call.args, **self._call.kwargs)
+
+    def share(self, compiled: Compiled, rounds: int = 5) -> Interval:
+        """Time of a call over that of the dense network's, in turns: the median, with its 95 % interval."""
+        ours, theirs = self.runner(compiled), self.runner(self.dense)
+        own_seconds = warmed(ours)
+        ratios = []
+        for turn in range(rounds):
+            pair = ((ours, own_seconds), (theirs, self.dense_seconds))
+            taken = [self._sample(*each) for each in (pair if turn % 2 else pair[::-1])]
+            one, other = taken if turn % 2 else taken[::-1]
+            ratios.append(one / other)
+        return median_interval(ratios)
+
+    def _sample(self, run: Callable[[], object], usual: float) -> float:
+        """Seconds of a call: the least of some, into which nobody has broken, of so many at once that a clock tells."""
+        several = max(1, ceil(_LEAST_SECONDS / usual))
+        found = []
+        with torch.no_grad():
+            run()
+            for _ in range(_CALLS):
+                begin = self._clock()
+                for _ in range(several):
+                    run()
+                found.append((self._clock() - begin) / several)
+        return min(found)
+
+    def profile(self, compiled: Compiled, rounds: int = 5) -> Profile:
+        """What each layer takes on one thread, as a share of the dense network's call just before: medians."""
+        taken: dict[str, list[float]] = {}
+        rows: dict[str, tuple[str, str]] = {}
+        for _ in range(rounds):
+            begin = time.thread_time()
+            self.one_thread(*self._call.args, **self._call.kwargs)
+            whole = time.thread_time() - begin
+            for index, row in enumerate(compiled.profile(*self._call.args, rounds=1, **self._call.kwargs)):
+                if row.seconds is not None:
+                    key = f"{index} {row.name}"
+                    taken.setdefault(key, []).append(row.seconds / whole)
+                    rows[key] = (row.name, row.kind if row.where == "engine" else f"{row.kind} in torch")
+        return self._sorted([(*rows[key], median(several)) for key, several in taken.items()], compiled)
+
+    def _sorted(self, rows: list[tuple[str, str, float]], compiled: Compiled) -> Profile:
+        by_layer = {normal_name(name).removesuffix(".weight"): name for name in self.names}
+        for node in self.graph.nodes:  # what runs in torch is called by its output
+            for weight in self._shapes.keys() & node.weights.values():
+                by_layer[node.output] = weight
+        found = Profile(dict.fromkeys(self.names, 0.0), {}, set())
+        for name, kind, spent in rows:
+            parameter = by_layer.get(name)
+            if parameter is None:
+                found.others[kind] = found.others.get(kind, 0.0) + spent
+            else:
+                found.layers[parameter] += spent
+                if kind.endswith(" in torch"):
+                    found.torch.add(parameter)
+        read = {
+            weight
+            for node in self.graph.nodes
+            if node.output not in compiled.reasons
+            for weight in node.weights.values()
+        }
+        found.torch |= {name for name in self.names if name not in read}
+        return found

@@ -1,0 +1,186 @@
+"""Costs of a model on this machine, and masks that meet a budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ticketry as tk
+from ticketry.core.costs.allocation import allocate_cost
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.engine.cost.meeting import meet_by
+from ticketry.engine.cost.meter import Meter
+from ticketry.errors import CostError, UsageError
+
+
+class Odd(nn.Module):
+    """A prunable layer that the engine leaves to torch: of three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv3d(2, 4, 3)
+        self.two = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.two(self.one(x).mean((2, 3, 4)))
+
+
+def network():
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 48, 3, padding=1), nn.ReLU())
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)).eval()
+
+
+X = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return tk.cost.model(network(), X, threads=1)
+
+
+def test_costs_of_this_machine(costs):
+    assert costs.unit == "seconds"
+    assert list(costs.layers) == ["0.weight", "2.weight", "6.weight"]
+    assert 0 < costs.floor < costs.dense
+    assert costs.spread > 0
+    assert costs.about["threads"] == 1
+    assert costs.about["batch"] == 4
+    model = network()
+    values = [
+        costs.estimate(tk.prune(model, density, distribution="uniform")).value for density in (0.05, 0.1, 0.2, 0.4)
+    ]
+    assert values == sorted(values)
+    assert values[0] < 0.7 * costs.dense
+    meter = Meter(model, X)
+    assert meter.dense_seconds > 0
+    shares = {name: layer.dense / costs.dense for name, layer in costs.layers.items()}
+    assert max(shares, key=shares.get) == "2.weight"  # of 32 inputs, where the first has 3
+
+
+def test_layers_in_torch_are_named_and_cannot_be_made_faster():
+    costs = tk.cost.model(Odd().eval(), torch.randn(2, 2, 6, 6, 6), threads=1)
+    assert "in torch, which no mask makes faster: one.weight" in str(costs)
+    assert costs.layers["one.weight"].curves == {}
+    with pytest.raises(UsageError, match=r"below the floor: .*one, in torch"):
+        costs.budget(1e-4)
+
+
+def test_bytes_are_those_of_the_file(tmp_path):
+    model = network()
+    costs = tk.cost.model(model, X, unit="bytes")
+    for mask in (tk.prune(model, 0.3), tk.prune(model, 0.02, collapse="keep"), tk.Mask.ones(tk.scope(model))):
+        size = tk.compile(model, mask, X, threads=1).save(tmp_path / "model.tk").stat().st_size
+        assert costs.estimate(mask).value == pytest.approx(size, abs=128)
+    mask = tk.prune(model, bytes="20kB", example_inputs=X)
+    assert 19_000 < costs.estimate(mask).value <= 20_000
+    assert costs.estimate(tk.prune(model, bytes=0.5, example_inputs=X)).value <= 0.5 * costs.dense
+
+
+def test_multiplications_are_counted():
+    costs = tk.cost.model(network(), X, unit="multiplications")
+    assert costs.dense == 4 * (24 * 24 * (27 * 32 + 288 * 48) + 480)
+    assert costs.estimate(tk.prune(network(), flops=0.25, example_inputs=X)).value <= 0.25 * costs.dense
+
+
+class Scripted:
+    """A meter whose network takes what a function of the density says."""
+
+    dense_seconds = 2.0
+
+    def __init__(self, share):
+        self._share = share
+
+    def compiled(self, mask):
+        return mask
+
+    def share(self, mask, rounds):
+        value = self._share(mask.density)
+        return type("Interval", (), {"median": value, "low": value, "high": value})()
+
+
+def scripted(share, asked):
+    curve = Curve((0.0, 1.0), (0.1, 2.0))
+    costs = CostModel("seconds", {"a": LayerCost(10_000, 2.0, {"weights": curve})}, 0.0)
+    scores = {"a": torch.rand(10_000, generator=torch.Generator().manual_seed(0))}
+    return meet_by(Scripted(share), costs, asked, lambda budget: allocate_cost(scores, costs.curves(), budget))
+
+
+@pytest.mark.parametrize("asked", [0.2, 0.4, 0.7])
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+def test_a_budget_is_met_by_correction(asked, factor):
+    met = scripted(lambda density: factor * (0.05 + 0.95 * density**1.1), asked)
+    assert abs(met.missed_by) <= 0.015
+    assert met.rounds <= 5
+    assert met.seconds == pytest.approx(2 * met.share)
+
+
+def test_below_the_floor_says_what_makes_it(costs):
+    with pytest.raises(UsageError, match=r"below the floor.*are left with empty layers; most of it"):
+        tk.cost.meet(network(), X, costs.floor / costs.dense / 2, cost=costs, threads=1)
+
+
+def test_a_time_by_prune(costs, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model = network()
+    mask = tk.prune(model, time=0.5, example_inputs=X, cost=costs, keep_at_least=1)
+    assert 0.02 < mask.density < 0.9
+    mixed = tk.cost.model(model, X, threads=1, granularities=("weights", "rows:8"), densities=(0.05, 0.3, 1.0))
+    met = tk.cost.meet(model, X, 0.5, cost=mixed, structure="auto", threads=1)
+    assert "of 50.0 % asked for" in str(met)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"threads": 7}, "of threads 7, and here it is 1"),
+        ({"batch": 9}, "of batch 9"),
+        ({"processor": "Another 3000"}, r"cannot be met here: the costs are of another machine \(Another 3000"),
+    ],
+)
+def test_costs_of_other_circumstances_are_refused(costs, changed, said):
+    with pytest.raises(CostError, match=said):
+        tk.cost.meet(network(), X, 0.5, cost=costs.scaled(1.0, **changed), threads=1)
+
+
+def test_costs_of_another_machine_are_estimates_and_say_so(costs):
+    with pytest.warns(UserWarning, match="estimated and not measured: the costs are of another machine"):
+        mask = tk.prune(
+            network(),
+            time=0.5,
+            example_inputs=X,
+            cost=costs.scaled(3.0, processor="Another 3000"),
+            keep_at_least=1,
+        )
+    assert costs.estimate(mask).value / costs.dense == pytest.approx(0.5, rel=0.05)
+
+
+def test_costs_of_another_model_are_refused(costs, tmp_path):
+    path = costs.save(tmp_path / "costs.json")
+    assert tk.cost.load(path) == costs
+    assert tk.cost.model(network(), X, path, threads=1) == costs
+    with pytest.raises(CostError, match="another model"):
+        tk.cost.model(nn.Sequential(nn.Flatten(), nn.Linear(1728, 2)), X, path, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"time": 0.3, "density": 0.1, "example_inputs": X}, "takes the place of density"),
+        ({"time": 0.3, "bytes": "2MB", "example_inputs": X}, "takes the place of density"),
+        ({"time": 0.3}, "is of a call"),
+        ({"time": 0.3, "example_inputs": X, "pattern": "4x1"}, "single weights"),
+        ({"time": 0.3, "example_inputs": X, "structure": "some"}, "none or auto"),
+        ({"time": 0.3, "example_inputs": X, "structure": "auto", "keep_at_least": 1}, "leave out within"),
+        ({"density": 0.3, "structure": "auto"}, "for time and bytes"),
+        ({"bytes": "1B", "example_inputs": X}, "below the floor"),
+        ({"bytes": "5ms", "example_inputs": X}, "a budget of bytes"),
+        ({"flops": 0.5, "example_inputs": X, "keep_at_least": 1}, "no keep_at_least"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        tk.prune(network(), **options)
