@@ -181,8 +181,6 @@ def prune(
         102
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
-        >>> tk.prune(model, bytes=0.5, example_inputs=x).density <= 0.5
-        True
     """
     put_back(model)
     if scope is None:
