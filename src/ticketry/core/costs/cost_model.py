@@ -26,7 +26,16 @@ _SHOWN = (1.0, 0.5, 0.2, 0.1, 0.05)
 
 
 class Estimate(Struct, frozen=True):
-    """A cost, and between which values it lies in 95 of 100 cases."""
+    """A cost, and between which values it lies in 95 of 100 cases.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> costs.dense
+        4096.0
+        >>> costs.estimate(tk.prune(model, 0.25)).value
+        1024.0
+    """
 
     value: float
     low: float
@@ -38,7 +47,16 @@ class Estimate(Struct, frozen=True):
 
 
 class CostModel(Struct, frozen=True):
-    """Costs of a network's layers by density and granularity. Made by `ticketry.cost`; kept in a file with a digest."""
+    """Costs of a network's layers by density and granularity. Made by `ticketry.cost`; kept in a file with a digest.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> costs.dense
+        4096.0
+        >>> costs.estimate(tk.prune(model, 0.25)).value
+        1024.0
+    """
 
     unit: Unit
     layers: dict[str, LayerCost]

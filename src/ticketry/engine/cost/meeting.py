@@ -26,7 +26,14 @@ _STEPS = 6
 
 @dataclass(frozen=True)
 class Met:
-    """A mask and what it was measured to take."""
+    """A `mask` and what it was measured to take, between `low` and `high`, beside what the `costs` had said.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+        >>> met = tk.cost.meet(model, torch.randn(64, 256), 0.8, keep_at_least=1, threads=1)
+        >>> 0 < met.low <= met.share <= met.high
+        True
+    """
 
     mask: Mask
     share: float

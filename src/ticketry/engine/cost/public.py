@@ -75,8 +75,13 @@ def model(
         CostError: for costs of another model, of other threads, precision or batch.
         EngineError: if the model cannot be captured, or is not on the CPU.
 
-        >>> costs = tk.cost.model(model, x)        # doctest: +SKIP
-        >>> costs.estimate(mask)                   # doctest: +SKIP
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> costs.dense
+        4096.0
+        >>> costs.estimate(tk.prune(model, 0.25)).value
+        1024.0
     """
     chosen = scope or scope_of(model)
     threads = threads or torch.get_num_threads()
@@ -92,7 +97,21 @@ def model(
 
 
 def load(path: str | Path) -> CostModel:
-    """Costs in a file that `CostModel.save` wrote. Raises `CostError` if there is none, or it is damaged."""
+    """Costs in a file that `CostModel.save` wrote.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        CostError: if there is none, or it is damaged.
+
+    Examples:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> costs = tk.cost.model(model, torch.randn(8, 16), unit="multiplications")
+        >>> tk.cost.load(costs.save(f"{tempfile.mkdtemp()}/costs.json")) == costs
+        True
+    """
     return CostModel.load(path)
 
 
@@ -129,6 +148,12 @@ def meet(
         UsageError: for a budget below the floor: it says what makes it.
         LayerCollapseError: if a layer would be left empty.
         CostError: for costs of another model or another machine, which cannot be met here.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+        >>> met = tk.cost.meet(model, torch.randn(64, 256), 0.8, keep_at_least=1, threads=1)
+        >>> 0 < met.low <= met.share <= met.high
+        True
     """
     chosen = scope or scope_of(model)
     function = get(score)
