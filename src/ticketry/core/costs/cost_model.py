@@ -105,7 +105,10 @@ class CostModel(Struct, frozen=True):
         return of_mask(mask[name])
 
     def budget(self, asked: float | str) -> float:
-        """A budget in the model's unit: a share of the dense cost (0.3, "30%"), or an amount ("5 ms", "2MB", "4e9").
+        """A budget in the model's unit: a share of the dense cost (0.3, "30%"), or an amount ("5 ms", "2MB", "50M").
+
+        Args:
+            asked: the share or the amount.
 
         Raises:
             UsageError: if it is none, or below the floor: it says what makes the floor.
@@ -116,7 +119,7 @@ class CostModel(Struct, frozen=True):
         return amount
 
     def left_for(self, names: Iterable[str], amount: float) -> float:
-        """What of an amount is left for some layers: not for what is fixed, nor for the layers that stay dense."""
+        """What of an `amount` is left for the layers `names`: not for what is fixed, nor for layers that stay dense."""
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
@@ -131,14 +134,14 @@ class CostModel(Struct, frozen=True):
         return f"{told(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
 
     def curves(self, granularity: str = FINEST) -> dict[str, Curve]:
-        """Parameter name -> its curve, as `core.costs.allocation.allocate_cost` takes them."""
+        """Parameter name -> its curve of a `granularity`, as `core.costs.allocation.allocate_cost` takes them."""
         return {
             name: layer.curve(granularity) if granularity in layer.curves else _flat(layer.dense)
             for name, layer in self.layers.items()
         }
 
     def scaled(self, factor: float, **about: Any) -> CostModel:
-        """The same costs times `factor`, with more told about them."""
+        """The same costs times `factor`, with more told in `about`."""
         layers = {
             name: LayerCost(
                 layer.weights,
@@ -169,7 +172,7 @@ class CostModel(Struct, frozen=True):
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
-        """The costs in a file. Raises `CostError` if there is none, or it is damaged or of another kind."""
+        """The costs in the file `path`. Raises `CostError` if there is none, or it is damaged or of another kind."""
         try:
             document = json.loads(content_of(Path(path), most=_MOST_BYTES))
             if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
