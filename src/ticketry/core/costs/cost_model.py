@@ -56,6 +56,12 @@ class CostModel(Struct, frozen=True):
         4096.0
         >>> costs.estimate(tk.prune(model, 0.25)).value
         1024.0
+        >>> costs.budget("25%"), costs.floor, costs.left_for(costs.layers, 1024.0)
+        (1024.0, 0.0, 1024.0)
+        >>> costs.curves()["0.weight"].at(0.5)
+        1024.0
+        >>> costs.floor_in_words().startswith("0 (0.0 % of dense)")
+        True
     """
 
     unit: Unit

@@ -33,6 +33,8 @@ class Met:
         >>> met = tk.cost.meet(model, torch.randn(64, 256), 0.8, keep_at_least=1, threads=1)
         >>> 0 < met.low <= met.share <= met.high
         True
+        >>> met.missed_by == met.share / 0.8 - 1
+        True
     """
 
     mask: Mask
