@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from fractions import Fraction
 from itertools import pairwise
 from math import cos, inf, nan, pi
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.core.sparse_training import schedule
 from ticketry.core.sparse_training.schedule import cubic, cuts, cuts_within, moves_within, phases_within
 from ticketry.errors import UsageError
 
@@ -91,10 +89,6 @@ def test_schedules_that_cannot_be(wrong, told):
 def test_what_is_refused(call, told):
     with pytest.raises(UsageError, match=told):
         call()
-
-
-def test_the_example():
-    assert doctest.testmod(schedule).failed == 0
 
 
 @given(st.integers(2, 300), st.integers(1, 40), st.sampled_from([0.1, 0.3, 0.5]))

@@ -219,6 +219,15 @@ def test_what_cannot_be_told_apart_has_no_key():
         handle.remove()
 
 
+def test_what_libraries_wrap_of_torch_that_no_layer_calls_does_not_count(monkeypatch):
+    before = key(space().Net())
+    monkeypatch.setattr(torch, "compile", lambda *args: __import__("os").environ)  # as Lightning does
+    assert key(space().Net()) == before
+    calling = SOURCE.replace("x = act(", "torch.compile; x = act(")
+    with pytest.raises(UnknownError):
+        key(space(calling).Net())
+
+
 def test_getattr_reaches_every_method():
     source = SOURCE.replace("self.tail(x)", 'getattr(self, "".join(["ta", "il"]))(x)')
     changed = source.replace("x + self.shift", "x - self.shift")

@@ -108,10 +108,14 @@ def _state() -> tuple[object, ...]:
     )
 
 
+_OFTEN_WRAPPED = frozenset({"compile", "load", "save", "manual_seed", "_check_is_size"})
+"""Functions that other libraries wrap, and no layer of torch's calls: where a model's own code does, its name is seen."""
+
+
 def _replaced(space: Any) -> dict[str, types.FunctionType]:
     """Functions of somebody else's that took the place of torch's in a module or class of it."""
     found = {name: value for name, value in vars(space).items() if isinstance(value, types.FunctionType)}
-    return {name: value for name, value in found.items() if not _is_known(value)}
+    return {name: value for name, value in found.items() if name not in _OFTEN_WRAPPED and not _is_known(value)}
 
 
 @functools.cache

@@ -18,7 +18,7 @@ _ROUNDS = 5
 """Masks that are timed at most."""
 
 _NEAR = 0.015
-"""Share of the budget that the measured time may be away from it: half a percent less than what is promised."""
+"""Share of the budget that the measured time may be away from it: half a per cent less than what is promised."""
 
 _STEPS = 6
 """Allocations until the estimate is what was asked for: curves need not be convex, and allocation takes their hulls."""

@@ -32,7 +32,7 @@ class Aimed:
     """Share of the dense network's time that a ticket takes (0.3, 30%), or an amount such as 5ms, in place of density,
     as the costs in --profile estimate it. Of several each is a ticket."""
     bytes: tuple[float | str, ...] = ()
-    """The same of bytes (2MB), by costs in bytes in --profile."""
+    """The same of bytes (2MB), where --profile is of costs in bytes."""
     profile: str = ""
     """A file of what this network costs, layer by layer, see docs/budgets.md."""
     unweighed: bool = False
