@@ -46,6 +46,7 @@ def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any], finished_stor
     assert_same(searched_here(store), undisturbed)
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     with _small_disk(tmp_path, "3m") as disk:
         code, _, err = Search(disk / "store", workers=0).finish()

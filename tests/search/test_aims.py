@@ -88,6 +88,7 @@ def test_the_next_budget_is_among_what_is_left_and_the_mask_is_that_of_prune(tmp
         assert masks[0] == tk.prune(lab.model(task(), dense.result), flops=0.5, example_inputs=x)
 
 
+@pytest.mark.slow
 def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path: Path) -> None:
     controls = ("shuffled", "random_prune", "dense_of_flops", "dense_of_flops:conv-4")
     common: dict[str, Any] = {"controls": controls, "store": tmp_path, "replicates": 2, "recipe": {"length": "8it"}}
@@ -156,6 +157,7 @@ MASKS = ("30aa10d7", "4248d4bb", "5b9b1954", "67215593", "83d41d54", "a8bed131",
 """Keys of the masks of two short searches, as they were before there were budgets."""
 
 
+@pytest.mark.slow
 def test_masks_by_density_have_the_keys_that_they_had(tmp_path: Path) -> None:
     common: dict[str, Any] = {"store": tmp_path, "replicates": 1, "recipe": {"length": "16it"}, "precision": "fp32"}
     controls = ["shuffled", "random_prune"]

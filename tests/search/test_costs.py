@@ -50,7 +50,10 @@ def slowly(mask: tk.Mask, model: CostModel) -> float:
     return found
 
 
-@pytest.mark.parametrize("rule", [{}, {"unweighed": True}, {"distribution": "erk"}, {"keep_at_least": 3}])
+_OTHERS: list[dict[str, Any]] = [{"unweighed": True}, {"distribution": "erk"}, {"keep_at_least": 3}]
+
+
+@pytest.mark.parametrize("rule", [{}, *(pytest.param(rule, marks=pytest.mark.slow) for rule in _OTHERS)])
 def test_tickets_and_controls_cost_what_was_asked_for(rule: dict[str, Any], tmp_path: Path) -> None:
     model, file = costs(), tmp_path / "costs.json"
     model.save(file)

@@ -35,6 +35,7 @@ margin = 5
 """
 
 
+@pytest.mark.slow
 def test_rows_that_are_trained_again_have_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store, moved = tmp_path / "small.toml", tmp_path / "store", tmp_path / "moved"
     file.write_text(SMALL)

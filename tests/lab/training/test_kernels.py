@@ -435,7 +435,7 @@ class KilledAt(Watch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=[needs_bfloat16, pytest.mark.slow])])
 def test_killed_and_gone_on_with(made, precision, tmp_path):
     whole = made("sparse", precision=precision)
     segment = segment_of(whole)

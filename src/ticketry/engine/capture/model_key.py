@@ -109,7 +109,7 @@ def _state() -> tuple[object, ...]:
 
 
 _OFTEN_WRAPPED = frozenset({"compile", "load", "save", "manual_seed", "_check_is_size"})
-"""Functions that other libraries wrap, and no layer of torch's calls: where a model's own code does, its name is seen."""
+"""Functions that other libraries wrap and no layer of torch's calls: a model that does names them."""
 
 
 def _replaced(space: Any) -> dict[str, types.FunctionType]:
@@ -368,7 +368,8 @@ class _Reader:
         if name in _NOT_IN_A_CALL:
             return False
         if _is_known(kind):  # of torch's modules only what somebody has replaced
-            return isinstance(value, types.FunctionType) and not _is_known(value)
+            foreign = isinstance(value, types.FunctionType) and not _is_known(value)
+            return foreign and (name in self._names or _occurs_in_file(name, kind.__module__))
         if name in ("__init__", "__new__", "__post_init__"):
             return made
         if name == "forward" or name in self._names:
@@ -381,6 +382,13 @@ class _Reader:
         for kind, members in self._members.items():
             bases = ",".join(self._title(one) for one in kind.__mro__)
             yield f"{bases}:{sorted(members.items())}"
+
+
+@functools.cache
+def _occurs_in_file(name: str, module: str) -> bool:
+    """Whether a module's own code has a name: what others have only added to a class of it, it never calls."""
+    text = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
+    return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
 
 def _is_readable(kind: type, thing: Any) -> bool:

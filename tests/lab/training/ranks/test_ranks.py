@@ -146,6 +146,7 @@ def test_killed_and_stopped_ranks_go_on_with_the_same_bits(store, tmp_path):
     assert not list(other.paths.partial.iterdir())
 
 
+@pytest.mark.slow
 def test_ranks_that_are_lost_again_and_again(store, monkeypatch):
     segment = described(store, task_of(), 2)
 
@@ -159,6 +160,7 @@ def test_ranks_that_are_lost_again_and_again(store, monkeypatch):
     assert not children()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_rank_is_that_of_the_training(store):
     with pytest.raises(TrainingError, match="the loss is nan at step 0"):
         trained(store, described(store, task_of("Diverging"), 2))
@@ -167,6 +169,7 @@ def test_an_error_in_a_rank_is_that_of_the_training(store):
     assert not children()
 
 
+@pytest.mark.slow
 def test_metrics_are_added_to_a_state_that_was_kept(store):
     segment = described(store, task_of(), 2)
     trained(store, segment, (14,))
