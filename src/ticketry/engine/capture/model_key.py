@@ -15,11 +15,9 @@ import hashlib
 import logging
 import re
 import sys
-import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_flatten
+
+from ticketry.engine.capture.known_code import is_known, occurs_in_file, replaced
 
 _MOST = 20_000
 """Objects that are looked at: a model that reaches more is captured quicker than it is told apart."""
@@ -104,50 +104,8 @@ def _state() -> tuple[object, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.are_deterministic_algorithms_enabled(),
         str(torch.get_default_device()),
-        [_replaced(one) for one in (torch, torch.nn.functional, Tensor)],
+        [replaced(one) for one in (torch, torch.nn.functional, Tensor)],
     )
-
-
-_OFTEN_WRAPPED = frozenset({"compile", "load", "save", "manual_seed", "_check_is_size"})
-"""Functions that other libraries wrap and no layer of torch's calls: a model that does names them."""
-
-
-def _replaced(space: Any) -> dict[str, types.FunctionType]:
-    """Functions of somebody else's that took the place of torch's in a module or class of it."""
-    found = {name: value for name, value in vars(space).items() if isinstance(value, types.FunctionType)}
-    return {name: value for name, value in found.items() if name not in _OFTEN_WRAPPED and not _is_known(value)}
-
-
-@functools.cache
-def _known_roots() -> tuple[list[Path], list[Path]]:
-    """Folders of code that versions stand for: those of torch and numpy, and Python's own."""
-    paths = sysconfig.get_paths()
-    packages = [Path(str(one.__file__)).resolve().parent for one in (torch, np)]
-    return packages, [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")]
-
-
-@functools.cache
-def _is_known_file(file: str) -> bool:
-    if file.startswith("<frozen"):
-        return True
-    path = Path(file).resolve()
-    packages, python = _known_roots()
-    if any(path.is_relative_to(root) for root in packages):
-        return True
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
-    return not installed and any(path.is_relative_to(root) for root in python)
-
-
-def _is_known(thing: Any) -> bool:
-    """Whether a class, function or module is of a package whose version stands for it."""
-    if isinstance(thing, types.FunctionType):
-        return _is_known_file(thing.__code__.co_filename)
-    name = thing.__name__ if isinstance(thing, types.ModuleType) else str(getattr(thing, "__module__", ""))
-    module = sys.modules.get(name)
-    if module is None:
-        return False
-    file = getattr(module, "__file__", None)
-    return name.partition(".")[0] in sys.builtin_module_names if file is None else _is_known_file(file)
 
 
 class _Reader:
@@ -274,7 +232,7 @@ class _Reader:
             told.append(repr(thing))
         elif not _is_readable(kind, thing):
             raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
-        if not _is_known(kind):
+        if not is_known(kind):
             self._reach_class(kind, made=False)
         slots = {name: getattr(thing, name) for one in kind.__mro__ for name in _slots(one) if hasattr(thing, name)}
         return f"{','.join(told)}{{{self._attributes({**slots, **getattr(thing, '__dict__', {})})}}}"
@@ -290,11 +248,11 @@ class _Reader:
 
     def _reach_class(self, kind: type, *, made: bool) -> None:
         for one in kind.__mro__:
-            if not _is_known(one) or issubclass(one, nn.Module):
+            if not is_known(one) or issubclass(one, nn.Module):
                 self._classes[one] = self._classes.get(one, False) or made
 
     def _function(self, function: types.FunctionType) -> str:
-        if _is_known(function):
+        if is_known(function):
             return f"known:{function.__module__}.{function.__qualname__}"
         names = self._read_code(function.__code__)
         if unreadable := names & _UNREADABLE:
@@ -320,10 +278,10 @@ class _Reader:
 
     def _of_module(self, module: types.ModuleType, names: set[str]) -> Iterator[str]:
         """What the names may mean in a module; of Python's and torch's only what somebody has replaced."""
-        known = _is_known(module)
+        known = is_known(module)
         for name in sorted(names & vars(module).keys()):
             value = vars(module)[name]
-            if known and not (isinstance(value, types.FunctionType) and not _is_known(value)):
+            if known and not (isinstance(value, types.FunctionType) and not is_known(value)):
                 continue
             yield f"{module.__name__}.{name}={self._setting(value)}"
             if isinstance(value, types.ModuleType):
@@ -367,9 +325,9 @@ class _Reader:
     def _counts(self, kind: type, name: str, value: Any, made: bool, dynamic: bool) -> bool:
         if name in _NOT_IN_A_CALL:
             return False
-        if _is_known(kind):  # of torch's modules only what somebody has replaced
-            foreign = isinstance(value, types.FunctionType) and not _is_known(value)
-            return foreign and (name in self._names or _occurs_in_file(name, kind.__module__))
+        if is_known(kind):  # of torch's modules only what somebody has replaced
+            foreign = isinstance(value, types.FunctionType) and not is_known(value)
+            return foreign and (name in self._names or occurs_in_file(name, kind.__module__))
         if name in ("__init__", "__new__", "__post_init__"):
             return made
         if name == "forward" or name in self._names:
@@ -384,16 +342,9 @@ class _Reader:
             yield f"{bases}:{sorted(members.items())}"
 
 
-@functools.cache
-def _occurs_in_file(name: str, module: str) -> bool:
-    """Whether a module's own code has a name: what others have only added to a class of it, it never calls."""
-    text = Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8")
-    return re.search(rf"\b{re.escape(name)}\b", text) is not None
-
-
 def _is_readable(kind: type, thing: Any) -> bool:
     """Whether what an object does follows from its attributes: in Python's own modules many hide what they hold."""
-    if _is_known(kind) and kind.__module__.partition(".")[0] not in ("types", "collections", "torch"):
+    if is_known(kind) and kind.__module__.partition(".")[0] not in ("types", "collections", "torch"):
         return False
     return hasattr(thing, "__dict__") or hasattr(kind, "__slots__")
 
