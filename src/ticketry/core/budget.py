@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.costs.allocation import Flat
+from ticketry.core.example_call import call_in_evaluation
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
 from ticketry.core.scope import Scope
@@ -49,21 +50,16 @@ def uses(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
         if name is not None and isinstance(module, _COUNTED):
             counted.add(name)
             handles.append(module.register_forward_hook(partial(count, name)))
-    modes = {module: module.training for module in model.modules()}
     try:
         if unknown := [name for name in parameters if name not in counted]:
             raise UsageError(
                 f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}:"
                 " spare them in the scope, or ask for a density"
             )
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _call(model, example_inputs)
+        call_in_evaluation(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if idle := [name for name, times in found.items() if not times]:
         raise UsageError(f"a call with the example inputs does not use {', '.join(idle)}: spare them in the scope")
     return found
@@ -77,15 +73,6 @@ def counted(model: nn.Module, scope: Scope) -> list[str]:
         if isinstance(module, _COUNTED) and (weight := module._parameters.get("weight")) is not None
     }
     return [name for name, parameter in scope.parameters(model).items() if id(parameter) in weights]
-
-
-def _call(model: nn.Module, inputs: Any) -> None:
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        model(*inputs)
-    else:
-        model(inputs)
 
 
 def allocate_multiplications(

@@ -195,14 +195,13 @@ def prune(
     budgets = {"flops": flops, "time": time, "bytes": bytes}
     given = [name for name, amount in budgets.items() if amount is not None]
     if given:
-        kept = keep_at_least and given != ["flops"]
         plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
         if len(given) > 1 or not plain or iterations > 1 or regrow or half_rate or collapse != "raise":
             raise UsageError(
                 f"{given[0]} takes the place of density and goes with score, scope, within, batches, loss and seed"
                 " only: single weights over all layers in one cut"
             )
-        if keep_at_least and not kept:
+        if keep_at_least and flops is not None:
             raise UsageError("flops takes the place of density and goes with no keep_at_least")
         if example_inputs is None:
             raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")

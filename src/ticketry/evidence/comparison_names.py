@@ -7,6 +7,7 @@ from typing import Any
 from ticketry.choices import check_choice, listed
 from ticketry.errors import UsageError
 from ticketry.evidence.control import Control
+from ticketry.records.network import is_dense_rival
 from ticketry.registry import Registry
 
 
@@ -38,16 +39,6 @@ CONTROLS: Registry[Control] = Registry(
 LONGER = ("cyclic", "cyclic_random")
 """Controls that are trained for longer than the ticket: shown beside a verdict, which they have no part in. There are
 no others: whatever else is a control has the ticket's budget."""
-
-
-DENSE_RIVALS = ("dense_of_flops",)
-"""Dense networks that cost what the ticket does, see `evidence.equal_cost`: of its own network at another width, or of
-one that is named after a colon (``dense_of_flops:vgg-11``)."""
-
-
-def is_dense_rival(role: str) -> bool:
-    """Whether it is a dense network of a ticket's cost."""
-    return role.partition(":")[0] in DENSE_RIVALS
 
 
 def network_named(role: str) -> str:

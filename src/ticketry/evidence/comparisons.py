@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ticketry.core.seeds import mix
-from ticketry.evidence.comparison_names import CONTROLS, DENSE_RIVALS, RIVALS, SMALL_DENSE, check_rivals, is_dense_rival
+from ticketry.evidence.comparison_names import CONTROLS, RIVALS, SMALL_DENSE, check_rivals
 from ticketry.evidence.controls import control_start, stored_control_mask
 from ticketry.evidence.dense_references import Reference, references, train_reference
 from ticketry.evidence.equal_cost import dense_of_cost
@@ -20,6 +20,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.ticket_under_test import Subject
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
+from ticketry.records.network import DENSE_RIVALS, is_dense_rival
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 

@@ -14,7 +14,7 @@ from ticketry.core.budget_masks import spent
 from ticketry.core.mask import Mask
 from ticketry.core.seeds import mix
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison_names import CONTROLS, LONGER, is_dense_rival
+from ticketry.evidence.comparison_names import CONTROLS, LONGER
 from ticketry.evidence.control import Drawing
 from ticketry.evidence.cyclic import train_cycles
 from ticketry.evidence.equal_cost import train_dense_of_cost
@@ -24,6 +24,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING, Found, Seeds
 from ticketry.lab.training.segment import Result, Start
+from ticketry.records.network import is_dense_rival
 from ticketry.tasks.catalogue import untrained
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
@@ -167,7 +168,7 @@ def control_trainings(
 def trained_control(
     lab: Lab, task: Task, recipe: Recipe, control: str, found: Found, seeds: Seeds, label: str = ""
 ) -> Trained:
-    """`train_control` with all its trainings; of `comparison_names.DENSE_RIVALS` too."""
+    """`train_control` with all its trainings; of `records.network.DENSE_RIVALS` too."""
     assert found.mask is not None
     if is_dense_rival(control):
         rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)

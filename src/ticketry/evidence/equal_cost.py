@@ -7,7 +7,7 @@ seeds. Rounding never favours the ticket: the narrowest network is taken that co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import replace
 from fractions import Fraction
 
@@ -33,7 +33,7 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask) -> Task:
 
     Args:
         task: that the mask is of.
-        role: a name of `comparison_names.DENSE_RIVALS`, with the network after a colon if it is not the task's own.
+        role: a name of `records.network.DENSE_RIVALS`, with the network after a colon if it is not the task's own.
 
     Raises:
         UsageError: if the task's network has no other widths, or even the widest form costs less.
@@ -60,8 +60,8 @@ def dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask) -> Task:
             f"{role}: {whole.key()['model']} takes {dense_multiplications(lab, whole):,} multiplications, fewer than"
             f" the ticket's {wanted:,}: name a network that is dearer at its full width"
         )
-    found = _least(lambda steps: dense_multiplications(lab, of_steps(steps)) >= wanted, STEPS)
-    return of_steps(found)
+    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_multiplications(lab, of_steps(steps))) + 1
+    return of_steps(least)
 
 
 def train_dense_of_cost(
@@ -71,12 +71,3 @@ def train_dense_of_cost(
     assert found.mask is not None
     rival = dense_of_cost(lab, task, role, lab.store.get_mask(found.mask))
     return train_for(lab, rival, recipe, budget(found), seeds, label=label)
-
-
-def _least(holds: Callable[[int], bool], most: int) -> int:
-    """The least number from 1 on for which something holds that holds for `most`, and for all above the least."""
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high

@@ -24,7 +24,6 @@ from ticketry.evidence.comparison_names import (
     STATIC,
     STRUCTURED_RIVALS,
     check_rivals,
-    is_dense_rival,
 )
 from ticketry.evidence.comparisons import Trained, narrower, no_narrower
 from ticketry.evidence.controls import trained_control
@@ -36,6 +35,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.budget_masks import terms_in
 from ticketry.lab.search_result import DYNAMIC, GRADUAL, REWINDING
 from ticketry.lab.training.segment import Result, Start
+from ticketry.records.network import is_dense_rival
 from ticketry.tasks.task import Task
 
 

@@ -16,7 +16,6 @@ from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
-from ticketry.evidence.comparison_names import is_dense_rival
 from ticketry.experiments.logged import LoggedSearch
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.budget_masks import multiplications_in
@@ -26,7 +25,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import DYNAMIC, Found, budget
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import FirstLayer, Point
+from ticketry.records.network import FirstLayer, Point, is_dense_rival
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ticketry.core.pattern import UNSTRUCTURED
-from ticketry.evidence.comparison_names import LONGER, is_dense_rival
+from ticketry.evidence.comparison_names import LONGER
 from ticketry.evidence.controls import trained_control
 from ticketry.evidence.level_verdicts import with_verdicts
 from ticketry.experiments.costs import kept_record, run_cost, with_costs
@@ -29,7 +29,7 @@ from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.training.precision import SYNCHRONISED
-from ticketry.records.network import Point
+from ticketry.records.network import Point, is_dense_rival
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
 from ticketry.tasks.task import Task

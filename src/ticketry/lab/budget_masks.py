@@ -54,7 +54,8 @@ def remember_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str])
     Raises:
         CostError: if they are of another network.
     """
-    sizes = {name: value.numel() for name, value in scope_of(lab.model(task)).parameters(lab.model(task)).items()}
+    model = lab.model(task)
+    sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
         if name not in costs.layers or costs.layers[name].weights != sizes.get(name):
             raise CostError(f"the costs are of another network: {name!r} has none there, or has another size")

@@ -27,9 +27,19 @@ from ticketry.records.structure import Structure
 
 DENSE, TICKET = "dense", "ticket"
 """Roles; the others are names of controls."""
+DENSE_RIVALS = ("dense_of_flops",)
+"""Controls that are dense networks and cost what the ticket does: of its own network at another width, or of one that
+is named after a colon (``dense_of_flops:vgg-11``)."""
 PHASES = ("dense", "search", "sparse")
 DISTANCE, MASKS = "distance", "masks"
 """Detectors of the moment to prune."""
+
+
+def is_dense_rival(role: str) -> bool:
+    """Whether it is a dense network of a ticket's cost."""
+    return role.partition(":")[0] in DENSE_RIVALS
+
+
 LARGEST_SIDE = 1 << 20
 
 

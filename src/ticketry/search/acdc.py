@@ -21,6 +21,7 @@ from typing import ClassVar
 from ticketry.core.sparse_training.schedule import phases_within
 from ticketry.lab.search_result import GRADUAL, Found
 from ticketry.search.common import densities
+from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import check_score, prunable, pruned
@@ -78,9 +79,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = replicate.onward(before, step, mask=mask, last=after, optimizer=before if sparse else None)
             if step == last:
                 segment = stretched(lab, segment, chain, settings.budget)
-            label = (
-                f"{settings.aim or 'density'} {density:g} {'compressed' if sparse else 'decompressed'} from step {step}"
-            )
+            label = f"{goal(settings, density)} {'compressed' if sparse else 'decompressed'} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return Found(

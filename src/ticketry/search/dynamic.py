@@ -28,7 +28,7 @@ from ticketry.core.sparse_training.schedule import moves_within
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, Found, Growth
 from ticketry.search.common import densities
-from ticketry.search.common.aims import Aimed
+from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import drawn, prunable
 from ticketry.step import Step
@@ -109,17 +109,14 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         own = replace(replicate, recipe=_stretched(lab, replicate.begun(mask), settings))
         begun = own.begun(mask)
         moves = _moves(settings, whole, begun.total)
-        chain = [
-            lab.train(
-                begun.until(min(moves)), label=f"{settings.aim or 'density'} {density:g} from step 0", measure=False
-            )
-        ]
+        told = goal(settings, density)
+        chain = [lab.train(begun.until(min(moves)), label=f"{told} from step 0", measure=False)]
         for step, after in pairwise([*moves, begun.total]):
             before = chain[-1]
             still = own.onward(before, step, optimizer=before, mask=mask)
             mask = moved_mask(lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow)
             segment = own.onward(before, step + settings.gradients, optimizer=before, mask=mask, last=after)
-            label = f"{settings.aim or 'density'} {density:g} from step {step}"
+            label = f"{told} from step {step}"
             chain.append(lab.train(segment, label=label, measure=after == begun.total))
         *searched, result = chain
         return Found(

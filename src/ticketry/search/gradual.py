@@ -23,6 +23,7 @@ from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
+from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import stretched
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import check_score, prunable, pruned
@@ -90,7 +91,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = segment.until(after)
             if step == last:
                 segment = stretched(lab, segment, chain, settings.budget)
-            label = f"{settings.aim or 'density'} {schedule[last]:g} from step {step}"
+            label = f"{goal(settings, schedule[last])} from step {step}"
             chain.append(lab.train(segment, label=label, measure=step == last))
         *searched, result = chain
         return replace(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ticketry.core.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.aims import Aimed
+from ticketry.search.common.aims import Aimed, goal
 from ticketry.search.common.budget import Budgeted, compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import ScoredParts, check_score, prunable, pruned, shrinks
@@ -118,8 +118,8 @@ def level_densities(settings: Settings) -> tuple[float, ...]:
         if density <= last * (1 + 1e-9):
             return (*found, last)
         found.append(density)
-    goal = f"{settings.aim or 'density'} {last:g}"
-    raise UsageError(f"{goal} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
+    asked_for = goal(settings, last)
+    raise UsageError(f"{asked_for} is not reached in {_MOST_LEVELS} levels of rate {settings.rate:g}: raise rate")
 
 
 @on_replicate

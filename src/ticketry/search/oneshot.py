@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
 from ticketry.search.common import densities
+from ticketry.search.common.aims import goal
 from ticketry.search.common.budget import compared, compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.pruned_once import pruned_once
@@ -102,7 +103,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     def member(level: int, density: float) -> Found:
         mask, how = given(own, dense, pruned(own, dense, scope, density, settings), settings)
         segment = own.retrained(mask, retrain=retrain, rewound=rewound, trained=dense, shrunk=shrinks(settings))
-        result = own.lab.train(segment, label=f"{settings.aim or 'density'} {density:g}")
+        result = own.lab.train(segment, label=goal(settings, density))
         return replace(
             begun,
             level=level,

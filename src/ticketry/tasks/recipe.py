@@ -101,8 +101,6 @@ class Recipe:
 
         Those given in iterations or epochs are rounded to the nearest iteration; the learning rate's height stays.
 
-            '3it'
-
         Args:
             length: in iterations.
             per_epoch: iterations of an epoch.

@@ -47,12 +47,8 @@ class Flat:
             raise MaskError("the mask to go on from is not of the tensors that have scores")
         values = []
         for name, score in scores.items():
-            flat = score.detach().cpu().flatten().double()
-            if bool(flat.isnan().any()):
-                raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
-            if bool((flat < 0).any()):
-                raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against what weights cost")
-            values.append(flat)
+            check_worth(name, score)
+            values.append(score.detach().cpu().flatten().double())
         chosen = [None if within is None else within[name].cpu().flatten() for name in scores]
         return cls(scores, tuple(values), tuple(chosen))
 
@@ -86,6 +82,14 @@ class Flat:
                 found = max(found, spent_with(worth, price, start + int(part.argmax())))
             start += len(part)
         return found
+
+
+def check_worth(name: str, score: Tensor) -> None:
+    """Raises `MaskError` for scores of a parameter that are not numbers, `UsageError` for some below 0."""
+    if bool(score.isnan().any()):
+        raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
+    if bool((score < 0).any()):
+        raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against what weights cost")
 
 
 def allocate_cost(

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ticketry.core.costs.allocation import check_worth
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import Granularity
 from ticketry.core.layout import Blocks, Layout
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
-from ticketry.errors import MaskError, UsageError
+from ticketry.errors import UsageError
 
 _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
 """At which each granularity of a layer can be had; the one that the budget ends at is met to a block."""
@@ -119,10 +120,7 @@ class Choice:
         for name, score in scores.items():
             if name not in costs.layers:
                 raise UsageError(f"there is no cost of {name}: spare it in the scope")
-            if bool(score.isnan().any()):
-                raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
-            if bool((score < 0).any()):
-                raise UsageError(f"scores below 0, as {name!r} has, cannot be weighed against what weights cost")
+            check_worth(name, score)
         self.costs = costs
         self._rest, self._layers, self._hulls = [], [], []
         for in_rows in (False, True):

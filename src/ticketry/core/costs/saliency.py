@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.example_call import call_in_evaluation
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
 
@@ -48,19 +49,11 @@ def output_energy(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
         name = names.get(id(module._parameters.get("weight")))
         if name is not None and isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
             handles.append(module.register_forward_pre_hook(partial(look, name)))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            if isinstance(example_inputs, dict):
-                model(**example_inputs)
-            else:
-                model(*(example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)))
+        call_in_evaluation(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if idle := [name for name in parameters if name not in squares]:
         raise UsageError(
             f"what {', '.join(idle)} does to an output is not known: it is no weight of a linear layer or a convolution"

@@ -209,7 +209,7 @@ class _Reader:
         weights = [(name, one) for part in (module._parameters, module._buffers) for name, one in part.items()]
         told = [f"{name}={self.text(one)}" for name, one in weights]
         told += [f"{name}={self.text(one)}" for name, one in module._modules.items()]
-        return f"{self._title(type(module))}[{';'.join(told)}|{self._attributes(rest)}]"
+        return f"{_title(type(module))}[{';'.join(told)}|{self._attributes(rest)}]"
 
     def _attributes(self, found: Mapping[str, Any]) -> str:
         return ";".join(f"{name}={self._setting(value)}" for name, value in sorted(found.items()))
@@ -221,7 +221,7 @@ class _Reader:
     def _instance(self, thing: Any) -> str:
         """A container, or an object of a class in Python."""
         kind = type(thing)
-        told = [self._title(kind)]
+        told = [_title(kind)]
         if isinstance(thing, Mapping):
             told += [f"{self.text(key)}:{self._setting(value)}" for key, value in thing.items()]
         elif isinstance(thing, (tuple, list)):
@@ -231,7 +231,7 @@ class _Reader:
         elif isinstance(thing, (int, float, str)):
             told.append(repr(thing))
         elif not _is_readable(kind, thing):
-            raise UnknownError(f"an object of the type {kind.__module__}.{kind.__qualname__}")
+            raise UnknownError(f"an object of the type {_title(kind)}")
         if not is_known(kind):
             self._reach_class(kind, made=False)
         slots = {name: getattr(thing, name) for one in kind.__mro__ for name in _slots(one) if hasattr(thing, name)}
@@ -239,12 +239,9 @@ class _Reader:
 
     # -- code ----------------------------------------------------------------------------------------------------------
 
-    def _title(self, kind: type) -> str:
-        return f"{kind.__module__}.{kind.__qualname__}"
-
     def _class(self, kind: type, *, made: bool) -> str:
         self._reach_class(kind, made=made)
-        return f"class:{self._title(kind)}"
+        return f"class:{_title(kind)}"
 
     def _reach_class(self, kind: type, *, made: bool) -> None:
         for one in kind.__mro__:
@@ -338,8 +335,12 @@ class _Reader:
 
     def classes_told(self) -> Iterator[str]:
         for kind, members in self._members.items():
-            bases = ",".join(self._title(one) for one in kind.__mro__)
+            bases = ",".join(_title(one) for one in kind.__mro__)
             yield f"{bases}:{sorted(members.items())}"
+
+
+def _title(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_readable(kind: type, thing: Any) -> bool:

@@ -235,7 +235,7 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         reading = ctx.reading
-        reading.require_open()
+        reading.require_open("an LSTM")
         weights = dict(zip((INPUTS, STATES), ctx.saved_tensors, strict=True))
         made = ctx.layer.gradients_of(reading, given, weights, inputs=ctx.needs_input_grad[3])
         reading.close()

@@ -29,6 +29,7 @@ from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.memory import Arena, Place
 from ticketry.engine.training.nodes import Conv, Region, Shape
+from ticketry.engine.training.one_pass import OnePass
 from ticketry.errors import EngineError
 
 _LARGEST = (1 << 31) - (1 << 24)
@@ -39,7 +40,7 @@ _TENSORS = 48
 
 
 @dataclass
-class Call:
+class Call(OnePass):
     """What a step holds between its forward and its backward pass."""
 
     session: Session
@@ -51,17 +52,7 @@ class Call:
     gradients: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     wanted: frozenset[tuple[str, str]] = frozenset()
     """Parameters whose gradients are asked for."""
-    closed: bool = False
     number: int = field(default_factory=itertools.count().__next__)
-
-    def close(self) -> None:
-        """Give the working memory back."""
-        if not self.closed:
-            self.closed = True
-            self.session.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 Stage = Callable[[Call], None]

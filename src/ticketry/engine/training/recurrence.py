@@ -22,6 +22,7 @@ from ticketry.engine.cpu.training.convolution import Layer, forward, input_gradi
 from ticketry.engine.cpu.training.gates import GATES, Gates, GatesGradient
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
 from ticketry.engine.cpu.window import Array, Window
+from ticketry.engine.training.one_pass import OnePass
 from ticketry.errors import EngineError
 
 INPUTS, STATES = "weight_ih_l0", "weight_hh_l0"
@@ -50,29 +51,11 @@ class Text:
 
 
 @dataclass
-class Reading:
+class Reading(OnePass):
     """What a call holds between its forward and its backward pass."""
 
     session: Session
     number: int = field(default_factory=itertools.count().__next__)
-    closed: bool = False
-
-    def require_open(self) -> None:
-        """Raises `EngineError` on a second way back."""
-        if self.closed:
-            raise EngineError(
-                "backward runs a second time through an LSTM of sparse training, which keeps its values for one: add"
-                " losses up before, instead of retain_graph=True"
-            )
-
-    def close(self) -> None:
-        """Give the working memory back."""
-        if not self.closed:
-            self.closed = True
-            self.session.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class Recurrence:

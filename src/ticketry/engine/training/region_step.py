@@ -151,11 +151,7 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan, call = ctx.plan, ctx.call
-        if call.closed:
-            raise EngineError(
-                "backward runs a second time through a layer of sparse training, which keeps its values for one:"
-                " add losses up before, instead of retain_graph=True"
-            )
+        call.require_open("a layer")
         # By way of autograd, which notices where a weight was changed in between.
         call.parameters = ctx.step.named(ctx.saved_tensors)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):

@@ -85,7 +85,8 @@ def part(batch: Tensor, rank: int, world: int) -> Tensor:
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
-    return torch.tensor_split(batch, world)[rank]
+    place = place_of_part(len(batch), rank, world)
+    return batch[place.first : place.first + place.own]
 
 
 def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:

@@ -7,14 +7,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ticketry.records.network import TICKET
+from ticketry.records.network import TICKET, is_dense_rival
 from ticketry.report.figures.axes import log_axis, tick_label
 from ticketry.report.figures.metric_by_density import limits_of, scale_of
 from ticketry.report.figures.panels import legend, sheet
 from ticketry.report.figures.style import COLOURS, look_of, run_look
 from ticketry.report.subject import Series
-from ticketry.report.tables.counted_cost import Line, is_dense_rival, lines_of
-from ticketry.report.tables.results import Results
+from ticketry.report.tables.counted_cost import Line, lines_of
 from ticketry.report.wording import role_name, short_metric
 
 X_NAME = "multiplications of a call, % of the dense network's (log scale)"
@@ -23,7 +22,7 @@ X_NAME = "multiplications of a call, % of the dense network's (log scale)"
 def metric_by_multiplications(series: Sequence[Series], narrow: bool = False) -> Figure:
     """Means with bands of their intervals: one run with its controls, or tickets of several, and dense networks."""
     runs = {one.index: one.results for one in series}
-    shown = lines_of(_by_number(runs), sorted(runs))
+    shown = lines_of(runs, sorted(runs))
     figure = sheet(narrow, 340 if narrow else 390)
     axes = figure.subplots()
     scale = scale_of(*runs.values())
@@ -41,12 +40,6 @@ def metric_by_multiplications(series: Sequence[Series], narrow: bool = False) ->
         entries[name] = _drawn(axes, line, shown, len(series) > 1, scale)
     legend(figure, dict(reversed(entries.items())), fontsize=12)
     return figure
-
-
-def _by_number(runs: dict[int, Results]) -> list[Results]:
-    """A list in which each run stands at its number; the others repeat the first."""
-    first = next(iter(runs.values()))
-    return [runs.get(index, first) for index in range(max(runs) + 1)]
 
 
 def _drawn(axes: Any, line: Line, shown: Sequence[Line], several: bool, scale: Any) -> Any:

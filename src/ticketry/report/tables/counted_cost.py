@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ticketry.records.network import DENSE, TICKET
+from ticketry.records.network import DENSE, TICKET, is_dense_rival
 from ticketry.report.tables.results import Group, Results, Summary, summarise
 from ticketry.report.tables.rows import Rows
 
-DENSE_RIVAL = "dense_of_flops"
-"""Dense networks of a ticket's cost; another network than the ticket's own stands after a colon."""
 NEAR = 0.03
 """Relative difference of cost up to which networks are said to cost the same."""
 
@@ -32,11 +30,6 @@ class CountedPoint:
     def networks(self) -> tuple[str, ...]:
         """Names of networks that are not the task's own."""
         return tuple(dict.fromkeys(point.model for point in self.group.points.values() if point.model))
-
-
-def is_dense_rival(role: str) -> bool:
-    """Whether it is a dense network of a ticket's cost."""
-    return role.partition(":")[0] == DENSE_RIVAL
 
 
 def counted_points(results: Results, role: str) -> list[CountedPoint]:
@@ -79,7 +72,7 @@ class Line:
     points: tuple[CountedPoint, ...]
 
 
-def lines_of(runs: Sequence[Results], indices: Sequence[int]) -> list[Line]:
+def lines_of(runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int]) -> list[Line]:
     """The curves of some runs of one task; of one that is alone with its controls.
 
     Dense networks of one kind are one curve, whichever run trained them, with the dense network itself as its end.

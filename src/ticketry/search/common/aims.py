@@ -51,8 +51,7 @@ class Aimed:
             return ()
         asked = getattr(self, self.aim)
         if self.aim in BY_COSTS:
-            _check_unit(self.aim, self.profile)
-            costs = costs_in(self.profile)
+            costs = _costs_for(self.aim, self.profile)
             asked = [float(f"{costs.budget(one) / costs.dense:.12g}") for one in asked]
         return tuple(sorted(asked, reverse=True))
 
@@ -67,20 +66,19 @@ class Aimed:
             raise UsageError(f"give one budget: {' or '.join(named)}")
         if self.profile and self.aim not in BY_COSTS:
             raise UsageError("profile has costs for a budget of time or bytes: name one, or leave it away")
-        if self.aim in BY_COSTS:
-            _check_unit(self.aim, self.profile)
         if not self.aim:
             if self.unweighed:
                 raise UsageError("unweighed is of a budget: name one (flops), or leave it away")
             return
-        for share in self.shares:
+        shares = self.shares
+        for share in shares:
             if not 0 < share <= 1:
                 raise UsageError(
                     f"{self.aim} is the share of the dense network's {COUNTED[self.aim]} that is left, 0 < {self.aim}"
                     f" <= 1, or as 25%, not {share:g}"
                 )
-        if len(set(self.shares)) < len(self.shares):
-            raise UsageError(f"{self.aim} names each share once, not {', '.join(map(str, self.shares))}")
+        if len(set(shares)) < len(shares):
+            raise UsageError(f"{self.aim} names each share once, not {', '.join(map(str, shares))}")
         if beside := [name for name in ("density", "sparsity", "densities") if getattr(self, name, None)]:
             raise UsageError(f"give either {beside[0]} or {self.aim}: both say how much of the network is left")
         if self.unweighed and getattr(self, "distribution", "global") != "global":
@@ -97,14 +95,16 @@ _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCT
 _UNITS = {"time": "seconds", "bytes": "bytes"}
 
 
-def _check_unit(aim: str, profile: str) -> None:
-    """Raises `UsageError` without costs in the unit of an aim."""
+def _costs_for(aim: str, profile: str) -> CostModel:
+    """The costs in a file; `UsageError` without a file, or for costs in another unit than that of the aim."""
     if not profile:
         raise UsageError(
             f"{aim} needs the costs of this network: --profile FILE, which a CostModel in {_UNITS[aim]} was saved to"
         )
-    if (unit := costs_in(profile).unit) != _UNITS[aim]:
-        raise UsageError(f"the costs in {profile} are in {unit}, and {aim} is asked for")
+    costs = costs_in(profile)
+    if costs.unit != _UNITS[aim]:
+        raise UsageError(f"the costs in {profile} are in {costs.unit}, and {aim} is asked for")
+    return costs
 
 
 def costs_in(profile: str) -> CostModel:
@@ -122,3 +122,8 @@ def terms_of(settings: object) -> str:
 def aim_of(settings: object) -> str:
     """The budget that settings of any method name; empty for a density."""
     return settings.aim if isinstance(settings, Aimed) else ""
+
+
+def goal(settings: object, share: float) -> str:
+    """What a ticket is to reach, for people: ``density 0.1``, ``flops 0.25``."""
+    return f"{aim_of(settings) or 'density'} {share:g}"

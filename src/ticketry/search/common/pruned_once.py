@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import GRADUAL, Found
 from ticketry.records.network import Moment
-from ticketry.search.common.aims import aim_of, terms_of
+from ticketry.search.common.aims import goal, terms_of
 from ticketry.search.common.budget import Budgeted, stretched
 from ticketry.search.common.scope import pattern_in, pruned, shrinks
 from ticketry.search.common.structure import given
@@ -91,7 +91,7 @@ def trained_on(
     step, source = state.segment.last, searched or state
     segment = replicate.retrained(mask, rewound=state, trained=state, shrunk=shrinks(settings))
     segment = stretched(replicate.lab, segment, [source], settings.budget)
-    result = replicate.lab.train(segment, label=f"{aim_of(settings) or 'density'} {density:g} from step {step}")
+    result = replicate.lab.train(segment, label=f"{goal(settings, density)} from step {step}")
     pattern = pattern_in(settings)
     return Found(
         *(level, mask, state, dense, GRADUAL, result),

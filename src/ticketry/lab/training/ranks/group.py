@@ -97,7 +97,8 @@ class Group:
         Raises:
             TrainingError: in all ranks, if it is not the same in all.
         """
-        others = [rank for rank, each in enumerate(self.gather(value)) if each != self.first(value)]
+        found = self.gather(value)
+        others = [rank for rank, each in enumerate(found) if each != found[0]]
         if others:
             raise TrainingError(
                 f"rank {others[0]} of {self.world} has {what} other than rank 0: they do not train the same network"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ticketry.records.network import TICKET
+from ticketry.records.network import TICKET, is_dense_rival
 from ticketry.report.figures import METRIC_BY_MULTIPLICATIONS, Drawing
 from ticketry.report.html.blocks import Cell, Place, Row, Section, Table, Text
 from ticketry.report.html.sections.results import bands
@@ -14,7 +14,6 @@ from ticketry.report.tables.counted_cost import (
     Line,
     at_equal_cost,
     frontier_rows,
-    is_dense_rival,
     lines_of,
 )
 from ticketry.report.tables.results import Results
