@@ -154,8 +154,13 @@ def _setting(name: str, value: object) -> str:
     """A setting in words: `score` is told by its value alone, and what is on or off by its name."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
-        return words if value else f"no {words}"
+        return words if value else _opposite(words)
     return _in_words(value) if name == "score" and value else f"{words} {_in_words(value) or NONE}"
+
+
+def _opposite(words: str) -> str:
+    """What a setting that is off says: "weighed" of `unweighed`, "no structured" of `structured`."""
+    return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
 def _in_words(value: object) -> str:

@@ -368,6 +368,18 @@ def test_runs_of_one_method_are_told_apart_by_their_settings(make_record):
     assert subject_of(runs).labels[2] == "other"
 
 
+def test_a_setting_that_is_off_is_told_by_its_opposite(make_record):
+    runs = [make_record(levels=1, replicates=2) for _ in range(3)]
+    for number, (run, unweighed, layerwise) in enumerate(zip(runs, (True, False, False), (0, 0, 1), strict=True)):
+        run["run"] = f"run-{number}"
+        run["settings"] |= {"unweighed": unweighed, "layerwise": bool(layerwise)}
+    told = [
+        label.removeprefix(f"{run['method']}, ") for label, run in zip(subject_of(runs[:2]).labels, runs, strict=False)
+    ]
+    assert told == ["unweighed", "weighed"]
+    assert [label.partition(", ")[2] for label in subject_of(runs[1:]).labels] == ["no layerwise", "layerwise"]
+
+
 @pytest.fixture
 def early_runs(make_record):
     """What a comparison of pruning at the start has: many runs of one method, each with settings of its own."""
