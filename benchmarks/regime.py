@@ -25,7 +25,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     rows = []
     for asked in arguments.networks:
         task = network_and_task(asked, arguments.option)
-        recipe = {"batch": arguments.batch} if arguments.batch else {}
+        recipe: dict[str, Any] = {"batch": arguments.batch} if arguments.batch else {}
+        if arguments.plain:
+            recipe["augment"] = ()
         # by seeds, then by lengths: a run that is stopped has whole seeds
         found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}
         for seed in range(arguments.seeds):
@@ -37,7 +39,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 
 def trained(
-    task: Task, length: str, seed: int, recipe: dict[str, int], arguments: argparse.Namespace
+    task: Task, length: str, seed: int, recipe: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """The metric and the loss of one dense training, and its seconds of processor time (0 from the store)."""
     changed = task.recipe.changed(**{**recipe, "length": length})
@@ -80,6 +82,7 @@ if __name__ == "__main__":
     options.add_argument("--store", type=Path, required=True)
     options.add_argument("--option", nargs="*", default=[], help="of the tasks: size=16")
     options.add_argument("--batch", type=int, help="by default the task's")
+    options.add_argument("--plain", action="store_true", help="examples as they are, without flips and crops")
     options.add_argument("--length", nargs="+", default=["4000it", "8000it", "16000it"])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--kernels", default="dense")

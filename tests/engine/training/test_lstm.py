@@ -173,7 +173,7 @@ def test_what_runs_in_torch(density: float, x: Tensor, why: str) -> None:
     plain = copy.deepcopy(model)
     fast = tk.sparse_training(model, mask, x)
     loss, _ = step(fast, x)
-    assert torch.equal(loss, step(plain, x)[0])
+    torch.testing.assert_close(loss, step(plain, x)[0], rtol=1e-6, atol=0)  # torch's own bits follow addresses
     (row,) = (layer for layer in fast.layers() if layer.name == "lstm")
     assert row.where == "torch"
     assert why in row.why

@@ -349,6 +349,14 @@ def test_a_second_backward_and_weights_changed_in_between_are_refused() -> None:
         loss.backward()
 
 
+def test_a_penalty_on_gradients_is_refused() -> None:
+    step, _ = _linear_step()
+    x = torch.randn(8, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(step([x])[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+
+
 def test_inputs_that_kernels_cannot_read() -> None:
     step, _ = _linear_step()
     with pytest.raises(EngineError, match="float64"):

@@ -485,3 +485,13 @@ def test_a_training_that_diverges_is_told_by_its_loss_alone() -> None:
     model = resnet()
     found = losses(tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x), x, y, 6, rate=1e9)
     assert not all(map(math.isfinite, found))
+
+
+def test_inputs_that_the_model_refuses_raise_its_error_and_print_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model, x = resnet(), torch.randn(2, 3, 16, 16)
+    fast = tk.sparse_training(model, tk.prune(model, density=0.3, distribution="layerwise"), example_inputs=x)
+    with pytest.raises(RuntimeError, match="Double"):
+        fast(x.double())
+    assert capfd.readouterr().err == ""

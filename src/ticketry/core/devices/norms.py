@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ticketry.core.once import first_derivative_only
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Normalised(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         import torch.distributed as dist
 

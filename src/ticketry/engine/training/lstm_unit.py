@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ticketry.core.once import first_derivative_only
 from ticketry.core.sparse_training._held import mark_masked
 from ticketry.engine.training.recurrence import INPUTS, STATES, Reading, Recurrence, Text
 from ticketry.engine.training.region_step import MOST_THREADS
@@ -232,7 +232,7 @@ class _Function(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         reading = ctx.reading
         reading.require_open("an LSTM")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from ticketry.core.once import first_derivative_only
 from ticketry.core.sparse_training._held import mark_masked
 from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.jit import Library
@@ -148,7 +148,7 @@ class _Function(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         plan, call = ctx.plan, ctx.call
         call.require_open("a layer")

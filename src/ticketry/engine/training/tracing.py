@@ -143,7 +143,8 @@ def _check(whole: _Whole, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
     """Give each value its shape. Raises `Untraceable` if the graph does something else than the code."""
     found: list[Any] = []
     prop = ShapeProp(fx.GraphModule(whole, graph))
-    for run in (lambda some: prop.run(*some, enable_io_processing=False), lambda some: tree_flatten(whole(some))[0]):
+    # The code first: where it fails by itself, a graph that fails too would print its traceback.
+    for run in (lambda some: tree_flatten(whole(some))[0], lambda some: prop.run(*some, enable_io_processing=False)):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 found.append(run([tensor.detach().clone() for tensor in tensors]))
