@@ -26,9 +26,14 @@ def first_derivative_only(
         found = marked(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
-        return tuple(None if one is None else _Refusal.apply(one.detach().requires_grad_()) for one in found)
+        return tuple(None if one is None else _refusing(one) for one in found)
 
     return told
+
+
+def _refusing(gradient: Tensor) -> Tensor:
+    made: Tensor = _Refusal.apply(gradient.detach().requires_grad_())  # type: ignore[no-untyped-call]
+    return made
 
 
 class _Refusal(torch.autograd.Function):
