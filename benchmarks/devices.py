@@ -9,16 +9,24 @@ that meet once a step: one thread alone, and processor time, tell how much of a 
 **Pruning.** An MLP of ``--width`` squared weights a layer, global magnitude to a density of 0.1: two processes that
 have half of it each (`fully_shard`) against one that has all. The peak is the highest resident memory of a fresh
 process while it prunes, Python and torch included; masks are compared to the element.
+
+**Training.** The same MLP, a few steps of Adam at a batch of 16 under a mask, a state stored on the way, and the
+result: by the lab in one process, and by two that have half of it each (``--parallel fsdp``) or all of it (``ddp``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import datetime
 import os
 import statistics
 import tempfile
 import time
+import warnings
+from collections.abc import Mapping
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +41,32 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
 from ticketry.core.devices.parts import part, part_like
-from ticketry.tasks import models
+from ticketry.lab.store import Store
+from ticketry.lab.training.execute import execute
+from ticketry.lab.training.job import Watch
+from ticketry.tasks import catalogue, models
+from ticketry.tasks.task import Split, Splits
 
 STEP_TARGET, MEMORY_TARGET = 1.0, 0.6
+_VIEWS = {"gradient_as_bucket_view": True}
+"""Of the buckets: they save a copy of each gradient."""
+_LAB = {**_VIEWS, "find_unused_parameters": True}
+_OWN = {**_LAB, "broadcast_buffers": False}
+DESIGNS: dict[str, dict[str, Any]] = {
+    "DDP, 2 ranks": _OWN,
+    "DDP, 2 ranks, synchronised norms": _OWN,
+    "DDP, 2 ranks, buffers sent each step": _LAB,
+    "DDP, 2 ranks, static graph": {**_VIEWS, "static_graph": True, "broadcast_buffers": False},
+    "DDP, 2 ranks, one bucket": {**_OWN, "bucket_cap_mb": 1024},
+    "DDP, 2 ranks, buckets of 5 MB": {**_OWN, "bucket_cap_mb": 5},
+    "DDP, 2 ranks, gradients copied": {"find_unused_parameters": True, "broadcast_buffers": False},
+}
+"""The first two are what the lab has, with either kind of norms; ``--designs`` without a name tries all."""
 MB = 1 << 20
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    parts = {"step": step_rows, "pruning": pruning_rows}
+    parts = {"step": step_rows, "pruning": pruning_rows, "training": training_rows}
     return [row for name in arguments.only or parts for row in parts[name](arguments)]
 
 
@@ -83,8 +109,8 @@ def serve(kind: str, rank: int, ranks: int, batch: int, meet: Path, orders: Any,
     if ranks > 1:
         join(rank, ranks, meet)
         model = tk.devices.synchronise_norms(model) if "synchronised" in kind else model
-        # As the lab has it. Views of the buckets save a copy of each gradient.
-        model = DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True)
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model = DistributedDataParallel(model, **DESIGNS[kind])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images = torch.randn(batch // ranks, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(10, (batch // ranks,))
@@ -111,7 +137,8 @@ def join(rank: int, ranks: int, meet: Path) -> None:
 def step_rows(arguments: argparse.Namespace) -> list[Row]:
     rounds, steps = (2, 1) if arguments.quick else (arguments.rounds, 1)
     alone = "one process, 2 threads"
-    kinds = {alone: 1, "one process, 1 thread": 1, "DDP, 2 ranks": 2, "DDP, 2 ranks, synchronised norms": 2}
+    kinds = {alone: 1, "one process, 1 thread": 1}
+    kinds |= dict.fromkeys(arguments.designs or DESIGNS, 2)
     with tempfile.TemporaryDirectory() as folder:
         sides = {kind: Side(kind, ranks, arguments.batch, Path(folder)) for kind, ranks in kinds.items()}
         found: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -176,9 +203,9 @@ def prune_here(rank: int, ranks: int, width: int, depth: int, folder: Path) -> N
         dist.destroy_process_group()
 
 
-def memory(entry: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+def memory(entry: str, process: int | str = "self") -> float:
+    """MB of a process: VmRSS now, VmHWM at most."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{entry}:"))
     return int(line.split()[1]) / 1024
 
@@ -220,9 +247,105 @@ def pruning_rows(arguments: argparse.Namespace) -> list[Row]:
     ]
 
 
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+class Wide(tk.Task):
+    """Noise, and the MLP whose size is told: ``devices:Wide``."""
+
+    name, metric = "wide", tk.Metric("loss", "", higher_is_better=False)
+    recipe = tk.Recipe(length="4it", batch=16, optimizer="adam", lr=1e-4)
+
+    def __init__(self, width: str = "512", depth: str = "4") -> None:
+        self.width, self.depth = int(width), int(depth)
+
+    def key(self) -> Mapping[str, object]:
+        return {"name": self.name, "width": self.width, "depth": self.depth}
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(*(nn.Linear(self.width, self.width, bias=False) for _ in range(self.depth)))
+
+    def load(self, data: Path | None = None) -> Splits:
+        made = torch.Generator().manual_seed(0)
+        inputs = torch.randn(64, self.width, generator=made)
+        return Splits(Split(inputs, inputs), Split(inputs[:16], inputs[:16]), Split(inputs[:16], inputs[:16]))
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+    def measure(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": nn.functional.mse_loss(outputs, targets, reduction="none").mean(1).sum()}
+
+    def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        return {"loss": sums["loss"] / count}
+
+
+class Peaks(Watch):
+    """Of the ranks, or of this process where it trains itself: the highest resident memory seen, MB."""
+
+    def __init__(self) -> None:
+        super().__init__(checkpoint_seconds=0.5)
+        self.found: dict[int, float] = {}
+
+    def look(self) -> None:
+        for number in [each.pid for each in active_children() if each.pid] or [os.getpid()]:
+            with contextlib.suppress(OSError, ValueError):
+                self.found[number] = memory("VmHWM", number)
+
+    def stop_asked(self) -> bool:
+        self.look()
+        return False
+
+
+def train_here(rank: int, parallel: str, width: int, depth: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = Store(folder / f"store-{parallel}")
+    task = catalogue.get("devices:Wide", options={"width": str(width), "depth": str(depth)})
+    with tk.Lab(store.paths.root, device="cpu", precision="fp32") as lab:
+        kept = {f"{layer}.weight": torch.eye(width, dtype=torch.bool) for layer in range(depth)}
+        segment = lab.segment(task, start=0, mask=tk.Mask(kept))
+    if parallel:
+        several = {"ranks": 2, "parallel": "fsdp" if parallel == "fsdp" else ""}
+        segment = dataclasses.replace(segment, arithmetic=dataclasses.replace(segment.arithmetic, **several))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    watch = Peaks()
+    execute(store, None, segment, [2], watch)
+    if not parallel:
+        watch.look()
+    record = store.result(segment.trajectory, segment.last)
+    assert record is not None
+    torch.save({"peaks": sorted(watch.found.values()), "loss": record["loss"][-1][1]}, folder / f"train-{parallel}.pt")
+
+
+def training_rows(arguments: argparse.Namespace) -> list[Row]:
+    width = 512 if arguments.quick else arguments.width
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for parallel in ("", "ddp", "fsdp"):
+            mp.start_processes(train_here, (parallel, width, arguments.depth, Path(folder)), start_method="spawn")
+            found[parallel] = torch.load(Path(folder) / f"train-{parallel}.pt")
+    (alone,) = found[""]["peaks"]
+    weight_mb = arguments.depth * width * width * 4 / MB
+    how = (
+        f"MLP {arguments.depth} x {width} x {width} ({weight_mb:.0f} MB in float32), Adam, batch 16, a mask, states"
+        f" stored; one process {alone:.0f} MB, Python and torch included"
+    )
+    return [
+        Row(
+            f"training under {parallel}, 2 ranks: peak memory of a rank / of one process",
+            max(found[parallel]["peaks"]) / alone,
+            target=MEMORY_TARGET if parallel == "fsdp" else None,
+            how=f"{how}, ranks {' and '.join(f'{each:.0f}' for each in found[parallel]['peaks'])}; last loss"
+            f" {found[parallel]['loss']:.6f}, alone {found['']['loss']:.6f}",
+        )
+        for parallel in ("ddp", "fsdp")
+    ]
+
+
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
-    made.add_argument("--only", nargs="*", choices=("step", "pruning"), help="one of the two")
+    made.add_argument("--only", nargs="*", choices=("step", "pruning", "training"), help="some of the three")
+    made.add_argument("--designs", nargs="*", choices=DESIGNS, default=list(DESIGNS)[:2], help="settings of DDP")
     made.add_argument("--batch", type=int, default=128, help="the global batch")
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--width", type=int, default=4096)

@@ -23,6 +23,7 @@ class LabKeywords(TypedDict, total=False):
     precision: str
     threads: int
     devices: int
+    parallel: str
     norms: str
     kernels: str
     checkpoint_seconds: float

@@ -43,7 +43,10 @@ class LabOptions:
     threads: int = 1
     """CPU threads of one training, or of each of its devices; part of what decides its bits."""
     devices: int = 1
-    """Devices that train each network together, by DistributedDataParallel: processes with so many threads, or GPUs."""
+    """Devices that train each network together: processes with so many threads, or GPUs."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several devices: each has the whole network (ddp), or a part of every parameter (fsdp), where it does not fit
+    into one."""
     norms: Literal["synchronised", "own"] = "synchronised"
     """Of several devices: batch norms see the whole batch (synchronised), or each device's its part of it (own)."""
     kernels: Literal["auto", "dense", "sparse"] = "dense"
@@ -177,6 +180,7 @@ def opened(options: LabOptions, task: Task | None, on_event: OnEvent | None = No
             precision=options.precision,
             threads=options.threads,
             devices=options.devices,
+            parallel=options.parallel,
             norms=options.norms,
             kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,

@@ -77,6 +77,7 @@ def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result]
         "precision": arithmetic.precision,
         "threads_per_segment": arithmetic.threads,
         **({"devices": arithmetic.ranks, "norms": arithmetic.norms or "none"} if arithmetic.ranks > 1 else {}),
+        **({"parallel": arithmetic.parallel} if arithmetic.parallel else {}),
         "workers": lab.workers,
         "on": lab.on,
         "kernels": lab.kernels.asked,

@@ -119,6 +119,7 @@ class _Entries(Struct):
     workers: Annotated[int, Meta(ge=0, le=10**4)] = 0
     threads: Annotated[int, Meta(ge=1, le=10**4)] = 1
     devices: Annotated[int, Meta(ge=1, le=10**4)] = 1
+    parallel: str = ""
     norms: str = ""
     kernels: str = ""
     on: str = ""

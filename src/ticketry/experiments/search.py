@@ -224,6 +224,7 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     chosen: dict[str, Any] = {"precision": arithmetic.precision, "kernels": lab.kernels.asked}
     if arithmetic.ranks > 1:
         chosen |= {"devices": arithmetic.ranks, "norms": arithmetic.norms or SYNCHRONISED}
+        chosen |= {"parallel": arithmetic.parallel} if arithmetic.parallel else {}
     if lab.asked:
         chosen["on"] = lab.asked
     record = preliminary_record(run, [row if row.kept is not None else replace(row, kept=points.total) for row in rows])

@@ -24,7 +24,7 @@ from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import is_done
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.kernels import Kernels
-from ticketry.lab.training.precision import SYNCHRONISED
+from ticketry.lab.training.precision import DDP, SYNCHRONISED
 from ticketry.lab.training.ranks.machine import check_machine
 from ticketry.lab.training.remake import Remaker
 from ticketry.lab.training.segment import Result as Result
@@ -50,6 +50,7 @@ class Lab(Answers):
         threads: CPU threads of a segment, or of each of its ranks; part of its key.
         devices: ranks that train each segment together, each with so many threads or a GPU of its own, see
             `lab.training.ranks`; part of its key.
+        parallel: of several devices: ``ddp`` (each has all of the network) or ``fsdp`` (a part); part of the key.
         norms: of several devices: ``synchronised`` (batch norms see the whole batch) or ``own`` (each its part of it);
             part of the key.
         kernels: dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps, see
@@ -87,6 +88,7 @@ class Lab(Answers):
         precision: str = "auto",
         threads: int = 1,
         devices: int = 1,
+        parallel: str = DDP,
         norms: str = SYNCHRONISED,
         kernels: str = "dense",
         checkpoint_seconds: float = 60.0,
@@ -103,9 +105,10 @@ class Lab(Answers):
             raise UsageError("give either a runner or an executor")
         self._chosen = chosen(executor or runner, workers)
         folder = Path(data).resolve() if data is not None else None
-        choices = {"device": device, "precision": precision, "threads": threads, "ranks": devices, "norms": norms}
+        several = {"ranks": devices, "norms": norms, "parallel": parallel}
         if devices > 1 and not self._chosen.elsewhere:
             check_machine(devices, threads, max(self._chosen.workers, 1), device)
+        choices = {"device": device, "precision": precision, "threads": threads, **several}
         super().__init__(open_store(store), data=folder, choices=choices)
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()

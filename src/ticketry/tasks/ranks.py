@@ -22,6 +22,8 @@ class Ranks(Protocol):
     """Its number, from 0 on."""
     world: int
     """How many there are."""
+    in_parts: bool
+    """Whether each has a part of every parameter, so that all have to call the network equally often."""
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gives, in their order; all of them call it."""

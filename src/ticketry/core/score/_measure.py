@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
 from ticketry.choices import check_choice
+from ticketry.core.devices.parts import processes_of
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import Loss, ScoreInputs
@@ -47,11 +48,19 @@ def measuring(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(seeded(seed, model))
         stack.enter_context(_eager(model))
+        stack.enter_context(_unreduced(model))
         stack.enter_context(_modes(model, norms))
         stack.enter_context(_buffers(model))
         stack.enter_context(pruned_to(at, parameters))
         stack.enter_context(_leaves(parameters))
         yield parameters
+
+
+@contextmanager
+def _unreduced(model: nn.Module) -> Iterator[None]:
+    """DistributedDataParallel without its own exchange of gradients, which waits for a `backward` that never comes."""
+    with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext():
+        yield
 
 
 @contextmanager
@@ -176,6 +185,9 @@ def average(
 ) -> dict[str, Tensor]:
     """name -> mean over the batches of ``of(gradient of the batch's loss)``; every batch counts the same.
 
+    Of a model that several processes train (DistributedDataParallel) over the batches of all of them, which have
+    equally many: all call this, and all get the same.
+
     Raises:
         UsageError: if there is no batch, or the loss is not a scalar tensor.
         ScoreError: if a loss is not finite, or does not depend on any of the weights.
@@ -190,7 +202,18 @@ def average(
             total[name] = total[name].add_(value) if name in total else value.to(_wide(value.dtype), copy=True)
     if not count:
         raise no_batch()
-    return {name: value.div_(count) for name, value in total.items()}
+    return _mean_of_all(model, weights, {name: value.div_(count) for name, value in total.items()})
+
+
+def _mean_of_all(model: nn.Module, weights: Mapping[str, nn.Parameter], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes that train a model together, in place."""
+    for group in processes_of(model, weights.values()):
+        import torch.distributed as dist
+
+        for value in own.values():
+            dist.all_reduce(value, group=group)
+            value.div_(dist.get_world_size(group))
+    return own
 
 
 def hessian_gradient(
@@ -237,7 +260,7 @@ def _average_product(
             for name, each in _gradients(product, weights).items():
                 if each is not None:
                     total[name].add_(each)
-    return {name: value.div_(len(batches)) for name, value in total.items()}
+    return _mean_of_all(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
 
 
 def checked(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:

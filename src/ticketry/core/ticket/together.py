@@ -20,6 +20,9 @@ from ticketry.core.ticket.folder import FileFact, write_folder
 from ticketry.core.ticket.state_dicts import state_bytes
 from ticketry.errors import TicketError
 
+_Written = Callable[[Mapping[str, Tensor]], bytes]
+"""Tensors as the bytes of a safetensors file."""
+
 
 def any_in_parts(*states: Mapping[str, Tensor] | None) -> bool:
     """Whether any tensor of these states lies in parts."""
@@ -43,7 +46,7 @@ def save_together(
     """
     import torch.distributed as dist
 
-    made = {name: _stream(each) if isinstance(each, Mapping) else each for name, each in files}
+    made = {name: pieces_of(each) if isinstance(each, Mapping) else each for name, each in files}
     streams = [each for each in made.values() if not callable(each)]
     for each in files:
         if isinstance(each[1], Mapping):
@@ -75,9 +78,12 @@ def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
             )
 
 
-def _stream(state: Mapping[str, Tensor]) -> Iterator[bytes]:
-    """A state as the bytes that `state_bytes` makes of it, a tensor at a time."""
-    names, header = _header(state)
+def pieces_of(state: Mapping[str, Tensor], written: _Written = state_bytes) -> Iterator[bytes]:
+    """A state as the bytes that `written` makes of a whole one, a tensor at a time.
+
+    All processes that have parts of it go through them to the end.
+    """
+    names, header = _header(state, written)
     yield header
     for name in names:
         tensor = state[name]
@@ -85,12 +91,12 @@ def _stream(state: Mapping[str, Tensor]) -> Iterator[bytes]:
         yield everything.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _header(state: Mapping[str, Tensor]) -> tuple[list[str], bytes]:
+def _header(state: Mapping[str, Tensor], written: _Written) -> tuple[list[str], bytes]:
     """(names in the order of the file, length and JSON that a safetensors file begins with).
 
     The library orders by type and name: it is asked, with tensors of the same names and types without elements.
     """
-    hollow = state_bytes({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
+    hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
     entries: dict[str, Any] = json.loads(hollow[8:])
     names = [name for name in entries if name != "__metadata__"]
     end = 0

@@ -253,7 +253,7 @@ def _loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 def _in_torch(segment: Segment) -> Arithmetic:
     """A segment's arithmetic without sparse kernels, whose work and memory are not torch's and cannot be counted; and
     in one process, whose work is that of all ranks together."""
-    return replace(segment.arithmetic, kernels=DENSE, ranks=1, norms="")
+    return replace(segment.arithmetic, kernels=DENSE, ranks=1, norms="", parallel="")
 
 
 def _remembered(

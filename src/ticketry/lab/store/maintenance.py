@@ -12,7 +12,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import file_digest
-from ticketry.lab.store import Store
+from ticketry.lab.store import Store, parts
 from ticketry.lab.store.files import explained, is_as_written, read_json, write_json
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import DESCRIBED, read_format
@@ -71,6 +71,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     for path in store.paths.partial_files():
         if _is_damaged(path, path.stem.rpartition("-")[2]):
             health.damaged.append(path)
+    health.damaged += [folder for folder in store.paths.partial_folders() if not parts.is_whole(folder)]
     health.damaged += more
     health.leftover = list(store.paths.leftovers())
     if repair:
@@ -153,6 +154,10 @@ def _finished_partials(store: Store) -> Iterator[Path]:
         step = rest.partition("-")[0]
         if step.isdecimal() and any(int(step) <= done for done in store.stored_steps(trajectory)):
             yield path
+    for folder in store.paths.partial_folders():
+        trajectory, _, step = folder.stem.partition("-")
+        if step.isdecimal() and any(int(step) <= done for done in store.stored_steps(trajectory)):
+            yield folder
 
 
 def _is_damaged(path: Path, digest: str) -> bool:

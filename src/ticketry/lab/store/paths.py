@@ -49,6 +49,10 @@ class Paths:
         """A checkpoint inside a segment; its name carries its step and SHA-256."""
         return self._inside("partial", f"{trajectory}-{step}-{digest}.safetensors")
 
+    def partial_folder(self, trajectory: str, step: int) -> Path:
+        """A checkpoint inside a segment of which several processes have written their parts."""
+        return self._inside("partial", f"{trajectory}-{step}.parts")
+
     def memo_file(self, kind: str, key: str) -> Path:
         """A remembered small answer, such as the digest of a mask made by known settings."""
         return self._inside("memo", kind, key[:2], f"{key}.json")
@@ -116,6 +120,10 @@ class Paths:
     def partial_files(self, pattern: str = "*.safetensors") -> Iterator[Path]:
         """All checkpoints inside a segment, or those of `partial_pattern`."""
         return self._there(self.partial, pattern)
+
+    def partial_folders(self, trajectory: str = "*") -> Iterator[Path]:
+        """All checkpoints in parts, or those of a trajectory."""
+        return self._there(self.partial, f"{trajectory}-*.parts")
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of writers that were killed, folders of tickets that were being saved or replaced, and what

@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 from ticketry.core.mask import Mask
 from ticketry.core.mask_files import from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError
-from ticketry.files import content_of
+from ticketry.files import content_of, replacing
+from ticketry.lab.store import parts
 from ticketry.lab.store.files import (
     REPAIR,
     explained,
@@ -183,6 +185,31 @@ class Store:
     def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
         return self.put_bytes(tensors_to_bytes(tensors))
 
+    def put_pieces(self, pieces: Iterable[bytes]) -> str:
+        """Store a file that comes in pieces, of which one at a time is in memory."""
+        self.paths.blobs.mkdir(parents=True, exist_ok=True)
+        found = hashlib.sha256()
+        with (
+            explained(self.paths.blobs, "write"),
+            tempfile.NamedTemporaryFile(prefix=".pieces.", suffix=".tmp", dir=self.paths.blobs, delete=False) as file,
+        ):
+            try:
+                for piece in pieces:
+                    found.update(piece)
+                    file.write(piece)
+                file.close()
+                path = self.paths.blob(found.hexdigest())
+                if known := path.exists():
+                    os.utime(path)
+                else:
+                    with replacing(path, durable=True) as place:
+                        os.replace(file.name, place)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file.name)
+        (self.link.kept if known else self.link.written)(path)
+        return found.hexdigest()
+
     def get_tensors(self, digest: str) -> dict[str, Tensor]:
         """The tensors in the file of this digest, by name, in the order of names.
 
@@ -271,6 +298,7 @@ class Store:
     def furthest(self, trajectory: str, last: int) -> int:
         """The step of the furthest stored state, inside a segment or at the end of one, up to `last`; -1 if none is."""
         steps = [*map(_step_of, self._partials(trajectory)), *self.stored_steps(trajectory)]
+        steps += parts.steps(self.paths, trajectory)
         steps += self.link.known_steps(trajectory)
         return max((step for step in steps if step <= last), default=-1)
 
@@ -284,6 +312,7 @@ class Store:
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
+        parts.drop(self.paths, trajectory, last)
 
     def _partials(self, trajectory: str) -> Iterator[Path]:
         return self.paths.partial_files(self.paths.partial_pattern(trajectory))

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.environment import environment
 from ticketry.lab.runners.stopping import Stopped, asked, check, deferred
-from ticketry.lab.store import Store
+from ticketry.lab.store import Store, parts
+from ticketry.lab.store.store import tensors_to_bytes
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
@@ -85,9 +87,24 @@ class Job:
     def loop(self) -> Loop:
         """The training of this segment, from where it begins."""
         state = self.furthest_state()
-        if self.group is not None:
-            self.group.require_same("a stored state", state.step)
-        return Loop(self.store, self.course, self.segment, state, self.group)
+        if self.group is None:
+            return Loop(self.store, self.course, self.segment, state)
+        found = self.group.first(parts.newest(self.store.paths, self.trajectory, self.missing[0]))
+        newer = found is not None and found[0] > state.step
+        if newer:  # its weights take the place of these
+            state = TrainingState(found[0], state.model, {}, torch.zeros(0))
+        self.group.require_same("a stored state", state.step)
+        loop = Loop(self.store, self.course, self.segment, state, self.group)
+        if newer:
+            from ticketry.lab.training.ranks import sharded
+
+            self._earlier_seconds = sharded.load(found[1], loop)
+        return loop
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether this process has but a part of each parameter."""
+        return self.group is not None and self.group.in_parts
 
     def finish(self) -> None:
         """What is left to do when all states are stored."""
@@ -160,7 +177,12 @@ class Job:
         """Keep a state inside the segment, to go on from."""
         tensors = _within("model/", state.model) | _packed(state, state.variants)
         tensors["seconds"] = torch.tensor(self._earlier_seconds + self.train_seconds, dtype=torch.float64)
-        self.store.put_partial(self.trajectory, state.step, tensors)
+        if self.group is None or not self.group.in_parts:
+            self.store.put_partial(self.trajectory, state.step, tensors)
+            return
+        from ticketry.lab.training.ranks import sharded
+
+        sharded.save(self.group, self.store, self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
         """Store the first missing result: that of `loop` as it is now. Asked to stop meanwhile, store its state."""
@@ -180,7 +202,7 @@ class Job:
         record = {
             "segment": {**segment.describe(), "blobs": segment.blobs()},
             "step": stop,
-            **self._tensors(loop, state),
+            **self.store_tensors(loop, state),
             **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
             "loss": _curve(state.losses, segment.first),
             "cost": {
@@ -192,7 +214,7 @@ class Job:
         }
         self.store.put_result(self.trajectory, stop, record)
 
-    def _tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
+    def store_tensors(self, loop: Loop, state: TrainingState) -> dict[str, Any]:
         """Store the tensors of a state; their digests."""
         lasting: dict[str, dict[str, Tensor]] = {}
         on_the_way: dict[str, dict[str, Tensor]] = {}
@@ -201,11 +223,18 @@ class Job:
                 part = lasting if loop.effects[name].lasting(entry) else on_the_way
                 part.setdefault(name, {})[entry] = value
         return {
-            "model": self.store.put_tensors(state.model),
+            "model": self._put(state.model),
             # Only a state on the way is ever trained on: at the end of the schedule the weights are enough.
-            "training": self.store.put_tensors(_packed(state, on_the_way)) if state.step < self.segment.total else None,
-            "variants": {name: self.store.put_tensors(own) for name, own in lasting.items()},
+            "training": self._put(_packed(state, on_the_way)) if state.step < self.segment.total else None,
+            "variants": {name: self._put(own) for name, own in lasting.items()},
         }
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> str:
+        return self.put_gathered(tensors) if self.in_parts else self.store.put_tensors(tensors)
+
+    def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
+        """Store tensors in parts, one at a time; all ranks call this."""
+        return self.store.put_pieces(pieces_of(tensors, tensors_to_bytes))
 
     def drop_partials(self) -> None:
         """States inside the segment are of no use any more."""
@@ -230,6 +259,7 @@ class Training:
         self.job, self.watch = job, watch
         self.loop = job.loop()
         self._mark = self._next_tick = self._next_checkpoint = 0.0
+        self._stop = self._due = False
 
     def until(self, stop: int) -> None:
         """Train up to step `stop`, and store the result.
@@ -241,6 +271,7 @@ class Training:
         before = self.loop.step
         self._mark = self._next_tick = time.monotonic()
         self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        self._stop = self._due = False
         try:
             with deferred():
                 self.loop.train_until(stop, self._tick)
@@ -265,17 +296,22 @@ class Training:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if now < self._next_tick:
+        group = self.job.group
+        if now >= self._next_tick:
+            self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
+            self.watch.progress(self.job.segment, self.loop.step)
+            self._stop = self.watch.stop_asked()
+            self._due = self._stop or now >= self._next_checkpoint
+        elif group is None:
             return
-        self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
-        self.watch.progress(self.job.segment, self.loop.step)
-        stop = self.watch.stop_asked()
-        if stop or now >= self._next_checkpoint:
-            self._count(now)
-            self.job.store_partial(self.loop.state())
-            self._mark = time.monotonic()
-            self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
-        if stop:
+        if not (self._due if group is None else group.agreed(self._due)):
+            return
+        self._count(now)
+        self.job.store_partial(self.loop.state())
+        self._mark = time.monotonic()
+        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        self._due = False
+        if self._stop:
             raise self._interrupted()
 
 

@@ -187,6 +187,10 @@ class Loop:
         with torch.random.fork_rng(), contextlib.closing(batches):
             yield next(batches)
 
+    def resume_losses(self, losses: Tensor) -> None:
+        """Those of the steps before, where the state came after this loop was made."""
+        self._losses[: len(losses)] = losses
+
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -264,15 +268,17 @@ class Loop:
     # -- what is stored ------------------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """A copy of the state now, in the full shapes of the task's network."""
+        """A copy of the state now, in the full shapes of the task's network; of one in parts the parts, not copied."""
         self.look_at_losses()
         session = self.session.state()
+        in_parts = self._group is not None and self._group.in_parts
+        copied = Tensor.detach if in_parts else Tensor.clone
         for effect in self.effects.values():
             session = effect.leaving_session(session)
         state = TrainingState(
             step=self.step,
-            model=state_of(self.model),
-            optimizer={name: value.clone() for name, value in optimizer_tensors(self.optimizer, self.model).items()},
+            model=state_of(self.model) if self._group is None else self._group.state_of(self.model),
+            optimizer={name: copied(value) for name, value in optimizer_tensors(self.optimizer, self.model).items()},
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
             variants={name: own for name, effect in self.effects.items() if (own := effect.state())},
             session=session,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ticketry.core.devices.parts import is_spread, part, part_like
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe
 
@@ -35,7 +36,8 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> Optimizer:
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
-            fused=True,
+            # Of parameters in parts torch has no fused form.
+            **({"foreach": True} if any(map(is_spread, parameters)) else {"fused": True}),
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     betas = (recipe.momentum, recipe.beta2)
@@ -61,7 +63,9 @@ def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Te
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
         if tensor.shape == parameter.shape and tensor.dim():
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            own = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False)
+            part(own).copy_(part_like(tensor, parameter))
+            tensor = own
         state.setdefault(position[name], {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -21,6 +21,8 @@ DEVICES = ("auto", "cpu", "cuda")
 DENSE = "dense"
 SYNCHRONISED, OWN = "synchronised", "own"
 NORMS = (SYNCHRONISED, OWN)
+DDP, FSDP = "ddp", "fsdp"
+PARALLEL = (DDP, FSDP)
 
 ONE_AT_A_TIME = threading.Lock()
 """Held by whoever trains or measures in this process: thread count and random state belong to the process."""
@@ -44,12 +46,14 @@ class Arithmetic:
     """Processes that train one network together (`--devices`), each with so many threads, or with a GPU of its own."""
     norms: str = ""
     """What batch norms of several ranks see: synchronised, the whole batch; own, each rank its part of it."""
+    parallel: str = ""
+    """fsdp: each of several ranks has a part of every parameter (`fully_shard`); else they have all of it."""
 
     def describe(self) -> dict[str, Any]:
         """All of it as JSON values, for keys; dense kernels and one rank are what there was before others came, and add
         nothing."""
         described = asdict(self)
-        usual = {"kernels": DENSE, "ranks": 1, "norms": ""}
+        usual = {"kernels": DENSE, "ranks": 1, "norms": "", "parallel": ""}
         return {name: value for name, value in described.items() if name not in usual or value != usual[name]}
 
     @contextlib.contextmanager
@@ -92,6 +96,7 @@ def choose_arithmetic(
     threads: int = 1,
     ranks: int = 1,
     norms: str = SYNCHRONISED,
+    parallel: str = DDP,
 ) -> Arithmetic:
     """The arithmetic for a model, by a fixed rule on what the processor can do, never by a timing.
 
@@ -105,6 +110,8 @@ def choose_arithmetic(
     check_choice("precision", precision, PRECISIONS)
     check_choice("device", device, DEVICES)
     check_choice("norms", norms, NORMS)
+    check_choice("parallel", parallel, PARALLEL)
+    in_parts = ranks > 1 and parallel == FSDP
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise UsageError("device cuda was asked for, but torch sees no GPU here: use cpu or auto")
@@ -115,9 +122,17 @@ def choose_arithmetic(
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if (place, precision) == ("cpu", "fp32") and any(map(_crashes, model.modules())):
         channels_last = False
+    if in_parts:
+        channels_last = False  # fully_shard cuts weights along their first dimension, as they lie in memory
     has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     return Arithmetic(
-        place, precision, channels_last, threads, ranks=ranks, norms=norms if ranks > 1 and has_norms else ""
+        place,
+        precision,
+        channels_last,
+        threads,
+        ranks=ranks,
+        norms=norms if ranks > 1 and has_norms else "",
+        parallel=FSDP if in_parts else "",
     )
 
 

@@ -76,7 +76,7 @@ class _Again(Job):
         self._known = known
 
     def _store_result(self, loop: Loop, state: Any) -> None:
-        made = self._tensors(loop, state)
+        made = self.store_tensors(loop, state)
         pairs = [(self._known["model"], made["model"]), (self._known["training"], made["training"])]
         pairs += [(digest, made["variants"].get(name)) for name, digest in self._known["variants"].items()]
         for before, now in pairs:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.store import NUMERICS, Store, digest_of
-from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.precision import FSDP, Arithmetic
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
 from ticketry.step import Step
@@ -72,6 +72,12 @@ class Segment:
             raise UsageError(
                 f"training with {alone} is done by one process, not by {self.arithmetic.ranks} that train one network"
                 " together: leave --devices away"
+            )
+        whole = next((one.name for one in self.variants if not one.in_parts), None)
+        if self.arithmetic.parallel == FSDP and whole:
+            raise UsageError(
+                f"training with {whole} looks at whole parameters, and with --parallel fsdp each device has a part of"
+                " them: choose --parallel ddp"
             )
 
     @property

@@ -189,11 +189,22 @@ class SupervisedPart(Supervised):
         place = place_of_part(len(examples), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own)
         own = replace(examples, inputs=examples.inputs[rows], targets=examples.targets[rows])
+        found = self._sums(model, own, arithmetic) if place.own else {}
+        if self._ranks.in_parts:
+            self._call_as_often(model, examples, place.own, arithmetic)
         sums: dict[str, float] = {}
-        for each in self._ranks.gather(self._sums(model, own, arithmetic) if place.own else {}):
+        for each in self._ranks.gather(found):
             for name, value in each.items():
                 sums[name] = sums.get(name, 0.0) + value
         return self.task.summary(sums, len(examples))
+
+    def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
+        """Call the network as often as the first rank does, which has most examples; what comes of it is not used."""
+        size = examples.reader.batch if examples.reader else data_loading.EVALUATED
+        most = place_of_part(len(examples), 0, self._ranks.world).own
+        one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])
+        for _ in range(-(-most // size) + (-own // size)):
+            self._sums(model, one, arithmetic)
 
 
 class PartSession(SupervisedSession):

@@ -90,6 +90,8 @@ class Variant:
     several_ranks: ClassVar[bool] = False
     """Whether several processes may train with it together, each on its part of a batch: what its effect does to
     weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
+    in_parts: ClassVar[bool] = False
+    """Whether several processes may train with it of which each has a part of every parameter (`fully_shard`)."""
     whole_channels: ClassVar[bool] = False
     """Whether it trains the network without the channels that its mask removes."""
 

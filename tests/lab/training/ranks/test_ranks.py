@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rank_trainings import deciding, described, task_of, trained
+from rank_trainings import apart, deciding, described, task_of, trained
+from ranks_watches import KillAt, StopAt, children
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.store import Store
@@ -27,20 +27,6 @@ from ticketry.lab.training.variants.penalty import Penalty
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-def children() -> list[int]:
-    """Processes of ranks, the first first."""
-    return sorted(process.pid or 0 for process in multiprocessing.active_children())
-
-
-def apart(store: Store, one: str, other: str) -> float:
-    """The largest difference of two stored states."""
-    first, second = store.get_tensors(one), store.get_tensors(other)
-    assert first.keys() == second.keys()
-    return max(
-        float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()
-    )
 
 
 # -- equal to one process ----------------------------------------------------------------------------------------------
@@ -97,33 +83,6 @@ def test_norms_of_each_rank(store):
 
 
 # -- stopped and killed ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class StopAt(Watch):
-    """Asks for a stop once a step is reached."""
-
-    at: int = 0
-    seen: int = -1
-    checkpoint_seconds: float = 0.001
-
-    def progress(self, segment, step):
-        self.seen = step
-
-    def stop_asked(self):
-        return self.seen >= self.at
-
-
-@dataclass
-class KillAt(Watch):
-    """Kills a rank at each of some steps, once."""
-
-    ranks: dict[int, int] = field(default_factory=dict)
-    checkpoint_seconds: float = 0.001
-
-    def progress(self, segment, step):
-        for at in [at for at in self.ranks if at <= step]:
-            os.kill(children()[self.ranks.pop(at)], signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -17,17 +17,21 @@ from torch.nn.parallel import DistributedDataParallel
 from ticketry.core.devices import synchronise_norms
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
+from ticketry.lab.training.state import state_of
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """How long ranks wait for one another. Whoever started them ends all as soon as one is gone."""
 
 
 class Group:
-    """One rank among others, which all call the same methods in the same order.
+    """One rank among others, which all call the same methods in the same order. Each has the whole network.
 
     Args:
         arithmetic: of the segment: how many ranks there are, on what, and what their norms are.
     """
+
+    in_parts = False
+    """Whether each rank has a part of every parameter."""
 
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
@@ -65,14 +69,25 @@ class Group:
 
         Parameters that nothing depends on keep none, as in one process. To know them costs a look at the graph; with
         it the order in which gradients are added up is that of the parameters, in the first step as in all others, so
-        that a training which goes on from a state has the bits of one that was never stopped.
+        that a training which goes on from a state has the bits of one that was never stopped. Buffers are not sent each
+        step: training reads none of another rank's, and those that are stored, or measured with, are the first rank's.
         """
-        return DistributedDataParallel(model, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank the buffers of the first, which are those that are stored."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+    def state_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """Weights and buffers as they are to be stored, by normalised name."""
+        return state_of(model)
+
+    def agreed(self, wish: bool) -> bool:
+        """Called after each step: whether a state is to be stored now. The first rank asks, and stores it alone."""
+        return wish
 
     # -- values ------------------------------------------------------------------------------------------------------
 

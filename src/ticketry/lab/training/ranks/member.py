@@ -13,13 +13,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory, portable
 from ticketry.lab.runners.stopping import leave_to_parent
 from ticketry.lab.store import Store
 from ticketry.lab.store.link import Link
+from ticketry.lab.store.store import tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
+from ticketry.lab.training.precision import FSDP, Arithmetic
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import TrainingState
@@ -58,6 +63,8 @@ def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connectio
     os.environ.update(request.environment)
     # Of 1x1 convolutions where channels lie last: the same numbers in the same order in memory.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    # Its new word is not known to the oldest torch that is supported.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     pipe = pipes[rank]
     for number, other in enumerate(pipes):
         if number != rank:
@@ -76,7 +83,7 @@ def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.make(request.spec))
     with segment.arithmetic.active():
-        group = Group.joined(rank, segment.arithmetic, meet)
+        group = _kind(segment.arithmetic).joined(rank, segment.arithmetic, meet)
         store = Store(request.store, _Asking(pipe) if request.linked else None)
         course = segment.course(request.data).cut(group)
         kind = _OtherJob if rank else Job
@@ -91,6 +98,14 @@ def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet
         work = job.work(time.perf_counter() - began)
         group.leave()
         return work
+
+
+def _kind(arithmetic: Arithmetic) -> type[Group]:
+    if arithmetic.parallel != FSDP:
+        return Group
+    from ticketry.lab.training.ranks.sharded import ShardedGroup
+
+    return ShardedGroup
 
 
 class _StoppedAt(Exception):
@@ -125,12 +140,22 @@ class _Telling(_Silent):
 
 
 class _OtherJob(Job):
-    """The job of a rank that stores nothing. It goes through the same steps, and takes its part in measuring."""
+    """The job of a rank that stores no results. It goes through the same steps, and takes its part in measuring, and in
+    gathering what lies in parts."""
 
     def store_partial(self, state: TrainingState) -> None:
-        """The first rank does."""
+        """Its part, if it has one; else the first rank stores all."""
+        if self.in_parts:
+            super().store_partial(state)
+
+    def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
+        for _ in pieces_of(tensors, tensors_to_bytes):
+            pass
+        return ""
 
     def store_result(self, loop: Loop) -> None:
+        if self.in_parts:
+            self.store_tensors(loop, loop.state())
         if self.measure and self.missing[0] == self.segment.last:
             loop.measured()
         del self.missing[0]

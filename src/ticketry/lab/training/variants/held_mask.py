@@ -17,6 +17,7 @@ class HeldMask(Variant):
 
     name = "held_mask"
     several_ranks = True
+    in_parts = True
     outermost = True
     sparse_kernels = True
     mask: str

@@ -1,0 +1,92 @@
+"""States inside a segment of which each of several processes writes a part: a folder of files, and their digests.
+
+A folder is written under a temporary name and renamed when all its files are on the disk. The list of their digests is
+sealed, so that a folder is whole or of no use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ticketry.errors import StoreError
+from ticketry.files import file_digest, flush
+from ticketry.lab.store.files import explained, read_sealed, write_sealed
+from ticketry.lab.store.paths import Paths
+
+_LIST = "parts.json"
+"""Name -> SHA-256 of each file beside it."""
+
+
+def begun(paths: Paths, trajectory: str, step: int) -> Path:
+    """A new folder for the parts of a state, under a temporary name; `StoreError` if it cannot be made."""
+    with explained(paths.partial, "write"):
+        paths.partial.mkdir(parents=True, exist_ok=True)
+        target = paths.partial_folder(trajectory, step)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
+def digests(folder: Path, rank: int, world: int) -> dict[str, str]:
+    """Name -> SHA-256 of a share of the files in a folder; of all ranks together they are all."""
+    with explained(folder, "read"):
+        return {path.name: file_digest(path) for path in sorted(folder.iterdir())[rank::world]}
+
+
+def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mapping[str, str]) -> None:
+    """Give the folder its name, once all its files are on the disk; older states are dropped."""
+    write_sealed(folder / _LIST, {"files": dict(found)})
+    target = paths.partial_folder(trajectory, step)
+    with explained(target, "write"):
+        flush(folder)
+        if target.exists():  # damaged, or nobody would have trained up to here again
+            shutil.rmtree(target)
+        os.chmod(folder, 0o755)
+        os.rename(folder, target)
+        flush(target.parent)
+    drop(paths, trajectory, step - 1)
+
+
+def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
+    """Step and folder of the newest undamaged state that is not beyond step `last`."""
+    for step, folder in sorted(_folders(paths, trajectory), reverse=True):
+        if step <= last and is_whole(folder):
+            return step, folder
+    return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all files of a folder are what was written."""
+    try:
+        listed = read_sealed(folder / _LIST)
+        files = (listed or {}).get("files")
+        if not isinstance(files, dict) or not files:
+            return False
+        return {path.name for path in folder.iterdir()} == {*files, _LIST} and all(
+            file_digest(folder / name) == digest for name, digest in files.items()
+        )
+    except (OSError, StoreError):
+        return False
+
+
+def steps(paths: Paths, trajectory: str) -> list[int]:
+    """Of which there are folders, damaged ones too."""
+    return [step for step, _ in _folders(paths, trajectory)]
+
+
+def drop(paths: Paths, trajectory: str, last: int) -> None:
+    """Delete the folders of states up to step `last`."""
+    for step, folder in list(_folders(paths, trajectory)):
+        if step <= last:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder)
+
+
+def _folders(paths: Paths, trajectory: str) -> Iterator[tuple[int, Path]]:
+    for folder in paths.partial_folders(trajectory):
+        step = folder.stem.rpartition("-")[2]
+        if step.isdecimal():
+            yield int(step), folder

@@ -1,0 +1,175 @@
+"""Ranks of which each has a part of every parameter, its gradient and its optimiser's state: FSDP2 (`fully_shard`).
+
+What is whole in a rank at any time is one block of the network, while it computes. States inside a segment are written
+by `torch.distributed.checkpoint`, each rank its own part, as safetensors; results are gathered a tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from ticketry.core.devices.parts import put_back
+from ticketry.core.scope import normal_name
+from ticketry.errors import StoreError
+from ticketry.lab.store import Store, parts
+from ticketry.lab.training.optimizer import load_optimizer
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.ranks.group import Group
+
+if TYPE_CHECKING:
+    from ticketry.lab.training.loop import Loop
+
+_SMALLEST = 1 / 1024
+"""Of a network's parameters, what a block has at least to be gathered by itself."""
+_GPU_LOOKS = 16
+"""Steps on a GPU after which ranks look whether a state is to be stored, for which it has to be waited for."""
+
+
+class ShardedGroup(Group):
+    """One rank among others, each with a part of the network."""
+
+    in_parts = True
+
+    def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
+        super().__init__(rank, arithmetic)
+        self._device = arithmetic.device
+        self._wish = self._heard = False
+        self._steps = 0
+
+    def called(self, model: nn.Module) -> nn.Module:
+        """The model itself, whose parameters are in parts from here on."""
+        mesh = init_device_mesh(self._device, (self.world,))
+        for block in blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+
+    def state_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """In parts, and no copies: training does not go on before they are stored."""
+        put_back(model)
+        return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
+
+    def require_same_weights(self, model: nn.Module) -> None:
+        """There are none that several ranks have."""
+
+    # -- agreeing ----------------------------------------------------------------------------------------------------
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether any rank wished for it by the end of the step before: all get the same answer."""
+        self._wish = wish and not self._heard
+        return self._heard
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Over all ranks; what they wish for goes along."""
+        both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
+        dist.all_reduce(both)
+        self._steps += 1
+        if self._device == "cpu" or self._steps % _GPU_LOOKS == 0:
+            self._heard = bool(both[1] > 0)
+        else:
+            self._heard = False
+        return both[0]
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a network that are gathered one at a time, inner ones first: what is in a row or a list of modules.
+
+    These are called as modules, where others may have a weight taken out of them. Not such whose parameters others
+    have too, and none with little in it.
+    """
+    uses: dict[Tensor, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[parameter] = uses.get(parameter, 0) + 1
+    least = _SMALLEST * sum(parameter.numel() for parameter in uses)
+    found: dict[nn.Module, None] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            for child in module.children():
+                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _alone(child, uses, least):
+                    found[child] = None
+    yield from reversed(found)
+
+
+def _alone(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
+    own: dict[Tensor, int] = {}
+    for _, parameter in block.named_parameters(remove_duplicate=False):
+        own[parameter] = own.get(parameter, 0) + 1
+    size = sum(parameter.numel() for parameter in own)
+    return size > 0 and size >= least and all(uses[parameter] == count for parameter, count in own.items())
+
+
+# -- states inside a segment -------------------------------------------------------------------------------------------
+
+
+def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Store a state of all ranks, which call this together; `StoreError` in all if one cannot write its part."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    folder = Path(group.first(str(parts.begun(store.paths, trajectory, step)) if group.rank == 0 else None))
+    flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
+    _checkpointed(folder, "save", flat, HuggingFaceStorageWriter(path=str(folder), save_distributed=True))
+    found: dict[str, str] = {}
+    for each in group.gather(parts.digests(folder, group.rank, group.world)):
+        found |= each
+    if group.rank == 0:
+        parts.finish(folder, store.paths, trajectory, step, found)
+
+
+def load(folder: Path, loop: Loop) -> float:
+    """Put a stored state into a loop that stands at its step; the seconds that were trained before.
+
+    Each rank reads its own part.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    model = {f"model/{normal_name(name)}": value for name, value in loop.model.state_dict().items()}
+    parameters = {f"optimizer/{name}": parameter for name, parameter in loop.model.named_parameters()}
+    target: dict[str, Tensor] = {}
+    for name, about in HuggingFaceStorageReader(path=str(folder)).read_metadata().state_dict_metadata.items():
+        assert isinstance(about, TensorStorageMetadata)
+        dtype = about.properties.dtype
+        like = model.get(name, parameters.get(name.rpartition("/")[0]))
+        if like is not None and like.shape == about.size:
+            target[name] = torch.empty_like(like, dtype=dtype, requires_grad=False)
+        else:
+            target[name] = torch.empty(about.size, dtype=dtype)
+    _checkpointed(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
+    with torch.no_grad():
+        for name, value in model.items():
+            value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
+    state = {name.partition("/")[2]: value for name, value in target.items() if name.startswith("optimizer/")}
+    load_optimizer(loop.optimizer, loop.model, {name: _scalar(name, value) for name, value in state.items()})
+    loop.resume_losses(target["losses"])
+    return float(target["seconds"])
+
+
+def _scalar(name: str, value: Tensor) -> Tensor:
+    """Counts of steps are stored with a dimension, which they do not have."""
+    return value.reshape(()) if name.endswith("/step") else value
+
+
+def _checkpointed(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        if what == "save":
+            save(tensors, storage_writer=by)
+        else:
+            load(tensors, storage_reader=by)
+    except CheckpointException as error:  # no Exception, so that nobody else would see it
+        rank, (why, _) = next(iter(error.failures.items()))
+        raise StoreError(
+            f"rank {rank} cannot {what} its part of a state in {folder}: {why}. The same command goes on from the state"
+            " before"
+        ) from error

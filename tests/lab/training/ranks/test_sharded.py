@@ -1,0 +1,140 @@
+"""Several real processes, each with a part of every parameter (FSDP2): as one process does, through kills and stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rank_trainings import apart, deciding, described, task_of, trained
+from ranks_watches import KillAt, StopAt, children
+from ticketry.errors import InterruptedTrainingError, UsageError
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import Store, parts
+from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
+from ticketry.lab.training.ranks.sharded import blocks
+from ticketry.lab.training.state import initial_state
+from ticketry.lab.training.variants.penalty import Penalty
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_parts_are_equal_to_one_process(store, optimizer):
+    """In float64: convolutions, synchronised norms, dropout, augmentation, clipping, a mask, batches that do not come
+    out even, a state on the way to rewind to, and one that is gone on from."""
+    task = task_of(examples=211)
+    recipe = task.recipe.changed(optimizer=optimizer, lr=0.01 if optimizer == "adam" else 0.1)
+    alone, two = (described(store, task, ranks, recipe=recipe, parallel=FSDP * (ranks > 1)) for ranks in (1, 2))
+    one, both = trained(store, alone, (10,)), trained(store, two, (10,))
+    assert two.trajectory not in (alone.trajectory, described(store, task, 2, recipe=recipe).trajectory)
+    assert apart(store, one["model"], both["model"]) <= 1e-9
+    at_ten = [store.result(each.trajectory, 10) for each in (alone, two)]
+    assert apart(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
+    assert both["metrics"] == one["metrics"]
+    assert [loss for _, loss in both["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
+    state = store.get_tensors(both["model"])
+    assert all(not state[name][~kept].any() for name, kept in store.get_mask(two.mask).items())
+
+    again = Store(store.paths.root.parent / "again")
+    again.put_mask(store.get_mask(two.mask))
+    trained(again, two.until(10))  # and goes on from that result
+    assert deciding(trained(again, two)) == deciding(both)
+    assert not check(again).damaged
+
+
+@pytest.mark.slow
+def test_parameters_without_a_gradient_and_norms_of_each_rank(store):
+    task = task_of("Unused", length="9it")
+    one = trained(store, described(store, task, 1, masked=False))
+    two = trained(store, described(store, task, 2, masked=False, parallel=FSDP))
+    assert apart(store, one["model"], two["model"]) <= 1e-9
+    assert torch.equal(store.get_tensors(two["model"])["unused.weight"], initial_state(task, 3)["unused.weight"])
+    own = [trained(store, described(store, task, 2, norms=OWN, parallel=parallel)) for parallel in ("", FSDP)]
+    assert apart(store, own[0]["model"], own[1]["model"]) <= 1e-9
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_parts_go_on_with_the_same_bits(store, tmp_path):
+    """With three ranks, some of which have nothing of a small parameter."""
+    segment = described(store, task_of(length="60it", wide="no"), 3, parallel=FSDP)
+    undisturbed = trained(store, segment, (30,))
+    other = Store(tmp_path / "disturbed")
+    other.put_mask(store.get_mask(segment.mask))
+    with pytest.raises(InterruptedTrainingError, match="its state is stored"):
+        trained(other, segment, (30,), StopAt(at=9))
+    reached = parts.newest(other.paths, segment.trajectory, segment.last)
+    assert reached is not None
+    assert 0 < reached[0] < segment.last
+    assert len(list(reached[1].glob("*.safetensors"))) == 3, "each rank writes its part"
+    assert other.furthest(segment.trajectory, segment.last) == reached[0]
+    watch = KillAt(ranks={25: 1})
+    assert deciding(trained(other, segment, (30,), watch)) == deciding(undisturbed)
+    assert not watch.ranks, "no rank was killed"
+    assert not children()
+    collect(other, grace_seconds=0)
+    assert not list(other.paths.partial.iterdir())
+
+
+def test_folders_of_parts(store):
+    paths, trajectory = store.paths, "ab" * 32
+    for step in (3, 7):
+        folder = parts.begun(paths, trajectory, step)
+        for rank in range(2):
+            (folder / f"part-{rank}").write_bytes(bytes([rank, step]))
+        found = parts.digests(folder, 0, 2) | parts.digests(folder, 1, 2)
+        assert parts.newest(paths, trajectory, 10) == (None if step == 3 else (3, paths.partial_folder(trajectory, 3)))
+        parts.finish(folder, paths, trajectory, step, found)
+    (step, folder) = parts.newest(paths, trajectory, 10)
+    assert step == 7
+    assert parts.steps(paths, trajectory) == [7], "the one before is dropped"
+    assert parts.newest(paths, trajectory, 6) is None
+    (folder / "part-1").write_bytes(b"damaged")
+    assert parts.newest(paths, trajectory, 10) is None
+    assert check(store).damaged == [folder]
+    (folder / "part-1").unlink()
+    assert parts.newest(paths, trajectory, 10) is None
+    store.drop_partials(trajectory, 7)
+    assert not parts.steps(paths, trajectory)
+
+
+def test_blocks_are_what_is_called():
+    tied = nn.Linear(8, 8)
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)),
+        nn.ModuleList([tied, nn.MultiheadAttention(8, 2)]),
+        tied,
+        nn.BatchNorm1d(1, affine=False),
+    )
+    found = list(blocks(model))
+    assert model[0] in found
+    assert model[0][0] in found
+    assert found.index(model[0][0]) < found.index(model[0]), "inner ones first"
+    assert model[1][1] in found
+    assert model[1][1].out_proj not in found, "its weight is used without it being called"
+    assert not {model, model[1], model[2], model[3], tied} & set(found)
+
+
+def test_what_needs_whole_parameters_is_refused(store):
+    penalty = Penalty(kind="hoyer_square", strength=1e-3, names=("0.weight",))
+    with pytest.raises(UsageError, match=r"training with penalty looks at whole parameters.*--parallel ddp"):
+        described(store, task_of(), 2, parallel=FSDP, variants=(penalty,))
+
+
+def test_the_choice_is_part_of_a_key_where_there_are_several(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    assert choose_arithmetic(model, ranks=1, parallel="fsdp") == choose_arithmetic(model)
+    found = choose_arithmetic(model, ranks=2, parallel="fsdp")
+    assert found.describe()["parallel"] == "fsdp"
+    assert not found.channels_last
+    assert "parallel" not in choose_arithmetic(model, ranks=2).describe()
+    with pytest.raises(UsageError, match="parallel 'tensor' is not known"):
+        choose_arithmetic(model, ranks=2, parallel="tensor")
+    with Lab(tmp_path / "s", devices=2, parallel="fsdp", runner="in-process", device="cpu", workers=0) as lab:
+        assert lab.arithmetic(task_of()).parallel == FSDP
