@@ -50,11 +50,10 @@ class Lab(Answers):
         threads: CPU threads of a segment, or of each of its ranks; part of its key.
         devices: ranks that train each segment together, each with so many threads or a GPU of its own, see
             `lab.training.ranks`; part of its key.
-        parallel: of several devices: ``ddp`` (each has all of the network) or ``fsdp`` (a part); part of the key.
-        norms: of several devices: ``synchronised`` (batch norms see the whole batch) or ``own`` (each its part of it);
-            part of the key.
+        parallel: of several devices: ``ddp`` (each has the whole network) or ``fsdp`` (a part); part of the key.
+        norms: of several devices: ``synchronised`` (batch norms see the whole batch) or ``own``; part of the key.
         kernels: dense, sparse or auto: whether networks train in kernels that compute only what a mask keeps, see
-            `lab.training.kernels`; part of the key of the segments that do.
+            `lab.training.kernels`; part of their key.
         checkpoint_seconds: time between checkpoints inside a segment.
         on_event: called with every `Event`, from any thread.
         runner: where segments are trained, as ``--on`` says it: a name of `lab.runners`, with details behind a colon
@@ -108,8 +107,8 @@ class Lab(Answers):
         several = {"ranks": devices, "norms": norms, "parallel": parallel}
         if devices > 1 and not self._chosen.elsewhere:
             check_machine(devices, threads, max(self._chosen.workers, 1), device)
-        choices = {"device": device, "precision": precision, "threads": threads, **several}
-        super().__init__(open_store(store), data=folder, choices=choices)
+        one = {"device": device, "precision": precision, "threads": threads}
+        super().__init__(open_store(store), data=folder, choices={**one, **several})
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
         self.dashboards = Dashboards(loggers, self.store.paths.root)
