@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=10_000)
     parser.add_argument("--counts", type=Path, default=Path("faults-store.json"), help="where they are kept")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so long")
+    parser.add_argument("--seed", type=int, default=0, help="of the first search; the next one's is one more")
     arguments = parser.parse_args()
     preloaded()
     counts = Counter(json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {})
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace, folder: Path, server: str, counts: Counte
         place = folder / name.replace(" ", "-")
         searches.append(Search(name, place, *undisturbed(CASES[name], place)))
     while injected(counts) < arguments.faults and time.monotonic() - began < arguments.seconds:
-        number = counts["trials"]
+        number = arguments.seed + counts["trials"]
         bucket = made_bucket(server, f"trial-{number}-{os.getpid()}")
         with faults_apart(server, RATES, seed=number) as proxy:
             os.environ.update(environment(proxy.endpoint), TICKETRY_LEASE_SECONDS=str(_LEASE_SECONDS))

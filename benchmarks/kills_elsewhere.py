@@ -1,14 +1,20 @@
-"""Workers and drivers of a runner killed at random moments, again and again: is all as if nobody had?
+"""Workers, schedulers and drivers killed at random moments, again and again: is all as if nobody had?
 
-    python benchmarks/kills_elsewhere.py --on processes:2 slurm:local,jobs=2 dask:local,workers=2 --kills 100
+    python benchmarks/kills_elsewhere.py --on in-process processes:2 dask:cluster slurm:local,jobs=2 --kills 100
+    python benchmarks/kills_elsewhere.py --on in-process --drivers 2 --kills 100
 
-One trial is a search (two replicates, two levels) whose workers and whose own process, the driver, get SIGKILL, SIGTERM
-or SIGSTOP (for `--stopped` seconds, then SIGCONT) at random moments, twelve times at most. A search that ends so is
-begun again on the same store. When it comes to its end, all that lies in the store has to be what an undisturbed search
-in one process leaves there, records without timings, tickets and tensors to the last byte, and the store has to be
-sound. Each step of each training is counted by the task itself: those beyond an undisturbed search's are work that was
-lost, which kills at checkpoints of `CHECKPOINT` seconds bound. Results that were there already may not be written
-again. Runners take turns, and the counts are kept after each trial: the same command goes on, and adds to them.
+One trial is a search (two replicates, two levels) whose workers, whose own process, the driver, and whose scheduler,
+where there is one, get SIGKILL, SIGTERM or SIGSTOP (for `--stopped` seconds, then SIGCONT) at random moments,
+`--most` times at most. A search that ends so is begun again on the same store. ``dask:cluster`` is a scheduler and two
+workers, ``ray:cluster`` three nodes, ``slurm:`` Slurm itself, begun here (see `kills_places`). With ``--drivers 2`` the
+search is begun twice at once, on one store that has leases of a second, less than a process is stopped for.
+
+When a search comes to its end, all that lies in the store has to be what an undisturbed search in one process leaves
+there, records without timings, tickets and tensors to the last byte, and the store has to be sound. Results that were
+there already may not be written again. The task itself writes down each step of each training with a digest of its
+outputs: each has to be one of the undisturbed search's, and those that are there twice are work that was lost, which
+checkpoints each `CHECKPOINT` seconds bound (see `kills_losses`). Runners take turns, and the counts are kept after each
+trial: the same command goes on, and adds to them.
 """
 
 from __future__ import annotations
@@ -18,16 +24,19 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
-import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from kills_losses import losses, own, steps_of
+from kills_places import Place, place, preload_workers
 
 from counted_task import FILE
 from faults.disturbed import Child, difference, finished, fresh, left_behind, preloaded
@@ -35,16 +44,13 @@ from ticketry.files import write_atomically
 from ticketry.lab.runners.process_guard import kill_with_children
 
 CHECKPOINT = 0.2
-WORDS = (
-    *("search", "iterative", "--task", "counted_task:counted", "--levels", "2", "--rewind", "3it"),
-    *("--replicates", "2", "--controls", "none", "--store", "store", "--json"),
-    *("--checkpoint-seconds", str(CHECKPOINT)),
-)
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
-_MOST_KILLS, _MOST_ATTEMPTS = 12, 40
+_MOST_ATTEMPTS = 80
 _LATELY = 0.5
-_DRIVER = 0.2
-"""Share of signals that the driver gets."""
+_DRIVER, _SCHEDULER = 0.2, 0.1
+"""Shares of signals that they get; workers get the others."""
+_PATIENCE = 300.0
+"""Seconds that a search may take to its end once nobody is killed any more."""
 
 
 class Settings(NamedTuple):
@@ -53,10 +59,17 @@ class Settings(NamedTuple):
     length: str
     pause: float
     stopped: float
+    most: int
+    drivers: int
 
 
-def words(on: str, settings: Settings) -> list[str]:
-    return [*WORDS, "--recipe.length", settings.length, "--on", on]
+def words(on: str, store: str, length: str) -> list[str]:
+    """Of the search."""
+    return [
+        *("search", "iterative", "--task", "counted_task:counted", "--levels", "2", "--rewind", "3it"),
+        *("--replicates", "2", "--controls", "none", "--store", store, "--json"),
+        *("--checkpoint-seconds", str(CHECKPOINT), "--recipe.length", length, "--on", on),
+    ]
 
 
 def kept(work: Path) -> dict[str, str]:
@@ -66,129 +79,205 @@ def kept(work: Path) -> dict[str, str]:
             or "/tickets/" in name}  # fmt: skip
 
 
-def workers_of(place: Path) -> list[int]:
-    """Processes that trained a step within the last `_LATELY` seconds and are there, by the steps that are counted."""
-    with contextlib.suppress(OSError):
-        with open(place / "steps", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
-            lines = [line.split() for line in file.read().splitlines()[1:]]
-        late = {int(pid) for pid, moment in lines if time.monotonic() - float(moment) < _LATELY}
-        return [pid for pid in late if Path(f"/proc/{pid}").exists()]
-    return []
+class Trial:
+    """One search under kills."""
 
+    def __init__(self, where: Place, folder: Path, draw: random.Random, settings: Settings, begin: Callable[[], None]):
+        self._where, self._folder, self._draw, self._settings, self._begin = where, folder, draw, settings, begin
+        self.counts, self.wrong = Counter[str](trials=1), list[str]()
+        self.work = fresh(folder)
+        (folder / "steps").unlink(missing_ok=True)
+        self._shared = folder / "shared"
+        for one in (self._shared, *folder.glob("cache-*")):
+            shutil.rmtree(one, ignore_errors=True)
+        self._shared.mkdir()
+        self._store = "store" if settings.drivers == 1 else f"file://{self._shared}/store"
+        self._drivers: dict[int, Child] = {}
+        self.pids = set[int]()
+        """Of all drivers there were."""
 
-def harm(child: Child, place: Path, draw: random.Random, settings: Settings) -> Counter[str]:
-    """One signal to somebody; what was counted."""
-    while not workers_of(place):
-        if child.wait(0.005):
-            return Counter()
-    if child.wait(draw.uniform(0, 3 * CHECKPOINT)) or not (workers := workers_of(place)):  # not at first steps alone
-        return Counter()
-    number = draw.choice(_SIGNALS)
-    driver = draw.random() < _DRIVER
-    pid = child.pid if driver else draw.choice(workers)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-        if number == signal.SIGSTOP:
-            child.wait(settings.stopped)
-            os.kill(pid, signal.SIGCONT)
-        who = "driver" if pid == child.pid else "worker"
-        return Counter({"kills": 1, f"{number.name} of a {who}": 1})
-    return Counter()
+    def run(self, wanted: Mapping[str, str]) -> None:
+        """The search, to its end."""
+        number, done = self._settings.drivers, set[int]()
+        results = self._results()
+        last = time.monotonic()
+        while len(done) < number:
+            for at in set(range(number)) - done:
+                if at not in self._drivers or self._drivers[at].wait(0):
+                    if at in self._drivers and self._has_ended(at):
+                        done.add(at)
+                    elif self.counts["begun again"] > _MOST_ATTEMPTS:
+                        self.wrong.append("it never ended")
+                        return
+                    else:
+                        self._drivers[at] = self._driver(at)
+            self._where.mend()
+            self._look(results)
+            if self.counts["kills"] < self._settings.most:
+                time.sleep(self._draw.uniform(0, self._settings.pause))
+                self.counts.update(self._harm())
+                last = time.monotonic()
+            else:
+                time.sleep(0.02)
+            if time.monotonic() - last > _PATIENCE:
+                self.wrong.append("it hung")
+                return
+        self._judge(wanted)
 
+    def _driver(self, at: int) -> Child:
+        logs = self._folder / f"logs-{at}"
+        logs.mkdir(exist_ok=True)
 
-class Driver(Child):
-    """The command, and what it was begun with."""
+        def begin() -> None:
+            self._begin()
+            if self._settings.drivers > 1:
+                os.environ["TICKETRY_CACHE"] = str(self._folder / f"cache-{at}")
 
-    def __init__(self, on: str, work: Path, settings: Settings) -> None:
-        self.words = words(on, settings)
-        super().__init__(self.words, work)
+        child = Child(words(self._where.on, self._store, self._settings.length), self.work, begin, logs)
+        self.pids.add(child.pid)
+        return child
 
-
-def steps_of(place: Path) -> list[tuple[int, float]]:
-    """Process and moment of each step that was trained."""
-    lines = (place / "steps").read_text().splitlines()
-    return [(int(pid), float(moment)) for pid, moment in (line.split() for line in lines)]
-
-
-def seconds_a_step(steps: list[tuple[int, float]]) -> float:
-    """The median between two of one process."""
-    last: dict[int, float] = {}
-    pauses = []
-    for pid, moment in steps:
-        if pid in last:
-            pauses.append(moment - last[pid])
-        last[pid] = moment
-    return statistics.median(pauses)
-
-
-def trial(on: str, place: Path, wanted: Mapping[str, str], draw: random.Random, settings: Settings) -> Counter[str]:
-    """One search under kills; what was counted."""
-    counts, work = Counter[str](trials=1), fresh(place)
-    (place / "steps").unlink(missing_ok=True)
-    wrong: list[str] = []
-    for _ in range(_MOST_ATTEMPTS):
-        before = {path: path.stat().st_mtime_ns for path in work.glob("store/results/*/*/*.json")}
-        child = Driver(on, work, settings)
-        while counts["kills"] < _MOST_KILLS and not child.wait(draw.uniform(0, settings.pause)):
-            counts.update(harm(child, place, draw, settings))
-        child.wait(900)
-        counts["trained again"] += sum(path.stat().st_mtime_ns != moment for path, moment in before.items())
-        if child.code is None:
-            kill_with_children(child.pid)
-            child.wait()
-            wrong.append("it hung")
+    def _has_ended(self, at: int) -> bool:
+        """Whether a driver that is gone has come to its end."""
+        child = self._drivers[at]
         if child.code == 0:
-            break
-        counts["begun again"] += 1
-        if "Traceback" in child.told()[1]:
-            wrong.append(child.told()[1][-1500:])
-    else:
-        wrong.append("it never ended")
-    wrong += difference(kept(work), wanted)
-    if not wrong:
-        finished(["store", "check", "--store", "store"], work)
-    if wrong:
-        counts["wrong"] += 1
-        print(f"WRONG {on}: {wrong[:4]}", flush=True)
-    return counts
+            return True
+        self.counts["begun again"] += 1
+        told = child.told()[1]
+        if "Traceback" in told and not told.splitlines()[-1].startswith("ticketry: "):  # Dask's client logs some
+            self.wrong.append(told[-1500:])
+        return False
+
+    def _results(self) -> dict[Path, int]:
+        """When each was written."""
+        found = [*self.work.glob("store/results/*/*/*.json"), *self._shared.glob("store/results/*/*/*.json")]
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    def _look(self, known: dict[Path, int]) -> None:
+        """Whether a result that was there was written again."""
+        now = self._results()
+        self.counts["trained again"] += sum(now.get(path) != moment for path, moment in known.items())
+        known.update(now)
+
+    def _harm(self) -> Counter[str]:
+        """One signal to somebody, while something is trained; what was counted."""
+        alive = [child for child in self._drivers.values() if not child.wait(0)]
+        workers = [pid for pid in self._training() if not any(pid == child.pid for child in alive)]
+        schedulers, drawn = self._where.schedulers(), self._draw.random()
+        if not alive or not self._training():
+            return Counter()
+        if schedulers and drawn < _SCHEDULER:
+            who, pid = self._draw.choice(sorted(schedulers.items()))
+        elif drawn < _SCHEDULER + _DRIVER or not workers:
+            who, pid = "driver", self._draw.choice(alive).pid
+        else:
+            who, pid = "worker", self._draw.choice(workers)
+        number = self._draw.choice(_SIGNALS)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                time.sleep(self._settings.stopped)
+                os.kill(pid, signal.SIGCONT)
+            return Counter({"kills": 1, f"{number.name} of a {who.partition(' ')[0]}": 1})
+        return Counter()
+
+    def _training(self) -> list[int]:
+        """Processes that trained a step within the last `_LATELY` seconds and are there."""
+        with contextlib.suppress(OSError):
+            with open(self._folder / "steps", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 8000))
+                lines = [line.split() for line in file.read().splitlines()[1:]]
+            late = {int(pid) for pid, moment, _ in lines if time.monotonic() - float(moment) < _LATELY}
+            return [pid for pid in late if Path(f"/proc/{pid}").exists()]
+        return []
+
+    def _judge(self, wanted: Mapping[str, str]) -> None:
+        if self._settings.drivers > 1:
+            os.environ["TICKETRY_CACHE"] = str(self._folder / "cache-0")
+            finished(["store", "copy", self._store, "store", "--json"], self.work)
+        self.wrong += difference(kept(self.work), wanted)
+        if not self.wrong:
+            finished(["store", "check", "--store", "store"], self.work)
+
+    def close(self) -> None:
+        """End what is left of it."""
+        for child in self._drivers.values():
+            if child.code is None:
+                kill_with_children(child.pid)
+                child.wait()
+
+
+def added(known: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """Counts of two times; of those that are of a longest one the larger."""
+    return {
+        name: max(known.get(name, 0), more.get(name, 0))
+        if name.startswith("longest")
+        else round(known.get(name, 0) + more.get(name, 0), 4)
+        for name in sorted({*known, *more})
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", nargs="+", required=True)
     parser.add_argument("--kills", type=int, default=100, help="of each runner, those counted before among them")
+    parser.add_argument("--drivers", type=int, default=1, help="searches at once on one store")
     parser.add_argument("--counts", type=Path, default=Path("kills-elsewhere.json"))
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/kills-elsewhere"))
-    parser.add_argument("--length", default="600it", help="of a training")
-    parser.add_argument("--pause", type=float, default=6.0, help="the longest between two kills, in seconds")
-    parser.add_argument("--stopped", type=float, default=3.0, help="seconds between SIGSTOP and SIGCONT")
+    parser.add_argument("--length", default="3000it", help="of a training")
+    parser.add_argument("--pause", type=float, default=1.0, help="the longest between two kills, in seconds")
+    parser.add_argument("--stopped", type=float, default=1.6, help="seconds between SIGSTOP and SIGCONT")
+    parser.add_argument("--most", type=int, default=25, help="kills of one search")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after so long")
     parser.add_argument("--seed", type=int, default=os.getpid())
     arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update({FILE: str(folder / "steps"), "TICKETRY_LEASE_SECONDS": "1"})
+    for name in ("distributed", "ray", "submitit"):
+        with contextlib.suppress(ImportError):
+            __import__(name)
     preloaded()
-    draw, began = random.Random(arguments.seed), time.monotonic()
-    settings = Settings(arguments.length, arguments.pause, arguments.stopped)
-    place = arguments.folder
-    place.mkdir(parents=True, exist_ok=True)
-    os.environ[FILE] = str(place / "steps")
-    (place / "steps").unlink(missing_ok=True)
-    finished(words("in-process", settings), fresh(place))
-    wanted, needed = kept(place / "work"), len(steps_of(place))
-    known: dict[str, dict[str, Any]] = json.loads(arguments.counts.read_text()) if arguments.counts.exists() else {}
-    counts_file = arguments.counts.resolve()
-    while (left := [on for on in arguments.on if known.get(on, {}).get("kills", 0) < arguments.kills]) and (
-        time.monotonic() - began < arguments.seconds
-    ):
-        on = min(left, key=lambda one: known.get(one, {}).get("kills", 0))
-        counts = trial(on, place, wanted, draw, settings)
-        steps = steps_of(place)
-        counts["steps"], counts["steps lost"] = len(steps), len(steps) - needed
-        lost = known.get(on, {}).get("seconds lost", 0.0) + (len(steps) - needed) * seconds_a_step(steps)
-        known[on] = {**(Counter(known.get(on, {})) + counts), "seconds lost": round(lost, 3)}
-        write_atomically(counts_file, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
-        print(f"{on} {known[on]}", flush=True)
-    raise SystemExit(any(one.get("wrong") for one in known.values()))
+    (folder / "steps").unlink(missing_ok=True)
+    finished(words("in-process", "store", arguments.length), fresh(folder))
+    raise SystemExit(counted(arguments, kept(folder / "work"), own(steps_of(folder / "steps"))))
+
+
+def counted(arguments: argparse.Namespace, wanted: Mapping[str, str], needed: frozenset[str]) -> bool:
+    """Trials of all runners in turns, until there are enough kills of each; whether anything was wrong."""
+    settings = Settings(arguments.length, arguments.pause, arguments.stopped, arguments.most, arguments.drivers)
+    draw, began, path = random.Random(arguments.seed), time.monotonic(), arguments.counts.resolve()
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    names = {on: on if settings.drivers == 1 else f"{on}, {settings.drivers} drivers" for on in arguments.on}
+    begin = preload_workers() if any(on.startswith("processes") for on in arguments.on) else lambda: None
+    wrong = False
+    with contextlib.ExitStack() as stack:
+        places = {on: stack.enter_context(place(on, arguments.folder / f"place-{at}")) for at, on in enumerate(names)}
+        while time.monotonic() - began < arguments.seconds:
+            left = [on for on, name in names.items() if known.get(name, {}).get("kills", 0) < arguments.kills]
+            if not left:
+                break
+            on = min(left, key=lambda one: known.get(names[one], {}).get("kills", 0))
+            trial, since = Trial(places[on], arguments.folder, draw, settings, begin), time.monotonic()
+            try:
+                trial.run(wanted)
+            finally:
+                trial.close()
+            steps = steps_of(arguments.folder / "steps")
+            if on != "in-process":  # drivers train nothing; they measure what steps cost
+                steps = [step for step in steps if step.pid not in trial.pids]
+            lost = losses(steps, needed, CHECKPOINT)
+            if strange := lost.pop("steps of other bits"):
+                trial.wrong.append(f"{strange} steps of other bits")
+            if trial.wrong:
+                wrong = True
+                trial.counts["wrong"] += 1
+                print(f"WRONG {on}: {trial.wrong[:4]}", flush=True)
+            trial.counts["seconds"] = round(time.monotonic() - since)
+            known[names[on]] = added(known.get(names[on], {}), {**trial.counts, **lost})
+            write_atomically(path, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+            print(f"{names[on]} {known[names[on]]}", flush=True)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,8 +47,30 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
+class Daemons:
+    """Slurm's processes, by name."""
+
+    def __init__(self, folder: Path, commands: Mapping[str, Sequence[str]]) -> None:
+        self._folder, self._commands = folder, commands
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def begin(self) -> None:
+        """Those that do not run; after the first time they go on from the state that was saved."""
+        for name, command in self._commands.items():
+            before = self.running.get(name)
+            if before is None or before.poll() is not None:
+                words = [word for word in command if before is None or word != "-c"]
+                with open(self._folder / f"{name}.out", "a") as log:
+                    self.running[name] = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+                time.sleep(1)
+
+    def end(self) -> None:
+        for process in reversed(self.running.values()):
+            ended(process)
+
+
 @contextlib.contextmanager
-def slurm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+def slurm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Daemons]:
     """Skips with a reason where it is not installed, or this is not root."""
     for program in ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel"):
         if shutil.which(program, path="/usr/sbin:/usr/bin:" + os.environ.get("PATH", "")) is None:
@@ -68,19 +90,18 @@ def slurm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
     monkeypatch.setenv("PATH", f"/usr/sbin:{os.environ['PATH']}")
     own = {name: str(folder / f"munge.{name}") for name in ("socket", "pid", "log", "seed")}
     files = [f"--key-file={key}", *(f"--{name}-file={own[name]}" for name in ("pid", "log", "seed"))]
-    commands = [
-        ["munged", "--foreground", "--force", f"--socket={own['socket']}", *files],
-        ["slurmctld", "-D", "-c"],
-        ["slurmd", "-D", "-c", "-N", host],
-    ]
-    with contextlib.ExitStack() as stack:
-        for command in commands:
-            log = stack.enter_context(open(folder / f"{command[0]}.out", "w"))
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            stack.callback(ended, process)
-            time.sleep(1)
+    commands = {
+        "munged": ["munged", "--foreground", "--force", f"--socket={own['socket']}", *files],
+        "slurmctld": ["slurmctld", "-D", "-c"],
+        "slurmd": ["slurmd", "-D", "-c", "-N", host],
+    }
+    daemons = Daemons(folder, commands)
+    try:
+        daemons.begin()
         _wait_until_idle(folder)
-        yield
+        yield daemons
+    finally:
+        daemons.end()
 
 
 def _wait_until_idle(folder: Path) -> None:

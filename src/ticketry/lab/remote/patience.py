@@ -22,6 +22,10 @@ T = TypeVar("T")
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.1, 10.0
 _ASKED_TO_STOP_SECONDS = 15.0
 """A scheduler that asked a worker to end gives it some 30."""
+_ONE_TRY_SECONDS = 45.0
+"""What a try and the pause behind it count at most. Small requests end within 20 s: where it took longer, this process
+was stopped or its machine asleep, and the store was asked once, however long that was. Large ones are tried four
+times."""
 
 
 class PassingError(Exception):
@@ -41,13 +45,14 @@ class Patience:
         Raises:
             StoreError: if the time is over.
         """
-        began, tries = time.monotonic(), 0
+        last, spent, tries = time.monotonic(), 0.0, 0
         while True:
             try:
                 return attempt()
             except PassingError as error:
-                tries += 1
-                spent = time.monotonic() - began
+                tries, now = tries + 1, time.monotonic()
+                spent += min(now - last, _ONE_TRY_SECONDS)
+                last = now
                 limit = min(self.seconds, _ASKED_TO_STOP_SECONDS) if asked() else self.seconds
                 pause = random.uniform(0, min(_LONGEST_SECONDS, _FIRST_SECONDS * 2 ** min(tries, 20)))
                 if spent + pause > limit:
