@@ -13,8 +13,13 @@ When a search comes to its end, all that lies in the store has to be what an und
 there, records without timings, tickets and tensors to the last byte, and the store has to be sound. Results that were
 there already may not be written again. The task itself writes down each step of each training with a digest of its
 outputs: each has to be one of the undisturbed search's, and those that are there twice are work that was lost, which
-checkpoints each `CHECKPOINT` seconds bound (see `kills_losses`). Runners take turns, and the counts are kept after each
-trial: the same command goes on, and adds to them.
+checkpoints, every `--checkpoint` seconds, bound (see `kills_losses`). Runners take turns, and the counts are kept after
+each trial: the same command goes on, and adds to them.
+
+``--search resnet-20`` is one of 14 levels on CIFAR-10 of 16 x 16 pixels, ``--store bucket`` one in moto's S3 server:
+
+    python benchmarks/kills_elsewhere.py --search resnet-20 --store bucket --length 120it --batch 32 --checkpoint 2 \\
+        --on ray:cluster slurm:partition=all,time=30 --kills 10 --most 10 --pause 20
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,37 +44,56 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from kills_losses import losses, own, steps_of
 from kills_places import Place, place, preload_workers
 
+from buckets import environment, made_bucket, moto_server
 from counted_task import FILE
 from faults.disturbed import Child, difference, finished, fresh, left_behind, preloaded
 from ticketry.files import write_atomically
 from ticketry.lab.runners.process_guard import kill_with_children
 
-CHECKPOINT = 0.2
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 _MOST_ATTEMPTS = 80
 _LATELY = 0.5
 _DRIVER, _SCHEDULER = 0.2, 0.1
 """Shares of signals that they get; workers get the others."""
-_PATIENCE = 300.0
+_PATIENCE = 900.0
 """Seconds that a search may take to its end once nobody is killed any more."""
 
 
 class Settings(NamedTuple):
     """Of all trials."""
 
+    search: str
     length: str
+    batch: int
+    checkpoint: float
     pause: float
     stopped: float
     most: int
     drivers: int
+    store: str
+
+    def name(self, on: str) -> str:
+        """Under which trials are counted."""
+        parts = [
+            on,
+            *([self.search] if self.search != "digits" else []),
+            *([self.store] if self.store != "folder" else []),
+        ]
+        return ", ".join([*parts, *([f"{self.drivers} drivers"] if self.drivers > 1 else [])])
 
 
-def words(on: str, store: str, length: str) -> list[str]:
+SEARCHES = {
+    "digits": ["--task", "counted_task:counted", "--levels", "2", "--rewind", "3it", "--replicates", "2"],
+    "resnet-20": ["--task", "counted_task:counted_resnet", "--levels", "14", "--rewind", "20it", "--replicates", "1"],
+}
+
+
+def words(settings: Settings, on: str, store: str) -> list[str]:
     """Of the search."""
     return [
-        *("search", "iterative", "--task", "counted_task:counted", "--levels", "2", "--rewind", "3it"),
-        *("--replicates", "2", "--controls", "none", "--store", store, "--json"),
-        *("--checkpoint-seconds", str(CHECKPOINT), "--recipe.length", length, "--on", on),
+        *("search", "iterative", *SEARCHES[settings.search], "--controls", "none", "--store", store, "--json"),
+        *("--checkpoint-seconds", str(settings.checkpoint), "--recipe.length", settings.length, "--on", on),
+        *(("--recipe.batch", str(settings.batch)) if settings.batch else ()),
     ]
 
 
@@ -91,7 +116,9 @@ class Trial:
         for one in (self._shared, *folder.glob("cache-*")):
             shutil.rmtree(one, ignore_errors=True)
         self._shared.mkdir()
-        self._store = "store" if settings.drivers == 1 else f"file://{self._shared}/store"
+        self._store = "store" if settings.store == "folder" else f"file://{self._shared}/store"
+        if settings.store == "bucket":
+            self._store = f"s3://{made_bucket(os.environ['AWS_ENDPOINT_URL'], f'trial-{uuid.uuid4().hex[:12]}')}/of/us"
         self._drivers: dict[int, Child] = {}
         self.pids = set[int]()
         """Of all drivers there were."""
@@ -130,10 +157,10 @@ class Trial:
 
         def begin() -> None:
             self._begin()
-            if self._settings.drivers > 1:
+            if self._settings.store != "folder":
                 os.environ["TICKETRY_CACHE"] = str(self._folder / f"cache-{at}")
 
-        child = Child(words(self._where.on, self._store, self._settings.length), self.work, begin, logs)
+        child = Child(words(self._settings, self._where.on, self._store), self.work, begin, logs)
         self.pids.add(child.pid)
         return child
 
@@ -144,7 +171,7 @@ class Trial:
             return True
         self.counts["begun again"] += 1
         told = child.told()[1]
-        if "Traceback" in told and not told.splitlines()[-1].startswith("ticketry: "):  # Dask's client logs some
+        if "Traceback" in told and "\nticketry: " not in told.rpartition("Traceback")[2]:  # Dask's client logs some
             self.wrong.append(told[-1500:])
         return False
 
@@ -192,8 +219,7 @@ class Trial:
         return []
 
     def _judge(self, wanted: Mapping[str, str]) -> None:
-        if self._settings.drivers > 1:
-            os.environ["TICKETRY_CACHE"] = str(self._folder / "cache-0")
+        if self._settings.store != "folder":
             finished(["store", "copy", self._store, "store", "--json"], self.work)
         self.wrong += difference(kept(self.work), wanted)
         if not self.wrong:
@@ -222,6 +248,10 @@ def main() -> None:
     parser.add_argument("--on", nargs="+", required=True)
     parser.add_argument("--kills", type=int, default=100, help="of each runner, those counted before among them")
     parser.add_argument("--drivers", type=int, default=1, help="searches at once on one store")
+    parser.add_argument("--store", choices=("folder", "leases", "bucket"), help="by default leases for two drivers")
+    parser.add_argument("--search", choices=tuple(SEARCHES), default="digits")
+    parser.add_argument("--batch", type=int, default=0, help="of a training; 0: as the task has it")
+    parser.add_argument("--checkpoint", type=float, default=0.2, help="seconds between two")
     parser.add_argument("--counts", type=Path, default=Path("kills-elsewhere.json"))
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/kills-elsewhere"))
     parser.add_argument("--length", default="3000it", help="of a training")
@@ -233,22 +263,34 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        *(getattr(arguments, name) for name in Settings._fields[:-1]),
+        store=arguments.store or ("folder" if arguments.drivers == 1 else "leases"),
+    )
     os.environ.update({FILE: str(folder / "steps"), "TICKETRY_LEASE_SECONDS": "1"})
+    os.environ["TICKETRY_CACHE"] = str(folder / "cache")  # of workers elsewhere; drivers have their own
     for name in ("distributed", "ray", "submitit"):
         with contextlib.suppress(ImportError):
             __import__(name)
     preloaded()
     (folder / "steps").unlink(missing_ok=True)
-    finished(words("in-process", "store", arguments.length), fresh(folder))
-    raise SystemExit(counted(arguments, kept(folder / "work"), own(steps_of(folder / "steps"))))
+    seconds = finished(words(settings, "in-process", "store"), fresh(folder))
+    needed = own(steps_of(folder / "steps"))
+    print(f"undisturbed: {seconds:.0f} s, {len(needed)} steps", flush=True)
+    with contextlib.ExitStack() as stack:
+        if settings.store == "bucket":
+            os.environ.update(environment(stack.enter_context(moto_server())))
+        wrong = counted(arguments, settings, kept(folder / "work"), needed)
+    raise SystemExit(wrong)
 
 
-def counted(arguments: argparse.Namespace, wanted: Mapping[str, str], needed: frozenset[str]) -> bool:
+def counted(
+    arguments: argparse.Namespace, settings: Settings, wanted: Mapping[str, str], needed: frozenset[str]
+) -> bool:
     """Trials of all runners in turns, until there are enough kills of each; whether anything was wrong."""
-    settings = Settings(arguments.length, arguments.pause, arguments.stopped, arguments.most, arguments.drivers)
     draw, began, path = random.Random(arguments.seed), time.monotonic(), arguments.counts.resolve()
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    names = {on: on if settings.drivers == 1 else f"{on}, {settings.drivers} drivers" for on in arguments.on}
+    names = {on: settings.name(on) for on in arguments.on}
     begin = preload_workers() if any(on.startswith("processes") for on in arguments.on) else lambda: None
     wrong = False
     with contextlib.ExitStack() as stack:
@@ -266,7 +308,7 @@ def counted(arguments: argparse.Namespace, wanted: Mapping[str, str], needed: fr
             steps = steps_of(arguments.folder / "steps")
             if on != "in-process":  # drivers train nothing; they measure what steps cost
                 steps = [step for step in steps if step.pid not in trial.pids]
-            lost = losses(steps, needed, CHECKPOINT)
+            lost = losses(steps, needed, settings.checkpoint)
             if strange := lost.pop("steps of other bits"):
                 trial.wrong.append(f"{strange} steps of other bits")
             if trial.wrong:
