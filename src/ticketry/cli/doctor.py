@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ticketry import platforms
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
 
@@ -122,7 +123,9 @@ def _machine() -> Iterator[Finding]:
 
 def _vectors(features: Sequence[str]) -> Finding:
     width, means = "none that is used here", "Kernels run without wide vectors; training stays in torch by default."
-    if "avx512f" in features:
+    if why := platforms.no_kernels():
+        means = f"Models run and train in torch alone: {why}."
+    elif "avx512f" in features:
         width, means = "AVX-512, 16 float32", "All kernels run here; --kernels auto trains sparse networks in them."
     elif "avx2" in features:
         width = "AVX2, 8 float32"

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ticketry import platforms
 from ticketry.errors import EngineError, MissingExtraError
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
@@ -47,7 +48,7 @@ def target(name: str = "host") -> Target:
     is Arm's 64-bit processors with NEON.
 
     Raises:
-        EngineError: no such name, or the host lacks what the name asks for.
+        EngineError: no such name, the host lacks what the name asks for, or no kernels run on this system.
     """
     host = _host()
     if name in ("host", host.name):
@@ -72,6 +73,8 @@ def foreign(name: str) -> Target:
 
 @functools.cache
 def _host() -> Target:
+    if why := platforms.no_kernels():
+        raise EngineError(why)
     llvm = binding()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
