@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -42,14 +43,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Outside(HTMLParser):
-    """What a page would load from elsewhere."""
+    """What a page would load from elsewhere; and where its links lead, and what they may lead to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         told = dict(attributes)
+        self.anchors |= {value for name in ("id", "name") if (value := told.get(name))}
+        if tag == "a" and (target := told.get("href")):
+            self.links.add(target)
         for name in ("src", "href") if tag != "a" else ():
             if (told.get(name) or "").startswith(("http", "//")) and told.get("rel") != "canonical":
                 self.found.append(f"{tag} {told[name]}")
@@ -63,6 +69,37 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
         reader = Outside()
         reader.feed(page.read_text(encoding="utf-8"))
         assert not reader.found, page
+
+
+@pytest.mark.slow
+def test_no_link_is_broken(site: Path) -> None:
+    """Of all pages, those made of the code and of notebooks too: each leads to a page, a file or a heading."""
+    pages: dict[Path, Outside] = {}
+    for path in site.rglob("*.html"):
+        pages[path] = Outside()
+        pages[path].feed(path.read_text(encoding="utf-8"))
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            told = urlsplit(link)
+            if told.scheme or told.netloc:
+                continue
+            target = Path(os.path.normpath(path.parent / unquote(told.path))) if told.path else path
+            anchors = pages[target].anchors if target in pages else set()
+            if not target.exists() or (told.fragment and unquote(told.fragment) not in anchors):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert sum(len(page.links) for page in pages.values()) > 5000
+    assert not broken
+
+
+@pytest.mark.slow
+def test_scores_that_are_a_formula_have_the_signature_of_a_score(site: Path) -> None:
+    page = (site / "reference" / "python-score.html").read_text(encoding="utf-8")
+    for name in ("taylor", "fisher", "snip", "grasp"):
+        (told,) = re.findall(rf'id="ticketry\.core\.score\.{name}\.{name}".*?</code></pre>', page, re.DOTALL)
+        signature = re.sub(r"<[^>]+>|\s", "", told)
+        assert "scope:Scope" in signature, signature
+        assert "at:Mask|None=None" in signature
 
 
 @pytest.mark.slow

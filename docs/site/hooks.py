@@ -72,6 +72,11 @@ def _reference() -> str:
     )
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Leave away the page of a server: where the site will be is not known, so its links lead nowhere."""
+    (Path(config.site_dir) / "404.html").unlink(missing_ok=True)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to files outside of docs/: to their page, or the path alone, since the site has no such file."""
     folder = posixpath.dirname(page.file.src_uri)
@@ -83,7 +88,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             inner = path.removeprefix("docs/")
             if inner.endswith(".ipynb"):
                 inner = f"{inner.removesuffix('.ipynb')}.md"
-            if files.get_file_from_path(inner) is not None:
+            there = files.get_file_from_path(inner)
+            if there is not None and not there.inclusion.is_excluded():
                 return f"[{text}]({posixpath.relpath(inner, folder or '.')}{anchor})"
             if (ROOT / path).exists():
                 return f"{text} (`{path}`)"
