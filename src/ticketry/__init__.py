@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ticketry import platforms as _platforms
+from ticketry.engine import platforms as _platforms
 from ticketry.version import __version__
 
 _platforms.warn()

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ticketry import platforms
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import megabytes
+from ticketry.engine import platforms
 
 _DESCRIPTION = """\
 What this machine and this environment have, and what each means for speed: processor, threads, precision, packages of

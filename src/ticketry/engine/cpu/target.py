@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ticketry import platforms
+from ticketry.engine import platforms
 from ticketry.errors import EngineError, MissingExtraError
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ticketry import platforms
+from ticketry.engine import platforms
 
 _ELSEWHERE = """
 import platform, warnings
