@@ -169,8 +169,14 @@ def test_it_has_an_example(name: str) -> None:
     assert any(one.want for one in examples), f"the example of {name} shows nothing"
 
 
+_LONG = {"Run", "tk.cost.meet", "tk.search.decorators.Settings"}
+"""Examples that take seconds: a search, costs measured, a decorated search. What they call, others call as well."""
+
+
 @pytest.mark.usefixtures("beside")
-@pytest.mark.parametrize("name", _SHOWN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _LONG else []) for name in _SHOWN]
+)
 def test_the_example_runs(name: str) -> None:
     """As it is pasted behind `import torch`, `from torch import nn`, `import ticketry as tk`."""
     examples = _examples(_SHOWN[name])
