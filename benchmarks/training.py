@@ -109,7 +109,7 @@ def rows_of(name: str, arguments: argparse.Namespace, scope: contextlib.ExitStac
     """
     torch.manual_seed(0)
     batch = arguments.batch or BATCHES.get(name, 128)
-    model, x, y = {"gpt": gpt, "lstm": lstm}[name](batch) if name in ("gpt", "lstm") else classifier(name, batch)
+    model, x, y = network(name, batch)
     precision, half = arguments.precision, arguments.precision == "bf16"
     dense = dense_steps(model, x, y, arguments.compile, half=half)
     sparse = {}
@@ -234,7 +234,7 @@ def memory(name: str, density: float, arguments: argparse.Namespace) -> list[Row
 def peak(name: str, batch: int, pattern: str, density: float | None, half: bool) -> int:
     """Bytes that the process takes at most in three steps, beyond what it took before: model, batch and libraries."""
     one_thread()
-    model, x, y = classifier(name, batch)
+    model, x, y = network(name, batch)
     if density is not None:
         precision = "bf16" if half else "fp32"
         model = tk.sparse_training(model, synthetic(model, pattern, density), x, precision=precision)
@@ -243,6 +243,11 @@ def peak(name: str, batch: int, pattern: str, density: float | None, half: bool)
     for _ in range(3):
         step()
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def network(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network with a batch of noise and its labels."""
+    return {"gpt": gpt, "lstm": lstm}[name](batch) if name in ("gpt", "lstm") else classifier(name, batch)
 
 
 def classifier(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
