@@ -427,6 +427,24 @@ def test_hooks_run_once() -> None:
         assert seen == [nn.Conv2d, nn.Sequential, nn.Sequential]
 
 
+def test_hooks_of_the_model_and_of_all_modules_run() -> None:
+    model = LeNet300100((1, 28, 28), 10, scale=same_width).train()
+    x, _ = data((1, 28, 28))
+    fast, seen = tk.sparse_training(model, tk.prune(model, density=0.1, distribution="layerwise"), x), []
+    expected = fast(x)  # with no hook at all, which takes a shorter way
+    handles = [
+        model.register_forward_hook(lambda module, args, output: output + 1),
+        torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module))),
+    ]
+    try:
+        assert torch.equal(fast(x), expected + 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert type(model) in seen
+    assert torch.equal(fast(x), expected)
+
+
 def test_frozen_norms_and_random_numbers_in_the_order_of_the_code() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:

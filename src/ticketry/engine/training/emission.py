@@ -129,18 +129,17 @@ def _layer(node: Conv, plan: Plan) -> Layer:
 def _(node: Conv, plan: Plan) -> None:
     x, y = plan.values[node.x], plan.make(node.y)
     found = forward(x, y, _layer(node, plan), plan.target)[0]
-    slot, gather = plan.add("forward", found.ops), plan.alone(found.gather())
+    slot = plan.add("forward", found.ops)
+    plan.gather(found.gather(), (node.module, "weight"))
     plan.packed[node.module] = found
+    rows = found.rows // y.geometry.bytes
 
     def fill(call: Call) -> None:
-        weight = call.parameters[node.module, "weight"].detach().contiguous()
-        call.session.run(gather.number, gather.number + 1, [weight.data_ptr()])
-        if node.bias:
-            bias = call.parameters[node.module, "bias"].detach().numpy()
-            plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
+        bias = call.parameters[node.module, "bias"].detach().numpy()
+        plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
 
-    rows = found.rows // y.geometry.bytes
-    plan.prepare["forward"].append(fill)
+    if node.bias:
+        plan.prepare["forward"].append(fill)
 
 
 @_backward.register
@@ -161,9 +160,8 @@ def _gathered(plan: Plan, node: Conv, found: list[Gathered]) -> None:
     """Operations whose weights are gathered, at the beginning of the way back, from those of the way there."""
     for each in found:
         plan.add("backward", each.ops)
-    gathers = [plan.alone(each.gather(plan.packed[node.module])).number for each in found if len(each.index)]
-    if gathers:
-        plan.prepare["backward"].append(lambda call: call.session.run(gathers[0], gathers[-1] + 1))
+        if len(each.index):
+            plan.gather(each.gather(plan.packed[node.module]))
 
 
 def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) -> None:
@@ -176,12 +174,12 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
         return
     made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch)
     plan.add("backward", made.ops, made.begin)
-    ends = [plan.alone(op).number for op in made.end]
+    ends = [plan.alone(op) for op in made.end]
 
     def totals(call: Call) -> None:
         packed = torch.empty(made.packed)
         gradient = call.memory.empty(node.module, call.parameters[node.module, "weight"].shape)
-        call.session.run(ends[0], ends[-1] + 1, [packed.data_ptr(), gradient.data_ptr()])
+        call.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         call.gradients[node.module, "weight"] = gradient
 
     plan.later(totals)
@@ -194,7 +192,7 @@ def _bias_gradient(node: Conv, plan: Plan, dy: Batch) -> None:
         sums = sums_of(plan.program.ops[slot.number], plan.target)[:, 0]
         call.gradients[node.module, "bias"] = torch.from_numpy(sums.astype(np.float32))
 
-    plan.later(total)
+    plan.last(total)
 
 
 # -- norms -------------------------------------------------------------------------------------------------------------

@@ -115,6 +115,10 @@ class Plan:
         self._scratch, self._scratch_taken = Place(0, 0, None), False
         self._waiting: list[tuple[list[Op], list[Op], Slot]] = []
         self._later: list[Stage] = []
+        self._last: list[Stage] = []
+        self._alone: list[tuple[Op, Slot]] = []
+        self._gathers: list[tuple[Op, tuple[str, str]]] = []
+        self._regathers: list[Op] = []
         self.packed: dict[str, Gathered] = {}
         """Module -> the operations of the way there, with its weights."""
         self.known: dict[str, list[Batch]] = {}
@@ -133,10 +137,33 @@ class Plan:
                 f"a batch of {live} needs {size >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
                 " train with smaller batches, and add up their gradients"
             )
+        for op, slot in self._alone:
+            slot.number = len(self.ops)
+            self.ops.append(op)
+        self._link_gathers()
+        self.stages["backward"] += self._last
         # Zeros that nobody ever overwrites are there from the beginning.
         stay = {id(op) for place, op in self._borders if self._arena.alone(place)}
         ops = [replace(op, args=(0, *op.args[1:])) if id(op) in stay else op for op in self.ops]
         self.program = Program(ops, self.blocks * self.images, size, self._library, split="parts")
+
+    def _link_gathers(self) -> None:
+        """All tables of a pass are filled in one call, or in one for so many tensors: small steps are mostly calls."""
+        first, keys = len(self.ops), [key for _, key in self._gathers]
+        for number, (op, _) in enumerate(self._gathers):
+            self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
+        again = range(len(self.ops), len(self.ops) + len(self._regathers))
+        self.ops += self._regathers
+
+        def fill(call: Call) -> None:
+            for low in range(0, len(keys), _TENSORS):
+                weights = [call.parameters[key].detach().contiguous() for key in keys[low : low + _TENSORS]]
+                begin, places = first + low, [weight.data_ptr() for weight in weights]
+                call.session.run(begin, begin + len(weights), places)
+
+        self.prepare["forward"].append(fill)
+        if again:
+            self.prepare["backward"].append(lambda call: call.session.run(again.start, again.stop))
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -231,8 +258,16 @@ class Plan:
         first = len(self.ops)
         self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
-        self.stages[when].append(_Run([first, len(self.ops)]))
+        self._runs(when, [first, len(self.ops)])
         return slot
+
+    def _runs(self, when: str, bounds: list[int]) -> None:
+        """Run operations next, in one call with those before them where nothing comes between."""
+        before = self.stages[when][-1] if self.stages[when] else None
+        if isinstance(before, _Run) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
+            before.bounds[1] = bounds[1]
+        else:
+            self.stages[when].append(_Run(bounds))
 
     def then(self, when: str, stage: Stage) -> None:
         """Add what happens when all is done that was added before."""
@@ -245,10 +280,23 @@ class Plan:
         if not self._waiting:
             self.finish("backward")
 
+    def last(self, stage: Stage) -> None:
+        """Add what may happen at the end of the way back: it reads a table that nobody else writes."""
+        self._last.append(stage)
+
     def alone(self, op: Op) -> Slot:
         """An operation that only a stage runs."""
-        self.ops += self._labelled([op])
-        return Slot(len(self.ops) - 1)
+        slot = Slot()
+        self._alone.append((self._labelled([op])[0], slot))
+        return slot
+
+    def gather(self, op: Op, parameter: tuple[str, str] | None = None) -> None:
+        """Fill a table before the way there from a parameter, or else before the way back from another table."""
+        (op,) = self._labelled([op])
+        if parameter is None:
+            self._regathers.append(op)
+        else:
+            self._gathers.append((op, parameter))
 
     def _labelled(self, ops: Sequence[Op]) -> list[Op]:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
@@ -266,7 +314,7 @@ class Plan:
                     self.ops.append(ops[block])
             bounds.append(len(self.ops))
         if bounds[-1] > bounds[0]:
-            self.stages[when].append(_Run(bounds))
+            self._runs(when, bounds)
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
         self._arena.settle()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from ticketry.engine.training.kept_weights import KeptWeights
 from ticketry.engine.training.layer_rows import rows_of
 from ticketry.engine.training.lstm_unit import LstmUnit, lstm_units, masks_of_lstms
 from ticketry.engine.training.tracing import LAYERS, copy_of
-from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of
+from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of, within
 from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
 
@@ -252,7 +252,7 @@ class SparseTraining(nn.Module):
         inside, apart = ([""], [*form.wholes]) if form.traced is not None else ([], [])
         for unit in self._units:
             name = unit.name
-            if name in calls and (not _within(name, inside) or _within(name, apart)):
+            if name in calls and (not within(name, inside) or within(name, apart)):
                 form, _ = unit.form(*calls[name], twin=twin.get_submodule(name))
                 if form.traced is not None:
                     inside, apart = [*inside, name], [*apart, *(unit.named(whole) for whole in form.wholes)]
@@ -277,7 +277,11 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.running():
+        if self._weights is not None:
+            self._weights.begin()
+        if (call := self._units[0].direct(args, kwargs)) is not None:
+            return call()
+        with running(self._all):
             return self._model[0](*args, **kwargs)
 
     @contextmanager
@@ -299,8 +303,8 @@ class SparseTraining(nn.Module):
         kernels; medians of `rounds` calls. Gradients, statistics of norms and random numbers stay as they were.
         """
         model = self._model[0]
-        gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        gradients = [(one, one.grad) for one in model.parameters()]
+        buffers = [(one, one.clone()) for one in model.buffers()]
         try:
             with torch.random.fork_rng(devices=[]):
                 self._pass(args, kwargs)  # makes plans and kernels
@@ -373,10 +377,6 @@ class SparseTraining(nn.Module):
 
     def __reduce__(self) -> Any:
         raise EngineError("a module of sparse training is not pickled: save its state_dict, or the model")
-
-
-def _within(name: str, modules: Sequence[str]) -> bool:
-    return any(name.startswith(f"{module}.") or not module for module in modules)
 
 
 def _by_parameter(model: nn.Module, mask: Mask) -> dict[int, Tensor]:

@@ -6,13 +6,14 @@ modules that it calls are tried in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ticketry.engine.cpu.jit import Library
@@ -21,7 +22,7 @@ from ticketry.engine.training.capture import LIMIT, LIMITS, Captured, Part, capt
 from ticketry.engine.training.kept_weights import KeptWeights
 from ticketry.engine.training.nodes import Conv
 from ticketry.engine.training.region_step import RegionStep
-from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, key_of, traced
+from ticketry.engine.training.tracing import LAYERS, Substitute, Traced, Untraceable, alone, has_hooks, key_of, traced
 
 _T = TypeVar("_T")
 
@@ -68,6 +69,8 @@ class _Form:
     """Modules that the graph has as wholes, with layers under the mask in them."""
     captured: Captured | None = None
     steps: dict[int, RegionStep] = field(default_factory=dict)
+    direct: bool = False
+    """Whether some of it is in kernels, and no module is called beside them."""
 
 
 class Unit(Substitute):
@@ -105,6 +108,22 @@ class Unit(Substitute):
                 return _Walk(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result()
         self.context.reads(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
+
+    def direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+        """The call where nothing is called but kernels and functions, so that no module needs a substitute.
+
+        Nor does it go through torch's way of calling a module, which is a tenth of a small network's step.
+        """
+        module, context = self.module, self.context
+        plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None
+        if not plain or not module.training or context.half or context.walking or "forward" in module.__dict__:
+            return None
+        if has_hooks(module) or _has_any_global_hook():  # type: ignore[no-untyped-call]
+            return None
+        form, leaves = self.form(args, kwargs)
+        if form.traced is None or not form.direct:
+            return None
+        return _Walk(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result
 
     def form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
@@ -168,11 +187,13 @@ class Unit(Substitute):
             for step in form.captured.order
             if isinstance(step, Part)
         }
+        others = [step for step in form.captured.order if not isinstance(step, Part)]
+        form.direct = bool(form.steps) and not any(step.op == "call_module" for step in others)
 
     def forget(self) -> None:
         """Regions, because the mask is another; graphs stay."""
         for form in self._forms.values():
-            form.captured, form.steps = None, {}
+            form.captured, form.steps, form.direct = None, {}, False
 
     # -- what it says of itself --------------------------------------------------------------------------------------
 
@@ -222,6 +243,11 @@ def units_of(model: nn.Module, context: Context) -> list[Unit]:
         for name, module in model.named_modules()
         if not name or any(one == name or one.startswith(f"{name}.") for one in context.kept)
     ]
+
+
+def within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a module is in one of these, by names."""
+    return any(name.startswith(f"{module}.") or not module for module in modules)
 
 
 @contextmanager
