@@ -46,6 +46,13 @@ def free_port() -> int:
 @contextlib.contextmanager
 def moto_server() -> Iterator[str]:
     """The address of moto's server, started here; a test without it is skipped."""
+    with moto_process() as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def moto_process() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same with the server's process."""
     for package in ("obstore", "moto", "flask", "flask_cors"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(
@@ -65,7 +72,7 @@ def moto_server() -> Iterator[str]:
                 assert server.poll() is None, "moto's server has ended"
                 assert time.monotonic() < limit, "moto's server does not answer"
                 time.sleep(0.1)
-        yield address
+        yield address, server
     finally:
         server.kill()
         server.wait()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.calling import call
-from faults.searching import QUICK, Search, assert_same, searched_here
+from faults.searching import QUICK, Search, assert_same, searched_here, small_disk
 from samples import sample
 from ticketry.cli import main
 
@@ -48,7 +46,7 @@ def test_flipped_byte(tmp_path: Path, undisturbed: dict[str, Any], finished_stor
 
 @pytest.mark.slow
 def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    with _small_disk(tmp_path, "3m") as disk:
+    with small_disk(tmp_path, "3m") as disk:
         code, _, err = Search(disk / "store", workers=0).finish()
         assert code == 1
         assert "no space is left there" in err
@@ -69,7 +67,7 @@ def test_full_disk_at_what_is_written_last(
     file: str,
 ) -> None:
     """Tickets and the record; every write of a search in turn is tried by benchmarks/full_disk.py."""
-    with _small_disk(tmp_path, "100m") as disk:
+    with small_disk(tmp_path, "100m") as disk:
         store, ballast = disk / "store", disk / "ballast"
         shutil.copytree(finished_store, store)
         shutil.rmtree(store / "runs")
@@ -110,7 +108,7 @@ def test_quota(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
-    with _small_disk(tmp_path, "100m") as disk:
+    with small_disk(tmp_path, "100m") as disk:
         shutil.copytree(finished_store, disk / "store")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         code, _, err = Search(disk / "store", "--seed", "7").finish()
@@ -151,18 +149,3 @@ def test_bad_input_is_told_in_words(
     assert "Traceback" not in err
     if store.exists():
         assert main(["store", "check", "--store", str(store)]) == 0
-
-
-@contextlib.contextmanager
-def _small_disk(tmp_path: Path, size: str) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs rights that are not to be had here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from buckets import environment, made_bucket, moto_server
+from buckets import environment, made_bucket, moto_process, moto_server
 from faults.disturbed import difference, left_behind, without_times
 from faults.machines import begun, result, wait_for_state
 from ticketry.lab.remote.buckets import Bucket
@@ -20,6 +21,7 @@ SEARCH = [
     *("search", "iterative", "--task", "digits", "--replicates", "1", "--levels", "2", "--rewind", "3it", "--json"),
     *("--controls", "shuffled", "--recipe.length", "400it", "--checkpoint-seconds", "0.05", "--workers", "0"),
 ]
+AWAY_SECONDS = 120
 Ticketry = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -68,6 +70,32 @@ def test_killed_on_one_machine_it_goes_on_from_its_last_state_on_another(
     assert result(ticketry("two", "store", "check", "--store", "store", "--json"))["sound"]
     assert result(ticketry("four", "store", "check", "--store", url, "--json"))["sound"]
     assert not difference(left_behind(tmp_path / "work"), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_network_is_away_for_two_minutes(tmp_path: Path) -> None:
+    """The bucket's server stands still (SIGSTOP) in the middle of a training, far longer than a lease lasts."""
+    with moto_process() as (address, server):
+
+        def ticketry(machine: str, *words: str) -> subprocess.Popen[str]:
+            return begun(tmp_path, machine, environment(address), *words)
+
+        usual, wanted = undisturbed(ticketry, tmp_path / "work")
+        url = f"s3://{made_bucket(address, 'away')}"
+        search = ticketry("one", *SEARCH, "--store", url)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment(address).items():
+                patch.setenv(name, value)
+            wait_for_state(Bucket(url), search)
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(AWAY_SECONDS)
+        assert search.poll() is None, "it waits"
+        server.send_signal(signal.SIGCONT)
+        assert result(search, 500)["now"]["steps_trained"] == usual["now"]["steps_trained"]
+        assert result(ticketry("two", "store", "copy", url, "store", "--json"))["files"] > 5
+        assert result(ticketry("two", "store", "check", "--store", url, "--json"))["sound"]
+        assert not difference(left_behind(tmp_path / "work"), wanted)
 
 
 @pytest.mark.slow

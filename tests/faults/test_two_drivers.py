@@ -46,7 +46,9 @@ def begun(folder: Path, machine: str, words: Sequence[str], clock: float = 0.0) 
 
 
 @pytest.mark.parametrize(
-    ("shared", "clock"), [("folder", 0.0), ("leases", 3600.0)], ids=["locks", "leases, a clock an hour ahead"]
+    ("shared", "clock"),
+    [("folder", 0.0), ("leases", 3600.0), ("leases", -3600.0)],
+    ids=["locks", "leases, a clock an hour ahead", "leases, a clock an hour behind"],
 )
 def test_two_drivers_on_two_runners_train_every_segment_once(tmp_path: Path, shared: str, clock: float) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'ticketry[slurm]'")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ticketry import errors
-from ticketry.errors import RunnerError, TicketryError
+from ticketry.errors import DataError, RunnerError, StoreError, TicketryError
 from ticketry.lab.environment import processor
 from ticketry.lab.runners.runner import Order
 from ticketry.lab.store import NUMERICS
@@ -215,5 +215,8 @@ def error_of(found: dict[str, Any]) -> TicketryError:
     kind = getattr(errors, str(found["error"]), None)
     if not (isinstance(kind, type) and issubclass(kind, TicketryError)):
         return RunnerError(str(found["args"]))
-    made: TicketryError = kind(*found["args"])
+    args = list(found["args"])
+    if issubclass(kind, (StoreError, DataError)) and args and isinstance(args[0], str):  # of that machine's disk
+        args[0] = f"{args[0]} (the worker {found['worker']})"
+    made: TicketryError = kind(*args)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -126,7 +126,9 @@ class Loop:
         self.optimizer.step()
         for after in self._after_step:
             after()
-        self._losses[step - self.segment.first] = loss.detach() if self._group is None else self._group.mean(loss)
+        self._losses[step - self.segment.first] = (
+            loss.detach() if self._group is None else self._group.loss_of_step(loss)
+        )
 
     @cached_property
     def _kernels(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -190,6 +192,13 @@ class Loop:
     def resume_losses(self, losses: Tensor) -> None:
         """Those of the steps before, where the state came after this loop was made."""
         self._losses[: len(losses)] = losses
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """See `InTraining`. In one process there is nothing to do."""
+        if self._group is not None:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = self._group.mean(parameter.grad)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -71,6 +71,9 @@ class InTraining(Protocol):
     def look_at_losses(self) -> None:
         """Raises `TrainingError` if a loss since the last look is not finite."""
 
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Of parameters that are not the network's: over the processes that train it together."""
+
 
 _KNOWN: dict[str, type[Variant]] = {}
 """Every class of variants that was imported, by name and place."""
@@ -87,9 +90,13 @@ class Variant:
     """Whether a step computes with weights that a mask removes, also where that need not be."""
     sparse_kernels: ClassVar[bool] = False
     """Whether a step may compute with only what the mask keeps, in kernels that take the model as it is."""
-    several_ranks: ClassVar[bool] = False
-    """Whether several processes may train with it together, each on its part of a batch: what its effect does to
-    weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
+
+    @property
+    def several_ranks(self) -> bool:
+        """Whether several processes may train with it together, each on its part of a batch: what its effect does to
+        weights and gradients is the same in all of them, and it looks at no batch and draws nothing."""
+        return False
+
     in_parts: ClassVar[bool] = False
     """Whether several processes may train with it of which each has a part of every parameter (`fully_shard`)."""
     whole_channels: ClassVar[bool] = False

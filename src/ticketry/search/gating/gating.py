@@ -130,6 +130,11 @@ class Gating(Variant):
         given = {name: value for name, value in values.items() if name != "source"}  # which the kind has by itself
         return cls(**{**given, "scope": tuple(values["scope"])})
 
+    @property
+    def several_ranks(self) -> bool:
+        """Gates that are drawn, and what compares or normalises the outputs of one process, are of one process."""
+        return not (self.make_kind().draws or self.frozen or self.structured)
+
     def blobs(self) -> tuple[str, ...]:
         return () if self.earlier is None else (self.earlier,)
 
@@ -259,6 +264,9 @@ class GatesEffect(Effect):
 
     def _statistics(self) -> contextlib.AbstractContextManager[None]:
         return batch_statistics(self._norms) if self._gating.frozen else contextlib.nullcontext()
+
+    def after_backward(self) -> None:
+        self._training.average_gradients(self.gates.parameters())
 
     def after_step(self) -> None:
         around, step = self.around, self._training.step

@@ -75,8 +75,11 @@ def test_a_task_without_a_name(two):
 
 
 def test_variants_that_one_process_trains(two):
-    with pytest.raises(UsageError, match="training with gates is done by one process, not by 2"):
-        two.segment(task_of(), start=0, variants=(Gating(scope=("0.weight",)),))
+    drawn = [{"kind": "hard-concrete"}, {"frozen": True}, {"structured": True}]
+    for settings in drawn:
+        with pytest.raises(UsageError, match="training with gates is done by one process, not by 2"):
+            two.segment(task_of(), start=0, variants=(Gating(scope=("0.weight",), **settings),))
+    assert two.segment(task_of(), start=0, variants=(Gating(scope=("0.weight",)),)).arithmetic.ranks == 2
 
 
 def test_sparse_kernels_are_of_one_process(two):

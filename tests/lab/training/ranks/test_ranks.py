@@ -22,6 +22,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import OWN
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.search.gating.gating import Gating
 
 
 @pytest.fixture
@@ -80,6 +81,19 @@ def test_norms_of_each_rank(store):
     assert max(float((found[name] - expected[name]).abs().max()) for name in found) <= 1e-9
     synchronised = described(store, task, 2, recipe=recipe)
     assert synchronised.key != segment.key
+
+
+def test_gates_are_those_of_one_process(store):
+    """Of Continuous Sparsification: their gradients are the mean over ranks, as those of the weights are."""
+    gates = Gating(scope=("0.weight", "6.weight"), lr=0.5, init=0.02, penalty=1e-4, final=50.0)
+    segments = [described(store, task_of(examples=211), ranks, masked=False, variants=(gates,)) for ranks in (1, 2)]
+    one, two = (trained(store, each) for each in segments)
+    assert apart(store, one["model"], two["model"]) <= 1e-9
+    assert apart(store, one["variants"]["gates"], two["variants"]["gates"]) <= 1e-9
+    begun = {f"s/{name}": torch.full((), 0.02) for name in gates.scope}
+    moved = store.get_tensors(two["variants"]["gates"])
+    assert all((moved[name] - value).abs().max() > 0.01 for name, value in begun.items())
+    assert {**one["gating"], "soft_density": 0} == {**two["gating"], "soft_density": 0}
 
 
 # -- stopped and killed ------------------------------------------------------------------------------------------------

@@ -97,6 +97,10 @@ class Group:
         dist.all_reduce(total)
         return total
 
+    def loss_of_step(self, value: Tensor) -> Tensor:
+        """The mean over all ranks, asked for once a step."""
+        return self.mean(value)
+
     def gather(self, value: Any) -> list[Any]:
         """What each rank has, in order."""
         found: list[Any] = [None] * self.world

@@ -6,6 +6,7 @@ by `torch.distributed.checkpoint`, each rank its own part, as safetensors; resul
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _SMALLEST = 1 / 1024
 """Of a network's parameters, what a block has at least to be gathered by itself."""
+_FILE = 64 << 20
+"""Bytes of all ranks together in one set of files of a state."""
 _GPU_LOOKS = 16
 """Steps on a GPU after which ranks look whether a state is to be stored, for which it has to be waited for."""
 
@@ -67,8 +70,8 @@ class ShardedGroup(Group):
         self._wish = wish and not self._heard
         return self._heard
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Over all ranks; what they wish for goes along."""
+    def loss_of_step(self, value: Tensor) -> Tensor:
+        """The mean over all ranks; what they wish for goes along."""
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
         dist.all_reduce(both)
         self._steps += 1
@@ -115,7 +118,16 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
 
     folder = Path(group.first(str(parts.begun(store.paths, trajectory, step)) if group.rank == 0 else None))
     flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
-    _checkpointed(folder, "save", flat, HuggingFaceStorageWriter(path=str(folder), save_distributed=True))
+    # A file is in memory while it is written: several, of which none is large.
+    files = dict(zip(flat, itertools.accumulate(value.nbytes for value in flat.values()), strict=True))
+    numbered = {name: 1 + so_far // _FILE for name, so_far in files.items()}
+    numbers = {number: place for place, number in enumerate(sorted(set(numbered.values())), 1)}
+    by = HuggingFaceStorageWriter(
+        path=str(folder),
+        fqn_to_index_mapping={name: numbers[number] for name, number in numbered.items()},
+        save_distributed=True,
+    )
+    _checkpointed(folder, "save", flat, by)
     found: dict[str, str] = {}
     for each in group.gather(parts.digests(folder, group.rank, group.world)):
         found |= each

@@ -1,0 +1,133 @@
+"""Workers of other machines at fault: another version, a full disk, a node that vanishes. Nothing is damaged, and what
+cannot go on says which worker it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.searching import small_disk
+from lab.runners import elsewhere
+from ticketry.errors import RunnerError, StoreError
+from ticketry.lab.lab import Lab
+from ticketry.lab.runners.runner import Event
+from ticketry.lab.store.maintenance import check
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+OTHER_VERSION = """
+import ticketry.version
+ticketry.version.__version__ = "0.0.9"
+"""
+
+
+class Dask:
+    """A scheduler, and workers with environments of their own."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        port = elsewhere.free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._start(["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], {})
+        elsewhere.wait_for_port(port)
+
+    def worker(self, **environment: str) -> subprocess.Popen[bytes]:
+        words = ["worker", self.address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+        return self._start(words, environment)
+
+    def _start(self, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [sys.executable, "-m", f"distributed.cli.dask_{words[0]}", *words[1:]]
+        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=tempfile.gettempdir(), **quiet)
+        self._stack.callback(elsewhere.ended, process)
+        return process
+
+
+@pytest.fixture
+def dask() -> Iterator[Dask]:
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ticketry[dask]'")
+    with contextlib.ExitStack() as stack:
+        yield Dask(stack)
+
+
+def test_a_worker_of_another_version(dask: Dask, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(OTHER_VERSION)
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    old = dask.worker(PYTHONPATH=path)
+    with (
+        Lab(tmp_path / "store", device="cpu", runner=f"dask:{dask.address}") as lab,
+        pytest.raises(RunnerError, match=rf"worker .*process {old.pid}.* has ticketry 0\.0\.9, and the search"),
+    ):
+        elsewhere.searched(lab)
+    assert check(lab.store).sound
+    elsewhere.ended(old)
+    dask.worker()
+    _goes_on(dask, tmp_path, tmp_path / "store")
+
+
+def test_a_worker_whose_disk_is_full(dask: Dask, tmp_path: Path) -> None:
+    """Its mirror of the shared store; the driver's own disk has room."""
+    store = f"file://{tmp_path}/shared"
+    with small_disk(tmp_path, "64k") as disk:
+        full = dask.worker(TICKETRY_CACHE=str(disk))
+        with (
+            Lab(store, device="cpu", runner=f"dask:{dask.address}") as lab,
+            pytest.raises(StoreError, match=rf"(?s)no space is left there.*worker .*process {full.pid}"),
+        ):
+            elsewhere.searched(lab)
+        elsewhere.ended(full)
+    assert check(lab.store).sound
+    dask.worker()
+    _goes_on(dask, tmp_path, store)
+
+
+def _goes_on(dask: Dask, folder: Path, store: str | Path) -> None:
+    """The same search on the same store, with a sound worker: as one that nothing disturbed."""
+    with (
+        Lab(store, device="cpu", runner=f"dask:{dask.address}") as lab,
+        Lab(folder / "undisturbed", device="cpu") as here,
+    ):
+        assert elsewhere.searched(lab) == elsewhere.searched(here)
+        assert check(lab.store).sound
+
+
+def test_a_node_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only node with a core is taken away in the middle of a training, and another comes."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ticketry[ray]'")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    nodes = [cluster.add_node(num_cpus=1, **small)]
+    seen: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        seen.append(event)
+        stored = any((tmp_path / "store" / "partial").glob("*.safetensors"))
+        if event.kind == "progress" and event.step >= 200 and stored and len(nodes) == 1:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=1, **small))
+
+    try:
+        options: dict[str, Any] = {"device": "cpu", "checkpoint_seconds": 0.2, "on_event": on_event}
+        with Lab(tmp_path / "store", runner=f"ray:{cluster.address},cpus=1", **options) as lab:
+            found = elsewhere.trained(lab)
+            assert check(lab.store).sound
+    finally:
+        cluster.shutdown()
+    assert len(nodes) == 2, "no node was taken away"
+    assert any(event.kind == "lost" for event in seen)
+    with Lab(tmp_path / "undisturbed", device="cpu") as here:
+        assert found == elsewhere.trained(here)
