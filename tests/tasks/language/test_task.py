@@ -101,7 +101,7 @@ def test_options(file: Path) -> None:
     assert task.steps_per_epoch(1000, task.recipe.changed(batch=10)) == 12
     assert text(file, model="lstm", time="30").steps_per_epoch(1000, task.recipe.changed(batch=10)) == 4
     assert text(file).recipe.optimizer == "adam"
-    assert (text(file).time, catalogue.get("ptb").time, catalogue.get("wikitext-2").time) == (100, 35, 64)
+    assert (text(file).time, catalogue.get("ptb").time, catalogue.get("wikitext-2").time) == (50, 35, 64)
 
 
 @pytest.mark.parametrize(
