@@ -42,8 +42,8 @@ def machine(monkeypatch):
 )
 def test_the_rule_on_a_cpu(machine, model, bf16, words, wanted):
     machine(cuda=False, bf16=bf16)
-    assert astuple(choose_arithmetic(model, **words)) == (*wanted, "dense", 1, "")
-    assert astuple(choose_arithmetic(model, device="cpu", **words)) == (*wanted, "dense", 1, "")
+    assert astuple(choose_arithmetic(model, **words)) == (*wanted, "dense", 1, "", "")
+    assert astuple(choose_arithmetic(model, device="cpu", **words)) == (*wanted, "dense", 1, "", "")
 
 
 def test_the_rule_where_there_is_a_gpu(machine):

@@ -115,6 +115,7 @@ CHANGED_ARITHMETIC = {
     "threads": 2,
     "kernels": "sparse 1 avx2",
     "ranks": 2,
+    "parallel": "fsdp",
     "norms": "own",
 }
 STARTS = [
