@@ -55,10 +55,7 @@ def test_killed_on_one_machine_it_goes_on_from_its_last_state_on_another(
     usual, wanted = undisturbed(ticketry, tmp_path / "work")
     url = f"s3://{made_bucket(server, f'kill-{uuid.uuid4().hex}')}/of/us"
     first = ticketry("one", *SEARCH, "--store", url)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(server).items():
-            patch.setenv(name, value)
-        wait_for_state(Bucket(url), first)
+    _wait_for_state_in(url, server, first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     second = result(ticketry("two", *SEARCH, "--store", url))
@@ -84,10 +81,7 @@ def test_the_network_is_away_for_two_minutes(tmp_path: Path) -> None:
         usual, wanted = undisturbed(ticketry, tmp_path / "work")
         url = f"s3://{made_bucket(address, 'away')}"
         search = ticketry("one", *SEARCH, "--store", url)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment(address).items():
-                patch.setenv(name, value)
-            wait_for_state(Bucket(url), search)
+        _wait_for_state_in(url, address, search)
         server.send_signal(signal.SIGSTOP)
         time.sleep(AWAY_SECONDS)
         assert search.poll() is None, "it waits"
@@ -109,3 +103,11 @@ def test_two_drivers_at_once_train_every_segment_once(ticketry: Ticketry, server
     measured = {"path": "", "relative_cost": None}  # seconds and memory, by who trained it
     plain = [[{**one, **measured} for one in each["tickets"]] for each in (*told, usual)]
     assert without_times(plain[0]) == without_times(plain[1]) == without_times(plain[2])
+
+
+def _wait_for_state_in(url: str, address: str, search: subprocess.Popen[str]) -> None:
+    """Until the search has stored a state inside a training in a bucket of the server at this address."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(address).items():
+            patch.setenv(name, value)
+        wait_for_state(Bucket(url), search)

@@ -31,7 +31,7 @@ def missing(system: str | None = None, processor: str | None = None) -> list[str
     """
     found = []
     if why := no_kernels(system, processor):
-        found.append(f"tk.compile, tk.sparse_training, ticketry compile and bench, and --kernels auto|on: {why}")
+        found.append(f"tk.compile, tk.sparse_training, ticketry compile and bench, and --kernels auto|sparse: {why}")
     if (system or platform.system()) == "Windows":
         found.append("--on slurm: Slurm has no Windows")
     return found

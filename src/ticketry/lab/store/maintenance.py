@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -149,15 +150,11 @@ def _object(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _finished_partials(store: Store) -> Iterator[Path]:
     """Checkpoints of segments whose results are stored."""
-    for path in store.paths.partial_files():
+    for path in itertools.chain(store.paths.partial_files(), store.paths.partial_folders()):
         trajectory, _, rest = path.stem.partition("-")
         step = rest.partition("-")[0]
         if step.isdecimal() and any(int(step) <= done for done in store.stored_steps(trajectory)):
             yield path
-    for folder in store.paths.partial_folders():
-        trajectory, _, step = folder.stem.partition("-")
-        if step.isdecimal() and any(int(step) <= done for done in store.stored_steps(trajectory)):
-            yield folder
 
 
 def _is_damaged(path: Path, digest: str) -> bool:

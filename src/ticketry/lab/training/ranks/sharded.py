@@ -75,10 +75,8 @@ class ShardedGroup(Group):
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
         dist.all_reduce(both)
         self._steps += 1
-        if self._device == "cpu" or self._steps % _GPU_LOOKS == 0:
-            self._heard = bool(both[1] > 0)
-        else:
-            self._heard = False
+        looks = self._device == "cpu" or self._steps % _GPU_LOOKS == 0
+        self._heard = looks and bool(both[1] > 0)
         return both[0]
 
 
