@@ -281,16 +281,18 @@ class Wide(tk.Task):
 
 
 class Peaks(Watch):
-    """Of the ranks, or of this process where it trains itself: the highest resident memory seen, MB."""
+    """Of the ranks, or of this process where it trains itself: the highest and the lowest resident memory seen, MB."""
 
     def __init__(self) -> None:
         super().__init__(checkpoint_seconds=0.5)
         self.found: dict[int, float] = {}
+        self.bare: dict[int, float] = {}
 
     def look(self) -> None:
         for number in [each.pid for each in active_children() if each.pid] or [os.getpid()]:
             with contextlib.suppress(OSError, ValueError):
                 self.found[number] = memory("VmHWM", number)
+                self.bare[number] = min(self.bare.get(number, float("inf")), memory("VmRSS", number))
 
     def stop_asked(self) -> bool:
         self.look()
@@ -309,12 +311,15 @@ def train_here(rank: int, parallel: str, width: int, depth: int, folder: Path) -
         segment = dataclasses.replace(segment, arithmetic=dataclasses.replace(segment.arithmetic, **several))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     watch = Peaks()
+    if not parallel:
+        watch.look()
     execute(store, None, segment, [2], watch)
     if not parallel:
         watch.look()
+    peaks = sorted((peak, peak - watch.bare[process]) for process, peak in watch.found.items())
     record = store.result(segment.trajectory, segment.last)
     assert record is not None
-    torch.save({"peaks": sorted(watch.found.values()), "loss": record["loss"][-1][1]}, folder / f"train-{parallel}.pt")
+    torch.save({"peaks": peaks, "loss": record["loss"][-1][1]}, folder / f"train-{parallel}.pt")
 
 
 def training_rows(arguments: argparse.Namespace) -> list[Row]:
@@ -324,22 +329,24 @@ def training_rows(arguments: argparse.Namespace) -> list[Row]:
         for parallel in ("", "ddp", "fsdp"):
             mp.start_processes(train_here, (parallel, width, arguments.depth, Path(folder)), start_method="spawn")
             found[parallel] = torch.load(Path(folder) / f"train-{parallel}.pt")
-    (alone,) = found[""]["peaks"]
+    ((alone, alone_above),) = found[""]["peaks"]
     weight_mb = arguments.depth * width * width * 4 / MB
     how = (
         f"MLP {arguments.depth} x {width} x {width} ({weight_mb:.0f} MB in float32), Adam, batch 16, a mask, states"
-        f" stored; one process {alone:.0f} MB, Python and torch included"
+        f" stored; one process {alone:.0f} MB, {alone_above:.0f} above what it had before"
     )
-    return [
-        Row(
-            f"training under {parallel}, 2 ranks: peak memory of a rank / of one process",
-            max(found[parallel]["peaks"]) / alone,
-            target=MEMORY_TARGET if parallel == "fsdp" else None,
-            how=f"{how}, ranks {' and '.join(f'{each:.0f}' for each in found[parallel]['peaks'])}; last loss"
-            f" {found[parallel]['loss']:.6f}, alone {found['']['loss']:.6f}",
+    rows = []
+    for parallel in ("ddp", "fsdp"):
+        ranks, target = found[parallel]["peaks"], MEMORY_TARGET if parallel == "fsdp" else None
+        said = (
+            f"{how}, ranks {' and '.join(f'{peak:.0f} ({above:.0f})' for peak, above in ranks)}; last loss"
+            f" {found[parallel]['loss']:.6f}, alone {found['']['loss']:.6f}"
         )
-        for parallel in ("ddp", "fsdp")
-    ]
+        what = f"training under {parallel}, 2 ranks: peak memory of a rank / of one process"
+        rows.append(Row(what, max(peak for peak, _ in ranks) / alone, target=target, how=said))
+        above = max(above for _, above in ranks) / alone_above
+        rows.append(Row(f"{what}, above Python and torch", above, target=target, how=said))
+    return rows
 
 
 def options() -> argparse.ArgumentParser:

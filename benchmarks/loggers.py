@@ -8,6 +8,11 @@ is theirs, without the noise of the training. The last row of a logger adds both
 iterative --task fashion-mnist` makes it without another option.
 
     python benchmarks/loggers.py --rounds 3
+
+With --turns both searches of a pair run in one process, one after the other: what differs from one process to the next
+(where memory lies makes up to a fifth) is then in both. What a logger takes once a process is not in it.
+
+    python benchmarks/loggers.py --turns 6 --levels 1 --length 2ep --loggers trackio
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from typing import Any
 
 from common import Row, in_fresh_process, main, one_thread, parser, quartiles, ratio_row
 
+import ticketry as tk
+
 LOGGERS = ("trackio", "mlflow", "tensorboard")
 MOST = 1.02
 _NETWORKS, _EPOCHS = 33, 10
@@ -32,6 +39,8 @@ _STEPS = 430
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
+    if arguments.turns:
+        return [row for name in arguments.loggers for row in _rows_of_turns(name, arguments)]
     cases = ["none", *arguments.loggers]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     levels, rounds = (1, 1) if arguments.quick else (arguments.levels, arguments.rounds)
@@ -67,6 +76,29 @@ def rows_of(name: str, found: Sequence[dict[str, Any]], base: Sequence[dict[str,
     ]
 
 
+def _rows_of_turns(name: str, arguments: argparse.Namespace) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = in_fresh_process(
+            turned, folder, name, arguments.levels, arguments.length, arguments.data, arguments.turns
+        )
+    how = f"one process, {arguments.turns} turns, {found[name][0]['networks']} networks of {arguments.length}"
+    clocks = {"processor": MOST, "wall": MOST, "training": None}
+    same = len({tuple(one["models"]) for case in found.values() for one in case}) == 1
+    return [
+        *(
+            ratio_row(
+                f"{name}: {clock}{'' if clock == 'wall' else ' time'}",
+                [one[clock] for one in found[name]],
+                [one[clock] for one in found["none"]],
+                target=most,
+                how=how if clock != "training" else "of the thread that trains",
+            )
+            for clock, most in clocks.items()
+        ),
+        Row(f"{name}: searches with other bits", 0 if same else 1, target=0),
+    ]
+
+
 def _row(name: str, spread: tuple[float, float, float], unit: str, how: str, target: float | None = None) -> Row:
     low, median, high = spread
     return Row(name, median, unit, low, high, target=target, how=how)
@@ -81,39 +113,58 @@ def _share_of_default(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 def searched(folder: str, logger: str, levels: int, length: str, data: Path | None) -> dict[str, Any]:
     """One search in this process; what it took, in seconds, and what came of it."""
+    _in(folder)
+    first = _search(f"{folder}/first", logger, 1, "20it", data)
+    return {
+        **_search(f"{folder}/store", logger, levels, length, data),
+        "once": first["beside"],
+        "epochs": tk.Step.parse(length).iterations(per_epoch=_STEPS) / _STEPS,
+    }
+
+
+def turned(
+    folder: str, logger: str, levels: int, length: str, data: Path | None, turns: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Searches with and without a logger in turns, all in this process: once a process nothing is counted."""
+    _in(folder)
+    cases = ("none", logger)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    for turn in range(-1, turns):
+        for name in cases[:: 1 if turn % 2 else -1]:
+            one = _search(f"{folder}/{name}-{turn}", name, levels, length if turn >= 0 else "20it", data)
+            if turn >= 0:
+                found[name].append(one)
+    return found
+
+
+def _in(folder: str) -> None:
     os.environ.update(
         TRACKIO_DIR=f"{folder}/trackio", MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", WANDB_MODE="offline"
     )
     os.chdir(folder)  # libraries that write where they are write there
-    import ticketry as tk
+    one_thread()
+
+
+def _search(store: str, logger: str, levels: int, length: str, data: Path | None) -> dict[str, Any]:
     from ticketry.experiments.request import request_of
     from ticketry.experiments.search import execute
     from ticketry.search import method
 
-    one_thread()
     iterative = method("iterative")
-
-    def search(store: str, levels: int, length: str) -> dict[str, Any]:
-        request = request_of(
-            iterative, "fashion-mnist", iterative.Settings(levels=levels), replicates=1, recipe={"length": length}
-        )
-        began, before, own = time.perf_counter(), _processor(), time.thread_time()
-        with tk.Lab(Path(folder) / store, data=data, workers=0, loggers=[logger]) as lab:
-            record = execute(lab, request)
-        processor, wall = _processor() - before, time.perf_counter() - began
-        return {
-            "processor": processor,
-            "beside": processor - (time.thread_time() - own),
-            "wall": wall,
-            "networks": lab.ledger.segments_trained,
-            "models": sorted(str((point.role, point.level, point.validation, point.test)) for point in record.points),
-        }
-
-    first = search("first", 1, "20it")
+    request = request_of(
+        iterative, "fashion-mnist", iterative.Settings(levels=levels), replicates=1, recipe={"length": length}
+    )
+    began, before, own = time.perf_counter(), _processor(), time.thread_time()
+    with tk.Lab(Path(store), data=data, workers=0, loggers=[logger]) as lab:
+        record = execute(lab, request)
+    processor, wall, training = _processor() - before, time.perf_counter() - began, time.thread_time() - own
     return {
-        **search("store", levels, length),
-        "once": first["beside"],
-        "epochs": tk.Step.parse(length).iterations(per_epoch=_STEPS) / _STEPS,
+        "processor": processor,
+        "training": training,
+        "beside": processor - training,
+        "wall": wall,
+        "networks": lab.ledger.segments_trained,
+        "models": sorted(str((point.role, point.level, point.validation, point.test)) for point in record.points),
     }
 
 
@@ -129,6 +180,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--levels", type=int, default=3)
     made.add_argument("--length", default="4ep", help="of each training")
     made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--turns", type=int, default=0, help="with and without in turns in one process, so many times")
     return made
 
 

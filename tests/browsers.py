@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
-NEEDS_BROWSER = pytest.mark.skipif(_BROWSER is None, reason="no chromium or chrome on the PATH")
+NEEDS_BROWSER = pytest.mark.skipif(
+    _BROWSER is None or find_spec("playwright") is None, reason="no chromium or chrome on the PATH, or no playwright"
+)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'ticketry[docs]'")
 
 ROOT = Path(__file__).resolve().parent.parent
 STYLES = ROOT / "styles" / "ticketry"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -99,6 +100,26 @@ def _pictures(count: int, seed: int) -> Split:
     return Split(images, (images[:, 0].sum((1, 2)) / 6 + 2.5).long().clamp(0, 4))
 
 
+class WholeBatches:
+    """Gives stored examples, and knows of no part of a batch."""
+
+    workers, batch, augmentations = 0, 100, ()
+
+    def request(self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0) -> Callable[[], Tensor]:
+        return lambda: _pictures(211, 0).inputs[rows]
+
+
+class OwnReader(Pictures):
+    """Whose reader reads whole batches only."""
+
+    name = "own_reader"
+
+    def load(self, data: Path | None = None) -> Splits:
+        splits = super().load(data)
+        train = Split(torch.arange(211), _pictures(211, 0).targets, WholeBatches())
+        return replace(splits, train=train)
+
+
 class _WithMore(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -116,3 +137,15 @@ class Unused(Pictures):
 
     def build(self) -> nn.Module:
         return _WithMore(super().build())
+
+
+class Large(Pictures):
+    """50 MB of weights, whose state under Adam is 150 MB."""
+
+    name = "large"
+    recipe = Recipe(length="8it", batch=8, optimizer="adam", lr=1e-4)
+    wide = torch.float32
+
+    def build(self) -> nn.Module:
+        inner = (nn.Linear(2048, 2048, bias=False) for _ in range(3))
+        return nn.Sequential(nn.Flatten(), nn.Linear(72, 2048), *inner, nn.Linear(2048, 5))

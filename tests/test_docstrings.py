@@ -190,7 +190,7 @@ def test_the_example_runs(name: str) -> None:
     assert not done.failed, "".join(told)
 
 
-_NEEDS_A_SERVER = {"tk.Ticket.from_hub", "tk.Ticket.push_to_hub", "Run.push_to_hub"}
+_NEEDS_A_SERVER = {"tk.Ticket.from_hub", "tk.Ticket.push", "Run.push"}
 _NEEDS_PANDAS = {"Run.frame"}
 _OF_SETTINGS = {name for name in MEMBERS if name.startswith("tk.search.") and ".Settings." in name}
 """Searches ask their settings for what these tell."""

@@ -92,12 +92,31 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             if there is not None and not there.inclusion.is_excluded():
                 return f"[{text}]({posixpath.relpath(inner, folder or '.')}{anchor})"
             if (ROOT / path).exists():
-                return f"{text} (`{path}`)"
+                return _named(text, path)
             return match[0]
         if path in OUTSIDE:
             return f"[{text}]({posixpath.relpath(OUTSIDE[path], folder or '.')}{anchor})"
-        return f"{text} (`{path}`)" if (ROOT / path).exists() else match[0]
+        return _named(text, path) if (ROOT / path).exists() else match[0]
 
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
     parts[::2] = [re.sub(r"(?<!!)\[([^\[\]]*)\]\((?!#|\w+:)([^)#\s]+)(#[^)]*)?\)", found, part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A browser would break lines within names of options, after their hyphens, within intervals and before a ±."""
+    html = re.sub(
+        r"<code>([^<]*--[^<]*)</code>",
+        lambda found: f"<code>{re.sub(r'--[a-z][a-z-]*', _UNBROKEN, found[1])}</code>",
+        html,
+    )
+    html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
+    return re.sub(r"(\[[-+−]?[\d.]+,) ([-+−]?[\d.]+\])", "\\1\u00a0\\2", html)
+
+
+_UNBROKEN = r'<span class="option">\g<0></span>'
+
+
+def _named(text: str, path: str) -> str:
+    """A link's words with the path that it led to, or the path alone where the words are its name."""
+    return f"`{path}`" if path.endswith(text.strip("`")) else f"{text} (`{path}`)"

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import pytest
 import torch
 
@@ -18,6 +17,8 @@ from cli.calling import call
 from ticketry.engine.cpu.target import target
 from ticketry.lab.store.files import read_sealed
 from ticketry.tasks.models import build
+
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
 
 QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
 FAST = ["--batch", "1,16", "--rounds", "2", "--against", "eager,onnxruntime"]

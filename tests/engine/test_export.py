@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,9 @@ from samples import sample
 from ticketry.engine.export import export
 from ticketry.errors import EngineError, MaskError, UsageError
 from ticketry.tasks import models
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'ticketry[onnx]'")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

@@ -97,7 +97,7 @@ def test_a_pushed_ticket_comes_with_verdict_and_figure(run: Run, monkeypatch: py
         return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("ticketry.core.ticket.ticket.upload", upload)
-    assert run.push_to_hub("user/name", density=0.1, private=True) == "https://hub/user/name"
+    assert run.push("user/name", density=0.1, private=True) == "https://hub/user/name"
     card = pushed["README.md"].decode()
     assert verdict_line(run.record).replace("<", "&lt;") in card
     assert "![The metric by the share of weights kept](figure.png)" in card

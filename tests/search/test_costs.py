@@ -9,46 +9,10 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from ticketry.core.costs.cost_model import CostModel
-from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.layer_cost import LayerCost
+from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.request import request_of
-
-COMMON: dict[str, Any] = {"replicates": 1, "recipe": {"length": "4it"}}
-
-
-def task() -> tk.Task:
-    return tk.task("digits", model="conv-2@0.0625")
-
-
-def costs(unit: Any = "seconds", each: float = 1e-5) -> CostModel:
-    """Of curves that lie above their hulls: half of the weights take most of the time."""
-    sizes = {name: value.numel() for name, value in task().build().named_parameters() if name.endswith("weight")}
-    return CostModel(
-        unit,
-        {
-            name: LayerCost(
-                size,
-                each * size,
-                {"weights": Curve((0.0, 0.5, 1.0), (0.1 * each * size, 0.8 * each * size, each * size))},
-            )
-            for name, size in sizes.items()
-        },
-        fixed=100 * each,
-    )
-
-
-def slowly(mask: tk.Mask, model: CostModel) -> float:
-    """The cost of a mask by its definition, layer by layer."""
-    found = model.fixed
-    for name, kept in mask.items():
-        count, share = kept.numel(), float(kept.sum()) / kept.numel()
-        each = model.layers[name].dense / count
-        found += count * each * (0.1 + 1.4 * share if share <= 0.5 else 0.8 + 0.4 * (share - 0.5))
-    return found
-
 
 _OTHERS: list[dict[str, Any]] = [{"unweighed": True}, {"distribution": "erk"}, {"keep_at_least": 3}]
 

@@ -46,7 +46,7 @@ class Rivals:
         Raises:
             UsageError: see `check_rivals`.
         """
-        controls = settings.rivals((*RIVALS, *DENSE_RIVALS) if subject.form.aim else RIVALS)
+        controls = settings.rivals((*RIVALS, DENSE_RIVALS[0]) if subject.form.aim else RIVALS)
         check_rivals(controls)
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
         self.left_out: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Rivals:
         self._dense_tasks = {SMALL_DENSE: small} if small else {}
         """By role, the tasks of dense networks other than the ticket's own."""
         for name in filter(is_dense_rival, controls):
-            self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask)
+            self._dense_tasks[name] = dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
         self.controls = tuple(name for name in controls if name not in self.left_out)
         self.roles = ("ticket", "dense", *self.controls)
 

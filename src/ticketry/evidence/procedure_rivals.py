@@ -187,7 +187,8 @@ class ProcedureRivals:
     def _rival(self, role: str, one: Replicate) -> Task | None:
         """The task with the network of a role."""
         if is_dense_rival(role):
-            return dense_of_cost(self.lab, one.task, role, self.lab.store.get_mask(_mask(one)))
+            mask = self.lab.store.get_mask(_mask(one))
+            return dense_of_cost(self.lab, one.task, role, mask, one.form.aim)
         return self._narrower(one) if role == SMALL_DENSE else one.task
 
     def _narrower(self, one: Replicate) -> Task | None:

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import convert
 from msgspec.structs import replace
 
+from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.mask_pictures import first_layer, structure_pictures
 from ticketry.core.scope import named_parameters
@@ -18,18 +19,19 @@ from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.logged import LoggedSearch
 from ticketry.experiments.request import SearchRequest
-from ticketry.lab.budget_masks import multiplications_in
+from ticketry.lab.budget_masks import by_timing, multiplications_in, terms_in
 from ticketry.lab.costs.phases import Phases, phases_of
 from ticketry.lab.environment import environment
 from ticketry.lab.lab import Lab
+from ticketry.lab.measured_time import check_new, time_of, time_of_dense
 from ticketry.lab.search_result import DYNAMIC, Found, budget
 from ticketry.lab.structured_masks import fits
 from ticketry.lab.training.segment import Result
-from ticketry.records.network import FirstLayer, Point, is_dense_rival
+from ticketry.records.network import OF_TIME, FirstLayer, Point, Timed, is_dense_rival
 from ticketry.records.run import Round
 from ticketry.records.schema import as_json
 from ticketry.records.structure import LayerPicture, Structure
-from ticketry.search.common.aims import aim_of
+from ticketry.search.common.aims import aim_of, costs_in, terms_of
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -64,6 +66,12 @@ class Points:
         self.retrain = ""
         self._counted = bool(aim_of(run.settings)) or any(map(is_dense_rival, run.controls))
         """Whether multiplications are told: of other runs records stay as they are."""
+        terms = terms_of(run.settings)
+        beside = any(one.startswith(OF_TIME) for one in run.controls)
+        self._timed = terms if by_timing(terms) or (terms and beside) else ""
+        """The terms by which times are told; empty where none are."""
+        if self._timed:
+            check_new(lab, costs_in(run.settings.profile))
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Elements in scope; 0 until the first ticket."""
@@ -129,6 +137,8 @@ class Points:
         }
         if self._counted:
             told["multiplications"] = multiplications_in(self._lab, result.segment)
+        if self._timed:
+            told["timed"] = self._time_of(result)
         row = Point(replicate=replicate, level=level, role=role, **told)
         with self._lock:
             self.rows.append(row)
@@ -137,6 +147,17 @@ class Points:
         self.logged.network(row, result)
         if self._on_point:
             self._on_point(row)
+
+    def _time_of(self, result: Result) -> Timed:
+        """Measured now, or before in this store."""
+        lab, task, segment = self._lab, self._run.task, result.segment
+        costs = terms_in(lab, task, (), self._timed)
+        assert isinstance(costs, CostModel)
+        if segment.mask is not None:
+            return time_of(lab, segment.task, lab.store.get_mask(segment.mask), costs)
+        if segment.task.key() == task.key():
+            return Timed(1.0, 1.0, 1.0)
+        return time_of_dense(lab, segment.task, task, costs)
 
     def count(self, results: Iterable[Result]) -> None:
         """Trainings that are no row of their own, for what the run costs."""

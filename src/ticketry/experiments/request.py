@@ -12,6 +12,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import check_controls
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store import digest_of
+from ticketry.records.network import OF_TIME
 from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, terms_of
 from ticketry.search.common.scope import Patterned
@@ -58,6 +59,8 @@ class SearchRequest:
 
     def __post_init__(self) -> None:
         check_controls(self.controls)
+        if aim_of(self.settings) != "time" and (odd := [one for one in self.controls if one.startswith(OF_TIME)]):
+            raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")
         if self.control_densities and not self.controls:
             raise UsageError("control densities are given, but no controls")
         if self.control_densities and aim_of(self.settings):

@@ -225,17 +225,17 @@ class Run:
         )
         return self.timing
 
-    def push_to_hub(self, repo_id: str, *, density: float | str | None = None, **options: Any) -> str:
+    def push(self, repo_id: str, *, density: float | str | None = None, **options: Any) -> str:
         """Push the best ticket to the Hugging Face hub, with the run's verdict and figure on its card; returns the URL.
 
         Args:
             repo_id: ``user/name``.
             density: of the level that is nearest, as in `best`.
-            options: those of `Ticket.push_to_hub`: private, endpoint, token, message, model.
+            options: those of `Ticket.push`: private, endpoint, token, message, model.
 
         Raises:
             UsageError: as `best`.
-            MissingExtraError, TicketError: as `Ticket.push_to_hub`.
+            MissingExtraError, TicketError: as `Ticket.push`.
         """
         from ticketry.report.figures import METRIC_BY_DENSITY, figure_png
 
@@ -244,9 +244,7 @@ class Run:
         if self.verification is not None:
             told = self.verification
             verdict += f" Verified from fresh seeds, {told.claims_of}: {told.verdict}."
-        return ticket.push_to_hub(
-            repo_id, verdict=verdict, figure=figure_png(self.record, METRIC_BY_DENSITY), **options
-        )
+        return ticket.push(repo_id, verdict=verdict, figure=figure_png(self.record, METRIC_BY_DENSITY), **options)
 
     def as_json(self) -> dict[str, Any]:
         """The result as JSON values: what ``ticketry search --json`` prints."""

@@ -84,7 +84,7 @@ class Answers:
             return {"why": ""}
 
         deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
-        if why := self.store.remembered("cut", digest_of({**deciding, "ranks": ranks}), found)["why"]:
+        if why := self.store.remembered("cut", digest_of({**deciding, "ranks": ranks, "rules": 2}), found)["why"]:
             raise TaskError(why)
 
     # -- states and masks --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ticketry.core.score import ScoreInputs, source_of
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.mask_cost import Seen
 from ticketry.lab.lab import Lab
+from ticketry.lab.measured_time import met
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store import digest_of
 from ticketry.lab.training.segment import Result, Segment
@@ -78,6 +79,11 @@ def terms_in(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
             " --profile"
         )
     return msgspec.convert(known["model"], CostModel)
+
+
+def by_timing(terms: str) -> bool:
+    """Whether a budget is met by timing masks on this machine, see `Aimed.measured`."""
+    return terms.partition(":")[0].endswith("+measured")
 
 
 def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
@@ -144,7 +150,14 @@ def budget_mask(
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
             inputs = ScoreInputs(sample.of(task).drawn(course, model), course.loss, seed)
-        return prune_to_budget(model, scope, prices, share, within=base, inputs=inputs, **settings)
+
+        def prune(of: float) -> Mask:
+            return prune_to_budget(model, scope, prices, of, within=base, inputs=inputs, **settings)
+
+        if not by_timing(terms):
+            return prune(share)
+        assert isinstance(prices, CostModel)
+        return met(lab, task, prices, share, prune)
 
     described = {
         "state": result.model,

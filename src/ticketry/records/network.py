@@ -27,9 +27,10 @@ from ticketry.records.structure import Structure
 
 DENSE, TICKET = "dense", "ticket"
 """Roles; the others are names of controls."""
-DENSE_RIVALS = ("dense_of_flops",)
+OF_TIME = "dense_of_time"
+DENSE_RIVALS = ("dense_of_flops", OF_TIME)
 """Controls that are dense networks and cost what the ticket does: of its own network at another width, or of one that
-is named after a colon (``dense_of_flops:vgg-11``)."""
+is named after a colon (``dense_of_flops:vgg-11``). The first by multiplications, the second by measured time."""
 PHASES = ("dense", "search", "sparse")
 DISTANCE, MASKS = "distance", "masks"
 """Detectors of the moment to prune."""
@@ -63,6 +64,17 @@ class FirstLayer(Part, frozen=True):
         elements = math.prod(self.shape)
         if len(self.data) != (-(-elements // 8) if self.kind == "filters" else elements):
             fault("data", f"is {len(self.data)} bytes long, which does not fit the shape")
+
+
+class Timed(Part, frozen=True):
+    """What a call takes of a call of the task's dense network, in turns on one machine: a median and its interval."""
+
+    share: NotNegative
+    low: NotNegative
+    high: NotNegative
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] of the dense time"
 
 
 class Phase(Part, frozen=True):
@@ -223,6 +235,8 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     multiplications: Count | None = None
     """That a call with one example takes, in linear and convolution layers, where removed weights take none; of runs
     with a budget, or with dense networks of equal cost."""
+    timed: Timed | None = None
+    """What a call takes, measured; of runs whose tickets meet a measured time, or with dense networks of equal time."""
     model: str = ""
     """The name of its network, where it is another than the task's."""
     first_layer: FirstLayer | None = None

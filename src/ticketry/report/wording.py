@@ -28,6 +28,7 @@ _ROLES = {
     "erk": "random masks, ERK",
     "small_dense": "small dense network",
     "dense_of_flops": "dense networks of equal cost",
+    "dense_of_time": "dense networks of equal time",
     "dense_by_recipe": "dense, by the recipe",
     "dense_at_cost": "dense, at the whole cost",
     "dense_at_flops": "dense, at the same FLOPs",

@@ -80,6 +80,7 @@ class Settings(CutGates, densities.Targets):
     (the whole schedule again)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_budget(trainings="many")
         if self.how_retrained not in REWINDING:
             raise UsageError(

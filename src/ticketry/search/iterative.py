@@ -72,6 +72,7 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
     finetune (final weights, last learning rate; the default with rewind end), none (final weights as they are)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_budget(trainings="many")
         Step.parse(self.rewind)
         if not 0 < self.rate < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,15 @@ class PartOfBatch:
     first: int
     own: int
     whole: int
+
+
+def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
+    """The examples of a batch that one of `world` processes has: a pure function, and together they are the batch.
+
+    Consecutive ones, as many for each; where `examples` is no multiple of `world`, one more for each of the first.
+    """
+    each, more = divmod(examples, world)
+    return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
 
 
 class Ranks(Protocol):
@@ -27,3 +37,6 @@ class Ranks(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gives, in their order; all of them call it."""
+
+    def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
+        """Around what draws random numbers for the examples of a part: they are those of the whole batch."""

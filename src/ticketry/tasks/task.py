@@ -243,6 +243,9 @@ class Session:
     """What the names of those entries of the state begin with that are copies of parameters, which the rest of the name
     tells: they lack the weights that a mask removes, and are cut with the parameter where units are."""
 
+    gathers: bool = False
+    """Whether this process has but a part of what is carried, so that all call `state` together."""
+
     def batches(self, steps: range) -> Generator[Any, None, None]:
         """The batch of each step; closed when nobody wants more. Here the step itself, for a `loss` that does all."""
         yield from steps

@@ -238,7 +238,7 @@ def saved(rank: int, folder: Path) -> tuple[str, bool]:
     with pytest.raises(TicketError, match="is a file: a ticket is a folder"):
         ticket.save(folder / "file")
     with pytest.raises(TicketError, match="save it, and push"):
-        ticket.push_to_hub("user/name")
+        ticket.push("user/name")
     with pytest.raises(TicketError, match="lie in parts on several devices, and Tied does not"):
         ticket.apply(Tied())
     return path, torch.equal(ticket.apply(model, "trained").state_dict()["count"], torch.tensor(3))
@@ -289,6 +289,7 @@ def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
         "too early": held_too_early,
         "written": written,
         "hollow": hollow,
+        "gates": lambda: tk.gates.attach(fully_shard(network())),
     }
     return errors_of(calls)
 
@@ -302,6 +303,7 @@ def test_what_is_refused(tmp_path: Path):
         "too early": (HoldError, "call fully_shard first"),
         "written": (HoldError, "weights of 'out.weight' are not 0"),
         "hollow": (UsageError, "'0.weight' is on the meta device"),
+        "gates": (UsageError, "'conv.weight' lies in parts on several devices, and gates are on whole weights"),
     }
     for found in together(refused, tmp_path):
         assert_told(found, expected)

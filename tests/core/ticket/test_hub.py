@@ -170,7 +170,7 @@ def same(one: Ticket, other: Ticket) -> bool:
 
 
 def push(ticket: Ticket, hub: StubHub, name: str = "user/ticket", **options) -> str:
-    return ticket.push_to_hub(name, endpoint=hub.url, token=TOKEN, **options)
+    return ticket.push(name, endpoint=hub.url, token=TOKEN, **options)
 
 
 def pushed(ticket: Ticket, hub: StubHub, folder: Path, **options) -> Path:
@@ -290,7 +290,7 @@ def test_an_absent_repository(hub, tmp_path):
 
 def test_a_token_that_does_not_allow_it(hub):
     with pytest.raises(TicketError, match=r"cannot be pushed to 'user/ticket': the token does not allow it: log in"):
-        make().push_to_hub("user/ticket", endpoint=hub.url, token="hf_other")
+        make().push("user/ticket", endpoint=hub.url, token="hf_other")
     assert hub.repositories == {}
 
 
@@ -345,7 +345,7 @@ def test_without_the_hubs_client(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[hub\]'"):
         Ticket.from_hub("user/ticket")
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[hub\]'"):
-        make().push_to_hub("user/ticket")
+        make().push("user/ticket")
 
 
 def test_the_card_tells_the_verdict_and_shows_the_figure(hub, tmp_path):

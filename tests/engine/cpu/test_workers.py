@@ -49,6 +49,27 @@ def test_fewer_jobs_than_threads_are_fine_and_more_are_told() -> None:
         workers.run([(ran.append, (4,))] * 4)
 
 
+def test_interrupted_among_their_starts_those_that_have_begun_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has the workers then, so nobody else could dismiss them."""
+    before, begin = _engine_threads(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        if len(_engine_threads() - before) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Workers(3)
+    begun = _engine_threads() - before
+    assert len(begun) == 2
+    del caught
+    gc.collect()
+    for thread in begun:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_an_error_is_raised_when_all_jobs_have_ended(failing: int) -> None:
     workers, ended = Workers(2), []

@@ -37,6 +37,37 @@ def test_pages_are_filled_once() -> None:
     assert int(kept) < int(faults("leave")) / 4  # some: systems take pages back from whom they like
 
 
+HOLES = """
+import sys
+import torch
+from ticketry.lab.runners.process_guard import give_back_freed_memory
+if sys.argv[1] == "give" and not give_back_freed_memory():
+    print("none"); sys.exit()
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
+large = torch.ones(7_500_000); del large  # glibc takes blocks as large as this into its heap from now on
+before = resident()
+stays = []
+for _ in range(8):  # what stays lies between what goes, and more is needed each time
+    goes = [torch.ones(4_000_000 + 100_000 * len(stays)) for _ in range(2)]
+    stays.append(torch.ones(500_000))
+    del goes
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc")
+def test_freed_blocks_are_given_back() -> None:
+    """8 blocks of 2 MB stay."""
+    held = {}
+    for how in ("give", "leave"):
+        done = subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, check=True)
+        if done.stdout.strip() == "none":
+            pytest.skip("another C library than glibc")
+        held[how] = float(done.stdout)
+    assert held["give"] < 24 < held["leave"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="jobs of Slurm run on Linux")
 def test_a_stuck_process_is_ended_with_its_children() -> None:
     """Each ignores what can be ignored; the pipe that all of them hold is closed once none is left."""

@@ -31,10 +31,12 @@ import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
 from ticketry.lab.training.data_loading import batches, order_of
 from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.ranks.draws import Draws
 from ticketry.lab.training.supervised import course_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.data.write_shards import describe, write_shards
 from ticketry.tasks.images.shards import ShardClassification
+from ticketry.tasks.ranks import PartOfBatch
 
 COUNTS = {"cat": 12, "ant": 25, "bee": 5}
 
@@ -201,6 +203,9 @@ class Simulated:
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def drawing(self, place: PartOfBatch) -> Draws:
+        return Draws(place)
 
 
 @pytest.mark.parametrize("world", [2, 3])

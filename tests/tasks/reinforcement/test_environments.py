@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,8 @@ import torch
 from ticketry.core.seeds import mix
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.tasks.reinforcement.environments import LONGEST, Environments, limit_of, made, sizes_of
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 
 NAMES = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")
 CHOICES = {"CartPole-v1": 2, "Acrobot-v1": 3, "LunarLander-v3": 4}

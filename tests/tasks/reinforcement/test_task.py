@@ -8,7 +8,6 @@ import sys
 from importlib import metadata
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
 
@@ -19,6 +18,8 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.reinforcement.environments import Environments
 from ticketry.tasks.reinforcement.facts import ENVIRONMENTS, EPISODES
 from ticketry.tasks.reinforcement.task import Acting
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+from ticketry.core.devices.parts import is_spread
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
@@ -71,7 +72,7 @@ def attach(
 
     Raises:
         UsageError: for an unknown kind or pattern, one without blocks (2:4), or an s0 that is not a finite number, or
-            if a parameter has gates already.
+            if a parameter has gates already, or lies in parts on several devices (`fully_shard`).
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
             keeps parts of blocks.
 
@@ -137,6 +138,11 @@ def prepare(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
             raise UsageError(f"{name!r} has gates already: detach them first")
         if not parameter.is_floating_point():
             raise ScopeError(f"{name!r} holds {parameter.dtype}, and gates are for floating-point weights: spare it")
+        if is_spread(parameter):
+            raise UsageError(
+                f"{name!r} lies in parts on several devices, and gates are on whole weights: attach them to a model"
+                " that each device has whole, under DistributedDataParallel"
+            )
     _let_freed_memory_stay()
 
 

@@ -272,7 +272,7 @@ class Ticket:
         folder, root = download(repo_id, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir)
         return cls._load(folder, root, trained=True)
 
-    def push_to_hub(
+    def push(
         self,
         repo_id: str,
         *,
@@ -287,7 +287,7 @@ class Ticket:
         """Write the ticket, with a model card, to a repository of the Hugging Face hub in one commit; returns its URL.
 
         The repository is made if it is not there. A ticket and a README.md that it holds already are replaced; other
-        files stay, and a repository with weights that are not a ticket's is refused. `Run.push_to_hub` fills in verdict
+        files stay, and a repository with weights that are not a ticket's is refused. `Run.push` fills in verdict
         and figure.
 
         Args:

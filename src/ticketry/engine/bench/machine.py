@@ -16,6 +16,7 @@ from ticketry.errors import UsageError
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 32 * 2**20
 """Bytes of the last cache, where the system does not tell."""
+_USUAL_FIRST = (32 * 2**10, 2**20)
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 _FEATURES = ("avx2", "avx512f", *_BF16, "asimd", "sve")
 
@@ -44,6 +45,19 @@ def last_cache() -> int:
     """Bytes of the last cache that core 0 has; 32 MB where the system does not tell."""
     sizes = [_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
+
+
+def cache_sizes() -> tuple[int, int, int]:
+    """Bytes of the first cache for data, of the second, and of the last one of core 0; usual ones where not told."""
+    found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
+    for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
+        try:
+            level, kind = int((one / "level").read_text()), (one / "type").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        if kind != "Instruction" and level in found and (size := _bytes(one / "size")):
+            found[level] = size
+    return found[1], found[2], last_cache()
 
 
 def _bytes(file: Path) -> int:

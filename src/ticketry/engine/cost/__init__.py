@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry.core.costs.cost_model import CostModel, Estimate
+    from ticketry.engine.cost.calibration import calibrate, profile
+    from ticketry.engine.cost.machine_profile import MachineProfile
     from ticketry.engine.cost.meeting import Met
     from ticketry.engine.cost.public import load, meet, model
 
-__all__ = ["CostModel", "Estimate", "Met", "load", "meet", "model"]
+__all__ = ["CostModel", "Estimate", "MachineProfile", "Met", "calibrate", "load", "meet", "model", "profile"]
 
 _WHERE = {
     "CostModel": "core.costs.cost_model",
     "Estimate": "core.costs.cost_model",
+    "MachineProfile": "engine.cost.machine_profile",
     "Met": "engine.cost.meeting",
+    "calibrate": "engine.cost.calibration",
     "load": "engine.cost.public",
     "meet": "engine.cost.public",
     "model": "engine.cost.public",
+    "profile": "engine.cost.calibration",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ticketry.core.costs.cost_model import CostModel, Estimate
 from ticketry.core.costs.words import told
@@ -19,6 +19,9 @@ _ROUNDS = 5
 
 _NEAR = 0.015
 """Share of the budget that the measured time may be away from it: half a per cent less than what is promised."""
+
+_LAST_ROUNDS = 11
+"""Of the timing that is reported."""
 
 _STEPS = 6
 """Allocations until the estimate is what was asked for: curves need not be convex, and allocation takes their hulls."""
@@ -39,7 +42,10 @@ class Met:
 
     mask: Mask
     share: float
-    """Time over that of the dense network's in the same engine, in turns: the median."""
+    """Time over that of the dense network's in the same engine, in turns: the median.
+
+    Of a timing of its own, after the mask was chosen, both compiled anew.
+    """
     low: float
     """Of the 95 % interval of the share."""
     high: float
@@ -53,6 +59,8 @@ class Met:
     """Masks that were timed."""
     first: float
     """Estimated over measured time of the first of them, before anything was corrected."""
+    chosen: float
+    """The share by which the mask was chosen among those that were timed: it leans towards what was asked for."""
     costs: CostModel
 
     @property
@@ -96,7 +104,9 @@ def meet_by(meter: Meter, costs: CostModel, time: float | str, allocate: Callabl
         estimate = costs.estimate(mask)
         if best is None:
             first = estimate.value / costs.dense / found.median
-        met = Met(mask, found.median, found.low, found.high, seconds, asked, estimate, number, first, costs)
+        met = Met(
+            mask, found.median, found.low, found.high, seconds, asked, estimate, number, first, found.median, costs
+        )
         _log.info("%s", met)
         if best is None or abs(met.missed_by) < abs(best.missed_by):
             best = met
@@ -105,7 +115,15 @@ def meet_by(meter: Meter, costs: CostModel, time: float | str, allocate: Callabl
         points.append((aim, found.median))
         aim = min(max(_next(points, asked), costs.floor / costs.dense), 1.2)
     assert best is not None
-    return Met(**{**vars(best), "rounds": number})
+    achieved = meter.share_anew(best.mask, _LAST_ROUNDS)
+    return replace(
+        best,
+        share=achieved.median,
+        low=achieved.low,
+        high=achieved.high,
+        seconds=achieved.median * meter.dense_seconds,
+        rounds=number,
+    )
 
 
 def estimated_at(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:

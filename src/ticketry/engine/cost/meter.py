@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -34,12 +34,12 @@ _CALLS = 3
 
 @dataclass
 class Profile:
-    """Time of one call as shares of the dense network's, by what spends it."""
+    """Seconds of one call, by what spends them."""
 
     layers: dict[str, float]
-    """Parameter name -> share of the layers that it is the weight of."""
+    """Parameter name -> the layers that it is the weight of."""
     others: dict[str, float]
-    """Operation -> share of all that have no prunable weight."""
+    """Operation -> all that have no prunable weight."""
     torch: set[str]
     """Parameters whose layers run in torch."""
 
@@ -107,19 +107,22 @@ class Meter:
         run = self.runner(self.dense)
         return self._sample(run, warmed(run))
 
-    @cached_property
-    def one_thread(self) -> Compiled:
-        """The same on one thread, beside which layers are timed."""
-        return self.dense if self.threads == 1 else Compiled(self.graph, threads=1, precision=self.precision)
-
     def runner(self, compiled: Compiled) -> Callable[[], object]:
         """A call with the example inputs."""
         return lambda: compiled(*self._call.args, **self._call.kwargs)
 
     def share(self, compiled: Compiled, rounds: int = 5) -> Interval:
         """Time of a call over that of the dense network's, in turns: the median, with its 95 % interval."""
-        ours, theirs = self.runner(compiled), self.runner(self.dense)
+        return self._in_turns(compiled, self.dense, rounds)
+
+    def share_anew(self, mask: Mask, rounds: int) -> Interval:
+        """The same of a network under a mask and of one without, both compiled anew: nothing was chosen by it."""
+        return self._in_turns(self.compiled(mask), self.compiled(), rounds)
+
+    def _in_turns(self, compiled: Compiled, dense: Compiled, rounds: int) -> Interval:
+        ours, theirs = self.runner(compiled), self.runner(dense)
         own_seconds = warmed(ours)
+        warmed(theirs)
         ratios = []
         for turn in range(rounds):
             pair = ((ours, own_seconds), (theirs, self.dense_seconds))
@@ -141,26 +144,35 @@ class Meter:
                 found.append((self._clock() - begin) / several)
         return min(found)
 
-    def profile(self, compiled: Compiled, rounds: int = 5) -> Profile:
-        """What each layer takes on one thread, as a share of the dense network's call just before: medians."""
+    @cached_property
+    def dense_profile(self) -> Profile:
+        """Of the network without a mask."""
+        return self._profile(self.dense, self.dense_seconds)
+
+    def profile(self, mask: Mask, layout: str | None) -> Profile:
+        """Of the network under a mask. Raises `UnsupportedError` where a layout cannot run it."""
+        compiled = self.compiled(mask, layout)
+        return self._profile(compiled, self.share(compiled, rounds=3).median * self.dense_seconds)
+
+    def _profile(self, compiled: Compiled, whole: float, rounds: int = 5) -> Profile:
+        """What each layer takes: medians on one thread, layer by layer, brought to the time of the whole call.
+
+        Layers timed one by one take longer than the call, which keeps more in its caches and reads no clock.
+        """
         taken: dict[str, list[float]] = {}
         rows: dict[str, tuple[str, str]] = {}
         for _ in range(rounds):
-            begin = time.thread_time()
-            self.one_thread(*self._call.args, **self._call.kwargs)
-            whole = time.thread_time() - begin
             for index, row in enumerate(compiled.profile(*self._call.args, rounds=1, **self._call.kwargs)):
                 if row.seconds is not None:
                     key = f"{index} {row.name}"
-                    taken.setdefault(key, []).append(row.seconds / whole)
+                    taken.setdefault(key, []).append(row.seconds)
                     rows[key] = (row.name, row.kind if row.where == "engine" else f"{row.kind} in torch")
-        return self._sorted([(*rows[key], median(several)) for key, several in taken.items()], compiled)
+        spent = {key: median(several) for key, several in taken.items()}
+        factor = whole / max(sum(spent.values()), 1e-300)
+        return self._sorted([(*rows[key], factor * seconds) for key, seconds in spent.items()], compiled)
 
     def _sorted(self, rows: list[tuple[str, str, float]], compiled: Compiled) -> Profile:
-        by_layer = {normal_name(name).removesuffix(".weight"): name for name in self.names}
-        for node in self.graph.nodes:  # what runs in torch is called by its output
-            for weight in self._shapes.keys() & node.weights.values():
-                by_layer[node.output] = weight
+        by_layer = layers_by_name(self.graph, self._shapes)
         found = Profile(dict.fromkeys(self.names, 0.0), {}, set())
         for name, kind, spent in rows:
             parameter = by_layer.get(name)
@@ -178,3 +190,12 @@ class Meter:
         }
         found.torch |= {name for name in self.names if name not in read}
         return found
+
+
+def layers_by_name(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name of a layer, or of what a node makes -> the parameter that is its weight."""
+    found = {normal_name(name).removesuffix(".weight"): name for name in shapes}
+    for node in graph.nodes:  # what runs in torch is called by its output
+        for weight in shapes.keys() & node.weights.values():
+            found[node.output] = weight
+    return found

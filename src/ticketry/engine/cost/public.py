@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ticketry.core.budget import uses
 from ticketry.core.costs.allocation import allocate_cost
@@ -30,13 +30,21 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
-from ticketry.engine.cost.measured import DENSITIES, measured
+from ticketry.engine.cost.estimated import Estimator, about_of, with_spread
+from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
+from ticketry.engine.cost.machine_profile import KIND as PROFILE
+from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, named, names, of_this_machine
+from ticketry.engine.cost.measured import Timer, costs_by, measured
 from ticketry.engine.cost.meeting import Met, estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter
+from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import model_file
 from ticketry.errors import CostError, UsageError
 
-THIS_MACHINE = "this machine"
+THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
+
+_MORE = (0.006, 0.15, 0.3, 0.8)
+"""Besides those that are timed, where nothing is: planning takes little."""
 
 GRANULARITIES = ("weights", "rows:4", "rows:16")
 """What structure auto chooses among: what the engine's kernels are fast for."""
@@ -45,11 +53,12 @@ GRANULARITIES = ("weights", "rows:4", "rows:16")
 def model(
     model: nn.Module,
     example_inputs: Any,
-    target: str | Path | CostModel = THIS_MACHINE,
+    target: str | Path | CostModel | MachineProfile = THIS_MACHINE,
     *,
     unit: Unit = "seconds",
     granularities: Sequence[str] = (FINEST,),
-    densities: Sequence[float] = DENSITIES,
+    densities: Sequence[float] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
     threads: int | None = None,
     precision: str = "fp32",
     scope: Scope | None = None,
@@ -57,15 +66,19 @@ def model(
 ) -> CostModel:
     """What `model` costs under any mask, for the batch of the example inputs.
 
-    In seconds of this machine it is measured: the model is compiled under random masks of some densities, each layer
-    timed in turns with the whole network without a mask. Bytes are those of the file that `Compiled.save` writes, and
+    In seconds of this machine it is measured: the model is compiled under masks of some densities, random ones or those
+    that scores would choose, and each layer is timed in turns with the whole network without a mask. By a profile of a
+    machine it is estimated, and nothing is timed. Bytes are those of the file that `Compiled.save` writes, and
     multiplications are counted; both are exact.
 
     Args:
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
-        target: "this machine"; or costs of this model, or a file of them, measured on another one.
+        target: "this machine"; a profile of a machine, its name ("zen4-avx2") or file, or "calibrated" for the one that
+            `calibrate` kept of this machine; or costs of this model, or a file of them, measured on another machine.
         granularities: of seconds: ``weights``, ``rows:N`` for groups of N rows that keep the same columns.
-        densities: at which they are measured, at least two.
+        densities: at which they are measured, at least two; with scores, shares of the multiplications' time.
+        scores: parameter name -> score of each weight, none below 0: of seconds, masks keep the best of them. Costs are
+            then of such masks, and nearer to them than to random ones, which empty no channels.
         threads: that a call uses; None for `torch.get_num_threads()`.
         precision: "fp32" or "bf16".
         scope: weights that may be pruned; by default `ticketry.scope(model)`.
@@ -89,11 +102,48 @@ def model(
         return _multiplications(model, example_inputs, chosen)
     if unit == "bytes":
         return _bytes(model, example_inputs, chosen)
+    aim = _aim(target, threads, precision)
+    if isinstance(aim, MachineProfile):
+        aim.check(threads, precision)
+        estimator = Estimator(model, example_inputs, aim, chosen)
+        amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE)
+        family = _family(estimator, chosen, scores, amounts)
+        return with_spread(costs_by(estimator, granularities, family, about_of(estimator, family), say), aim)
     meter = Meter(model, example_inputs, threads, precision, chosen)
-    if isinstance(target, CostModel) or target != THIS_MACHINE:
-        given = target if isinstance(target, CostModel) else CostModel.load(target)
-        return _fits(given, meter)
-    return measured(meter, granularities, densities, say)
+    if aim is not None:
+        return _fits(aim, meter)
+    return measured(meter, granularities, _family(meter, chosen, scores, densities), say)
+
+
+def _family(
+    timer: Timer, scope: Scope, scores: Mapping[str, Tensor] | None, amounts: Sequence[float] | None = None
+) -> Family:
+    """Masks to time a network under: random ones, unless there are scores."""
+    if scores is None:
+        return RandomMasks(timer.model, scope.shapes, tuple(amounts or DENSITIES))
+    seconds = timer.dense_profile.layers
+    return ScoredMasks(scores, seconds, layouts(timer.model, scope), tuple(amounts or SHARES))
+
+
+def _aim(
+    target: str | Path | CostModel | MachineProfile, threads: int, precision: str
+) -> CostModel | MachineProfile | None:
+    """A profile, or costs of the model; None to measure the model itself."""
+    if isinstance(target, CostModel | MachineProfile):
+        return target
+    if target == THIS_MACHINE:
+        return None
+    if target == CALIBRATED:
+        return of_this_machine(find_target().name, threads, precision)
+    if isinstance(target, str) and target in names():
+        return named(target)
+    kind = kind_of(Path(target))
+    if kind is None:
+        raise CostError(
+            f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({', '.join(names())}), nor a file of"
+            " costs or of a profile"
+        )
+    return MachineProfile.load(target) if kind == PROFILE else CostModel.load(target)
 
 
 def load(path: str | Path) -> CostModel:
@@ -169,12 +219,13 @@ def mask_for(request: Request) -> Mask:
     if request.unit == "seconds":
         if request.cost is not None and (other := _elsewhere(request.cost)):
             warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=3)
-            return estimated_at(request.cost, request.cost.budget(request.amount), _allocation(request, request.cost))
+            allocate = _allocation(request, request.cost, _values(request))
+            return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
         return _met(request, torch.get_num_threads()).mask
     costs = request.cost or model(request.model, request.example_inputs, unit=request.unit, scope=request.scope)
     if request.structure == "auto":
         raise UsageError(f"what goes together makes no difference in {request.unit}: structure auto is for a time")
-    return _at_most(costs, costs.budget(request.amount), _allocation(request, costs))
+    return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, _values(request)))
 
 
 def _at_most(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
@@ -190,31 +241,37 @@ def _at_most(costs: CostModel, budget: float, allocate: Callable[[float], Mask])
 
 def _met(request: Request, threads: int) -> Met:
     meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope)
-    costs = request.cost
+    costs, values = request.cost, _values(request)
     if costs is None:
-        costs = measured(meter, GRANULARITIES if request.structure == "auto" else (FINEST,))
+        names = GRANULARITIES if request.structure == "auto" else (FINEST,)
+        costs = measured(meter, names, _family(meter, request.scope, _among(values, request.within)))
     elif other := _elsewhere(costs):
         raise CostError(f"a time cannot be met here: {other}")
-    return meet_by(meter, _fits(costs, meter), request.amount, _allocation(request, costs))
+    return meet_by(meter, _fits(costs, meter), request.amount, _allocation(request, costs, values))
 
 
-def _allocation(request: Request, costs: CostModel) -> Callable[[float], Mask]:
+def _values(request: Request) -> Mapping[str, Tensor]:
+    """What each weight is worth."""
+    if request.scores is None:
+        return output_energy(request.model, request.scope, request.example_inputs)
+    return request.scores()
+
+
+def _among(values: Mapping[str, Tensor], within: Mask | None) -> Mapping[str, Tensor]:
+    """The values, 0 outside of a mask."""
+    return values if within is None else {name: value * within[name] for name, value in values.items()}
+
+
+def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Budget in the unit of the costs -> mask."""
     if request.structure == "auto":
-        values = (
-            output_energy(request.model, request.scope, request.example_inputs)
-            if request.scores is None
-            else request.scores()
-        )
         choice = Choice(values, costs, layouts(request.model, request.scope))
         return lambda budget: choice.within(budget).mask
-    assert request.scores is not None
-    scores = request.scores()
     curves = costs.curves()
     return lambda budget: allocate_cost(
-        scores,
+        values,
         curves,
-        costs.left_for(scores, budget),
+        costs.left_for(values, budget),
         within=request.within,
         keep_at_least=request.keep_at_least,
     )

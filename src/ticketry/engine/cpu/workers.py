@@ -45,7 +45,7 @@ class _Call:
     """Gets an entry when all have."""
 
 
-_Queue = SimpleQueue["tuple[Job, _Call] | None"]
+_Queue = SimpleQueue["tuple[Job, _Call] | weakref.ref[Workers]"]
 
 
 class Workers:
@@ -54,8 +54,10 @@ class Workers:
     def __init__(self, count: int) -> None:
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
         for queue in self._queues:
-            threading.Thread(target=_serve, args=(queue,), daemon=True, name="ticketry-engine").start()
-        weakref.finalize(self, _dismiss, self._queues)
+            # Its last entry is put by the reference itself, a function in C: no handler of signals runs inside, whose
+            # error would be lost there. And before it starts: a caller interrupted here leaves none that waits.
+            gone = weakref.ref(self, queue.put)
+            threading.Thread(target=_serve, args=(queue, gone), daemon=True, name="ticketry-engine").start()
 
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Do the first job here and each other one on a thread of its own; return when all are done.
@@ -93,8 +95,9 @@ class Workers:
             raise errors[0]
 
 
-def _serve(queue: _Queue) -> None:
-    while (given := queue.get()) is not None:
+def _serve(queue: _Queue, gone: weakref.ref[Workers]) -> None:
+    """Do what the queue gives until it gives `gone`: whose threads they were is no more."""
+    while not isinstance(given := queue.get(), weakref.ref):
         (function, arguments), call = given
         error: BaseException | None = None
         try:
@@ -105,8 +108,3 @@ def _serve(queue: _Queue) -> None:
         if len(call.ended) == call.threads:
             call.signal.put(None)
         del given, function, arguments, call, error
-
-
-def _dismiss(queues: Sequence[_Queue]) -> None:
-    for queue in queues:
-        queue.put(None)

@@ -41,11 +41,14 @@ class Emission:
         self.inputs, self.last = inputs, last
         self.spec = BlockSpec(target, images, self._reserve)
         self.ops: list[Op] = []
+        self.tasks: list[Task] = []
+        """Which task each operation is of."""
         self.scratch = 0
         for task in sketch.tasks:
             arena.check(task)
             ops = _operations(self, task, [arena.value(form) for form in task.inputs])
             self.ops += [replace(op, label=task.label) for op in ops]
+            self.tasks += [task] * len(ops)
 
     @property
     def bytes(self) -> int:

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import traceback
 from collections import defaultdict
+from collections.abc import Mapping
 from multiprocessing.connection import wait
 
 from ticketry.errors import RunnerError
@@ -59,8 +60,11 @@ def _children() -> defaultdict[int, list[int]]:
     return found
 
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Numbers of glibc's <malloc.h>."""
+_LARGE, _LEFT = 1 << 20, 1 << 17
+"""Bytes of a block that is given back by itself, and of what is free at the end of the heap; the latter as glibc has
+it."""
 _MOST = 2**31 - 1
 """What an int holds."""
 
@@ -73,9 +77,25 @@ def keep_freed_memory() -> bool:
     whose scores over a vocabulary of 10,000 words are such blocks, spends a third of its time so. What is kept is at
     most what the process has once had, and goes with it: this is for processes that train and nothing else.
     """
+    return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST})
+
+
+def give_back_freed_memory() -> bool:
+    """Let this process give each large block back to the system when it is freed; whether it does (with glibc only).
+
+    By default glibc does so with the first ones, and then has more and more of them in its heap, up to blocks of 32
+    MiB. There, what stays (gradients, moments) comes to lie between what goes (gathered layers), and holes are of no
+    use to anything larger: a process with half a network in parts had 2.3 GB so, of which it used 1. It costs the zeros
+    that the system writes into a block that comes anew.
+    """
+    return _set_malloc({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LEFT})
+
+
+def _set_malloc(options: Mapping[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, another system
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
+    done = [mallopt(option, value) for option, value in options.items()]
+    return all(done)

@@ -20,7 +20,7 @@ from ticketry.core.seeds import generator, mix
 from ticketry.errors import RunnerError, TicketryError
 from ticketry.lab.runners.process_guard import end_with_parent
 from ticketry.lab.runners.stopping import held_back, serve_to_the_end
-from ticketry.tasks.ranks import PartOfBatch
+from ticketry.tasks.ranks import place_of_part
 from ticketry.tasks.reading import Reader, Sharded
 from ticketry.tasks.task import Split
 
@@ -87,12 +87,6 @@ def part(batch: Tensor, rank: int, world: int) -> Tensor:
         raise ValueError(f"rank {rank} of {world}")
     place = place_of_part(len(batch), rank, world)
     return batch[place.first : place.first + place.own]
-
-
-def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
-    """Where in a batch of so many examples the `part` of a rank lies."""
-    each, more = divmod(examples, world)
-    return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
 
 
 def order_of(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -61,10 +61,9 @@ class Loop:
         self.session = course.session(segment.recipe, segment.order_seed, segment.arithmetic)
         for name, effect in self.effects.items():
             effect.begin(self, state.variants.get(name, {}))
-        if carried := state.session:
-            for effect in effects:
-                carried = dict(effect.entering_session(carried))
-            self.session.load_state(carried)
+        if group is not None and self.session.gathers:
+            group.together = True
+        self._resume_session(state.session)
         # Only what is overridden is called, so that a step does nothing for the rest.
         self._before_step = [effect.before_step for effect in effects if _has(effect, "before_step")]
         self._losses_of = [effect.loss for effect in effects if _has(effect, "loss")]
@@ -189,9 +188,17 @@ class Loop:
         with torch.random.fork_rng(), contextlib.closing(batches):
             yield next(batches)
 
-    def resume_losses(self, losses: Tensor) -> None:
-        """Those of the steps before, where the state came after this loop was made."""
+    def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
+        """What the session carries, and the losses of the steps before, where the state came after this loop was
+        made."""
+        self._resume_session(session)
         self._losses[: len(losses)] = losses
+
+    def _resume_session(self, carried: Mapping[str, Tensor]) -> None:
+        if carried:
+            for effect in self.effects.values():
+                carried = effect.entering_session(carried)
+            self.session.load_state(carried)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """See `InTraining`. In one process there is nothing to do."""

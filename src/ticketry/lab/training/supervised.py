@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,9 @@ from torch import Tensor, nn
 from ticketry.core.seeds import mix
 from ticketry.errors import TaskError
 from ticketry.lab.training import data_loading
-from ticketry.lab.training.data_loading import order_of, part, place_of_part, steps_per_epoch
+from ticketry.lab.training.data_loading import order_of, part, steps_per_epoch
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.ranks.draws import Draws
-from ticketry.tasks.ranks import PartOfBatch, Ranks
+from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Split, Splits, Task
 
@@ -102,6 +102,13 @@ class Supervised(Course):
                     f"{which} of {self.task.name} has {batch} example{'s' if batch > 1 else ''}, fewer than the {world}"
                     " devices that would train on it: choose fewer devices or another --recipe.batch"
                 )
+        reader = self.splits.train.reader
+        if reader is not None and "first" not in inspect.signature(reader.request).parameters:
+            raise TaskError(
+                f"the reader of {self.task.name} ({type(reader).__name__}) reads whole batches only: several devices,"
+                " each with a part of the batch, need its request(rows, augment, seed, first), where first is the place"
+                " of the first of these rows in the batch; train it on one (--devices 1), or give it that argument"
+            )
         self._check_mean(model, recipe)
 
     @torch.no_grad()
@@ -230,7 +237,7 @@ class PartSession(SupervisedSession):
             for step, (inputs, targets) in zip(steps, found, strict=True):
                 place = self._place(step)
                 if self._augment:
-                    with Draws(place):
+                    with self._ranks.drawing(place):
                         inputs = self._augmented(inputs, step)
                 yield Part(inputs, targets, place)
 
@@ -241,13 +248,13 @@ class PartSession(SupervisedSession):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Of the part, times its share of the batch and the number of ranks: the mean over ranks is the batch's."""
         inputs, targets, place = batch
-        with Draws(place):
+        with self._ranks.drawing(place):
             found = super().loss(model, (inputs, targets))
         weighted: Tensor = found * (place.own * self._ranks.world / place.whole)
         return weighted
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
-        with Draws(batch.place):
+        with self._ranks.drawing(batch.place):
             return super().outputs(model, batch[:2], of)
 
 

@@ -120,6 +120,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
     "uniform": ("random-reinit", "s", 5.8, (0, (5, 2))),
     "erk": ("random-prune", "D", 5.4, (0, (6, 2, 1.5, 2))),
     "small_dense": ("other-1", "v", 7.0, (0, (3, 1.5))),
+    "dense_of_time": ("muted", "D", 5.2, (0, (4, 2))),
     "dense_of_flops": ("muted", "s", 5.8, (0, (4, 2))),
     "dense_by_recipe": ("muted", "o", 5.5, "-"),
     "dense_at_cost": ("muted", "P", 6.4, "-"),

@@ -35,6 +35,9 @@ class Aimed:
     """The same of bytes (2MB), where --profile is of costs in bytes."""
     profile: str = ""
     """A file of what this network costs, layer by layer, see docs/budgets.md."""
+    measured: bool = False
+    """Under a budget of time: time each ticket on this machine, the one that the costs are of, and correct what it
+    keeps until the time is met. What was measured is told with each network, and counts in this store from then on."""
     unweighed: bool = False
     """Under a budget: keep the highest scores until it is spent, wherever they lie, as a density does, and take no
     notice of what each costs."""
@@ -58,7 +61,9 @@ class Aimed:
     @property
     def terms(self) -> str:
         """The aim, with the digest of the costs that it goes by: what tells one from another in a key."""
-        return f"{self.aim}:{costs_in(self.profile).digest}" if self.aim in BY_COSTS else self.aim
+        if self.aim not in BY_COSTS:
+            return self.aim
+        return f"{self.aim}{'+measured' if self.measured else ''}:{costs_in(self.profile).digest}"
 
     def check_aim(self) -> None:
         """Raises `UsageError` for a budget that cannot be, or beside what has no meaning with one."""
@@ -66,6 +71,8 @@ class Aimed:
             raise UsageError(f"give one budget: {' or '.join(named)}")
         if self.profile and self.aim not in BY_COSTS:
             raise UsageError("profile has costs for a budget of time or bytes: name one, or leave it away")
+        if self.measured and self.aim != "time":
+            raise UsageError("measured is of a budget of time: name one (time and profile), or leave it away")
         if not self.aim:
             if self.unweighed:
                 raise UsageError("unweighed is of a budget: name one (flops), or leave it away")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ticketry.choices import check_choices
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
+from ticketry.search.common.written import take_as_written
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Budgeted:
     budget: Literal["", "steps", "flops"] = ""
     """Of all that the sparsest ticket needs: steps (those of one dense training: schedules are compressed), flops (its
     FLOPs: the network is trained for longer once it is sparse, where a method has one training), or as published."""
+
+    def __post_init__(self) -> None:
+        take_as_written(self)
 
     def check_budget(self, *, trainings: str) -> None:
         """Raises `UsageError` for an unknown word, or for one that does not suit a method of ``one`` or ``many``."""

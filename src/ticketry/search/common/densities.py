@@ -56,6 +56,7 @@ class Densities(Targets):
     """Settings that are steps of the schedule."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_budget(trainings="one")
         _ = self.targets
         for point in self.points:

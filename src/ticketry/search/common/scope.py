@@ -168,9 +168,13 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     """Tell a budget below the floor, and layers that have no price, before anything is trained."""
     from ticketry.core.budget_masks import check_floor
     from ticketry.lab.budget_masks import prices_of, remember_costs
+    from ticketry.lab.measured_time import check_new
 
     if settings.aim in BY_COSTS:
-        remember_costs(replicate.lab, replicate.task, costs_in(settings.profile), scope)
+        costs = costs_in(settings.profile)
+        if settings.measured:
+            check_new(replicate.lab, costs)
+        remember_costs(replicate.lab, replicate.task, costs, scope)
         return  # what is below the floor could not be read as a share
     what, prices = COUNTED[settings.aim], prices_of(replicate.lab, replicate.task, scope)
     sizes = {name: value.numel() for name, value in scope.parameters(replicate.lab.model(replicate.task)).items()}

@@ -69,6 +69,7 @@ class GateSettings(Patterned, Sparing, Budgeted):
     rewind_lr, finetune (the default with rewind end) or none (as they are)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_budget(trainings="many")
         Pattern.parse(self.pattern).check_blocks("gates")
         if self.budget and self.target is not None:

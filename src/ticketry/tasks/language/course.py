@@ -20,6 +20,7 @@ from ticketry.errors import TaskError
 from ticketry.tasks.language.corpus import Corpus, Part
 from ticketry.tasks.models.language import LanguageModel
 from ticketry.tasks.models.language.base import State, cross_entropy
+from ticketry.tasks.ranks import PartOfBatch, Ranks, place_of_part
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Arithmetic, Course, Session
 
@@ -56,7 +57,7 @@ class Text(Course):
         if recipe.label_smoothing:
             raise TaskError("perplexity is of the text itself: leave label smoothing away (--recipe.label-smoothing 0)")
         steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self._carries)
-        kind = _Rows if self._carries else _Pieces
+        kind = Rows if self._carries else Pieces
         return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
@@ -68,24 +69,30 @@ class Text(Course):
         count = len(part.tokens) - 1
         rows = min(_ROWS, max(1, count // _ROW))
         length = -(-count // rows)
-        known = (torch.arange(rows * length) < count).view(rows, length).to(arithmetic.device)
+        known = (torch.arange(rows * length) < count).view(rows, length)
         padded = part.tokens.new_zeros(rows * length + 1)
         padded[: count + 1] = part.tokens
-        padded = padded.to(arithmetic.device)
         tokens, targets = padded[:-1].view(rows, length), padded[1:].view(rows, length)
-        total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
-        assert isinstance(model, LanguageModel)
-        state = model.begin(rows)
-        for at in range(0, length, self.time):
-            piece = slice(at, at + self.time)
-            with arithmetic.autocast():
-                costs, state = model(tokens[:, piece].long(), state, targets[:, piece].long())
-            total += (costs.double() * known[:, piece]).sum()
-        loss = float(total) / count
+        loss = self._summed(model, tokens, targets, known, arithmetic) / count
         found = {"loss": loss, "perplexity": exp(min(loss, _LARGEST))}
         if part.characters:
             found["bits_per_character"] = loss / log(2) * len(part.tokens) / part.characters
         return found
+
+    def _summed(
+        self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
+    ) -> float:
+        """The cost of all tokens [rows, length] that are known."""
+        tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
+        total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
+        assert isinstance(model, LanguageModel)
+        state = model.begin(len(tokens))
+        for at in range(0, tokens.shape[1], self.time):
+            piece = slice(at, at + self.time)
+            with arithmetic.autocast():
+                costs, state = model(tokens[:, piece].long(), state, targets[:, piece].long())
+            total += (costs.double() * known[:, piece]).sum()
+        return float(total)
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
         """Random pieces, each from an empty past; no more in a batch than there are in the text."""
@@ -110,28 +117,42 @@ class Text(Course):
         time = max(min(self.time, len(tokens) // count), 1)
         return tokens[: count * time].view(-1, time).long()
 
+    def cut(self, ranks: Ranks) -> Text:
+        return TextPart(self.corpus, self.time, ranks, carries=self._carries)
+
+    def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
+        """Of rows or pieces each process has one at least; a loss is the mean over them, whose lengths are equal."""
+        pieces = len(self.corpus.train.tokens) // self.time
+        last = recipe.batch if self._carries else min(pieces % recipe.batch or recipe.batch, pieces)
+        for batch, which in ((recipe.batch, "a batch"), (last, "the last batch of an epoch")):
+            if batch < world:
+                raise TaskError(
+                    f"{which} of a text has {batch} {'rows' if self._carries else 'pieces'}, fewer than the {world}"
+                    " devices that would train on it: choose fewer devices or another --recipe.batch"
+                )
+
     def _part(self, split: str) -> Part:
         part: Part = getattr(self.corpus, split)
         return part
 
 
-class _Session(Session):
+class Reading(Session):
     """A training on a text: pieces by (seed, step), and the state that is carried from piece to piece."""
 
     def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
         self._text = tokens.to(arithmetic.device)
-        self._batch, self._time, self._seed, self._arithmetic = batch, time, seed, arithmetic
+        self.batch, self._time, self._seed, self._arithmetic = batch, time, seed, arithmetic
         self._carried: dict[str, State] = {}
         self._epoch = -1
 
     def batches(self, steps: range) -> Generator[Piece, None, None]:
-        per_epoch = self.per_epoch(len(self._text), self._batch, self._time)
+        per_epoch = self.per_epoch(len(self._text), self.batch, self._time)
         for step in steps:
             epoch, number = divmod(step, per_epoch)
             if epoch != self._epoch:
                 self._turn(epoch)
                 self._epoch = epoch
-            yield self._piece(number)
+            yield self.piece(number)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         costs = self._read(model, batch, "", targets=batch.targets)
@@ -143,9 +164,10 @@ class _Session(Session):
 
     def _read(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
         """What the model makes of a piece; its state goes on."""
-        assert isinstance(model, LanguageModel)
+        plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
-        state = model.begin(len(piece.tokens)) if fresh else self._carried[of]
+        state = plain.begin(len(piece.tokens)) if fresh else self._carried[of]
         with self._arithmetic.autocast():
             made, after = model(piece.tokens, state, targets)
         self._carried[of] = {name: value.detach().to(state[name].dtype) for name, value in after.items()}
@@ -179,7 +201,7 @@ class _Session(Session):
         """Prepare the text for an epoch."""
         raise NotImplementedError
 
-    def _piece(self, number: int) -> Piece:
+    def piece(self, number: int) -> Piece:
         """The step of this number in the epoch."""
         raise NotImplementedError
 
@@ -190,7 +212,7 @@ class _Session(Session):
         return turned[:count], turned[1 : count + 1]
 
 
-class _Rows(_Session):
+class Rows(Reading):
     """Of a model that carries a state: each row goes on where the piece before ended."""
 
     @staticmethod
@@ -198,16 +220,16 @@ class _Rows(_Session):
         return -(-(tokens // batch) // time)
 
     def _turn(self, epoch: int) -> None:
-        length = len(self._text) // self._batch
-        tokens, targets = self._turned(epoch, length * self._batch)
-        self._tokens, self._targets = tokens.view(self._batch, length), targets.view(self._batch, length)
+        length = len(self._text) // self.batch
+        tokens, targets = self._turned(epoch, length * self.batch)
+        self._tokens, self._targets = tokens.view(self.batch, length), targets.view(self.batch, length)
 
-    def _piece(self, number: int) -> Piece:
+    def piece(self, number: int) -> Piece:
         piece = slice(number * self._time, (number + 1) * self._time)
         return Piece(self._tokens[:, piece].long(), self._targets[:, piece].long(), number == 0)
 
 
-class _Pieces(_Session):
+class Pieces(Reading):
     """Of a model that carries nothing: pieces in an order drawn for each epoch."""
 
     @staticmethod
@@ -220,9 +242,93 @@ class _Pieces(_Session):
         self._tokens, self._targets = tokens.view(pieces, self._time), targets.view(pieces, self._time)
         self._order = torch.randperm(pieces, generator=generator(self._seed, "order", epoch)).to(self._text.device)
 
-    def _piece(self, number: int) -> Piece:
-        rows = self._order[number * self._batch : (number + 1) * self._batch]
+    def piece(self, number: int) -> Piece:
+        rows = self._order[number * self.batch : (number + 1) * self.batch]
         return Piece(self._tokens[rows].long(), self._targets[rows].long(), True)
+
+
+# -- of several processes ----------------------------------------------------------------------------------------------
+
+
+class PartOfPiece(NamedTuple):
+    """What a step sees of one process, see `Piece`."""
+
+    tokens: Tensor
+    targets: Tensor
+    begins: bool
+    place: PartOfBatch
+
+
+class TextPart(Text):
+    """The course as one of several processes has it."""
+
+    def __init__(self, corpus: Corpus, time: int, ranks: Ranks, *, carries: bool) -> None:
+        super().__init__(corpus, time, carries=carries)
+        self._ranks = ranks
+
+    def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
+        whole = super().session(recipe, seed, arithmetic)
+        assert isinstance(whole, Reading)
+        kind = RowsPart if isinstance(whole, Rows) else PiecesPart
+        found = kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
+        found.ranks = self._ranks
+        return found
+
+    def _summed(
+        self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
+    ) -> float:
+        """Of each process's rows, added up in the order of ranks. One without rows reads the first for nothing: where
+        parameters lie in parts, all call the network equally often."""
+        place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
+        rows = slice(place.first, place.first + place.own) if place.own else slice(1)
+        counted = known[rows] & bool(place.own)
+        found = super()._summed(model, tokens[rows], targets[rows], counted, arithmetic)
+        return sum(self._ranks.gather(found), 0.0)
+
+
+class _Part(Reading):
+    """A training of which one process has a part of each batch."""
+
+    ranks: Ranks
+
+    def piece(self, number: int) -> Any:
+        whole = super().piece(number)
+        place = self._place(len(whole.tokens))
+        rows = slice(place.first, place.first + place.own)
+        return PartOfPiece(whole.tokens[rows], whole.targets[rows], whole.begins, place)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Of the part, times its share of the batch and the number of ranks: the mean over ranks is the batch's."""
+        with self.ranks.drawing(batch.place):
+            found = super().loss(model, batch)
+        weighted: Tensor = found * (batch.place.own * self.ranks.world / batch.place.whole)
+        return weighted
+
+    def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
+        with self.ranks.drawing(batch.place):
+            return super().outputs(model, batch, of)
+
+    def _place(self, rows: int) -> PartOfBatch:
+        return place_of_part(rows, self.ranks.rank, self.ranks.world)
+
+
+class RowsPart(_Part, Rows):
+    """Of a model that carries a state: each process has the same rows of all batches, and their states."""
+
+    gathers = True
+
+    def state(self) -> dict[str, Tensor]:
+        """That of all rows, as one process has it."""
+        found = self.ranks.gather(super().state())
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        place = self._place(self.batch)
+        super().load_state({name: value[place.first : place.first + place.own] for name, value in state.items()})
+
+
+class PiecesPart(_Part, Pieces):
+    """Of a model that carries nothing."""
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
@@ -231,7 +337,7 @@ def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int
     Raises:
         TaskError: if it is too short for one step.
     """
-    steps = (_Rows if carries else _Pieces).per_epoch(tokens, batch, time)
+    steps = (Rows if carries else Pieces).per_epoch(tokens, batch, time)
     if not steps:
         raise TaskError(
             f"a training text of {tokens} tokens is too short for batches of {batch}, in pieces of {time}: take more"

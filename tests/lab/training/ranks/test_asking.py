@@ -54,6 +54,7 @@ def test_a_segment_of_several_devices(two):
     [
         ("Summed", {}, "no mean over the examples of a batch"),
         ("Pictures", {"batch": 1}, "a batch of pictures has 1 example, fewer than the 2 devices"),
+        ("OwnReader", {}, r"reader of own_reader \(WholeBatches\) reads whole batches only.*first is the place"),
         ("Pictures", {"examples": 193}, "the last batch of an epoch of pictures has 1 example"),
     ],
 )

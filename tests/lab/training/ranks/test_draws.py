@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ticketry.errors import TrainingError
-from ticketry.lab.training.data_loading import part, place_of_part
+from ticketry.lab.training.data_loading import part
 from ticketry.lab.training.ranks.draws import Draws
-from ticketry.tasks.ranks import PartOfBatch
+from ticketry.tasks.ranks import PartOfBatch, place_of_part
 
 WHOLE = 7
 PARTS = [place_of_part(WHOLE, rank, 3) for rank in range(3)]
@@ -103,6 +103,19 @@ def test_gradients_go_through_dropout_as_in_the_whole_batch():
         with Draws(place):
             parts.append(gradient(part(examples, rank, len(PARTS))))
     assert torch.allclose(sum(parts), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [1, 2])
+def test_dropout_of_what_a_recurrent_layer_gives(own):
+    """Its memory has the examples of each word side by side, and numbers are drawn in that order."""
+    words = torch.randn(3, 5, 6)  # [words, examples, units]
+    torch.manual_seed(0)
+    whole = F.dropout(words.transpose(0, 1), 0.5)
+    for first in range(5 - own + 1):
+        torch.manual_seed(0)
+        with Draws(PartOfBatch(first, own, 5)):
+            found = F.dropout(words[:, first : first + own].contiguous().transpose(0, 1), 0.5)
+        assert torch.equal(found, whole[first : first + own])
 
 
 @pytest.mark.parametrize(

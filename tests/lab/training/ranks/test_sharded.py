@@ -61,6 +61,24 @@ def test_parameters_without_a_gradient_and_norms_of_each_rank(store):
 
 
 @pytest.mark.slow
+def test_a_state_of_many_files_goes_on_with_the_same_bits(store, tmp_path):
+    """75 MB of each of two ranks, in several files; a rank is killed with SIGKILL."""
+    segment = described(store, task_of("Large"), 2, parallel=FSDP, masked=False)
+    undisturbed = trained(store, segment)
+    other = Store(tmp_path / "disturbed")
+    with pytest.raises(InterruptedTrainingError, match="its state is stored"):
+        trained(other, segment, watch=StopAt(at=2))
+    step, folder = parts.newest(other.paths, segment.trajectory, segment.last)
+    files = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    assert len(files) >= 6, "three of each rank"
+    assert sum(files) > 2 * 64 << 20
+    watch = KillAt(ranks={step + 1: 1})
+    assert deciding(trained(other, segment, watch=watch)) == deciding(undisturbed)
+    assert not watch.ranks, "no rank was killed"
+    assert not children()
+
+
+@pytest.mark.slow
 def test_killed_and_stopped_parts_go_on_with_the_same_bits(store, tmp_path):
     """With three ranks, some of which have nothing of a small parameter."""
     segment = described(store, task_of(length="60it", wide="no"), 3, parallel=FSDP)

@@ -131,7 +131,14 @@ def _like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     found = tensor.new_empty(shape)
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return found.to(memory_format=torch.channels_last)
-    return found
+    # As of recurrent layers, whose memory has the examples of each word side by side. Where there is one example, its
+    # axis has the stride of the words'.
+    stride, size = tensor.stride(), tensor.shape
+    axes = sorted(range(tensor.dim()), key=lambda axis: (-stride[axis], size[axis] == 1))
+    if axes == list(range(tensor.dim())) or not tensor.permute(axes).is_contiguous():
+        return found
+    laid = tensor.new_empty([shape[axis] for axis in axes])
+    return laid.permute([axes.index(axis) for axis in range(tensor.dim())])
 
 
 def _dropped(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> float:

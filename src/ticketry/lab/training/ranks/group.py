@@ -17,10 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ticketry.core.devices import synchronise_norms
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
+from ticketry.lab.training.ranks.draws import Draws
 from ticketry.lab.training.state import state_of
+from ticketry.tasks.ranks import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """How long ranks wait for one another. Whoever started them ends all as soon as one is gone."""
+_GPU_LOOKS = 16
+"""Steps on a GPU after which ranks look whether a state is to be stored, for which it has to be waited for."""
 
 
 class Group:
@@ -35,7 +39,11 @@ class Group:
 
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
-        self._norms = arithmetic.norms
+        self._norms, self._device = arithmetic.norms, arithmetic.device
+        self.together = self.in_parts
+        """Whether all of them take part in taking a state out, so that they have to know when."""
+        self._wish = self._heard = False
+        self._steps = 0
 
     @classmethod
     def joined(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
@@ -86,8 +94,15 @@ class Group:
         return state_of(model)
 
     def agreed(self, wish: bool) -> bool:
-        """Called after each step: whether a state is to be stored now. The first rank asks, and stores it alone."""
-        return wish
+        """Called after each step: whether a state is to be stored now.
+
+        The first rank asks. It stores it alone, at once; or all do together, once all have heard of the wish, by the
+        end of the step before: all get the same answer.
+        """
+        if not self.together:
+            return wish
+        self._wish = wish and not self._heard
+        return self._heard
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -98,8 +113,19 @@ class Group:
         return total
 
     def loss_of_step(self, value: Tensor) -> Tensor:
-        """The mean over all ranks, asked for once a step."""
-        return self.mean(value)
+        """The mean over all ranks, asked for once a step; what they wish for goes along."""
+        if not self.together:
+            return self.mean(value)
+        both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
+        dist.all_reduce(both)
+        self._steps += 1
+        looks = self._device == "cpu" or self._steps % _GPU_LOOKS == 0
+        self._heard = looks and bool(both[1] > 0)
+        return both[0]
+
+    def drawing(self, place: PartOfBatch) -> Draws:
+        """Around what draws random numbers for the examples of a part: they are those of the whole batch."""
+        return Draws(place)
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank has, in order."""

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from ticketry.core.ticket.together import pieces_of
 from ticketry.errors import InterruptedTrainingError
-from ticketry.lab.runners.process_guard import end_with_parent, keep_freed_memory, portable
+from ticketry.lab.runners.process_guard import (
+    end_with_parent,
+    give_back_freed_memory,
+    keep_freed_memory,
+    portable,
+)
 from ticketry.lab.runners.stopping import leave_to_parent
 from ticketry.lab.store import Store
 from ticketry.lab.store.link import Link
@@ -58,7 +63,8 @@ def main(rank: int, request: Asked, pipes: Sequence[Connection], stop: Connectio
     """The whole life of a rank's process: it sends one answer at its end, ``done``, ``stopped`` or ``failed``."""
     leave_to_parent()
     end_with_parent()
-    keep_freed_memory()
+    # Whoever trains in parts has no memory to spare.
+    (give_back_freed_memory if request.segment["arithmetic"].get("parallel") == FSDP else keep_freed_memory)()
     sys.path[:] = request.path
     os.environ.update(request.environment)
     # Of 1x1 convolutions where channels lie last: the same numbers in the same order in memory.
@@ -156,6 +162,8 @@ class _OtherJob(Job):
     def store_result(self, loop: Loop) -> None:
         if self.in_parts:
             self.store_tensors(loop, loop.state())
+        elif loop.session.gathers:
+            loop.session.state()
         if self.measure and self.missing[0] == self.segment.last:
             loop.measured()
         del self.missing[0]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,8 +21,8 @@ from ticketry.core.scope import normal_name
 from ticketry.errors import StoreError
 from ticketry.lab.store import Store, parts
 from ticketry.lab.training.optimizer import load_optimizer
-from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.group import Group
+from ticketry.lab.training.state import part_of
 
 if TYPE_CHECKING:
     from ticketry.lab.training.loop import Loop
@@ -32,20 +31,12 @@ _SMALLEST = 1 / 1024
 """Of a network's parameters, what a block has at least to be gathered by itself."""
 _FILE = 64 << 20
 """Bytes of all ranks together in one set of files of a state."""
-_GPU_LOOKS = 16
-"""Steps on a GPU after which ranks look whether a state is to be stored, for which it has to be waited for."""
 
 
 class ShardedGroup(Group):
     """One rank among others, each with a part of the network."""
 
     in_parts = True
-
-    def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
-        super().__init__(rank, arithmetic)
-        self._device = arithmetic.device
-        self._wish = self._heard = False
-        self._steps = 0
 
     def called(self, model: nn.Module) -> nn.Module:
         """The model itself, whose parameters are in parts from here on."""
@@ -62,22 +53,6 @@ class ShardedGroup(Group):
 
     def require_same_weights(self, model: nn.Module) -> None:
         """There are none that several ranks have."""
-
-    # -- agreeing ----------------------------------------------------------------------------------------------------
-
-    def agreed(self, wish: bool) -> bool:
-        """Whether any rank wished for it by the end of the step before: all get the same answer."""
-        self._wish = wish and not self._heard
-        return self._heard
-
-    def loss_of_step(self, value: Tensor) -> Tensor:
-        """The mean over all ranks; what they wish for goes along."""
-        both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
-        dist.all_reduce(both)
-        self._steps += 1
-        looks = self._device == "cpu" or self._steps % _GPU_LOOKS == 0
-        self._heard = looks and bool(both[1] > 0)
-        return both[0]
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -158,7 +133,7 @@ def load(folder: Path, loop: Loop) -> float:
             value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
     state = {name.partition("/")[2]: value for name, value in target.items() if name.startswith("optimizer/")}
     load_optimizer(loop.optimizer, loop.model, {name: _scalar(name, value) for name, value in state.items()})
-    loop.resume_losses(target["losses"])
+    loop.resume(part_of(target, "session/"), target["losses"])
     return float(target["seconds"])
 
 

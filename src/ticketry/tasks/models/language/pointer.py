@@ -66,7 +66,7 @@ class PointerLSTM(LSTM):
         size = self.recurrent[-1].hidden_size
         return {
             **super().begin(batch),
-            "outputs": self.sentinel.new_zeros(batch, self.window, size),
+            "outputs": torch.zeros(batch, self.window, size, dtype=self.sentinel.dtype, device=self.sentinel.device),
             "words": torch.full((batch, self.window), _NONE, device=self.sentinel.device),
         }
 

@@ -1,0 +1,117 @@
+"""What a network takes by a profile of a machine: planned for it under masks, and not timed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.engine.capture import capture
+from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.cost.families import Family
+from ticketry.engine.cost.machine_profile import MachineProfile
+from ticketry.engine.cost.meter import Profile, layers_by_name
+from ticketry.engine.cost.planned import planned, torch_work
+from ticketry.engine.example_inputs import batch_of
+from ticketry.engine.graph import Graph
+
+
+class Estimator:
+    """Tells what a network takes by a profile, as `Meter` does by timing it."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, profile: MachineProfile, scope: Scope | None = None
+    ) -> None:
+        """Raises EngineError if the model cannot be captured."""
+        self.model, self.machine = model, profile
+        self.graph = capture(model, None, example_inputs)
+        call = Arguments.of(example_inputs)
+        self.batch = batch_of(tuple(tree_flatten((call.args, call.kwargs))[0]))
+        self._shapes = (scope or scope_of(model)).shapes
+        self.names = tuple(self._shapes)
+        self._inputs = example_inputs
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a weight in scope."""
+        return self._shapes[name]
+
+    @cached_property
+    def dense_profile(self) -> Profile:
+        """Seconds of the network without a mask, by what spends them."""
+        return self._estimated(self.graph, None)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Of a call of the network without a mask."""
+        return _total(self.dense_profile)
+
+    def profile(self, mask: Mask, layout: str | None) -> Profile:
+        """Seconds of the network under a mask. Raises `UnsupportedError` where a layout cannot run it."""
+        tensors = self.graph.tensors
+        if all(name in tensors and tensors[name].shape == kept.shape for name, kept in mask.items()):
+            masked = {name: tensors[name] * kept for name, kept in mask.items()}
+            graph = replace(self.graph, tensors={**tensors, **masked})
+        else:
+            graph = capture(self.model, mask, self._inputs)
+        return self._estimated(graph, layout)
+
+    def seconds(self, mask: Mask) -> float:
+        """Of the network under this mask itself, in the layout that the engine would choose."""
+        return _total(self.profile(mask, None))
+
+    def _estimated(self, graph: Graph, layout: str | None) -> Profile:
+        machine = self.machine
+        found = planned(graph, self.batch, machine.target, machine.levels, str(machine.about["precision"]), layout)
+        by_layer = layers_by_name(self.graph, self._shapes)
+        spent = Profile(dict.fromkeys(self.names, 0.0), {"call": machine.call * max(1, found.regions)}, set())
+        for work in found.works:
+            seconds, parameter = machine.seconds(work), by_layer.get(work.label)
+            if parameter is None:
+                spent.others[work.kind] = spent.others.get(work.kind, 0.0) + seconds
+            else:
+                spent.layers[parameter] += seconds
+        for node in found.torch:
+            work_done = torch_work(graph, node, self.batch)
+            seconds = sum(machine.torch[name] * value for name, value in work_done.items())
+            held = self._shapes.keys() & node.weights.values()
+            for name in held:
+                spent.layers[name] += seconds / len(held)
+                spent.torch.add(name)
+            if not held:
+                kind = f"{node.op} in torch"
+                spent.others[kind] = spent.others.get(kind, 0.0) + seconds
+        read = {name for node in graph.nodes if node not in found.torch for name in node.weights.values()}
+        spent.torch |= {name for name in self.names if name not in read}
+        return spent
+
+
+def about_of(estimator: Estimator, family: Family) -> dict[str, object]:
+    """What a cost model says of where it comes from."""
+    machine = estimator.machine
+    return {
+        "target": str(machine.about["processor"]),
+        "processor": machine.about["processor"],
+        "vectors": machine.about["vectors"],
+        "threads": machine.about["threads"],
+        "precision": machine.about["precision"],
+        "batch": estimator.batch,
+        "how": "estimated by a profile of the machine",
+        "masks": family.about,
+        "profile": machine.digest[:16],
+    }
+
+
+def with_spread(costs: CostModel, machine: MachineProfile) -> CostModel:
+    """The costs with what the profile says of its estimates."""
+    return CostModel(costs.unit, costs.layers, costs.fixed, machine.spread, costs.about, costs.fixed_parts)
+
+
+def _total(profile: Profile) -> float:
+    return sum(profile.layers.values()) + sum(profile.others.values())

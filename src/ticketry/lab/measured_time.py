@@ -1,0 +1,109 @@
+"""How long a call of a task's network takes here, sparse or dense, and masks that meet a share of it; remembered.
+
+Seconds are measured, and so never part of a key: what was measured once in a store is what counts there from then on,
+and what is trained for it is keyed by its mask or its network. Costs name the machine, batch, threads and precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.mask import Mask
+from ticketry.core.scope import scope as scope_of
+from ticketry.core.seeds import generator
+from ticketry.errors import CostError
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import digest_of
+from ticketry.records.network import Timed
+from ticketry.tasks.task import Task
+
+if TYPE_CHECKING:
+    from ticketry.engine.bench.timing import Interval
+    from ticketry.engine.cost.meter import Meter
+
+_ROUNDS = 11
+"""Of a timing that is told: as many as of `tk.cost.meet`."""
+
+
+def check_here(costs: CostModel) -> None:
+    """Raises `CostError` if times that go with these costs cannot be measured on this machine."""
+    from ticketry.engine.bench.machine import machine
+
+    if costs.unit != "seconds":
+        raise CostError(f"a time is measured beside costs in seconds, not in {costs.unit}")
+    here, there = machine()["processor"], costs.about.get("processor")
+    if here != there:
+        raise CostError(
+            f"the costs are of another machine ({there}; this one is {here}): nothing can be timed for them here, leave"
+            " measured and dense_of_time away or search there"
+        )
+
+
+def check_new(lab: Lab, costs: CostModel) -> None:
+    """The same, of costs that are new in a store: what was measured there before is told on any machine."""
+    if lab.store.memo("costs", costs.digest) is None:
+        check_here(costs)
+
+
+def time_of(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> Timed:
+    """What a call under a mask takes of a call of the dense network, by a timing that nothing was chosen by."""
+    described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
+    return _remembered(lab, described, lambda: _meter(lab, task, costs).share_anew(mask, _ROUNDS))
+
+
+def time_of_dense(lab: Lab, rival: Task, task: Task, costs: CostModel) -> Timed:
+    """What a call of another dense network takes of a call of the task's own."""
+    described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
+
+    def made() -> Interval:
+        meter, other = _meter(lab, task, costs), _meter(lab, rival, costs)
+        return meter.share(other.compiled(), _ROUNDS)
+
+    return _remembered(lab, described, made)
+
+
+def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
+    """The mask whose measured time is nearest to a share of the dense network's.
+
+    Args:
+        costs: by which the first mask is chosen.
+        prune: share by the costs -> the mask.
+    """
+    from ticketry.engine.cost.meeting import meet_by
+
+    return meet_by(_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))).mask
+
+
+def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> Timed:
+    def made() -> dict[str, Any]:
+        found = measure()
+        return {"share": found.median, "low": found.low, "high": found.high}
+
+    return Timed(**lab.store.remembered("times", digest_of(described), made))
+
+
+def _meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
+    from ticketry.engine.cost.meter import Meter
+
+    check_here(costs)
+    batch = int(costs.about.get("batch", 1))
+    inputs = lab.course(task).inputs(batch)
+    if len(inputs) < batch:
+        raise CostError(f"the costs are of batches of {batch}, and {task.name} has {len(inputs)} training examples")
+    model = _filled(lab.model(task))
+    threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
+    return Meter(model, inputs, threads, precision, scope_of(model))
+
+
+def _filled(model: nn.Module) -> nn.Module:
+    """The model in evaluation with no parameter that is 0: what is, would not be computed."""
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            if not bool(parameter.all()):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(0.01, 0.1, generator=generator(0, "time", index)))
+    return model.eval()
