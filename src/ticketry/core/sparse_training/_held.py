@@ -39,25 +39,39 @@ class HeldParameter:
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
-        # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
-        self.kept = torch.empty_like(part(parameter.detach())).copy_(part_like(mask, parameter))
-        """0 and 1 in the type, layout and place of the parameter; of one in parts, this process's part."""
+        self._kept: Tensor | None = None
         self._content = _content(parameter)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         if hook:
             spread = is_spread(parameter)
             self._handle = _hooked(parameter, self._mask_accumulated if spread else self._masked, accumulated=spread)
 
-    def kept_like(self, tensor: Tensor) -> Tensor:
+    @property
+    def kept(self) -> Tensor:
+        """0 and 1 in the type, layout and place of the parameter; of one in parts, this process's part.
+
+        Made when it is first needed: kernels give gradients that are masked already, and it is as large as the weights.
+        """
+        own = part(self.parameter.detach())
+        if self._kept is None or self._kept.device != own.device or self._kept.dtype != own.dtype:  # it moved since
+            self._kept = self._made(own)
+        return self._kept
+
+    def kept_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
         """What is kept, in the type and place of `tensor`: of the parameter itself, its gradient or its state.
 
         Of a parameter in parts it is this process's part, and so `tensor` has to be.
+
+        Args:
+            once: whether it is not asked for step by step: what is made for it is not kept.
         """
-        if self.kept.dtype == tensor.dtype and self.kept.device == tensor.device:
-            return self.kept
-        if self.kept.device != self.parameter.device or self.kept.dtype != self.parameter.dtype:  # it moved since
-            self.kept = self.kept.to(device=self.parameter.device, dtype=self.parameter.dtype)
-        return self.kept.to(device=tensor.device, dtype=tensor.dtype)
+        own = part(self.parameter.detach())
+        kept = self._made(own) if once and self._kept is None else self.kept
+        return kept.to(device=tensor.device, dtype=tensor.dtype)
+
+    def _made(self, own: Tensor) -> Tensor:
+        # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
+        return torch.empty_like(own).copy_(part_like(self._mask, self.parameter))
 
     @property
     def gradient(self) -> Tensor | None:
@@ -71,7 +85,7 @@ class HeldParameter:
     @torch.no_grad()
     def mask(self) -> None:
         """Set removed weights, and their gradients, to 0."""
-        part(self.parameter).masked_fill_(self.kept == 0, 0)
+        part(self.parameter).masked_fill_(self.kept_like(part(self.parameter), once=True) == 0, 0)
         if is_spread(self.parameter):
             self._mask_accumulated(self.parameter)
         elif self.parameter.grad is not None:
@@ -225,7 +239,7 @@ def mask_history(optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> Non
     if not isinstance(optimizer, LBFGS):
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kept = {id(each.parameter): each.kept_like(each.parameter) for each in held.values()}
+    kept = {id(each.parameter): each.kept_like(each.parameter, once=True) for each in held.values()}
     removed = torch.cat([(kept.get(id(one), torch.ones_like(one)) == 0).flatten() for one in parameters])
     vectors = (each for state in optimizer.state.values() for each in _tensors(state) if each.shape == removed.shape)
     if any(vector[removed].any() for vector in vectors):

@@ -115,7 +115,7 @@ class Hold:
         mask_history(optimizer, self._held)
         for held in self._held.values():
             for tensor in states_of(optimizer, held.parameter):
-                tensor.mul_(held.kept_like(tensor))
+                tensor.mul_(held.kept_like(tensor, once=True))
 
     @torch.no_grad()
     def mask_weights(self) -> None:
@@ -228,7 +228,7 @@ class Hold:
     def _removed(self, name: str, parameter: nn.Parameter) -> Tensor:
         held = self._held.get(name)
         if held is not None and held.parameter is parameter:
-            return held.kept_like(part(parameter)) == 0
+            return held.kept_like(part(parameter), once=True) == 0
         return ~part_like(self._mask[self._places.masked_by[name]], parameter).to(parameter.device)
 
     def _check_computed(self) -> None:

@@ -146,6 +146,8 @@ class Plan:
         stay = {id(op) for place, op in self._borders if self._arena.alone(place)}
         ops = [replace(op, args=(0, *op.args[1:])) if id(op) in stay else op for op in self.ops]
         self.program = Program(ops, self.blocks * self.images, size, self._library, split="parts")
+        # The program has tables of its own: those that it was made of would lie beside them as long as the plan does.
+        self.ops, self.packed, self._alone, self._gathers, self._regathers, self._borders = [], {}, [], [], [], []
 
     def _link_gathers(self) -> None:
         """All tables of a pass are filled in one call, or in one for so many tensors: small steps are mostly calls."""

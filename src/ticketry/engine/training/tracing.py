@@ -114,6 +114,7 @@ def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     output = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     _check_changes(graph, dict(twin.named_modules()))
     _check(whole, graph, tensors)
+    graph.owning_module = None  # by which it would keep the copy, all its weights
     return Traced(graph, constants, output)
 
 

@@ -76,9 +76,14 @@ class Layer:
 
     @property
     def places(self) -> Array:
-        """int64 [O, I / groups, taps]: 1 + the place of a weight in the dense tensor, 0 where it is pruned."""
-        numbered = np.arange(1, self.kept.size + 1).reshape(self.kept.shape)
-        return np.asarray((numbered * self.kept).reshape(*self.kept.shape[:2], -1))
+        """[O, I / groups, taps]: 1 + the place of a weight in the dense tensor, 0 where it is pruned.
+
+        int32, where that is enough: of large layers it is what making tables takes most memory for.
+        """
+        numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
+        numbered = numbered.reshape(self.kept.shape)
+        numbered *= self.kept
+        return numbered.reshape(*self.kept.shape[:2], -1)
 
     @property
     def count(self) -> int:
@@ -91,7 +96,7 @@ class Gathered:
 
     ops: list[Op]
     index: Array
-    """int64: the place in the dense tensor of each entry of the table; -1: it is 0."""
+    """Integers: the place in the dense tensor of each entry of the table; -1: it is 0."""
     alone: bool = False
     """Whether weights come as a row of the kept ones alone."""
 
