@@ -41,7 +41,10 @@ def test_repairing_leaves_a_sound_store(tmp_path: Path, capsys: pytest.CaptureFi
         assert any((store / "damaged").rglob("*")), "nothing is deleted"
 
 
-@pytest.mark.parametrize("words", [("fuzz_files.py", "--inputs", "8"), ("fuzz_readers.py", "--inputs", "1150")])
+@pytest.mark.parametrize(
+    "words",
+    [("fuzz_readers.py", "--inputs", "1150"), pytest.param(("fuzz_files.py", "--inputs", "8"), marks=pytest.mark.slow)],
+)
 def test_files_changed_in_every_way_end_in_words(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A sample of what the fuzzers do by thousands; a process of its own has a limit of memory."""
     script = Path(__file__).parents[1] / "benchmarks" / words[0]

@@ -83,6 +83,7 @@ assert tk.Ticket.load({str(tmp_path / "ticket")!r}).mask.kept == mask.kept
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "extra"),
     [

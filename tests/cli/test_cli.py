@@ -258,6 +258,7 @@ def test_help_and_lists_do_not_import_torch() -> None:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0, words
 
 
+@pytest.mark.slow
 def test_live_table_on_a_terminal(tmp_path: Path) -> None:
     """A real pseudo-terminal: the table is drawn there, on standard error only."""
     ours, theirs = pty.openpty()

@@ -6,7 +6,7 @@ from math import floor, inf, nan, prod
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ticketry.core.allocate import allocate, shared_out
@@ -181,7 +181,7 @@ def test_within_is_never_left(found_and_base, density, distribution):
     assert mask.kept == wanted
 
 
-@quick
+@settings(quick, suppress_health_check=[HealthCheck.filter_too_much])
 @given(scores_and_base(), densities)
 def test_global_within_is_global_over_the_candidates(found_and_base, density):
     found, base = found_and_base

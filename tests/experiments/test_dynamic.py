@@ -71,6 +71,7 @@ def test_dynamic_sparse_training_costs_one_training_a_density(lab: tk.Lab) -> No
         tk.evidence.verify(lab, saved)
 
 
+@pytest.mark.slow
 def test_controls_of_a_mask_that_moved_hold_one_from_the_first_step(lab: tk.Lab) -> None:
     record = made(lab, "dynamic")
     for role, own in (("shuffled", True), ("random_reinit", False)):

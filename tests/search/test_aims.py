@@ -207,6 +207,7 @@ def test_a_budget_below_the_floor_is_told_before_anything_is_trained(tmp_path: P
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_dense_network_that_has_no_other_widths_is_refused(tmp_path: Path) -> None:
     common: dict[str, Any] = {"store": tmp_path, "recipe": {"length": "2it"}, "replicates": 1}
     with pytest.raises(UsageError, match="dense_of_flops:conv-99"):

@@ -294,6 +294,7 @@ def refused(rank: int, folder: Path) -> dict[str, tuple[type, str]]:
     return errors_of(calls)
 
 
+@pytest.mark.slow
 def test_what_is_refused(tmp_path: Path):
     expected = {
         "other model": (MaskError, "has no parameter 'no.weight'"),

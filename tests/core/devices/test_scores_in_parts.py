@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -57,6 +58,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max() / other[name].abs().max()) for name in other)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_all_batches(tmp_path):
     found = together(in_two, tmp_path)
     halves = [half for pair in zip(batches(0), batches(1), strict=True) for half in pair]

@@ -123,6 +123,7 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "store" / "results").exists(), "something was trained"
 
 
+@pytest.mark.slow
 def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

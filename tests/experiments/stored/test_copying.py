@@ -85,6 +85,7 @@ def test_no_store_and_the_same_store(origin: str, tmp_path: Path) -> None:
         copy_store(origin, origin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["lab.remote.records", "lab.remote.mirror", "experiments.stored.copying"])
 def test_it_can_be_what_is_imported_first(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import ticketry.{module}"], check=True)

@@ -12,6 +12,7 @@ from ticketry.experiments.stored import telling
 from ticketry.records.progress import FILE, Progress
 
 
+@pytest.mark.slow
 def test_a_search_tells_how_far_it_is_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written every hundredth of a second; the last is nearly the record, and then there is no file."""
     monkeypatch.setattr(telling, "EVERY", 0.01)

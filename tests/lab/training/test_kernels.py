@@ -434,6 +434,7 @@ class KilledAt(Watch):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=[needs_bfloat16, pytest.mark.slow])])
 def test_killed_and_gone_on_with(made, precision, tmp_path):

@@ -55,6 +55,7 @@ def test_two_ranks_are_equal_to_one_process(store, tmp_path):
     assert deciding(trained(again, two)) == deciding(both)
 
 
+@pytest.mark.slow
 def test_norms_of_each_rank(store):
     """Against a loop that has both halves of each batch in one process; running statistics are the first rank's."""
     task = task_of(drop=0.0, examples=192)
@@ -83,6 +84,7 @@ def test_norms_of_each_rank(store):
     assert synchronised.key != segment.key
 
 
+@pytest.mark.slow
 def test_gates_are_those_of_one_process(store):
     """Of Continuous Sparsification: their gradients are the mean over ranks, as those of the weights are."""
     gates = Gating(scope=("0.weight", "6.weight"), lr=0.5, init=0.02, penalty=1e-4, final=50.0)
@@ -153,6 +155,7 @@ def test_metrics_are_added_to_a_state_that_was_kept(store):
     assert found == trained(store, alone)["metrics"]
 
 
+@pytest.mark.slow
 def test_parameters_that_nothing_depends_on_keep_no_gradient(store):
     """One process leaves them as they are, weight decay and all; so do ranks."""
     task = task_of("Unused")

@@ -25,7 +25,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-@pytest.mark.parametrize("optimizer", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_parts_are_equal_to_one_process(store, optimizer):
     """In float64: convolutions, synchronised norms, dropout, augmentation, clipping, a mask, batches that do not come
     out even, a state on the way to rewind to, and one that is gone on from."""

@@ -28,7 +28,7 @@ def words(**options: str) -> Task:
 @pytest.mark.parametrize(
     ("model", "parallel", "ranks"),
     [
-        ("lstm", "", 2),
+        pytest.param("lstm", "", 2, marks=pytest.mark.slow),
         pytest.param("gpt", "", 2, marks=pytest.mark.slow),
         pytest.param("tied", "", 3, marks=pytest.mark.slow),
         pytest.param("pointer", "", 2, marks=pytest.mark.slow),
@@ -54,6 +54,7 @@ def test_ranks_are_equal_to_one_process(store, model, parallel, ranks):
     assert [loss for _, loss in all_["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_state_that_was_kept_is_gone_on_from(store, tmp_path):
     """In the middle of an epoch, where each rank takes its rows of what is carried."""
     segment = described(store, words(wide="no"), 2)

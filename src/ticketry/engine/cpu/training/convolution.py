@@ -83,7 +83,7 @@ class Layer:
         numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
         numbered = numbered.reshape(self.kept.shape)
         numbered *= self.kept
-        return numbered.reshape(*self.kept.shape[:2], -1)
+        return np.asarray(numbered.reshape(*self.kept.shape[:2], -1))
 
     @property
     def count(self) -> int:
