@@ -104,17 +104,36 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A browser would break lines within names of options, after their hyphens, within intervals and before a ±."""
+    """A browser would break lines within names, after hyphens of options, within intervals and before a ±."""
+    parts = re.split(r"(<pre.*?</pre>)", html, flags=re.DOTALL)
+    parts[::2] = [re.sub(r"<code>[^<]{17,}</code>", _with_joints, part) for part in parts[::2]]
     html = re.sub(
-        r"<code>([^<]*--[^<]*)</code>",
+        r"<code>((?:[^<]|<wbr>)*--(?:[^<]|<wbr>)*)</code>",
         lambda found: f"<code>{re.sub(r'--[a-z][a-z-]*', _UNBROKEN, found[1])}</code>",
-        html,
+        "".join(parts),
     )
     html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
-    return re.sub(r"(\[[-+−]?[\d.]+,) ([-+−]?[\d.]+\])", "\\1\u00a0\\2", html)
+    html = re.sub(r"(\[[-+−]?[\d.]+,) ([-+−]?[\d.]+\])", "\\1\u00a0\\2", html)
+    return re.sub(r"<td([^>]*)>(.*?)</td>", _cell, html, flags=re.DOTALL)
 
 
 _UNBROKEN = r'<span class="option">\g<0></span>'
+_LONG = 36
+"""Characters from which on a cell of a table is a text, which keeps a width to be read in."""
+
+
+def _cell(found: re.Match[str]) -> str:
+    """A cell of a table, marked where it is a text."""
+    attributes, text = found.groups()
+    plain = re.sub(r"<[^>]+>", "", text)
+    if len(plain) > _LONG and re.search("[a-z]", plain) and "class=" not in attributes:
+        attributes += ' class="text"'
+    return f"<td{attributes}>{text}</td>"
+
+
+def _with_joints(code: re.Match[str]) -> str:
+    """A name of code that may go on in the next line after each of its joints."""
+    return re.sub(r"(?<=\w)(?!\.\d)[_.(\[=,/:|]+(?=[\w\"'])|\)(?=[.,])", r"\g<0><wbr>", code[0])
 
 
 def _named(text: str, path: str) -> str:

@@ -129,17 +129,15 @@ def n_of_m(text: str) -> tuple[int, int] | None:
 class Pattern:
     """A pattern of masks. A weight is seen as rows, one for each output, times columns, one for each (input, tap).
 
-    ==================  ==============================================================================================
-    ``unstructured``    every weight by itself
-    ``4x1``             blocks of 4 rows that are neighbours (0-3, 4-7, …) at one column; any number from 2 on. So all
-                        rows of a block of rows keep the same columns, and form a group of `structure.groups`. If the
-                        rows are no multiple, the last blocks have fewer; in a grouped convolution no block has rows of
-                        two groups, which read other inputs (those of a depthwise one are single weights).
-    ``channel``         whole rows: the filter or the neuron of one layer. Not the same as coupled channels
-                        (`structure.channels`): bias, norm and the layers behind keep theirs.
-    ``2:4``             of every 4 inputs that are neighbours (0-3, 4-7, …), at one tap of one row, at most 2; any
-                        numbers N < M. If the inputs are no multiple, the last ones, fewer than M, may keep N too.
-    ==================  ==============================================================================================
+    - ``unstructured``: every weight by itself.
+    - ``4x1``: blocks of 4 rows that are neighbours (0-3, 4-7, …) at one column; any number from 2 on. So all rows of a
+      block of rows keep the same columns, and form a group of `structure.groups`. If the rows are no multiple, the last
+      blocks have fewer; in a grouped convolution no block has rows of two groups, which read other inputs (those of a
+      depthwise one are single weights).
+    - ``channel``: whole rows, the filter or the neuron of one layer. Not the same as coupled channels
+      (`structure.channels`): bias, norm and the layers behind keep theirs.
+    - ``2:4``: of every 4 inputs that are neighbours (0-3, 4-7, …), at one tap of one row, at most 2; any numbers N < M.
+      If the inputs are no multiple, the last ones, fewer than M, may keep N too.
 
     Examples:
         >>> two_of_four = tk.structure.Pattern.parse("2:4")

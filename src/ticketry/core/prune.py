@@ -69,12 +69,10 @@ def iterated(
 
     It takes what `prune` takes besides, and is `prune` with these iterations:
 
-    ==================  ==============================================  ==========================
-    SynFlow             ``iterated("synflow", 100)``                    Tanaka et al. 2020
-    Iter-SNIP           ``iterated("snip", steps)``                     de Jorge et al. 2021
-    FORCE               ``iterated("snip", steps, regrow=True)``        de Jorge et al. 2021
-    CroPit, EarlyCroP   ``iterated("crop", 7, "halving")``              Rachwan et al. 2022
-    ==================  ==============================================  ==========================
+    - SynFlow (Tanaka et al. 2020): ``iterated("synflow", 100)``
+    - Iter-SNIP (de Jorge et al. 2021): ``iterated("snip", steps)``
+    - FORCE (de Jorge et al. 2021): ``iterated("snip", steps, regrow=True)``
+    - CroPit, EarlyCroP (Rachwan et al. 2022): ``iterated("crop", 7, "halving")``
     """
 
     return partial(prune, score=score, iterations=steps, schedule=schedule, regrow=regrow)
