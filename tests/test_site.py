@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import ticketry as tk
+from browsers import NEEDS_BROWSER, launched
 from ticketry.cli import COMMANDS
 from ticketry.experiments.options import LabOptions
 from ticketry.search import methods
@@ -113,7 +114,12 @@ def test_every_public_name_has_a_place(site: Path) -> None:
 @pytest.mark.slow
 def test_every_command_and_option_has_a_place(site: Path) -> None:
     for command in COMMANDS:
-        assert (site / "reference" / f"command-{command}.html").exists()
+        page = (site / "reference" / f"command-{command}.html").read_text(encoding="utf-8")
+        assert "<td></td>" not in page, f"an option of {command} has no words"
+    store = (site / "reference" / "command-store.html").read_text(encoding="utf-8")
+    for asked in ("check", "gc", "du", "mv", "copy", "pack", "unpack"):  # each has options of its own
+        assert f'id="ticketry-store-{asked}"' in store
+    assert "--grace-seconds" in store
     search = (site / "reference" / "command-search.html").read_text(encoding="utf-8")
     search = re.sub(r'<span class="option">([^<]*)</span>', r"\1", search)  # what keeps a name in one line
     for field in dataclasses.fields(LabOptions):
@@ -122,6 +128,47 @@ def test_every_command_and_option_has_a_place(site: Path) -> None:
         assert f'id="{name}"' in search
         for field in dataclasses.fields(method.Settings):
             assert f"--{field.name.replace('_', '-')}" in search, (name, field.name)
+
+
+@pytest.mark.slow
+@NEEDS_BROWSER
+def test_pages_fit_a_phone_and_a_desk(site: Path) -> None:
+    """Nothing makes a page wider than the window: tables, code and figures scroll by themselves."""
+    wide = []
+    with launched() as browser:
+        for width in (400, 1400):
+            page = browser.new_page(viewport={"width": width, "height": 1000})
+            for path in sorted(site.rglob("*.html")):
+                page.goto(path.as_uri(), wait_until="domcontentloaded")
+                over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                wide += [f"{path.relative_to(site)}: {over} px at {width}"] if over > 0 else []
+    assert not wide
+
+
+@pytest.mark.slow
+@NEEDS_BROWSER
+def test_names_in_tables_are_not_torn_apart(site: Path) -> None:
+    """On a phone a name of code goes on in the next line after a joint, such as _ or a dot, and nowhere else."""
+    torn = """() => [...document.querySelectorAll('article td code')].flatMap(code => {
+        const texts = document.createTreeWalker(code, NodeFilter.SHOW_TEXT), found = [];
+        while (texts.nextNode()) {
+            for (const word of texts.currentNode.data.matchAll(/\\w+/g)) {
+                const range = document.createRange();
+                range.setStart(texts.currentNode, word.index);
+                range.setEnd(texts.currentNode, word.index + word[0].length);
+                const parts = [...range.getClientRects()].filter(one => one.width);
+                const tops = new Set(parts.map(one => Math.round(one.top)));
+                if (tops.size > 1 && !code.closest('.options')) found.push(word[0]);
+            }
+        }
+        return found;
+    })"""
+    with launched() as browser:
+        page = browser.new_page(viewport={"width": 400, "height": 1000})
+        for name in ("budgets", "plugins", "optimisers", "reliability", "loggers", "shared-stores"):
+            page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+            assert page.evaluate("document.querySelectorAll('article td code').length") > 5
+            assert page.evaluate(torn) == [], name
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ class Row:
     def __str__(self) -> str:
         names = ", ".join(f"<code>{html.escape(one)}</code>" for one in self.names)
         value = f" <code>{html.escape(self.value)}</code>" if self.value else ""
-        told = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(self.told))
+        told = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(_with_code(self.told)))
         return f"<tr><td>{names}{value}</td><td>{told}</td></tr>"
 
 
@@ -129,7 +129,7 @@ def rows(of: argparse.ArgumentParser) -> list[Row]:
     """Every option of a parser, but --help."""
     found = []
     for action in of._actions:
-        if isinstance(action, argparse._SubParsersAction) or "--help" in action.option_strings:
+        if _is_subcommands(action) or "--help" in action.option_strings:
             continue
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         told = re.sub(r"\x1b\[[0-9;]*m", "", " ".join((action.help or "").split())).replace("%%", "%")
@@ -140,16 +140,41 @@ def rows(of: argparse.ArgumentParser) -> list[Row]:
 
 def _subcommands(of: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in of._actions:
-        if isinstance(action, argparse._SubParsersAction):
+        if _is_subcommands(action):
             yield from action.choices.items()
+
+
+def _is_subcommands(action: argparse.Action) -> bool:
+    """Whether it holds a parser a sub-command; by its choices, as tyro has classes of its own."""
+    return isinstance(action.choices, dict) and all(hasattr(one, "_actions") for one in action.choices.values())
 
 
 def _described(description: str) -> Iterator[str]:
     text, _, examples = description.partition("\n\nexamples:")
-    yield f"{html.escape(text, quote=False)}\n"
+    for part in text.split("\n\n"):
+        yield _aligned(part) if part.startswith("  ") else f"{html.escape(_with_code(part), quote=False)}\n"
     if examples:
-        lines = re.split(r"; (?=ticketry)|\n", examples.strip())
+        found, _, more = examples.strip().partition("\n\n")
+        lines = re.split(r"; (?=ticketry)|\n", found)
         yield "```\n" + "\n".join(line.strip() for line in lines if line.strip()) + "\n```\n"
+        if more:
+            yield f"{html.escape(more, quote=False)}\n"
+
+
+def _aligned(part: str) -> str:
+    """Lines of a word and what it means, as a list; anything else that is indented, as code."""
+    lines = [line.strip() for line in part.splitlines()]
+    if all(re.match(r"\S+ {2,}\S", line) for line in lines):
+        words = (re.split(r" {2,}", line, maxsplit=1) for line in lines)
+        return "\n".join(f"- `{word}`: {html.escape(_with_code(told), quote=False)}" for word, told in words) + "\n"
+    return "```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _with_code(text: str) -> str:
+    """Names of options in a text as code, where they are not yet: else a browser breaks them at their hyphens."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = [re.sub(r"(?<![\w-])--[a-z][\w.-]*\b", r"`\g<0>`", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _table(found: Sequence[Row]) -> Iterator[str]:

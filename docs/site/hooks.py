@@ -104,7 +104,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A browser would break lines within names, after hyphens of options, within intervals and before a ±."""
+    """A browser would break lines within names, after hyphens of options, within intervals, before a ± or a %."""
     parts = re.split(r"(<pre.*?</pre>)", html, flags=re.DOTALL)
     parts[::2] = [re.sub(r"<code>[^<]{17,}</code>", _with_joints, part) for part in parts[::2]]
     html = re.sub(
@@ -113,6 +113,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         "".join(parts),
     )
     html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
+    html = re.sub(r"(?<=\d) %(?=[\s.,;:)<])(?![^<]*</code>)", "\u00a0%", html)
     html = re.sub(r"(\[[-+−]?[\d.]+,) ([-+−]?[\d.]+\])", "\\1\u00a0\\2", html)
     return re.sub(r"<td([^>]*)>(.*?)</td>", _cell, html, flags=re.DOTALL)
 
@@ -120,14 +121,19 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 _UNBROKEN = r'<span class="option">\g<0></span>'
 _LONG = 36
 """Characters from which on a cell of a table is a text, which keeps a width to be read in."""
+_SHORT = re.compile(r"[\w.@+-]{1,20}|[\d.,]+( / [\d.,]+){1,2}")
+"""A cell that is one name with hyphens, or two or three numbers: it stays in one line."""
 
 
 def _cell(found: re.Match[str]) -> str:
-    """A cell of a table, marked where it is a text."""
+    """A cell of a table, marked where it is a text, and where it is one name or a few numbers."""
     attributes, text = found.groups()
     plain = re.sub(r"<[^>]+>", "", text)
-    if len(plain) > _LONG and re.search("[a-z]", plain) and "class=" not in attributes:
-        attributes += ' class="text"'
+    if "class=" not in attributes:
+        if len(plain) > _LONG and re.search("[a-z]", plain):
+            attributes += ' class="text"'
+        elif _SHORT.fullmatch(plain):
+            attributes += ' class="one"'
     return f"<td{attributes}>{text}</td>"
 
 

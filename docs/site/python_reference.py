@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import types
 from typing import Any
 
@@ -78,7 +79,7 @@ def _other(path: str) -> str:
 def _module(name: str) -> str:
     """A module that is public as it is: what its `__all__` names, or else what it defines."""
     module = getattr(tk, name)
-    lines = [f"# tk.{name}\n", f"{inspect.getdoc(module) or ''}\n", _TAKEN]
+    lines = [f"# tk.{name}\n", f"{_fenced(inspect.getdoc(module) or '')}\n", _TAKEN]
     for member in sorted(getattr(module, "__all__", None) or _defined(module), key=str.lower):
         found = getattr(module, member)
         if isinstance(found, Method):
@@ -89,6 +90,16 @@ def _module(name: str) -> str:
             path = f"{found.__module__}.{found.__qualname__}"
             lines.append(f"::: {path}\n    options:\n      heading: tk.{name}.{member}\n      toc_label: {member}\n")
     return "\n".join(lines)
+
+
+def _fenced(text: str) -> str:
+    """A docstring whose examples are blocks of code; in Markdown each >>> alone would be three quotations."""
+    return re.sub(
+        r"(?:^(?:>>>|\.\.\.) .*\n?)+",
+        lambda found: "```python\n" + re.sub(r" *# doctest: .*", "", found[0]).rstrip() + "\n```\n",
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def _method(name: str, method: Method[Any]) -> str:

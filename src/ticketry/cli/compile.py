@@ -17,9 +17,9 @@ from ticketry.cli.options import Printing, output_file, saying, size
 from ticketry.experiments.options import ModelOptions
 
 _DESCRIPTION = """\
-Compile a ticket: write a model file that is made for its mask and loads without the model's source
+Compile a ticket: write a model file that is made for its mask and loads without the model's source:
 
-  fast = ticketry.engine.compiled.load("model.tk")
+  fast = ticketry.engine.load("model.tk")
 
 The file holds JSON and safetensors, no pickle. Its kernels are made for the processor on which it is loaded. Before it
 is kept, it is read back and compared with the ticket's model.

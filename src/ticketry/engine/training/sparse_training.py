@@ -288,8 +288,7 @@ class SparseTraining(nn.Module):
     def running(self) -> Iterator[None]:
         """Calls of the model itself, and of modules within it, run in kernels meanwhile: for methods beside `forward`.
 
-        with fast.running():
-            features = model.read(tokens)
+        So `model.read(tokens)`, within `with fast.running():`, computes in kernels.
         """
         if self._weights is not None:
             self._weights.begin()
