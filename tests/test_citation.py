@@ -24,3 +24,12 @@ def test_the_citation_is_of_this_package() -> None:
     assert [{"name": name} for name in re.findall(r"^  - name: (.+)$", text, re.MULTILINE)] == project["authors"]
     assert re.findall(r"^  - (?!name)(.+)$", text, re.MULTILINE) == project["keywords"]
     assert project["description"] in text
+
+
+def test_the_release_is_dated_alike() -> None:
+    """In the changes and in the citation; while its changes are unreleased, the citation has no date."""
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^## {re.escape(__version__)} \((.+)\)$", changes, re.MULTILINE)
+    cited = re.findall(r"^date-released: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited == ([] if found == "unreleased" else [found])
+    assert found == "unreleased" or re.fullmatch(r"\d{4}-\d\d-\d\d", found)
