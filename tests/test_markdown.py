@@ -60,3 +60,11 @@ def test_they_are_found() -> None:
         sum(len([line for line in block if line.startswith("|")]) > 1 for path in PAGES for _, block in blocks(path))
         > 150
     )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_columns_have_headings(path: Path) -> None:
+    """All but the first, whose rows say what they are."""
+    for number, block in blocks(path):
+        if block[0].lstrip().startswith("|"):
+            assert "" not in [cell.strip() for cell in block[0].strip().strip("|").split("|")[1:]], f"line {number}"

@@ -315,7 +315,7 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
 
     What is held are names: a parameter that takes the place of another (a load with ``assign=True``, a layer that is
     rebuilt) is masked and held as well, from the next forward pass on, or from the next step of an optimiser where
-    torch tells nobody of it. docs/own-loop.md has a table of optimisers and wrappers.
+    torch tells nobody of it. docs/optimisers.md has a table of optimisers and wrappers.
 
     Args:
         model: any module; it keeps its class, names and state dict.
