@@ -252,7 +252,7 @@ def test_verdicts_level_by_level(full_record):
     assert rows[0][-1] == "about 4"
     assert rows[-1][2:5:2] == ["loses", "–"]
     assert "Holm's correction for the 9 levels" in text
-    assert "wins at 7, loses at 1, undecided at 1; the sparsest that wins keeps 16.8" in text
+    assert "wins at 7 of them, loses at 1, undecided at 1; the sparsest that wins keeps 16.8" in text
     assert "not yet a statistical verdict" not in text
 
 

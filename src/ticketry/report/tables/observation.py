@@ -75,7 +75,8 @@ def verdict_sentence(run: RunRecord) -> str:
         return ""
     total = len(run.verdicts)
     found = [(name, [one for one in run.verdicts if one.verdict == name]) for name in VERDICTS]
-    counts = ", ".join(f"{name} at {len(those)}" for name, those in found if those)
+    first, *others = (f"{name} at {len(those)}" for name, those in found if those)
+    counts = ", ".join([f"{first} of them" if total > 1 else first.removesuffix(" at 1"), *others])
     shown = [one for one in run.verdicts if one.verdict == one.claim]
     text = (
         f"Paired by replicate and corrected for {total} level{'s' if total > 1 else ''}, the tickets' verdict: {counts}"
