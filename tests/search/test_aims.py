@@ -192,7 +192,7 @@ def test_another_budget_is_another_key(tmp_path: Path) -> None:
         ("oneshot", {"density": 0.5, "unweighed": True}, "unweighed is of a budget"),
         ("oneshot", {"flops": 0.5, "unweighed": True, "distribution": "erk"}, "one ranking"),
         ("oneshot", {"flops": (0.5, 0.5)}, "each share once"),
-        ("continuous", {"flops": 0.5}, "cannot aim at .* these methods can: .*iterative.*oneshot"),
+        ("decorators", {"flops": 0.5}, "cannot aim at .* these methods can: .*concrete.*continuous.*oneshot"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(method: str, settings: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ the same mask on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -86,6 +86,29 @@ def by_timing(terms: str) -> bool:
     return terms.partition(":")[0].endswith("+measured")
 
 
+def as_asked(lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]) -> Mask:
+    """The mask of a share by its costs, or where the terms say so the one whose measured time is nearest to it.
+
+    Args:
+        prune: share by the costs -> the mask.
+    """
+    if not by_timing(terms):
+        return prune(share)
+    assert isinstance(prices, CostModel)
+    return met(lab, task, prices, share, prune)
+
+
+def share_left(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
+    """The share of a budget's costs that is left with so many weights of each parameter, single ones."""
+    prices = terms_in(lab, task, kept, terms)
+    if isinstance(prices, CostModel):
+        layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
+        return (prices.fixed + sum(layer.at(count / layer.weights) for layer, count in layers)) / prices.dense
+    known = multiplications(lab, task)
+    whole = sum(prices[name] * known[name][1] for name in kept)
+    return sum(prices[name] * count for name, count in kept.items()) / whole
+
+
 def prices_of(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
     """What each weight of these parameters costs: multiplications in a call with one example.
 
@@ -154,10 +177,7 @@ def budget_mask(
         def prune(of: float) -> Mask:
             return prune_to_budget(model, scope, prices, of, within=base, inputs=inputs, **settings)
 
-        if not by_timing(terms):
-            return prune(share)
-        assert isinstance(prices, CostModel)
-        return met(lab, task, prices, share, prune)
+        return as_asked(lab, task, prices, terms, share, prune)
 
     described = {
         "state": result.model,

@@ -30,6 +30,7 @@ from ticketry.core.pattern import kept_elements
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
 from ticketry.search.common import densities
+from ticketry.search.common.aims import Aimed, goal, terms_of
 from ticketry.search.common.budget import compressed, own_steps
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.scope import prunable
@@ -38,7 +39,8 @@ from ticketry.step import Step
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.training.segment import Segment
+    from ticketry.lab.lab import Lab
+    from ticketry.lab.training.segment import Result, Segment
     from ticketry.search.gating.gating import Gating
     from ticketry.tasks.recipe import Recipe
 
@@ -54,7 +56,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CutGates, densities.Targets):
+class Settings(Aimed, CutGates, densities.Targets):
     """Settings of Concrete Ticket Search.
 
     Examples:
@@ -82,6 +84,7 @@ class Settings(CutGates, densities.Targets):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_budget(trainings="many")
+        self.check_aim()
         if self.how_retrained not in REWINDING:
             raise UsageError(
                 f"masks are found over the weights of the rewind step, and no others are trained: retrain is"
@@ -90,7 +93,7 @@ class Settings(CutGates, densities.Targets):
         if Step.parse(self.mask_length).value <= 0:
             raise UsageError(f"mask_length is how long masks are trained, above 0, not {self.mask_length}")
         if self.targets[0] == 1:
-            raise UsageError("a ticket of density 1 is the dense network: ask for less")
+            raise UsageError(f"a ticket of {goal(self, 1)} is the dense network: ask for less")
 
     @property
     def how_retrained(self) -> str:
@@ -101,7 +104,7 @@ class Settings(CutGates, densities.Targets):
 @on_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """One replicate: the dense network, to compare with, then a ticket for each density, the densest first."""
-    from ticketry.search.gating.masks import allocated_mask
+    from ticketry.search.gating.charging import paid_mask
     from ticketry.search.gating.objective import check_task
 
     lab, scope = replicate.lab, prunable(replicate, settings)
@@ -110,7 +113,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     needed = kept + mask_steps(settings, full) + own_steps(retrain, kept, full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
     whole = own.whole
-    plan = [(density, _gating(scope, settings, density, replicate.seeds.mask)) for density in settings.targets]
+    plan = [(share, _gating(replicate, scope, settings, share)) for share in settings.targets]
     recipe = _mask_recipe(own.recipe, settings, mask_steps(settings, whole))
     masks = replace(own, recipe=recipe).reordered("concrete")
     if settings.objective != "loss":
@@ -122,27 +125,35 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield dense
 
     def member(level: int, piece: tuple[float, Gating]) -> Found:
-        density, gating = piece
+        share, gating = piece
         early = dense.rewound
-        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"density {density:g} mask")
-        mask = allocated_mask(lab, trained, density, settings.collapse)
+        trained = lab.train(masks.onward(early, 0, variants=[gating]), label=f"{goal(settings, share)} mask")
+        mask = (paid_mask if settings.aim else _of_density)(lab, trained, settings, share, settings.collapse)
         segment = own.retrained(mask, retrain=retrain, rewound=early, trained=early)
         result = lab.train(segment, label=f"level {level} ticket")
         searched = (early, trained) if early.segment.steps else (trained,)
-        return replace(dense, level=level, mask=mask, result=result, searched=searched)
+        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=terms_of(settings))
 
     yield from replicate.side_by_side(member, plan)
 
 
-def _gating(scope: Scope, settings: Settings, density: float, seed: int) -> Gating:
+def _of_density(lab: Lab, trained: Result, _: Settings, density: float, collapse: str) -> str:
+    from ticketry.search.gating.masks import allocated_mask
+
+    return allocated_mask(lab, trained, density, collapse)
+
+
+def _gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
     from ticketry.core.gates import BinaryConcrete
     from ticketry.core.seeds import mix
+    from ticketry.search.gating.charging import charged, steered_to
     from ticketry.search.gating.gating import Gating
 
+    steered, density = steered_to(replicate, settings, scope, share)
     kept = kept_elements(density, scope.total)
     if kept < len(scope):
         raise LayerCollapseError(
-            f"density {density:g} keeps {kept} of {scope.total} weights, too few for one in each of the"
+            f"{goal(settings, share)} keeps {kept} of {scope.total} weights, too few for one in each of the"
             f" {len(scope)} layers: choose a higher density, or spare layers"
         )
     return Gating(
@@ -152,11 +163,12 @@ def _gating(scope: Scope, settings: Settings, density: float, seed: int) -> Gati
         penalty=0.0,
         optimizer="adam",
         lr=settings.gate_lr,
-        seed=mix(seed, "concrete"),
+        seed=mix(replicate.seeds.mask, "concrete"),
         frozen=True,
         objective=settings.objective,
-        density=density,
+        density=steered,
         temperature=settings.temperature,
+        **charged(replicate, settings, scope),
     )
 
 

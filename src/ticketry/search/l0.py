@@ -28,6 +28,7 @@ from ticketry.core.pattern import check_at_least
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.search.common import densities
+from ticketry.search.common.aims import Aimed
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.pruned_once import CutAt, trained_on
 from ticketry.search.common.scope import Channels, prunable
@@ -48,7 +49,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CutAt, CutGates, Channels, densities.Densities):
+class Settings(Aimed, CutAt, CutGates, Channels, densities.Densities):
     """Settings of L0 regularisation.
 
     Examples:
@@ -71,6 +72,7 @@ class Settings(CutAt, CutGates, Channels, densities.Densities):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_aim()
         if not 0 <= self.penalty <= 1e6:
             raise UsageError(f"penalty is a number from 0 to 1e6, not {self.penalty}")
         check_at_least(self.keep_at_least)
@@ -107,6 +109,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def _gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
     from ticketry.core.gates import HardConcrete
     from ticketry.core.seeds import mix
+    from ticketry.search.gating.charging import charged
     from ticketry.search.gating.gating import Gating
 
     return Gating(
@@ -118,12 +121,16 @@ def _gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
         lr=settings.gate_lr,
         seed=mix(replicate.seeds.mask, "l0"),
         structured=settings.structured,
+        **charged(replicate, settings, scope),
     )
 
 
 def _mask(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
+    from ticketry.search.gating.charging import paid_mask
     from ticketry.search.gating.masks import allocated_mask, cut_mask
 
+    if settings.aim:
+        return paid_mask(lab, gated, settings, density, settings.collapse)
     if not settings.structured:
         return allocated_mask(lab, gated, density, settings.collapse)
     at_least = max(settings.keep_at_least, 1)

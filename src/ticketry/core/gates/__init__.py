@@ -9,6 +9,7 @@ et al. 2018) and `BinaryConcrete` (Maddison et al. 2017; Arora & Teuscher 2025).
 """
 
 from ticketry.core.gates.attach import attach
+from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gate_kind import Kind, Moment, by_epoch, by_step, inverse_temperature
 from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.grad_balance import Balance
@@ -23,6 +24,7 @@ __all__ = [
     "KINDS",
     "Balance",
     "BinaryConcrete",
+    "Charges",
     "Continuous",
     "Gates",
     "HardConcrete",

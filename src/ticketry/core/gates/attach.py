@@ -9,6 +9,7 @@ from torch import nn
 
 from ticketry.core.devices.parts import is_spread
 from ticketry.core.gates.block_gates import BlockGates
+from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.kinds import kind_of
@@ -29,6 +30,7 @@ class GateOptions(TypedDict, total=False):
     within: Mask | None
     pattern: str | Pattern
     seed: int
+    charges: Charges | None
 
 
 LARGEST_INIT = 50
@@ -44,6 +46,7 @@ def attach(
     within: Mask | None = None,
     pattern: str | Pattern = "unstructured",
     seed: int = 0,
+    charges: Charges | None = None,
 ) -> Gates:
     """Multiply weights of `model` by gates that are trained, until `Gates.detach`.
 
@@ -69,10 +72,12 @@ def attach(
             a filter changes nothing but its gradient, until it is 0. Gates on coupled channels, in the layers that read
             them, are in `gates.channels`.
         seed: of the kinds that draw.
+        charges: what open gates cost in the penalty, see `Charges`; None charges all weights alike.
 
     Raises:
-        UsageError: for an unknown kind or pattern, one without blocks (2:4), or an s0 that is not a finite number, or
-            if a parameter has gates already, or lies in parts on several devices (`fully_shard`).
+        UsageError: for an unknown kind or pattern, one without blocks (2:4), charges of other weights, or an s0 that is
+            not a finite number, or if a parameter has gates already, or lies in parts on several devices
+            (`fully_shard`).
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
             keeps parts of blocks.
 
@@ -114,10 +119,15 @@ def attach(
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     prepare(model, parameters)
+    if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
+        raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)
     if pattern.unstructured:
-        return Gates(model, parameters, kind_of(kind), init, within, seed)
-    return BlockGates(model, parameters, pattern, kind_of(kind), init, within, seed)
+        found = Gates(model, parameters, kind_of(kind), init, within, seed)
+    else:
+        found = BlockGates(model, parameters, pattern, kind_of(kind), init, within, seed)
+    found.charges = charges
+    return found
 
 
 def check_model(model: nn.Module, init: float) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate
+from ticketry.core.gates.charges import charged
 from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Act, Gates
 from ticketry.core.gates.logits import logits_like
-from ticketry.core.gates.product import block_product, summed
+from ticketry.core.gates.product import block_product
 from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern
@@ -64,7 +65,7 @@ class BlockGates(Gates):
         weights too, it has the same share whatever the pattern.
         """
         opened = zip(self._open(), self._sizes, strict=True)
-        return summed([(value * sizes).sum() for value, sizes in opened], coefficient)
+        return charged([(value * sizes).sum() for value, sizes in opened], self, coefficient)
 
     def kept(self) -> dict[str, int]:
         at = self.kind.threshold

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.allocate import allocate
+from ticketry.core.gates.charges import Charges, charged
 from ticketry.core.gates.gate_kind import Kind, Moment, gated
 from ticketry.core.gates.logits import (
     Histogram,
@@ -24,7 +25,6 @@ from ticketry.core.gates.logits import (
     uniform_like,
 )
 from ticketry.core.gates.parameter_swap import Swap, places_of
-from ticketry.core.gates.product import summed
 from ticketry.core.gates.updates import tell_of_updates
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
@@ -82,6 +82,7 @@ class Gates:
         self._drawn_at: tuple[int, ...] | None = None
         self._sums: Sums | None = None
         self._updates = 0
+        self.charges: Charges | None = None  # of the penalty; None charges all weights alike
         tell_of_updates(self)
         self._swap: Swap | None = Swap(model, places_of(model, parameters), self._products)
 
@@ -116,13 +117,12 @@ class Gates:
     def penalty(self, coefficient: float) -> Tensor:
         """coefficient * the sum over all weights of how far their gates are open: a scalar to add to the loss.
 
-        A sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples). Called
-        after the forward pass it costs next to nothing for continuous gates, which have added themselves up.
+        A sum, so it grows with the model (Savarese et al. 2020: 1e-8; Louizos et al. 2018: 0.1 / examples); with
+        `charges` of what open gates cost. After the forward pass next to free for gates that added themselves up.
         """
         sums, self._sums = self._sums, None
-        if sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions):
-            return summed(sums.totals, coefficient)
-        return summed([value.sum() for value in self._open()], coefficient)
+        made = sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._versions)
+        return charged(sums.totals if sums and made else [value.sum() for value in self._open()], self, coefficient)
 
     def anneal(self, progress: float) -> None:
         """Set the temperature: `progress` is the share of the round that is done, from 0 to 1 (`by_step`, `by_epoch`).

@@ -40,7 +40,7 @@ class Aimed:
     keeps until the time is met. What was measured is told with each network, and counts in this store from then on."""
     unweighed: bool = False
     """Under a budget: keep the highest scores until it is spent, wherever they lie, as a density does, and take no
-    notice of what each costs."""
+    notice of what each costs; gates are all charged alike."""
 
     @property
     def aim(self) -> str:

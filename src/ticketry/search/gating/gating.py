@@ -28,6 +28,7 @@ from ticketry.lab.training.state import part_of, rebuilt
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.lab.training.variants.shrunk import task_structure
+from ticketry.search.gating.charging import charges_of
 from ticketry.search.gating.objective import check_scores, divergence
 from ticketry.search.gating.settings import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
@@ -91,6 +92,9 @@ class Gating(Variant):
     """One gate for each coupled channel that the parameters in scope make, see `core.gates.channel_gates`."""
     pattern: str = UNSTRUCTURED
     """Weights that share a gate, see `core.pattern`."""
+    prices: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
+    """Of each parameter densities and costs: the curves of `core.gates.Charges`. Without them all weights cost alike;
+    with them `density` is the share of all charges."""
 
     def __post_init__(self) -> None:
         for name in ("init", "penalty", "final", "lr", "momentum", "beta2", "weight_decay", "temperature"):
@@ -112,6 +116,8 @@ class Gating(Variant):
             raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
         if Pattern.parse(self.pattern).check_blocks("gates").blocks_of_rows and self.structured:
             raise UsageError(f"gates are on coupled channels (structured) or on blocks (pattern {self.pattern})")
+        if self.prices and (self.structured or len(self.prices) != len(self.scope)):
+            raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
         if (self.earlier is None) != (self.reset is None):
             raise UsageError("gates that go on from those of an earlier round say how they are reset, no others")
         self.make_kind()
@@ -128,7 +134,8 @@ class Gating(Variant):
     @classmethod
     def from_description(cls, values: Mapping[str, Any]) -> Gating:
         given = {name: value for name, value in values.items() if name != "source"}  # which the kind has by itself
-        return cls(**{**given, "scope": tuple(values["scope"])})
+        prices = tuple((tuple(densities), tuple(costs)) for densities, costs in given.pop("prices", ()))
+        return cls(**{**given, "scope": tuple(values["scope"]), "prices": prices})
 
     @property
     def several_ranks(self) -> bool:
@@ -375,7 +382,8 @@ def attached(
     if gating.structured:
         found = attach_channels(model, structure(), of, **settings)
     else:
-        found = attach(model, scope=of, within=mask, pattern=gating.pattern, **settings)
+        charges = charges_of(gating.prices, of) if gating.prices else None
+        found = attach(model, scope=of, within=mask, pattern=gating.pattern, charges=charges, **settings)
     if tensors:
         found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": part_of(tensors, "s/")})
     return found

@@ -11,6 +11,9 @@ only if it leaves less than D: a large s0 keeps nearly all that it left.
 Gates that get no gradient from the loss (of inputs that are always 0) all go on or off together at an s0 of about 0, so
 that density jumps there; a density inside the jump is not found, and the error says to begin with another s0.
 
+Under a budget of tickets (`--flops`, `--time`, `--bytes`) the same is done with the share of its costs that hard gates
+leave in place of the density; the last ticket then spends the budget, see `search.gating.charging`.
+
 This departs from the paper, where one s0 holds in all rounds.
 """
 
@@ -25,6 +28,7 @@ from ticketry.core.pattern import UNSTRUCTURED
 from ticketry.errors import TrainingError, UsageError
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.scope import prunable
+from ticketry.search.gating.charging import charged, left_of_budget
 from ticketry.search.gating.settings import GateSettings
 
 if TYPE_CHECKING:
@@ -51,7 +55,8 @@ class Rounds:
 
         self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
         self.step = replicate.whole.at(settings.rewind)
-        self._gating = Gating(scope=tuple(prunable(replicate, settings)), **settings.gating())
+        scope = prunable(replicate, settings)
+        self._gating = Gating(scope=tuple(scope), **charged(replicate, settings, scope), **settings.gating())
         if settings.rounds > 1 and not self._gating.make_kind().rounds:
             raise UsageError(f"gates of kind {self._gating.kind!r} have no rule for a further round: give rounds 1")
         for init, penalty in settings.members:
@@ -73,6 +78,12 @@ class Rounds:
         keep = () if chain else (self.step,)
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
+
+    def left(self, result: Result) -> float:
+        """What the gates of a round leave: the density; under a budget of tickets the share of its costs."""
+        if self.settings.aim:
+            return left_of_budget(self.lab, result, self.settings.terms)
+        return float(result.record["gating"]["density"])
 
     def rewound(self, chain: Sequence[Result]) -> Result:
         """The state at the rewind step, in the first round."""
@@ -97,7 +108,7 @@ def steered(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list
     searched: list[Result] = []
     for number in range(1, count + 1):
         before = chain[-1] if chain else None
-        had = _density(before) if before else 1.0
+        had = rounds.left(before) if before else 1.0
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _Moves(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for(aim / had)
@@ -111,7 +122,7 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     """Train the round after `chain` with one s0 after another until its density will do."""
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
-    had = _density(before) if before else 1.0
+    had = rounds.left(before) if before else 1.0
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
@@ -119,7 +130,7 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
     for _ in range(_TRIES):
         result = rounds.train(init, rounds.settings.penalty[0], chain)
         yield result
-        found = _density(result)
+        found = rounds.left(result)
         if abs(found / density - 1) <= TOLERANCE if last else found >= density:
             return
         stuck, side = side == (found < aim), found < aim
@@ -138,9 +149,10 @@ def _tries(rounds: Rounds, chain: list[Result], init: float, aim: float, density
             way = min(max(abs(moves.init_for(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
+    what = rounds.settings.aim or "density"
     raise TrainingError(
-        f"no s0 found whose density is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
-        f" (the last: s0 {tried[-1][0]:.4g}, density {found:.4g}): begin with another init, such as -0.05 (density"
+        f"no s0 found whose {what} is within {TOLERANCE:.0%} of {density:g} after {_TRIES} tries of round {number}"
+        f" (the last: s0 {tried[-1][0]:.4g}, {what} {found:.4g}): begin with another init, such as -0.05 (density"
         " jumps at 0, where gates without a gradient go on or off together), train longer, or with a larger gate_lr"
     )
 
@@ -204,7 +216,3 @@ def _logits(lab: Lab, result: Result) -> torch.Tensor:
         return torch.cat([s.flatten() for s in gates_of(lab, result).by_weight().values()])
     tensors = lab.store.get_tensors(result.variants[gating.name])
     return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])
-
-
-def _density(result: Result) -> float:
-    return float(result.record["gating"]["density"])

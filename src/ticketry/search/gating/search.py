@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ticketry.lab.search_result import REWINDING, Found, check_rates, retrain_after
+from ticketry.search.common.aims import terms_of
 from ticketry.search.common.budget import compressed, own_steps
 from ticketry.search.common.method import Replicate, on_replicate
 from ticketry.search.gating.rounds import Rounds, steered
@@ -51,10 +52,15 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
 
 
 def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
+    from ticketry.search.gating.charging import paid_mask
     from ticketry.search.gating.masks import hardened_mask, hardened_weights
 
-    lab, last, retrain = rounds.lab, chain[-1], dense.retrain
-    mask, rewound = hardened_mask(lab, last), rounds.rewound(chain)
+    lab, last, retrain, settings = rounds.lab, chain[-1], dense.retrain, rounds.settings
+    if settings.aim and level == settings.rounds:
+        mask = paid_mask(lab, last, settings, settings.shares[0])
+    else:
+        mask = hardened_mask(lab, last)
+    rewound = rounds.rewound(chain)
     trained = last if retrain in REWINDING else replace(last, model=hardened_weights(lab, last))
     segment = rounds.replicate.retrained(mask, retrain=retrain, rewound=rewound, trained=trained)
     return replace(
@@ -65,7 +71,8 @@ def _ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Resu
         result=lab.train(segment, label=f"level {level} ticket"),
         searched=tuple(searched),
         behind=None if retrain in REWINDING else _steps_in(chain, rewound),
-        pattern=rounds.settings.pattern,
+        pattern=settings.pattern,
+        aim=terms_of(settings),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ticketry.core.pattern import Pattern, check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Retrain, retrain_after
+from ticketry.search.common.aims import Aimed
 from ticketry.search.common.budget import Budgeted
 from ticketry.search.common.scope import Patterned, Sparing
 from ticketry.tasks.recipe import Optimizer
@@ -30,7 +31,7 @@ class CutGates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateSettings(Patterned, Sparing, Budgeted):
+class GateSettings(Aimed, Patterned, Sparing, Budgeted):
     """What searches by gates have in common."""
 
     rewind: str = "2ep"
@@ -71,10 +72,14 @@ class GateSettings(Patterned, Sparing, Budgeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_budget(trainings="many")
+        self.check_aim()
+        if len(self.shares) > 1:
+            raise UsageError(f"gates find their s0 for one budget: give one {self.aim}, and search for each by itself")
         Pattern.parse(self.pattern).check_blocks("gates")
         if self.budget and self.target is not None:
             raise UsageError(
-                "with density the number of rounds is not known beforehand: give init for a budget of steps"
+                f"with {self.aim or 'density'} the number of rounds is not known beforehand: give init for a budget of"
+                " steps"
             )
         retrain_after(self.rewind, self.retrain)
         if not 0 < self.rounds <= _MOST_ROUNDS:
@@ -84,7 +89,9 @@ class GateSettings(Patterned, Sparing, Budgeted):
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):
             raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
         if self.target is not None and len(self.members) > 1:
-            raise UsageError("density finds s0 itself: give one init at most, where it begins, and one penalty")
+            raise UsageError(
+                "a density or a budget finds s0 itself: give one init at most, where it begins, and one penalty"
+            )
 
     @property
     def members(self) -> tuple[tuple[float, float], ...]:
@@ -93,7 +100,9 @@ class GateSettings(Patterned, Sparing, Budgeted):
 
     @property
     def target(self) -> float | None:
-        """The density asked for, if one is."""
+        """The density asked for, or the share of a budget of tickets, if one is."""
+        if self.aim:
+            return self.shares[0]
         if self.density is None and self.sparsity is None:
             return None
         return check_density(self.density, self.sparsity)

@@ -1,0 +1,190 @@
+"""Searches by gates under a budget: tickets cost what was asked for, gates are charged, and what cannot be is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ticketry as tk
+from search.known_costs import costs, slowly, task
+from search.test_aims import slowly as multiplied
+from search.test_measured_time import Scripted
+from ticketry.core.gates import Charges
+from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.experiments.keywords import settings_of
+from ticketry.experiments.request import request_of
+from ticketry.lab import measured_time
+from ticketry.lab.budget_masks import dense_multiplications, left_multiplications, multiplications
+from ticketry.search.gating.gating import Gating, gating_of
+from ticketry.testing import check_search
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "continuous": {"rounds": 1, "rewind": "10%", "gate_lr": 10.0, "init": 0.05},
+    "stochastic": {"rounds": 1, "rewind": "10%", "gate_lr": 10.0, "init": 0.05},
+    "concrete": {"rewind": "10%", "collapse": "keep"},
+    "l0": {"collapse": "keep"},
+}
+LENGTH = "120it"
+
+
+def found_by(lab: tk.Lab, name: str, **asked: Any) -> list[tk.search.Found]:
+    method = tk.search.method(name)
+    settings = settings_of({**SETTINGS[name], **asked}, method.Settings, what=name)[0]
+    return method(lab, task(), settings, recipe=task().recipe.changed(length=LENGTH))[0]
+
+
+def soft_cost(lab: tk.Lab, found: tk.search.Found) -> float:
+    """What the open gates of a search took when it ended, in multiplications."""
+    from ticketry.search.gating.masks import gates_of
+
+    gates, price = gates_of(lab, found.searched[-1]), multiplications(lab, task())
+    opened = zip(gates.named_parameters(), gates._open(), strict=True)
+    return sum(price[name][0] * float(value.detach().sum()) for (name, _), value in opened)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_path: Path) -> None:
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, name, flops=0.4)[-1]
+        full, dearest = dense_multiplications(lab, task()), max(one for one, _ in multiplications(lab, task()).values())
+        assert ticket.mask is not None
+        assert ticket.aim == "flops"
+        mask, model = lab.store.get_mask(ticket.mask), lab.model(task())
+        mask.apply_(model)
+        with torch.no_grad():
+            counted = multiplied(model, torch.zeros(1, 1, 8, 8))
+        assert counted == left_multiplications(lab, task(), mask)
+        assert 0.4 * full - 2 * dearest < counted <= 0.4 * full
+        assert gating_of(ticket.searched[-1].segment).prices
+
+
+@pytest.mark.parametrize("name", ["concrete", *(pytest.param(n, marks=pytest.mark.slow) for n in ("continuous", "l0"))])
+def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> None:
+    file = costs().save(tmp_path / "costs.json")
+    with tk.Lab(tmp_path / "store") as lab:
+        ticket = found_by(lab, name, time=0.5, profile=str(file))[-1]
+        assert 0.49 < slowly(lab.store.get_mask(str(ticket.mask)), costs()) / costs().dense <= 0.5
+        told = gating_of(ticket.searched[-1].segment)
+        sizes = {name: layer.weights for name, layer in costs().layers.items()}
+        charges = Charges.by(costs(), {name: sizes[name] for name in told.scope})
+        assert [curve for curve, _ in zip(told.prices, charges.curves, strict=True)] == [
+            (curve.densities, curve.costs) for curve in charges.curves
+        ]
+
+
+def test_charged_gates_leave_the_dear_weights(tmp_path: Path) -> None:
+    """The same cost, reached by other layers: gates charged by multiplications are shut where they are dear."""
+    with tk.Lab(tmp_path) as lab:
+        kept, price = {}, multiplications(lab, task())
+        for unweighed in (False, True):
+            ticket = found_by(lab, "l0", flops=0.5, unweighed=unweighed, penalty=60.0, until="80%")[-1]
+            assert bool(gating_of(ticket.searched[-1].segment).prices) is not unweighed
+            kept[unweighed] = lab.store.get_mask(str(ticket.mask)), soft_cost(lab, ticket)
+    mean = sum(one * size for one, size in price.values()) / sum(size for _, size in price.values())
+    dear = [name for name, (one, _) in price.items() if one > mean]
+    assert 0 < len(dear) < len(price)
+    charged, alike = (sum(int(kept[each][0][name].sum()) for name in dear) for each in (False, True))
+    assert charged < 0.9 * alike
+    assert kept[False][0].kept > kept[True][0].kept  # more weights for the same multiplications
+    assert kept[False][1] < kept[True][1]
+
+
+def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
+    """The gates themselves end within 10 % of the budget; the cut spends what is left."""
+    from ticketry.search.gating.masks import hardened_mask
+
+    with tk.Lab(tmp_path) as lab:
+        dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)
+        assert dense.aim == ""
+        ends = lab.store.get_mask(hardened_mask(lab, tickets[-1].searched[-1]))
+        full = dense_multiplications(lab, task())
+        assert left_multiplications(lab, task(), ends) == pytest.approx(0.3 * full, rel=0.1)
+        mask = lab.store.get_mask(str(tickets[-1].mask))
+        smaller, larger = sorted((ends, mask), key=lambda one: one.kept)
+        assert smaller & larger == smaller  # one threshold, moved
+
+
+@pytest.mark.slow
+def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measured_time, "_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
+    monkeypatch.setattr(measured_time, "check_here", lambda costs: None)
+    file = costs().save(tmp_path / "costs.json")
+    common: dict[str, Any] = {"replicates": 1, "recipe": {"length": LENGTH}, "store": tmp_path / "store"}
+    asked = {"time": 0.5, "profile": str(file), "measured": True, "controls": ("random_prune", "dense_of_time")}
+    run = tk.run("concrete", task(), **SETTINGS["concrete"], **asked, **common)
+    points = {point.role: point for point in run.record.points}
+    achieved = 1.25 * slowly(run.tickets[0].load().mask, costs()) / costs().dense
+    assert achieved == pytest.approx(0.5, rel=0.016)
+    assert points["ticket"].timed.share == pytest.approx(achieved)
+    assert points["dense_of_time"].timed.share >= points["ticket"].timed.share
+    again = tk.run("concrete", task(), **SETTINGS["concrete"], **asked, **common)
+    assert again.now["segments_trained"] == 0
+    assert again.record == run.record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["continuous", "concrete"])
+def test_contract(name: str, tmp_path: Path) -> None:
+    settings = settings_of({**SETTINGS[name], "flops": 0.5}, tk.search.method(name).Settings, what=name)[0]
+    check_search(name, tmp_path, settings=settings, task=task())
+
+
+def test_prices_are_plain_values_of_a_key() -> None:
+    prices = (((0.0, 0.5, 1.0), (0.0, 1.0, 3.0)),)
+    gating = Gating(scope=("0.weight",), prices=prices)
+    described = gating.describe()
+    assert Gating.from_description({**described, "prices": [[list(part) for part in prices[0]]]}) == gating
+    assert "prices" not in Gating(scope=("0.weight",)).describe()
+    with pytest.raises(UsageError, match="one curve for each parameter"):
+        Gating(scope=("0.weight", "2.weight"), prices=prices)
+    with pytest.raises(UsageError, match="of single weights"):
+        Gating(scope=("0.weight",), prices=prices, structured=True)
+
+
+NAMES = {
+    "continuous": ({"rounds": 2}, "continuous-digits-780cce41"),
+    "stochastic": ({"density": 0.2}, "stochastic-digits-655d6cc9"),
+    "concrete": ({"density": 0.2}, "concrete-digits-53c6198a"),
+}
+"""Of runs of before gates had budgets, as they were called then."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_by_density_are_called_what_they_were(name: str) -> None:
+    given, called = NAMES[name]
+    settings = settings_of(given, tk.search.method(name).Settings, what=name)[0]
+    assert request_of(name, "digits", settings).name == called
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("continuous", {"flops": (0.5, 0.3)}, "for one budget: give one flops"),
+        ("continuous", {"flops": 0.5, "density": 0.2}, "either density or flops"),
+        ("continuous", {"flops": 0.5, "init": (0.0, 0.1)}, "flops finds s0 itself"),
+        ("continuous", {"flops": 0.5, "pattern": "4x1"}, "leave pattern away"),
+        ("continuous", {"flops": 0.5, "budget": "steps"}, "with flops the number of rounds"),
+        ("concrete", {"flops": 1.0}, "flops 1 is the dense network"),
+        ("l0", {"flops": 0.5, "structured": True}, "leave structured away"),
+        ("l0", {"time": 0.5}, "needs the costs of this network"),
+        ("concrete", {"time": 0.12, "profile": "FILE"}, "left without a single weight|below the floor"),
+        ("l0", {"unweighed": True}, "unweighed is of a budget"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(name: str, settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = str(costs().save(tmp_path / "costs.json"))
+    given = {key: file if value == "FILE" else value for key, value in settings.items()}
+    own = {key: value for key, value in SETTINGS[name].items() if key not in given}
+    with pytest.raises(UsageError, match=said):
+        tk.run(name, task(), store=tmp_path / "store", **own, **given)
+    assert not list((tmp_path / "store").rglob("segments/**/*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["continuous", "concrete", "l0"])
+def test_a_budget_below_the_floor_is_told_before_anything_is_trained(name: str, tmp_path: Path) -> None:
+    with pytest.raises(LayerCollapseError, match=r"one weight in each of 5 layers"):
+        tk.run(name, task(), flops=0.0001, store=tmp_path, **SETTINGS[name])
+    assert not list(tmp_path.rglob("segments/**/*.safetensors"))
