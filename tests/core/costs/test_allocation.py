@@ -101,6 +101,21 @@ def test_each_layer_keeps_its_best_where_asked():
         allocate_cost(scores, curves, 10.5, keep_at_least=1)
 
 
+def test_where_no_weight_costs_anything_all_are_kept():
+    """Layers that run in torch: a mask makes none faster; the budget is theirs but for the last digit."""
+    scores = {"a": torch.tensor([0.0, 1.0, 2.0]), "b": torch.tensor([3.0])}
+    flat = {name: Curve((0.0, 1.0), (0.3, 0.3)) for name in scores}
+    for budget in (0.6 - 1e-16, 0.6, 7.0):
+        assert allocate_cost(scores, flat, budget, keep_at_least=1).kept == 4
+    with pytest.raises(UsageError, match="below the"):
+        allocate_cost(scores, flat, 0.59, keep_at_least=1)
+    within = Mask({"a": torch.tensor([True, False, True]), "b": torch.tensor([True])})
+    assert allocate_cost(scores, flat, 0.6, within=within) == within
+    one = {**flat, "a": Curve((0.0, 1.0), (0.0, 0.3))}
+    assert allocate_cost(scores, one, 0.6).kept == 4  # all of the budget is all of the weights
+    assert allocate_cost(scores, one, 0.6 - 0.05).kept == 3
+
+
 def test_candidates_alone_are_taken():
     within = Mask({"a": torch.tensor([True, False, True])})
     mask = allocate_cost({"a": torch.tensor([1.0, 9.0, 2.0])}, {"a": Curve((0.0, 1.0), (0.0, 3.0))}, 3, within=within)

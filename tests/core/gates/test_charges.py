@@ -95,10 +95,10 @@ def test_prices_a_weight_and_blocks() -> None:
     blocks = gates.attach(network(), init=0.4, pattern="4x1", charges=charges)
     open_each = 1 / (1 + torch.tensor(-0.4, dtype=torch.double).exp())
     wanted = float(sum(prices[name] * size * open_each for name, size in SIZES.items()) / mean)
-    assert float(single.penalty(1.0)) == pytest.approx(wanted, rel=1e-6)
-    assert float(blocks.penalty(1.0)) == pytest.approx(wanted, rel=1e-6)
+    assert single.penalty(1.0).item() == pytest.approx(wanted, rel=1e-6)
+    assert blocks.penalty(1.0).item() == pytest.approx(wanted, rel=1e-6)
     full = gates.attach(network(), init=30.0, charges=charges)
-    assert float(full.penalty(1.0)) == pytest.approx(sum(SIZES.values()), rel=1e-6)
+    assert full.penalty(1.0).item() == pytest.approx(sum(SIZES.values()), rel=1e-6)
 
 
 def test_gates_are_steered_to_a_share_of_the_charges() -> None:

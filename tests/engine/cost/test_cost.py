@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.engine.bench.machine import machine
 from ticketry.engine.bench.timing import Interval
 from ticketry.engine.cost.families import RandomMasks, ScoredMasks
 from ticketry.engine.cost.measured import costs_by
@@ -165,6 +167,23 @@ def test_layers_in_torch_are_named_and_cannot_be_made_faster():
     assert costs.layers["one.weight"].curves == {}
     with pytest.raises(UsageError, match=r"below the floor: .*one, in torch"):
         costs.budget(1e-4)
+
+
+def test_a_model_that_is_mostly_in_torch_is_told_with_what_that_costs(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, x = Odd().eval(), torch.randn(2, 2, 6, 6, 6)
+    two = LayerCost(20, 1e-5, {"weights": Curve((0.0, 1.0), (1e-6, 1e-5))})
+    about = {"processor": machine()["processor"], "threads": 1, "batch": 2, "precision": "fp32"}
+    dear = CostModel("seconds", {"one.weight": LayerCost(216, 3e-3, {}), "two.weight": two}, 9.9e-4, about=about)
+    said = r"in torch, which no mask makes faster: one\.weight: .*\(75 % of dense\)"
+    assert re.search(said, str(dear))
+    with pytest.raises(UsageError, match=rf"below the floor.*{said}"):
+        tk.prune(model, time=0.3, example_inputs=x, cost=dear)
+    elsewhere = dear.scaled(1.0, processor="Another 3000")
+    with pytest.warns(UserWarning, match=rf"most of the time is of layers {said}"):
+        tk.prune(model, time=1.0, example_inputs=x, cost=elsewhere, keep_at_least=1)
+    with pytest.warns(UserWarning, match=said):
+        tk.cost.meet(model, x, 1.0, cost=dear, threads=1, keep_at_least=1)
 
 
 def test_bytes_are_those_of_the_file(tmp_path):

@@ -122,12 +122,17 @@ def allocate_cost(
     flat = Flat.of(scores, within)
     hulls = [curves[name].convex() for name in scores]
     base = sum(hull.costs[0] for hull in hulls)
-    unit = max(sum(hull.costs[-1] for hull in hulls) - base, 1e-300) / _FINEST
+    dear = sum(hull.costs[-1] for hull in hulls) - base
+    unit = max(dear, 1e-290) / _FINEST
     prices = tuple(_prices(*each, unit) for each in zip(flat.values, flat.candidates, hulls, strict=True))
-    money = int(max(budget - base, -unit) / unit)
+    left = 0.0 if abs(budget - base) <= 1e-9 * base else budget - base  # both are sums of many
+    if left < dear:
+        money = int(max(left, -unit) / unit)
+    else:  # all weights, also where none costs anything, as in layers that run in torch
+        money = sum(int(price.sum()) for price in prices)
     chosen, worth, price = flat.taken(prices, max(money, 0), keep_at_least)
     forced = int(price[worth == torch.inf].sum()) if keep_at_least else 0
-    if money < forced or budget < base:
+    if money < forced or left < 0:
         raise UsageError(
             f"a budget of {budget:.4g} is below the {base + forced * unit:.4g} that these layers cost"
             + (f" with {keep_at_least} weights in each" if keep_at_least else " without any weight")

@@ -21,6 +21,8 @@ from ticketry.files import content_of, write_atomically
 
 KIND = "ticketry.cost"
 _MOST_BYTES = 1 << 26
+_NAMED = 5
+"""Layers in torch that are named."""
 _SHOWN = (1.0, 0.5, 0.2, 0.1, 0.05)
 """Densities in the table."""
 
@@ -58,6 +60,8 @@ class CostModel(Struct, frozen=True):
         1024.0
         >>> costs.budget("25%"), costs.floor, costs.left_for(costs.layers, 1024.0)
         (1024.0, 0.0, 1024.0)
+        >>> costs.in_torch, costs.in_torch_in_words()
+        (0, '')
         >>> costs.curves()["0.weight"].at(0.5)
         1024.0
         >>> costs.floor_in_words().startswith("0 (0.0 % of dense)")
@@ -137,7 +141,26 @@ class CostModel(Struct, frozen=True):
         largest = sorted(parts.items(), key=lambda item: -item[1])[:3]
         share = f"{100 * self.floor / self.dense:.1f} %" if self.dense else "0 %"
         most = ", ".join(f"{name} {told(cost, self.unit)}" for name, cost in largest if cost > 0)
-        return f"{told(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
+        in_torch = self.in_torch_in_words()
+        return (
+            f"{told(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
+            f"{in_torch and f'; {in_torch}'}"
+        )
+
+    @property
+    def in_torch(self) -> float:
+        """What the layers cost that the engine runs in torch, which no mask makes faster."""
+        return sum(layer.dense for layer in self.layers.values() if not layer.curves)
+
+    def in_torch_in_words(self) -> str:
+        """Which layers those are, the dearest first, and what they cost; empty if there are none."""
+        found = {name: layer.dense for name, layer in self.layers.items() if not layer.curves}
+        if not found:
+            return ""
+        names = sorted(found, key=lambda name: -found[name])
+        most = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        share = f" ({100 * self.in_torch / self.dense:.0f} % of dense)" if self.dense else ""
+        return f"in torch, which no mask makes faster: {most}: {told(self.in_torch, self.unit)}{share}"
 
     def curves(self, granularity: str = FINEST) -> dict[str, Curve]:
         """Parameter name -> its curve of a `granularity`, as `core.costs.allocation.allocate_cost` takes them."""
@@ -194,7 +217,6 @@ class CostModel(Struct, frozen=True):
 
     def __str__(self) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if isinstance(value, str | int | float))
-        in_torch = [name for name, layer in self.layers.items() if not layer.curves]
         lines = [
             f"Costs in {self.unit}: {about}" if about else f"Costs in {self.unit}",
             in_columns(
@@ -204,8 +226,6 @@ class CostModel(Struct, frozen=True):
             f"not pruned: {told(self.fixed, self.unit)}; dense: {told(self.dense, self.unit)}",
             f"floor: {self.floor_in_words()}",
         ]
-        if in_torch:
-            lines.append(f"in torch, which no mask makes faster: {', '.join(in_torch)}")
         return "\n".join([*lines, f"an estimate is within {100 * self.spread:.1f} % in 95 of 100 cases"])
 
     def _rows(self, name: str, layer: LayerCost) -> list[tuple[str, ...]]:

@@ -219,6 +219,7 @@ def mask_for(request: Request) -> Mask:
     if request.unit == "seconds":
         if request.cost is not None and (other := _elsewhere(request.cost)):
             warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=3)
+            _tell_of_torch(request.cost)
             allocate = _allocation(request, request.cost, _values(request))
             return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
         return _met(request, torch.get_num_threads()).mask
@@ -247,7 +248,14 @@ def _met(request: Request, threads: int) -> Met:
         costs = measured(meter, names, _family(meter, request.scope, _among(values, request.within)))
     elif other := _elsewhere(costs):
         raise CostError(f"a time cannot be met here: {other}")
+    _tell_of_torch(costs)
     return meet_by(meter, _fits(costs, meter), request.amount, _allocation(request, costs, values))
+
+
+def _tell_of_torch(costs: CostModel) -> None:
+    """Warns of a network whose weights are mostly in layers that no mask makes faster."""
+    if costs.in_torch > costs.dense / 2:
+        warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=4)
 
 
 def _values(request: Request) -> Mapping[str, Tensor]:

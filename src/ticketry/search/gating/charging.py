@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result
     from ticketry.search.common.method import Replicate
 
-Curves = tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
-"""Of each parameter densities and costs, plain values."""
-
-
-def charges_of(prices: Curves, scope: Scope) -> Charges:
-    """The charges that plain values tell, of the parameters in scope."""
-    from ticketry.core.costs.curve import Curve
-    from ticketry.core.gates import Charges
-
-    return Charges(tuple(Curve(*each) for each in prices), tuple(scope.sizes.values()))
-
 
 def charged(replicate: Replicate, settings: Aimed, scope: Scope) -> dict[str, Any]:
     """Of `Gating`: the prices under a budget; nothing without one, or if all gates are charged alike.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.choices import check_choices
-from ticketry.core.gates import Balance, Gates, Kind, attach, by_epoch, by_step
+from ticketry.core.costs.curve import Curve
+from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT
 from ticketry.core.gates.channel_gates import attach_channels
 from ticketry.core.gates.kinds import KINDS, kind_of
@@ -28,7 +29,6 @@ from ticketry.lab.training.state import part_of, rebuilt
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants.penalty import Penalty
 from ticketry.lab.training.variants.shrunk import task_structure
-from ticketry.search.gating.charging import charges_of
 from ticketry.search.gating.objective import check_scores, divergence
 from ticketry.search.gating.settings import Anneal, LearningRates, Objective, Reset
 from ticketry.tasks.recipe import Optimizer, Recipe
@@ -382,7 +382,8 @@ def attached(
     if gating.structured:
         found = attach_channels(model, structure(), of, **settings)
     else:
-        charges = charges_of(gating.prices, of) if gating.prices else None
+        curves, sizes = tuple(Curve(*each) for each in gating.prices), tuple(of.sizes.values())
+        charges = Charges(curves, sizes) if curves else None
         found = attach(model, scope=of, within=mask, pattern=gating.pattern, charges=charges, **settings)
     if tensors:
         found.load_state_dict({**found.state_dict(), "round": int(tensors["round"]), "gates": part_of(tensors, "s/")})

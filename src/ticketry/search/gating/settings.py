@@ -89,9 +89,8 @@ class GateSettings(Aimed, Patterned, Sparing, Budgeted):
         if not self.penalty or len(set(self.penalty)) < len(self.penalty):
             raise UsageError("penalty names the values of lambda to search with: at least one, and each once")
         if self.target is not None and len(self.members) > 1:
-            raise UsageError(
-                "a density or a budget finds s0 itself: give one init at most, where it begins, and one penalty"
-            )
+            what = self.aim or "density"
+            raise UsageError(f"{what} finds s0 itself: give one init at most, where it begins, and one penalty")
 
     @property
     def members(self) -> tuple[tuple[float, float], ...]:
