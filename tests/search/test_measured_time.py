@@ -11,6 +11,7 @@ import torch
 
 import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
+from ticketry.engine.bench.machine import machine as machine_here
 from ticketry.engine.bench.timing import Interval
 from ticketry.errors import CostError, UsageError
 from ticketry.evidence.equal_cost import dense_of_cost
@@ -90,6 +91,10 @@ def test_what_cannot_be_timed_is_refused_before_anything_is_trained(tmp_path: Pa
         tk.run("oneshot", task(), time=0.5, profile=str(file), measured=True, **common)
     with pytest.raises(CostError, match="of another machine"):
         tk.run("oneshot", task(), time=0.5, profile=str(file), controls=("dense_of_time",), **common)
+    here = costs().scaled(1.0, processor=machine_here()["processor"], threads=4096)
+    here.save(tmp_path / "threads.json")
+    with pytest.raises(CostError, match="of 4096 threads, and this machine has"):
+        tk.run("oneshot", task(), time=0.5, profile=str(tmp_path / "threads.json"), measured=True, **common)
     with pytest.raises(UsageError, match="measured is of a budget of time"):
         tk.run("oneshot", task(), flops=0.5, measured=True, **common)
     with pytest.raises(UsageError, match="dense_of_time is of tickets for a time"):

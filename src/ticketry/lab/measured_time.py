@@ -6,6 +6,7 @@ and what is trained for it is keyed by its mask or its network. Costs name the m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,12 @@ def check_here(costs: CostModel) -> None:
         raise CostError(
             f"the costs are of another machine ({there}; this one is {here}): nothing can be timed for them here, leave"
             " measured and dense_of_time away or search there"
+        )
+    threads, cores = int(costs.about.get("threads", 1)), os.cpu_count() or 1
+    if threads > cores:
+        raise CostError(
+            f"the costs are of {threads} threads, and this machine has {cores} processors: measure costs anew with"
+            f" threads={cores} or fewer (tk.cost.model), or leave measured and dense_of_time away"
         )
 
 
