@@ -31,6 +31,12 @@ from ticketry.engine.cpu.window import Array, Pair, Window
 NEAR = 32_000
 """Bytes of inputs that the nearest cache keeps beside weights and outputs."""
 
+FEWEST = 8
+"""Weights of a segment, on the average of its rows, below which it ranges over more inputs than a cache keeps.
+
+Each one reads and writes the sums of a tile. A step of ResNet-18 with 1, 2 and 5 % of its weights took 0.79, 0.89 and
+0.92 of the time so (AVX-512); with 10 %, segments of half as many more inputs took 1.07."""
+
 SECOND = 3 << 19
 """Bytes of sums that stay in the second cache beside planes."""
 
@@ -287,6 +293,9 @@ def _tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) ->
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, near * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
+    kept = int(np.count_nonzero(matrix.weight))
+    if kept:
+        block = max(block, -(-FEWEST * len(matrix.weight) * matrix.inputs // kept))
     return single(replace(matrix, taps=max(1, matrix.taps)), np.arange(len(matrix.weight)), block=block, chunks=chunks)
 
 
