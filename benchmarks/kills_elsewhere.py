@@ -171,7 +171,7 @@ class Trial:
             return True
         self.counts["begun again"] += 1
         told = child.told()[1]
-        if "Traceback" in told and "\nticketry: " not in told.rpartition("Traceback")[2]:  # Dask's client logs some
+        if "Traceback" in told and "\nticketry: " not in told.rpartition("Traceback")[2]:
             self.wrong.append(told[-1500:])
         return False
 
@@ -222,8 +222,10 @@ class Trial:
         if self._settings.store != "folder":
             finished(["store", "copy", self._store, "store", "--json"], self.work)
         self.wrong += difference(kept(self.work), wanted)
-        if not self.wrong:
+        try:
             finished(["store", "check", "--store", "store"], self.work)
+        except AssertionError as error:
+            self.wrong.append(str(error)[-1500:])
 
     def close(self) -> None:
         """End what is left of it."""

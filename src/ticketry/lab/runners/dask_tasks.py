@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ from ticketry.lab.runners.runner import OnEvent
 LOCAL = "local"
 _AHEAD = 2
 _ROOM_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class DaskRunner(Remote):
@@ -79,6 +82,8 @@ class _Tasks:
                 self._client = distributed.Client(place.address, timeout=CONNECT_SECONDS)
         except OSError as error:
             raise RunnerError(f"Dask's scheduler {place.address} does not answer as one: {error!s:.300}") from error
+        self._logger = logging.getLogger("distributed.client")
+        self._logger.addFilter(self._is_to_be_told)
         self._tasks: dict[Future[str], Any] = {}
         self._guard = threading.Lock()
         self._asked_at, self._slots = 0.0, 1
@@ -100,7 +105,23 @@ class _Tasks:
         try:
             outer.set_result(task.result(timeout=CONNECT_SECONDS))
         except BaseException as error:
-            outer.set_exception(error)
+            outer.set_exception(self._gone() if self._is_gone(error) else error)
+
+    def _is_gone(self, error: BaseException) -> bool:
+        """Whether the scheduler is, with which Dask cancels all that was asked of it."""
+        return getattr(error, "reason", "") == "scheduler-connection-lost"
+
+    def _gone(self) -> RunnerError:
+        return RunnerError(
+            f"the connection to Dask's scheduler, {self._place.address}, was lost: it has ended or is out of reach."
+            " What was finished is stored; the same command goes on from there once a scheduler answers"
+        )
+
+    def _is_to_be_told(self, record: logging.LogRecord) -> bool:
+        """Whether a word of Dask's client is: its errors, with long traces, are told by ours, in words."""
+        if record.levelno >= logging.ERROR:
+            _log.debug("Dask's client: %s", record.getMessage(), exc_info=record.exc_info)
+        return record.levelno < logging.ERROR
 
     def room(self) -> int | None:
         """By the threads of all workers that are there now."""
@@ -122,5 +143,6 @@ class _Tasks:
 
     def close(self) -> None:
         self._client.close()
+        self._logger.removeFilter(self._is_to_be_told)
         if self._cluster is not None:
             self._cluster.close()
