@@ -1,4 +1,5 @@
-"""Workers of other machines at fault: another version, a full disk. Nothing is damaged, and the error says which."""
+"""Workers and schedulers of other machines at fault: another version, a full disk, an end. Nothing is damaged, and the
+error says which."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,7 +35,7 @@ class Dask:
         self._stack = stack
         port = elsewhere.free_port()
         self.address = f"127.0.0.1:{port}"
-        self._start(["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], {})
+        self.scheduler = self._start(["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], {})
         elsewhere.wait_for_port(port)
 
     def worker(self, **environment: str) -> subprocess.Popen[bytes]:
@@ -86,6 +88,25 @@ def test_a_worker_whose_disk_is_full(dask: Dask, tmp_path: Path) -> None:
     assert check(lab.store).sound
     dask.worker()
     _goes_on(dask, tmp_path, store)
+
+
+def test_a_scheduler_that_ends(dask: Dask, tmp_path: Path) -> None:
+    """The command ends soon, and says so in one line: what Dask's client logs of it, with traces, is not shown."""
+    dask.worker()
+    words = ["search", "iterative", "--task", "digits", "--levels", "1", "--replicates", "1", "--controls", "none"]
+    words += ["--recipe.length", "100000it", "--on", f"dask:{dask.address}", "--store", "store"]
+    command = [sys.executable, "-m", "ticketry", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 200
+    while not any((tmp_path / "store" / "live").glob("*/*.json")) and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    assert any((tmp_path / "store" / "live").glob("*/*.json")), "no worker has begun"
+    dask.scheduler.kill()
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert f"ticketry: the connection to Dask's scheduler, {dask.address}, was lost: it has ended" in told
+    assert "Traceback" not in told
 
 
 def _goes_on(dask: Dask, folder: Path, store: str | Path) -> None:
