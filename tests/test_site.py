@@ -112,6 +112,17 @@ def test_every_public_name_has_a_place(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_signatures_have_the_names_that_are_typed(site: Path) -> None:
+    html = (site / "reference" / "python-tasks.html").read_text(encoding="utf-8")
+    found = re.findall(
+        r'class="doc doc-heading">\s*tk\.(\w+)\s.*?<div class="doc-signature[^>]*>(.*?)\(', html, re.DOTALL
+    )
+    told = {name: re.sub(r"<[^>]+>", "", signature) for name, signature in found}
+    assert told["task"] == "task"
+    assert told["Recipe"] == "Recipe"
+
+
+@pytest.mark.slow
 def test_every_command_and_option_has_a_place(site: Path) -> None:
     for command in COMMANDS:
         page = (site / "reference" / f"command-{command}.html").read_text(encoding="utf-8")

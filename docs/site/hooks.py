@@ -115,8 +115,16 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
     html = re.sub(r"(?<=\d) %(?=[\s.,;:)<])(?![^<]*</code>)", "\u00a0%", html)
     html = re.sub(r"(\[[-+−]?[\d.]+,) ([-+−]?[\d.]+\])", "\\1\u00a0\\2", html)
+    html = _SIGNED.sub(r"\1\2", html)
     return re.sub(r"<td([^>]*)>(.*?)</td>", _cell, html, flags=re.DOTALL)
 
+
+_SIGNED = re.compile(
+    r'(<h2 [^>]*class="doc doc-heading">\s*tk\.(?:\w+\.)*(\w+)\s(?:(?!</h2>).)*</h2>\s*'
+    r'<div class="doc-signature highlight"><pre><span></span><code><span class="n\w*">)\w+(?=</span>)',
+    re.DOTALL,
+)
+"""A public name and what stands in its signature: the name that it has where it is written, `get` of `tk.task`."""
 
 _UNBROKEN = r'<span class="option">\g<0></span>'
 _LONG = 36
