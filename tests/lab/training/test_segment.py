@@ -90,6 +90,7 @@ CHANGED_GATES = {
     "temperature": 0.5,
     "structured": True,
     "pattern": "4x1",
+    "prices": (((0.0, 1.0), (0.0, 2.0)),),
 }
 CHANGED_RECIPE = {
     "length": "11ep",
