@@ -24,7 +24,7 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float((one.detach() - other.detach()).norm() / other.detach().norm().clamp_min(1e-12))
 
 
-@pytest.mark.parametrize("target", ["avx512", "avx2"])
+@pytest.mark.parametrize("where", ["host", "avx2"])
 @settings(deadline=None, max_examples=12)
 @given(
     words=st.integers(1, 6),
@@ -36,7 +36,7 @@ def relative(one: Tensor, other: Tensor) -> float:
     seed=st.integers(0, 1000),
 )
 def test_a_layer(
-    target: str, words: int, batch: int, inputs: int, units: int, density: float, threads: int, seed: int
+    where: str, words: int, batch: int, inputs: int, units: int, density: float, threads: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     layer = nn.LSTM(inputs, units)
@@ -55,7 +55,7 @@ def test_a_layer(
     torch.autograd.backward([y, last[0], cell[0]], [one.double() for one in given])
 
     masks = {name: one.numpy() for name, one in kept.items()}
-    made = Recurrence(Text(words, batch, inputs, units), masks, library(target), threads)
+    made = Recurrence(Text(words, batch, inputs, units), masks, library(where), threads)
     reading = made.read(x, (h, c), weights, bias)
     for mine, wanted in zip(made.outputs(reading), (y, last[0], cell[0]), strict=True):
         assert relative(mine, wanted) <= 1e-5
