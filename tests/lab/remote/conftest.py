@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import azurite
 from buckets import environment, made_bucket, moto_server
+from ticketry.lab.remote.mirror import Mirror
+from ticketry.lab.store import Store
+from ticketry.lab.store.opening import place_of, remote_at
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,15 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param in ("s3", "az"):
         return str(request.getfixturevalue({"s3": "cloud", "az": "container"}[request.param]))
     return f"file://{tmp_path}/shared"
+
+
+@pytest.fixture
+def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
+    """Opens the shared store anew, as a process of the machine of that name does."""
+
+    def opened(name: str) -> Store:
+        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
+        place = place_of(address)
+        return Store(place, Mirror(remote_at(address), place, lease_seconds=30))
+
+    return opened

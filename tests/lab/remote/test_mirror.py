@@ -5,32 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.lab.remote.mirror import Mirror
 from ticketry.lab.store import Store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import check, collect
-from ticketry.lab.store.opening import place_of, remote_at
+from ticketry.lab.store.opening import remote_at
 
 KEY = "ab" * 32
 Machine = Callable[[str], Store]
-
-
-@pytest.fixture
-def machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Opens the shared store anew, as a process of the machine of that name does."""
-
-    def opened(name: str) -> Store:
-        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
-        place = place_of(address)
-        return Store(place, Mirror(remote_at(address), place, lease_seconds=30))
-
-    return opened
 
 
 def record(**values: object) -> dict[str, object]:

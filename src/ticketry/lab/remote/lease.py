@@ -56,6 +56,8 @@ class Known(msgspec.Struct, frozen=True):
     """That have results."""
     partial: tuple[_Step, _Hex] | None = None
     """Step and SHA-256 of the newest state inside a segment."""
+    in_parts: bool = False
+    """Whether that is a folder, and the digest that of its list of files."""
     beat: str = ""
     """Random, so that no two versions have the same content."""
 

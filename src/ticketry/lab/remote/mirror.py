@@ -24,6 +24,7 @@ from ticketry.lab.remote.address import mirror_name
 from ticketry.lab.remote.lease import Known, Lease, Terms, known_of, object_of
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.remote.records import Records
+from ticketry.lab.remote.states import States, is_of, state_of, trajectory_of
 from ticketry.lab.remote.uploads import Uploads
 from ticketry.lab.store.files import explained
 from ticketry.lab.store.link import Link
@@ -213,12 +214,8 @@ class Mirror(Link):
             return
         for step in lease.known.steps:
             self.wanted(self.paths.result(trajectory, step))
-        if lease.known.partial is None:
-            return
-        step, digest = lease.known.partial
-        path = self.paths.partial_file(trajectory, step, digest)
-        if not path.exists() and (found := self.remote.read(self._name(path))):
-            self._keep(path, found.data)
+        if state := state_of(lease.known):
+            States(self.remote, self.paths, trajectory).fetch(state)
 
     def known_steps(self, trajectory: str) -> list[int]:
         known = known_of(self.remote.read(object_of(trajectory)))
@@ -316,9 +313,9 @@ class Mirror(Link):
         if folder == "blobs":
             return Path(rest).stem not in needed
         if folder == "partial":
-            trajectory, step, digest = Path(rest).stem.rsplit("-", 2)
-            known = known_of(self.remote.read(object_of(trajectory)))
-            return known.partial != (int(step), digest) or int(step) <= max(known.steps, default=-1)
+            known = known_of(self.remote.read(object_of(trajectory_of(rest))))
+            state = state_of(known)
+            return state is None or not is_of(state, rest) or state.step <= max(known.steps, default=-1)
         return folder in (".clock", "live")
 
     def busy(self) -> str:

@@ -6,12 +6,10 @@ import logging
 import threading
 from pathlib import Path
 
-import msgspec
-
 from ticketry.errors import StoreError
-from ticketry.files import content_of
-from ticketry.lab.remote.lease import Known, Lease
+from ticketry.lab.remote.lease import Lease
 from ticketry.lab.remote.objects import Remote
+from ticketry.lab.remote.states import State, States, state_of, with_state
 from ticketry.lab.store.paths import Paths
 
 _LAST_SECONDS = 15.0
@@ -24,14 +22,15 @@ class Uploads:
     """Of the one trajectory that a lease is of."""
 
     def __init__(self, remote: Remote, lease: Lease, paths: Paths) -> None:
-        self._remote, self._lease, self._paths = remote, lease, paths
+        self._remote, self._lease = remote, lease
+        self._states = States(remote, paths, lease.trajectory)
         self._changed = threading.Condition()
         self._waiting: tuple[int, Path] | None = None
         self._busy = self._closed = False
         self._step = self._dropped = -1
         """Up to this step states are of no use any more."""
         self._thread: threading.Thread | None = None
-        self._superseded: list[str] = []
+        self._superseded: list[State] = []
 
     def newest(self, step: int, path: Path) -> None:
         """This state is to be uploaded, in place of any that waits."""
@@ -48,11 +47,11 @@ class Uploads:
             self._dropped = last
             if self._waiting and self._waiting[0] <= last:
                 self._waiting = None
-        partial = self._lease.known.partial
-        if partial is not None and partial[0] <= last:
-            self._superseded.append(self._name(*partial))
+        state = state_of(self._lease.known)
+        if state is not None and state.step <= last:
+            self._superseded.append(state)
             # Written with whatever is told of the trajectory next: at the latest when the lease is given back.
-            self._lease.known = msgspec.structs.replace(self._lease.known, partial=None)
+            self._lease.known = with_state(self._lease.known, None)
 
     def close(self) -> None:
         """Wait for what is on its way, unless it is of no use, and not for long: it is on this machine, too."""
@@ -69,7 +68,8 @@ class Uploads:
     def tidy(self) -> None:
         """Delete what no trajectory names any more."""
         try:
-            self._remote.impatient(_LAST_SECONDS).delete(self._superseded)
+            for state in self._superseded:
+                self._remote.impatient(_LAST_SECONDS).delete(self._states.names(state))
         except StoreError as error:
             _log.info("old states stay until `ticketry store gc`: %s", error)
 
@@ -93,20 +93,11 @@ class Uploads:
                     self._changed.notify_all()
 
     def _upload(self, step: int, path: Path) -> None:
-        digest = path.stem.rpartition("-")[2]
-        self._remote.create(self._name(step, digest), content_of(path))
+        state = self._states.push(step, path)
         if step <= self._dropped:  # meanwhile
-            self._remote.delete([self._name(step, digest)])
+            self._remote.delete(self._states.names(state))
             return
-        before = self._lease.known.partial
-
-        def told(known: Known) -> Known:
-            return msgspec.structs.replace(known, partial=(step, digest))
-
-        self._lease.change(told)
-        if before is not None and before != (step, digest):
-            self._remote.delete([self._name(*before)])
-
-    def _name(self, step: int, digest: str) -> str:
-        path = self._paths.partial_file(self._lease.trajectory, step, digest)
-        return path.relative_to(self._paths.root).as_posix()
+        before = state_of(self._lease.known)
+        self._lease.change(lambda known: with_state(known, state))
+        if before is not None and before != state:
+            self._remote.delete(self._states.names(before))

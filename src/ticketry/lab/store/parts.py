@@ -18,7 +18,7 @@ from ticketry.files import file_digest, flush
 from ticketry.lab.store.files import explained, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 
-_LIST = "parts.json"
+LIST = "parts.json"
 """Name -> SHA-256 of each file beside it."""
 
 
@@ -38,7 +38,7 @@ def digests(folder: Path, rank: int, world: int) -> dict[str, str]:
 
 def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mapping[str, str]) -> None:
     """Give the folder its name, once all its files are on the disk; older states are dropped."""
-    write_sealed(folder / _LIST, {"files": dict(found)})
+    write_sealed(folder / LIST, {"files": dict(found)})
     target = paths.partial_folder(trajectory, step)
     with explained(target, "write"):
         flush(folder)
@@ -48,6 +48,27 @@ def finish(folder: Path, paths: Paths, trajectory: str, step: int, found: Mappin
         os.rename(folder, target)
         flush(target.parent)
     drop(paths, trajectory, step - 1)
+
+
+def linked(folder: Path) -> Path:
+    """A second folder of the same files, under a temporary name: they stay there when a newer state takes their place.
+
+    Raises:
+        FileNotFoundError: if that has happened.
+    """
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        for path in sorted(folder.iterdir()):
+            try:
+                os.link(path, place / path.name)
+            except FileNotFoundError:
+                raise
+            except OSError:  # file systems without links
+                shutil.copyfile(path, place / path.name)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return place
 
 
 def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
@@ -61,11 +82,11 @@ def newest(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
 def is_whole(folder: Path) -> bool:
     """Whether all files of a folder are what was written."""
     try:
-        listed = read_sealed(folder / _LIST)
+        listed = read_sealed(folder / LIST)
         files = (listed or {}).get("files")
         if not isinstance(files, dict) or not files:
             return False
-        return {path.name for path in folder.iterdir()} == {*files, _LIST} and all(
+        return {path.name for path in folder.iterdir()} == {*files, LIST} and all(
             file_digest(folder / name) == digest for name, digest in files.items()
         )
     except (OSError, StoreError):

@@ -12,8 +12,11 @@ from rank_trainings import apart, deciding, described, task_of, trained
 from ranks_watches import KillAt, StopAt, children
 from ticketry.errors import InterruptedTrainingError, UsageError
 from ticketry.lab.lab import Lab
+from ticketry.lab.remote.mirror import Mirror
 from ticketry.lab.store import Store, parts
 from ticketry.lab.store.maintenance import check, collect
+from ticketry.lab.store.opening import place_of, remote_at
+from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
 from ticketry.lab.training.ranks.sharded import blocks
 from ticketry.lab.training.state import initial_state
@@ -99,6 +102,33 @@ def test_killed_and_stopped_parts_go_on_with_the_same_bits(store, tmp_path):
     assert not children()
     collect(other, grace_seconds=0)
     assert not list(other.paths.partial.iterdir())
+
+
+@pytest.mark.slow
+def test_another_machine_goes_on_from_a_state_in_parts(store, tmp_path, monkeypatch):
+    """Two machines with a mirror each of one shared store: what one has trained when it is stopped is not lost."""
+    segment = described(store, task_of(length="60it", wide="no"), 2, parallel=FSDP)
+    undisturbed = trained(store, segment)
+    steps: list[int] = []
+
+    def machine(name: str) -> Store:
+        monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path / name))
+        address = f"file://{tmp_path}/shared"
+        return Store(place_of(address), Mirror(remote_at(address), place_of(address), lease_seconds=30))
+
+    one = machine("one")
+    one.put_mask(store.get_mask(segment.mask))
+    with pytest.raises(InterruptedTrainingError, match="its state is stored"):
+        trained(one, segment, watch=StopAt(at=20))
+    reached = parts.newest(one.paths, segment.trajectory, segment.last)
+    assert reached is not None
+    two = machine("two")
+    assert two.paths.root != one.paths.root
+    watch = Watch()
+    monkeypatch.setattr(watch, "progress", lambda _, step: steps.append(step))
+    assert deciding(trained(two, segment, watch=watch)) == deciding(undisturbed)
+    assert min(steps) > reached[0] >= 20
+    assert not list(two.link.remote.list("partial"))
 
 
 def test_folders_of_parts(store):

@@ -106,6 +106,7 @@ def save(group: Group, store: Store, trajectory: str, step: int, tensors: Mappin
         found |= each
     if group.rank == 0:
         parts.finish(folder, store.paths, trajectory, step, found)
+        store.link.partial_written(trajectory, step, store.paths.partial_folder(trajectory, step))
 
 
 def load(folder: Path, loop: Loop) -> float:

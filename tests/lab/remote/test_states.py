@@ -1,0 +1,150 @@
+"""States in parts, as files of a shared store: what one machine uploads another goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ticketry.lab.remote.objects import Content
+from ticketry.lab.store import Store, parts
+from ticketry.lab.store.maintenance import collect
+
+KEY = "ab" * 32
+Machine = Callable[[str], Store]
+
+
+def made(store: Store, step: int) -> Path:
+    """The folder of a state of two files."""
+    folder = parts.begun(store.paths, KEY, step)
+    for rank in range(2):
+        (folder / f"part-{rank}.safetensors").write_bytes(bytes([rank, step]) * 1000)
+    parts.finish(folder, store.paths, KEY, step, parts.digests(folder, 0, 1))
+    return store.paths.partial_folder(KEY, step)
+
+
+def written(store: Store, step: int) -> Path:
+    """One that is told as ranks tell it."""
+    folder = made(store, step)
+    store.link.partial_written(KEY, step, folder)
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def objects(store: Store) -> list[str]:
+    return [one.name for one in store.link.remote.list("partial")]
+
+
+def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
+    one = machine("one")
+    with one.lock(KEY):
+        for step in (2, 4, 6):
+            last = content(written(one, step))
+    assert len(objects(one)) == 3, "two files and their list, of the newest state alone"
+    two = machine("two")
+    with two.lock(KEY):
+        assert two.stored_steps(KEY) == []
+        assert two.furthest(KEY, 100) == 6
+        assert two.partial(KEY, 100) is None
+        found = parts.newest(two.paths, KEY, 100)
+        assert found is not None
+        assert found[0] == 6
+        assert content(found[1]) == last
+        written(two, 8)
+        two.drop_partials(KEY, 8)
+    assert not objects(two)
+    three = machine("three")
+    with three.lock(KEY):
+        three.stored_steps(KEY)
+        assert parts.newest(three.paths, KEY, 100) is None
+    for store in (one, two, three):
+        assert not list(store.paths.partial.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("what", ["file", "list", "gone", "forged"])
+def test_a_damaged_state_is_none(
+    what: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = machine("one")
+    with one.lock(KEY):
+        written(one, 6)
+    names = objects(one)
+    (listed,) = [name for name in names if name.endswith(parts.LIST)]
+    (first, _) = sorted(set(names) - {listed})
+    remote = one.link.remote
+    if what == "file":
+        remote.replace(first, b"other bytes")
+    elif what == "list":
+        remote.replace(listed, b'{"files": {}}')
+    elif what == "gone":
+        remote.delete([first])
+    else:
+        forged = b'{"files": {"../../store.json": "00"}}'
+        remote.replace(listed, forged)
+    two = machine("two")
+    if what == "forged":  # with a digest that is right
+        read = type(two.link.remote).read
+
+        def as_said(self: Any, name: str) -> Content | None:
+            found = read(self, name)
+            if found is None or not name.startswith("trajectories/"):
+                return found
+            digest = hashlib.sha256(forged).hexdigest()
+            before = Path(listed).parent.stem.rpartition("-")[2]
+            return Content(found.data.replace(before.encode(), digest.encode()), found.version)
+
+        remote.create(listed.replace(Path(listed).parent.stem[-64:], hashlib.sha256(forged).hexdigest()), forged)
+        monkeypatch.setattr(type(two.link.remote), "read", as_said)
+    with two.lock(KEY):
+        assert two.stored_steps(KEY) == []
+        assert parts.newest(two.paths, KEY, 100) is None
+    assert ("gone or damaged" in caplog.text) == (what == "list")
+    assert (two.paths.root / "store.json").exists()
+
+
+def test_states_that_nobody_names_are_collected(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = machine("one")
+    with one.lock(KEY):
+        written(one, 6)
+    orphan = f"partial/{KEY}-4-{'cd' * 32}.parts/part-0.safetensors"
+    one.link.remote.create(orphan, b"of a worker that was killed")
+    now = one.link.remote.now()
+    monkeypatch.setattr(type(one.link.remote), "now", lambda _: now + 4000)
+    collect(one)
+    left = objects(one)
+    assert orphan not in left
+    assert len(left) == 3
+
+
+def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads that take longer than the time between states still come to an end."""
+    one = machine("one")
+    create, dropped = type(one.link.remote).create, []
+
+    def late(self: Any, name: str, data: bytes) -> str | None:
+        if name.startswith("partial/") and not dropped:
+            dropped.append(name)
+            parts.drop(one.paths, KEY, 6)
+        return create(self, name, data)
+
+    with one.lock(KEY):
+        folder = made(one, 6)
+        expected = content(folder)
+        monkeypatch.setattr(type(one.link.remote), "create", late)
+        one.link.partial_written(KEY, 6, folder)
+    assert dropped
+    assert not folder.exists()
+    two = machine("two")
+    with two.lock(KEY):
+        two.stored_steps(KEY)
+        found = parts.newest(two.paths, KEY, 100)
+    assert found is not None
+    assert content(found[1]) == expected
