@@ -301,6 +301,32 @@ def test_a_task_of_this_process_alone(away, points):
     assert not cluster.requests
 
 
+def test_a_cluster_that_cannot_be_asked_for_a_while(away, digits, monkeypatch, caplog):
+    """Neither it nor who hears of events may end the looks by which later machines are found: said once, and tried again."""
+    monkeypatch.setattr(remote, "_LOOK_SECONDS", 0.02)
+    asked = threading.Event()
+
+    class Away(Threads):
+        """It has room from the third question on."""
+
+        questions = 0
+
+        def room(self) -> int:
+            self.questions += 1
+            if self.questions == 1:
+                return 0
+            if self.questions <= 3:
+                raise ConnectionError("nobody answers")
+            asked.set()
+            return 1
+
+    lab = away(Away())
+    found = lab.train(lab.segment(digits, start=0, last=3))
+    assert asked.is_set()
+    assert found.last == 3
+    assert caplog.text.count("what workers of the cluster do cannot be told now: ConnectionError: nobody answers") == 1
+
+
 def test_an_answer_that_is_none(away, digits):
     cluster = Threads()
     cluster.submit = lambda request, needs: cluster._pool.submit(lambda: "hello")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import threading
 import time
@@ -22,6 +23,12 @@ _ROOM_SECONDS = 2.0
 _AHEAD = 2
 """Tasks that are sent beyond those that run, so that no worker waits for the driver."""
 _CLIENT = "ray://"
+_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": 20_000, "RAY_grpc_client_keepalive_timeout_ms": 20_000}
+"""After how long Ray asks a silent worker for a sign of life, and waits for it; 5 and 2 minutes by default.
+
+Ray tells of a node that is dead by its health check, but a task there counts as running as long as its connection does:
+of a machine that has vanished nobody closes it. Read by Ray when it is first imported.
+"""
 
 
 class RayRunner(Remote):
@@ -48,6 +55,8 @@ class _Tasks:
     name = "Ray"
 
     def __init__(self, place: Place) -> None:
+        for name, milliseconds in _KEEPALIVE.items():
+            os.environ.setdefault(name, str(milliseconds))
         import ray
 
         self._ray, self._place = ray, place

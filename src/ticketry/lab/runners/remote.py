@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import queue
 import threading
 import time
@@ -33,6 +34,8 @@ _LOOK_SHARE = 0.02
 """Of its time the driver looks, at most."""
 _ALIVE_SECONDS = 600.0
 """Between two signs of life of the driver."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -176,19 +179,26 @@ class Remote:
     # -- progress ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        pause, alive = _LOOK_SECONDS, time.monotonic()
+        pause, alive, said = _LOOK_SECONDS, time.monotonic(), ""
         while not self._closed.wait(pause):
             began = time.monotonic()
-            with self._guard:
-                under_way = [one for one in self._sent.values() if one.future is not None]
-            for sent in under_way:
-                self._look(sent)
-            self._frontier.fill()  # machines may have come
+            try:
+                self._look_around()
+            except Exception as error:  # of the store, the cluster, or who hears of events: the next look may go well
+                if said != (said := f"{type(error).__name__}: {error}"):
+                    _log.warning("what workers of %s do cannot be told now: %s", self._cluster.name, said)
             if began - alive > _ALIVE_SECONDS and self._live:
                 alive = began
                 with contextlib.suppress(Exception):
                     self._live.begin()
             pause = max(_LOOK_SECONDS, (time.monotonic() - began) / _LOOK_SHARE)
+
+    def _look_around(self) -> None:
+        with self._guard:
+            under_way = [one for one in self._sent.values() if one.future is not None]
+        self._frontier.fill()  # machines may have come
+        for sent in under_way:
+            self._look(sent)
 
     def _look(self, sent: _Sent) -> None:
         assert self._live is not None
