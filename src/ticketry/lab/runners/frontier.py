@@ -41,14 +41,22 @@ class Frontier:
         self.fill()
 
     def fill(self) -> None:
-        """Send as many as there is room for. One thread at a time does, and looks once more for those that came by."""
+        """Send as many as there is room for. One thread at a time does, and looks once more for those that came by.
+
+        An error of who was asked for room is raised; the next call asks again.
+        """
         with self._guard:
             self._again = True
             if self._filling:
                 return
             self._filling = True
-        while begin := self._next():
-            begin()
+        try:
+            while begin := self._next():
+                begin()
+        except BaseException:
+            with self._guard:
+                self._filling = False
+            raise
 
     def _next(self) -> Begin | None:
         with self._guard:
