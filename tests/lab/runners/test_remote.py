@@ -302,7 +302,7 @@ def test_a_task_of_this_process_alone(away, points):
 
 
 def test_a_cluster_that_cannot_be_asked_for_a_while(away, digits, monkeypatch, caplog):
-    """Neither it nor who hears of events may end the looks by which later machines are found: said once, and tried again."""
+    """The looks by which later machines are found go on; why they failed is said once."""
     monkeypatch.setattr(remote, "_LOOK_SECONDS", 0.02)
     asked = threading.Event()
 
