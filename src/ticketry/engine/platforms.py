@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import warnings
 
@@ -21,6 +22,18 @@ def no_kernels(system: str | None = None, processor: str | None = None) -> str:
     if processor.lower() not in KERNEL_PROCESSORS:
         return f"kernels are written for x86-64 and 64-bit Arm processors, and this one is {processor}"
     return ""
+
+
+_PERMISSION, _TILE_DATA = 0x1023, 18
+"""Of Linux: the request for a part of the processor's state that programs have to ask for, and the number of tiles."""
+
+
+def may_use_tiles() -> bool:
+    """Whether this process may use the tiles of AMX, for which Linux has to be asked once; its threads may then too."""
+    if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    arch_prctl = 158
+    return int(ctypes.CDLL(None).syscall(arch_prctl, _PERMISSION, _TILE_DATA)) == 0
 
 
 def missing(system: str | None = None, processor: str | None = None) -> list[str]:

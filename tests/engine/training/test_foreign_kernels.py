@@ -10,7 +10,8 @@ import pytest
 from foreign_code import assembly
 from ticketry.engine.cpu.planes.row_sums import Sums
 from ticketry.engine.cpu.target import foreign
-from ticketry.engine.cpu.training.convolution import Layer, forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.convolution import forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.layer import Layer
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.training.products import Products
 from ticketry.engine.cpu.window import Window

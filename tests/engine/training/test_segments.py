@@ -7,7 +7,8 @@ import pytest
 
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
 from ticketry.engine.cpu.target import target
-from ticketry.engine.cpu.training.convolution import FEWEST, Layer, forward
+from ticketry.engine.cpu.training.convolution import FEWEST, forward
+from ticketry.engine.cpu.training.layer import Layer
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Window
 

@@ -29,6 +29,8 @@ class Target:
     """Vector registers there are."""
     bf16: bool = False
     """Whether it multiplies pairs of bfloat16 (``vdpbf16ps``)."""
+    tiles: bool = False
+    """Whether it multiplies tiles of them (AMX), and this process may."""
     fused: bool = True
     """Whether it multiplies and adds in one instruction. Where it does not, LLVM would call a function of libm."""
 
@@ -83,7 +85,9 @@ def _host() -> Target:
     triple = llvm.get_process_triple()
     common = {"triple": triple, "cpu": llvm.get_host_cpu_name(), "features": features.flatten()}
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
-        return Target("avx512", **common, lanes=16, registers=32, bf16="avx512bf16" in flags)
+        half = "avx512bf16" in flags
+        tiles = half and {"amx-tile", "amx-bf16"} <= flags and platforms.may_use_tiles()
+        return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)
     if triple.split("-")[0] in ("aarch64", "arm64"):

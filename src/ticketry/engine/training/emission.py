@@ -26,7 +26,8 @@ from ticketry.engine.cpu.training.by_channel import (
     operations,
     sums_of,
 )
-from ticketry.engine.cpu.training.convolution import Gathered, Layer, forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.convolution import forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.layer import Gathered, Layer
 from ticketry.engine.cpu.training.layout import Batch, parts
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training import emission_of_tokens

@@ -21,8 +21,9 @@ from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
-from ticketry.engine.cpu.training.convolution import Gathered, halo_of_gradient
+from ticketry.engine.cpu.training.convolution import halo_of_gradient
 from ticketry.engine.cpu.training.halos import border
+from ticketry.engine.cpu.training.layer import Gathered
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array

@@ -18,8 +18,9 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Total, operations, sums_of
-from ticketry.engine.cpu.training.convolution import Layer, forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.convolution import forward, input_gradient, weight_gradient
 from ticketry.engine.cpu.training.gates import GATES, Gates, GatesGradient
+from ticketry.engine.cpu.training.layer import Layer
 from ticketry.engine.cpu.training.layout import IMAGES, Batch
 from ticketry.engine.cpu.window import Array, Window
 from ticketry.engine.training.one_pass import OnePass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -188,7 +189,7 @@ def single(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> Tables:
     flags = _flags(counts)
     groups = rows // matrix.group_rows
     out = _Rows(matrix)
-    for part in _parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
+    for part in even_parts(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
         out.chunk()
         for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
@@ -223,7 +224,7 @@ class _Rows:
 
     def tables(self, blocked: bool) -> Tables:
         rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        segments = _segments(self._matrix, [heads, bases], rows.reshape(-1, 1))
+        segments = segments_of(self._matrix, [heads, bases], rows.reshape(-1, 1))
         bounds = [*self._starts, (len(rows), 0)]
         chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
         reach = min(self._reach, default=0), max(self._reach, default=0)
@@ -247,15 +248,26 @@ def shared(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) ->
     of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     weights = [matrix.weight[rows][:, kept[group]].T for rows, group in zip(sets, of, strict=True)]
     head = counts[of] << FLAG_BITS | FIRST | LAST
-    segments = _segments(matrix, [head, bases[of], first[of]], np.stack(sets))
+    segments = segments_of(matrix, [head, bases[of], first[of]], np.stack(sets))
     done = np.cumsum(counts[of]) - counts[of]
-    starts = [(part.start, part.stop - part.start, done[part.start]) for part in _parts(counts[of], chunks)]
+    starts = [(part.start, part.stop - part.start, done[part.start]) for part in even_parts(counts[of], chunks)]
     columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
     reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
     return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
 
 
-def check(tables: Tables, x: Planes, places: Array, reach: tuple[int, int]) -> None:
+class Reading(Protocol):
+    """Tables of what a kernel reads."""
+
+    @property
+    def weights(self) -> Array: ...
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The least and the greatest byte at which a column begins."""
+
+
+def check(tables: Reading, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """That no tile reads outside the planes.
 
     Args:
@@ -283,7 +295,7 @@ def _bases(begins: Array, counts: Array) -> Array:
     return bases
 
 
-def _segments(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
+def segments_of(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     """``rows``: segments x rows of each."""
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
@@ -308,7 +320,7 @@ def _flags(counts: Array) -> Array:
     return flags
 
 
-def _parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
+def even_parts(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
     """Consecutive parts of about equal work, none of them empty; none with rows of two groups, if groups are given."""
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ticketry.core.structure.group_wise.matrices import row_groups
+from ticketry.engine.cpu import amx
 from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single
@@ -21,11 +22,14 @@ from ticketry.engine.cpu.planes.kernel_choice import Tiles
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.training import tile_products, tile_sums, tiled
 from ticketry.engine.cpu.training.columns import filled_up
+from ticketry.engine.cpu.training.layer import Gathered, Layer, WeightGradient
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, Side, apart, parts, shares, tiles
-from ticketry.engine.cpu.training.packing import Gather, scatter
+from ticketry.engine.cpu.training.packing import scatter
 from ticketry.engine.cpu.training.pair_sums import PAIR, PairSums
 from ticketry.engine.cpu.training.products import TOGETHER, Products, Totals, Zero
+from ticketry.engine.cpu.training.tile_products import Added
 from ticketry.engine.cpu.window import Array, Pair, Window
 
 NEAR = 32_000
@@ -67,78 +71,6 @@ FAR = 1 << 40
 """As of `NEAR`, in bfloat16: rows are not summed in parts, which would be rounded one by one."""
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """What a layer keeps, and how it slides over its input."""
-
-    kept: Array
-    """bool [O, I / groups, kh, kw]"""
-    window: Window
-    groups: int = 1
-    threads: int = 1
-    """That compute it. Of all that they give, gradients of weights alone depend on their number, in the last bits."""
-    alone: bool = False
-    """Whether its weights come, and their gradients go, as a row of the kept ones alone."""
-
-    @property
-    def places(self) -> Array:
-        """[O, I / groups, taps]: 1 + the place of a weight in the dense tensor, 0 where it is pruned.
-
-        int32, where that is enough: of large layers it is what making tables takes most memory for.
-        """
-        numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
-        numbered = numbered.reshape(self.kept.shape)
-        numbered *= self.kept
-        return np.asarray(numbered.reshape(*self.kept.shape[:2], -1))
-
-    @property
-    def count(self) -> int:
-        return int(np.count_nonzero(self.kept))
-
-
-@dataclass(frozen=True, eq=False)
-class Gathered:
-    """Operations, one for each part of the blocks, whose table of weights is filled from the dense ones before."""
-
-    ops: list[Op]
-    index: Array
-    """Integers: the place in the dense tensor of each entry of the table; -1: it is 0."""
-    alone: bool = False
-    """Whether weights come as a row of the kept ones alone."""
-
-    @property
-    def rows(self) -> Array:
-        """int64: segments x rows of each, in the order of their biases, which are the last words of a segment.
-
-        Counted in bytes of y's planes.
-        """
-        spec, segments = self.ops[0].kernel, self.ops[0].args[0]
-        assert isinstance(spec, (Sums, PairSums))
-        assert isinstance(segments, np.ndarray)
-        return np.asarray(segments[:, spec.head : spec.head + spec.rows], dtype=np.int64)
-
-    @property
-    def table(self) -> Array:
-        """The weights, of all the operations: float32, or the bits of bfloat16."""
-        table = self.ops[0].args[2]
-        assert isinstance(table, np.ndarray)
-        return table
-
-    def gather(self, source: Gathered | None = None) -> Op:
-        """The operation that fills the table: from the external tensor 0, or from a table that has the same weights."""
-        count, item = len(self.index), self.table.itemsize
-        if source is None:
-            index = self.index
-            if self.alone:
-                index = np.where(index >= 0, np.searchsorted(np.unique(index[index >= 0]), index), -1)
-            return Op(Gather(packed=False, item=item), (index.astype(np.int32), self.table, count, 0))
-        place = np.zeros(1 + source.index.max(initial=0), dtype=np.int32)
-        there = np.flatnonzero(source.index >= 0)
-        place[source.index[there]] = there
-        index = np.where(self.index >= 0, place[self.index], -1).astype(np.int32)
-        return Op(Gather(packed=True, item=item), (index, self.table, count, source.table))
-
-
 def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
     """The halo that the gradient of an output needs, for the input's to be read from it."""
     needed = 0
@@ -168,6 +100,7 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
     """
     window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
+    sets = tiled.row_sets(layer.places.reshape(len(layer.kept), -1), groups, dy, target)
     height, width = _size(dx)
     across, down = range(min(window.stride[1], width)), range(min(window.stride[0], height))
     for phase in itertools.product(down, across):
@@ -186,26 +119,15 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
         sides = [Side(dy), Side(dx, phase, window.stride)]
         sides += [] if residual is None else [Side(residual, phase, window.stride)]
         matrix = _matrix(transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual)
+        if sets and not tiled.row_sets(matrix.weight, groups, dy, target):
+            found.append(tiled.spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
+            continue
         found.append(_sums(matrix, sides, size, target, layer.threads))
     if untouched and residual is None:
         found.insert(0, _zeros(dx, target))
     elif untouched and residual != dx:
         raise ValueError("a stride that leaves pixels out adds to the gradient that is there, not to another one")
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class WeightGradient:
-    """Operations that give the gradients of kept weights."""
-
-    begin: list[Op]
-    """One, or one for each thread that takes blocks of its own."""
-    ops: list[Op]
-    """One for each part of the blocks."""
-    end: list[Op]
-    """With two external tensors: one for packed gradients, and the dense one that they are written to, with zeros."""
-    packed: int
-    """Elements of the first of these tensors."""
 
 
 def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: Callable[[int], int]) -> WeightGradient:
@@ -219,33 +141,40 @@ def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: 
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
     matrix = _matrix(layer.places, columns, dy, None)
-    groups = _alike(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
-    rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
-    cut = tiles(sides, size, lanes, most)
-    made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
-    made = filled_up(made, rows, TOGETHER)
-    _check(made, x, cut, target)
+    sets = tiled.row_sets(matrix.weight, layer.groups, x, target)
+    if sets:
+        made, width, together = tile_products.tables(matrix, sets), amx.ROW_BYTES, lanes
+    else:
+        groups = _alike(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
+        rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
+        cut = tiles(sides, size, lanes, most)
+        made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
+        made = filled_up(made, rows, TOGETHER)
+        _check(made, x, cut, target)
+        width, together = rows * FLOAT * lanes // TOGETHER, TOGETHER
     several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
-    width = rows * FLOAT * lanes // TOGETHER
     chunks, near = _chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
         chunks, _ = _chunks(made, width, layer.threads)
     turns = -(-len(made.weights) // lanes)
-    vectors = turns * lanes // TOGETHER
+    vectors = turns * lanes // together
     width = vectors * lanes * FLOAT
     scratch, ops = reserve(several * width), []
     owners = [owner for owner, share in enumerate(shares(x.blocks, several)) for _ in share]
     for part in parts(x.blocks, size) if near else [range(x.blocks)]:
-        cut = tiles(sides, size, lanes, most, part)
         sums = scratch + width * owners[part.start]
+        if sets:
+            ops.append(tiled.products(made, x, sides, size, target, chunks, sums, part))
+            continue
+        cut = tiles(sides, size, lanes, most, part)
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
         ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows, x.item == HALF), tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
-        Op(Totals(several), (scratch, turns, 0, width)),
+        Op((Added if sets else Totals)(several), (scratch, turns, 0, width)),
         scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
     ]
     return WeightGradient(begin, ops, end, turns * lanes)
@@ -316,9 +245,13 @@ def _zeros(value: Batch, target: Target) -> Gathered:
 
 
 def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, threads: int) -> Gathered:
-    x, groups = sides[0].value, _groups(matrix, target)
-    rows, half = len(groups[0][0]) if groups else 1, sides[0].value.item == HALF
-    if half:
+    x, half = sides[0].value, sides[0].value.item == HALF
+    sets = tiled.row_sets(matrix.weight, len(matrix.columns), x, target)
+    groups = [] if sets else _groups(matrix, target)
+    rows = len(groups[0][0]) if groups else 1
+    if sets:
+        most = tile_sums.POSITIONS
+    elif half:
         most = PAIR_VECTORS[rows]
     else:
         most = kernel_choice.vectors(rows, target)[0] if groups else _most(target, size)
@@ -326,6 +259,8 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
     if threads > 1 and not apart(x.blocks, size, threads):
         some = tiles(sides, size, target.lanes, most, parts(x.blocks, size)[0])
         chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
+    if sets:
+        return tiled.sums(matrix, sets, sides, size, target, chunks)
     cut = tiles(sides, size, target.lanes, most)
     near = FAR if half else _near(target, size)
     made = shared(matrix, groups, chunks=chunks) if groups else _tables(matrix, cut, near, chunks)
@@ -342,9 +277,9 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
         if half:
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
-        sets = max(1, -(-8 // (rows * min(len(shape.x) for shape in shapes))))
+        several = max(1, -(-8 // (rows * min(len(shape.x) for shape in shapes))))
         whole = (False,) * len(cut)
-        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide, sets)
+        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide, several)
         ops.append(Op(spec, tuple(args)))
     return Gathered(ops, index)
 

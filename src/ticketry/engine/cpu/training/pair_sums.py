@@ -11,7 +11,7 @@ and that weights are bfloat16: for each pair of columns each row's two. No row h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,16 +100,30 @@ class _Body:
         return loop.results
 
     def _end(self, segment: Any, y: Any, residual: Any, sums: Sequence[Any]) -> None:
-        e, b, spec = self.e, self.e.b, self.spec
-        for row in range(spec.rows):
-            bias = e.splat(e.load_f32(segment, spec.segment_bytes - 4 * (spec.rows - row)))
-            out = e.at(y, e.load_i32(segment, 4 * (spec.head + row)))
+        vectors = len(self.shape.y)
+        write_rows(
+            self.e, self.spec, self.shape, (segment, y, residual), lambda row, t: sums[2 * (row * vectors + t) :][:2]
+        )
+
+
+def write_rows(
+    e: Emitter, spec: OfSegments, shape: Shape, at: tuple[Any, Any, Any], sums: Callable[[int, int], Sequence[Any]]
+) -> None:
+    """The end of a segment: sums with biases, and with the residual, as bfloat16.
+
+    Args:
+        at: the segment in its table, a tile of y, and one of the residual.
+        sums: both sums of a row and a vector.
+    """
+    b, (segment, y, residual) = e.b, at
+    for row in range(spec.rows):
+        bias = e.splat(e.load_f32(segment, spec.segment_bytes - 4 * (spec.rows - row)))
+        out = e.at(y, e.load_i32(segment, 4 * (spec.head + row)))
+        if spec.residual:
+            beside = e.at(residual, e.load_i32(segment, 4 * (spec.head + spec.rows + row)))
+        for t, place in enumerate(shape.y):
+            values = [b.fadd(value, bias) for value in sums(row, t)]
             if spec.residual:
-                beside = e.at(residual, e.load_i32(segment, 4 * (spec.head + spec.rows + row)))
-            for t, at in enumerate(self.shape.y):
-                first = 2 * (row * len(self.shape.y) + t)
-                values = [b.fadd(value, bias) for value in sums[first : first + 2]]
-                if spec.residual:
-                    there = bfloat.load_pairs(e, beside, self.shape.residual[t])
-                    values = [b.fadd(*pair) for pair in zip(values, bfloat.apart(e, there), strict=True)]
-                bfloat.store_together(e, values, out, at)
+                there = bfloat.load_pairs(e, beside, shape.residual[t])
+                values = [b.fadd(*pair) for pair in zip(values, bfloat.apart(e, there), strict=True)]
+            bfloat.store_together(e, values, out, place)
