@@ -1,20 +1,24 @@
 """The kernel: input gradients in bfloat16 by tiles (AMX), where sixteen outputs share the columns that they keep.
 
 Rows of the transposed weights share nothing then. But for a set of sixteen outputs and a tap, some inputs keep all
-sixteen weights, and others none. So sets and taps come one after the other: the gradients of the outputs at a position are
-interleaved in pairs, multiplied with the weights of sixteen such inputs at a time, and what comes out is added to the sums
-of these inputs, which lie in memory in float32 and are rounded once, when all sets are through.
+sixteen weights, and others none. So sets and taps come one after the other, sixteen such inputs at a time: a block. The
+gradients of the outputs at a position are interleaved in pairs, multiplied with the block's weights, and what comes out
+is added to the sums of the inputs, which lie in memory in float32 and are rounded once, when all blocks are through.
+
+What was stored a moment ago can neither be loaded into a tile nor from where a tile was stored, but by waiting. So while
+one block is interleaved, the one before it is multiplied, and the sums of the one before that are added.
 
 Tables:
-    sets (int32): of each set of outputs where their planes begin, how many runs it has, and the first of them
-    runs (int32): of each tap of a set the byte that it is shifted by, how many inputs it has, the first of them, and the
-        first of its blocks of weights
-    weights (bfloat16): blocks of sixteen inputs x sixteen outputs, filled up with zeros
+    sets (int32): of each set of outputs where their planes begin
+    blocks (int32): of each the byte of its set, the byte that its tap is shifted by, how many inputs it has, the first of
+        them, whether it is interleaved (with the same set and tap as the block before it is not), and into which half
+    weights (bfloat16): of each block sixteen inputs x sixteen outputs, filled up with zeros
     inputs (int32)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,11 +31,12 @@ from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.window import Array
 
-SETS, RUNS, WEIGHTS, INPUTS, SET_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
-"""Arguments: tables, the number of sets, bytes from a plane of the gradient to the next, the same of what is added, the
+SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
+"""Arguments: tables, the number of blocks, bytes from a plane of the gradient to the next, the same of what is added, the
 tiles; then for each shape its places, and their number."""
 
-SET_WORDS, RUN_WORDS = amx.ROWS + 2, 4
+SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
+"""Words of a block."""
 
 BLOCK_BYTES = amx.ROWS * amx.ROWS * bfloat.HALF
 
@@ -78,26 +83,28 @@ class _Body:
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
         self.arena = e.arena()
-        self.sets, self.runs, self.weights, self.inputs = (e.table(table) for table in (SETS, RUNS, WEIGHTS, INPUTS))
+        self.sets, self.blocks, self.weights, self.inputs = (e.table(n) for n in (SETS, BLOCKS, WEIGHTS, INPUTS))
         self.places, self.count = e.table(SHAPES + 2 * number), e.arg(SHAPES + 2 * number + 1)
         self.tiles = range(2 * len(self.shape.x))
         self.width = amx.ROW_BYTES * len(self.tiles)
         self.sums = e.scratch(spec.inputs * len(self.tiles))
-        self.pairs = e.scratch(len(self.tiles) * amx.ROWS // 2)
-        self.made = e.scratch(len(self.tiles) * amx.ROWS)
+        self.pair_bytes, self.made_bytes = (len(self.tiles) * size for size in (amx.TILE_BYTES // 2, amx.TILE_BYTES))
+        self.pairs = e.scratch(2 * self.pair_bytes // amx.ROW_BYTES)
+        self.made = e.scratch(2 * self.made_bytes // amx.ROW_BYTES)
 
     def emit(self) -> None:
         """Units of work, for threads to share: a tile of planes each."""
-        e, b = self.e, self.e.b
+        e, b, blocks = self.e, self.e.b, self.e.arg(BLOCK_COUNT)
         with e.loop(*e.share(self.count)) as unit:
             place = e.at(self.places, b.mul(unit.index, e.i64(12)))
             x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
             self._begin(residual)
-            with e.loop(0, e.arg(SET_COUNT)) as loop:
-                one = e.at(self.sets, b.mul(loop.index, e.i64(4 * SET_WORDS)))
-                first = e.load_i32(one, 4 * (amx.ROWS + 1))
-                with e.loop(first, b.add(first, e.load_i32(one, 4 * amx.ROWS))) as turn:
-                    self._run(x, one, e.at(self.runs, b.mul(turn.index, e.i64(4 * RUN_WORDS))))
+            with e.loop(0, b.add(blocks, e.i64(2))) as loop:
+                for behind, stage in enumerate((self._interleave, self._multiply, self._add)):
+                    number = b.sub(loop.index, e.i64(behind))
+                    there = b.and_(b.icmp_signed(">=", number, e.i64(0)), b.icmp_signed("<", number, blocks))
+                    with e.when(there):
+                        stage(number, x)
             self._end(y)
 
     def _begin(self, residual: Any) -> None:
@@ -112,40 +119,51 @@ class _Body:
                 for part, value in enumerate(values):
                     e.store(value, here, (2 * t + part) * amx.ROW_BYTES, align=amx.ROW_BYTES)
 
-    def _run(self, x: Any, one: Any, run: Any) -> None:
-        """A tap of a set: all its inputs."""
-        e, b = self.e, self.e.b
-        shifted, count = e.at(x, e.load_i32(run)), e.load_i32(run, 4)
-        inputs = e.at(self.inputs, b.mul(e.load_i32(run, 8), e.i64(4)))
-        weights = e.at(self.weights, b.mul(e.load_i32(run, 12), e.i64(BLOCK_BYTES)))
-        self._interleave(shifted, one)
-        with e.loop(0, count, amx.ROWS, [weights]) as block:
-            amx.load(e, LEFT, block.carried[0], BLOCK_BYTES // amx.ROWS)
-            for tile in self.tiles:
-                amx.zero(e, SUM + tile)
-                amx.load(e, RIGHT, e.at(self.pairs, tile * amx.TILE_BYTES // 2))
-                amx.multiply(e, SUM + tile, LEFT, RIGHT)
-                amx.store(e, SUM + tile, e.at(self.made, tile * amx.TILE_BYTES))
-            block.next = [e.at(block.carried[0], BLOCK_BYTES)]
-            end = amx.least(e, b.add(block.index, e.i64(amx.ROWS)), count)
-            with e.loop(block.index, end, 1, [self.made]) as loop:
-                number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
-                here = e.at(self.sums, b.mul(number, e.i64(self.width)))
-                for tile in self.tiles:
-                    value = e.load(loop.carried[0], tile * amx.TILE_BYTES)
-                    sums = b.fadd(e.load(here, tile * amx.ROW_BYTES), value)
-                    e.store(sums, here, tile * amx.ROW_BYTES, align=amx.ROW_BYTES)
-                loop.next = [e.at(loop.carried[0], amx.ROW_BYTES)]
+    def _word(self, block: Any, word: int) -> Any:
+        return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
-    def _interleave(self, shifted: Any, one: Any) -> None:
+    def _interleave(self, block: Any, x: Any) -> None:
+        """Pairs of outputs, from the first tile of the planes on."""
         e, b = self.e, self.e.b
-        for pair in range(amx.ROWS // 2):
-            outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
-            for t, at in enumerate(self.shape.x):
-                values = [bfloat.load_pairs(e, output, at) for output in outputs]
-                for part, pairs in enumerate(bfloat.interleaved(e, *values)):
-                    place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
-                    b.store(pairs, e.at(self.pairs, place), align=amx.ROW_BYTES)
+        with e.when(b.icmp_signed("!=", self._word(block, FRESH), e.i64(0))):
+            one, shifted = e.at(self.sets, self._word(block, SET)), e.at(x, self._word(block, SHIFT))
+            goal = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
+            for pair in range(amx.ROWS // 2):
+                outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
+                for t, at in enumerate(self.shape.x):
+                    values = [bfloat.load_pairs(e, output, at) for output in outputs]
+                    for part, pairs in enumerate(bfloat.interleaved(e, *values)):
+                        place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
+                        b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)
+
+    def _multiply(self, block: Any, _: Any) -> None:
+        e, b = self.e, self.e.b
+        weights = e.at(self.weights, b.mul(block, e.i64(BLOCK_BYTES)))
+        amx.load(e, LEFT, weights, BLOCK_BYTES // amx.ROWS)
+        pairs = e.at(self.pairs, b.mul(self._word(block, HALF), e.i64(self.pair_bytes)))
+        made = self._made(block)
+        for tile in self.tiles:
+            amx.zero(e, SUM + tile)
+            amx.load(e, RIGHT, e.at(pairs, tile * amx.TILE_BYTES // 2))
+            amx.multiply(e, SUM + tile, LEFT, RIGHT)
+        for tile in self.tiles:
+            amx.store(e, SUM + tile, e.at(made, tile * amx.TILE_BYTES))
+
+    def _made(self, block: Any) -> Any:
+        e, b = self.e, self.e.b
+        return e.at(self.made, b.mul(b.and_(block, e.i64(1)), e.i64(self.made_bytes)))
+
+    def _add(self, block: Any, _: Any) -> None:
+        e, b = self.e, self.e.b
+        inputs = e.at(self.inputs, b.mul(self._word(block, FIRST), e.i64(4)))
+        with e.loop(0, self._word(block, COUNT), 1, [self._made(block)]) as loop:
+            number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
+            here = e.at(self.sums, b.mul(number, e.i64(self.width)))
+            for tile in self.tiles:
+                value = e.load(loop.carried[0], tile * amx.TILE_BYTES)
+                sums = b.fadd(e.load(here, tile * amx.ROW_BYTES), value)
+                e.store(sums, here, tile * amx.ROW_BYTES, align=amx.ROW_BYTES)
+            loop.next = [e.at(loop.carried[0], amx.ROW_BYTES)]
 
     def _end(self, y: Any) -> None:
         e, b = self.e, self.e.b
@@ -162,7 +180,7 @@ class Spread:
     """The tables of a phase of the stride."""
 
     sets: Array
-    runs: Array
+    blocks: Array
     weights: Array
     """1 + the place in the dense tensor of each weight, 0 where there is none."""
     inputs: Array
@@ -180,33 +198,25 @@ def tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -
         sets: of outputs.
     """
     _, per, each, taps = places.shape
-    found: list[list[int]] = []
-    runs: list[tuple[int, int, int, int]] = []
-    inputs: list[Array] = []
-    blocks: list[Array] = []
-    first = done = 0
-    for rows in sets:
-        group, before = int(rows[0]) // per, len(runs)
-        for tap in range(taps):
-            mine = places[group, rows % per, :, tap]
-            kept = np.flatnonzero(mine[0])
-            if not len(kept):
-                continue
-            several = -(-len(kept) // amx.ROWS)
-            block = np.zeros((several * amx.ROWS, amx.ROWS), dtype=places.dtype)
-            block[: len(kept)] = mine[:, kept].T
-            runs.append((int(shifts[tap]), len(kept), first, done))
-            inputs.append(kept + group * each)
-            blocks.append(block)
-            first, done = first + len(kept), done + several
-        found.append([*(int(at) for at in planes[rows]), len(runs) - before, before])
-    made = np.array(runs, dtype=np.int32).reshape(-1, RUN_WORDS)
-    bounds = (int(planes.min() + shifts.min()), int(planes.max() + shifts.max()))
-    nothing = np.zeros(0, dtype=places.dtype)
+    blocks: list[tuple[int, ...]] = []
+    inputs, weights = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=places.dtype)]
+    first = half = 0
+    for (number, rows), tap in itertools.product(enumerate(sets), range(taps)):
+        mine = places[int(rows[0]) // per, rows % per, :, tap]
+        kept = np.flatnonzero(mine[0])
+        for begin in range(0, len(kept), amx.ROWS):
+            some = kept[begin : begin + amx.ROWS]
+            block = np.zeros((amx.ROWS, amx.ROWS), dtype=places.dtype)
+            block[: len(some)] = mine[:, some].T
+            half = half if begin else 1 - half
+            blocks.append((4 * amx.ROWS * number, int(shifts[tap]), len(some), first, int(not begin), half))
+            weights.append(block.reshape(-1))
+            first += len(some)
+        inputs.append((kept + int(rows[0]) // per * each).astype(np.int32))
     return Spread(
-        np.array(found, dtype=np.int32),
-        made,
-        np.concatenate([nothing, *(block.reshape(-1) for block in blocks)]),
-        np.concatenate([np.zeros(0, dtype=np.int32), *inputs]).astype(np.int32),
-        bounds,
+        planes[np.stack(list(sets))].astype(np.int32),
+        np.array(blocks, dtype=np.int32).reshape(-1, 6),
+        np.concatenate(weights),
+        np.concatenate(inputs),
+        (int(planes.min() + shifts.min()), int(planes.max() + shifts.max())),
     )

@@ -79,8 +79,8 @@ def spread(
     beside = sides[2].value.geometry.bytes if len(sides) > 2 else 0
     for part in parts(dy.blocks, size):
         cut = tiles(sides, size, target.lanes, tile_spread.positions(dx.channels), part)
-        args: list[int | Array] = [made.sets, made.runs, weights, made.inputs]
-        args += [len(made.sets), dx.geometry.bytes, beside, tile_spread.TILES]
+        args: list[int | Array] = [made.sets, made.blocks, weights, made.inputs]
+        args += [len(made.blocks), dx.geometry.bytes, beside, tile_spread.TILES]
         for t in cut:
             check(made, dy.planes, t.places, (min(t.shape.x), max(t.shape.x) + amx.ROW_BYTES))
             args += [t.places, len(t.places)]
