@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -27,6 +28,7 @@ DIGESTS = {
     (6, "avx512 bf16", "groups of rows"): "b50d2f85d4af64100c3ce8665dc4ce9d690e7a2601ad17e8b25c9ed1121663c8",
     (6, "avx2", "groups of rows"): "633e2c9b460f7315a2934f578e893ee8018667709d7bf08ac24dd067260c3e6f",
     (6, "avx512", "few weights"): "18045000dc5e9f743c39b2c77885d50f8234fd41325188eb013cf152fc5fa880",
+    (6, "avx512 bf16", "sixteen rows by tiles"): "8aeb9cc028c4c9367ce1ecddaa2b25cdb8fafa5e617a55176e2eff3ed38a24d2",
     (6, "avx2", "few weights"): "cad01c5eb94182babd970e36d92a83c7a896343de99f1838e65b71727be9d1b5",
 }
 """Of outputs, gradients and buffers, by the version of the kernels' numbers and the kind of processor.
@@ -82,7 +84,10 @@ def test_a_change_of_bits_is_a_new_version(version: int, where: str, what: str) 
         pytest.skip(f"kernels for {where} do not run here")
     if half and not here.bf16:
         pytest.skip("the processor does not multiply bfloat16")
-    model: Residual | Tokens | Sparse = {"tokens": Tokens, "few weights": Sparse}.get(what, Residual)()
+    if what == "sixteen rows by tiles" and not here.tiles:
+        pytest.skip("the processor has no tiles")
+    models = {"tokens": Tokens, "few weights": Sparse, "sixteen rows by tiles": functools.partial(Residual, 32)}
+    model: Residual | Tokens | Sparse = models.get(what, Residual)()  # type: ignore[operator]
     rng = np.random.default_rng(7)
 
     def drawn(like: Tensor) -> Tensor:
@@ -97,6 +102,8 @@ def test_a_change_of_bits_is_a_new_version(version: int, where: str, what: str) 
     kept = {name: rng.random(modules[name].weight.shape) < share for name in layers}
     if what == "groups of rows":  # a layer of all weights is one group
         kept = {name: np.repeat(kept[name][::4], 4, axis=0) for name in layers[1:]}
+    if what == "sixteen rows by tiles":
+        kept = {name: np.repeat(mask[::16], 16, axis=0) for name, mask in kept.items()}
     shape = {"tokens": (3, 50, 24), "few weights": (16, 96, 10, 8)}.get(what, (40, 3, 10, 8))
     x = drawn(torch.empty(shape)).requires_grad_()
     (y,) = RegionStep(model.region, modules, kept, library(kind), half=bool(half))([x])

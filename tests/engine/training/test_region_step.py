@@ -215,12 +215,12 @@ def _conv(x: str, y: str, module: str, conv: nn.Conv2d) -> Conv:
 class Residual(nn.Module):
     """Everything that regions know, with values that several layers read."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.a = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.b, self.c = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-        self.d = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.e = nn.Conv2d(8, 8, 1, stride=2, bias=False)
+        self.a = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.b, self.c = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.d = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.e = nn.Conv2d(width, width, 1, stride=2, bias=False)
         for norm in (self.b, self.c):
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)

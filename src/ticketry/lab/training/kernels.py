@@ -175,8 +175,10 @@ class Kernels:
 
 
 def kernels_here(precision: str = "fp32") -> str:
-    """The sparse kernels of this library on this processor, as keys name them."""
-    return f"sparse {VERSION} {target().name}" + ("" if precision == "fp32" else f" {precision}")
+    """The sparse kernels of this library on this processor, as keys name them. Tiles (AMX) add up in another order."""
+    here = target()
+    half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
+    return f"sparse {VERSION} {here.name}{half}"
 
 
 def share_of(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:

@@ -4,9 +4,9 @@ At a position the output gradients of the rows, 32 images each, are turned so th
 side of a product. Its left side are the values of sixteen columns at that position, copied side by side. The sums of 16
 columns x 16 rows stay in a tile for all positions of a tile of planes. The turned gradients serve all columns.
 
-Tables are those of `products` for several rows, but that columns are bytes (int32) in sets of sixteen, and that sums are
-one float32 for each column and row: for each set of columns those of its columns one after the other. What a tile of
-planes reaches beside its place is in a table too: for each position the byte in x, and in the gradient.
+Tables are those of `products` for several rows, but that columns are bytes (int32) in sets of sixteen, and that sums
+are one float32 for each column and row, column after column. What a tile of planes reaches beside its place is in a
+table too: for each position the byte in x, and in the gradient.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class _Body:
             amx.store(e, number, e.at(sums, number * amx.TILE_BYTES))
 
     def _of(self, position: Any) -> Any:
-        """Where columns are copied to: two places, which take turns: a tile cannot be loaded of what was just stored."""
+        """Where columns are copied to: two places, which take turns, for a tile waits for what was just stored."""
         e, b = self.e, self.e.b
         return e.at(self.copies, b.mul(b.and_(position, e.i64(1)), e.i64(STRIP * amx.TILE_BYTES)))
 
@@ -195,8 +195,8 @@ def tables(matrix: Matrix, sets: Sequence[Array]) -> Tables:
 class Added(Written):
     """Adds up sums of several threads in the arena, one after the other in a tensor.
 
-    Arguments: where the sums begin; how many vectors; the number of the external tensor; bytes from one thread's sums to
-    those of the next.
+    Arguments: where the sums begin; how many vectors; the number of the external tensor; bytes from one thread's sums
+    to those of the next.
     """
 
     several: int = 1

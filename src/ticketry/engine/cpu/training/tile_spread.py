@@ -5,13 +5,13 @@ sixteen weights, and others none. So sets and taps come one after the other, six
 gradients of the outputs at a position are interleaved in pairs, multiplied with the block's weights, and what comes out
 is added to the sums of the inputs, which lie in memory in float32 and are rounded once, when all blocks are through.
 
-What was stored a moment ago can neither be loaded into a tile nor from where a tile was stored, but by waiting. So while
-one block is interleaved, the one before it is multiplied, and the sums of the one before that are added.
+A tile waits for what was stored a moment ago, and so does a load for what a tile was stored to. So while one block is
+interleaved, the one before it is multiplied, and the sums of the one before that are added.
 
 Tables:
     sets (int32): of each set of outputs where their planes begin
-    blocks (int32): of each the byte of its set, the byte that its tap is shifted by, how many inputs it has, the first of
-        them, whether it is interleaved (with the same set and tap as the block before it is not), and into which half
+    blocks (int32): of each the byte of its set, the byte that its tap is shifted by, how many inputs it has, the first
+        of them, whether it is interleaved (not with the set and tap of the block before it), and into which half
     weights (bfloat16): of each block sixteen inputs x sixteen outputs, filled up with zeros
     inputs (int32)
 """
@@ -32,8 +32,8 @@ from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.window import Array
 
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)
-"""Arguments: tables, the number of blocks, bytes from a plane of the gradient to the next, the same of what is added, the
-tiles; then for each shape its places, and their number."""
+"""Arguments: tables, the number of blocks, bytes from a plane of the gradient to the next, the same of what is added,
+the tiles; then for each shape its places, and their number."""
 
 SET, SHIFT, COUNT, FIRST, FRESH, HALF = range(6)
 """Words of a block."""
@@ -132,6 +132,8 @@ class _Body:
                 outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
                 for t, at in enumerate(self.shape.x):
                     values = [bfloat.load_pairs(e, output, at) for output in outputs]
+                    for output in outputs:
+                        amx.fetch(e, output, at + len(self.shape.x) * amx.ROW_BYTES)
                     for part, pairs in enumerate(bfloat.interleaved(e, *values)):
                         place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
                         b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)

@@ -1,12 +1,13 @@
 """The kernel: weighted sums of shifted planes in bfloat16 by tiles (AMX), for sixteen rows that share their columns.
 
 A position holds 32 images. For each pair of columns the values that they read there are interleaved, image by image,
-into two rows of a matrix of pairs (`bfloat.interleaved`): sixteen such pairs are the right side of two products, and the
-rows' weights the left side of both. The sums of all columns stay in tiles. What is interleaved for one set of columns is
-multiplied while the next set is being interleaved, for a tile cannot be loaded of what was stored a moment ago.
+into two rows of a matrix of pairs (`bfloat.interleaved`): sixteen such pairs are the right side of two products, and
+the rows' weights the left side of both. The sums of all columns stay in tiles. What is interleaved for one set of
+columns is multiplied while the next set is being interleaved, for a tile cannot be loaded of what was stored a moment
+ago without waiting.
 
-Tables are those of `pair_sums`, but that columns are bytes (int32), a segment's third word is the first of its blocks of
-weights, and weights are blocks of the rows' weights for 32 columns, one row after the other; the last one has zeros.
+Tables are those of `pair_sums`, but that columns are bytes (int32), a segment's third word is the first of its blocks
+of weights, and weights are blocks of the rows' weights for 32 columns, one row after the other; the last one has zeros.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class _Body:
         return e.at(self.turned, b.mul(b.and_(block, e.i64(1)), e.i64(self.block_bytes)))
 
     def _turn(self, x: Any, first: Any, last: Any, goal: Any) -> None:
-        """Interleave what pairs of columns read. With fewer than sixteen pairs, what was there before has weights of 0."""
+        """Interleave what pairs of columns read. Behind the last pair is what was there before: it has weights of 0."""
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
             at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
@@ -125,6 +126,8 @@ class _Body:
             row = e.at(goal, loop.carried[0])
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
+                for pointer in inputs:
+                    amx.fetch(e, pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
                 for part, pairs in enumerate(bfloat.interleaved(e, *values)):
                     b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
             loop.next = [b.add(loop.carried[0], e.i64(amx.ROW_BYTES))]
