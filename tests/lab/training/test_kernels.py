@@ -29,7 +29,7 @@ from ticketry.lab.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
-from ticketry.lab.training.kernels import LEAST, kernels_here, share_of
+from ticketry.lab.training.kernels import LEAST, by_sixteen, kernels_here, share_of
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import evaluate
@@ -135,14 +135,26 @@ def test_dense_networks_gates_and_small_networks_stay_dense(made):
 class DeepTask(NormsTask):
     """Five convolutions in a row, of which the first has 1/20 of the products of all, and the linear layer 1/1000."""
 
+    width = 8
+
     def key(self) -> Mapping[str, object]:
         return {"name": "deep"}
 
     def build(self) -> nn.Module:
-        layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()]
+        width = self.width
+        layers = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU()]
         for _ in range(4):
-            layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+class WideTask(DeepTask):
+    """Whose convolutions may keep their columns sixteen rows together."""
+
+    width = 16
+
+    def key(self) -> Mapping[str, object]:
+        return {"name": "wide"}
 
 
 @pytest.fixture
@@ -268,8 +280,33 @@ def test_a_processor_without_bfloat16(made, monkeypatch):
 def test_bfloat16_has_a_name_of_its_own(made):
     for kernels in ("sparse", "auto"):
         segment = segment_of(made(kernels, precision="bf16"), density=0.1)
-        assert segment.arithmetic.kernels == kernels_here("bf16") == f"{kernels_here()} bf16"
+        tiles = " amx" if target_module.target().tiles else ""
+        assert segment.arithmetic.kernels == kernels_here("bf16") == f"{kernels_here()} bf16{tiles}"
         assert segment_of(made(kernels, precision="bf16"), density=0.9).arithmetic.kernels == "dense"
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("tiles", "kernels"), [(False, "sparse"), (True, "dense")])
+def test_auto_wants_more_left_out_where_dense_steps_have_tiles(made, monkeypatch, tiles, kernels):
+    """Single weights, of which three tenths are kept: groups of sixteen rows gain there all the same."""
+    here = replace(target_module.target(), tiles=tiles)
+    monkeypatch.setattr(kernels_module, "target", lambda: here)
+    task, lab = WideTask(), made("auto", precision="bf16")
+    single = prune(rebuilt(task, initial_state(task, 0)), density=0.3, score="random", distribution="uniform", seed=0)
+    groups = {name: kept[:1].expand_as(kept) if len(kept) == 16 else kept for name, kept in single.items()}
+
+    def chosen(mask: Mask) -> str:
+        return lab.segment(task, start=0, mask=mask, recipe=RECIPE).arithmetic.kernels.partition(" ")[0]
+
+    assert chosen(single) == kernels
+    assert chosen(Mask(groups)) == "sparse"
+
+
+def test_rows_in_sets_of_sixteen():
+    kept = torch.rand(3, 5, 3, 3) < 0.5
+    assert by_sixteen(kept.repeat_interleave(16, dim=0)[torch.randperm(48)])
+    assert not by_sixteen(kept.repeat_interleave(15, dim=0))
+    assert not by_sixteen(torch.rand(32, 5) < 0.5)
 
 
 def test_a_gpu(made, monkeypatch):

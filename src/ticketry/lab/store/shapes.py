@@ -96,6 +96,7 @@ class _Kernels(msgspec.Struct):
 
     left_out: _Share | None = None
     inside: _Share | None = None
+    by_sixteen: _Share | None = None
     why: str | None = None
 
     def __post_init__(self) -> None:
