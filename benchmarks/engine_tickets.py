@@ -15,10 +15,10 @@ import statistics
 
 import torch
 from common import Row, main, one_thread, parser
-from engine import compile_case
 from training import trained
 
 import ticketry as tk
+from engine import compile_case
 from ticketry.core.mask import Mask
 from ticketry.engine.bench.compare import compare, saved_against
 from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals

@@ -2,7 +2,7 @@
 
     python benchmarks/engine_timm.py --only vit-tiny --against eager openvino onnxruntime
 
-MobileNetV3, EfficientNet-B0, ConvNeXt-atto and ViT-tiny of timm, untrained, at batch 8 and 224 x 224 pixels, with a fifth
+MobileNetV3, EfficientNet-B0, ConvNeXt-atto and ViT-tiny of timm, untrained, batch 8, 224 x 224 pixels, with a fifth
 of the weights of every prunable layer and without a mask; measured as in `engine.py`. It takes timm and torchvision.
 """
 
@@ -13,9 +13,9 @@ import sys
 
 import torch
 from common import Row, main
-from engine import QUICK_ROUNDS, Setting, options, setting_rows
 from engine_networks import SEED
 
+from engine import QUICK_ROUNDS, Setting, options, setting_rows
 from ticketry.engine.bench.timing import Timing
 
 PATTERNS = ("unstructured", "groups:4:any", "groups:32")
