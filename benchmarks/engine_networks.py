@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,12 +54,29 @@ def _zoo(name: str, size: int, classes: int) -> Network:
     return Network(lambda: models.build(name, shape=shape, classes=classes), shape)
 
 
+def _timm(name: str) -> Network:
+    """A network of timm's, untrained, over 224 x 224 pixels."""
+
+    def make() -> nn.Module:
+        sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+        from tasks.models.library_support import import_or_skip
+
+        made: nn.Module = import_or_skip("timm").create_model(name, pretrained=False)
+        return made
+
+    return Network(make, (3, 224, 224))
+
+
 NETWORKS = {
     "resnet-18": _zoo("resnet-18", 32, 10),
     "vgg-16": _zoo("vgg-16", 32, 10),
     "resnet-18-64": _zoo("resnet-18", 64, 200),
     "resnet-50-224": _zoo("resnet-50-imagenet", 224, 1000),
     "block": Network(Block, (128, 768)),
+    "mobilenetv3": _timm("mobilenetv3_large_100"),
+    "efficientnet-b0": _timm("efficientnet_b0"),
+    "convnext-atto": _timm("convnext_atto"),
+    "vit-tiny": _timm("vit_tiny_patch16_224"),
 }
 
 

@@ -14,7 +14,7 @@ from foreign_code import assembly, relocatable
 from probes import Constant
 from ticketry.engine.cpu import target as module
 from ticketry.engine.cpu.emitter import Emitter
-from ticketry.engine.cpu.target import Target, binding, foreign, target
+from ticketry.engine.cpu.target import Target, binding, foreign, near_inputs, target
 from ticketry.errors import EngineError, MissingExtraError
 
 NAMES = ("avx512", "avx2", "generic", "aarch64")
@@ -61,6 +61,24 @@ def test_what_a_host_runs(host: Target, runs: list[str], monkeypatch: pytest.Mon
         else:
             with pytest.raises(EngineError, match=f"{name} do not run on this processor .{host.cpu}"):
                 target(name)
+
+
+@pytest.mark.parametrize(
+    ("processor", "first", "near"),
+    [
+        ("Intel(R) Xeon(R) Processor", 48 << 10, 40_000),
+        ("Intel(R) Xeon(R) Platinum 8259CL CPU @ 2.50GHz", 32 << 10, 32_000),
+        ("AMD EPYC", 32 << 10, 32_000),
+        ("AMD EPYC 9B45", 48 << 10, 32_000),
+    ],
+)
+def test_rows_range_over_more_inputs_where_that_was_measured(processor: str, first: int, near: int) -> None:
+    assert near_inputs(processor, first) == near
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_that_are_made_for_have_the_same_tables_anywhere(name: str) -> None:
+    assert foreign(name).near == 32_000
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.cost.work import Caches, Work
-from ticketry.engine.cpu.target import Target, foreign
+from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
 from ticketry.engine.kept_files import folder
 from ticketry.errors import CostError, UsageError
 from ticketry.files import content_of, write_atomically
@@ -59,8 +59,9 @@ class MachineProfile(Struct, frozen=True):
     @property
     def target(self) -> Target:
         """The processor as planners see it: what it is made for need not run here."""
-        known = foreign(str(self.about["vectors"]))
-        return replace(known, lanes=self.lanes, registers=self.registers, bf16=self.bf16)
+        vectors = str(self.about["vectors"])
+        near = near_inputs(str(self.about["processor"]), self.caches[0]) if vectors == "avx512" else NEAR
+        return replace(foreign(vectors), lanes=self.lanes, registers=self.registers, bf16=self.bf16, near=near)
 
     @property
     def levels(self) -> Caches:

@@ -20,9 +20,6 @@ from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Window
 
-_NEAR = 32_000
-"""Bytes of inputs that the nearest cache keeps beside weights and outputs."""
-
 _LATENCY = 8
 """Sums that must be under way to keep the adders busy: two adders, four cycles each."""
 
@@ -172,20 +169,20 @@ def _kinds(
         possible = []
         for most in vectors(size, target):
             tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
-            block = _block(columns, tiles) if size == 1 else len(columns)
+            block = _block(columns, tiles, target.near) if size == 1 else len(columns)
             kind = Kind(size, groups, tiles, block, 0.0)
             possible.append(replace(kind, cycles=_cycles(kind, kept, columns, target)))
         found.append(min(possible, key=lambda kind: kind.cycles))
     return found
 
 
-def _block(columns: Array, tiles: Sequence[Tiles]) -> int:
-    """Inputs whose part of a tile stays in the nearest cache."""
+def _block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
+    """Inputs whose part of a tile has so many bytes, which the nearest cache keeps."""
     some = columns[:8]
     if not some.size:
         return 1
     lines = np.unique((some.reshape(-1, 1) + np.array(tiles[0].shape.x)) // LINE)
-    return max(1, _NEAR * len(some) // (LINE * len(lines)))
+    return max(1, near * len(some) // (LINE * len(lines)))
 
 
 def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
