@@ -173,7 +173,7 @@ def told(outcome: Outcome, width: int | None = None) -> list[str]:
     rows, gone = claims_table([claim for claim in record.claims if claim.name in outcome.wanted], width)
     lines = [f"{record.title}, scale {record.scale}", "", *aligned(rows), ""]
     if others := len(record.claims) - len(rows) + 1:
-        lines.append(f"The other {others} claims are on the page.")
+        lines.append("One other claim is on the page." if others == 1 else f"{others} other claims are on the page.")
     if gone:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
     lines += [*facts(record)[:3], *_plan_told(outcome)]

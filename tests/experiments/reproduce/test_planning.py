@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from ticketry.core.seeds import mix
 from ticketry.errors import NotStoredError
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
-from ticketry.experiments.reproduce.pace import Pace, measured
 from ticketry.experiments.reproduce.clock import Clock
+from ticketry.experiments.reproduce.pace import Pace, measured
 from ticketry.experiments.reproduce.planning import Block
-from ticketry.experiments.reproduce.work import Work, dense, work_of
 from ticketry.experiments.reproduce.stored import Stored, stored_work
+from ticketry.experiments.reproduce.work import Work, dense, work_of
 from ticketry.experiments.search import execute
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
@@ -174,3 +175,51 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
         # of workers that are elsewhere the store tells, as they trained in it
         assert measured(lab, request, "dense", None, None).step > 0
         assert lab.ledger.segments_trained > 0
+
+
+ANOTHER = """
+[scales.demo.runs.oneshot]
+settings = { densities = [0.5] }
+recipe = { length = "40it" }
+
+[claims.at-once]
+statement = "Pruning at once is as good."
+a = { run = "oneshot" }
+b = { run = "single" }
+density = "half"
+
+[claims"""
+
+
+def test_weights_that_a_bundle_left_out_are_planned_and_not_trained(tmp_path: Path) -> None:
+    """Another search goes on from two dense networks that are told without weights: both are to be trained again."""
+    (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace("[claims", ANOTHER, 1))
+    campaign, block = read_campaign(file, "demo"), Block("oneshot", 0, 0, 2)
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        name = execute(lab, Block("single", 0, 0, 2).request(campaign)).name
+        assert clock_of(lab, campaign, 1.0).estimate(block) == 2 * 40
+    tk.store.pack(name, tmp_path / "small.tkz", store=tmp_path / "store")
+    tk.store.unpack(tmp_path / "small.tkz", store=tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*.safetensors"))
+    with tk.Lab(tmp_path / "elsewhere", device="cpu") as lab:
+        clock = clock_of(lab, campaign, 1.0)
+        assert clock.estimate(block) == 2 * (40 + 40)
+        assert clock.estimate(Block("single", 0, 0, 2)) == 0
+        assert sorted((tmp_path / "elsewhere").rglob("*.safetensors")) == before, "something was trained"
+        request = block.request(campaign)
+        with lab.training_nothing() as nothing, pytest.raises(NotStoredError, match="a bundle left"):
+            lab.state(lab.train(dense(lab, request)))
+        assert nothing.wanted == [(dense(lab, request).trajectory, 40)]
+        execute(lab, request)  # afterwards they are trained again as ever
+    assert len(list((tmp_path / "elsewhere").rglob("*.safetensors"))) > len(before)
+
+
+def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign: Campaign) -> None:
+    """Those of earlier replicates too; what another run has trained is there."""
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        clock = Clock(lab, campaign, twins=lambda block: range(block.last))
+        later = Block("single", 1, 2, 3)
+        assert clock.shared(later) == Work((1 + 3) * 40, 1 + 3)
+        first = dense(lab, campaign.runs["single"])
+        lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
+        assert clock.shared(later) == Work((1 + 2) * 40, 1 + 2)
