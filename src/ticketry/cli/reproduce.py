@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,11 +75,16 @@ def main(words: Sequence[str]) -> int:
         return _check(arguments, chosen)
     outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     if arguments.json:
-        print(json.dumps([{**as_json(one.record), "page": str(one.page), "stopped": one.stopped} for one in outcomes]))
+        print(json.dumps([_as_json(one) for one in outcomes]))
         return 0
-    for one in outcomes:
-        print("\n".join(told(one)))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n\n".join("\n".join(told(one, width)) for one in outcomes))
     return 0
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    planned = [dataclasses.asdict(one) for one in outcome.planned]
+    return {**as_json(outcome.record), "page": str(outcome.page), "stopped": outcome.stopped, "planned": planned}
 
 
 def _check(arguments: Any, chosen: Mapping[str, Any]) -> int:
@@ -153,15 +160,41 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def told(outcome: Outcome) -> list[str]:
-    """A campaign in a few lines."""
-    from ticketry.report.tables.claims import CLAIMS, claim_cells, facts
+def told(outcome: Outcome, width: int | None = None) -> list[str]:
+    """A campaign in a few lines: the claims that are asked for, and where all of it is told.
+
+    Args:
+        width: of the terminal, if it is one: a wider table goes without some columns.
+    """
+    from ticketry.report.tables.claims import claims_table, facts
     from ticketry.report.wording import aligned
 
     record = outcome.record
-    lines = [f"{record.title}, scale {record.scale}", ""]
-    lines += aligned([list(CLAIMS), *(claim_cells(claim) for claim in record.claims)])
-    lines += ["", *facts(record)[:3]]
+    rows, gone = claims_table([claim for claim in record.claims if claim.name in outcome.wanted], width)
+    lines = [f"{record.title}, scale {record.scale}", "", *aligned(rows), ""]
+    if others := len(record.claims) - len(rows) + 1:
+        lines.append("One other claim is on the page." if others == 1 else f"{others} other claims are on the page.")
+    if gone:
+        lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
+    lines += [*facts(record)[:3], *_plan_told(outcome)]
     if outcome.stopped:
         lines.append(f"stopped  {outcome.stopped}")
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]
+
+
+def _plan_told(outcome: Outcome) -> list[str]:
+    """What would be trained next, a row for each run."""
+    from ticketry.report.wording import aligned, duration
+
+    if not outcome.planned:
+        return []
+    rows = [
+        (
+            one.run,
+            f"{one.first + 1} to {one.last}" if one.last > one.first + 1 else str(one.last),
+            duration(one.seconds),
+            str(len(one.claims)),
+        )
+        for one in outcome.planned
+    ]
+    return ["", *aligned([("next", "replicates", "takes about", "claims that wait for it"), *rows]), ""]

@@ -40,7 +40,8 @@ class _Collect:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pack:
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names of runs (`ticketry list runs`); by default all that is in the store."""
+    """Names of runs (`ticketry list runs`), or of a campaign with its scale (stabilizing-cpu) for all of its runs; by
+    default all that is in the store."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results.tkz")
     """The bundle."""
     weights: bool = False
@@ -56,7 +57,8 @@ class _Unpack:
     bundle: tyro.conf.Positional[Path]
     """A file that `ticketry store pack` wrote."""
     store: Path = Path(".ticketry")
-    """The store's folder; made if absent. What is in it stays as it is."""
+    """The store's folder; made if absent. What is in it stays as it is; of two records of a campaign that stays which
+    tells of more replicates."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -99,6 +101,7 @@ examples:
   ticketry store mv /data/tickets
   ticketry store copy .ticketry s3://bucket/tickets
   ticketry store pack iterative-cifar10-0123abcd -o results.tkz
+  ticketry store pack stabilizing-cpu -o stabilizing.tkz
   ticketry store unpack results.tkz --store elsewhere"""
 
 _Command = (
@@ -253,12 +256,32 @@ def _unpack(arguments: _Unpack) -> int:
 
     done = unpack(arguments.bundle, store=arguments.store)
     if arguments.json:
-        values = {**vars(done), "runs": list(done.runs), "differing": [str(path) for path in done.differing]}
+        paths = {name: [str(path) for path in getattr(done, name)] for name in ("differing", "renewed")}
+        values = {**vars(done), "runs": list(done.runs), "apart": list(done.apart), **paths}
         print(json.dumps(values))
         return 0
     print(f"unpacked {done.new} files into {shown(arguments.store)}; {done.known} were there")
-    for path in done.differing:
-        print(f"kept as it was, though the bundle has another: {path}")
+    if done.differing:
+        print(_differing(done.differing))
+    for name in done.apart:
+        campaign, _, scale = name.rpartition("-")
+        print(
+            f"of the campaign {name} the store and the bundle each told of replicates that the other did not:"
+            f" `ticketry reproduce {campaign} --scale {scale} --plan` tells of all"
+        )
     if done.left_out:
         print(f"the weights of {done.left_out} states are not in it: they are trained again when they are needed")
     return 0
+
+
+def _differing(paths: Sequence[Path]) -> str:
+    """What stays as it is though the bundle tells other numbers, in words."""
+    records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
+    others = len(paths) - sum(map(_is_record, paths))
+    told = [", ".join(records)] if records else []
+    told += [f"{others} results or answers"] if others else []
+    return f"{' and '.join(told)}: the bundle tells other numbers (of another kind of machine?), those here were kept"
+
+
+def _is_record(path: Path) -> bool:
+    return path.name == "run.json" or path.parent.name in ("evidence", "campaigns")

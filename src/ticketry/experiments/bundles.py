@@ -54,13 +54,14 @@ def pack(
     """Write the results of runs (masks, records, metrics) as one file: what ``ticketry store pack`` does.
 
     Args:
-        runs: their names; none for all that is in the store.
+        runs: their names; that of a campaign with its scale (``stabilizing-cpu``) stands for all of its runs; none for
+            all that is in the store.
         path: the file.
         weights: whether the weights go with it. Without them a mask takes one bit a weight and the dense weights are
             trained again where a search goes on from it.
 
     Raises:
-        StoreError: for a run that is not there, and whatever is damaged.
+        StoreError: for a run or campaign that is not there, and whatever is damaged.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)

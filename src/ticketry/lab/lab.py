@@ -296,15 +296,15 @@ class Lab(Answers):
             self.kernels = before
 
     @contextlib.contextmanager
-    def training_nothing(self) -> Iterator[None]:
-        """In a block, what is not in the store is a `NotStoredError` in place of being trained; nothing is counted."""
+    def training_nothing(self) -> Iterator[Nothing]:
+        """In a block, what is not in the store, or a bundle left out, is a `NotStoredError`; nothing is counted."""
         with self._guard:
-            before, ledger = self._runner, self.ledger
-            self._runner, self.ledger = Nothing(), ledger.copy()
+            before, nothing = (self._runner, self.ledger, self.store.remake), Nothing()
+            self._runner, self.ledger, self.store.remake = nothing, self.ledger.copy(), nothing.remake
         try:
-            yield
+            yield nothing
         finally:
-            self._runner, self.ledger = before, ledger
+            self._runner, self.ledger, self.store.remake = before
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

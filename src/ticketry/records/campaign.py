@@ -65,11 +65,14 @@ class Claim(Part, frozen=True, kw_only=True):
     """Corrected for interim analyses and for the family."""
     p_refuted: Number = 1.0
     more: Count | None = None
-    """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many."""
+    """Replicates that would likely decide, beyond those there are; 0 if it is decided, None if too many, or if none
+    were judged (`n` is 0), so that nothing is known."""
     seconds: NotNegative = 0.0
     """Training of both sides' runs, those that other claims rest on too."""
     noise: tuple[Number, ...] = ()
     """A/A, of a claim about the task's metric: the dense network under a second order of the data, minus itself."""
+    noise_missing: Count = 0
+    """Replicates that were judged and whose dense network has not been trained in a second order."""
 
 
 class TrainedOn(Part, frozen=True, kw_only=True):

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from ticketry.core.seeds import mix
 from ticketry.errors import NotStoredError
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
+from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.pace import Pace, measured
-from ticketry.experiments.reproduce.planning import Block, Clock, Work, dense, work_of
-from ticketry.experiments.reproduce.stored import stored_work
+from ticketry.experiments.reproduce.planning import Block
+from ticketry.experiments.reproduce.stored import Stored, stored_work
+from ticketry.experiments.reproduce.work import Work, dense, work_of
 from ticketry.experiments.search import execute
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
@@ -47,11 +50,11 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     run = tk.run("iterative", "digits", controls=["shuffled", "random_reinit"], store=tmp_path, **settings, **ASKED)
     lab = tk.Lab(tmp_path, device="cpu")
     longer = replace(run.request, settings=replace(run.request.settings, levels=3), replicates=2)
-    steps, trainings = stored_work(lab, longer)
+    found = stored_work(lab, longer)
     whole = dense(lab, run.request)
     own = whole.total - 3
-    assert (steps, trainings) == (2 * 3 * own, 2 * 3)
-    assert steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
+    assert found == Stored(Work(2 * 3 * own, 2 * 3, 2 * 3 * own), {})
+    assert found.there.steps == pytest.approx(work_of(lab, run.request).steps, abs=3)
     assert lab.ledger.segments_asked == 0
     with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
         lab.train(dense(lab, longer, 1))
@@ -92,10 +95,10 @@ def campaign(tmp_path: Path) -> Campaign:
     return read_campaign(file, "demo")
 
 
-def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> Clock:
-    """One by which each step takes so many seconds, and nothing else any time."""
+def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float, masked: float | None = None) -> Clock:
+    """One by which each step takes so many seconds, under a mask `masked`, and nothing else any time."""
     clock = Clock(lab, campaign, twins=lambda _: ())
-    clock._measured = lambda _: Pace(seconds, 0.0)  # type: ignore[method-assign]
+    clock._measured = lambda _: Pace(seconds, 0.0, masked)  # type: ignore[method-assign]
     return clock
 
 
@@ -106,6 +109,11 @@ def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> 
         assert clock.estimate(single) == 2 * (1 + 3) * 40
         assert clock.estimate(groups) == 2 * (1 + 2 + 3) * 40
         assert clock.whole([single, groups]) == 2 * (1 + 3 + 3) * 40
+
+
+def test_steps_under_a_mask_have_a_pace_of_their_own(tmp_path: Path, campaign: Campaign) -> None:
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        assert clock_of(lab, campaign, 1.0, 0.25).estimate(Block("single", 0, 0, 2)) == 2 * (1 + 3 * 0.25) * 40
 
 
 CONTROLLED = """
@@ -145,9 +153,9 @@ def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign
         assert clock.estimate(block) == 2 * 40 * 1.0 + 2 * 3 * 40 * 0.5
 
 
-def test_steps_that_are_in_the_store_are_timed_anew(tmp_path: Path, campaign: Campaign) -> None:
+def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
-        whole = dense(lab, campaign.runs["single"])
+        request = campaign.runs["single"]
         opened: list[Path] = []
 
         @contextlib.contextmanager
@@ -157,9 +165,61 @@ def test_steps_that_are_in_the_store_are_timed_anew(tmp_path: Path, campaign: Ca
                 yield other
                 assert other.ledger.segments_trained > 0
 
-        assert measured(lab, whole, elsewhere).step > 0
-        assert opened == []  # it was trained here
-        lab.train(whole)
-        assert measured(lab, whole, elsewhere).step > 0
+        pace = measured(lab, request, "dense", None, elsewhere)
+        assert pace.step > 0
+        assert pace.training > 0
+        assert pace.masked_step is None
         (folder,) = opened
         assert not folder.exists()
+        assert not list(lab.store.paths.result_files())
+        # of workers that are elsewhere the store tells, as they trained in it
+        assert measured(lab, request, "dense", None, None).step > 0
+        assert lab.ledger.segments_trained > 0
+
+
+ANOTHER = """
+[scales.demo.runs.oneshot]
+settings = { densities = [0.5] }
+recipe = { length = "40it" }
+
+[claims.at-once]
+statement = "Pruning at once is as good."
+a = { run = "oneshot" }
+b = { run = "single" }
+density = "half"
+
+[claims"""
+
+
+def test_weights_that_a_bundle_left_out_are_planned_and_not_trained(tmp_path: Path) -> None:
+    """Another search goes on from two dense networks that are told without weights: both are to be trained again."""
+    (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace("[claims", ANOTHER, 1))
+    campaign, block = read_campaign(file, "demo"), Block("oneshot", 0, 0, 2)
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        name = execute(lab, Block("single", 0, 0, 2).request(campaign)).name
+        assert clock_of(lab, campaign, 1.0).estimate(block) == 2 * 40
+    tk.store.pack(name, tmp_path / "small.tkz", store=tmp_path / "store")
+    tk.store.unpack(tmp_path / "small.tkz", store=tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*.safetensors"))
+    with tk.Lab(tmp_path / "elsewhere", device="cpu") as lab:
+        clock = clock_of(lab, campaign, 1.0)
+        assert clock.estimate(block) == 2 * (40 + 40)
+        assert clock.estimate(Block("single", 0, 0, 2)) == 0
+        assert sorted((tmp_path / "elsewhere").rglob("*.safetensors")) == before, "something was trained"
+        request = block.request(campaign)
+        with lab.training_nothing() as nothing, pytest.raises(NotStoredError, match="a bundle left"):
+            lab.state(lab.train(dense(lab, request)))
+        assert nothing.wanted == [(dense(lab, request).trajectory, 40)]
+        execute(lab, request)  # afterwards they are trained again as ever
+    assert len(list((tmp_path / "elsewhere").rglob("*.safetensors"))) > len(before)
+
+
+def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign: Campaign) -> None:
+    """Those of earlier replicates too; what another run has trained is there."""
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        clock = Clock(lab, campaign, twins=lambda block: range(block.last))
+        later = Block("single", 1, 2, 3)
+        assert clock.shared(later) == Work((1 + 3) * 40, 1 + 3)
+        first = dense(lab, campaign.runs["single"])
+        lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
+        assert clock.shared(later) == Work((1 + 2) * 40, 1 + 2)

@@ -166,7 +166,7 @@ def test_the_command_line(searched: tuple[Path, str], tmp_path: Path, capsys: py
     assert "trained again when they are needed" in capsys.readouterr().out
     found = call(capsys, "store", "pack", "no-such-run", "--store", str(store))
     assert found[0] == 1
-    assert f"there is no run no-such-run in {store}: it has" in found[2]
+    assert f"there is no run or campaign no-such-run in {store}: it has" in found[2]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

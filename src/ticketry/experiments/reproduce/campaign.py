@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +14,13 @@ from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
 from ticketry.experiments.reproduce.campaign_file import Campaign
+from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
 from ticketry.experiments.reproduce.pace import Elsewhere
-from ticketry.experiments.reproduce.planning import Block, Clock, Work, blocks_done, blocks_of, missing
+from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of, missing
 from ticketry.experiments.reproduce.sharing import steps_alone
-from ticketry.experiments.reproduce.twins import Twins
+from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
+from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability, record_name
 from ticketry.lab.lab import Lab
@@ -27,7 +29,7 @@ from ticketry.lab.runners.chosen import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.records.campaign import CampaignRecord, CampaignRun, FileVersion, MethodRow, TrainedOn
+from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, FileVersion, MethodRow, TrainedOn
 from ticketry.records.evidence import StabilityRecord
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
@@ -50,6 +52,24 @@ class Outcome:
     """The same as Markdown, for a folder of results."""
     stopped: str = ""
     """Why it ended before all was decided or tried; empty if it did not."""
+    wanted: frozenset[str] = frozenset()
+    """The claims that were asked for."""
+    planned: tuple[Planned, ...] = ()
+    """Where it was only planned: what comes next, in this order."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A block of replicates that is to be trained."""
+
+    run: str
+    first: int
+    last: int
+    """Of the replicates; the last is not among them."""
+    seconds: float
+    """It likely takes: what several share counts for the first of them."""
+    claims: tuple[str, ...]
+    """That wait for it."""
 
 
 def reproduce(
@@ -87,7 +107,7 @@ def reproduce(
         work = _Work(lab, campaign, command, say, (lambda folder: _opened_in(folder, chosen)) if here else None)
         work.write()
         stopped = work.until_decided(wanted, time.monotonic() + budget, dry=dry)
-        return Outcome(work.write(), *work.pages(), stopped)
+        return Outcome(work.write(), *work.pages(), stopped, frozenset(wanted), work.planned)
 
 
 def _opened_in(folder: Path, options: LabOptions) -> AbstractContextManager[Lab]:
@@ -117,8 +137,12 @@ class _Work:
         self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
+        for name, done in self._done.items():
+            self._twins.look(name, done)
         self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
         self._resolution: dict[str, float | None] = {}
+        self._decided: list[Decision] = []
+        self.planned: tuple[Planned, ...] = ()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -129,13 +153,15 @@ class _Work:
             waiting = missing(decisions, {name: len(done) for name, done in self._done.items()})
             if not waiting:
                 return ""
-            left = self._clock.whole(list(waiting))
+            planned = self._plan(waiting)
+            left = sum(one.seconds for one in planned)
             decided = sum(one.found != "undecided" for one in decisions)
             self._say(
                 f"{decided} of {len(decisions)} claims decided; the next analysis of the others takes about"
                 f" {duration(left)}, and all that is planned at most {duration(self._most(decisions))}"
             )
             if dry:
+                self.planned = planned
                 return "only planned"
             room = end - time.monotonic()
             block = next((one for one in waiting if self._clock.estimate(one) <= room), None)
@@ -144,8 +170,21 @@ class _Work:
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
             self._search(block, waiting[block])
 
+    def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
+        """What comes next, one after the other: what several share is counted once."""
+        counted = set[str]()
+        return tuple(
+            Planned(block.run, block.first, block.last, self._clock.estimate(block, counted), claims)
+            for block, claims in waiting.items()
+        )
+
     def decisions(self) -> list[Decision]:
-        """What is found of every claim."""
+        """What is found of every claim, by the blocks that are done."""
+        if not self._decided:
+            self._decided = self._decide()
+        return self._decided
+
+    def _decide(self) -> list[Decision]:
         for name, done in self._done.items():
             if done and name not in self._resolution:  # sizes are told by data, which a run that waits may not need yet
                 task = self._campaign.runs[name].task
@@ -166,6 +205,7 @@ class _Work:
         self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
         began, before = time.monotonic(), self._lab.ledger.copy()
         self._carry_out(block)
+        self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into looking things up
             self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
@@ -213,10 +253,7 @@ class _Work:
             paper=campaign.paper,
             scale=campaign.scale,
             files=self._versions,
-            claims=tuple(
-                one.told(sum(seconds[run] for run in one.claim.runs), self._twins.differences(one, self._done))
-                for one in decisions
-            ),
+            claims=tuple(self._told(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
             runs=runs,
             table=tuple(self._table()),
             twins=twins,
@@ -235,6 +272,11 @@ class _Work:
         record = as_read(record)
         write_sealed(self._file, as_json(record))
         return record
+
+    def _told(self, decision: Decision, seconds: float) -> Claim:
+        noise = self._twins.differences(decision, self._done)
+        lacking = decision.n - len(noise) if compares_with_luck(decision.claim) else 0
+        return decision.told(seconds, noise, lacking)
 
     def pages(self) -> tuple[Path, Path]:
         """The page, and the same as Markdown."""

@@ -48,12 +48,13 @@ class Decision:
         """Replicates that were judged."""
         return 0 if self.verdict is None else self.verdict.n
 
-    def told(self, seconds: float, noise: Sequence[float] = ()) -> told.Claim:
+    def told(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> told.Claim:
         """As it stands in the record.
 
         Args:
             seconds: of training.
             noise: differences of its dense networks under two orders of the data.
+            noise_missing: replicates of which there is none yet.
         """
         claim, made = self.claim, self.verdict
         shift = claim.above + claim.margin
@@ -77,6 +78,7 @@ class Decision:
             more=made.more_seeds if made else None,
             seconds=seconds,
             noise=tuple(noise),
+            noise_missing=noise_missing,
         )
 
 

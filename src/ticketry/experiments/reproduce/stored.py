@@ -1,33 +1,61 @@
-"""What of a search a store has already, so that a plan counts what is left."""
+"""What of a search a store has already, and what it has to make again, so that a plan counts what is left."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ticketry.errors import NotStoredError
 from ticketry.evidence.controls import trained_control
+from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
+from ticketry.lab.store import Store
 from ticketry.lab.training.segment import Segment
 
 
-def stored_work(lab: Lab, request: SearchRequest) -> tuple[int, int]:
-    """Steps of tickets and their controls that the store has, and trainings, over all replicates of a search.
+@dataclass(frozen=True)
+class Stored:
+    """Of all replicates of a search."""
 
-    The search is carried out on what is there, up to the first network that would have to be trained; its masks are
-    made, and kept, on the way. Dense networks and rounds with gates are not counted.
+    there: Work
+    """Tickets and their controls that need no training."""
+    again: dict[tuple[str, int], Work]
+    """Trainings (trajectory and step) whose weights a bundle left out, and which what is missing goes on from."""
+
+
+def stored_work(lab: Lab, request: SearchRequest) -> Stored:
+    """The search is carried out on what is there, up to the first network that would have to be trained; its masks are
+    made, and kept, on the way. Dense networks and rounds with gates are not counted as there.
     """
-    found = [
-        _of_replicate(lab, replace(request, replicates=1, seeds=request.seeds.replicate(number)))
-        for number in range(request.replicates)
-    ]
-    return sum(segment.steps for one in found for segment in one), sum(map(len, found))
+    there, again = list[Segment](), dict[tuple[str, int], Work]()
+    for number in range(request.replicates):
+        alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
+        found, wanted = _of_replicate(lab, alone)
+        there += found
+        for one in wanted:
+            _make_again(lab.store, *one, again)
+    steps = sum(segment.steps for segment in there)
+    return Stored(Work(steps, len(there), steps), again)
 
 
-def _of_replicate(lab: Lab, request: SearchRequest) -> list[Segment]:
-    """The segments of tickets and controls that are there."""
+def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str, int], Work]) -> None:
+    """Add a training whose weights are to be made again, with whatever it starts from itself."""
+    result = store.trained(trajectory, step)
+    if result is None or (trajectory, step) in found:
+        return
+    segment = result["segment"]
+    steps = step - int(segment["first"])
+    masked = any("mask" in variant for variant in segment.get("variants", ()))
+    found[trajectory, step] = Work(steps, 1, steps if masked else 0)
+    start = (segment.get("start") or {}).get("state")
+    if start and store.left_out(start) and (told := store.memo("left-out", start)) and told["trajectory"]:
+        _make_again(store, told["trajectory"], told["step"], found)
+
+
+def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list[tuple[str, int]]]:
+    """The segments of tickets and controls that are there, and the trainings whose weights the next one needs."""
     there: list[Segment] = []
 
     def found_one(_: int, found: Found) -> None:
@@ -43,7 +71,7 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> list[Segment]:
                 continue
             there.extend(result.segment for result in made.trainings)
 
-    with lab.training_nothing(), contextlib.suppress(NotStoredError):
+    with lab.training_nothing() as nothing, contextlib.suppress(NotStoredError):
         request.method(
             lab,
             request.task,
@@ -53,4 +81,4 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> list[Segment]:
             seeds=request.seeds,
             on_found=found_one,
         )
-    return there
+    return there, nothing.wanted

@@ -10,16 +10,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from ticketry.core.seeds import mix
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.deciding import Decision
-from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY
-from ticketry.experiments.reproduce.planning import Block, dense
+from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, Hypothesis
+from ticketry.experiments.reproduce.planning import Block
+from ticketry.experiments.reproduce.work import dense
 from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
+from ticketry.lab.store.second_orders import measured_second, second_order
 from ticketry.lab.training.segment import Segment
 from ticketry.records.campaign import Twin
-from ticketry.records.network import DENSE
+from ticketry.records.network import DENSE, Point
 from ticketry.records.run import RunRecord
 
 
@@ -40,12 +41,30 @@ class Twins:
         """As they stand in the record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
+    def look(self, run: str, blocks: Sequence[RunRecord]) -> None:
+        """Take those that the store has of a run's blocks that are done: of a bundle, or trained for something else."""
+        metric = self._campaign.runs[run].task.metric.name
+        for replicate, dense_one in enumerate(_dense_points(blocks)):
+            if (self._of[run], replicate) in self._found or not dense_one.key:
+                continue
+            if (second := measured_second(self._lab.store, dense_one.key)) is not None:
+                key, result = second
+                self._found[self._of[run], replicate] = Twin(
+                    of=self._of[run],
+                    replicate=replicate,
+                    value=float(result["metrics"]["test"][metric]),
+                    key=key,
+                    steps=result["cost"].get("steps", dense_one.steps or 0),
+                    seconds=result["cost"]["train_seconds"],
+                    trained=False,
+                )
+
     def missing(self, block: Block) -> list[int]:
-        """Replicates of a block without one; runs of one task and recipe share them."""
-        return [one for one in range(block.first, block.last) if (self._of[block.run], one) not in self._found]
+        """Replicates without one, of a block and of those before it; runs of one task and recipe share them."""
+        return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train those that are missing."""
+        """Train those that are missing: of blocks before this one too, that came from a bundle without them."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         segments = [self._segment(block.run, replicate) for replicate in unknown]
@@ -66,9 +85,10 @@ class Twins:
             )
 
     def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
-        """Twin minus dense network, of the replicates by which a claim about the task's metric is judged."""
+        """Twin minus dense network, of the replicates by which a claim about the task's metric is judged, as far as
+        twins are trained."""
         claim = decision.claim
-        if claim.metric in (*COSTS, *STABILITY, DENSITY):
+        if not compares_with_luck(claim):
             return ()
         run = claim.runs[0]
         values = dense_values(done[run], claim.metric)[: decision.n]
@@ -77,13 +97,23 @@ class Twins:
 
     def _segment(self, run: str, replicate: int) -> Segment:
         segment = dense(self._lab, self._campaign.runs[run], replicate)
-        return replace(segment, order_seed=mix(segment.order_seed, "second order"))
+        return replace(segment, order_seed=second_order(segment.order_seed))
+
+
+def compares_with_luck(claim: Hypothesis) -> bool:
+    """Whether A/A stands beside a claim: it is about the task's metric, not about costs or stability."""
+    return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
 
 def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
     """The dense networks' values on the test split, by replicate."""
+    return [one.metric(metric) for one in _dense_points(blocks)]
+
+
+def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
+    """The dense networks, by replicate."""
     return [
-        next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE)).metric(metric)
+        next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
         for replicate in range(record.replicates)
     ]

@@ -101,7 +101,16 @@ RUNNERS: Registry[MakeRunner] = Registry(
 
 
 class Nothing:
-    """A runner that trains nothing."""
+    """A runner that trains nothing, and makes nothing again that a bundle left out."""
+
+    def __init__(self) -> None:
+        self.wanted: list[tuple[str, int]] = []
+        """Trainings whose weights were asked for and are not there: trajectory and step."""
+
+    def remake(self, digest: str, trajectory: str, step: int) -> None:
+        """Takes the place of `Store.remake`."""
+        self.wanted.append((trajectory, step))
+        raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
         raise NotStoredError(f"{segment.key}: steps {segment.first} to {segment.last} are not in the store")

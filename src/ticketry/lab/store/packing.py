@@ -1,8 +1,8 @@
 """What of a store goes into a bundle: results and masks of runs, their records, and the weights if they are wanted.
 
 From the keys that a record names to its results, from these to the weights that they start from and the trainings that
-gave those, back to the initialisation. Of weights that are left out it is told which training gives them: see
-`lab.training.remake`.
+gave those, back to the initialisation; and to the same trainings in the second order of the data. Of weights that are
+left out it is told which training gives them: see `lab.training.remake`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,30 @@ from ticketry.errors import StoreError
 from ticketry.files import content_of
 from ticketry.lab.store.bundle_file import Contents, Source, write_bundle
 from ticketry.lab.store.files import digest_of, explained, sealed_bytes
+from ticketry.lab.store.second_orders import in_second_order
 from ticketry.lab.store.similar import by_similarity
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store
 from ticketry.records.campaign import read_campaign_record
 
 _KEY = re.compile(r"\b([0-9a-f]{64})@([0-9]{1,18})\b")
+_TOLD = 5
+"""How many names an error tells."""
 _OF_MASKS = ("masks", "plans")
 """Kinds of answers that tell which mask was made."""
 
 
-def pack(store: Store, runs: Sequence[str], target: Path, *, weights: bool = False) -> Contents:
-    """Write a bundle of runs, with the evidence that is about them; without runs, of all that is in the store.
+def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = False) -> Contents:
+    """Write a bundle of runs, with the evidence that is about them; without names, of all that is in the store.
 
     Args:
+        names: of runs, and of campaigns with their scale (``stabilizing-cpu``), which stand for all of their runs.
         target: the file.
         weights: whether the weights go with it: some hundred times as large.
 
     Raises:
-        StoreError: for a run that is not there, and whatever is damaged.
+        StoreError: for a name that is not there, and whatever is damaged.
     """
-    chosen = _Chosen(store, tuple(runs))
+    chosen = _Chosen(store, tuple(names))
     return write_bundle(
         target,
         list(chosen.sources(weights)),
@@ -58,12 +62,14 @@ def outputs(record: Mapping[str, Any]) -> set[str]:
 @dataclass
 class _Chosen:
     store: Store
-    runs: tuple[str, ...]
+    names: tuple[str, ...]
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._campaigns = self._read_campaigns()
+        self.runs = self._named_runs()
         self.records = list(self._records())
-        if self.runs:
+        if self.names:
             keys = {key for _, _, values in self.records for key in keys_of(values)}
             self._follow({trajectory for trajectory, _ in keys})
         else:
@@ -100,23 +106,48 @@ class _Chosen:
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def _records(self) -> Iterator[tuple[Any, str, Mapping[str, Any]]]:
-        known = {path.parent.name: path for path in self.store.paths.run_records()}
-        for name in self.runs or sorted(known):
-            if name not in known:
-                told = ", ".join(sorted(known)[:5]) or "none"
-                raise StoreError(f"there is no run {name} in {self.store.paths.root}: it has {told}")
-            yield "run", name, self.store.read(known[name]) or {}
-        for path in self.store.paths.evidence_records():
-            values = self.store.read(path) or {}
-            if not self.runs or {values.get("run"), *_texts(values.get("runs"))} & set(self.runs):
-                yield "evidence", path.stem, values
-
+    def _read_campaigns(self) -> dict[str, tuple[Mapping[str, Any], set[str]]]:
+        """Of each campaign the record, and the names of its runs."""
+        read: dict[str, tuple[Mapping[str, Any], set[str]]] = {}
         for path in self.store.paths.campaign_records():
             values = self.store.read(path) or {}
-            campaign = read_campaign_record(values, str(path))
-            if not self.runs or set(self.runs) >= {name for run in campaign.runs for name in run.runs}:
-                yield "campaign", path.stem, values
+            runs = {name for run in read_campaign_record(values, str(path)).runs for name in run.runs}
+            read[path.stem] = (values, runs)
+        return read
+
+    def _named_runs(self) -> tuple[str, ...]:
+        """The runs that are named, and those of the campaigns that are; all if nothing is named."""
+        known = {path.parent.name for path in self.store.paths.run_records()}
+        found: dict[str, None] = {}
+        for name in self.names:
+            if name not in known and name not in self._campaigns:
+                raise StoreError(f"there is no run or campaign {name} in {self.store.paths.root}: {self._told(known)}")
+            if not (runs := {name} if name in known else self._campaigns[name][1]):
+                raise StoreError(f"nothing is done of the campaign {name} in {self.store.paths.root}")
+            if gone := sorted(runs - known):
+                raise StoreError(
+                    f"the campaign {name} rests on the run {gone[0]}, which is not in {self.store.paths.root}: run the"
+                    " campaign again, which trains what is missing"
+                )
+            found |= dict.fromkeys(sorted(runs))
+        return tuple(found if self.names else sorted(known))
+
+    def _told(self, runs: set[str]) -> str:
+        campaigns = f", and the campaigns {', '.join(sorted(self._campaigns))}" if self._campaigns else ""
+        more = ", …" if len(runs) > _TOLD else ""
+        return f"it has {', '.join(sorted(runs)[:_TOLD]) or 'no runs'}{more}{campaigns}"
+
+    def _records(self) -> Iterator[tuple[Any, str, Mapping[str, Any]]]:
+        for name in self.runs:
+            yield "run", name, self.store.read(self.store.paths.record("run", name)) or {}
+        for path in self.store.paths.evidence_records():
+            values = self.store.read(path) or {}
+            if not self.names or {values.get("run"), *_texts(values.get("runs"))} & set(self.runs):
+                yield "evidence", path.stem, values
+        for name, (told, runs) in self._campaigns.items():
+            # One that nothing was done of is told anew by its file, wherever it is.
+            if not self.names or name in self.names or (runs and runs <= set(self.runs)):
+                yield "campaign", name, told
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -128,6 +159,7 @@ class _Chosen:
             if trajectory in seen:
                 continue
             seen.add(trajectory)
+            second: str | None = None
             for step in self.store.stored_steps(trajectory):
                 record = self.store.trained(trajectory, step)
                 if record is None:
@@ -136,6 +168,9 @@ class _Chosen:
                 waiting += [
                     self._makers[blob][0] for blob in record["segment"].get("blobs", ()) if blob in self._makers
                 ]
+                second = in_second_order(record)
+            if second is not None:
+                waiting.append(second)  # what it measures luck by: no result is there if it was not trained
 
     @cached_property
     def _makers(self) -> dict[str, tuple[str, int]]:
@@ -169,7 +204,7 @@ class _Chosen:
                 yield path, kind, set()
             if kind in _OF_MASKS and (known := self.store.memo(kind, path.stem)):
                 blobs = {known[name] for name in ("mask", "plan") if name in known}
-                if not self.runs or blobs & masks:
+                if not self.names or blobs & masks:
                     yield path, kind, blobs
 
 

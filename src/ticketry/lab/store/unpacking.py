@@ -1,4 +1,5 @@
-"""A bundle into a store: all of it is checked before anything is written, and nothing that is there is overwritten."""
+"""A bundle into a store: all of it is checked before anything is written; what is there stays, but for records of
+campaigns that tell less, and results without metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from ticketry.errors import StoreError
 from ticketry.lab.store.bundle_file import Bundle, Contents, Part
 from ticketry.lab.store.files import digest_of, unsealed, write_atomically
+from ticketry.lab.store.meeting import Met, met
 from ticketry.lab.store.opening import open_store
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.shapes import ANSWERS, Digest, Trained, fault
@@ -26,9 +28,14 @@ class Unpacked:
     known: int
     """Files that it had, and that stay as they were."""
     differing: tuple[Path, ...]
-    """Of those, the ones that are not what the bundle has."""
+    """Of those, the ones of which the bundle tells other numbers."""
     left_out: int
     """States whose weights are not in the bundle: they are trained again when they are needed."""
+    renewed: tuple[Path, ...] = ()
+    """Files that it had and that tell more in the bundle: records of campaigns with more replicates, metrics."""
+    apart: tuple[str, ...] = ()
+    """Campaigns of which bundle and store each told of replicates that the other does not: one record stands, and is
+    told anew, of all replicates, when the campaign is planned or goes on."""
 
 
 def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], None]) -> Unpacked:
@@ -46,8 +53,8 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
         store.link.fetch(results=True)
-        new = known = 0
-        differing = []
+        new, unchanged = 0, list[Path]()
+        renewed, differing, apart = list[Path](), list[Path](), list[str]()
         for part, data in opened.parts():
             path = _place(store.paths, part)
             if part.kind == "blob":
@@ -60,12 +67,19 @@ def unpack(bundle: Path, root: Path, *, check: Callable[[str, dict[str, Any]], N
                 if part.kind == "run":
                     write_atomically(path.with_name("run.toml"), unsealed(data, "run")["config"].encode())
                 continue
-            known += 1
-            if part.kind != "blob" and path.read_bytes() != data:
+            found = met(part.kind, part.name, path.read_bytes(), data) if part.kind != "blob" else Met(taken=False)
+            if found.taken:
+                write_atomically(path, data)
+                if part.kind == "result":
+                    store.link.written(path, replace=True)
+            (renewed if found.taken else unchanged).append(path)
+            if found.lost == "numbers":
                 differing.append(path)
+            elif found.lost:
+                apart.append(part.name[0])
         store.link.publish()
     left_out = sum(part.kind == "memo" and part.name[0] == "left-out" for part in opened.contents.parts)
-    return Unpacked(opened.contents.runs, new, known, tuple(differing), left_out)
+    return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
 
 
 def _check_versions(contents: Contents, bundle: Path) -> None:

@@ -8,12 +8,14 @@ from statistics import fmean, stdev
 from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, MethodRow, Side, TrainedOn
 from ticketry.records.network import DENSE
 from ticketry.report.tables.results import Summary
-from ticketry.report.wording import NONE, Style, amount, duration, percent, role_name, short_count, short_p
+from ticketry.report.wording import NONE, Style, aligned, amount, duration, percent, role_name, short_count, short_p
 
 CLAIMS = (
     *("claim", "verdict", "A minus B", "bound", "interval", "n", "sd", "sd of A, of B", "A/A", "p", "more needed"),
     "training",
 )
+LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
+"""Of these, what a table that is too wide does without, in this order."""
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
 RUNS = ("run", "method", "task", "network", "replicates", "planned", "took", "trained in")
 
@@ -48,10 +50,32 @@ def claim_cells(claim: Claim) -> list[str]:
         NONE if claim.sd is None else style.number(claim.sd),
         seeds_told(claim, style),
         noise_told(claim, style),
-        short_p(p),
-        "none" if claim.found != "undecided" else "too many" if claim.more is None else f"about {claim.more}",
-        duration(claim.seconds),
+        short_p(p) if claim.n else NONE,
+        more_needed(claim),
+        duration(claim.seconds) if claim.seconds else NONE,
     ]
+
+
+def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
+    """Claims with a head, as rows of cells; and the columns that are left out so that lines are no wider than `width`,
+    if they can be."""
+    rows, gone = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
+    for name in LEFT_OUT:
+        if width is None or max(map(len, aligned(rows))) <= width:
+            break
+        gone.append(name)
+        at = rows[0].index(name)
+        rows = [[*row[:at], *row[at + 1 :]] for row in rows]
+    return rows, gone
+
+
+def more_needed(claim: Claim) -> str:
+    """How many more replicates would likely decide a claim; nothing is known of that before any were judged."""
+    if claim.found != "undecided":
+        return "none"
+    if not claim.n:
+        return NONE
+    return "too many" if claim.more is None else f"about {claim.more}"
 
 
 def seeds_told(claim: Claim, style: Style) -> str:
@@ -64,7 +88,7 @@ def seeds_told(claim: Claim, style: Style) -> str:
 def noise_told(claim: Claim, style: Style) -> str:
     """The mean and standard deviation of the differences that one network has with itself, trained in two orders."""
     if len(claim.noise) < _LEAST:
-        return NONE
+        return "not trained yet" if claim.noise_missing else NONE
     return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
 
 

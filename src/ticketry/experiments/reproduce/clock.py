@@ -1,0 +1,155 @@
+"""How long blocks of a campaign take here: by steps measured before anything was trained, then by blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ticketry.experiments.reproduce.campaign_file import Campaign
+from ticketry.experiments.reproduce.pace import Elsewhere, Pace, measured
+from ticketry.experiments.reproduce.planning import Block
+from ticketry.experiments.reproduce.stored import stored_work
+from ticketry.experiments.reproduce.work import (
+    NOTHING,
+    Work,
+    chain_of,
+    dense,
+    mean_density,
+    plain,
+    structured,
+    work_of,
+)
+from ticketry.lab.lab import Lab
+from ticketry.lab.store import digest_of
+from ticketry.lab.store.second_orders import second_order
+from ticketry.lab.training.segment import Segment
+
+
+class Clock:
+    """How long blocks take.
+
+    Args:
+        twins: up to a block's last replicate, those whose dense network is to be trained in a second order, see
+            `twins`.
+        elsewhere: opens a lab over another folder, to measure steps in; None where workers are on other machines.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        campaign: Campaign,
+        twins: Callable[[Block], Sequence[int]],
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self._lab, self._campaign, self._twins, self._elsewhere = lab, campaign, twins, elsewhere
+        self._pace: dict[str, Pace] = {}
+        self._seen: dict[str, float] = {}
+        """Of each run: seconds a step that is no dense network's, with all that trainings take beside their steps."""
+        self._there: dict[Block, tuple[Work, Work, dict[tuple[str, int], Work]]] = {}
+
+    def took(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
+        """Take note of a block that was carried out just now.
+
+        Args:
+            trained: what was not in the store.
+            shared: what `shared` said before.
+        """
+        own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
+        if own.trainings and own.steps and seconds > 0:
+            self._seen[block.run] = seconds / own.steps
+
+    def estimate(self, block: Block, counted: set[str] | None = None) -> float:
+        """Seconds of what the store lacks. Networks that are in `counted` take none; others are added to that."""
+        request, count = block.request(self._campaign), block.last - block.first
+        known = set[str]() if counted is None else counted
+        every = work_of(self._lab, request, self._campaign.stability.get(block.run))
+        chain = chain_of(self._lab, request)
+        chain_there, there, again = self._stored(block)
+        left = every.without(chain).times(count).without(there)
+        if (name := self._chain_name(block)) not in known:
+            left += chain.times(count).without(chain_there)
+            known.add(name)
+        for (trajectory, step), work in again.items():
+            if (name := f"{trajectory}@{step} again") not in known and left.trainings:
+                left += work
+                known.add(name)
+        return self._seconds(block, left) + self._seconds(block, self.shared(block, known), dense=True)
+
+    def _chain_name(self, block: Block) -> str:
+        """Of the tickets without structure: other runs of these replicates train the same."""
+        settings = plain(block.request(self._campaign)).settings
+        replicates = [one.key for one in self._whole(block)]
+        return f"chain of {digest_of([replicates, repr(settings)])}"
+
+    def _stored(self, block: Block) -> tuple[Work, Work, dict[tuple[str, int], Work]]:
+        """What the store had of a block when it was first looked at, for to look takes seconds: of what `chain_of`
+        counts, of the rest, and what has to be made again to go on from it."""
+        if not self._begun(block):
+            return NOTHING, NOTHING, {}
+        if block not in self._there:
+            request, count = block.request(self._campaign), block.last - block.first
+            most, chain = chain_of(self._lab, request).times(count), NOTHING
+            with self._lab.training_in(self._campaign.kernels[block.run]):
+                found = stored_work(self._lab, request)
+                there, again = found.there, found.again
+                if most.trainings:
+                    found = stored_work(self._lab, plain(request))
+                    chain, again = found.there, again | found.again
+            if not structured(request):  # its own tickets are the chain
+                there = there.without(chain)
+            self._there[block] = chain.at_most(most), there, again
+        return self._there[block]
+
+    def _begun(self, block: Block) -> bool:
+        """Whether some of its dense networks are there, without which nothing else is."""
+        return len(self._left(self._whole(block))) < block.last - block.first
+
+    def _whole(self, block: Block) -> list[Segment]:
+        """Its dense networks, in the first order."""
+        return self._dense(block.run, range(block.first, block.last))
+
+    def _dense(self, run: str, replicates: Sequence[int]) -> list[Segment]:
+        with self._lab.training_in(self._campaign.kernels[run]):
+            return [dense(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
+
+    def _left(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Those that have still to be trained."""
+        return [one for one in segments if self._lab.store.trained(one.trajectory, one.last) is None]
+
+    def shared(self, block: Block, counted: set[str] | None = None) -> Work:
+        """A block's dense networks, in both orders, that have still to be trained; of the second one those of earlier
+        replicates too, which a bundle may lack."""
+        whole, known = self._whole(block), set[str]() if counted is None else counted
+        twins = [
+            replace(one, order_seed=second_order(one.order_seed)) for one in self._dense(block.run, self._twins(block))
+        ]
+        left = {one.key for one in self._left([*whole, *twins])} - known
+        known |= left
+        return Work(len(left) * whole[0].total, len(left))
+
+    def whole(self, blocks: Sequence[Block]) -> float:
+        """Of several, one after the other: what they share is counted once."""
+        counted = set[str]()
+        return sum(self.estimate(block, counted) for block in blocks)
+
+    def _seconds(self, block: Block, work: Work, *, dense: bool = False) -> float:
+        if not work.trainings:
+            return 0.0
+        if not dense and (seen := self._seen.get(block.run)):
+            return work.steps * seen  # of blocks side by side, as they were
+        pace = self._measured(block.run)
+        step = pace.step if pace.masked_step is None else pace.masked_step
+        steps = (work.steps - work.masked) * pace.step + work.masked * step
+        side_by_side = min(max(self._lab.workers, 1), block.last - block.first)
+        return (steps + work.trainings * pace.training) / side_by_side
+
+    def _measured(self, run: str) -> Pace:
+        """By the first steps of the first dense network; where masks train in sparse kernels, of one as dense as the
+        run's are in the mean."""
+        request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
+        (whole,) = self._dense(run, [0])
+        density = None if kernels == "dense" else mean_density(request)
+        key = digest_of([whole.describe(), kernels, density and round(density, 1)])
+        if key not in self._pace:
+            self._pace[key] = measured(self._lab, request, kernels, density, self._elsewhere)
+        return self._pace[key]

@@ -1,0 +1,117 @@
+"""How much a run of a campaign trains, before any of it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ticketry.evidence.settings import StabilitySettings
+from ticketry.experiments.request import SearchRequest, planned_densities
+from ticketry.lab.lab import Lab
+from ticketry.lab.training.segment import Segment
+from ticketry.search.common.structure import Restructuring
+from ticketry.search.concrete import Settings as ConcreteSettings
+from ticketry.search.concrete import mask_steps
+from ticketry.search.gating.settings import GateSettings
+from ticketry.search.iterative import Settings as IterativeSettings
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps, and in how many trainings."""
+
+    steps: int
+    trainings: int
+    masked: int = 0
+    """Of the steps, those of networks that hold a mask, which sparse kernels may make faster."""
+
+    def without(self, other: Work) -> Work:
+        """What is left of it."""
+        return Work(
+            max(self.steps - other.steps, 0),
+            max(self.trainings - other.trainings, 0),
+            max(self.masked - other.masked, 0),
+        )
+
+    def at_most(self, other: Work) -> Work:
+        """No more than another."""
+        return Work(min(self.steps, other.steps), min(self.trainings, other.trainings), min(self.masked, other.masked))
+
+    def times(self, count: int) -> Work:
+        """As many times as much."""
+        return Work(count * self.steps, count * self.trainings, count * self.masked)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.steps + other.steps, self.trainings + other.trainings, self.masked + other.masked)
+
+
+NOTHING = Work(0, 0)
+
+
+def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
+    """About how many steps one replicate trains beside the dense network, and in how many trainings: tickets and
+    controls, rounds with gates, and what is trained once more in a second order of the data.
+    """
+    whole = dense(lab, request)
+    settings = request.settings
+    tickets = request.method.levels(settings) if request.method.levels else 1
+    rounds = settings.rounds * len(settings.members) if isinstance(settings, GateSettings) else 0
+    own = whole.total - whole.at(getattr(settings, "rewind", "0")) if _rewinds(settings) else whole.total
+    masked = tickets + request.controls_of(tickets)
+    again = 0
+    if stability is not None:
+        # Of other masks both orders are its own, unless they are controls anyway.
+        others = sum(2 - (role in request.controls) for role in stability.roles if role)
+        masked += (len(stability.at) or tickets) * (1 + others)
+        again = int(stability.dense)
+    if structured(request):
+        masked += tickets - 1  # the next level goes on from the mask without structure
+    found = Work(whole.total * rounds + own * again, rounds + again) + Work(masked * own, masked, masked * own)
+    if isinstance(settings, ConcreteSettings):
+        found += Work(tickets * mask_steps(settings, whole), tickets)
+    return found
+
+
+def chain_of(lab: Lab, request: SearchRequest) -> Work:
+    """What a replicate trains of tickets without structure, which runs that differ in structure alone share."""
+    settings = request.settings
+    if not isinstance(settings, IterativeSettings):
+        return NOTHING
+    whole = dense(lab, request)
+    tickets = request.method.levels(settings) if request.method.levels else 1
+    trained = tickets - structured(request)
+    steps = trained * (whole.total - whole.at(settings.rewind)) if _rewinds(settings) else 0
+    return Work(steps, trained, steps)
+
+
+def mean_density(request: SearchRequest) -> float | None:
+    """Of all networks under a mask that a replicate trains; None if it is not known beforehand."""
+    planned = [density for density in planned_densities(request) if 0 < density < 1]
+    counts = [1 + len(request.controls_at(density)) for density in planned]
+    if not planned:
+        return None
+    return sum(density * count for density, count in zip(planned, counts, strict=True)) / sum(counts)
+
+
+def structured(request: SearchRequest) -> bool:
+    """Whether each level has two tickets: one with a structure, and one without, that the next goes on from."""
+    return isinstance(request.settings, IterativeSettings) and request.settings.structure != "none"
+
+
+def plain(request: SearchRequest) -> SearchRequest:
+    """The same search without structure and controls."""
+    settings = request.settings
+    if isinstance(settings, IterativeSettings):
+        without: dict[str, Any] = {one.name: one.default for one in fields(Restructuring)}
+        settings = replace(settings, **without)
+    return replace(request, settings=settings, controls=(), control_densities=())
+
+
+def _rewinds(settings: object) -> bool:
+    return hasattr(settings, "rewind") and getattr(settings, "retrain", "") in ("", "continue", "rewind_lr")
+
+
+def dense(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
+    """The dense training of a replicate, which every method begins with."""
+    seeds = request.seeds.replicate(replicate)
+    return lab.segment(request.task, start=seeds.initialisation, order_seed=seeds.order, recipe=request.recipe)
