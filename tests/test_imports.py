@@ -93,6 +93,7 @@ def test_arrows_go_one_way(path):
 KERNELS = {
     *(
         "cpu.activations",
+        "cpu.amx",
         "cpu.bfloat",
         "cpu.copies",
         "cpu.emitter",
@@ -119,7 +120,8 @@ ENGINE = {
     "graph": set(),
     "kept_files": set(),
     "capture": {"graph", "kept_files"},
-    "cpu": {"kept_files"},
+    "processor": set(),
+    "cpu": {"kept_files", "processor"},
     "cpu.pixels": KERNELS,
     "cpu.planes": KERNELS,
     "cpu.training": KERNELS | {"cpu.planes"},

@@ -99,7 +99,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _machine() -> Iterator[Finding]:
-    from ticketry.engine.bench.machine import computes_in_bf16, machine
+    from ticketry.engine.bench.machine import machine
+    from ticketry.engine.processor import computes_in_bf16
 
     found = machine()
     yield Finding("processor", found["processor"], "")

@@ -279,7 +279,7 @@ def _differing(paths: Sequence[Path]) -> str:
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     told = [", ".join(records)] if records else []
-    told += [f"{others} results or answers"] if others else []
+    told += [f"{others} result{'s' * (others > 1)} or answer{'s' * (others > 1)}"] if others else []
     return f"{' and '.join(told)}: the bundle tells other numbers (of another kind of machine?), those here were kept"
 
 

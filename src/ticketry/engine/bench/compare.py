@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.engine.bench.dense_engines import Call, Contender, UnavailableError
-from ticketry.engine.bench.machine import can_pin, choose_cores, kept_on, last_cache, machine
+from ticketry.engine.bench.machine import can_pin, choose_cores, kept_on, machine
 from ticketry.engine.bench.timing import Samples, Timing, median_interval, quartiles, take
 from ticketry.engine.bench.workload import Case
 from ticketry.engine.compiled import Compiled, compile
 from ticketry.engine.example_inputs import difference, outputs_of
+from ticketry.engine.processor import last_cache
 from ticketry.errors import EngineError
 from ticketry.records.speed import EngineTime, Saved, SpeedLayer, Timed
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ticketry.engine.bench.machine import computes_in_bf16
 from ticketry.engine.bench.workload import Case
 from ticketry.engine.example_inputs import outputs_of
 from ticketry.engine.export import first_line, quiet
+from ticketry.engine.processor import computes_in_bf16
 from ticketry.errors import EngineError, MissingExtraError, UsageError
 from ticketry.version import __version__
 

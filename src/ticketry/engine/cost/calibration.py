@@ -14,7 +14,7 @@ from torch import nn
 
 from ticketry.core.costs.cost_model import spread_of
 from ticketry.core.scope import scope
-from ticketry.engine.bench.machine import cache_sizes, machine
+from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.cost.designs import DESIGNS, Design, drawn
@@ -27,6 +27,7 @@ from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import Graph
 from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry.engine.processor import cache_sizes
 from ticketry.errors import EngineError, UsageError
 
 _VARIANTS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ticketry.engine import platforms
-from ticketry.engine.bench.machine import cache_sizes, machine
+from ticketry.engine.processor import cache_sizes, processor
 from ticketry.errors import EngineError, MissingExtraError
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
@@ -83,9 +83,9 @@ def foreign(name: str) -> Target:
     return _FOREIGN[name]
 
 
-def near_inputs(processor: str, first: int) -> int:
+def near_inputs(name: str, first: int) -> int:
     """`Target.near` of a processor with AVX-512, by its name and the bytes of its first cache."""
-    return WIDE_NEAR if "Intel" in processor and first >= 48 << 10 else NEAR
+    return WIDE_NEAR if "Intel" in name and first >= 48 << 10 else NEAR
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def _host() -> Target:
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         half = "avx512bf16" in flags
         tiles = half and {"amx-tile", "amx-bf16"} <= flags and platforms.may_use_tiles()
-        near = near_inputs(machine()["processor"], cache_sizes()[0])
+        near = near_inputs(processor()[0], cache_sizes()[0])
         return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)

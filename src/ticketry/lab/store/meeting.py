@@ -19,7 +19,7 @@ class Met(NamedTuple):
     """What only the other one tells: other numbers, or replicates of a campaign."""
 
 
-_OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store", "loss")
+_OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
 """What records tell of how and when they were made, beside what was found."""
 
 

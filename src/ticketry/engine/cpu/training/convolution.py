@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+import ticketry.engine.cpu.amx as amx
 from ticketry.core.structure.group_wise.matrices import row_groups
-from ticketry.engine.cpu import amx
 from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single

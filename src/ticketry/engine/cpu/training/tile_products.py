@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ticketry.engine.cpu import amx
+import ticketry.engine.cpu.amx as amx
 from ticketry.engine.cpu.emitter import I32, Emitter, Written
 from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, segments_of

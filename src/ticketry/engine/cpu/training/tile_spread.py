@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+import ticketry.engine.cpu.amx as amx
 import ticketry.engine.cpu.bfloat as bfloat
-from ticketry.engine.cpu import amx
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.window import Array

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+import ticketry.engine.cpu.amx as amx
 import ticketry.engine.cpu.bfloat as bfloat
-from ticketry.engine.cpu import amx
 from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, even_parts, segments_of
 from ticketry.engine.cpu.planes.geometry import FLOAT

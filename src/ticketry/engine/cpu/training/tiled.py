@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+import ticketry.engine.cpu.amx as amx
 from ticketry.core.structure.group_wise.matrices import row_groups
-from ticketry.engine.cpu import amx
 from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check
 from ticketry.engine.cpu.program import Op
