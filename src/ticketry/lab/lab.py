@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ticketry.core.mask import Mask
 from ticketry.errors import InterruptedTrainingError, UsageError
@@ -18,7 +18,7 @@ from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.chosen import chosen
-from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner
+from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause, together
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import is_done
@@ -243,7 +243,6 @@ class Lab(Answers):
         """Call independent `functions`, side by side where the lab has workers; their results in order."""
         pieces = list(functions)
         prefix = getattr(self._told, "prefix", "")
-
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
 
@@ -253,7 +252,7 @@ class Lab(Answers):
 
         with heeded():
             futures = self._side_by_side([functools.partial(labelled, piece) for piece in pieces])
-        self._raise_cause(futures)
+        raise_cause(futures)
         return [future.result() for future in futures]
 
     def _side_by_side(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
@@ -305,6 +304,12 @@ class Lab(Answers):
             yield nothing
         finally:
             self._runner, self.ledger, self.store.remake = before
+
+    def aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
+        """Train segments side by side in another store, of which nothing is counted; tells what each has taken."""
+        order = replace(self._order, store=address, measure=measure)
+        with heeded():
+            return together(self._running(), order, segments, self._emit)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -392,9 +397,3 @@ class Lab(Answers):
             told = Event(**{**vars(event), "label": self._labels.get(event.key, "")})
             for listener in tuple(self._listeners):
                 listener(told)
-
-    def _raise_cause(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-        """Raise what went wrong first; that others were then stopped is a consequence."""
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
-            raise error

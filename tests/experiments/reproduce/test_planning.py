@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from ticketry.errors import NotStoredError
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.pace import Pace, measured
+from ticketry.experiments.reproduce.pace import _timed as timed
 from ticketry.experiments.reproduce.planning import Block
 from ticketry.experiments.reproduce.stored import Stored, stored_work
-from ticketry.experiments.reproduce.work import Work, dense, work_of
+from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_of
 from ticketry.experiments.search import execute
+from ticketry.lab.training.job import Work as TimedWork
+from ticketry.lab.training.segment import Segment
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -163,18 +166,36 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
             opened.append(folder)
             with tk.Lab(folder, device="cpu") as other:
                 yield other
-                assert other.ledger.segments_trained > 0
+                trajectories = {path.parent.name for path in other.store.paths.result_files()}
+                assert len(trajectories) == 2, "as many as are trained side by side"
 
-        pace = measured(lab, request, "dense", None, elsewhere)
+        pace = measured(lab, request, "dense", None, elsewhere, side_by_side=2)
         assert pace.step > 0
         assert pace.training > 0
         assert pace.masked_step is None
         (folder,) = opened
         assert not folder.exists()
         assert not list(lab.store.paths.result_files())
+        assert lab.ledger.segments_trained == 0
         # of workers that are elsewhere the store tells, as they trained in it
         assert measured(lab, request, "dense", None, None).step > 0
         assert lab.ledger.segments_trained > 0
+
+
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
+def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels: str) -> None:
+    pytest.importorskip("llvmlite")
+    (file := tmp_path / "structure.toml").write_text(CAMPAIGN.replace('"digits"', '"norms_task:norms"'))
+    request = read_campaign(file, "demo", trust=True).runs["single"]
+    assert mean_density(request) == pytest.approx(0.5)
+
+    def elsewhere(folder: Path) -> tk.Lab:
+        return tk.Lab(folder, device="cpu", precision="fp32")
+
+    with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
+        density = 0.2 if kernels == "sparse" else None
+        assert (measured(lab, request, kernels, density, elsewhere).masked_step is None) == (kernels == "dense")
+        assert not list(lab.store.paths.blob_files())
 
 
 ANOTHER = """
@@ -223,3 +244,24 @@ def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign:
         first = dense(lab, campaign.runs["single"])
         lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
         assert clock.shared(later) == Work((1 + 2) * 40, 1 + 2)
+
+
+@pytest.mark.parametrize(("once", "step"), [(0.0, 0.001), (0.5, 0.02), (0.0, 0.5), (0.4, 0.07)])
+def test_what_pieces_take_once_is_no_part_of_a_step(
+    tmp_path: Path, campaign: Campaign, once: float, step: float
+) -> None:
+    """Of trainings that take exactly so long; they need not be long to tell it."""
+    taken: list[tuple[int, float]] = []
+
+    def train(segments: Sequence[Segment], measure: bool) -> list[TimedWork]:
+        (at,) = {one.last for one in segments}
+        done = at - (taken[-1][0] if taken else 0)
+        taken.append((at, once + step * done))
+        return [TimedWork(steps=done, train_seconds=taken[-1][1], other_seconds=0.25) for _ in segments]
+
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        whole = replace(dense(lab, campaign.runs["single"]), last=4000, total=4000)
+        seconds, beside = timed(lab, [whole, whole], train)
+    assert seconds == pytest.approx(step)
+    assert beside == pytest.approx(once + 0.25)
+    assert sum(took for _, took in taken) < 8

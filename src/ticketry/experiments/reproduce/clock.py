@@ -140,8 +140,11 @@ class Clock:
         pace = self._measured(block.run)
         step = pace.step if pace.masked_step is None else pace.masked_step
         steps = (work.steps - work.masked) * pace.step + work.masked * step
-        side_by_side = min(max(self._lab.workers, 1), block.last - block.first)
-        return (steps + work.trainings * pace.training) / side_by_side
+        return (steps + work.trainings * pace.training) / self._side_by_side(block.last - block.first)
+
+    def _side_by_side(self, replicates: int) -> int:
+        """How many networks are trained at once."""
+        return min(max(self._lab.workers, 1), replicates)
 
     def _measured(self, run: str) -> Pace:
         """By the first steps of the first dense network; where masks train in sparse kernels, of one as dense as the
@@ -151,5 +154,12 @@ class Clock:
         density = None if kernels == "dense" else mean_density(request)
         key = digest_of([whole.describe(), kernels, density and round(density, 1)])
         if key not in self._pace:
-            self._pace[key] = measured(self._lab, request, kernels, density, self._elsewhere)
+            self._pace[key] = measured(
+                self._lab,
+                request,
+                kernels,
+                density,
+                self._elsewhere,
+                side_by_side=self._side_by_side(self._campaign.plans[run].at[0]),
+            )
         return self._pace[key]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -17,23 +18,29 @@ from ticketry.core.seeds import generator
 from ticketry.experiments.reproduce.work import dense
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
+from ticketry.lab.training.job import Work
+from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
 """Steps that are trained before those that are timed; of these the fewest and the most."""
-_LONG_ENOUGH = 2.0
-"""Seconds after which no more steps are timed, and that an evaluation may take to be timed: a few milliseconds are no
-measure where others compute too."""
+_LONG_ENOUGH, _TOO_LONG = 1.0, 4.0
+"""Seconds of steps after which no more are timed, for a few milliseconds are no measure where others compute too; and
+seconds after which none are, whatever they were."""
+_LONG_EVALUATION = 2.0
+"""Seconds: one that likely takes longer is not timed."""
 _FORWARD = 1 / 3
 """What the forward pass takes of a step."""
 
 Elsewhere = Callable[[Path], AbstractContextManager[Lab]]
 """Opens a lab like the campaign's over another folder."""
+_Train = Callable[[Sequence[Segment], bool], list[Work]]
+"""Trains segments side by side, and measures metrics if it is said; tells what each has taken."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a task is trained."""
+    """How fast a task is trained, while as many are trained side by side as there are workers."""
 
     step: float
     """Seconds."""
@@ -44,74 +51,109 @@ class Pace:
 
 
 def measured(
-    lab: Lab, request: SearchRequest, kernels: str, density: float | None, elsewhere: Elsewhere | None
+    lab: Lab,
+    request: SearchRequest,
+    kernels: str,
+    density: float | None,
+    elsewhere: Elsewhere | None,
+    *,
+    side_by_side: int = 1,
 ) -> Pace:
-    """By the first steps of a dense training, and of one under a random mask where sparse kernels compute with those.
+    """By the first steps of dense trainings, and of those under a random mask where sparse kernels compute with that.
 
     What a store tells was trained some time ago, perhaps on another machine or beside other work: so steps are always
-    trained anew.
+    trained anew, by the lab's own workers.
 
     Args:
         kernels: that the campaign's run is trained in: auto, dense or sparse.
         density: of the mask; None where it is not known.
-        elsewhere: None where workers are on other machines, whose steps cannot be timed here: then the lab itself
-            trains the first steps of the dense network.
+        elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
+            the first steps of the dense network.
+        side_by_side: how many are trained at once, as they share what the machine has.
     """
     if elsewhere is None:
         with lab.training_in(kernels):
-            return Pace(*_timed(lab, dense(lab, request)))
+            return Pace(*_timed(lab, [dense(lab, request)], _in_store(lab)))
     with (
         tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder,
         elsewhere(Path(folder)) as other,
         other.training_in(kernels),
     ):
-        whole = dense(other, request)
-        step, training = _timed(other, whole)
-        masked = None if density is None else _masked(other, request, whole, density)
-        if masked is None:
+
+        def train(segments: Sequence[Segment], measure: bool) -> list[Work]:
+            return lab.aside(segments, other.store.address, measure=measure)
+
+        whole = [dense(other, request, replicate) for replicate in range(side_by_side)]
+        step, training = _timed(other, whole, train)
+        masked = [] if density is None else _masked(other, request, whole, density)
+        if not masked:
             return Pace(step, training)
-        masked_step, masked_training = _timed(other, masked)
+        masked_step, masked_training = _timed(other, masked, train)
         return Pace(step, max(training, masked_training), masked_step)
 
 
-def _masked(lab: Lab, request: SearchRequest, whole: Segment, density: float) -> Segment | None:
-    """The same training under a random mask, if it is in other kernels."""
-    drawn, whole_mask = generator("pace"), Mask.ones(scope(lab.model(request.task)))
-    mask = Mask({name: torch.rand(kept.shape, generator=drawn) < density for name, kept in whole_mask.items()})
-    seed = request.seeds.initialisation
-    found = lab.segment(request.task, start=seed, order_seed=whole.order_seed, recipe=request.recipe, mask=mask)
-    return found if found.arithmetic.kernels != whole.arithmetic.kernels else None
+def _in_store(lab: Lab) -> _Train:
+    """Training in the lab's own store: what that has takes what it took."""
+    known: dict[str, float] = {}
+
+    def train(segments: Sequence[Segment], measure: bool) -> list[Work]:
+        begun = time.monotonic()
+        results = lab.train_many(segments, labels=["to measure a step"] * len(segments), measure=measure)
+        wall, found = time.monotonic() - begun, []
+        for segment, result in zip(segments, results, strict=True):
+            seconds = result.train_seconds - known.get(segment.trajectory, 0.0)
+            known[segment.trajectory] = result.train_seconds
+            found.append(Work(train_seconds=seconds, other_seconds=max(wall - seconds, 0.0)))
+        return found
+
+    return train
 
 
-def _timed(lab: Lab, whole: Segment) -> tuple[float, float]:
+def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density: float) -> list[Segment]:
+    """The same trainings under a random mask; none if that is not trained in sparse kernels."""
+    drawn, shapes = generator("pace"), Mask.ones(scope(lab.model(request.task))).shapes
+    mask = Mask({name: torch.rand(shape, generator=drawn) < density for name, shape in shapes.items()})
+    seed, order = request.seeds.initialisation, whole[0].order_seed
+    first = lab.segment(request.task, start=seed, order_seed=order, recipe=request.recipe, mask=mask)
+    if first.arithmetic.kernels == DENSE:
+        return []
+    return [replace(first, start=one.start, order_seed=one.order_seed) for one in whole]
+
+
+def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, float]:
     """Seconds of a step, and of a training beside its steps.
 
-    Pieces of the training are timed, each twice as long as the one before. What every piece takes once (kernels that
+    Pieces of the trainings are timed, each twice as long as the one before. What every piece takes once (kernels that
     are got ready) is the same in all of them: so the difference of two tells what steps take.
     """
-    at = min(_WARM, whole.last - 1)
-    seconds, beside = _piece(lab, whole, at, 0.0), 0.0  # starts processes and reads the data, too
+
+    def piece(step: int, measure: bool = False) -> tuple[float, float]:
+        done = train([one.until(step) for one in whole], measure)
+        return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
+
+    last = whole[0].last
+    at, beside = min(_WARM, last - 1), 0.0
+    piece(at)  # starts processes and reads the data, too
     pieces: list[tuple[int, float]] = []
-    while at < whole.last and sum(took for _, took in pieces) < _LONG_ENOUGH and sum(n for n, _ in pieces) < _MOST:
-        then = min(at + max(_FEWEST, sum(count for count, _ in pieces)), whole.last)
-        begun = time.monotonic()
-        took = _piece(lab, whole, then, seconds)
-        beside = max(time.monotonic() - begun - took, 0.0)
+    while at < last and not _enough(pieces):
+        then = min(at + max(_FEWEST, sum(count for count, _ in pieces)), last)
+        took, beside = piece(then)
         pieces.append((then - at, took))
-        seconds, at = seconds + took, then
+        at = then
     step, once = _by_pieces(pieces)
-    examples = sum(lab.sizes(whole.task)[split] for split in ("validation", "test"))
-    evaluation = _FORWARD * step * examples / whole.recipe.batch
-    if evaluation < _LONG_ENOUGH:
-        begun = time.monotonic()
-        lab.train(whole.until(at), label="to measure a step")
-        return step, once + time.monotonic() - begun
+    examples = sum(lab.sizes(whole[0].task)[split] for split in ("validation", "test"))
+    evaluation = _FORWARD * step * examples / whole[0].recipe.batch
+    if evaluation < _LONG_EVALUATION:
+        return step, once + piece(at, measure=True)[1]
     return step, once + beside + evaluation
 
 
-def _piece(lab: Lab, whole: Segment, step: int, before: float) -> float:
-    """Seconds of the training up to a step, without those before."""
-    return lab.train(whole.until(step), label="to measure a step", measure=False).train_seconds - before
+def _enough(pieces: Sequence[tuple[int, float]]) -> bool:
+    """Whether pieces, of which each takes some time beside its steps, tell what steps take."""
+    whole = sum(took for _, took in pieces)
+    once = min((took for _, took in pieces), default=0.0)
+    long = whole - len(pieces) * once >= _LONG_ENOUGH or whole >= _TOO_LONG
+    return long or sum(count for count, _ in pieces) >= _MOST
 
 
 def _by_pieces(pieces: list[tuple[int, float]]) -> tuple[float, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ticketry.errors import NotStoredError, UsageError
+from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
 from ticketry.lab.runners.stopping import asked
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
@@ -120,3 +120,19 @@ class Nothing:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def raise_cause(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+    """Raise what went wrong first, of futures that are done; that others were then stopped is a consequence."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
+        raise error
+
+
+def together(runner: Runner, order: Order, segments: Sequence[Segment], on_event: OnEvent) -> list[Work]:
+    """Train segments side by side; tells what each has taken."""
+    futures = [runner.submit(order, one, ()) for one in segments]
+    raise_cause(concurrent.futures.wait(futures).done)
+    for one in segments:
+        on_event(Event("finished", one.key, one.first, one.last, one.last))
+    return [future.result() for future in futures]
