@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import ticketry as tk
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.errors import (
@@ -20,8 +21,11 @@ from ticketry.errors import (
     UsageError,
 )
 from ticketry.lab import answers
+from ticketry.lab.aside import trained_aside
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.chosen import default_workers
+from ticketry.lab.runners.underway import Underway
+from ticketry.lab.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits
 
@@ -155,6 +159,22 @@ def test_events_tell_the_story(tmp_path, points):
     assert steps == sorted(steps)
     assert steps[-1] == 24
     assert {(event.key, event.label, event.first, event.last) for event in events} == {(segment.key, "a name", 3, 24)}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path, workers):
+    """In another store; what is being trained there is shown, and is gone afterwards."""
+    task, told = tk.task("digits"), Underway()
+    with Lab(tmp_path / "own", workers=workers, on_event=told.on_event) as lab:
+        whole = [lab.segment(task, start=seed, recipe=task.recipe.changed(length="40it")) for seed in (0, 1)]
+        other = Store(tmp_path / "other")
+        steps = trained_aside(lab, [one.until(5) for one in whole], other.address, measure=False)
+        more = trained_aside(lab, [one.until(12) for one in whole], other.address, measure=True)
+        assert [one.steps for one in (*steps, *more)] == [5, 5, 7, 7]
+        assert min(one.train_seconds for one in (*steps, *more)) > 0
+        assert not list(lab.store.paths.result_files())
+        assert {path.stem for path in other.paths.result_files()} == {"5", "12"}
+        assert (lab.ledger.segments_asked, told.trained, told.asked, told.active()) == (0, 0, 0, [])
 
 
 def test_masks_are_remembered_by_what_made_them(lab, points, monkeypatch):

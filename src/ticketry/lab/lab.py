@@ -18,7 +18,7 @@ from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.loggers.dashboards import Dashboards
 from ticketry.lab.loggers.logger import Logger
 from ticketry.lab.runners.chosen import chosen
-from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause, together
+from ticketry.lab.runners.runner import Event, Nothing, OnEvent, Order, Runner, raise_cause
 from ticketry.lab.runners.stopping import asked, heeded
 from ticketry.lab.store import digest_of, open_store
 from ticketry.lab.training.execute import is_done
@@ -304,12 +304,6 @@ class Lab(Answers):
             yield nothing
         finally:
             self._runner, self.ledger, self.store.remake = before
-
-    def aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
-        """Train segments side by side in another store, of which nothing is counted; tells what each has taken."""
-        order = replace(self._order, store=address, measure=measure)
-        with heeded():
-            return together(self._running(), order, segments, self._emit)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -147,12 +147,12 @@ class Clock:
         return min(max(self._lab.workers, 1), replicates)
 
     def _measured(self, run: str) -> Pace:
-        """By the first steps of the first dense network; where masks train in sparse kernels, of one as dense as the
-        run's are in the mean."""
+        """By the first steps of the first dense networks; where masks train in sparse kernels, of masks as dense as
+        the run's are in the mean too."""
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
         density = None if kernels == "dense" else mean_density(request)
-        key = digest_of([whole.describe(), kernels, density and round(density, 1)])
+        key = digest_of([whole.describe(), kernels])
         if key not in self._pace:
             self._pace[key] = measured(
                 self._lab,

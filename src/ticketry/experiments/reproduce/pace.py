@@ -17,6 +17,7 @@ from ticketry.core.scope import scope
 from ticketry.core.seeds import generator
 from ticketry.experiments.reproduce.work import dense
 from ticketry.experiments.request import SearchRequest
+from ticketry.lab.aside import trained_aside
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.job import Work
 from ticketry.lab.training.precision import DENSE
@@ -24,7 +25,7 @@ from ticketry.lab.training.segment import Segment
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
 """Steps that are trained before those that are timed; of these the fewest and the most."""
-_LONG_ENOUGH, _TOO_LONG = 1.0, 4.0
+_LONG_ENOUGH, _TOO_LONG = 1.0, 3.0
 """Seconds of steps after which no more are timed, for a few milliseconds are no measure where others compute too; and
 seconds after which none are, whatever they were."""
 _LONG_EVALUATION = 2.0
@@ -81,7 +82,7 @@ def measured(
     ):
 
         def train(segments: Sequence[Segment], measure: bool) -> list[Work]:
-            return lab.aside(segments, other.store.address, measure=measure)
+            return trained_aside(lab, segments, other.store.address, measure=measure)
 
         whole = [dense(other, request, replicate) for replicate in range(side_by_side)]
         step, training = _timed(other, whole, train)

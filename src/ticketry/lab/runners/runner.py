@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -32,7 +32,7 @@ class Order:
 @dataclass(frozen=True)
 class Event:
     """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), lost (its worker; another goes
-    on from the step), finished or cached."""
+    on from the step), finished, cached, or aside (finished in another store, for its time alone)."""
 
     kind: str
     key: str
@@ -127,12 +127,3 @@ def raise_cause(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
         raise error
-
-
-def together(runner: Runner, order: Order, segments: Sequence[Segment], on_event: OnEvent) -> list[Work]:
-    """Train segments side by side; tells what each has taken."""
-    futures = [runner.submit(order, one, ()) for one in segments]
-    raise_cause(concurrent.futures.wait(futures).done)
-    for one in segments:
-        on_event(Event("finished", one.key, one.first, one.last, one.last))
-    return [future.result() for future in futures]

@@ -25,8 +25,10 @@ class Underway:
                 self._done.add(event.key)
                 self.trained += event.kind == "finished"
                 self.asked += 1
-            elif event.kind == "stored":
+            elif event.kind in ("stored", "aside"):
                 self._active.pop(event.key, None)
+                if event.kind == "aside":
+                    self._done.add(event.key)
             elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
                 self._active[event.key] = event
 
