@@ -94,10 +94,15 @@ class Uploads:
 
     def _upload(self, step: int, path: Path) -> None:
         state = self._states.push(step, path)
-        if step <= self._dropped:  # meanwhile
-            self._remote.delete(self._states.names(state))
-            return
         before = state_of(self._lease.known)
-        self._lease.change(lambda known: with_state(known, state))
+        if not self._is_dropped(step):
+            self._lease.change(lambda known: with_state(known, state))
+        if self._is_dropped(step):  # meanwhile: it may have been told, or not
+            if state_of(self._lease.known) == state:
+                self._lease.change(lambda known: with_state(known, None) if state_of(known) == state else known)
+            self._remote.delete(self._states.names(state))
         if before is not None and before != state:
             self._remote.delete(self._states.names(before))
+
+    def _is_dropped(self, step: int) -> bool:
+        return step <= self._dropped
