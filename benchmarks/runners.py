@@ -1,18 +1,21 @@
 """What a runner takes beside training: one search on each, in turns, on an empty store each time.
 
-    python benchmarks/runners.py --on processes:1 ray:,cpus=1 dask:local,workers=1 slurm:local,jobs=1
+    python benchmarks/runners.py --on processes:1 ray:local,cpus=1 dask:local,workers=1 slurm:local,jobs=1
+    python benchmarks/runners.py --on processes:2 ray:local dask:local,workers=2 slurm:local,jobs=2 \
+        --chains 2 --length 30000it --segments 3
     python benchmarks/runners.py --state
 
-The segments are trainings of LeNet-300-100 on digits, one after the other, of --length each. Told is, for each runner,
-what a segment takes: in processor seconds of this process and of all that it started (a machine that others use makes
-the wall clock useless), and, by the wall clock, beside the steps of its training, which the worker times itself. The
-first segment, with which workers are started, is told alone. ``--state`` times what a cache of states in workers could
-save: reading a segment's start from the store.
+The segments are trainings of LeNet-300-100 on digits of --length each, in --chains side by side. Told is, for each
+runner, what a segment takes: in processor seconds of this process and of all that it started, by the wall clock beside
+the steps of its training, which the worker times itself, and how much longer than those steps the chains took. Workers
+are started with a short training each before, which is told alone. ``--state`` times what a cache of states in workers
+could save: reading a segment's start from the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import statistics
@@ -25,27 +28,39 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.store import open_store
 from ticketry.tasks import catalogue
 
+FIRST = "200it"
+"""Length of the training with which a worker is started."""
 
-def searched(on: str, folder: Path, length: str, segments: int) -> dict[str, float]:
-    """Segments one after the other: seconds of the first beside its training, and of the others."""
+
+def searched(on: str, folder: Path, length: str, segments: int, chains: int) -> dict[str, float]:
+    """Chains of segments side by side: seconds until each worker has begun, and then of a segment and of the whole."""
     shutil.rmtree(folder, ignore_errors=True)
     task = catalogue.get("digits")
-    recipe = task.recipe.changed(length=length)
+
+    def trained(lab: Lab, number: int, length: str) -> tuple[float, float]:
+        """Seconds by the wall clock, and those of its steps alone."""
+        segment = lab.segment(task, start=number, recipe=task.recipe.changed(length=length))
+        began = time.perf_counter()
+        result = lab.train(segment)
+        return time.perf_counter() - began, result.train_seconds
+
+    def chain(lab: Lab, number: int) -> list[tuple[float, float]]:
+        return [trained(lab, number + chains * (place + 1), length) for place in range(segments)]
+
     with Lab(folder, runner=on, device="cpu") as lab:
-        walls, trained, processor = [], [], []
-        for number in range(segments + 1):
-            segment = lab.segment(task, start=number, recipe=recipe)
-            began = time.perf_counter()
-            result = lab.train(segment)
-            walls.append(time.perf_counter() - began)
-            trained.append(result.train_seconds)
-            processor.append(processor_seconds())
+        first = lab.gather([functools.partial(trained, lab, number, FIRST) for number in range(chains)])
+        began, before = time.perf_counter(), processor_seconds()
+        told = lab.gather([functools.partial(chain, lab, number) for number in range(chains)])
+        wall, processor = time.perf_counter() - began, processor_seconds() - before
     shutil.rmtree(folder, ignore_errors=True)
-    beside = [wall - own for wall, own in zip(walls, trained, strict=True)]
+    ones = [one for chain in told for one in chain]
+    own = sum(steps for _, steps in ones)
     return {
-        "start": beside[0],
-        "beside": statistics.median(beside[1:]),
-        "processor": (processor[-1] - processor[0]) / segments,
+        "start": max(wall - steps for wall, steps in first),
+        "training": statistics.median(steps for _, steps in ones),
+        "beside": statistics.median(wall - steps for wall, steps in ones),
+        "share": chains * wall / own - 1,
+        "processor": processor / len(ones),
     }
 
 
@@ -92,6 +107,7 @@ def main() -> None:
     parser.add_argument("--on", nargs="+", default=["processes:1"])
     parser.add_argument("--length", default="200it")
     parser.add_argument("--segments", type=int, default=4)
+    parser.add_argument("--chains", type=int, default=1, help="as many as workers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/runners"))
     parser.add_argument("--state", action="store_true")
@@ -103,14 +119,14 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {on: [] for on in arguments.on}
     for _ in range(arguments.rounds):
         for on in arguments.on:
-            found[on].append(searched(on, arguments.folder, arguments.length, arguments.segments))
+            found[on].append(searched(on, arguments.folder, arguments.length, arguments.segments, arguments.chains))
             print(on, {name: round(value, 3) for name, value in found[on][-1].items()}, flush=True)
-    print(f"\n{'runner':28} {'first':>8} {'beside training':>16} {'processor':>10}")
+    print(f"\n{'runner':28} {'start':>8} {'training':>9} {'beside':>9} {'of the steps':>13} {'processor':>10}")
     for on, rounds in found.items():
-        first, beside, processor = (
-            statistics.median(one[name] for one in rounds) for name in ("start", "beside", "processor")
+        start, training, beside, share, processor = (
+            statistics.median(one[name] for one in rounds) for name in rounds[0]
         )
-        print(f"{on:28} {first:7.2f}s {beside:15.3f}s {processor:9.3f}s")
+        print(f"{on:28} {start:7.2f}s {training:8.2f}s {beside:8.3f}s {100 * share:12.2f}% {processor:9.3f}s")
 
 
 if __name__ == "__main__":

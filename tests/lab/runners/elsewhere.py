@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -107,14 +108,22 @@ def interrupted_command(folder: Path, on: str, environment: Mapping[str, str] | 
         start_new_session=True,
     )
     end = time.monotonic() + 150
-    while not any((folder / "store" / "live").glob("*/*.json")) and time.monotonic() < end:
+    while not any(_trains(file) for file in (folder / "store" / "live").glob("*/*.json")) and time.monotonic() < end:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(1)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     told = process.communicate(timeout=120)[0]
     return process.returncode, time.monotonic() - began, told
+
+
+def _trains(file: Path) -> bool:
+    """Whether a worker has told of a step: a search is told of before one has begun."""
+    try:
+        return bool(json.loads(file.read_text())["active"])
+    except (OSError, ValueError):
+        return False  # just being replaced
 
 
 def free_port() -> int:

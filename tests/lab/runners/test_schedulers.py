@@ -180,3 +180,27 @@ def test_an_address_that_nobody_answers(on: str, tmp_path: Path, digits: Any) ->
     with Lab(tmp_path / "store", runner=address) as lab, pytest.raises(RunnerError, match="nobody answers at the addr"):
         lab.train(lab.segment(digits, start=0, last=3))
     assert time.monotonic() - began < 20
+
+
+STARTED_HERE = """
+import sys, threading, time
+from ticketry import Lab
+from ticketry.tasks import catalogue
+
+task = catalogue.get("digits")
+with Lab(sys.argv[1], runner="ray", device="cpu") as lab:
+    train = lambda start: lab.train(lab.segment(task, start=start, last=3))
+    first = threading.Thread(target=train, args=[0])
+    first.start()
+    first.join()
+    time.sleep(1)
+    print(train(1).segment.last)
+"""
+
+
+def test_a_cluster_that_was_started_here_outlives_the_thread_that_trained_first(tmp_path: Path) -> None:
+    """Each replicate of a search has a thread of its own, and one is done before the others."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ticketry[ray]'")
+    words = [sys.executable, "-c", STARTED_HERE, str(tmp_path / "store")]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert (told.returncode, told.stdout.split()) == (0, ["3"]), told.stderr[-2000:]

@@ -19,6 +19,14 @@ from ticketry.lab.runners.runner import OnEvent
 LOCAL = "local"
 _AHEAD = 2
 _ROOM_SECONDS = 2.0
+_QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.memory.monitor-interval": "500ms",
+}
+"""Of workers of this machine. By default they look at something every 10, 20, 200 and 500 ms, in a thread that takes
+turns with the one that trains: a training of short steps took a tenth longer (`benchmarks/runners.py`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,18 +72,20 @@ class _Tasks:
     name = "Dask"
 
     def __init__(self, place: Place) -> None:
+        import dask
         import distributed
 
         self._place, self._cluster = place, None
         try:
             if place.address == LOCAL:
-                self._cluster = distributed.LocalCluster(
-                    n_workers=place.count("workers", default_workers()),
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address=None,
-                    memory_limit=place.bytes() or "auto",
-                )
+                with dask.config.set(_QUIET):
+                    self._cluster = distributed.LocalCluster(
+                        n_workers=place.count("workers", default_workers()),
+                        threads_per_worker=1,
+                        processes=True,
+                        dashboard_address=None,
+                        memory_limit=place.bytes() or "auto",
+                    )
                 self._client = distributed.Client(self._cluster)
             else:
                 check_answers(place.address.rpartition("://")[2], "Dask's scheduler")

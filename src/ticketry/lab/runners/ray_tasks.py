@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -60,13 +61,32 @@ class _Tasks:
         import ray
 
         self._ray, self._place = ray, place
-        self._ours = not ray.is_initialized()
+        self._ours, self._closed = not ray.is_initialized(), threading.Event()
         if self._ours:
-            self._connect(place.address)
+            self._stay(functools.partial(self._connect, place.address))
         self._work = ray.remote(max_retries=0, max_calls=0)(work)
         self._refs: dict[Future[str], Any] = {}
         self._asked_at, self._slots = 0.0, 1
         self._guard = threading.Lock()
+
+    def _stay(self, connect: Callable[[], None]) -> None:
+        """Connect in a thread that lives until `close`.
+
+        What Ray starts on this machine ends with the thread that started it (Linux, prctl(2), on PR_SET_PDEATHSIG); the
+        thread that trains first may be that of one replicate of many.
+        """
+        connected: Future[None] = Future()
+
+        def kept() -> None:
+            try:
+                connected.set_result(connect())
+            except BaseException as error:
+                connected.set_exception(error)
+                return
+            self._closed.wait()
+
+        threading.Thread(target=kept, name="ray", daemon=True).start()
+        connected.result()
 
     def _connect(self, address: str) -> None:
         address = _CLIENT + address.lstrip("/") if address.startswith("//") else address
@@ -136,6 +156,7 @@ class _Tasks:
     def close(self) -> None:
         if self._ours and self._ray.is_initialized():
             self._ray.shutdown()
+        self._closed.set()
 
 
 def _runtime_environment(place: Place) -> dict[str, Any] | None:

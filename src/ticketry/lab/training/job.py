@@ -258,7 +258,7 @@ class Training:
     def __init__(self, job: Job, watch: Watch) -> None:
         self.job, self.watch = job, watch
         self.loop = job.loop()
-        self._mark = self._next_tick = self._next_checkpoint = 0.0
+        self._mark = self._before = self._next_tick = self._next_checkpoint = 0.0
         self._stop = self._due = False
 
     def until(self, stop: int) -> None:
@@ -269,7 +269,7 @@ class Training:
             TrainingError, HoldError: see `Loop.train_until`.
         """
         before = self.loop.step
-        self._mark = self._next_tick = time.monotonic()
+        self._mark = self._before = self._next_tick = time.monotonic()
         self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
         self._stop = self._due = False
         try:
@@ -297,22 +297,34 @@ class Training:
     def _tick(self) -> None:
         now = time.monotonic()
         group = self.job.group
-        if now >= self._next_tick:
+        late = now + (now - self._before) >= self._next_checkpoint  # after the next step it would be
+        self._before = now
+        if late or now >= self._next_tick:
             self._next_tick = now + min(_TICK_SECONDS, self.watch.checkpoint_seconds)
             self.watch.progress(self.job.segment, self.loop.step)
             self._stop = self.watch.stop_asked()
-            self._due = self._stop or now >= self._next_checkpoint
+            self._due = self._stop or late
         elif group is None:
             return
         if not (self._due if group is None else group.agreed(self._due)):
             return
         self._count(now)
         self.job.store_partial(self.loop.state())
-        self._mark = time.monotonic()
-        self._next_checkpoint = self._mark + self.watch.checkpoint_seconds
+        self._mark = self._before = time.monotonic()
+        self._next_checkpoint = _next_checkpoint(now, self._mark, self.watch.checkpoint_seconds)
         self._due = False
         if self._stop:
             raise self._interrupted()
+
+
+def _next_checkpoint(taken: float, stored: float, interval: float) -> float:
+    """When to begin with the next state, so that it is stored within the interval, too: what is lost is at most that.
+
+    Storing is taken to last at most half as long again as it did now. Where that is most of the interval, states cannot
+    be that near to one another: then as much time is trained as one took to store, or half of the interval.
+    """
+    storing = stored - taken
+    return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
 
 
 def begun(store: Store, segment: Segment) -> TrainingState:
