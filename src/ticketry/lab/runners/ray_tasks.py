@@ -79,10 +79,11 @@ class _Tasks:
 
         def kept() -> None:
             try:
-                connected.set_result(connect())
+                connect()
             except BaseException as error:
                 connected.set_exception(error)
                 return
+            connected.set_result(None)
             self._closed.wait()
 
         threading.Thread(target=kept, name="ray", daemon=True).start()
