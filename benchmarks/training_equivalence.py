@@ -48,7 +48,7 @@ def trained(task: Task, arguments: argparse.Namespace) -> dict[str, list[dict[st
     recipe = task.recipe.changed(length=arguments.length)
     if arguments.batch:
         recipe = recipe.changed(batch=arguments.batch)
-    recipe = recipe.changed(lr=arguments.lr)
+    recipe = recipe.changed(lr=arguments.lr, **({"augment": ()} if arguments.plain else {}))
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     with ExitStack() as labs:
         both = {kind: labs.enter_context(lab_of(kind, arguments)) for kind in KINDS}
@@ -116,6 +116,7 @@ if __name__ == "__main__":
     options.add_argument("--length", default="10ep")
     options.add_argument("--batch", type=int, default=0, help="0: the task's own")
     options.add_argument("--lr", type=float, help="peak learning rate; the task's own without it")
+    options.add_argument("--plain", action="store_true", help="pictures as they are, without flips and shifts")
     options.add_argument("--density", type=float, default=0.1)
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--test", type=int, default=0, metavar="TOKENS", help="of the test text; 0: all")
