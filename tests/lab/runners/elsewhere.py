@@ -119,9 +119,9 @@ def interrupted_command(folder: Path, on: str, environment: Mapping[str, str] | 
 
 
 def _trains(file: Path) -> bool:
-    """Whether a worker has told of a step: a search is told of before one has begun."""
+    """Whether this is what a worker tells of a step; a search, and its driver, are told of before one has begun."""
     try:
-        return bool(json.loads(file.read_text())["active"])
+        return bool(json.loads(file.read_text()).get("step"))
     except (OSError, ValueError):
         return False  # just being replaced
 
