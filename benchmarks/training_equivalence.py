@@ -48,7 +48,9 @@ def trained(task: Task, arguments: argparse.Namespace) -> dict[str, list[dict[st
     recipe = task.recipe.changed(length=arguments.length)
     if arguments.batch:
         recipe = recipe.changed(batch=arguments.batch)
-    recipe = recipe.changed(lr=arguments.lr, **({"augment": ()} if arguments.plain else {}))
+    if arguments.plain:
+        recipe = recipe.changed(augment=())
+    recipe = recipe.changed(lr=arguments.lr)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     with ExitStack() as labs:
         both = {kind: labs.enter_context(lab_of(kind, arguments)) for kind in KINDS}

@@ -45,7 +45,7 @@ class Uploads:
         """Those up to step `last` are of no use any more."""
         with self._changed:
             self._dropped = last
-            if self._waiting and self._waiting[0] <= last:
+            if self._waiting and self._is_dropped(self._waiting[0]):
                 self._waiting = None
         state = state_of(self._lease.known)
         if state is not None and state.step <= last:
@@ -63,7 +63,10 @@ class Uploads:
             self._changed.notify_all()
 
     def _is_awaited(self) -> bool:
-        return bool(self._waiting or (self._busy and self._step > self._dropped))
+        return bool(self._waiting or (self._busy and not self._is_dropped(self._step)))
+
+    def _is_dropped(self, step: int) -> bool:
+        return step <= self._dropped
 
     def tidy(self) -> None:
         """Delete what no trajectory names any more."""
@@ -103,6 +106,3 @@ class Uploads:
             self._remote.delete(self._states.names(state))
         if before is not None and before != state:
             self._remote.delete(self._states.names(before))
-
-    def _is_dropped(self, step: int) -> bool:
-        return step <= self._dropped

@@ -25,7 +25,7 @@ _QUIET = {
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.memory.monitor-interval": "500ms",
 }
-"""Of workers of this machine. By default they look at something every 10, 20, 200 and 500 ms, in a thread that takes
+"""Of workers of this machine. By default they look at something every 10, 20, 100 and 500 ms, in a thread that takes
 turns with the one that trains: a training of short steps took a tenth longer (`benchmarks/runners.py`)."""
 
 _log = logging.getLogger(__name__)
