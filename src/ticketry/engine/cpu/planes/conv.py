@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from ticketry.engine.cpu.activations import Activation, activation
-from ticketry.engine.cpu.planes import kernel_choice
+from ticketry.engine.cpu.planes import kernel_choice, taps
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
 from ticketry.engine.cpu.planes.lanes import mask_type
 from ticketry.engine.cpu.planes.row_sums import FIRST, FLAG_BITS, LAST, Sums
+from ticketry.engine.cpu.planes.taps import Tapped
 from ticketry.engine.cpu.program import BlockSpec, Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Convolution, Window
@@ -42,7 +43,9 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     if way.folds is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
-    else:
+    if way.tapped is not None:
+        return [_by_taps(way.tapped, weight, columns.reshape(groups, -1), y, residual, layer, spec.target)]
+    if way.folds is not None:
         assert spec.reserve is not None
         scratch = spec.reserve(way.folds.bytes)
         ops += way.folds.ops(x, scratch) if way.folds.copies else []
@@ -57,6 +60,30 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     )
     made = _Layer(matrix, value, activation(layer.act), spec.target)
     return [*ops, *(made.op(kind) for kind in way.kinds)]
+
+
+def _by_taps(
+    tiles: Sequence[Tapped],
+    weight: Array,
+    columns: Array,
+    y: Planes,
+    residual: Planes | None,
+    layer: Convolution,
+    target: Target,
+) -> Op:
+    """All rows by the kernel of rows with few inputs."""
+    flat = weight.reshape(len(weight), -1)
+    row, column = np.nonzero(flat)
+    begins = columns[row // (len(weight) // len(columns)), column]
+    return taps.op(
+        tiles,
+        (row, begins, column % weight.shape[2], flat[row, column]),
+        (y.offsets, np.zeros(0, np.int64) if residual is None else residual.offsets, layer.biases),
+        layer.window,
+        y.geometry.images,
+        activation(layer.act),
+        target,
+    )
 
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 from ticketry.engine.cpu.activations import Activation, activate
 from ticketry.engine.cpu.emitter import I16, I32, I64, Emitter, Written
 from ticketry.engine.cpu.planes import lanes
-from ticketry.engine.cpu.planes.kernel_choice import Shape
+from ticketry.engine.cpu.planes.tiles import Shape
 
 FIRST, LAST = 1, 2
 """Flags of a segment: it begins its rows' sums; it ends them."""

@@ -18,8 +18,8 @@ from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
-from ticketry.engine.cpu.planes.kernel_choice import Tiles
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
+from ticketry.engine.cpu.planes.tiles import Tiles
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.training import tile_products, tile_sums, tiled

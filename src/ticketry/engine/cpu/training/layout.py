@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ticketry.engine.cpu.planes.geometry import FLOAT, Bare, Geometry, Planes
-from ticketry.engine.cpu.planes.kernel_choice import Shape, Tiles, split
+from ticketry.engine.cpu.planes.tiles import Shape, Tiles, split
 from ticketry.engine.cpu.window import Pair
 
 IMAGES = 16

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter
-from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, OfSegments
+from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.training.columns import column
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)

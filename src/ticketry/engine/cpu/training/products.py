@@ -26,8 +26,8 @@ import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT
-from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
+from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.training.columns import column
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)

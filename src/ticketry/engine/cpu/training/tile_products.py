@@ -22,8 +22,8 @@ from ticketry.engine.cpu.emitter import I32, Emitter, Written
 from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, segments_of
 from ticketry.engine.cpu.planes.geometry import FLOAT
-from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FLAG_BITS
+from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.window import Array
 
 SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, CONFIGURATION, SHAPES = range(7)

@@ -28,7 +28,7 @@ import numpy as np
 import ticketry.engine.cpu.amx as amx
 import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter, Written
-from ticketry.engine.cpu.planes.kernel_choice import Shape
+from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.window import Array
 
 SETS, BLOCKS, WEIGHTS, INPUTS, BLOCK_COUNT, PLANE, BESIDE, CONFIGURATION, SHAPES = range(9)

@@ -23,8 +23,8 @@ import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.emitter import Emitter
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, even_parts, segments_of
 from ticketry.engine.cpu.planes.geometry import FLOAT
-from ticketry.engine.cpu.planes.kernel_choice import Shape
 from ticketry.engine.cpu.planes.row_sums import FIRST, FLAG_BITS, LAST, OfSegments
+from ticketry.engine.cpu.planes.tiles import Shape
 from ticketry.engine.cpu.training.pair_sums import PAIR, write_rows
 from ticketry.engine.cpu.window import Array
 

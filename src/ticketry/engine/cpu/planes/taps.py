@@ -1,0 +1,307 @@
+"""The kernel of rows with few inputs, as of depthwise convolutions: weighted sums of shifted planes without copies.
+
+Where a vector spans several positions, what a tap reads for some of them may lie outside of x, or be the end of another
+row. `unfold` makes copies for that, which pays where many rows read them. Here a vector is read as it lies, and lanes
+that see nothing count as zero, by a table of masks: three loads for a tap in the place of a copy. With a horizontal
+stride so many neighbouring vectors are read, of which every so-manieth position is taken.
+
+A channel's tiles follow one another, so that its plane is read from front to back.
+
+Tables:
+    segments (int32), one a row: how many columns; where its plane of y begins, where that of the residual does (0
+        without one), its bias
+    columns (int32): where each begins (plane plus shift), and its tap
+    weights (float32), one a column
+    chunks (int64), parts of the rows for threads to share: the first segment, their number, the first column
+    of each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number, masks
+        [tiles, taps, vectors, stride], and masks of what is written [tiles, vectors]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ticketry.engine.cpu.activations import Activation, activate
+from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.planes import lanes
+from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.planes.tiles import Shape, split
+from ticketry.engine.cpu.program import Op
+from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.window import Array, Window
+
+SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
+"""Arguments: tables, the number of chunks; then for each shape its places, their number, masks read and written."""
+
+SHAPE_ARGS = 4
+
+SEGMENT_WORDS = 4
+
+
+@dataclass(frozen=True)
+class Taps(Written):
+    """Args:
+    shapes: of the tiles, each with its own code.
+    taps: of the window.
+    stride: positions of x from one position of a vector to the next.
+    images: of a position.
+    masked: for each shape whether some of its vectors are not written whole.
+    residual: whether y begins with another value.
+    """
+
+    finished: ClassVar[bool] = True
+
+    shapes: tuple[Shape, ...]
+    taps: int
+    stride: int
+    images: int
+    masked: tuple[bool, ...]
+    residual: bool
+    act: Activation
+
+    def write(self, e: Emitter) -> None:
+        b = e.b
+        segments, columns, chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
+        low, high = e.share(e.arg(CHUNK_COUNT))
+        with e.loop(low, high) as turn:
+            chunk = e.at(chunks, b.mul(turn.index, e.i64(24)))
+            first, count, column = (e.load_i64(chunk, 8 * word) for word in range(3))
+            with e.loop(first, b.add(first, count), carried=[column]) as row:
+                segment = e.at(segments, b.mul(row.index, e.i64(4 * SEGMENT_WORDS)))
+                begin = row.carried[0]
+                end = b.add(begin, e.load_i32(segment))
+                row.next = [end]
+                for number in range(len(self.shapes)):
+                    _Tiles(self, e, number).all(segment, columns, begin, end)
+
+
+class _Tiles:
+    """Writes what is done with one shape of tiles."""
+
+    def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
+        self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
+        self.masked, self.bytes = kernel.masked[number], lanes.mask_type(e.target).itemsize
+        at = SHAPES + SHAPE_ARGS * number
+        self.places, self.count = e.table(at), e.arg(at + 1)
+        self.read, self.written = e.table(at + 2), e.table(at + 3)
+        self.weights = e.table(WEIGHTS)
+
+    def all(self, segment: Any, columns: Any, begin: Any, end: Any) -> None:
+        e, b, kernel, vectors = self.e, self.e.b, self.kernel, len(self.shape.x)
+        arena, bias = e.arena(), e.splat(e.load_f32(segment, 4 * (SEGMENT_WORDS - 1)))
+        with e.loop(0, self.count) as tile:
+            place = e.at(self.places, b.mul(tile.index, e.i64(12)))
+            x, y, residual = (e.at(arena, e.load_i32(place, 4 * word)) for word in range(3))
+            y, residual = e.at(y, e.load_i32(segment, 4)), e.at(residual, e.load_i32(segment, 8))
+            masks = e.at(self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * kernel.stride)))
+            with e.loop(begin, end, carried=[bias] * vectors) as column:
+                entry = e.at(columns, b.mul(column.index, e.i64(8)))
+                tap = e.i64(self.bytes * vectors * kernel.stride)
+                source, mask = e.at(x, e.load_i32(entry)), e.at(masks, b.mul(e.load_i32(entry, 4), tap))
+                weight = e.splat(e.load_f32(self.weights, b.mul(column.index, e.i64(4))))
+                column.next = [
+                    e.fma(weight, self._input(source, mask, number), value)
+                    for number, value in enumerate(column.carried)
+                ]
+            written = e.at(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
+            for number, value in enumerate(column.results):
+                if kernel.residual:
+                    value = b.fadd(value, e.load(residual, self.shape.residual[number]))
+                value = activate(e, kernel.act, value)
+                mask = lanes.from_bits(e, written, self.bytes * number) if self.masked else None
+                lanes.store(e, value, y, self.shape.y[number], mask)
+
+    def _input(self, source: Any, masks: Any, number: int) -> Any:
+        """What a tap reads for a vector of the tile."""
+        e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
+        parts = [
+            lanes.load(
+                e,
+                source,
+                self.shape.x[number] + part * width,
+                lanes.from_bits(e, masks, self.bytes * (number * stride + part)),
+            )
+            for part in range(stride)
+        ]
+        return parts[0] if stride == 1 else lanes.every(e, parts, self.kernel.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """Tiles of one shape: where they begin, and which lanes of what is read and written mean something."""
+
+    shape: Shape
+    places: Array
+    """int32 [tiles, 3], of x (where the first pixel's own input lies), y and the residual."""
+    read: Array
+    """[tiles, taps, vectors, stride], in `lanes.mask_type`."""
+    written: Array
+    """[tiles, vectors]."""
+
+    @property
+    def args(self) -> tuple[int | Array, ...]:
+        """As the kernel takes them."""
+        return self.places, len(self.places), self.read, self.written
+
+    @property
+    def whole(self) -> bool:
+        """Whether all lanes of all vectors are written."""
+        return bool((self.written == np.iinfo(self.written.dtype).max).all()) if self.written.size else True
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """A vector of the output: bytes of its first lane in x, y and the residual, and the pixel of each position."""
+
+    x: int
+    y: int
+    residual: int
+    pixels: tuple[tuple[int, int] | None, ...]
+
+
+def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
+    """All tiles of a plane.
+
+    Rows go on into the next one where x, y and the residual have rows of one length and the stride is 1; elsewhere each
+    is cut into vectors by itself.
+    """
+    beside = y if residual is None else residual
+    each = target.lanes // y.images
+    found: dict[Shape, list[list[_Vector]]] = {}
+    for pixels in _runs(x, y, beside, window, each, 12 if target.registers >= 32 else 6):
+        vectors = [_vector(x, y, beside, window, some, each) for some in pixels]
+        first = vectors[0]
+        shape = Shape(
+            tuple(one.x - first.x for one in vectors),
+            tuple(one.y - first.y for one in vectors),
+            tuple(one.residual - first.residual for one in vectors),
+        )
+        found.setdefault(shape, []).append(vectors)
+    return [_tiles(shape, tiles, x, y, window, target) for shape, tiles in found.items()]
+
+
+_Run = tuple[int, int, int]
+"""A vector's row, its first column (perhaps behind the row's end: in rows below), and how many positions it has."""
+
+
+def _runs(x: Geometry, y: Geometry, residual: Geometry, window: Window, each: int, most: int) -> Iterator[list[_Run]]:
+    """The vectors of each tile."""
+    if window.stride == (1, 1) and x.row == y.row == residual.row:
+        last = (y.height - 1) * y.row + y.width
+        for first, size in split(-(-last // each), most):
+            yield [(0, at * each, min(each, last - at * each)) for at in range(first, first + size)]
+        return
+    across = split(-(-y.width // each), most)
+    for top, rows in split(y.height, max(1, most // max(size for _, size in across))):
+        for first, size in across:
+            yield [
+                (row, at * each, min(each, y.width - at * each))
+                for row in range(top, top + rows)
+                for at in range(first, first + size)
+            ]
+
+
+def _vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, run: _Run, each: int) -> _Vector:
+    row, at, count = run
+    places = [divmod(row * y.row + at + number, y.row) for number in range(count)]
+    return _Vector(
+        (x.position(row * window.stride[0], 0) + at * window.stride[1]) * x.step,
+        (y.position(row, 0) + at) * y.step,
+        (residual.position(row, 0) + at) * residual.step,
+        (*(place if place[1] < y.width else None for place in places), *[None] * (each - count)),
+    )
+
+
+def _tiles(
+    shape: Shape, tiles: Sequence[Sequence[_Vector]], x: Geometry, y: Geometry, window: Window, target: Target
+) -> Tapped:
+    places = np.array([[t[0].x, t[0].y, t[0].residual] for t in tiles], dtype=np.int32)
+    nothing = -(1 << 20)
+    pixels = np.array([[[p or (nothing, nothing) for p in v.pixels] for v in t] for t in tiles])  # [tiles, v, each, 2]
+    there = pixels[..., 0] > nothing
+    seen = np.stack(
+        [
+            there
+            & _inside(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
+            & _inside(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
+            for tap in window.taps
+        ],
+        axis=1,
+    )  # [tiles, taps, v, each]
+    return Tapped(
+        shape, places, _bits(seen, window.stride[1], y.images, target), _bits(there, 1, y.images, target)[..., 0]
+    )
+
+
+def _inside(place: Array, extent: int) -> Array:
+    found: Array = (place >= 0) & (place < extent)
+    return found
+
+
+def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
+    """[..., positions of a vector] -> [..., stride]: of each vector read the lanes that are taken and see something."""
+    spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
+    spread[..., ::stride] = there
+    all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
+    found: Array = (all_lanes @ (1 << np.arange(target.lanes))).astype(lanes.mask_type(target))
+    return found
+
+
+def op(
+    tiles: Sequence[Tapped],
+    columns: tuple[Array, Array, Array, Array],
+    rows: tuple[Array, Array, Array],
+    window: Window,
+    images: int,
+    act: Activation,
+    target: Target,
+) -> Op:
+    """The operation of a layer.
+
+    Args:
+        tiles: of all its planes.
+        columns: of each weight that is kept, row by row: its row, the byte where what it reads begins (plane plus
+            shift), its tap, its value.
+        rows: of each row the bytes where its planes of y and of the residual begin (none: an empty array), its bias.
+    """
+    row, begins, tap, weights = columns
+    y, residual, bias = rows
+    count = np.bincount(row, minlength=len(y))
+    beside = residual if residual.size else np.zeros_like(y)
+    segments = np.stack([count, y, beside, bias.astype(np.float32).view(np.int32)], axis=1).astype(np.int32)
+    done = np.concatenate([[0], np.cumsum(count)])
+    parts = split(len(y), -(-len(y) // _CHUNKS))
+    chunks = np.array([(first, size, done[first]) for first, size in parts], dtype=np.int64)
+    kernel = Taps(
+        tuple(each.shape for each in tiles),
+        len(window.taps),
+        window.stride[1],
+        images,
+        tuple(not each.whole for each in tiles),
+        bool(residual.size),
+        act,
+    )
+    args: list[int | Array] = [segments, np.zeros((1, 2), np.int32), np.ones(1, np.float32), chunks, len(chunks)]
+    if len(row):
+        args[COLUMNS] = np.stack([begins, tap], axis=1).astype(np.int32)
+        args[WEIGHTS] = np.ascontiguousarray(weights, dtype=np.float32)
+    return Op(kernel, (*args, *(arg for each in tiles for arg in each.args)))
+
+
+_CHUNKS = 12
+"""Parts of the rows for threads to share."""
+
+
+def cycles(tiles: Sequence[Tapped], entries: int, rows: int, stride: int, target: Target) -> float:
+    """About what it takes: every vector of every column, and what is done once for a tile of a row."""
+    beside = 1 if target.lanes == 16 else 3  # without masks in registers of their own
+    total = 0.0
+    for each in tiles:
+        vectors = len(each.shape.x)
+        column = vectors * (0.5 * (1 + 1.9 * stride) + (stride - 1)) * beside + 2.5
+        total += len(each.places) * (entries * column + rows * (12 + 2.0 * vectors))
+    return total
