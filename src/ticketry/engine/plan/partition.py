@@ -14,6 +14,10 @@ from ticketry.engine.plan.value_axes import UnsupportedError
 _WORTH = {"conv2d", "linear"}
 """A region without any of these would move values into the engine's layout and back for next to nothing."""
 
+_LARGE_HEAD = 1 << 16
+"""Weights kept behind the last mean over images from which a region ends there. What follows has one position, and
+values of no size: in a region of its own it takes more images at once, so that its weights are not fetched for each."""
+
 
 @dataclass
 class Region:
@@ -116,6 +120,24 @@ def _steps(
         elsewhere = {name for node in graph.nodes if node.output not in inside for name in node.inputs}
         results = set(graph.results)
         region.outputs = [node.output for node in region.nodes if node.output in elsewhere | results]
-    steps: list[tuple[int, Region | Node]] = [(level, region) for level, region in regions.items()]
+    steps: list[tuple[int, Region | Node]] = [
+        (level, part) for level, region in regions.items() for part in _without_head(graph, region)
+    ]
     steps += [(levels[node.output], node) for node in graph.nodes if node.output in reasons]
     return [step for _, step in sorted(steps, key=lambda pair: pair[0])]
+
+
+def _without_head(graph: Graph, region: Region) -> list[Region]:
+    """The region, or it and the head of a network in two."""
+    means = [number for number, node in enumerate(region.nodes) if node.op == "global_avg_pool"]
+    if not means:
+        return [region]
+    body, head = region.nodes[: means[-1] + 1], region.nodes[means[-1] + 1 :]
+    pooled, made = body[-1].output, {node.output for node in body[:-1]}
+    weights = [graph.tensors[node.weights["weight"]] for node in head if node.op in _WORTH]
+    kept = sum(int(one.count_nonzero()) for one in weights)
+    if kept < _LARGE_HEAD or any(name in made or name in region.inputs for node in head for name in node.inputs):
+        return [region]
+    outputs = [name for name in region.outputs if name in made or name == pooled]
+    first = Region(body, region.inputs, [*dict.fromkeys([*outputs, pooled])])
+    return [first, Region(head, [pooled], [name for name in region.outputs if name not in outputs])]
