@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from arenas import library
 from probes import Mark, Round
+from ticketry.engine.cpu.emitter import Emitter, State, Written
 from ticketry.engine.cpu.program import Op, Program
 
 
@@ -39,3 +40,27 @@ def test_threads_meet_after_each_operation(threads: int) -> None:
     for call in range(1, 4):
         program.run(blocks, [found.ctypes.data], threads)
         assert found.tolist() == [call * rounds * blocks] * threads
+
+
+class _Halve(Written):
+    """Half of each of the batch's float32, from the first tensor to the second."""
+
+    def write(self, e: Emitter) -> None:
+        first = e.state(State.FIRST)
+        with e.loop(first, e.b.add(first, e.state(State.IMAGES))) as image:
+            at = e.b.mul(image.index, e.i64(4))
+            half = e.b.fmul(e.load_f32(e.external(e.i64(0)), at), e.f32(0.5))
+            e.b.store(half, e.at(e.external(e.i64(1)), at), align=4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("denormals", [True, False])
+def test_denormal_numbers_are_kept_or_count_as_zero_for_the_time_of_a_call(denormals: bool, threads: int) -> None:
+    values = torch.tensor([1.0, -3e38, 2e-38, 1e-38, 1e-44, 0.0, 1.5e-38] * 4)  # the third has a denormal half
+    found, outside = torch.empty_like(values), torch.tensor([1e-38])
+    program = Program([Op(_Halve(), ())], 2, 64, library("host"), "batch", denormals)
+    program.run(len(values), [values.data_ptr(), found.data_ptr()], threads)
+    expected = values.double() / 2
+    flushed = torch.where(expected.abs() < torch.finfo(torch.float32).tiny, 0.0, expected)
+    assert torch.equal(found, (expected if denormals else flushed).float())
+    assert float(outside / 2) > 0, "torch computes as before"

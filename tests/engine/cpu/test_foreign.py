@@ -150,6 +150,14 @@ def test_every_kernel_keeps_to_its_target(name: str, layout: str, images: int) -
     assert sums
 
 
+@pytest.mark.parametrize("denormals", [True, False])
+@pytest.mark.parametrize("name", BEYOND)
+def test_the_driver_tells_every_processor_what_to_do_with_denormals(name: str, denormals: bool) -> None:
+    text = assembly(Driver(denormals), "drive", foreign(name)).lower()
+    told = text.count("msr\tfpcr" if name == "aarch64" else "ldmxcsr")
+    assert told == (0 if denormals else 2), text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
 @pytest.mark.parametrize("images", [1, 2, 8])
@@ -167,7 +175,7 @@ def emulated(emission: Emission, images: int, x: torch.Tensor, shape: tuple[int,
     """Build a program for Linux on Arm that runs the operations on x, and run it in the emulator."""
     called = named(emission.ops)
     objects = []
-    for kernel, name in [(Driver(), "drive"), *unique(called)]:
+    for kernel, name in [(Driver(denormals=False), "drive"), *unique(called)]:
         objects.append(folder / f"{name}.o")
         objects[-1].write_bytes(relocatable(kernel, name, ARM))
     tables, source = bytearray(), []

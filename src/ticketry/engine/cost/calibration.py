@@ -175,7 +175,7 @@ def _sample(design: str, graph: Graph, how: tuple[Target, str, str, Caches], inp
     except UnsupportedError:
         return None
     times, works = works_of(emission, plan, batch, target, caches)
-    program = Program(emission.ops, plan.images, emission.bytes, native.library, plan.split)
+    program = Program(emission.ops, plan.images, emission.bytes, native.library, plan.split, denormals=False)
     _, _, used, _ = native._bound([inputs])
     seconds, whole = _timed(program, batch, [one.data_ptr() for one in used])
     return Sample(design, works, times, tuple(seconds), whole)

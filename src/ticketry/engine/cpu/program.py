@@ -112,6 +112,7 @@ class Program:
         library: where kernels are compiled.
         split: how several threads work: "batch" (each takes blocks, with a memory of its own) or "parts" (all share
             each operation of each block, and one memory).
+        denormals: whether denormal numbers are kept; else they count as zero, which is faster (see `driver`).
     """
 
     ops: Sequence[Op]
@@ -119,13 +120,14 @@ class Program:
     arena: int
     library: Library
     split: str = "batch"
+    denormals: bool = True
     _memory: Memory = field(init=False)
     _entries: Any = field(init=False)
     _free: dict[tuple[int, int], list[_Workspace]] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        addresses = self.library.addresses([Driver(), *(op.kernel for op in self.ops)])
+        addresses = self.library.addresses([Driver(self.denormals), *(op.kernel for op in self.ops)])
         self._drive = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)(addresses[0])
         self._link(addresses[1:])
 

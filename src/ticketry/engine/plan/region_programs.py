@@ -183,7 +183,7 @@ class Native:
             emission = self._emission(plan)
             kept = Record(emission.ops, {"arena": emission.bytes})
             self._plans.keep(kept.ops, kept.facts, *key)
-        return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split)
+        return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
 
     def _emission(self, plan: Plan) -> Emission:
         target, images = self.library.target, plan.images
