@@ -7,7 +7,7 @@ number; where GELU is nearer to 0 than 1e-6, within 1e-5. Infinities give the li
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ticketry.engine.cpu.emitter import I32, Emitter, same
@@ -78,6 +78,43 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
     if act in _LONG:
         return e.b.call(_function(e, act, _PLAIN[act], vector.type), [vector])
     return _PLAIN[act](e, vector)
+
+
+def activate_all(e: Emitter, act: Activation, vectors: Sequence[Any]) -> list[Any]:
+    """The activation of each value of several vectors of one width.
+
+    Those that take an exponential are done for some vectors at once, which share the loads of its many constants.
+    """
+    if act not in _LONG:
+        return [activate(e, act, vector) for vector in vectors]
+    most, found = _TOGETHER if e.target.registers >= 32 else _TOGETHER // 2, []
+    for at in range(0, len(vectors), most):
+        some = vectors[at : at + most]
+        found += _parted(e, activate(e, act, _joined(e, some)), len(some))
+    return found
+
+
+_TOGETHER = 4
+"""Vectors at once: they and their exponentials stay in registers."""
+
+
+def _joined(e: Emitter, vectors: Sequence[Any]) -> Any:
+    """All lanes of some vectors in a wider one; of two vectors each time, the last filled up with itself."""
+    while len(vectors) > 1:
+        lanes = vectors[0].type.count
+        whole = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
+        pairs = [(a, vectors[at + 1] if at + 1 < len(vectors) else a) for at, a in enumerate(vectors) if at % 2 == 0]
+        vectors = [e.b.shuffle_vector(a, b, whole) for a, b in pairs]
+    return vectors[0]
+
+
+def _parted(e: Emitter, wide: Any, count: int) -> list[Any]:
+    """The first so many vectors of the target's width that a wider one holds."""
+    width = e.target.lanes
+    if count == 1:
+        return [wide]
+    picks = [ir.Constant(ir.VectorType(I32, width), list(range(at * width, (at + 1) * width))) for at in range(count)]
+    return [e.b.shuffle_vector(wide, wide, pick) for pick in picks]
 
 
 def slope(e: Emitter, act: str, vector: Any) -> Any:

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ticketry.engine.cpu.activations import Activation, activate
+from ticketry.engine.cpu.activations import Activation, activate_all
 from ticketry.engine.cpu.emitter import I16, I64, Emitter, State, Written
 from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.pixels import loops, number_formats
@@ -244,12 +244,12 @@ class _Writer:
 
     def _pixel(self, sums: list[ir.Value], y: ir.Value, residual: ir.Value | None, lanes: ir.Value) -> None:
         e, kernel, count = self.e, self.kernel, self.e.target.lanes
-        for v, value in enumerate(sums):
-            if residual is not None:
-                assert kernel.residual is not None
-                item = kernel.residual.item
-                value = e.b.fadd(value, number_formats.load(e, residual, v * count * item, item))
-            value = activate(e, kernel.act, value)
+        if residual is not None:
+            assert kernel.residual is not None
+            item = kernel.residual.item
+            beside = [number_formats.load(e, residual, v * count * item, item) for v in range(kernel.vectors)]
+            sums = [e.b.fadd(value, other) for value, other in zip(sums, beside, strict=True)]
+        for v, value in enumerate(activate_all(e, kernel.act, sums)):
             here = e.at(y, v * count * kernel.y.item)
             if kernel.partial and v == kernel.vectors - 1:
                 number_formats.store_first(e, value, here, lanes, kernel.y.item)

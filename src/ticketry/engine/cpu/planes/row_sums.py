@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ticketry.engine.cpu.activations import Activation, activate
+from ticketry.engine.cpu.activations import Activation, activate_all
 from ticketry.engine.cpu.emitter import I16, I32, I64, Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.tiles import Shape
@@ -294,7 +294,7 @@ class _Body:
 
     def _finish(self, outputs: list[Any], tile: _Tile, sums: list[Any]) -> None:
         e = self.e
-        values = [activate(e, self.spec.act, value) for value in sums]
+        values = activate_all(e, self.spec.act, sums)
         if self.masked:
             there = [lanes.from_bits(e, tile.masks, t * self._mask_bytes) for t in range(self.vectors)]
             values = [e.select(there[i % self.vectors], value, e.splat(0.0)) for i, value in enumerate(values)]

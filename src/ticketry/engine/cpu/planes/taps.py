@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ticketry.engine.cpu.activations import Activation, activate
+from ticketry.engine.cpu.activations import Activation, activate_all
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
@@ -108,10 +108,12 @@ class _Tiles:
                     for number, value in enumerate(column.carried)
                 ]
             written = e.at(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
-            for number, value in enumerate(column.results):
-                if kernel.residual:
-                    value = b.fadd(value, e.load(residual, self.shape.residual[number]))
-                value = activate(e, kernel.act, value)
+            sums = column.results
+            if kernel.residual:
+                sums = [
+                    b.fadd(value, e.load(residual, at)) for value, at in zip(sums, self.shape.residual, strict=True)
+                ]
+            for number, value in enumerate(activate_all(e, kernel.act, sums)):
                 mask = lanes.from_bits(e, written, self.bytes * number) if self.masked else None
                 lanes.store(e, value, y, self.shape.y[number], mask)
 
