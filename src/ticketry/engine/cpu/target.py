@@ -44,6 +44,11 @@ class Target:
     near: int = NEAR
     """Bytes of inputs that single rows of weights range over before the next row's turn comes."""
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it reads a vector's lanes from anywhere in one instruction (AVX2, AVX-512)."""
+        return self.lanes >= _X86["avx2"] and self.triple.startswith("x86_64")
+
 
 _FOREIGN = {
     "avx512": Target("avx512", _LINUX, "x86-64-v4", "", lanes=_X86["avx512"], registers=32),

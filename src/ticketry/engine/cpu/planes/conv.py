@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from ticketry.engine.cpu.activations import Activation, activation
-from ticketry.engine.cpu.planes import kernel_choice, taps
+from ticketry.engine.cpu.planes import dots, kernel_choice, taps
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry, Planes
 from ticketry.engine.cpu.planes.lanes import mask_type
 from ticketry.engine.cpu.planes.row_sums import FIRST, FLAG_BITS, LAST, Sums
@@ -36,16 +36,13 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     window, groups = layer.window, layer.groups
     _fits(x, y, layer, residual)
     weight = _inside(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
-    beside = None if residual is None else residual.geometry
-    unfold = spec.reserve is not None
+    beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
     way = kernel_choice.best(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if way.folds is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
-    if way.tapped is not None:
-        return [_by_taps(way.tapped, weight, columns.reshape(groups, -1), y, residual, layer, spec.target)]
-    if way.folds is not None:
+    else:
         assert spec.reserve is not None
         scratch = spec.reserve(way.folds.bytes)
         ops += way.folds.ops(x, scratch) if way.folds.copies else []
@@ -58,31 +55,42 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
         None if residual is None else residual.offsets,
         np.ascontiguousarray(layer.biases),
     )
+    if way.tapped is not None:
+        return [_by_taps(way.tapped, matrix, layer, y.geometry.images, spec.target)]
+    if way.dots is not None:
+        return _by_dots(way.dots, matrix, (x.geometry, y.geometry, beside), layer, spec)
     made = _Layer(matrix, value, activation(layer.act), spec.target)
     return [*ops, *(made.op(kind) for kind in way.kinds)]
 
 
-def _by_taps(
-    tiles: Sequence[Tapped],
-    weight: Array,
-    columns: Array,
-    y: Planes,
-    residual: Planes | None,
-    layer: Convolution,
-    target: Target,
-) -> Op:
+def _by_taps(tiles: Sequence[Tapped], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
     """All rows by the kernel of rows with few inputs."""
-    flat = weight.reshape(len(weight), -1)
-    row, column = np.nonzero(flat)
-    begins = columns[row // (len(weight) // len(columns)), column]
-    return taps.op(
-        tiles,
-        (row, begins, column % weight.shape[2], flat[row, column]),
-        (y.offsets, np.zeros(0, np.int64) if residual is None else residual.offsets, layer.biases),
-        layer.window,
-        y.geometry.images,
-        activation(layer.act),
-        target,
+    row, column = np.nonzero(matrix.weight)
+    begins = matrix.columns[row // matrix.group_rows, column]
+    entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
+    rows = (matrix.y, matrix.residual, matrix.bias)
+    return taps.op(tiles, entries, rows, layer.window, images, activation(layer.act), target)
+
+
+def _by_dots(
+    kinds: dict[int, list[list[Array]]],
+    matrix: Matrix,
+    geometries: tuple[Geometry, Geometry, Geometry | None],
+    layer: Convolution,
+    spec: BlockSpec,
+) -> list[Op]:
+    """All rows by inner products, over values of one position."""
+    assert spec.reserve is not None
+    x, y, residual = (0 if g is None else g.position(0, 0) * g.step for g in geometries)
+    at = replace(
+        matrix,
+        columns=matrix.columns + x,
+        y=matrix.y + y,
+        residual=None if matrix.residual is None else matrix.residual + residual,
+    )
+    scratch = spec.reserve(dots.scratch_bytes(at.columns.size))
+    return dots.ops(
+        (at.weight, at.columns), kinds, (at.y, at.residual, at.bias), scratch, activation(layer.act), spec.target
     )
 
 

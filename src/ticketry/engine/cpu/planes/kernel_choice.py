@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ticketry.core.structure.group_wise.matrices import row_groups
-from ticketry.engine.cpu.planes import taps
+from ticketry.engine.cpu.planes import dots, taps
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry
 from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
 from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
@@ -76,6 +76,8 @@ class Way:
     cycles: float
     tapped: list[taps.Tapped] | None = None
     """Tiles of the kernel of rows with few inputs, which then does all rows."""
+    dots: dict[int, list[list[Array]]] | None = None
+    """All rows by `kinds`, where inner products do them."""
 
     @property
     def nanoseconds(self) -> float:
@@ -106,6 +108,10 @@ def best(
     rows = kinds(kept.reshape(outputs, -1), groups)
     ways = []
     filled = y.images >= target.lanes
+    if unfold and dots.possible(x, y, target):
+        ways.append(
+            Way(None, [], dots.cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target), dots=rows)
+        )
     if groups > 1 and not filled and window.stride[1] <= _WIDEST_STRIDE:
         tiles = taps.tapped(x, y, residual, window, target)
         ways.append(Way(None, [], taps.cycles(tiles, int(kept.sum()), outputs, window.stride[1], target), tiles))
@@ -208,6 +214,6 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
         loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
         sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
         each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.4)
-        begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0)
+        begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0) + (4 * kind.sets if several else 0)
         total += len(tiles.places) * (entries * each + segments * begin)
     return total

@@ -256,7 +256,7 @@ def _bits(there: Array, stride: int, images: int, target: Target) -> Array:
 def op(
     tiles: Sequence[Tapped],
     columns: tuple[Array, Array, Array, Array],
-    rows: tuple[Array, Array, Array],
+    rows: tuple[Array, Array | None, Array],
     window: Window,
     images: int,
     act: Activation,
@@ -268,12 +268,12 @@ def op(
         tiles: of all its planes.
         columns: of each weight that is kept, row by row: its row, the byte where what it reads begins (plane plus
             shift), its tap, its value.
-        rows: of each row the bytes where its planes of y and of the residual begin (none: an empty array), its bias.
+        rows: of each row the bytes where its planes of y and of the residual begin, and its bias.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows
     count = np.bincount(row, minlength=len(y))
-    beside = residual if residual.size else np.zeros_like(y)
+    beside = np.zeros_like(y) if residual is None else residual
     segments = np.stack([count, y, beside, bias.astype(np.float32).view(np.int32)], axis=1).astype(np.int32)
     done = np.concatenate([[0], np.cumsum(count)])
     parts = split(len(y), -(-len(y) // _CHUNKS))
@@ -284,7 +284,7 @@ def op(
         window.stride[1],
         images,
         tuple(not each.whole for each in tiles),
-        bool(residual.size),
+        residual is not None,
         act,
     )
     args: list[int | Array] = [segments, np.zeros((1, 2), np.int32), np.ones(1, np.float32), chunks, len(chunks)]
