@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
+from ticketry.engine.cpu.planes.dots import Collect, Dots
 from ticketry.engine.cpu.planes.kernel_choice import kinds
+from ticketry.engine.cpu.planes.taps import Taps
 from ticketry.engine.cpu.program import BlockSpec, Program
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.window import Convolution
@@ -296,7 +298,7 @@ def test_costs_grow_with_what_is_kept() -> None:
     ("change", "message"),
     [
         ({"halo": 0}, "beyond the halo"),
-        ({"images": 4, "halo": 0}, "scratch"),
+        ({"images": 4, "halo": 0, "stride": (3, 3)}, "scratch"),
     ],
 )
 def test_what_cannot_be_done_is_said(change: dict[str, Any], message: str) -> None:
@@ -305,9 +307,26 @@ def test_what_cannot_be_done_is_said(change: dict[str, Any], message: str) -> No
         layer = _layer(**change, where="avx2", residual=False)
     geometry = Geometry.of(8, 8, 0, layer.images)
     weight = np.ones((4, 4, 3, 3), dtype=np.float32)
-    x, y = Planes.at(geometry, 4, 0), Planes.at(geometry, 4, 4 * geometry.bytes)
+    x, y = Planes.at(geometry, 4, 0), Planes.at(Geometry.of(*layer.output, 0, layer.images), 4, 4 * geometry.bytes)
     with pytest.raises(ValueError, match=message):
-        conv(x, y, Convolution(weight, padding=(1, 1)), None, BlockSpec(target(layer.where)))
+        conv(x, y, Convolution(weight, stride=layer.stride, padding=(1, 1)), None, BlockSpec(target(layer.where)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rows_with_few_inputs_need_no_scratch_memory(stride: int) -> None:
+    case = Case(_layer(inputs=12, outputs=12, groups=12, images=1, halo=0, density=0.4, stride=(stride, stride)))
+    case.spec = BlockSpec(target("host"), 1)
+    program = case.program()
+    assert [type(op.kernel) for op in program.ops] == [Taps]
+    _close(*case.run(program))
+
+
+def test_values_of_one_position_take_inner_products() -> None:
+    one = {"height": 1, "width": 1, "kernel": (1, 1), "padding": (0, 0), "images": 1}
+    case = Case(_layer(inputs=300, outputs=70, density=0.2, act="silu", **one))
+    program = case.program()
+    assert [type(op.kernel) for op in program.ops] == [Collect, Dots]
+    _close(*case.run(program))
 
 
 def test_shapes_that_do_not_fit() -> None:

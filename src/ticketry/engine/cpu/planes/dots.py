@@ -169,7 +169,7 @@ class _Tables:
         self._rows, self._lanes, self._zero = rows, lanes_, zero
         self._groups: list[list[int]] = []
         self._columns: list[Array] = [np.full(lanes_, zero)]
-        self._weights: list[Array] = [np.zeros(rows * lanes_, np.float32)]
+        self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
 
     def add(self, columns: Array, weights: Array, words: list[int]) -> None:
         """A group of rows: numbers of its columns, weights [rows, columns]."""
@@ -178,8 +178,8 @@ class _Tables:
         filled[: len(columns)] = columns
         values = np.zeros((self._rows, count * self._lanes), np.float32)
         values[:, : len(columns)] = weights
-        self._columns += list(filled.reshape(count, -1))
-        self._weights += list(values.reshape(self._rows, count, -1).swapaxes(0, 1).reshape(count, -1))
+        self._columns += list(filled.reshape(count, self._lanes))
+        self._weights += list(values.reshape(self._rows, count, self._lanes).swapaxes(0, 1))
         self._groups.append([begin, begin + count, *words])
 
     def arrays(self, kind: type) -> tuple[Array, Array, Array]:

@@ -26,6 +26,13 @@ _LATENCY = 8
 _LAST = 16 << 20
 """Bytes that stay in the last cache, beside what others put there."""
 
+_VISITS = ((2 << 20, 140), (1 << 20, 80), (1 << 18, 50))
+"""Cycles that it takes to go to the plane of another row, where all values have more bytes than these: as many for four
+vectors as for sixteen (measured where an image has 64 to 240 planes of 28 x 28 to 112 x 112 pixels)."""
+
+_ALONE = 1.3
+"""By how much more single rows take than is estimated, beside rows that share columns."""
+
 _BYTES_A_CYCLE = 8.0
 """That come from memory, or go there."""
 
@@ -83,6 +90,15 @@ class Way:
     def nanoseconds(self) -> float:
         return self.cycles / _CYCLES_PER_NS
 
+    @property
+    def visits(self) -> int:
+        """How often sums go from the plane of one row to that of another: once for each tile of each."""
+        return sum(
+            kind.rows * len(tiles.places) * sum(len(group) for group in kind.groups)
+            for kind in self.kinds
+            for tiles in kind.tiles
+        )
+
 
 def best(
     x: Geometry,
@@ -112,13 +128,14 @@ def best(
         ways.append(
             Way(None, [], dots.cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target), dots=rows)
         )
-    if groups > 1 and not filled and window.stride[1] <= _WIDEST_STRIDE:
+    if not filled and window.stride[1] <= _WIDEST_STRIDE:
         tiles = taps.tapped(x, y, residual, window, target)
         ways.append(Way(None, [], taps.cycles(tiles, int(kept.sum()), outputs, window.stride[1], target), tiles))
     if window.held(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
-        some = _kinds(rows, kept, columns, x, y, residual, window, target)
-        ways.append(Way(None, some, sum(kind.cycles for kind in some)))
+        for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_apart(rows), _ALONE)]:
+            some = _kinds(one, kept, columns, x, y, residual, window, target)
+            ways.append(Way(None, some, more * sum(kind.cycles for kind in some)))
     elif y.images > target.lanes:
         raise ValueError(f"{window} reads beyond the halo of {x}")
     elif not unfold and not ways:
@@ -129,8 +146,10 @@ def best(
         some = _kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, Window(), target)
         copying = folds.vectors * (2 + 2 * folds.pieces) * (1 if target.lanes == 16 else 2)  # masks are slower there
         ways.append(Way(folds, some, sum(kind.cycles for kind in some) + copying))
-    way = min(ways, key=lambda way: way.cycles)
     moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
+    visit = 0 if filled else next((cycles for size, cycles in _VISITS if moved > size), 0)
+    ways = [replace(way, cycles=way.cycles + visit * way.visits) for way in ways]
+    way = min(ways, key=lambda way: way.cycles)
     return replace(way, cycles=max(way.cycles, moved / _BYTES_A_CYCLE)) if moved > _LAST else way
 
 
@@ -147,6 +166,13 @@ def kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
             for size in set(parts):
                 found.setdefault(size, []).append([s for s in sets if len(s) == size])
     return found
+
+
+def _apart(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
+    """The same with every row by itself."""
+    return {
+        1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
+    }
 
 
 def _together(rows: int) -> list[int]:
