@@ -80,11 +80,14 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
     return _PLAIN[act](e, vector)
 
 
-def activate_all(e: Emitter, act: Activation, vectors: Sequence[Any]) -> list[Any]:
+def activate_all(
+    e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
+) -> list[Any]:
     """The activation of each value of several vectors of one width.
 
     Those that take an exponential are done for some vectors at once, which share the loads of its many constants.
     """
+    act = activation(act)
     if act not in _LONG:
         return [activate(e, act, vector) for vector in vectors]
     most, found = _TOGETHER if e.target.registers >= 32 else _TOGETHER // 2, []
