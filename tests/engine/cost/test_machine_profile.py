@@ -15,7 +15,7 @@ from ticketry.engine.capture import capture
 from ticketry.engine.cost.calibration import Sample, coefficients_of, left_out
 from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.fitting import fitted, non_negative
-from ticketry.engine.cost.machine_profile import MachineProfile, kept_path
+from ticketry.engine.cost.machine_profile import MachineProfile, kept_path, names
 from ticketry.engine.cost.planned import planned
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.target import foreign
@@ -78,6 +78,34 @@ def test_sums_of_a_plan_are_the_multiplications(layout, density):
     sums = 16 * sum(work.features.get("sum", 0.0) for work in found.works)
     assert 0.8 * kept < sums < 2 * kept
     assert found.torch == []
+
+
+class Gated(nn.Module):
+    """A depthwise convolution and a gate over its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 48, 3, 2, 1), nn.Conv2d(48, 48, 5, 1, 2, groups=48)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(48, 24, 1), nn.SiLU(), nn.Conv2d(24, 48, 1))
+
+    def forward(self, x):
+        y = self.depthwise(self.stem(x))
+        return y * self.gate(y).sigmoid()
+
+
+@pytest.mark.parametrize("name", names())
+def test_kernels_that_are_younger_than_a_profile_are_estimated_by_others(name):
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(1, 3, 30, 30)
+    mask = tk.prune(model, 0.3, distribution="uniform")
+    profile = tk.cost.profile(name)
+    found = planned(capture(model, mask, x), 1, profile.target, CACHES, "fp32", "planes")
+    kinds = {work.kind for work in found.works}
+    assert {"taps", "dots of a position"} <= kinds
+    assert all(profile.seconds(work) > 0 for work in found.works)
+    kept = tk.cost.model(model, x, unit="multiplications").estimate(mask).value
+    sums = profile.lanes * sum(work.features.get("sum", 0.0) for work in found.works)
+    assert 0.8 * kept < sums < 2.5 * kept
 
 
 def test_estimates_rise_with_density_and_batch(profile):

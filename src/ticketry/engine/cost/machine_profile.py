@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ticketry.engine.bench.machine import machine
+from ticketry.engine.cost.few_inputs import LIKE
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
 from ticketry.engine.kept_files import folder
@@ -70,7 +71,7 @@ class MachineProfile(Struct, frozen=True):
 
     def seconds(self, work: Work) -> float:
         """What an operation takes, by its `work`. Raises `CostError` for a kind that was not calibrated."""
-        known = self.coefficients.get(work.kind)
+        known = self.coefficients.get(work.kind) or self.coefficients.get(LIKE.get(work.kind, ""))
         if known is None:
             raise CostError(
                 f"the profile of {self.about.get('processor')} does not know {work.kind!r}: calibrate this machine anew"

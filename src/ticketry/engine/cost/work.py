@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ticketry.engine.cost.few_inputs import of_dots, of_taps
 from ticketry.engine.cpu.pixels.group_conv import TILE_ARGS, Arg, GroupConv
 from ticketry.engine.cpu.pixels.tiles import Tile
 from ticketry.engine.cpu.pixels.tiles import sets as sets_of
+from ticketry.engine.cpu.planes.dots import Dots
 from ticketry.engine.cpu.planes.elementwise import Elementwise
 from ticketry.engine.cpu.planes.row_sums import SHAPES, Sums
+from ticketry.engine.cpu.planes.taps import Taps
 from ticketry.engine.cpu.planes.unfold import Gather, Split
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
@@ -72,12 +75,18 @@ def work_of(op: Op, task: Task, setting: Setting) -> Work:
     layout = "planes" if ".planes." in type(kernel).__module__ else "pixels"
     if isinstance(kernel, Sums):
         kind, features = "sums" if kernel.rows == 1 else "shared sums", _sums(kernel, op, task, setting)
+    elif isinstance(kernel, Taps | Dots):
+        counts = of_taps(kernel, op) if isinstance(kernel, Taps) else of_dots(kernel, op)
+        kind, features = (
+            type(kernel).__name__.lower(),
+            _added(counts, _cold(op, setting), _moved(counts, task, setting)),
+        )
     elif isinstance(kernel, GroupConv):
         kind, features = "depthwise" if kernel.depthwise else "groups", _group_conv(kernel, op, task, setting)
     else:
         kind = f"{layout} {type(kernel).__name__.lower()}"
         features = _other(op, task, setting, layout)
-    if isinstance(kernel, Sums | GroupConv) and task.output.pixels == (1, 1):
+    if isinstance(kernel, Sums | Taps | Dots | GroupConv) and task.output.pixels == (1, 1):
         kind += " of a position"  # a tile of images alone: columns and rows count for more
     features["op"] = 1.0
     act = getattr(kernel, "act", None)
