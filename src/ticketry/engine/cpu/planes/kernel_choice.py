@@ -130,7 +130,8 @@ def best(
         )
     if not filled and window.stride[1] <= _WIDEST_STRIDE:
         tiles = taps.tapped(x, y, residual, window, target)
-        ways.append(Way(None, [], taps.cycles(tiles, int(kept.sum()), outputs, window.stride[1], target), tiles))
+        spent = taps.cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
+        ways.append(Way(None, [], spent, tiles))
     if window.held(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
         for one, more in [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_apart(rows), _ALONE)]:

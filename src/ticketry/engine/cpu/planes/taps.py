@@ -298,12 +298,31 @@ _CHUNKS = 12
 """Parts of the rows for threads to share."""
 
 
-def cycles(tiles: Sequence[Tapped], entries: int, rows: int, stride: int, target: Target) -> float:
-    """About what it takes: every vector of every column, and what is done once for a tile of a row."""
+_SECOND_BYTES_A_CYCLE, _LAST_BYTES_A_CYCLE = 40, 16
+"""That come from the second cache, and from the last one."""
+
+_SECOND = 1 << 20
+"""Bytes of an input that the second cache keeps."""
+
+
+def cycles(tiles: Sequence[Tapped], kept: Array, plane: int, planes: int, stride: int, target: Target) -> float:
+    """About what it takes: every vector of every column, what is done once for a tile of a row, and planes that
+    several rows fetch.
+
+    Args:
+        tiles: as of `tapped`.
+        kept: rows x inputs x taps, of a conv group.
+        plane: bytes of one.
+        planes: that x has.
+        stride: from one window to the next, along a row.
+        target: the processor.
+    """
     beside = 1 if target.lanes == 16 else 3  # without masks in registers of their own
-    total = 0.0
+    entries, rows, total = int(kept.sum()), len(kept), 0.0
     for each in tiles:
         vectors = len(each.shape.x)
         column = vectors * (0.5 * (1 + 1.9 * stride) + (stride - 1)) * beside + 2.5
         total += len(each.places) * (entries * column + rows * (12 + 2.0 * vectors))
-    return total
+    speed = _LAST_BYTES_A_CYCLE if plane * planes > _SECOND else _SECOND_BYTES_A_CYCLE
+    again = max(0, int(kept.any(axis=2).sum()) - planes)  # once each plane is fetched however it is done
+    return total + again * plane / speed
