@@ -3,7 +3,8 @@
 The layout is the one whose products are estimated to take less time, by the kernels' own estimates.
 
 Images are as many as fill vectors, no more than caches hold. Over planes a vector holds 16 images, and fewer fill it
-with positions, which costs where rows share no columns; so there only values that no cache holds make blocks smaller.
+with positions, which costs where rows share no columns; so there only values that no cache holds make blocks of 16
+smaller, and those that the second one does not hold make smaller ones smaller still.
 Rows that share theirs run as fast with any number, over pixels too: what counts is that values stay in the second
 cache, and that weights which do not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB
 of cache): VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
