@@ -39,7 +39,7 @@ from ticketry.tasks import models
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 
 PROFILE = "zen4-avx512"
-"""Of a machine, by which the same masks are estimated without having timed the network."""
+"""Of a machine (`--profile`), by which the same masks are estimated without having timed the network."""
 
 Made = tuple[nn.Module, torch.Tensor]
 
@@ -95,7 +95,7 @@ NETWORKS: dict[str, Callable[[], Made]] = {
 }
 
 
-def measure(name: str, structure: str) -> dict[str, Any]:
+def measure(name: str, structure: str, by: str) -> dict[str, Any]:
     """A network's row: its budgets, or why it has none."""
     torch.manual_seed(0)
     began, busy = time.perf_counter(), time.process_time()
@@ -105,10 +105,11 @@ def measure(name: str, structure: str) -> dict[str, Any]:
     scope = tk.scope(model)
     scores = output_energy(model, scope, x)
     costs = tk.cost.model(model, x, threads=1, granularities=names, scores=scores)
-    profile = Estimator(model, x, tk.cost.profile(PROFILE), scope)
+    profile = Estimator(model, x, tk.cost.profile(by), scope)
     row: dict[str, Any] = {
         "network": name,
         "structure": structure,
+        "profile": by,
         "batch": len(x),
         "dense_seconds": costs.dense,
         "floor": costs.floor / costs.dense,
@@ -205,6 +206,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("budget.json"), help="rows are added to it")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--structure", choices=("none", "auto"), default="none")
+    parser.add_argument("--profile", default=PROFILE, help="of a machine like this one")
     parser.add_argument("--allocation", action="store_true", help="time allocation for ResNet-50 and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +218,7 @@ def main() -> int:
         if any((row["network"], row.get("structure")) == (name, options.structure) for row in document["rows"]):
             continue
         try:
-            row = measure(name, options.structure)
+            row = measure(name, options.structure, options.profile)
         except (ImportError, TicketryError, RuntimeError) as error:
             row = {"network": name, "structure": options.structure, "why": f"{type(error).__name__}: {error}"}
         document["rows"].append(row)
