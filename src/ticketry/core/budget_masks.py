@@ -17,6 +17,9 @@ from ticketry.core.allocate import allocate, global_counts, layer_shares
 from ticketry.core.budget import allocate_multiplications
 from ticketry.core.costs.allocation import Flat, allocate_cost
 from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.mixed import allocate_mixed
+from ticketry.core.costs.saliency import output_energy
+from ticketry.core.layout import layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
 from ticketry.core.prune import densities, measures_at_mask, scores_in
@@ -100,6 +103,8 @@ def prune_to_budget(
     schedule: str = "exponential",
     regrow: bool = False,
     inputs: ScoreInputs | None = None,
+    structure: str = "none",
+    examples: Any = None,
     **rule: Any,
 ) -> Mask:
     """The mask of a budget by the scores of a model, in one cut or several, as `prune` makes that of a density.
@@ -107,8 +112,15 @@ def prune_to_budget(
     Args:
         iterations, schedule, regrow: as of `prune`; the shares on the way are of the budget.
         inputs: what the score needs.
+        structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, see
+            `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole.
+        examples: of the model's inputs; with structure auto and magnitudes blocks are worth the energy that they make
+            of their layers' outputs, see `costs.saliency`.
         rule: of `allocate_budget`.
     """
+    if structure == "auto":
+        assert isinstance(prices, CostModel)
+        return _mixed(model, scope, prices, share, get(score), within, inputs, examples)
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
     if regrow and not measures_at_mask(function):
         raise UsageError("regrow needs a score that tells what removed weights would be worth, by the option `at`")
@@ -121,6 +133,26 @@ def prune_to_budget(
         mask = allocate_budget(scores, prices, target, within=within if regrow else mask, **rule)
     assert mask is not None
     return mask
+
+
+def _mixed(
+    model: nn.Module,
+    scope: Scope,
+    costs: CostModel,
+    share: float,
+    score: Score,
+    within: Mask | None,
+    inputs: ScoreInputs | None,
+    examples: Any,
+) -> Mask:
+    """The mask of a budget with a granularity of its own in each layer."""
+    if score is get("magnitude"):
+        scores = output_energy(model, scope, examples)
+    else:
+        scores = scores_in(score, model, scope, within, inputs or ScoreInputs(None, None, 0))
+    if within is not None:
+        scores = {name: values * within[name].to(values.device) for name, values in scores.items()}
+    return allocate_mixed(scores, costs, costs.budget(share), layouts(model, scope)).mask
 
 
 def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:

@@ -92,12 +92,12 @@ def describe(name: str) -> str:
         return str(error)
 
 
-def get(name: str, *, model: str | None = None, options: Mapping[str, str] | None = None) -> Task:
+def get(name: str, *, model: str | None = None, options: Mapping[str, object] | None = None) -> Task:
     """The task of that name: built in, an installed package's, or module:object, see `user_task.load`.
 
     `model` chooses another network than the task's own. `options` go to the task: data sets in memory have ``train``,
     for fewer training examples, and ``size``, for fewer pixels; see also `images.folder.make`,
-    `regression.task.make` and their like.
+    `regression.task.make` and their like. They are words, as on a command line: of other values their words count.
 
     Raises:
         TaskError: for an unknown name, network or option, and whatever `user_task.load` raises.
@@ -107,7 +107,7 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, str] | Non
         >>> digits = tk.task("digits")
         >>> digits.name, digits.metric.name, digits.recipe.length
         ('digits', 'accuracy', '20ep')
-        >>> tk.task("digits", options={"train": "500"}).key()["train"]
+        >>> tk.task("digits", options={"train": 500}).key()["train"]
         500
         >>> tk.task("digit")
         Traceback (most recent call last):
@@ -116,7 +116,7 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, str] | Non
     """
     from ticketry.tasks.task import Spec
 
-    return make(Spec(name, model, tuple(sorted((options or {}).items()))))
+    return make(Spec(name, model, tuple(sorted((key, str(value)) for key, value in (options or {}).items()))))
 
 
 def make(spec: Spec) -> Task:

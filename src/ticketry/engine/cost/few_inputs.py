@@ -14,6 +14,7 @@ LIKE = {
     "taps of a position": "sums of a position",
     "dots of a position": "sums of a position",
     "planes collect": "planes elements",
+    "pixels copies": "pixels move",
 }
 """Kind of work -> another one, by whose coefficients it is estimated where a profile is older than its kernel."""
 

@@ -73,6 +73,8 @@ class Aimed:
             raise UsageError("profile has costs for a budget of time or bytes: name one, or leave it away")
         if self.measured and self.aim != "time":
             raise UsageError("measured is of a budget of time: name one (time and profile), or leave it away")
+        if self._mixed and self.aim != "time":
+            raise UsageError("structure auto is of a budget of time: name one (time and profile), or another structure")
         if not self.aim:
             if self.unweighed:
                 raise UsageError("unweighed is of a budget: name one (flops), or leave it away")
@@ -90,9 +92,21 @@ class Aimed:
             raise UsageError(f"give either {beside[0]} or {self.aim}: both say how much of the network is left")
         if self.unweighed and getattr(self, "distribution", "global") != "global":
             raise UsageError("unweighed is of one ranking over all layers: leave it away, or distribution")
+        if self._mixed:
+            self._check_mixed()
         for name, nothing in _SINGLE_WEIGHTS.items():
-            if getattr(self, name, nothing) != nothing:
+            if getattr(self, name, nothing) != nothing and not (name == "structure" and self._mixed):
                 raise UsageError(f"{self.aim} is spent on single weights: leave {name} away, or ask for a density")
+
+    @property
+    def _mixed(self) -> bool:
+        return getattr(self, "structure", "none") == "auto"
+
+    def _check_mixed(self) -> None:
+        beside = {"unweighed": False, "distribution": "global", "keep_at_least": 0}
+        for name, nothing in beside.items():
+            if getattr(self, name, nothing) != nothing:
+                raise UsageError(f"structure auto chooses whole blocks of each layer by their time: leave {name} away")
 
 
 _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCTURED, "half_rate": ()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
 from ticketry.errors import UsageError
 from ticketry.search.common.aims import BY_COSTS, COUNTED, aim_of, costs_in, terms_of
-from ticketry.search.common.structure import structuring_in
+from ticketry.search.common.structure import AUTO, structuring_in
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -262,6 +262,8 @@ def pruned(
     if aim := terms_of(settings):
         more |= {"score": settings.score, "distribution": settings.distribution}
         more["weighed"] = not getattr(settings, "unweighed", False)
+        if getattr(settings, "structure", "none") == AUTO:
+            more["structure"] = AUTO
         return drawn(replicate, trained, scope, density, aim, within=within, **more)
     if is_structured(settings):
         more |= {"structured": True, "score": _of_channels(settings.score)}

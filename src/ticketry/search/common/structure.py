@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ticketry.search.common.method import Replicate
 
 
+AUTO = "auto"
+"""The structure that masks are chosen in, layer by layer, under a budget of time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Restructuring:
     """A structure that each mask is given after it was found."""
@@ -21,7 +25,9 @@ class Restructuring:
     """What each ticket's mask is turned into after it was found, while the search goes on with it as it was: refill,
     refill+ (whole channels, trained as a physically smaller network), regroup (groups of rows that keep the same
     columns), 2:4 (or another N:M), none. Positions that are filled back start from the weights that tickets start
-    from (0 where those are final weights that were pruned before)."""
+    from (0 where those are final weights that were pruned before). Under a budget of time: auto, by which the search's
+    own masks keep single weights in some layers, groups of rows or all of them in others, whatever keeps most for its
+    time; blocks bring back what was pruned in them."""
     plus: float = 0.0
     """Of refill+: the share of the channels that refill drops which is filled back as well; 0 stands for 0.2."""
     refill_match: bool = False
@@ -42,13 +48,13 @@ class Restructuring:
 
     @property
     def structuring(self) -> Structuring | None:
-        """The structure asked for; None for none.
+        """The structure asked for; None for none, and for auto, which masks have from the first.
 
         Raises:
             UsageError: for a word that is not known, or an option of another structure.
         """
         return structuring_of(
-            self.structure,
+            "none" if self.structure == AUTO else self.structure,
             plus=self.plus,
             match=self.refill_match,
             collapse=self.regroup_collapse,

@@ -1,0 +1,99 @@
+"""Searches under a budget of time whose masks have a granularity of their own in each layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ticketry as tk
+from search.known_costs import COMMON, task
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.core.costs.saliency import output_energy
+from ticketry.errors import UsageError
+
+CHEAP = 0.3
+"""Of the time of single weights, which groups of 4 rows take in the layers that have cheap ones."""
+
+
+def costs(cheap: tuple[str, ...]) -> CostModel:
+    """Straight lines: single weights in proportion to what is kept, groups of 4 rows for less in some layers."""
+    layers = {}
+    for name, value in task().build().named_parameters():
+        if name.endswith("weight"):
+            whole = 1e-5 * value.numel()
+            known = {"weights": Curve((0.0, 1.0), (0.0, whole))}
+            if name in cheap:
+                known["rows:4"] = Curve((0.0, 1.0), (0.0, CHEAP * whole))
+            layers[name] = LayerCost(value.numel(), whole, known)
+    return CostModel("seconds", layers, fixed=1e-5)
+
+
+def rows_go_together(kept: torch.Tensor) -> bool:
+    flat = kept.flatten(1)
+    return len(flat) % 4 == 0 and all(bool((part == part[0]).all()) for part in flat.split(4))
+
+
+def spent(mask: tk.Mask, model: CostModel) -> float:
+    """By the definition."""
+    found = model.fixed
+    for name, kept in mask.items():
+        share, layer = float(kept.float().mean()), model.layers[name]
+        cheap = "rows:4" in layer.curves and rows_go_together(kept)
+        found += layer.dense * share * (CHEAP if cheap else 1.0)
+    return found
+
+
+def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weights(tmp_path: Path) -> None:
+    names = [name for name, value in task().build().named_parameters() if name.endswith("weight")]
+    cheap = tuple(name for name in names if task().build().get_parameter(name).shape[0] % 4 == 0)[:2]
+    model, file = costs(cheap), tmp_path / "costs.json"
+    model.save(file)
+    asked: dict[str, Any] = {"profile": str(file), "store": tmp_path / "store", "controls": ("random_prune",), **COMMON}
+    run = tk.run("iterative", task(), time=(0.3, 0.08), structure="auto", rewind="1it", **asked)
+    masks = [ticket.load().mask for ticket in run.tickets]
+    for mask, share in zip(masks, (0.3, 0.08), strict=True):
+        assert 0.8 * share < spent(mask, model) / model.dense <= share + 1e-9
+        assert {name for name in names if rows_go_together(mask[name])} == set(cheap)
+    assert any(float(masks[1][name].float().mean()) < 1 for name in cheap)
+    singles = tk.run("iterative", task(), time=(0.3, 0.08), rewind="1it", **asked)
+    assert [ticket.load().mask for ticket in singles.tickets] != masks
+    assert singles.record.name != run.record.name
+    with tk.Lab(tmp_path / "store") as lab:  # of the first level, whose scores are those of the dense network
+        dense = next(point for point in run.record.points if point.role == "dense")
+        trajectory, _, step = dense.key.partition("@")
+        trained = task().build()
+        trained.load_state_dict(lab.store.get_tensors(lab.store.trained(trajectory, int(step))["model"]))
+        energy = output_energy(trained, tk.scope(trained), lab.course(task()).inputs(64))
+    kept, alone = (
+        sum(float(energy[name][mask[name]].sum()) for name in names)
+        for mask in (masks[0], singles.tickets[0].load().mask)
+    )
+    assert kept > alone
+    again = tk.run("iterative", task(), time=(0.3, 0.08), structure="auto", rewind="1it", **asked)
+    assert again.now["segments_trained"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density": 0.5}, "structure auto is of a budget of time"),
+        ({"flops": 0.5}, "structure auto is of a budget of time"),
+        ({"time": 0.5, "unweighed": True}, "leave unweighed away"),
+        ({"time": 0.5, "distribution": "erk"}, "leave distribution away"),
+        ({"time": 0.5, "keep_at_least": 1}, "leave keep_at_least away"),
+    ],
+)
+@pytest.mark.parametrize("method", ["iterative", "oneshot"])
+def test_what_does_not_go_with_it_is_told_before_anything_is_trained(
+    method: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = costs(()).save(tmp_path / "costs.json")
+    given = settings | ({"profile": str(file)} if "time" in settings else {})
+    with pytest.raises(UsageError, match=message):
+        tk.run(method, task(), structure="auto", store=tmp_path / "store", **given, **COMMON)
+    assert not (tmp_path / "store" / "runs").exists()
