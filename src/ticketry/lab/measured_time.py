@@ -7,6 +7,7 @@ and what is trained for it is keyed by its mask or its network. Costs name the m
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ from ticketry.tasks.task import Task
 if TYPE_CHECKING:
     from ticketry.engine.bench.timing import Interval
     from ticketry.engine.cost.meter import Meter
+
+_TIMING = threading.Lock()
+"""Replicates are threads: one of them times at a moment."""
 
 _ROUNDS = 11
 """Of a timing that is told: as many as of `tk.cost.meet`."""
@@ -83,12 +87,16 @@ def met(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[f
     """
     from ticketry.engine.cost.meeting import meet_by
 
-    return meet_by(_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))).mask
+    with _TIMING:
+        return meet_by(
+            _meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
+        ).mask
 
 
 def _remembered(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> Timed:
     def made() -> dict[str, Any]:
-        found = measure()
+        with _TIMING:
+            found = measure()
         return {"share": found.median, "low": found.low, "high": found.high}
 
     return Timed(**lab.store.remembered("times", digest_of(described), made))

@@ -184,8 +184,17 @@ class PlanesArena:
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
         self.geometries = _geometries(storages, images, lanes, halos)
         places: Places[planes.Geometry] = Places()
-        pairs = zip(self.geometries, storages.all, strict=True)
-        self._slots = np.array([places.slot(g, one.channels, one.born, one.dies) for g, one in pairs], dtype=np.int64)
+        under = [storages.place_of(number) for number in range(len(storages.all))]
+        dies = {
+            number: max(one.dies for of, one in zip(under, storages.all, strict=True) if of == number)
+            for number in under
+        }
+        slots = {
+            number: places.slot(self.geometries[number], one.channels, one.born, dies[number])
+            for number, one in enumerate(storages.all)
+            if under[number] == number
+        }
+        self._slots = np.array([slots[number] for number in under], dtype=np.int64)
         self._starts, self.bytes = places.laid_out(lambda geometry: geometry.bytes)
 
     def value(self, form: Form) -> planes.Planes:

@@ -55,6 +55,8 @@ class Storages:
     """Storages whose channels lie in one order: an operation reads and writes them channel by channel."""
     pinned: set[int] = field(default_factory=set)
     """Storages whose channels lie in their own order."""
+    over: dict[int, int] = field(default_factory=dict)
+    """Storage -> another one of its geometry, in whose place it may lie if nothing reads that one afterwards."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
@@ -88,6 +90,19 @@ class Storages:
 
     def same_rows(self, one: Form, other: Form) -> None:
         self.rows.join([*one.storages, *other.storages])
+
+    def may_lie_over(self, y: Form, x: Form) -> None:
+        """The operation that makes y reads each element of x just before it writes that of y."""
+        whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
+        if whole and bool((x.flat[:, 1] == range(x.channels)).all()):
+            self.over[y.storages[0]] = x.storages[0]
+
+    def place_of(self, number: int) -> int:
+        """The storage in whose place one lies: itself, or the first of those that it lies over."""
+        below = self.over.get(number)
+        if below is None or self.all[below].dies != self.all[number].born:
+            return number
+        return self.place_of(below)
 
     def halo(self, number: int) -> int:
         """The halo of a storage: the most that any reader of any storage of its geometry needs."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.fx._symbolic_trace import PH
 from torch.fx.passes.shape_prop import ShapeProp, _extract_tensor_metadata
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ticketry.engine.one_at_a_time import TRACING
 from ticketry.engine.training.lowering import kind_of
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -100,7 +102,8 @@ def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     whole = _Whole(twin, leaves, spec)
     before = _state(twin)
     try:
-        graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
+        with TRACING:
+            graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
     except Exception as error:
         raise Untraceable(f"its way depends on its data ({_first_line(error)})") from error
     if _state(twin) != before:
@@ -231,7 +234,7 @@ class _Whole(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Modules with hooks are wholes.
+    """Modules with hooks are wholes. Modules that other threads call meanwhile are none of this trace's.
 
     Args:
         module: that has the hooks; what is traced is a copy.
@@ -241,8 +244,19 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self._thread = threading.get_ident()
         self._hooked = {name for name, one in module.named_modules() if has_hooks(one)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = module_qualified_name in self._hooked or kind_of(m) in LAYERS
         return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
