@@ -50,7 +50,9 @@ def agrees(graph: Graph, way: Way, strides: int = 0) -> None:
     for made, same, right in zip(found, again, wanted, strict=True):
         assert made.shape == right.shape
         assert torch.equal(made, same)
-        assert float((made.double() - right).abs().max()) <= 1e-4 * max(float(right.abs().max()), 1e-6)
+        # Values are of size 1. What is 0 in double precision, as the norm of a constant row, is a rounding in single,
+        # divided by the root of a small number.
+        assert float((made.double() - right).abs().max()) <= 1e-4 * max(float(right.abs().max()), 0.5)
 
 
 def _laid_out(tensor: torch.Tensor, strides: int) -> torch.Tensor:

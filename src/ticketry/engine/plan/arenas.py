@@ -89,17 +89,30 @@ class PixelsArena:
     def _place(self, images: int) -> int:
         """Give each value its place: in memory that no other living value of its geometry uses. Returns the size."""
         places: Places[pixels.Geometry] = Places()
-        slots = []
-        for wide in sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members)):
+        slots: dict[int, int] = {}
+        order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
+        under = {id(wide): self._under(wide) for wide in order}
+        for wide in order:
             members = [self._storages.all[one] for one in wide.members]
-            born, dies = min(one.born for one in members), max(one.dies for one in members)
             halo = max(self._storages.halo(one) for one in wide.members)
             wide.geometry = pixels.Geometry.of(*members[0].pixels, wide.channels, halo, self._item)
-            slots.append((wide, places.slot(wide.geometry, 1, born, dies)))
+            if under[id(wide)] is not wide:
+                slots[id(wide)] = slots[id(under[id(wide)])]
+                continue
+            over = [other for other in order if under[id(other)] is wide]
+            dies = max(self._storages.all[one].dies for other in over for one in other.members)
+            slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies)
         starts, size = places.laid_out(lambda geometry: geometry.bytes(images))
-        for wide, slot in slots:
-            wide.offset = starts[wide.geometry] + slot * wide.geometry.bytes(images)
+        for wide in order:
+            wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
+
+    def _under(self, wide: _Wide) -> _Wide:
+        """The value in whose place one lies: itself, unless both are storages by themselves."""
+        if len(wide.members) > 1:
+            return wide
+        found, _ = self._in[self._storages.place_of(wide.members[0], once=True)]
+        return found if len(found.members) == 1 else wide
 
 
 Run = tuple[int, int, int]

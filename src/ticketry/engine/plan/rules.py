@@ -81,7 +81,7 @@ def _product(
     for other in residual:
         sketch.storages.alike([other, y])
         sketch.storages.one_order(other, y)
-        sketch.storages.may_lie_over(y, other)
+        sketch.storages.may_lie_over(y, other, [x], once=False)
     if node.attrs.get("groups", 1) == x.channels == y.channels > 1:
         sketch.storages.one_order(x, y)
     elif node.attrs.get("groups", 1) > 1:
@@ -100,7 +100,7 @@ def _pairwise(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     y = sketch.make(node, [one, other], (one.labels, one.planes.shape[:-1], one.pixels))
     sketch.storages.alike([one, y] if gate else [one, other, y])
     sketch.storages.one_order(one, other, y)
-    sketch.storages.may_lie_over(y, one)
+    sketch.storages.may_lie_over(y, one, [other], once=True)
     return y
 
 

@@ -57,6 +57,8 @@ class Storages:
     """Storages whose channels lie in their own order."""
     over: dict[int, int] = field(default_factory=dict)
     """Storage -> another one of its geometry, in whose place it may lie if nothing reads that one afterwards."""
+    once: set[int] = field(default_factory=set)
+    """Those of which every element is written once, in any layout."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
@@ -91,18 +93,27 @@ class Storages:
     def same_rows(self, one: Form, other: Form) -> None:
         self.rows.join([*one.storages, *other.storages])
 
-    def may_lie_over(self, y: Form, x: Form) -> None:
-        """The operation that makes y reads each element of x just before it writes that of y."""
-        whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
-        if whole and bool((x.flat[:, 1] == range(x.channels)).all()):
-            self.over[y.storages[0]] = x.storages[0]
+    def may_lie_over(self, y: Form, x: Form, others: Iterable[Form], *, once: bool) -> None:
+        """The operation that makes y reads each element of x just before it writes that of y.
 
-    def place_of(self, number: int) -> int:
+        Args:
+            others: that it reads besides, when it likes: they must lie elsewhere.
+            once: whether it writes each element once, also over pixels, where the last tile of a convolution lies over
+                the one before.
+        """
+        whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
+        elsewhere = all(x.storages[0] not in other.storages for other in others)
+        if whole and elsewhere and bool((x.flat[:, 1] == range(x.channels)).all()):
+            self.over[y.storages[0]] = x.storages[0]
+            if once:
+                self.once.add(y.storages[0])
+
+    def place_of(self, number: int, *, once: bool = False) -> int:
         """The storage in whose place one lies: itself, or the first of those that it lies over."""
         below = self.over.get(number)
-        if below is None or self.all[below].dies != self.all[number].born:
+        if below is None or self.all[below].dies != self.all[number].born or (once and number not in self.once):
             return number
-        return self.place_of(below)
+        return self.place_of(below, once=once)
 
     def halo(self, number: int) -> int:
         """The halo of a storage: the most that any reader of any storage of its geometry needs."""
