@@ -21,6 +21,7 @@ from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.training.lifetimes import lifetimes, read_back
 from ticketry.engine.training.memory import Arena, Place
 from ticketry.engine.training.nodes import Conv, Norm
+from ticketry.errors import EngineError
 from ticketry.tasks.models.resnet import Block, ResNet
 
 SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
@@ -124,3 +125,16 @@ def test_norms_are_computed_again_and_memory_is_shared() -> None:
         assert all(isinstance(node, Conv) for node in readers)
     values = sum(value.bytes for value in plan.values.values())
     assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
+
+
+def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 GB, where numbers of 32 bits end; here of a megabyte, which is between both batches."""
+    monkeypatch.setattr("ticketry.engine.training.plan._LARGEST", 1 << 20)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+    mask, x = tk.prune(model, 0.3), torch.randn(16, 3, 12, 12)
+    fast = tk.sparse_training(model, mask, x)
+    with torch.no_grad():
+        wanted = mask.apply_(copy.deepcopy(model))(x)
+    assert torch.allclose(fast(x), wanted, atol=1e-5)
+    with pytest.raises(EngineError, match=r"a batch of 512 needs more working memory .* train with smaller batches"):
+        fast(x.repeat(32, 1, 1, 1))

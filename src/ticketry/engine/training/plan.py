@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,17 +127,8 @@ class Plan:
         self._filled = -1
 
     def link(self) -> None:
-        """Make the program of the operations that were added.
-
-        Raises:
-            EngineError: the batch needs more working memory than kernels reach.
-        """
-        live, size = self.live, self._arena.size
-        if size > _LARGEST:
-            raise EngineError(
-                f"a batch of {live} needs {size >> 20} MiB of working memory, kernels reach {_LARGEST >> 20}:"
-                " train with smaller batches, and add up their gradients"
-            )
+        """Make the program of the operations that were added."""
+        size = self._arena.size
         for op, slot in self._alone:
             slot.number = len(self.ops)
             self.ops.append(op)
@@ -229,11 +220,21 @@ class Plan:
         if size > self._scratch.end - self._scratch.begin:
             if self._scratch.end:
                 self._arena.give(self._scratch)
-            self._scratch, _ = self._arena.take(-(-size // 64) * 64, "scratch")
+            self._scratch, _ = self._take(-(-size // 64) * 64, "scratch")
         return self._scratch.begin
 
+    def _take(self, size: int, layout: Hashable) -> tuple[Place, bool]:
+        """A place in the memory, see `Arena.take`; `EngineError` beyond what the tables of kernels reach."""
+        found = self._arena.take(size, layout)
+        if self._arena.size > _LARGEST:
+            raise EngineError(
+                f"a batch of {self.live} needs more working memory than the {_LARGEST >> 20} MiB that kernels reach:"
+                " train with smaller batches, and add up their gradients"
+            )
+        return found
+
     def _reserve(self, value: Batch, when: str) -> Batch:
-        place, clean = self._arena.take(value.bytes, (value.geometry, value.channels))
+        place, clean = self._take(value.bytes, (value.geometry, value.channels))
         self._places[place.begin] = place
         made = replace(value, offset=place.begin)
         if value.geometry.halo and not clean:
