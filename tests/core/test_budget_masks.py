@@ -9,7 +9,11 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.budget import allocate_multiplications, counted, uses
 from ticketry.core.budget_masks import allocate_budget, check_floor, prune_to_budget, random_of_cost, spent
+from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.mask import Mask
+from ticketry.core.prune import densities
 from ticketry.core.score import ScoreInputs
 from ticketry.errors import LayerCollapseError, UsageError
 
@@ -132,3 +136,18 @@ def test_several_cuts_come_to_the_same_budget_each_by_the_scores_of_what_is_left
     flow = prune_to_budget(model, scope, prices, 0.3, score="synflow", iterations=3, keep_at_least=1, inputs=inputs)
     for mask in (once, flow):
         assert 0.3 * full - 36 < spent(mask, prices) <= 0.3 * full
+
+
+def test_granularities_are_chosen_anew_in_each_of_several_cuts():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
+    line = {"weights": Curve((0.0, 1.0), (0.0, 1.0)), "rows:4": Curve((0.0, 1.0), (0.0, 0.5))}
+    layers = {name: LayerCost(model.get_parameter(name).numel(), 1.0, line) for name in ("0.weight", "1.weight")}
+    costs, scope, inputs = CostModel("seconds", layers, 0.0), tk.scope(model), torch.randn(5, 16)
+    given = {"structure": "auto", "examples": inputs}
+    by_hand = None
+    for share in densities(0.1, 3, "exponential"):
+        by_hand = prune_to_budget(model, scope, costs, share, within=by_hand, **given)
+    several = prune_to_budget(model, scope, costs, 0.1, iterations=3, **given)
+    assert several == by_hand
+    assert costs.estimate(several).value <= 0.1 * costs.dense

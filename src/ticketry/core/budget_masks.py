@@ -19,7 +19,7 @@ from ticketry.core.costs.allocation import Flat, allocate_cost
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.mixed import allocate_mixed
 from ticketry.core.costs.saliency import output_energy
-from ticketry.core.layout import layouts
+from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
 from ticketry.core.prune import densities, measures_at_mask, scores_in
@@ -118,9 +118,6 @@ def prune_to_budget(
             of their layers' outputs, see `costs.saliency`.
         rule: of `allocate_budget`.
     """
-    if structure == "auto":
-        assert isinstance(prices, CostModel)
-        return _mixed(model, scope, prices, share, get(score), within, inputs, examples)
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
     if regrow and not measures_at_mask(function):
         raise UsageError("regrow needs a score that tells what removed weights would be worth, by the option `at`")
@@ -129,30 +126,28 @@ def prune_to_budget(
     mask = within
     for target in densities(share, iterations, schedule):
         seen = None if mask is within and not measures_at_mask(function) else mask
+        among = within if regrow else mask
+        if structure == "auto":
+            by_energy = function is get("magnitude")
+            scores = (
+                output_energy(model, scope, examples) if by_energy else scores_in(function, model, scope, seen, inputs)
+            )
+            mask = _mixed(scores, prices, target, among, layouts(model, scope))
+            continue
         scores = scores_in(function, model, scope, seen, inputs)
-        mask = allocate_budget(scores, prices, target, within=within if regrow else mask, **rule)
+        mask = allocate_budget(scores, prices, target, within=among, **rule)
     assert mask is not None
     return mask
 
 
 def _mixed(
-    model: nn.Module,
-    scope: Scope,
-    costs: CostModel,
-    share: float,
-    score: Score,
-    within: Mask | None,
-    inputs: ScoreInputs | None,
-    examples: Any,
+    scores: Mapping[str, Tensor], costs: Prices, share: float, within: Mask | None, known: Mapping[str, Layout]
 ) -> Mask:
-    """The mask of a budget with a granularity of its own in each layer."""
-    if score is get("magnitude"):
-        scores = output_energy(model, scope, examples)
-    else:
-        scores = scores_in(score, model, scope, within, inputs or ScoreInputs(None, None, 0))
+    """The mask of a budget with a granularity of its own in each layer, where what is not `within` is worth nothing."""
+    assert isinstance(costs, CostModel)
     if within is not None:
         scores = {name: values * within[name].to(values.device) for name, values in scores.items()}
-    return allocate_mixed(scores, costs, costs.budget(share), layouts(model, scope)).mask
+    return allocate_mixed(scores, costs, costs.budget(share), known).mask
 
 
 def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:

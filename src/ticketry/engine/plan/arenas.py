@@ -91,27 +91,30 @@ class PixelsArena:
         places: Places[pixels.Geometry] = Places()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
-        under = {id(wide): self._under(wide) for wide in order}
-        for wide in order:
+        first = self._storages.places(once=True)
+        under = [self._under(wide, first) for wide in order]
+        dies: dict[int, int] = {}
+        for wide, place in zip(order, under, strict=True):
+            ends = max(self._storages.all[one].dies for one in wide.members)
+            dies[id(place)] = max(dies.get(id(place), 0), ends)
+        for wide, place in zip(order, under, strict=True):
             members = [self._storages.all[one] for one in wide.members]
             halo = max(self._storages.halo(one) for one in wide.members)
             wide.geometry = pixels.Geometry.of(*members[0].pixels, wide.channels, halo, self._item)
-            if under[id(wide)] is not wide:
-                slots[id(wide)] = slots[id(under[id(wide)])]
-                continue
-            over = [other for other in order if under[id(other)] is wide]
-            dies = max(self._storages.all[one].dies for other in over for one in other.members)
-            slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies)
+            if place is wide:
+                slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
+            else:
+                slots[id(wide)] = slots[id(place)]
         starts, size = places.laid_out(lambda geometry: geometry.bytes(images))
         for wide in order:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
 
-    def _under(self, wide: _Wide) -> _Wide:
-        """The value in whose place one lies: itself, unless both are storages by themselves."""
+    def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:
+        """The value in whose place one lies: itself, unless both are storages by themselves. `first`: of storages."""
         if len(wide.members) > 1:
             return wide
-        found, _ = self._in[self._storages.place_of(wide.members[0], once=True)]
+        found, _ = self._in[first[wide.members[0]]]
         return found if len(found.members) == 1 else wide
 
 
@@ -197,11 +200,10 @@ class PlanesArena:
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
         self.geometries = _geometries(storages, images, lanes, halos)
         places: Places[planes.Geometry] = Places()
-        under = [storages.place_of(number) for number in range(len(storages.all))]
-        dies = {
-            number: max(one.dies for of, one in zip(under, storages.all, strict=True) if of == number)
-            for number in under
-        }
+        under = storages.places()
+        dies: dict[int, int] = {}
+        for place, one in zip(under, storages.all, strict=True):
+            dies[place] = max(dies.get(place, 0), one.dies)
         slots = {
             number: places.slot(self.geometries[number], one.channels, one.born, dies[number])
             for number, one in enumerate(storages.all)

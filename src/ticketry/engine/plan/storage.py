@@ -108,12 +108,14 @@ class Storages:
             if once:
                 self.once.add(y.storages[0])
 
-    def place_of(self, number: int, *, once: bool = False) -> int:
-        """The storage in whose place one lies: itself, or the first of those that it lies over."""
-        below = self.over.get(number)
-        if below is None or self.all[below].dies != self.all[number].born or (once and number not in self.once):
-            return number
-        return self.place_of(below, once=once)
+    def places(self, *, once: bool = False) -> list[int]:
+        """Of each storage the one in whose place it lies: itself, or the first of those that it lies over."""
+        found: list[int] = []
+        for number, storage in enumerate(self.all):
+            below = self.over.get(number)
+            over = below is not None and self.all[below].dies == storage.born and (not once or number in self.once)
+            found.append(found[below] if over and below is not None else number)
+        return found
 
     def halo(self, number: int) -> int:
         """The halo of a storage: the most that any reader of any storage of its geometry needs."""

@@ -19,6 +19,7 @@ Tables:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -165,6 +166,7 @@ class _Vector:
     pixels: tuple[tuple[int, int] | None, ...]
 
 
+@functools.lru_cache(maxsize=256)
 def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target) -> list[Tapped]:
     """All tiles of a plane.
 
