@@ -137,6 +137,10 @@ class Emitter:
         """A signed 32-bit integer, widened to 64."""
         return self.b.sext(self.b.load(self.at(pointer, byte), typ=I32, align=4), I64)
 
+    def load_u16(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
+        """An unsigned 16-bit integer, widened to 64."""
+        return self.b.zext(self.b.load(self.at(pointer, byte), typ=I16, align=2), I64)
+
     def load_f32(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
         return self.b.load(self.at(pointer, byte), typ=F32, align=4)
 

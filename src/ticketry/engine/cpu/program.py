@@ -83,8 +83,15 @@ class _Workspace:
     workers: Workers
 
 
+MARGIN = 1 << 20
+"""Bytes before and behind working memory that kernels may read, and that mean nothing."""
+
+
 class Memory:
-    """Zeroed working memory at a page's start, in large pages where the system gives them."""
+    """Zeroed working memory at a page's start, in large pages where the system gives them.
+
+    `MARGIN` bytes around it belong to it and are no part of it: nobody writes them, and most are never touched.
+    """
 
     def __init__(self, size: int) -> None:
         large = 1 << 21
@@ -92,11 +99,11 @@ class Memory:
         private: dict[str, Any] = (
             {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         )
-        self._map = mmap.mmap(-1, -(-max(size, 1) // large) * large + large, **private)
+        self._map = mmap.mmap(-1, -(-(max(size, 1) + MARGIN) // large) * large + 2 * large, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         base = np.frombuffer(self._map, dtype=np.uint8)
-        start = int(-base.ctypes.data % large)
+        start = large + int(-base.ctypes.data % large)
         self.bytes: np.ndarray[Any, Any] = base[start : start + size]
         self.address = int(base.ctypes.data) + start
 

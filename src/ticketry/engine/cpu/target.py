@@ -45,6 +45,11 @@ class Target:
     """Bytes of inputs that single rows of weights range over before the next row's turn comes."""
 
     @property
+    def masks(self) -> bool:
+        """Whether it has registers for masks (AVX-512): elsewhere what is read or written by one takes far longer."""
+        return self.lanes == _X86["avx512"]
+
+    @property
     def gathers(self) -> bool:
         """Whether it reads a vector's lanes from anywhere in one instruction (AVX2, AVX-512)."""
         return self.lanes >= _X86["avx2"] and self.triple.startswith("x86_64")

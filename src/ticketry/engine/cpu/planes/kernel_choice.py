@@ -17,6 +17,7 @@ from ticketry.engine.cpu.planes import dots, taps
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry
 from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
 from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
+from ticketry.engine.cpu.program import MARGIN
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Window
 
@@ -128,7 +129,7 @@ def best(
         ways.append(
             Way(None, [], dots.cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target), dots=rows)
         )
-    if not filled and window.stride[1] <= _WIDEST_STRIDE:
+    if not filled and window.stride[1] <= _WIDEST_STRIDE and (target.masks or taps.reach(x, window) <= MARGIN):
         tiles = taps.tapped(x, y, residual, window, target)
         spent = taps.cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         ways.append(Way(None, [], spent, tiles))

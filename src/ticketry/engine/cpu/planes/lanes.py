@@ -89,6 +89,26 @@ def store(
     e.call(f"llvm.masked.store.v{e.target.lanes}f32.p0", ir.VoidType(), given)
 
 
+def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
+    """Write the first ``count`` lanes of a vector, known as the kernel is written: in pieces, where masks are slow."""
+    if e.target.masks or count >= e.target.lanes:
+        store(e, value, pointer, byte, only(e, count))
+        return
+    done = 0
+    while done < count:
+        size = 1 << ((count - done).bit_length() - 1)
+        piece = shuffle(e, value, value, range(done, done + size))
+        e.store(piece, pointer, byte + done * FLOAT)
+        done += size
+
+
+def cleared(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
+    """A vector with zero in each lane for which a mask in memory, an int32 each, has 0 and not -1."""
+    whole = ir.VectorType(I32, e.target.lanes)
+    kept = e.b.and_(e.b.bitcast(value, whole), e.b.load(mask, typ=whole, align=4))
+    return e.b.bitcast(kept, e.vector)
+
+
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
     """First lane 0 of each row, then lane 1 of each, and so on: as many vectors as there are rows (a power of two).
 

@@ -5,6 +5,10 @@ row. `unfold` makes copies for that, which pays where many rows read them. Here 
 that see nothing count as zero, by a table of masks: three loads for a tap in the place of a copy. With a horizontal
 stride so many neighbouring vectors are read, of which every so-manieth position is taken.
 
+Where a processor has registers for masks, lanes that see nothing are not read, and a mask is a bit for each lane. On
+others reading by a mask takes several times as long, and writing by one ten times: there all lanes are read, be it
+beyond a plane's end, and what sees nothing is cleared by a mask of whole lanes, of which there are few different ones.
+
 A channel's tiles follow one another, so that its plane is read from front to back.
 
 Tables:
@@ -13,8 +17,9 @@ Tables:
     columns (int32): where each begins (plane plus shift), and its tap
     weights (float32), one a column
     chunks (int64), parts of the rows for threads to share: the first segment, their number, the first column
-    of each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number, masks
-        [tiles, taps, vectors, stride], and masks of what is written [tiles, vectors]
+    of each shape of tiles: places (int32: the byte of x, y and the residual where a tile begins), their number; which
+        lanes are read and written: bits [tiles, taps, vectors, stride] and [tiles, vectors], or (uint16) [tiles, taps,
+        vectors] and [tiles, vectors], the byte where a mask begins among those that follow; masks (int32) [n, lanes]
 """
 
 from __future__ import annotations
@@ -30,15 +35,17 @@ from ticketry.engine.cpu.activations import Activation, activate_all
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, Geometry
+from ticketry.engine.cpu.planes.lanes import MOST
 from ticketry.engine.cpu.planes.tiles import Shape, split
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Window
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Arguments: tables, the number of chunks; then for each shape its places, their number, masks read and written."""
+"""Arguments: tables, the number of chunks; then for each shape its places, their number, what is read and written, and
+masks."""
 
-SHAPE_ARGS = 4
+SHAPE_ARGS = 5
 
 SEGMENT_WORDS = 4
 
@@ -50,7 +57,8 @@ class Taps(Written):
     taps: of the window.
     stride: positions of x from one position of a vector to the next.
     images: of a position.
-    masked: for each shape whether some of its vectors are not written whole.
+    few: for each shape how many lanes of each vector are written, from the first one on.
+    masked: for each shape whether what its vectors give lies in part between two rows: it stays zero there.
     residual: whether y begins with another value.
     """
 
@@ -60,6 +68,7 @@ class Taps(Written):
     taps: int
     stride: int
     images: int
+    few: tuple[tuple[int, ...], ...]
     masked: tuple[bool, ...]
     residual: bool
     act: Activation
@@ -85,10 +94,11 @@ class _Tiles:
 
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
-        self.masked, self.bytes = kernel.masked[number], lanes.mask_type(e.target).itemsize
+        self.masked, self.few = kernel.masked[number], kernel.few[number]
+        self.bytes, self.parts = _entry(e.target).itemsize, _parts(kernel.stride, e.target)
         at = SHAPES + SHAPE_ARGS * number
         self.places, self.count = e.table(at), e.arg(at + 1)
-        self.read, self.written = e.table(at + 2), e.table(at + 3)
+        self.read, self.written, self.masks = e.table(at + 2), e.table(at + 3), e.table(at + 4)
         self.weights = e.table(WEIGHTS)
 
     def all(self, segment: Any, columns: Any, begin: Any, end: Any) -> None:
@@ -98,10 +108,10 @@ class _Tiles:
             place = e.at(self.places, b.mul(tile.index, e.i64(12)))
             x, y, residual = (e.at(arena, e.load_i32(place, 4 * word)) for word in range(3))
             y, residual = e.at(y, e.load_i32(segment, 4)), e.at(residual, e.load_i32(segment, 8))
-            masks = e.at(self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * kernel.stride)))
+            masks = e.at(self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * self.parts)))
             with e.loop(begin, end, carried=[bias] * vectors) as column:
                 entry = e.at(columns, b.mul(column.index, e.i64(8)))
-                tap = e.i64(self.bytes * vectors * kernel.stride)
+                tap = e.i64(self.bytes * vectors * self.parts)
                 source, mask = e.at(x, e.load_i32(entry)), e.at(masks, b.mul(e.load_i32(entry, 4), tap))
                 weight = e.splat(e.load_f32(self.weights, b.mul(column.index, e.i64(4))))
                 column.next = [
@@ -115,12 +125,29 @@ class _Tiles:
                     b.fadd(value, e.load(residual, at)) for value, at in zip(sums, self.shape.residual, strict=True)
                 ]
             for number, value in enumerate(activate_all(e, kernel.act, sums)):
-                mask = lanes.from_bits(e, written, self.bytes * number) if self.masked else None
-                lanes.store(e, value, y, self.shape.y[number], mask)
+                self._write(value, y, written, number)
+
+    def _write(self, value: Any, y: Any, masks: Any, number: int) -> None:
+        """Write a vector of the tile."""
+        e, byte = self.e, self.shape.y[number]
+        if self.masked and e.target.masks:
+            lanes.store(e, value, y, byte, lanes.from_bits(e, masks, self.bytes * number))
+        elif self.masked:
+            lanes.store(e, self._cleared(value, masks, number), y, byte)
+        else:
+            lanes.store_first(e, value, y, byte, self.few[number])
+
+    def _cleared(self, value: Any, masks: Any, number: int) -> Any:
+        """A vector with zero in the lanes that an entry of a table leaves out."""
+        at = self.e.load_u16(masks, self.bytes * number)
+        return lanes.cleared(self.e, value, self.e.at(self.masks, at))
 
     def _input(self, source: Any, masks: Any, number: int) -> Any:
         """What a tap reads for a vector of the tile."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
+        if not e.target.masks:
+            read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
+            return self._cleared(lanes.every(e, read, self.kernel.images) if stride > 1 else read[0], masks, number)
         parts = [
             lanes.load(
                 e,
@@ -138,22 +165,33 @@ class Tapped:
     """Tiles of one shape: where they begin, and which lanes of what is read and written mean something."""
 
     shape: Shape
+    few: tuple[int, ...]
+    """How many lanes of each vector are written, from the first one on."""
     places: Array
     """int32 [tiles, 3], of x (where the first pixel's own input lies), y and the residual."""
     read: Array
-    """[tiles, taps, vectors, stride], in `lanes.mask_type`."""
+    """[tiles, taps, vectors, parts], as the kernel takes it."""
     written: Array
     """[tiles, vectors]."""
+    masks: Array
+    """int32 [n, lanes], of which the others tell where in it they begin; none where they are bits themselves."""
+    masked: bool
+    """Whether lanes among the first `few` are none of a pixel's."""
 
     @property
     def args(self) -> tuple[int | Array, ...]:
         """As the kernel takes them."""
-        return self.places, len(self.places), self.read, self.written
+        return self.places, len(self.places), self.read, self.written, self.masks
 
-    @property
-    def whole(self) -> bool:
-        """Whether all lanes of all vectors are written."""
-        return bool((self.written == np.iinfo(self.written.dtype).max).all()) if self.written.size else True
+
+def _entry(target: Target) -> np.dtype[Any]:
+    """What tells which lanes of a vector mean something: bits, or the byte where their mask begins."""
+    return lanes.mask_type(target) if target.masks else np.dtype(np.uint16)
+
+
+def _parts(stride: int, target: Target) -> int:
+    """Masks of what a tap reads for a vector: of each vector that is read, or of what is picked from them."""
+    return stride if target.masks else 1
 
 
 @dataclass(frozen=True)
@@ -174,9 +212,9 @@ def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, 
     is cut into vectors by itself.
     """
     beside = y if residual is None else residual
-    each = target.lanes // y.images
-    found: dict[Shape, list[list[_Vector]]] = {}
-    for pixels in _runs(x, y, beside, window, each, 12 if target.registers >= 32 else 6):
+    each, follow = target.lanes // y.images, _follow(x, y, beside, window)
+    found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
+    for pixels in _runs(y, follow, each, 12 if target.registers >= 32 else 6):
         vectors = [_vector(x, y, beside, window, some, each) for some in pixels]
         first = vectors[0]
         shape = Shape(
@@ -184,17 +222,28 @@ def tapped(x: Geometry, y: Geometry, residual: Geometry | None, window: Window, 
             tuple(one.y - first.y for one in vectors),
             tuple(one.residual - first.residual for one in vectors),
         )
-        found.setdefault(shape, []).append(vectors)
-    return [_tiles(shape, tiles, x, y, window, target) for shape, tiles in found.items()]
+        few = tuple(target.lanes if follow else count * y.images for _, _, count in pixels)
+        found.setdefault((shape, few), []).append(vectors)
+    return [_tiles(shape, few, tiles, x, y, window, target) for (shape, few), tiles in found.items()]
+
+
+def reach(x: Geometry, window: Window) -> int:
+    """Bytes before or behind a plane that is read as it lies, by which a window's taps may miss it."""
+    return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
+
+
+def _follow(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
+    """Whether a vector may go on into the next row."""
+    return window.stride == (1, 1) and x.row == y.row == residual.row
 
 
 _Run = tuple[int, int, int]
 """A vector's row, its first column (perhaps behind the row's end: in rows below), and how many positions it has."""
 
 
-def _runs(x: Geometry, y: Geometry, residual: Geometry, window: Window, each: int, most: int) -> Iterator[list[_Run]]:
+def _runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
     """The vectors of each tile."""
-    if window.stride == (1, 1) and x.row == y.row == residual.row:
+    if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
             yield [(0, at * each, min(each, last - at * each)) for at in range(first, first + size)]
@@ -221,7 +270,13 @@ def _vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, run: _
 
 
 def _tiles(
-    shape: Shape, tiles: Sequence[Sequence[_Vector]], x: Geometry, y: Geometry, window: Window, target: Target
+    shape: Shape,
+    few: tuple[int, ...],
+    tiles: Sequence[Sequence[_Vector]],
+    x: Geometry,
+    y: Geometry,
+    window: Window,
+    target: Target,
 ) -> Tapped:
     places = np.array([[t[0].x, t[0].y, t[0].residual] for t in tiles], dtype=np.int32)
     nothing = -(1 << 20)
@@ -236,9 +291,17 @@ def _tiles(
         ],
         axis=1,
     )  # [tiles, taps, v, each]
-    return Tapped(
-        shape, places, _bits(seen, window.stride[1], y.images, target), _bits(there, 1, y.images, target)[..., 0]
-    )
+    masked = bool((there.repeat(y.images, axis=-1) != (np.arange(target.lanes) < np.array(few)[:, None])).any())
+    if target.masks:
+        read = _bits(seen, window.stride[1], y.images, target)
+        return Tapped(shape, few, places, read, _bits(there, 1, y.images, target)[..., 0], np.zeros(1), masked)
+    both = np.concatenate([seen, there[:, None]], axis=1)  # [tiles, taps + 1, v, each]
+    bits = _bits(both, 1, y.images, target)[..., 0]
+    kinds, at = np.unique(bits, return_inverse=True)
+    masks = -(kinds[:, None].astype(np.int32) >> np.arange(target.lanes, dtype=np.int32) & 1)
+    entries = (at.reshape(bits.shape) * target.lanes * FLOAT).astype(_entry(target))
+    read, written = (np.ascontiguousarray(some) for some in (entries[:, :-1], entries[:, -1]))
+    return Tapped(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
 
 
 def _inside(place: Array, extent: int) -> Array:
@@ -285,7 +348,8 @@ def op(
         len(window.taps),
         window.stride[1],
         images,
-        tuple(not each.whole for each in tiles),
+        tuple(each.few for each in tiles),
+        tuple(each.masked for each in tiles),
         residual is not None,
         act,
     )
