@@ -18,9 +18,11 @@ from samples import sample
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.cpu.training.halos import border
 from ticketry.engine.cpu.training.layout import Batch
+from ticketry.engine.cpu.window import Window
 from ticketry.engine.training.lifetimes import lifetimes, read_back
 from ticketry.engine.training.memory import Arena, Place
-from ticketry.engine.training.nodes import Conv, Norm
+from ticketry.engine.training.nodes import Conv, Norm, Region
+from ticketry.engine.training.plan import Plan
 from ticketry.errors import EngineError
 from ticketry.tasks.models.resnet import Block, ResNet
 
@@ -123,8 +125,63 @@ def test_norms_are_computed_again_and_memory_is_shared() -> None:
         readers = [node for node in step.region.nodes if name in read_back(node)]
         assert isinstance(maker, Norm)
         assert all(isinstance(node, Conv) for node in readers)
-    values = sum(value.bytes for value in plan.values.values())
+    values = sum(plan.layout(name).bytes for name in plan.values)
     assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
+
+
+@pytest.mark.parametrize("name", sample(MODELS, ["resnet", "vgg"]))
+@pytest.mark.parametrize("images", [16, 40])
+def test_blocks_at_one_place_and_gradients_over_gradients_change_no_bit(
+    name: str, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = build().train()
+    mask = tk.prune(model, density=0.3, distribution="layerwise")
+    x = data(shape, images)[0]
+    used = tk.sparse_training(copy.deepcopy(model), mask, x)
+    found = gradients(used, x)
+    with monkeypatch.context() as apart:
+        apart.setattr(Plan, "by_block", lambda *_: False)
+        apart.setattr(Plan, "_read_by_convolutions", lambda *_: False)
+        plain = tk.sparse_training(copy.deepcopy(model), mask, x)
+        for one, other in zip(found, gradients(plain, x), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
+    """Of five blocks, between a norm and the convolution behind it; where a sum reads it too, it is there whole."""
+    model = ResNet((3, 16, 16), 10, repeats=(1, 1, 1), width=16, scale=same_width, block=Block).train()
+    x = data((3, 16, 16), 80)[0]
+    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
+    fast(x).sum().backward()
+    (step,) = (step for unit in fast._units for step in unit.steps)
+    (plan,) = step._plans.values()
+    passing = {name for name, value in plan.values.items() if value.passing}
+    readers = {name: [node for node in step.region.nodes if name in node.reads] for name in plan.values}
+    assert passing == set(lifetimes(step.region).passing) == plan.passing
+    assert passing
+    for name in passing:
+        (reader,) = readers[name]
+        assert isinstance(reader, Conv)
+        assert 5 * plan.values[name].bytes == plan.layout(name).bytes
+    assert any(len(nodes) > 1 for nodes in readers.values())
+
+
+def test_a_value_that_is_still_read_is_never_lost() -> None:
+    plan = a_plan()
+    plan.make("y", passing=True)
+    with pytest.raises(AssertionError, match=r"'y'.*of which the last block alone is there"):
+        plan.finish("forward")
+    plan.drop("y")
+    plan.finish("forward")
+
+
+def a_plan() -> Plan:
+    """Of one convolution, with nothing planned yet."""
+    node = Conv("x", "y", "0", 3, 4, Window((3, 3), (1, 1), (1, 1), (1, 1)), 1, False)
+    region = Region(("x",), ("y",), (node,))
+    return Plan(region, {"x": (3, 8, 8)}, {}, 40, frozenset(), library("host"))
 
 
 def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,11 @@ class Emitter:
     def store(self, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> None:
         self.b.store(value, self.at(pointer, byte), align=align)
 
+    def fetch(self, pointer: ir.Value, byte: ir.Value | int) -> None:
+        """Have a line of memory in the nearest cache before its turn comes."""
+        reading, nearest, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        self.call("llvm.prefetch.p0", ir.VoidType(), [self.at(pointer, byte), reading, nearest, data])
+
     def f32(self, value: float) -> ir.Value:
         return ir.Constant(F32, value)
 

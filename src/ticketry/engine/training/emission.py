@@ -26,7 +26,7 @@ from ticketry.engine.cpu.training.by_channel import (
     operations,
     sums_of,
 )
-from ticketry.engine.cpu.training.convolution import forward, input_gradient, weight_gradient
+from ticketry.engine.cpu.training.convolution import forward, input_gradient, product_tables, weight_gradient
 from ticketry.engine.cpu.training.layer import Gathered, Layer
 from ticketry.engine.cpu.training.layout import Batch, parts
 from ticketry.engine.cpu.window import Array, Window
@@ -65,6 +65,7 @@ def planned(
     plan = Plan(region, shapes, kept, live, wanted, library, threads, rows, item)
     plan.label = MOVES
     lives = lifetimes(region)
+    plan.passing = {name for name, reader in lives.passing.items() if plan.by_block(name, reader.y)}
     for name in region.inputs:
         plan.move(f"load {name}", plan.make(name), out=False)
     for node, over in zip(region.nodes, lives.after_forward, strict=True):
@@ -87,7 +88,7 @@ def planned(
         if node.y in gradients.of:
             plan.label = _KINDS[Norm]
             for name in read_back(node):
-                _again(name, lives.again, plan)
+                _again(name, lives.again, plan, passing=name in plan.passing and _by_block(node, plan, gradients))
             plan.label = _label(node)
             _backward(node, plan, gradients)
         for name in over:
@@ -173,8 +174,10 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
 
         plan.then("backward", nothing)
         return
-    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch)
+    made = weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, plan.tables.pop(node.module, None))
     plan.add("backward", made.ops, made.begin)
+    if x.passing:
+        plan.drop(node.x)
     ends = [plan.alone(op) for op in made.end]
 
     def totals(call: Call) -> None:
@@ -184,6 +187,19 @@ def _weight_gradient(node: Conv, plan: Plan, x: Batch, dy: Batch, layer: Layer) 
         call.gradients[node.module, "weight"] = gradient
 
     plan.later(totals)
+
+
+def _by_block(node: Node, plan: Plan, gradients: Gradients) -> bool:
+    """Whether a convolution's weight gradient, which comes next, goes block by block; its tables are kept for it."""
+    assert isinstance(node, Conv)
+    layer = _layer(node, plan)
+    if not layer.count:
+        return False
+    tables = product_tables(plan.layout(node.x), gradients.of[node.y], layer, plan.target)
+    plan.tables[node.module] = tables
+    if tables.by_block:
+        plan.free_scratch()  # else it would end what waits between the value and the one who reads it
+    return tables.by_block
 
 
 def _bias_gradient(node: Conv, plan: Plan, dy: Batch) -> None:
@@ -229,18 +245,20 @@ def _(node: Norm, plan: Plan) -> None:
         call.saved[node.y] = mean, inverse, numbers.copy()
 
     plan.then("forward", statistics)
-    values = [x, plan.make(node.y)] + ([] if node.residual is None else [plan.values[node.residual]])
+    values = [x, plan.make(node.y, passing=node.y in plan.passing)] + (
+        [] if node.residual is None else [plan.values[node.residual]]
+    )
     flags = {"relu": node.relu, "residual": node.residual is not None}
     scale = plan.add("forward", operations(Scale, values, plan.live, plan.target, **flags))
 
 
-def _again(name: str, makers: Mapping[str, Norm], plan: Plan) -> None:
+def _again(name: str, makers: Mapping[str, Norm], plan: Plan, *, passing: bool = False) -> None:
     """A value on the way back that a norm made on the way there, if it was not kept."""
     if name in plan.present:
         return
     node = makers[name]
     _again(node.x, makers, plan)
-    values = [plan.values[node.x], plan.make(node.y, "backward")]
+    values = [plan.values[node.x], plan.make(node.y, "backward", passing=passing)]
     slot = plan.add("backward", operations(Scale, values, plan.live, plan.target, relu=node.relu, residual=False))
 
     def fill(call: Call) -> None:
@@ -289,14 +307,15 @@ def _(node: Norm, plan: Plan, gradients: Gradients) -> None:
 
     plan.prepare["backward"].append(means)
     plan.then("backward", norm)
-    dx = plan.gradient_memory(node.x)
+    over = not residual and plan.gradient_layout(node.x).geometry == dy.geometry
+    dx = dy if over else plan.gradient_memory(node.x)
     relu = node.relu and not residual
     back = plan.add("backward", operations(NormGradient, [dy, x, dx], plan.live, plan.target, relu=relu))
     gradients.give(node.x, dx)
-    if node.residual is None:
-        plan.release(dy)
-    else:
+    if node.residual is not None:
         gradients.pass_on(node.residual, dy)
+    elif not over:
+        plan.release(dy)
 
 
 @_forward.register

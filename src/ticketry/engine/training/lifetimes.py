@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ class Lifetimes:
     """The same on the way back."""
     after_outputs: Sequence[str]
     """When outputs have been read, between the two."""
+    passing: dict[str, Conv]
+    """Of `again`, those that one convolution alone reads, right behind the norm, with this one: a block of them is all
+    that is ever needed, if the operations of both go block by block."""
     again: dict[str, Norm]
     """That are not kept but computed again on the way back, before the first node that reads them: what a batch norm
     makes of its input, which is kept anyway. It takes one pass over the value."""
@@ -55,4 +59,10 @@ def lifetimes(region: Region) -> Lifetimes:
             forward[number].append(name)
     for name, number in back.items():
         backward[number].append(name)
-    return Lifetimes(forward, backward, [name for name in region.outputs if name not in back], again)
+    outputs = [name for name in region.outputs if name not in back]
+    passing = {
+        one.y: following
+        for one, following in itertools.pairwise(nodes)
+        if one.y in again and isinstance(following, Conv) and [n for n in nodes if one.y in n.reads] == [following]
+    }
+    return Lifetimes(forward, backward, outputs, passing, again)

@@ -21,15 +21,15 @@ from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.planes.move import load, store
 from ticketry.engine.cpu.program import Op, Program, Session
 from ticketry.engine.cpu.training.by_channel import Add, operations
-from ticketry.engine.cpu.training.convolution import halo_of_gradient
+from ticketry.engine.cpu.training.convolution import ProductTables, halo_of_gradient
 from ticketry.engine.cpu.training.halos import border
 from ticketry.engine.cpu.training.layer import Gathered
-from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, shares
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, parts, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.memory import Arena, Place
-from ticketry.engine.training.nodes import Conv, Region, Shape
+from ticketry.engine.training.nodes import Conv, Norm, Region, Shape
 from ticketry.engine.training.one_pass import OnePass
 from ticketry.errors import EngineError
 
@@ -122,6 +122,10 @@ class Plan:
         self._regathers: list[Op] = []
         self.packed: dict[str, Gathered] = {}
         """Module -> the operations of the way there, with its weights."""
+        self.passing: set[str] = set()
+        """Values of which there is one block at a time."""
+        self.tables: dict[str, ProductTables] = {}
+        """Module -> those of its weight gradient, where they were needed before it."""
         self.known: dict[str, list[Batch]] = {}
         """Value that a layer norm makes -> what it keeps of each token."""
         self._filled = -1
@@ -173,17 +177,34 @@ class Plan:
         return needed
 
     def _gradient_halo(self, name: str) -> int:
-        """The halo that the gradient of a value needs, if a convolution makes the value."""
+        """The halo that the gradient of a value needs, if a convolution makes the value.
+
+        What a norm makes of it, for convolutions alone, has the same: the norm's gradient is written over its own.
+        """
         for node in self.region.nodes:
             if isinstance(node, Conv) and node.y == name:
                 return halo_of_gradient(self.shapes[node.x][1:], self.shapes[name][1:], node.window)
+            if isinstance(node, Norm) and node.y == name and node.residual is None and self._read_by_convolutions(name):
+                return self._gradient_halo(node.x)
         return 0
 
-    def make(self, name: str, when: str = "forward") -> Batch:
-        """Memory for a value, from now on."""
-        channels, *size = self.shapes[name]
-        lies = Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
-        made = self._reserve(lies, when)
+    def _read_by_convolutions(self, name: str) -> bool:
+        readers = [node for node in self.region.nodes if name in node.reads]
+        return name not in self.region.outputs and all(isinstance(node, Conv) for node in readers)
+
+    def by_block(self, *names: str) -> bool:
+        """Whether operations over these values go block by block, on one thread."""
+        return self.threads == 1 and all(
+            len(parts(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
+        )
+
+    def make(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
+        """Memory for a value, from now on.
+
+        Args:
+            passing: whether all that reads it waits together with what writes it, so that it needs a block's memory.
+        """
+        made = self._reserve(replace(self.layout(name), passing=passing), when)
         self.values[name] = made
         self.present.add(name)
         return made
@@ -199,6 +220,11 @@ class Plan:
         _, *size = self.shapes[name]
         return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
 
+    def layout(self, name: str) -> Batch:
+        """How a value lies, somewhere."""
+        channels, *size = self.shapes[name]
+        return Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
+
     def gradient_memory(self, name: str) -> Batch:
         """Memory for a gradient of a value."""
         return self._reserve(self.gradient_layout(name), "backward")
@@ -212,10 +238,14 @@ class Plan:
         """Let others use memory."""
         self._arena.give(self._places.pop(memory.offset))
 
-    def reserve_scratch(self, size: int) -> int:
-        """A byte from which on an operation of the way back may use so many, which others used before."""
+    def free_scratch(self) -> None:
+        """Let what comes next reserve scratch without an end of what waits."""
         if self._scratch_taken:
             self.finish("backward")
+
+    def reserve_scratch(self, size: int) -> int:
+        """A byte from which on an operation of the way back may use so many, which others used before."""
+        self.free_scratch()
         self._scratch_taken = True
         if size > self._scratch.end - self._scratch.begin:
             if self._scratch.end:
@@ -234,7 +264,7 @@ class Plan:
         return found
 
     def _reserve(self, value: Batch, when: str) -> Batch:
-        place, clean = self._take(value.bytes, (value.geometry, value.channels))
+        place, clean = self._take(value.bytes, (value.geometry, value.channels, value.passing))
         self._places[place.begin] = place
         made = replace(value, offset=place.begin)
         if value.geometry.halo and not clean:
@@ -307,6 +337,8 @@ class Plan:
 
     def finish(self, when: str) -> None:
         """Let nothing wait any more."""
+        if lost := [name for name in self.present if self.values[name].passing]:
+            raise AssertionError(f"{lost} are still read, of which the last block alone is there")
         bounds = [len(self.ops)]
         for thread, share in enumerate(shares(self.blocks, self.threads if self._apart else 1)):
             for block in share:

@@ -21,10 +21,10 @@ import ticketry.engine.cpu.bfloat as bfloat
 from ticketry.engine.cpu.activations import activate, slope
 from ticketry.engine.cpu.emitter import Emitter, Written
 from ticketry.engine.cpu.planes import lanes
-from ticketry.engine.cpu.planes.geometry import FLOAT
+from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
-from ticketry.engine.cpu.training.layout import Batch, images_of, parts
+from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, parts
 from ticketry.engine.cpu.window import Array
 
 _HEAD = 7
@@ -33,6 +33,13 @@ table where the operation's sums begin, and the table."""
 
 _CHAINS = 4
 """Sums under way side by side."""
+
+_AHEAD = 4096
+"""Bytes ahead of what is computed that lines of values are asked for.
+
+Values of a batch lie beyond the second cache, and the processor does not ask for enough of them by itself: steps of
+ResNet-18 with 5 % and of ResNet-20 with 10 % of their weights took 0.96 and 0.935 of the time (a Granite Rapids; half
+and twice as far ahead within 0.01). With fewer than sixteen lanes it has not been measured, and nothing is asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,9 @@ class ByChannel(Written):
                     lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
                     with e.loop(0, self.vectors * step, unroll * step, carried=row.carried) as vector:
                         totals = list(vector.carried)
+                        for line in lines if e.target.lanes == IMAGES else ():
+                            for further in range(_AHEAD, _AHEAD + unroll * step, LINE):
+                                e.fetch(line, b.add(vector.index, e.i64(further)))
                         for part in range(unroll):
                             byte = b.add(vector.index, e.i64(part * step))
                             mask = None if there is None else there[part % len(there)]

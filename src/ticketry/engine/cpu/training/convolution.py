@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,48 +130,85 @@ def input_gradient(dy: Batch, dx: Batch, layer: Layer, target: Target, residual:
     return found
 
 
-def weight_gradient(x: Batch, dy: Batch, layer: Layer, target: Target, reserve: Callable[[int], int]) -> WeightGradient:
-    """The gradient by the weights that are kept.
+@dataclass(frozen=True, eq=False)
+class ProductTables:
+    """The tables of products of a layer's inputs with its output gradients, wherever these lie."""
 
-    Args:
-        reserve: gives so many bytes of the arena, to be used meanwhile: the first one.
-    """
+    made: Tables
+    sets: list[Array]
+    """Of sixteen rows, for tiles."""
+    rows: int
+    """That are multiplied together."""
+    most: int
+    """Vectors of a tile."""
+    chunks: Array
+    by_block: bool
+    """Whether sums stay in the second cache, so that blocks go one after the other."""
+    several: int
+    """Threads that have sums of their own."""
+
+
+def product_tables(x: Batch, dy: Batch, layer: Layer, target: Target) -> ProductTables:
+    """Those of a layer whose values are laid out like these."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides, size = [Side(x, stride=window.stride), Side(dy)], _size(dy)
     matrix = _matrix(layer.places, columns, dy, None)
     sets = tiled.row_sets(matrix.weight, layer.groups, x, target)
+    rows = most = 0
     if sets:
-        made, width, together = tile_products.tables(matrix, sets), amx.ROW_BYTES, lanes
+        made, width = tile_products.tables(matrix, sets), amx.ROW_BYTES
     else:
         groups = _alike(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
         rows, most = (len(groups[0][0]), LONG) if groups else (1, _most(target, size))
         cut = tiles(sides, size, lanes, most)
         made = shared(matrix, groups, chunks=1) if groups else _tables(matrix, cut, _near(target, size))
         made = filled_up(made, rows, TOGETHER)
-        _check(made, x, cut, target)
-        width, together = rows * FLOAT * lanes // TOGETHER, TOGETHER
+        width = rows * FLOAT * lanes // TOGETHER
     several = len(shares(x.blocks, layer.threads)) if apart(x.blocks, size, layer.threads) else 1
     chunks, near = _chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
         chunks, _ = _chunks(made, width, layer.threads)
+    return ProductTables(made, sets, rows, most, chunks, near and len(parts(x.blocks, size)) == x.blocks, several)
+
+
+def weight_gradient(
+    x: Batch,
+    dy: Batch,
+    layer: Layer,
+    target: Target,
+    reserve: Callable[[int], int],
+    tables: ProductTables | None = None,
+) -> WeightGradient:
+    """The gradient by the weights that are kept.
+
+    Args:
+        reserve: gives so many bytes of the arena, to be used meanwhile: the first one.
+        tables: made already.
+    """
+    lanes, sides, size = target.lanes, [Side(x, stride=layer.window.stride), Side(dy)], _size(dy)
+    tables = tables or product_tables(x, dy, layer, target)
+    made, chunks, several, sets = tables.made, tables.chunks, tables.several, tables.sets
+    together = lanes if sets else TOGETHER
     turns = -(-len(made.weights) // lanes)
     vectors = turns * lanes // together
     width = vectors * lanes * FLOAT
     scratch, ops = reserve(several * width), []
     owners = [owner for owner, share in enumerate(shares(x.blocks, several)) for _ in share]
-    for part in parts(x.blocks, size) if near else [range(x.blocks)]:
+    for part in parts(x.blocks, size) if tables.by_block else [range(x.blocks)]:
         sums = scratch + width * owners[part.start]
         if sets:
             ops.append(tiled.products(made, x, sides, size, target, chunks, sums, part))
             continue
-        cut = tiles(sides, size, lanes, most, part)
+        cut = tiles(sides, size, lanes, tables.most, part)
+        _check(made, x, cut, target)
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         for t in cut:
             args += [t.places, len(t.places)]
-        ops.append(Op(Products(tuple(t.shape for t in cut), made.unit, made.wide, rows, x.item == HALF), tuple(args)))
+        spec = Products(tuple(t.shape for t in cut), made.unit, made.wide, tables.rows, x.item == HALF)
+        ops.append(Op(spec, tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
         Op((Added if sets else Totals)(several), (scratch, turns, 0, width)),

@@ -32,6 +32,8 @@ class Batch:
     """The byte of the arena where the first plane begins."""
     item: int = FLOAT
     """Bytes of a value: `FLOAT`, or `HALF` for bfloat16. Positions and planes have the same bytes in either."""
+    passing: bool = False
+    """Whether blocks follow one another at one place: none is read any more when the next one is written."""
 
     @classmethod
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
@@ -50,11 +52,16 @@ class Batch:
     @property
     def block_bytes(self) -> int:
         """From one block to the next."""
-        return self.geometry.bytes * self.channels
+        return 0 if self.passing else self.geometry.bytes * self.channels
+
+    @property
+    def _places(self) -> int:
+        """Blocks that lie beside one another."""
+        return 1 if self.passing else self.blocks
 
     @property
     def bytes(self) -> int:
-        return self.block_bytes * self.blocks
+        return self.geometry.bytes * self.channels * self._places
 
     @property
     def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -64,7 +71,7 @@ class Batch:
     @property
     def planes(self) -> Planes:
         """All planes of all blocks."""
-        return Planes.at(self.geometry, self.channels * self.blocks, self.offset)
+        return Planes.at(self.geometry, self.channels * self._places, self.offset)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class _Body:
                 for t, at in enumerate(self.shape.x):
                     values = [bfloat.load_pairs(e, output, at) for output in outputs]
                     for output in outputs:
-                        amx.fetch(e, output, at + len(self.shape.x) * amx.ROW_BYTES)
+                        e.fetch(output, at + len(self.shape.x) * amx.ROW_BYTES)
                     for part, pairs in enumerate(bfloat.interleaved(e, *values)):
                         place = (2 * t + part) * amx.TILE_BYTES // 2 + pair * amx.ROW_BYTES
                         b.store(pairs, e.at(goal, place), align=amx.ROW_BYTES)

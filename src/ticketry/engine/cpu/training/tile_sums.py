@@ -126,8 +126,8 @@ class _Body:
             row = e.at(goal, loop.carried[0])
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
-                for pointer in inputs:
-                    amx.fetch(e, pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
+                for pointer in inputs:  # columns are too many streams for the processor to see
+                    e.fetch(pointer, vector + len(self.shape.x) * amx.ROW_BYTES)
                 for part, pairs in enumerate(bfloat.interleaved(e, *values)):
                     b.store(pairs, e.at(row, (2 * t + part) * amx.TILE_BYTES), align=amx.ROW_BYTES)
             loop.next = [b.add(loop.carried[0], e.i64(amx.ROW_BYTES))]
