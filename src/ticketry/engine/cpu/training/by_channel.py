@@ -39,7 +39,7 @@ _AHEAD = 4096
 
 Values of a batch lie beyond the second cache, and the processor does not ask for enough of them by itself: steps of
 ResNet-18 with 5 % and of ResNet-20 with 10 % of their weights took 0.96 and 0.935 of the time (a Granite Rapids; half
-and twice as far ahead within 0.01). With fewer than sixteen lanes it has not been measured, and nothing is asked for."""
+and twice as far ahead within 0.01). Of fewer than sixteen lanes nobody measured it, and nothing is asked for."""
 
 
 @dataclass(frozen=True)
