@@ -8,6 +8,10 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.engine.cpu.pixels.attention import MOST_KEYS
+from ticketry.engine.cpu.target import target
+from ticketry.engine.plan.layout_choice import block, pointwise
+
+needs_avx2 = pytest.mark.skipif(target().name not in ("avx512", "avx2"), reason="the processor has no AVX2")
 
 
 class Attention(nn.Module):
@@ -45,3 +49,35 @@ def test_single_rows_run_over_planes_and_dense_layers_over_pixels(density: float
     fast = tk.compile(model, None, torch.randn(2, 32, 16, 16), threads=1)
     (native,) = fast._natives
     assert native.plan(16, 1).layout == layout
+
+
+@needs_avx2
+@pytest.mark.parametrize(("rows", "layout"), [(1, "planes"), (4, "planes"), (32, "pixels"), (None, "pixels")])
+def test_dense_layers_and_large_groups_run_over_pixels_with_few_registers(rows: int | None, layout: str) -> None:
+    """As measured with AVX2, of a fifth of the weights and of all of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(192, 192), nn.GELU()))).eval()
+    with torch.no_grad():
+        for one in model[::2] if rows else ():
+            assert isinstance(one, nn.Linear)
+            kept = (torch.rand(192 // (rows or 1), 192) < 0.2).repeat_interleave(rows or 1, 0)
+            one.weight.mul_(kept[torch.randperm(192)] if rows == 4 else kept)
+    x = torch.randn(8, 197, 192)
+    fast = tk.compile(model, None, x, threads=1, target="avx2")
+    (native,) = fast._natives
+    assert native.plan(8, 1).layout == layout
+    with torch.no_grad():
+        wanted = model.double()(x.double())
+    assert float((fast(x).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [(1, 2), (3, 16)])
+def test_images_of_single_pixels_are_as_many_as_the_second_cache_holds(kernel: int, expected: int) -> None:
+    """Of 0.8 MB each; where kernels are larger, as many as fill vectors of AVX-512."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(64, 64, kernel, padding=kernel // 2) for _ in range(2))).eval()
+    mask = tk.prune(model, density=0.2)
+    fast = tk.compile(model, mask, torch.randn(2, 64, 56, 56), threads=1)
+    (native,) = fast._natives
+    assert block(native.sketch, "planes", 16, 16) == expected
+    assert pointwise(native.sketch) == (kernel == 1)

@@ -3,8 +3,9 @@
 The layout is the one whose products are estimated to take less time, by the kernels' own estimates.
 
 Images are as many as fill vectors, no more than caches hold. Over planes a vector holds 16 images, and fewer fill it
-with positions, which costs where rows share no columns; so there only values that no cache holds make blocks of 16
-smaller, and those that the second one does not hold make smaller ones smaller still.
+with positions, which costs where rows share no columns and kernels are larger than a pixel, for the halo between two
+rows fills vectors too; so there only values that no cache holds make blocks of 16 smaller, and those that the second
+one does not hold make smaller ones smaller still. Kernels of one pixel need no halo.
 Rows that share theirs run as fast with any number, over pixels too: what counts is that values stay in the second
 cache, and that weights which do not are not fetched for every image. The bounds are measured (one core, 1 MB and 32 MB
 of cache): VGG-16 and ResNet-18 at 32 and 64 pixels, ResNet-50 at 224.
@@ -27,6 +28,13 @@ _WORTH_A_LOOK = 0.5
 
 In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
+_FEW_REGISTERS, _FEW_REGISTERS_AND_LARGE, _LARGE = 1.5, 2.0, 4 << 20
+"""By what the estimate of planes is too small with sixteen registers; and where values of a block have more bytes than
+the last number too: a tile has two vectors there, of as many planes as a row keeps, and waits for each. Planes were
+estimated at 0.5 to 1.3 of what pixels take in six networks without a mask and with groups of 8, 16 and 32 rows, and
+took 0.9 to 2.4 of it; with groups of four rows in any order, estimated at 0.28 to 0.57, they were faster (a Granite
+Rapids, AVX2)."""
+
 _NEARLY_DENSE = 0.6
 """Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
 
@@ -40,7 +48,15 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
         pixels = cost(sketch, "pixels", target, images, item)
     except UnsupportedError:
         return "planes"
-    return "pixels" if pixels < cost(sketch, "planes", target, images) else "planes"
+    over = 1.0
+    if target.registers < 32:
+        over = _FEW_REGISTERS_AND_LARGE if images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
+    return "pixels" if pixels < over * cost(sketch, "planes", target, images) else "planes"
+
+
+def _largest(sketch: Sketch, item: int) -> int:
+    """Bytes of the largest value of an image."""
+    return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
 def _density(sketch: Sketch) -> float:
@@ -84,7 +100,13 @@ _PLANES_BYTES = 20 << 20
 _FEW_PLANES_BYTES = 2 << 20
 """The same of images that do not fill a vector: positions fill it just as well, so values may stay in the second cache.
 On a Granite Rapids (2 MB), batch 8, one image at a time took 0.72 of eight's time in ConvNeXt-atto at 224 pixels, and
-0.76 in ResNet-18 at 64; at 32 pixels eight are best in VGG-16, and hardly worse than two in ResNet-18."""
+0.76 in ResNet-18 at 64; at 32 pixels eight are best in VGG-16, and hardly worse than two in ResNet-18. Where most
+products are of single pixels, as many images as fill a vector are no better: with a fifth of the weights two took 0.80
+of sixteen's time in ViT-tiny, and of eight's with AVX2 0.65; one took 0.76 and 0.81 of eight's in a wide transformer's
+block and in ConvNeXt-atto (AVX2)."""
+
+_FEWEST_OF_LARGE_KERNELS = 2
+"""Images of values that no cache holds: in ResNet-50 at 224 pixels two took 0.88 of one's time, 0.81 with AVX2."""
 
 _GROUPS_BYTES, _GROUPS_BYTES_OF_MANY_WEIGHTS = 5 << 18, 5 << 20
 """The same of rows in groups, over pixels too; and where the weights alone are more than `_MANY_WEIGHTS`."""
@@ -94,7 +116,7 @@ _MANY_WEIGHTS = 10 << 20
 _FEW_ROWS = 4
 """Together, from which on vectors of positions run like those of images."""
 
-_MOSTLY = 0.5
+_MOSTLY, _NEARLY_ALL = 0.5, 0.75
 
 
 def share(batch: int, threads: int) -> int:
@@ -105,11 +127,12 @@ def share(batch: int, threads: int) -> int:
 
 def block(sketch: Sketch, layout: str, images: int, lanes: int, item: int = FLOAT) -> int:
     """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
-    largest = max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
+    largest = _largest(sketch, item)
     if layout == "planes" and alone(sketch):
-        if images * largest > _PLANES_BYTES:
-            return 1
-        while 1 < images < lanes and images * largest > _FEW_PLANES_BYTES:
+        single = pointwise(sketch) > _NEARLY_ALL
+        if images * largest > _PLANES_BYTES and not single:
+            return min(images, _FEWEST_OF_LARGE_KERNELS)
+        while images > 1 and (single or images < lanes) and images * largest > _FEW_PLANES_BYTES:
             images //= 2
         return images
     bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
@@ -133,6 +156,17 @@ def grouped(sketch: Sketch, rows: int) -> float:
 def alone(sketch: Sketch) -> bool:
     """Whether most of the kept weights are in rows that share their columns with too few others."""
     return grouped(sketch, _FEW_ROWS) < _MOSTLY
+
+
+def pointwise(sketch: Sketch) -> float:
+    """The share of the multiplications in kernels of one pixel: linear layers are such."""
+    inside = total = 0
+    for task, node in sketch.products():
+        weight = sketch.weight(node)
+        spent = int(weight.count_nonzero()) * prod(task.output.pixels)
+        total += spent
+        inside += spent * (prod(weight.shape[2:]) == 1)
+    return inside / max(1, total)
 
 
 def _weight_bytes(sketch: Sketch, item: int) -> int:
