@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arm_emulator import arm_library
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.window import Window
@@ -24,7 +26,10 @@ from ticketry.errors import EngineError
 
 @functools.cache
 def library(where: str) -> Library:
-    return Library(target(where))
+    return arm_library() if where == "aarch64" else Library(target(where))
+
+
+PROCESSORS = ["host", "avx2", "generic", *(["aarch64"] if importlib.util.find_spec("unicorn") else [])]
 
 
 def near(found: Tensor | None, expected: Tensor | None, what: str) -> None:
@@ -113,11 +118,17 @@ def test_groups_of_rows(data: st.DataObject) -> None:
     a_layer_of_groups(data.draw, "host")
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_groups_of_rows_on_arm(data: st.DataObject) -> None:
+    a_layer_of_groups(data.draw, "aarch64")
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_groups_of_rows_on_any_processor(data: st.DataObject) -> None:
-    a_layer_of_groups(data.draw, data.draw(st.sampled_from(["host", "avx2", "generic"])))
+    a_layer_of_groups(data.draw, data.draw(st.sampled_from(PROCESSORS)))
 
 
 @settings(max_examples=25, deadline=None)
@@ -126,11 +137,17 @@ def test_any_convolution(data: st.DataObject) -> None:
     one_layer(data.draw, "host")
 
 
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_any_convolution_on_arm(data: st.DataObject) -> None:
+    one_layer(data.draw, "aarch64")
+
+
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_convolution_on_any_processor(data: st.DataObject) -> None:
-    one_layer(data.draw, data.draw(st.sampled_from(["host", "avx2", "generic"])))
+    one_layer(data.draw, data.draw(st.sampled_from(PROCESSORS)))
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "images"), [(70, 33, 20), (1, 1, 1), (300, 10, 128)])
@@ -152,7 +169,7 @@ def test_linear(inputs: int, outputs: int, images: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
-@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
+@pytest.mark.parametrize("where", ["host", "avx2", "generic", "aarch64"])
 def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(shape[-1], 37), nn.ReLU(), nn.Linear(37, 3))
@@ -168,7 +185,7 @@ def test_linear_over_tokens(shape: tuple[int, ...], where: str) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5, 33), (3, 100, 16), (1, 700, 1), (2, 2, 9, 40)])
 @pytest.mark.parametrize("kind", ["scale and shift", "scale", "plain"])
-@pytest.mark.parametrize("where", ["host", "generic"])
+@pytest.mark.parametrize("where", ["host", "generic", "aarch64"])
 def test_layer_norm(shape: tuple[int, ...], kind: str, where: str) -> None:
     torch.manual_seed(0)
     norm = nn.LayerNorm(shape[-1], eps=1e-4, elementwise_affine=kind != "plain", bias=kind == "scale and shift")
@@ -192,7 +209,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
-@pytest.mark.parametrize("where", ["host", "generic"])
+@pytest.mark.parametrize("where", ["host", "generic", "aarch64"])
 def test_activations(act: str, where: str) -> None:
     step = RegionStep(Region(("x",), ("y",), (Act("x", "y", act),), tokens=True), {}, {}, library(where))
     x = torch.cat([torch.linspace(-12, 12, 4816), torch.tensor([1e-6, -1e-6, 100.0, -100.0])])[:, None].requires_grad_()
@@ -254,7 +271,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("images", [16, 21])
-@pytest.mark.parametrize("where", ["host", "avx2", "generic"])
+@pytest.mark.parametrize("where", ["host", "avx2", "generic", "aarch64"])
 def test_norms_sums_and_pools(images: int, where: str) -> None:
     """The last block of 21 images is not full: the rest of it counts in no statistic."""
     torch.manual_seed(3)
