@@ -6,11 +6,9 @@ else runs in the kernels, operation after operation.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes.geometry import FLOAT, Planes
 from ticketry.engine.cpu.planes.move import load, store
-from ticketry.engine.cpu.program import Op, Program, Session
+from ticketry.engine.cpu.program import Op, Program
 from ticketry.engine.cpu.training.by_channel import Add, operations
 from ticketry.engine.cpu.training.convolution import ProductTables, halo_of_gradient
 from ticketry.engine.cpu.training.halos import border
@@ -27,10 +25,9 @@ from ticketry.engine.cpu.training.layer import Gathered
 from ticketry.engine.cpu.training.layout import IMAGES, Batch, images_of, parts, shares
 from ticketry.engine.cpu.training.products import Zero
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.gradient_memory import GradientMemory
+from ticketry.engine.training.call import Call, Run, Stage
 from ticketry.engine.training.memory import Arena, Place
 from ticketry.engine.training.nodes import Conv, Norm, Region, Shape
-from ticketry.engine.training.one_pass import OnePass
 from ticketry.errors import EngineError
 
 _LARGEST = (1 << 31) - (1 << 24)
@@ -38,25 +35,6 @@ _LARGEST = (1 << 31) - (1 << 24)
 
 _TENSORS = 48
 """Blocks of a tensor that are moved at a time, each as a tensor from outside."""
-
-
-@dataclass
-class Call(OnePass):
-    """What a step holds between its forward and its backward pass."""
-
-    session: Session
-    parameters: dict[tuple[str, str], Tensor]
-    modules: Mapping[str, Any]
-    memory: GradientMemory = field(default_factory=GradientMemory)
-    saved: dict[str, Any] = field(default_factory=dict)
-    """Of each norm: mean, 1 / standard deviation, and scale and shift as its kernel has them."""
-    gradients: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    wanted: frozenset[tuple[str, str]] = frozenset()
-    """Parameters whose gradients are asked for."""
-    number: int = field(default_factory=itertools.count().__next__)
-
-
-Stage = Callable[[Call], None]
 
 
 @dataclass
@@ -298,10 +276,10 @@ class Plan:
     def _runs(self, when: str, bounds: list[int]) -> None:
         """Run operations next, in one call with those before them where nothing comes between."""
         before = self.stages[when][-1] if self.stages[when] else None
-        if isinstance(before, _Run) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
+        if isinstance(before, Run) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
         else:
-            self.stages[when].append(_Run(bounds))
+            self.stages[when].append(Run(bounds))
 
     def then(self, when: str, stage: Stage) -> None:
         """Add what happens when all is done that was added before."""
@@ -416,16 +394,3 @@ class Plan:
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
         return found
-
-
-@dataclass
-class _Run:
-    """Operations from one number to another; of several threads each goes from one to the next."""
-
-    bounds: list[int]
-
-    def __call__(self, call: Call) -> None:
-        if len(self.bounds) > 2:
-            call.session.run_apart(self.bounds)
-        else:
-            call.session.run(self.bounds[0], self.bounds[-1], shared=True)

@@ -16,10 +16,11 @@ from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes.geometry import FLOAT
 from ticketry.engine.cpu.training.layout import IMAGES
 from ticketry.engine.cpu.window import Array
-from ticketry.engine.training.emission import planned
+from ticketry.engine.training.call import Call
+from ticketry.engine.training.emission.region import planned
 from ticketry.engine.training.gradient_memory import GradientMemory
 from ticketry.engine.training.nodes import Region, Shape
-from ticketry.engine.training.plan import Call, Plan
+from ticketry.engine.training.plan import Plan
 from ticketry.errors import EngineError
 
 TOKENS = 16

@@ -17,7 +17,8 @@ from ticketry.engine.cpu.training.by_token import (
 from ticketry.engine.cpu.training.layout import Batch
 from ticketry.engine.cpu.window import Array
 from ticketry.engine.training import nodes
-from ticketry.engine.training.plan import Call, Plan
+from ticketry.engine.training.call import Call
+from ticketry.engine.training.plan import Plan
 
 
 def forward(node: nodes.LayerNorm, plan: Plan) -> list[Batch]:
