@@ -36,6 +36,10 @@ SEGMENTS, COLUMNS, SUMS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
 TOGETHER = 4
 """Columns whose sums are folded into one vector."""
 
+SIDE_BY_SIDE = 8
+"""Columns of a row whose sums are under way at a time, where there are registers: two multipliers that take four cycles
+each are busy with eight."""
+
 
 @dataclass(frozen=True)
 class Products(Written):
@@ -118,14 +122,28 @@ class _Body:
 
     def _segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
-        with e.loop(begin, end, TOGETHER) as turn:
-            place = e.at(self.sums, b.mul(turn.index, e.i64(FLOAT * e.target.lanes // TOGETHER)))
-            inputs = [e.at(x, self._column(turn.index, further)) for further in range(TOGETHER)]
-            parts: list[Any] = [None] * TOGETHER
+        if e.target.registers < 32:
+            self._columns(gradients, x, begin, end, TOGETHER)
+            return
+        several = b.and_(b.sub(end, begin), e.i64(-SIDE_BY_SIDE))
+        middle = b.add(begin, several)
+        self._columns(gradients, x, begin, middle, SIDE_BY_SIDE)
+        self._columns(gradients, x, middle, end, TOGETHER)
+
+    def _columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
+        """Columns of a row, so many side by side: what each set of `TOGETHER` gives is the same however many that are."""
+        e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
+        with e.loop(begin, end, together) as turn:
+            place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
+            inputs = [e.at(x, self._column(turn.index, further)) for further in range(together)]
+            parts: list[Any] = [None] * together
             for gradient, at in zip(gradients, self.shape.x, strict=True):
                 for number, pointer in enumerate(inputs):
                     parts[number] = self._multiply(gradient, self._load(pointer, at), parts[number])
-            e.store(b.fadd(e.load(place), folded(e, parts)), place)
+            for number in range(together // TOGETHER):
+                here = e.at(place, number * width)
+                some = parts[number * TOGETHER : (number + 1) * TOGETHER]
+                e.store(b.fadd(e.load(here), folded(e, some)), here)
 
     def _load(self, pointer: Any, byte: int) -> Any:
         return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
