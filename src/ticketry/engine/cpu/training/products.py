@@ -131,7 +131,7 @@ class _Body:
         self._columns(gradients, x, middle, end, TOGETHER)
 
     def _columns(self, gradients: list[Any], x: Any, begin: Any, end: Any, together: int) -> None:
-        """Columns of a row, so many side by side: what each set of `TOGETHER` gives is the same however many that are."""
+        """Columns of a row, so many side by side: each set of `TOGETHER` gives the same however many that are."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, together) as turn:
             place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
