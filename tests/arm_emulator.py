@@ -41,16 +41,15 @@ class ArmLibrary(Library):
         super().__init__(foreign("aarch64"))
         self.calls = 0
         self._emulator = _Emulator()
-        self._known: dict[str, int] = {}
 
     def addresses(self, kernels: Sequence[Kernel]) -> list[Any]:
         return [self._driver(kernel) if isinstance(kernel, Driver) else self._address(kernel) for kernel in kernels]
 
     def _address(self, kernel: Kernel) -> int:
         name = self.name(kernel)
-        if name not in self._known:
-            self._known[name] = self._emulator.load(relocatable(kernel, name, self.target), name)
-        return self._known[name]
+        if name not in self._addresses:
+            self._addresses[name] = self._emulator.load(relocatable(kernel, name, self.target), name)
+        return self._addresses[name]
 
     def _driver(self, kernel: Driver) -> Callable[..., None]:
         address = self._address(kernel)

@@ -112,17 +112,23 @@ def test_a_step_leaves_nothing_to_the_next_one(name: str) -> None:
         assert torch.equal(one, other)
 
 
-def test_norms_are_computed_again_and_memory_is_shared() -> None:
-    model = ResNet((3, 16, 16), 10, repeats=(2, 2, 2), width=16, scale=same_width, block=Block).train()
-    x = data((3, 16, 16), 64)[0]
+def a_step_of_resnet(repeats: tuple[int, int, int], images: int) -> Plan:
+    """The plan of a step that was made, forward and back."""
+    model = ResNet((3, 16, 16), 10, repeats=repeats, width=16, scale=same_width, block=Block).train()
+    x = data((3, 16, 16), images)[0]
     fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
     fast(x).sum().backward()
     (step,) = (step for unit in fast._units for step in unit.steps)
     (plan,) = step._plans.values()
-    lives = lifetimes(step.region)
+    return plan
+
+
+def test_norms_are_computed_again_and_memory_is_shared() -> None:
+    plan = a_step_of_resnet((2, 2, 2), 64)
+    lives = lifetimes(plan.region)
     assert lives.again
     for name, maker in lives.again.items():
-        readers = [node for node in step.region.nodes if name in read_back(node)]
+        readers = [node for node in plan.region.nodes if name in read_back(node)]
         assert isinstance(maker, Norm)
         assert all(isinstance(node, Conv) for node in readers)
     values = sum(plan.layout(name).bytes for name in plan.values)
@@ -151,15 +157,10 @@ def test_blocks_at_one_place_and_gradients_over_gradients_change_no_bit(
 
 def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
     """Of five blocks, between a norm and the convolution behind it; where a sum reads it too, it is there whole."""
-    model = ResNet((3, 16, 16), 10, repeats=(1, 1, 1), width=16, scale=same_width, block=Block).train()
-    x = data((3, 16, 16), 80)[0]
-    fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
-    fast(x).sum().backward()
-    (step,) = (step for unit in fast._units for step in unit.steps)
-    (plan,) = step._plans.values()
+    plan = a_step_of_resnet((1, 1, 1), 80)
     passing = {name for name, value in plan.values.items() if value.passing}
-    readers = {name: [node for node in step.region.nodes if name in node.reads] for name in plan.values}
-    assert passing == set(lifetimes(step.region).passing) == plan.passing
+    readers = {name: [node for node in plan.region.nodes if name in node.reads] for name in plan.values}
+    assert passing == set(lifetimes(plan.region).passing) == plan.passing
     assert passing
     for name in passing:
         (reader,) = readers[name]
