@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 from scipy import stats
@@ -23,14 +24,23 @@ def slow_p(differences: Any, null: float, least: float) -> tuple[float, float]:
         found = [float(stats.t.sf(statistic, n - 1))]
         if sd > least:
             skew = sign * float(stats.skew(values, bias=False))
-            cubic = ((1 + skew * statistic / (3 * math.sqrt(n))) ** 3 - 1) * math.sqrt(n) / skew if skew else statistic
-            found.append(float(stats.t.sf(cubic + skew / (6 * math.sqrt(n)), n - 1)))
+            found.append(float(stats.t.sf(_cubic(statistic, skew, n) + skew / (6 * math.sqrt(n)), n - 1)))
         for percent in range(26):
             rate, none_seen = 0.002 * percent, (1 - 0.002 * percent) ** n
             short = (sign * (mean - null) - rate * 5 * least) / assumed
             found.append(none_seen * float(stats.norm.sf(short)))
         sides.append(max(found))
     return sides[0], sides[1]
+
+
+def _cubic(statistic: float, skew: float, n: int) -> float:
+    """((1 + skew * statistic / (3 root))^3 - 1) * root / skew, in fractions: of a skewness that is 0 but for rounding, the
+    difference from 1 would have no digit that is true.
+    """
+    if not skew:
+        return statistic
+    root, of_skew = Fraction(math.sqrt(n)), Fraction(skew)
+    return float(((1 + of_skew * Fraction(statistic) / (3 * root)) ** 3 - 1) * root / of_skew)
 
 
 def _larger(values: list[float], mean: float, squares: float) -> float:
