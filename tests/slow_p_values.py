@@ -34,7 +34,7 @@ def slow_p(differences: Any, null: float, least: float) -> tuple[float, float]:
 
 
 def _cubic(statistic: float, skew: float, n: int) -> float:
-    """((1 + skew * statistic / (3 root))^3 - 1) * root / skew, in fractions: of a skewness that is 0 but for rounding, the
+    """((1 + skew * statistic / (3 root))^3 - 1) * root / skew, in fractions: of a skewness that is rounding alone, the
     difference from 1 would have no digit that is true.
     """
     if not skew:

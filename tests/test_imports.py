@@ -119,15 +119,14 @@ ENGINE = {
     "graph.model_file": {"graph.native", "graph.nodes", "graph.aten", "graph.graph", "graph.shape_claims"},
     "graph": set(),
     "kept_files": set(),
-    "one_at_a_time": set(),
-    "capture": {"graph", "kept_files", "one_at_a_time"},
+    "capture": {"graph", "kept_files"},
     "processor": set(),
     "cpu": {"kept_files", "processor"},
     "cpu.pixels": KERNELS,
     "cpu.planes": KERNELS,
     "cpu.training": KERNELS | {"cpu.planes"},
     "plan": {"graph", "cpu", "kept_files"},
-    "training": {"example_inputs", "cpu", "layers", "one_at_a_time"},
+    "training": {"example_inputs", "cpu", "layers"},
     "export": {"example_inputs", "capture"},
 }
 """Part of the engine -> the other parts that it may import: a graph is made, run and stored without any kernel, kernels

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ticketry.core.process_state import private_random_state
+
 
 def call_in_evaluation(model: nn.Module, example_inputs: Any) -> None:
     """Call a model in evaluation mode, without gradients, for hooks to look on.
@@ -18,7 +20,7 @@ def call_in_evaluation(model: nn.Module, example_inputs: Any) -> None:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), private_random_state([]):
             if isinstance(example_inputs, Mapping):
                 model(**example_inputs)
             else:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import private_random_state
 from ticketry.engine.capture import capture
 from ticketry.engine.capture.torch_export import Arguments
 from ticketry.engine.cpu.jit import Library
@@ -119,7 +120,7 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
     seconds: tuple[list[float], list[float]] = ([], [])
     called = any(native.programs for native in made._natives)
     rounds = _GLANCE if glance else _ROUNDS
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), private_random_state([]):
         for turn in range(rounds + 1):
             for one, samples in zip((made, eager), seconds, strict=True):
                 begin = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TaskError, TicketError, UsageError
@@ -62,7 +63,7 @@ def _require_fit(task: Task, ticket: Ticket) -> None:
     """`TicketError` unless the built-in network has all of the ticket's weights in their shapes."""
     of = name_of(ticket)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with private_random_state([]), torch.device("meta"):
             own = task.build().state_dict()
     except RuntimeError as error:
         raise TicketError(f"the network that {of} names cannot be made: {str(error).splitlines()[0]:.120}") from None

@@ -7,7 +7,6 @@ data orders have none is *stable* (the paper: a height below 2 percentage points
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isnan
@@ -31,9 +30,6 @@ from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
-
-_ONE_AT_A_TIME = threading.Lock()
-"""`Arithmetic.active` sets what holds for the whole process, and gives it back: two threads would mix theirs up."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def barrier(
     if known is None:
         states, course = (lab.state(one), lab.state(other)), lab.course(task)
         errors, recalibrated = [], 0
-        with _ONE_AT_A_TIME, arithmetic.active():
+        with arithmetic.active():
             for index in range(points):
                 model = arithmetic.place(rebuilt(task, interpolated(*states, index, points - 1)))
                 if recalibrate:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ticketry.choices import check_choice
 from ticketry.core.devices.parts import processes_of
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import Scope
 from ticketry.core.score._protocol import Loss, ScoreInputs
 from ticketry.core.seeds import mix
@@ -67,7 +68,7 @@ def _unreduced(model: nn.Module) -> Iterator[None]:
 def seeded(seed: int, model: nn.Module) -> Iterator[None]:
     """Torch's generators of the processor and of the model's devices, seeded; as before afterwards."""
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with private_random_state(devices):
         torch.default_generator.manual_seed(mix(seed, "scoring"))
         for index in devices:
             torch.cuda.default_generators[index].manual_seed(mix(seed, "scoring"))

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.engine.graph.aten import is_function
 from ticketry.engine.graph.memory import plain as plain_tensor
-from ticketry.engine.one_at_a_time import TRACING
 from ticketry.errors import CaptureError
 
 _REASON_LINES = 6
@@ -118,7 +118,7 @@ def _export(
     if batch is not None:
         shapes = _by_name(model, arguments, *dynamic_shapes((arguments.args, arguments.kwargs), batch))
     try:
-        with TRACING, quiet(), plain():
+        with ONE_AT_A_TIME, quiet(), plain():
             return torch.export.export(
                 model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
             )

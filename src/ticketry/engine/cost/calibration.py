@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ticketry.core.costs.cost_model import spread_of
+from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import scope
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
@@ -147,7 +148,7 @@ def _samples(
 ) -> Iterator[Sample]:
     for name, design in designs.items():
         say(f"timing the network {name!r}")
-        with torch.random.fork_rng(devices=[]):
+        with private_random_state([]):
             torch.manual_seed(0)
             model = design.make().eval()
             example = torch.randn(2, *design.shape)

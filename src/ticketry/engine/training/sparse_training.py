@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import private_random_state
 from ticketry.core.sparse_training.hold import Hold
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
@@ -241,7 +242,7 @@ class SparseTraining(nn.Module):
             if unit.name
         ]
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with private_random_state([]), torch.no_grad():
                 twin(*example, **named)
         except Exception as error:
             raise CaptureError(
@@ -305,7 +306,7 @@ class SparseTraining(nn.Module):
         gradients = [(one, one.grad) for one in model.parameters()]
         buffers = [(one, one.clone()) for one in model.buffers()]
         try:
-            with torch.random.fork_rng(devices=[]):
+            with private_random_state([]):
                 self._pass(args, kwargs)  # makes plans and kernels
                 self._seconds = median_seconds(lambda: self._timed(args, kwargs), rounds)
         finally:

@@ -20,7 +20,7 @@ from torch.fx._symbolic_trace import PH
 from torch.fx.passes.shape_prop import ShapeProp, _extract_tensor_metadata
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ticketry.engine.one_at_a_time import TRACING
+from ticketry.core.process_state import ONE_AT_A_TIME, private_random_state
 from ticketry.engine.training.lowering import kind_of
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -102,7 +102,7 @@ def traced(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
     whole = _Whole(twin, leaves, spec)
     before = _state(twin)
     try:
-        with TRACING:
+        with ONE_AT_A_TIME:
             graph = _Tracer(module).trace(whole, {"tensors": (PH,) * len(tensors)})
     except Exception as error:
         raise Untraceable(f"its way depends on its data ({_first_line(error)})") from error
@@ -149,7 +149,7 @@ def _check(whole: _Whole, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
     prop = ShapeProp(fx.GraphModule(whole, graph))
     # The code first: where it fails by itself, a graph that fails too would print its traceback.
     for run in (lambda some: tree_flatten(whole(some))[0], lambda some: prop.run(*some, enable_io_processing=False)):
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with private_random_state([]), torch.no_grad():
             try:
                 found.append(run([tensor.detach().clone() for tensor in tensors]))
             except Exception as error:

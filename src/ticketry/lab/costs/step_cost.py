@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.prune import scores_in
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
@@ -20,7 +21,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.scoring_sample import Sample
 from ticketry.lab.store import digest_of
 from ticketry.lab.training.loop import Loop
-from ticketry.lab.training.precision import DENSE, ONE_AT_A_TIME, Arithmetic
+from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.state import TrainingState, initial_state
 from ticketry.tasks.task import Task

@@ -7,7 +7,6 @@ bits depend, and ``bf16`` where they compute as autocast does. Nothing is ever t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.core.scope import named_parameters, scope
 from ticketry.core.structure import row_groups
 from ticketry.engine.cpu.amx import ROWS
@@ -93,7 +93,6 @@ class Kernels:
         check_choice("kernels", asked, KERNELS)
         self.asked = asked
         self._store, self._course = store, course
-        self._alone = threading.Lock()
 
     def arithmetic(self, task: Task, plain: Arithmetic, variants: Sequence[Variant], batch: int) -> Arithmetic:
         """The arithmetic of a segment with these variants of training; `plain` is the one in torch.
@@ -182,7 +181,7 @@ class Kernels:
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
-        with self._alone:
+        with ONE_AT_A_TIME:
             return self._store.remembered("kernels", key, found)
 
 

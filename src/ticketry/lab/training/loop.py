@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.core.seeds import mix
 from ticketry.errors import TrainingError
@@ -98,7 +99,7 @@ class Loop:
             HoldError: if a pruned weight is not 0.
             TicketryError: if examples cannot be read from disk.
         """
-        with torch.random.fork_rng(), self._reading() as batches:
+        with private_random_state(), self._reading() as batches:
             while self.step < last:
                 self._one_step(next(batches))
                 self.step += 1
@@ -185,7 +186,7 @@ class Loop:
     def _next_batch(self) -> Iterator[Any]:
         """The batch of the step that stays to be done."""
         batches = self.session.batches(range(self.step, self.step + 1))
-        with torch.random.fork_rng(), contextlib.closing(batches):
+        with private_random_state(), contextlib.closing(batches):
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.choices import check_choice
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -23,9 +23,6 @@ SYNCHRONISED, OWN = "synchronised", "own"
 NORMS = (SYNCHRONISED, OWN)
 DDP, FSDP = "ddp", "fsdp"
 PARALLEL = (DDP, FSDP)
-
-ONE_AT_A_TIME = threading.Lock()
-"""Held by whoever trains or measures in this process: thread count and random state belong to the process."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +55,22 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The thread count and deterministic kernels, for the length of a block."""
-        threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.set_num_threads(self.threads)
-        torch.backends.cudnn.benchmark = False
-        if self.device == "cuda":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.backends.cudnn.benchmark = benchmark
-            if self.device == "cuda":  # it imports the compiler, which takes seconds: not where nothing was changed
-                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        """The thread count and deterministic kernels, for the length of a block, of which there is one at a time."""
+        with ONE_AT_A_TIME:
+            threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            torch.set_num_threads(self.threads)
+            torch.backends.cudnn.benchmark = False
+            if self.device == "cuda":
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+                torch.backends.cudnn.benchmark = benchmark
+                if self.device == "cuda":  # it imports the compiler, which takes seconds: not where nothing was changed
+                    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Around one forward pass. A new one each step: inside it the converted weights are cached."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ticketry.core.process_state import private_random_state
 from ticketry.core.scope import normal_name
 from ticketry.core.seeds import mix
 from ticketry.core.ticket.state_dicts import load_state
@@ -32,14 +33,14 @@ class TrainingState:
 
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
     """Weights and buffers of a fresh model: a pure function of the task and the seed."""
-    with torch.random.fork_rng():
+    with private_random_state():
         torch.manual_seed(mix(seed, "initialisation"))
         return state_of(task.build())
 
 
 def rebuilt(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the task with the given weights and buffers."""
-    with torch.random.fork_rng():
+    with private_random_state():
         model = task.build()
     load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
     return model

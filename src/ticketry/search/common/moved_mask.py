@@ -15,7 +15,6 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Growth
 from ticketry.lab.training.job import begun
 from ticketry.lab.training.loop import Loop
-from ticketry.lab.training.precision import ONE_AT_A_TIME
 from ticketry.lab.training.segment import Segment
 
 
@@ -65,5 +64,5 @@ def first_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     """
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
     course, state = segment.course(lab.data), begun(lab.store, segment)
-    with ONE_AT_A_TIME, segment.arithmetic.active():
+    with segment.arithmetic.active():
         return Loop(lab.store, course, segment.until(segment.first + 1), state).gradient()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
+from ticketry.core.process_state import private_random_state
 from ticketry.errors import MissingExtraError, TaskError
 from ticketry.tasks.network_name import NetworkName
 
@@ -57,7 +58,7 @@ def check(name: NetworkName, *, shape: Shape) -> None:
 def parameters(name: NetworkName, *, shape: Shape, classes: int) -> int:
     """The number of parameters, without memory for them where the network can be made so. Raises what `build` does."""
     check(name, shape=shape)
-    with torch.random.fork_rng(devices=[]):
+    with private_random_state([]):
         model = _unallocated(name, shape, classes)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -98,7 +99,7 @@ def _try(name: NetworkName, shape: Shape) -> None:
         TaskError: if either fails, or the outputs are not logits.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
+        with private_random_state([]):
             model = _unallocated(name, shape, _TRIAL_CLASSES).to("meta")
             outputs = model(torch.zeros(2, *shape, device="meta"))
     except NotImplementedError:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ticketry.core.process_state import private_random_state
 from ticketry.errors import StructureError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -141,7 +142,7 @@ def plain_operations() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), private_random_state([]):
             torch.manual_seed(0)
             yield
     finally:

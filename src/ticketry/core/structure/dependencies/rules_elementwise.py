@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ticketry.core.process_state import private_random_state
 from ticketry.core.structure.dependencies.axes import Axes, Ids
 from ticketry.core.structure.dependencies.trace import Call, Rule, Trace, merge, outputs_of, unary, unlabelled
 
@@ -86,7 +87,7 @@ def _tried(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
             return ~value
         return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
 
-    with torch.random.fork_rng(devices=[]):
+    with private_random_state([]):
         arguments, options = tree_map(twin, (call.args, call.kwargs))
         return outputs_of(call.func(*arguments, **options))[0]
 

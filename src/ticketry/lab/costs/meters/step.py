@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask
+from ticketry.core.process_state import private_random_state
 from ticketry.core.score import Loss
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.errors import UsageError
@@ -133,7 +134,7 @@ def _restored(model: nn.Module, optimizer: Optimizer, device: torch.device) -> I
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with private_random_state([device] if device.type == "cuda" else []):
             yield
     finally:
         load_state(model, state)

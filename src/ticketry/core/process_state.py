@@ -1,0 +1,29 @@
+"""What belongs to the process, whichever thread uses it: torch's generators, its thread count, `nn.Module` itself.
+
+A thread that seeds a generator and draws from it gets other numbers if another thread draws meanwhile, and one that
+restores the thread count changes it for all. torch.fx and torch.export change `nn.Module` itself while they trace, and
+mark the process as tracing. So whoever needs one of these to stay as it is holds one lock, the same for all: a thread
+that draws while it traces cannot wait for one that traces while it draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+
+import torch
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held by whoever draws, trains, measures or traces in this process; whoever holds it waits for no lab's guard."""
+
+
+@contextlib.contextmanager
+def private_random_state(devices: Iterable[torch.device | int] | None = None) -> Iterator[None]:
+    """Torch's generators for this thread alone: no other draws meanwhile, and afterwards they are as before.
+
+    Args:
+        devices: GPUs whose generators are restored; all by default.
+    """
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices):
+        yield

@@ -1,0 +1,128 @@
+"""Random numbers and the thread count belong to the process: two of its threads do not mix theirs up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ticketry as tk
+from ticketry.core.example_call import call_in_evaluation
+from ticketry.core.process_state import private_random_state
+from ticketry.lab.training.precision import Arithmetic
+from ticketry.lab.training.state import initial_state
+
+Hook = Callable[[], None]
+"""What is called in the midst of some work."""
+
+
+def interleaved(work: Callable[[Hook], Any], other: Callable[[Hook], object]) -> Any:
+    """What `work` gives if it begins in the midst of `other`, in another thread, and that ends in its midst.
+
+    Where one has to wait for the other to end, the other goes on after a while.
+    """
+    begun, inside, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        inside.wait(0.3)
+
+    def second() -> None:
+        inside.set()
+        ended.wait(10)
+
+    def whole() -> None:
+        other(first)
+        ended.set()
+
+    thread = threading.Thread(target=whole)
+    thread.start()
+    assert begun.wait(10)
+    found = work(second)
+    thread.join()
+    return found
+
+
+def made(midst: Hook, seed: int = 0) -> dict[str, Tensor]:
+    """The weights of two layers, of which the second is drawn some time after the first."""
+
+    def build() -> nn.Module:
+        first = nn.Linear(3, 4)
+        midst()
+        return nn.Sequential(first, nn.Linear(4, 5))
+
+    return initial_state(SimpleNamespace(build=build), seed)  # type: ignore[arg-type]
+
+
+class Stopping(nn.Module):
+    """A network that calls a hook when it is called first."""
+
+    def __init__(self, hook: Hook) -> None:
+        super().__init__()
+        with private_random_state():
+            self.first, self.second, self.hooks = nn.Linear(3, 4), nn.Linear(4, 2), [hook]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.hooks:
+            self.hooks.pop()()
+        return self.second(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+def pruned(midst: Hook) -> object:
+    batches = [torch.ones(2, 3)]
+    return tk.prune(
+        Stopping(midst),
+        density=0.5,
+        score="snip",
+        batches=batches,
+        loss=lambda model, batch: model(batch).square().mean(),
+    )
+
+
+OTHERS: dict[str, Callable[[Hook], object]] = {
+    "made": lambda midst: made(midst, 1),
+    "called": lambda midst: call_in_evaluation(Stopping(midst), torch.ones(2, 3)),
+    "pruned": pruned,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_network_is_the_same_while_in_another_thread_one_is(other: Callable[[Hook], object]) -> None:
+    alone = made(lambda: None)
+    before = torch.get_rng_state()
+    together = interleaved(made, other)
+    assert all(torch.equal(together[name], tensor) for name, tensor in alone.items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def threads_inside(midst: Hook, threads: int = 2) -> int:
+    """The process' count of threads, as a new one has it, in a training with so many."""
+    seen: list[int] = []
+    with Arithmetic(threads=threads).active():
+        midst()
+        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        fresh.start()
+        fresh.join()
+    return seen[0]
+
+
+def test_the_thread_count_stays_while_another_thread_trains() -> None:
+    before = torch.get_num_threads()
+    assert interleaved(threads_inside, lambda midst: threads_inside(midst, 3)) == 2
+    assert torch.get_num_threads() == before
+
+
+def test_a_block_may_lie_in_another_and_end_with_an_error() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="size"), private_random_state([]), private_random_state([]):
+        torch.rand(3) @ torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    thread = threading.Thread(target=made, args=[lambda: None], daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "the lock was left"
