@@ -12,9 +12,13 @@ import ticketry as tk
 from search.known_costs import COMMON, task
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
+from ticketry.core.costs.granularity import of_mask
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.saliency import output_energy
 from ticketry.errors import UsageError
+from ticketry.evidence.comparison_names import CONTROLS
+from ticketry.evidence.control import Drawing
+from ticketry.evidence.mask_form import Form
 
 CHEAP = 0.3
 """Of the time of single weights, which groups of 4 rows take in the layers that have cheap ones."""
@@ -76,6 +80,44 @@ def test_layers_with_cheap_groups_are_pruned_in_them_and_others_in_single_weight
     assert kept > alone
     again = tk.run("iterative", task(), time=(0.3, 0.08), structure="auto", rewind="1it", **asked)
     assert again.now["segments_trained"] == 0
+
+
+@pytest.mark.parametrize("structure", ["rows:4", "weights"])
+def test_one_granularity_is_had_in_all_layers(structure: str, tmp_path: Path) -> None:
+    names = tuple(name for name, value in task().build().named_parameters() if name.endswith("weight"))
+    known, file = costs(names), tmp_path / "costs.json"
+    known.save(file)
+    run = tk.run(
+        "oneshot", task(), time=0.2, structure=structure, profile=str(file), store=tmp_path / "store", **COMMON
+    )
+    mask = run.tickets[0].load().mask
+    grouped = {name for name in names if all(bool((part == part[0]).all()) for part in mask[name].flatten(1).split(4))}
+    assert grouped == (set(names) if structure == "rows:4" else set())
+    price = CHEAP if structure == "rows:4" else 1.0
+    taken = known.fixed + sum(known.layers[name].dense * price * float(mask[name].float().mean()) for name in names)
+    assert 0.8 * 0.2 < taken / known.dense <= 0.2 + 1e-9
+
+
+def test_a_shuffled_mask_keeps_the_groups_that_make_the_ticket_cheap() -> None:
+    names = [name for name, value in task().build().named_parameters() if name.endswith("weight")]
+    known = costs(tuple(names[:1]))
+    grouped = {
+        name: torch.rand(8, 20, generator=torch.Generator().manual_seed(index)).lt(0.3)
+        for index, name in enumerate(names[:2])
+    }
+    grouped[names[0]] = grouped[names[0]][:2].repeat_interleave(4, 0)
+    ticket = tk.Mask(grouped)
+    mask = CONTROLS.get("shuffled").mask(ticket, Drawing(3, Form(aim="time:x"), prices=known))
+    assert mask.kept == ticket.kept
+    assert mask != ticket
+    assert {name for name, kept in mask.items() if of_mask(kept) == "rows:4"} == {names[0]}
+
+
+def test_a_granularity_without_costs_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    file = costs(()).save(tmp_path / "costs.json")
+    with pytest.raises(UsageError, match=r"'rows:4' has no costs here, but weights have: measure it"):
+        tk.run("oneshot", task(), time=0.5, structure="rows:4", profile=str(file), store=tmp_path / "store", **COMMON)
+    assert not (tmp_path / "store" / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches
 from ticketry.core.seeds import generator
+from ticketry.core.structuring import in_blocks, only_of
 from ticketry.errors import LayerCollapseError, UsageError
 
 Prices = Mapping[str, int] | CostModel
@@ -112,9 +113,9 @@ def prune_to_budget(
     Args:
         iterations, schedule, regrow: as of `prune`; the shares on the way are of the budget.
         inputs: what the score needs.
-        structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, see
-            `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole.
-        examples: of the model's inputs; with structure auto and magnitudes blocks are worth the energy that they make
+        structure: ``auto`` to choose for each layer among the granularities that costs in seconds know, or one of these
+            for all layers, see `costs.mixed`: blocks are worth what `within` keeps of them, and are kept whole.
+        examples: of the model's inputs; with such a structure and magnitudes blocks are worth the energy that they make
             of their layers' outputs, see `costs.saliency`.
         rule: of `allocate_budget`.
     """
@@ -127,12 +128,12 @@ def prune_to_budget(
     for target in densities(share, iterations, schedule):
         seen = None if mask is within and not measures_at_mask(function) else mask
         among = within if regrow else mask
-        if structure == "auto":
+        if in_blocks(structure):
             by_energy = function is get("magnitude")
             scores = (
                 output_energy(model, scope, examples) if by_energy else scores_in(function, model, scope, seen, inputs)
             )
-            mask = _mixed(scores, prices, target, among, layouts(model, scope))
+            mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
             continue
         scores = scores_in(function, model, scope, seen, inputs)
         mask = allocate_budget(scores, prices, target, within=among, **rule)
@@ -141,13 +142,18 @@ def prune_to_budget(
 
 
 def _mixed(
-    scores: Mapping[str, Tensor], costs: Prices, share: float, within: Mask | None, known: Mapping[str, Layout]
+    scores: Mapping[str, Tensor],
+    costs: Prices,
+    share: float,
+    within: Mask | None,
+    known: Mapping[str, Layout],
+    structure: str,
 ) -> Mask:
     """The mask of a budget with a granularity of its own in each layer, where what is not `within` is worth nothing."""
     assert isinstance(costs, CostModel)
     if within is not None:
         scores = {name: values * within[name].to(values.device) for name, values in scores.items()}
-    return allocate_mixed(scores, costs, costs.budget(share), known).mask
+    return allocate_mixed(scores, costs, costs.budget(share), known, only=only_of(structure)).mask
 
 
 def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:

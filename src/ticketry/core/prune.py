@@ -25,6 +25,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.magnitude import magnitude
+from ticketry.core.structuring import in_blocks
 from ticketry.errors import UsageError
 
 SCHEDULES = ("exponential", "halving")
@@ -141,7 +142,8 @@ def prune(
         bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
         example_inputs: of a call; only flops, time and bytes need them.
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
-        structure: of time: ``auto`` chooses for each layer among single weights and groups of rows.
+        structure: of time: ``auto`` chooses for each layer among single weights and groups of rows; ``weights`` or
+            ``rows:16`` (of any size) is one granularity for all.
         score: a name of `ticketry.score`, or a function of that form.
         scope: the parameters to choose among; by default `ticketry.scope(model)`, or those of `within`.
         distribution, within, half_rate, collapse, keep_at_least: see `allocate`. A score with the option `at` (those
@@ -209,7 +211,7 @@ def prune(
             _refuse_costs(cost, structure)
             prices = uses(model, scope, example_inputs)
             return allocate_multiplications(find(), prices, flops, within=within)
-        by_energy = structure == "auto" and function is magnitude
+        by_energy = in_blocks(structure) and function is magnitude
         request = Request(
             model=model,
             example_inputs=example_inputs,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
 
 NONE = "none"
+AUTO = "auto"
+"""Of masks that are chosen for their time: each layer in the granularity that pays."""
 CHANNEL_KINDS = ("refill", "refill+", "channels")
 KINDS = (*CHANNEL_KINDS, "regroup", "2:4")
 PLUS = 0.2
@@ -33,6 +36,18 @@ _OF = {
 """Which kinds an option has a meaning for."""
 _ROUNDING = 1e-9
 """What rounding may add to a share."""
+
+
+def in_blocks(structure: str) -> bool:
+    """Whether masks are chosen in blocks by what these take, under a budget of time: ``auto``, or one granularity for
+    all layers (``weights``, ``rows:4``, ``rows:16``).
+    """
+    return structure == AUTO or re.fullmatch(r"weights|rows:\d+", structure) is not None
+
+
+def only_of(structure: str) -> str:
+    """The granularity that a structure asks for in all layers; empty for ``auto``, which leaves it to each."""
+    return "" if structure == AUTO else structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,8 @@ class Shuffled(Control):
     """The ticket's weights, its mask shuffled within each layer.
 
     Of channels as many of each group, in random places; of groups of rows as many in each layer, of as many rows and
-    columns; of N:M as many weights of every M inputs; of a pattern as many blocks of each layer.
+    columns; of N:M as many weights of every M inputs; of a pattern as many blocks of each layer. Of a budget of time
+    layers whose rows are in groups keep as many groups, which single weights in their place would be dearer than.
     """
 
     forms = _FORMS
@@ -126,7 +127,7 @@ class Shuffled(Control):
 
         form, seed = drawing.form, drawing.seed
         if form.kind == "weights":
-            return shuffled(ticket, seed)
+            return _with_groups_shuffled(ticket, shuffled(ticket, seed), drawing)
         assert drawing.model is not None
         assert drawing.structure is not None
         if form.kind == "channels":
@@ -136,6 +137,26 @@ class Shuffled(Control):
         if form.kind == "n:m":
             return controls.shuffled_n_m(drawing.model(), ticket, form.m, seed)
         return controls.shuffled_blocks(drawing.model(), ticket, form.pattern, seed)
+
+
+def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
+    """A mask whose weights are shuffled one by one, but for layers in which costs find groups of rows.
+
+    Args:
+        single: the ticket's mask shuffled so in all layers.
+    """
+    from ticketry.core.costs.cost_model import CostModel
+    from ticketry.core.costs.granularity import FINEST, of_mask
+    from ticketry.core.mask import Mask
+    from ticketry.core.structure import shuffled_structure
+
+    if not isinstance(drawing.prices, CostModel):
+        return single
+    grouped = {name for name, kept in ticket.items() if of_mask(kept) != FINEST}
+    if not grouped:
+        return single
+    groups = shuffled_structure(ticket, drawing.seed, model=drawing.model() if drawing.model else None)
+    return Mask({name: groups[name] if name in grouped else kept for name, kept in single.items()})
 
 
 class RandomPrune(Control):

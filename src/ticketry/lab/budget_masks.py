@@ -20,6 +20,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
+from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.mask_cost import Seen
 from ticketry.lab.lab import Lab
@@ -169,7 +170,7 @@ def budget_mask(
     """
 
     prices = terms_in(lab, task, scope, terms)
-    by_energy = settings.get("structure") == "auto" and settings.get("score") == "magnitude"
+    by_energy = in_blocks(str(settings.get("structure", NONE))) and settings.get("score") == "magnitude"
 
     def made() -> Mask:
         base = lab.store.get_mask(within) if within else None

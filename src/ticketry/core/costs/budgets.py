@@ -12,10 +12,9 @@ from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.words import Unit
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
+from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
-
-STRUCTURES = ("none", "auto")
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,25 @@ class Request:
     """Of the model; None for those of this machine, measured now."""
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise UsageError(f"the structure under a budget is {' or '.join(STRUCTURES)}, not {self.structure!r}")
+        if self.structure != NONE and not self.in_blocks:
+            raise UsageError(
+                "the structure under a budget is none, auto, weights or rows:N (such as rows:16), not"
+                f" {self.structure!r}"
+            )
         if self.example_inputs is None:
             raise UsageError(f"{self.unit} are those of a call: prune(model, ..., example_inputs=x)")
         if self.cost is not None and self.cost.unit != self.unit:
             raise UsageError(f"a budget of {self.unit} needs costs in {self.unit}, not in {self.cost.unit}")
-        if self.structure == "auto" and (self.within is not None or self.keep_at_least):
+        if self.in_blocks and (self.within is not None or self.keep_at_least):
             raise UsageError(
-                "structure auto chooses whole blocks of each layer anew: leave out within and keep_at_least"
+                f"structure {self.structure} chooses whole blocks of each layer anew: leave out within and"
+                " keep_at_least"
             )
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether blocks of each layer are chosen for what they take."""
+        return in_blocks(self.structure)
 
 
 METERS: Registry[Callable[[Request], Mask]] = Registry(

@@ -169,6 +169,13 @@ class CostModel(Struct, frozen=True):
             for name, layer in self.layers.items()
         }
 
+    def check_granularity(self, granularity: str) -> None:
+        """Raises `UsageError` where a layer that masks make cheaper has no costs in it; empty stands for any."""
+        if granularity:
+            for layer in self.layers.values():
+                if layer.curves:
+                    layer.curve(granularity)
+
     def scaled(self, factor: float, **about: Any) -> CostModel:
         """The same costs times `factor`, with more told in `about`."""
         layers = {

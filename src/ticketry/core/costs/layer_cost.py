@@ -43,7 +43,10 @@ class LayerCost(Struct, frozen=True):
             UsageError: if it was not measured.
         """
         if granularity not in self.curves:
-            raise UsageError(f"granularity {granularity!r} has no costs here, but {', '.join(self.curves)} have")
+            raise UsageError(
+                f"granularity {granularity!r} has no costs here, but {', '.join(self.curves)} have: measure it, by"
+                f" tk.cost.model(..., granularities=({granularity!r},))"
+            )
         return self.curves[granularity]
 
     @property

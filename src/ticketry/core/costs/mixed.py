@@ -114,20 +114,26 @@ class Choice:
     """What every layer can be had for, in each of the engine's layouts: made once, asked for many budgets."""
 
     def __init__(
-        self, scores: Mapping[str, Tensor], costs: CostModel, layouts: Mapping[str, Layout] | None = None
+        self,
+        scores: Mapping[str, Tensor],
+        costs: CostModel,
+        layouts: Mapping[str, Layout] | None = None,
+        *,
+        only: str = "",
     ) -> None:
-        """Raises what `allocate_mixed` does of scores."""
+        """Raises what `allocate_mixed` does of scores and of `only`."""
         for name, score in scores.items():
             if name not in costs.layers:
                 raise UsageError(f"there is no cost of {name}: spare it in the scope")
             check_worth(name, score)
+        costs.check_granularity(only)
         self.costs = costs
         self._rest, self._layers, self._hulls = [], [], []
         for in_rows in (False, True):
             layers: dict[str, Layer] = {}
             for name, score in scores.items():
                 known = costs.layers[name]
-                curves = known.all_rows if in_rows else known.curves
+                curves = _those(known.all_rows if in_rows else known.curves, only)
                 whole = Option(known.dense, float(score.double().sum()), "dense", 0)
                 dense = whole if in_rows or not curves else None
                 layers[name] = Layer(score.detach().cpu(), curves, (layouts or {}).get(name, Layout()), dense)
@@ -167,8 +173,18 @@ class Choice:
         return Mixed(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
 
 
+def _those(curves: Mapping[str, Curve], only: str) -> Mapping[str, Curve]:
+    """The curves of a layer's granularities, or of one alone."""
+    return {one: curve for one, curve in curves.items() if only in ("", one)}
+
+
 def allocate_mixed(
-    scores: Mapping[str, Tensor], costs: CostModel, budget: float, layouts: Mapping[str, Layout] | None = None
+    scores: Mapping[str, Tensor],
+    costs: CostModel,
+    budget: float,
+    layouts: Mapping[str, Layout] | None = None,
+    *,
+    only: str = "",
 ) -> Mixed:
     """Granularity and density of each layer with the largest sum of kept scores whose cost is within `budget`.
 
@@ -180,12 +196,14 @@ def allocate_mixed(
             such as fisher, rather than magnitudes.
         costs: with the granularities that may be chosen.
         budget: of the whole network, in the unit of the costs.
+        only: the one granularity that all layers are pruned in; a layer may be left whole.
 
     Raises:
-        UsageError: for scores below 0, a layer without costs, or a budget below what is left with one block a layer.
+        UsageError: for a granularity that the costs do not have, scores below 0, a layer without costs, or a budget
+            below what is left with one block a layer.
         MaskError: for scores that are not numbers.
     """
-    return Choice(scores, costs, layouts).within(budget)
+    return Choice(scores, costs, layouts, only=only).within(budget)
 
 
 def _between(layer: Layer, one: Option, other: Option, left: float) -> Option:

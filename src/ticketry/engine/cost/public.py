@@ -28,6 +28,7 @@ from ticketry.core.prune import scores_in
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
+from ticketry.core.structuring import AUTO, in_blocks, only_of
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
 from ticketry.engine.cost.estimated import Estimator, about_of, with_spread
@@ -187,7 +188,7 @@ def meet(
         time: share of the dense network's time in the engine, 0 < time <= 1 or "30%", or an amount: "5ms".
         cost: of the model on this machine, by `model`; None to measure it now.
         structure: ``auto`` to choose for each layer among single weights and groups of rows, by `output_energy` where
-            the score is magnitude.
+            the score is magnitude; ``weights`` or ``rows:16`` (of any size) to choose so with that granularity alone.
         score, scope, within, batches, loss, seed: as of `prune`; keep_at_least: as of `allocate_cost`.
         threads: that a call uses; None for `torch.get_num_threads()`.
 
@@ -208,7 +209,7 @@ def meet(
     chosen = scope or scope_of(model)
     function = get(score)
     scores = None
-    if structure != "auto" or function is not get("magnitude"):
+    if not in_blocks(structure) or function is not get("magnitude"):
         scores = lambda: scores_in(function, model, chosen, None, ScoreInputs(batches, loss, seed))  # noqa: E731
     request = Request(model, example_inputs, chosen, "seconds", time, scores, structure, within, keep_at_least, cost)
     return _met(request, threads or torch.get_num_threads())
@@ -224,8 +225,10 @@ def mask_for(request: Request) -> Mask:
             return estimated_at(request.cost, request.cost.budget(request.amount), allocate)
         return _met(request, torch.get_num_threads()).mask
     costs = request.cost or model(request.model, request.example_inputs, unit=request.unit, scope=request.scope)
-    if request.structure == "auto":
-        raise UsageError(f"what goes together makes no difference in {request.unit}: structure auto is for a time")
+    if request.in_blocks:
+        raise UsageError(
+            f"what goes together makes no difference in {request.unit}: structure {request.structure} is for a time"
+        )
     return _at_most(costs, costs.budget(request.amount), _allocation(request, costs, _values(request)))
 
 
@@ -244,12 +247,19 @@ def _met(request: Request, threads: int) -> Met:
     meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope)
     costs, values = request.cost, _values(request)
     if costs is None:
-        names = GRANULARITIES if request.structure == "auto" else (FINEST,)
+        names = _granularities(request.structure)
         costs = measured(meter, names, _family(meter, request.scope, _among(values, request.within)))
     elif other := _elsewhere(costs):
         raise CostError(f"a time cannot be met here: {other}")
     _tell_of_torch(costs)
     return meet_by(meter, _fits(costs, meter), request.amount, _allocation(request, costs, values))
+
+
+def _granularities(structure: str) -> tuple[str, ...]:
+    """Those whose costs a structure needs."""
+    if structure == AUTO:
+        return GRANULARITIES
+    return (structure,) if in_blocks(structure) and structure != FINEST else (FINEST,)
 
 
 def _tell_of_torch(costs: CostModel) -> None:
@@ -272,8 +282,9 @@ def _among(values: Mapping[str, Tensor], within: Mask | None) -> Mapping[str, Te
 
 def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Budget in the unit of the costs -> mask."""
-    if request.structure == "auto":
-        choice = Choice(values, costs, layouts(request.model, request.scope))
+    if request.in_blocks:
+        known = layouts(request.model, request.scope)
+        choice = Choice(values, costs, known, only=only_of(request.structure))
         return lambda budget: choice.within(budget).mask
     curves = costs.curves()
     return lambda budget: allocate_cost(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ticketry.core.pattern import UNSTRUCTURED
+from ticketry.core.structuring import NONE, in_blocks, only_of
 from ticketry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class Aimed:
         if self.measured and self.aim != "time":
             raise UsageError("measured is of a budget of time: name one (time and profile), or leave it away")
         if self._mixed and self.aim != "time":
-            raise UsageError("structure auto is of a budget of time: name one (time and profile), or another structure")
+            raise UsageError(
+                f"structure {self._structure} is of a budget of time: name one (time and profile), or another structure"
+            )
         if not self.aim:
             if self.unweighed:
                 raise UsageError("unweighed is of a budget: name one (flops), or leave it away")
@@ -100,13 +103,20 @@ class Aimed:
 
     @property
     def _mixed(self) -> bool:
-        return getattr(self, "structure", "none") == "auto"
+        return in_blocks(self._structure)
+
+    @property
+    def _structure(self) -> str:
+        return getattr(self, "structure", NONE)
 
     def _check_mixed(self) -> None:
         beside = {"unweighed": False, "distribution": "global", "keep_at_least": 0}
         for name, nothing in beside.items():
             if getattr(self, name, nothing) != nothing:
-                raise UsageError(f"structure auto chooses whole blocks of each layer by their time: leave {name} away")
+                raise UsageError(
+                    f"structure {self._structure} chooses whole blocks of each layer by their time: leave {name} away"
+                )
+        costs_in(self.profile).check_granularity(only_of(self._structure))
 
 
 _SINGLE_WEIGHTS = {"structured": False, "structure": "none", "pattern": UNSTRUCTURED, "half_rate": ()}

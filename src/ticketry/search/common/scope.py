@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ticketry.core.pattern import UNSTRUCTURED, Distribution, Pattern, check_at_least
+from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import UsageError
 from ticketry.search.common.aims import BY_COSTS, COUNTED, aim_of, costs_in, terms_of
-from ticketry.search.common.structure import AUTO, structuring_in
+from ticketry.search.common.structure import structuring_in
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -262,8 +263,8 @@ def pruned(
     if aim := terms_of(settings):
         more |= {"score": settings.score, "distribution": settings.distribution}
         more["weighed"] = not getattr(settings, "unweighed", False)
-        if getattr(settings, "structure", "none") == AUTO:
-            more["structure"] = AUTO
+        if in_blocks(structure := getattr(settings, "structure", NONE)):
+            more["structure"] = structure
         return drawn(replicate, trained, scope, density, aim, within=within, **more)
     if is_structured(settings):
         more |= {"structured": True, "score": _of_channels(settings.score)}

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ticketry.core.structuring import Structuring, structuring_of
+from ticketry.core.structuring import NONE, Structuring, in_blocks, structuring_of
 from ticketry.lab.search_result import Structured
 
 if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result
     from ticketry.search.common.method import Replicate
-
-
-AUTO = "auto"
-"""The structure that masks are chosen in, layer by layer, under a budget of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,8 @@ class Restructuring:
     columns), 2:4 (or another N:M), none. Positions that are filled back start from the weights that tickets start
     from (0 where those are final weights that were pruned before). Under a budget of time: auto, by which the search's
     own masks keep single weights in some layers, groups of rows or all of them in others, whatever keeps most for its
-    time; blocks bring back what was pruned in them."""
+    time; or one granularity for all layers, which is what auto is compared with: weights, rows:4, rows:16. Blocks bring
+    back what was pruned in them."""
     plus: float = 0.0
     """Of refill+: the share of the channels that refill drops which is filled back as well; 0 stands for 0.2."""
     refill_match: bool = False
@@ -48,13 +45,13 @@ class Restructuring:
 
     @property
     def structuring(self) -> Structuring | None:
-        """The structure asked for; None for none, and for auto, which masks have from the first.
+        """The structure asked for; None for none, and for auto and granularities, which masks have from the first.
 
         Raises:
             UsageError: for a word that is not known, or an option of another structure.
         """
         return structuring_of(
-            "none" if self.structure == AUTO else self.structure,
+            NONE if in_blocks(self.structure) else self.structure,
             plus=self.plus,
             match=self.refill_match,
             collapse=self.regroup_collapse,
