@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, normal_name
 from ticketry.core.scope import scope as scope_of
-from ticketry.engine.bench.timing import Interval, median_interval, warmed
+from ticketry.engine.bench.timing import Interval, median_interval, settle, warmed
 from ticketry.engine.capture import capture
 from ticketry.engine.capture.torch_export import Arguments
 from ticketry.engine.compiled import Compiled
@@ -28,8 +28,9 @@ from ticketry.errors import EngineError
 _LEAST_SECONDS = 0.002
 """Of what is timed at once."""
 
-_CALLS = 3
-"""Times that this is done, of which the least counts."""
+_FEWEST_CALLS, _MOST_CALLS, _LONG_ENOUGH = 3, 12, 0.1
+"""Times that this is done, of which the least counts: no more after so many seconds. Others of the machine, and of the
+host that it may share a last cache with, make a call slower and never faster."""
 
 
 @dataclass
@@ -134,10 +135,10 @@ class Meter:
     def _sample(self, run: Callable[[], object], usual: float) -> float:
         """Seconds of a call: the least of some, into which nobody has broken, of so many at once that a clock tells."""
         several = max(1, ceil(_LEAST_SECONDS / usual))
-        found = []
+        found: list[float] = []
         with torch.no_grad():
-            run()
-            for _ in range(_CALLS):
+            settle(run)
+            while len(found) < _FEWEST_CALLS or (len(found) < _MOST_CALLS and several * sum(found) < _LONG_ENOUGH):
                 begin = self._clock()
                 for _ in range(several):
                     run()
