@@ -298,7 +298,7 @@ def test_costs_of_another_model_are_refused(costs, tmp_path):
         ({"time": 0.3, "bytes": "2MB", "example_inputs": X}, "takes the place of density"),
         ({"time": 0.3}, "is of a call"),
         ({"time": 0.3, "example_inputs": X, "pattern": "4x1"}, "single weights"),
-        ({"time": 0.3, "example_inputs": X, "structure": "some"}, "none or auto"),
+        ({"time": 0.3, "example_inputs": X, "structure": "some"}, "none, auto, weights or rows:N"),
         ({"time": 0.3, "example_inputs": X, "structure": "auto", "keep_at_least": 1}, "leave out within"),
         ({"density": 0.3, "structure": "auto"}, "for time and bytes"),
         ({"bytes": "1B", "example_inputs": X}, "below the floor"),
