@@ -64,6 +64,7 @@ class CostModel(Struct, frozen=True):
         (0, '')
         >>> costs.curves()["0.weight"].at(0.5)
         1024.0
+        >>> costs.check_granularity("weights")
         >>> costs.floor_in_words().startswith("0 (0.0 % of dense)")
         True
     """
