@@ -113,6 +113,14 @@ def test_a_shuffled_mask_keeps_the_groups_that_make_the_ticket_cheap() -> None:
     assert {name for name, kept in mask.items() if of_mask(kept) == "rows:4"} == {names[0]}
 
 
+def test_a_mask_whose_costs_know_no_groups_is_shuffled_weight_by_weight() -> None:
+    name = next(name for name, value in task().build().named_parameters() if name.endswith("weight"))
+    rows = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)).lt(0.3)
+    ticket = tk.Mask({name: rows.repeat_interleave(4, 0)})  # as chance may have it
+    drawing = Drawing(3, Form(aim="time:x"), prices=costs(()))
+    assert CONTROLS.get("shuffled").mask(ticket, drawing) == CONTROLS.get("shuffled").mask(ticket, Drawing(3))
+
+
 def test_a_granularity_without_costs_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     file = costs(()).save(tmp_path / "costs.json")
     with pytest.raises(UsageError, match=r"'rows:4' has no costs here, but weights have: measure it"):

@@ -140,19 +140,20 @@ class Shuffled(Control):
 
 
 def _with_groups_shuffled(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """A mask whose weights are shuffled one by one, but for layers in which costs find groups of rows.
+    """A mask whose weights are shuffled one by one, but for layers that costs charge as groups of rows.
 
     Args:
         single: the ticket's mask shuffled so in all layers.
     """
     from ticketry.core.costs.cost_model import CostModel
-    from ticketry.core.costs.granularity import FINEST, of_mask
+    from ticketry.core.costs.granularity import FINEST
     from ticketry.core.mask import Mask
     from ticketry.core.structure import shuffled_structure
 
-    if not isinstance(drawing.prices, CostModel):
+    costs = drawing.prices
+    if not isinstance(costs, CostModel):
         return single
-    grouped = {name for name, kept in ticket.items() if of_mask(kept) != FINEST}
+    grouped = {name for name in ticket if costs.granularity(name, ticket) != FINEST}
     if not grouped:
         return single
     groups = shuffled_structure(ticket, drawing.seed, model=drawing.model() if drawing.model else None)

@@ -65,6 +65,8 @@ class CostModel(Struct, frozen=True):
         >>> costs.curves()["0.weight"].at(0.5)
         1024.0
         >>> costs.check_granularity("weights")
+        >>> costs.granularity("0.weight", tk.prune(model, 0.25, pattern="4x1"))
+        'weights'
         >>> costs.floor_in_words().startswith("0 (0.0 % of dense)")
         True
     """
@@ -101,7 +103,7 @@ class CostModel(Struct, frozen=True):
         for name, size in shapes.items():
             if name not in self.layers or self.layers[name].weights != size:
                 raise CostError(f"the costs are not of the mask's model: {name!r} has none, or has another size")
-        kinds = {name: (float(kept.float().mean()), self._granularity(name, mask)) for name, kept in mask.items()}
+        kinds = {name: (float(kept.float().mean()), self.granularity(name, mask)) for name, kept in mask.items()}
         dense = (1.0, FINEST)
         total = self.fixed + min(
             sum(layer.at(*kinds.get(name, dense)) for name, layer in self.layers.items()),
@@ -109,7 +111,13 @@ class CostModel(Struct, frozen=True):
         )
         return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
 
-    def _granularity(self, name: str, mask: Mask) -> str:
+    def granularity(self, name: str, mask: Mask) -> str:
+        """In which a layer's mask is charged: single weights, where nothing coarser has costs of its own.
+
+        Args:
+            name: of the layer's weight.
+            mask: of the network.
+        """
         layer = self.layers[name]
         if list(layer.curves) == [FINEST]:
             return FINEST

@@ -1,9 +1,9 @@
 """Samples taken in turns, and what their ratios say.
 
 A round times every contender once, in a random order; a sample is the mean of several calls in a row after one that is
-not counted (which brings caches and waiting threads into the state of a steady run), or, with cold caches, of single
-calls each after a walk through a buffer that is larger than all caches. Ratios are of times of the same round, so that
-whatever slows the machine down for a while slows both sides.
+not counted (which wakes waiting threads and fills all caches but those that learn slowly, see `settle`), or, with cold
+caches, of single calls each after a walk through a buffer that is larger than all caches. Ratios are of times of the
+same round, so that whatever slows the machine down for a while slows both sides.
 """
 
 from __future__ import annotations

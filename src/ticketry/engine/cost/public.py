@@ -259,7 +259,7 @@ def _granularities(structure: str) -> tuple[str, ...]:
     """Those whose costs a structure needs."""
     if structure == AUTO:
         return GRANULARITIES
-    return (structure,) if in_blocks(structure) and structure != FINEST else (FINEST,)
+    return (structure,) if in_blocks(structure) else (FINEST,)
 
 
 def _tell_of_torch(costs: CostModel) -> None:
