@@ -65,7 +65,7 @@ class _Reproduce(Printing, LabOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Carry out one campaign, or all."""
+    """Carry out one campaign, or all; 1 if a run could not go on that claims wait for."""
     arguments: Any = parse(_Reproduce, words or ["--help"], prog="ticketry reproduce", description=_DESCRIPTION)
     said = options_said(words)
     chosen: dict[str, Any] = {name: getattr(arguments, name) for name in ("precision", "kernels") if name in said}
@@ -74,12 +74,13 @@ def main(words: Sequence[str]) -> int:
     if arguments.check:
         return _check(arguments, chosen)
     outcomes = _outcomes(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
+    failed = int(any(one.failed for one in outcomes))
     if arguments.json:
         print(json.dumps([_as_json(one) for one in outcomes]))
-        return 0
+        return failed
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join("\n".join(told(one, width)) for one in outcomes))
-    return 0
+    return failed
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
@@ -177,6 +178,7 @@ def told(outcome: Outcome, width: int | None = None) -> list[str]:
     if gone:
         lines.append(f"Columns on the page alone: {'; '.join(gone)}.")
     lines += [*facts(record)[:3], *_plan_told(outcome)]
+    lines += [f"failed   {run}: {why}" for run, why in outcome.failed.items()]
     if outcome.stopped:
         lines.append(f"stopped  {outcome.stopped}")
     return [*lines, f"page     {outcome.page}", f"text     {outcome.text}"]

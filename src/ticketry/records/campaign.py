@@ -108,6 +108,8 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Of the blocks that were done, as it was told before."""
     seconds: NotNegative = 0.0
     """They took."""
+    failed: str = ""
+    """Why it could not go on, when the campaign was last carried out; empty if it did, or was not needed."""
 
 
 class Twin(Part, frozen=True, kw_only=True):

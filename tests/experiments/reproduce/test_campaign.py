@@ -113,6 +113,46 @@ def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "It was changed after that" in (store / "campaigns" / "small-demo.md").read_text()
 
 
+EMPTIED = (
+    SMALL
+    + """
+[scales.demo.runs.one-cut]
+method = "early"
+task = "digits"
+recipe = { length = "40it" }
+settings = { density = 0.0002, when = "0", iterations = 1, score = "random", distribution = "uniform" }
+[claims.beats-one-cut]
+statement = "Tickets are better than one cut."
+a = { run = "tickets", density = 0.05 }
+b = { run = "one-cut", density = 0.0002 }
+family = "one-cut"
+"""
+)
+
+
+def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    file.write_text(EMPTIED)
+    code, out, err = call(capsys, "reproduce", str(file), "--store", str(store), "--workers", "0")
+    assert code == 1
+    done = record_of(store)
+    assert {claim.name: claim.found for claim in done.claims} == {
+        "beat-random": "confirmed",
+        "no-cheaper": "refuted",
+        "beats-one-cut": "undecided",
+    }
+    assert {run.name for run in done.runs if run.failed} == {"one-cut"}
+    assert "layer collapse" in out
+    assert "one-cut cannot go on" in err
+    assert "The run one-cut could not go on: " in (store / "campaigns" / "small-demo.md").read_text()
+
+    # claims that do not rest on it are none the worse
+    code, out, _ = call(
+        capsys, "reproduce", str(file), "--store", str(store), "--workers", "0", "--only", "beat-random", "--json"
+    )
+    assert (code, json.loads(out)[0]["claims"][0]["found"]) == (0, "confirmed")
+
+
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "small.toml"
     file.write_text(SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ticketry.errors import UsageError
+from ticketry.errors import LayerCollapseError, TrainingError, UsageError
 from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
@@ -57,6 +58,12 @@ class Outcome:
     planned: tuple[Planned, ...] = ()
     """Where it was only planned: what comes next, in this order."""
 
+    @property
+    def failed(self) -> dict[str, str]:
+        """Run -> why it could not go on, of those that claims which were asked for rest on."""
+        rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
+        return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -87,6 +94,9 @@ def reproduce(
 
     Blocks of replicates that are done in the campaign's precision are taken as they are, whatever kernels they were
     trained in: the record tells. New ones are trained in those of this machine.
+
+    A run that cannot go on (a layer left empty, a loss that is no number) stops no other: claims that rest on it stay
+    undecided, and the record tells why.
 
     Args:
         options: but for precision and kernels, which are the campaign's.
@@ -142,6 +152,8 @@ class _Work:
         self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
+        self._failed: dict[str, str] = {}
+        """Run -> why it cannot go on."""
         self.planned: tuple[Planned, ...] = ()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -150,15 +162,19 @@ class _Work:
         """Search block after block; returns why it stopped early, if it did."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
-            waiting = missing(decisions, {name: len(done) for name, done in self._done.items()})
+            open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
+            waiting = missing(open_ones, {name: len(done) for name, done in self._done.items()})
             if not waiting:
                 return ""
-            planned = self._plan(waiting)
+            known = dict(self._failed)
+            planned, most = self._plan(waiting), self._most(open_ones)
+            if self._failed != known:
+                continue
             left = sum(one.seconds for one in planned)
             decided = sum(one.found != "undecided" for one in decisions)
             self._say(
                 f"{decided} of {len(decisions)} claims decided; the next analysis of the others takes about"
-                f" {duration(left)}, and all that is planned at most {duration(self._most(decisions))}"
+                f" {duration(left)}, and all that is planned at most {duration(most)}"
             )
             if dry:
                 self.planned = planned
@@ -168,13 +184,30 @@ class _Work:
             if block is None:
                 least = min(map(self._clock.estimate, waiting))
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
-            self._search(block, waiting[block])
+            with self._gone_on(block):
+                self._search(block, waiting[block])
+
+    @contextlib.contextmanager
+    def _gone_on(self, block: Block) -> Iterator[None]:
+        """What a run cannot go on after is its own."""
+        try:
+            yield
+        except (LayerCollapseError, TrainingError) as error:
+            self._failed[block.run] = str(error)
+            self._say(f"{block.run} cannot go on, and what rests on it stays undecided: {error}")
+
+    def _estimate(self, block: Block, counted: set[str] | None = None) -> float:
+        """Seconds, of a run that can go on: to tell what is stored its first masks may be drawn."""
+        seconds = 0.0
+        with self._gone_on(block):
+            seconds = self._clock.estimate(block, counted)
+        return seconds
 
     def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
         """What comes next, one after the other: what several share is counted once."""
         counted = set[str]()
         return tuple(
-            Planned(block.run, block.first, block.last, self._clock.estimate(block, counted), claims)
+            Planned(block.run, block.first, block.last, self._estimate(block, counted), claims)
             for block, claims in waiting.items()
         )
 
@@ -195,7 +228,8 @@ class _Work:
         """Seconds of all blocks that are left to those that are not decided."""
         runs = {run for one in decisions if one.found == "undecided" for run in one.claim.runs}
         left = [block for run in runs for block in self._blocks(run)[len(self._done[run]) :]]
-        return self._clock.whole(left)
+        counted = set[str]()
+        return sum(self._estimate(block, counted) for block in left if block.run not in self._failed)
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.shared(block)
@@ -301,6 +335,7 @@ class _Work:
             blocks=tuple(_trained_on(done)),
             planned_seconds=self._planned.get(name),
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._stable.get(name, done)),  # with its searches
+            failed=self._failed.get(name, ""),
         )
 
     def _table(self) -> Iterable[MethodRow]:

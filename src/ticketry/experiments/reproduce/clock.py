@@ -127,11 +127,6 @@ class Clock:
         known |= left
         return Work(len(left) * whole[0].total, len(left))
 
-    def whole(self, blocks: Sequence[Block]) -> float:
-        """Of several, one after the other: what they share is counted once."""
-        counted = set[str]()
-        return sum(self.estimate(block, counted) for block in blocks)
-
     def _seconds(self, block: Block, work: Work, *, dense: bool = False) -> float:
         if not work.trainings:
             return 0.0

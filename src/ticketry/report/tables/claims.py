@@ -150,6 +150,7 @@ def facts(record: CampaignRecord) -> list[str]:
     first, *later = record.files
     lines.append(f"The campaign's file was fixed on {first.since}, before its runs: SHA-256 {first.sha256}.")
     lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
+    lines += [f"The run {run.name} could not go on: {run.failed}." for run in record.runs if run.failed]
     return lines
 
 
