@@ -8,6 +8,7 @@ import pytest
 
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.reproduce.campaign_file import SCALES, built_in, planned_densities, read_campaign
+from ticketry.experiments.reproduce.planning import blocks_of
 
 GOOD = """
 title = "A small campaign"
@@ -205,3 +206,33 @@ def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
 def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> None:
     with pytest.raises(TrustError, match="--trust"):
         read_campaign(written(tmp_path, GOOD.replace(before, after, 1)), "demo")
+
+
+AGAIN = """
+[scales.demo.bases.again]
+method = "iterative"
+task = "digits"
+after = 10
+[scales.demo.runs.again]
+base = "again"
+settings = { densities = [0.3, 0.1] }
+controls = ["random_reinit"]
+[claims.again]
+statement = "On fresh replicates."
+a = { run = "again" }
+b = { run = "again", role = "random_reinit" }
+density = 0.1
+"""
+
+
+def test_fresh_replicates_are_those_that_come_after(tmp_path: Path) -> None:
+    campaign = read_campaign(written(tmp_path, GOOD + AGAIN), "demo")
+    seeds = {name: run.seeds for name, run in campaign.runs.items()}
+    block = blocks_of("again", campaign.plans["again"])[1]  # its fourth and fifth: the fourteenth and fifteenth of all
+    assert block.request(campaign).seeds == seeds["iterative"].replicate(13)
+
+    pairs = AGAIN.replace('b = { run = "again", role = "random_reinit" }', 'b = { run = "iterative" }')
+    with pytest.raises(UsageError, match=r"pass over other numbers of replicates \(after\), and make no pairs"):
+        read_campaign(written(tmp_path, GOOD + pairs), "demo")
+    with pytest.raises(UsageError, match="after"):
+        read_campaign(written(tmp_path, GOOD + AGAIN.replace("after = 10", "after = -1")), "demo")

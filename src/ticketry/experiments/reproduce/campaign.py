@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ticketry.errors import LayerCollapseError, TrainingError, UsageError
+from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
 from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
@@ -40,6 +39,8 @@ from ticketry.report.tables.results import summarise
 from ticketry.report.wording import duration
 
 Say = Callable[[str], None]
+_CANNOT_GO_ON = (LayerCollapseError, TrainingError)
+"""Errors of one run alone."""
 
 
 @dataclass(frozen=True)
@@ -184,24 +185,23 @@ class _Work:
             if block is None:
                 least = min(map(self._clock.estimate, waiting))
                 return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
-            with self._gone_on(block):
+            try:
                 self._search(block, waiting[block])
+            except _CANNOT_GO_ON as error:
+                self._fails(block, error)
 
-    @contextlib.contextmanager
-    def _gone_on(self, block: Block) -> Iterator[None]:
+    def _fails(self, block: Block, error: TicketryError) -> None:
         """What a run cannot go on after is its own."""
-        try:
-            yield
-        except (LayerCollapseError, TrainingError) as error:
-            self._failed[block.run] = str(error)
-            self._say(f"{block.run} cannot go on, and what rests on it stays undecided: {error}")
+        self._failed[block.run] = str(error)
+        self._say(f"{block.run} cannot go on, and what rests on it stays undecided: {error}")
 
     def _estimate(self, block: Block, counted: set[str] | None = None) -> float:
-        """Seconds, of a run that can go on: to tell what is stored its first masks may be drawn."""
-        seconds = 0.0
-        with self._gone_on(block):
-            seconds = self._clock.estimate(block, counted)
-        return seconds
+        """Seconds. To tell what of a block is stored its first masks may be drawn, which a run may not survive."""
+        try:
+            return self._clock.estimate(block, counted)
+        except _CANNOT_GO_ON as error:
+            self._fails(block, error)
+            return 0.0
 
     def _plan(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[Planned, ...]:
         """What comes next, one after the other: what several share is counted once."""

@@ -169,7 +169,7 @@ class _Reading:
                 replicates=1,
                 controls=controls,
                 control_densities=[self._density(place, one) or 0.0 for one in beside] if controls else (),
-                seeds=Seeds.of(_SEED),
+                seeds=Seeds.of(_SEED).replicate(base.after if isinstance(base, OtherBaseTable) else 0),
                 recipe=recipe,
             )
 
@@ -258,6 +258,10 @@ class _Reading:
             raise UsageError(
                 f"the run {one} is judged at {self.plans[one].at} replicates and {other} at {self.plans[other].at}:"
                 " give both one interim"
+            )
+        if self.runs[one].seeds != self.runs[other].seeds:
+            raise UsageError(
+                f"the runs {one} and {other} pass over other numbers of replicates (after), and make no pairs"
             )
         named = claim.metric or metric.name
         if named not in (metric.name, DENSITY, *COSTS, *STABILITY):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ticketry.evidence.judging.interim_analyses import INTERIM
 from ticketry.records.network import TICKET
@@ -68,6 +68,8 @@ class BaseTable(SearchTable):
 class OtherBaseTable(SearchTable):
     kernels: Kernels | None = None
     interim: tuple[int, ...] = ()
+    after: Annotated[int, Meta(ge=0)] = 0
+    """Replicates that are passed over: those from there on are fresh to claims that were judged by so many."""
 
 
 class ScaleTable(Struct, forbid_unknown_fields=True):
