@@ -7,11 +7,13 @@ from dataclasses import astuple
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ticketry.errors import UsageError
 from ticketry.lab.training import precision
-from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
+from ticketry.lab.training.precision import Arithmetic, choose_arithmetic, denormals_as_zero
 from ticketry.tasks import catalogue
+from ticketry.tasks.recipe import Recipe
 
 DENSE = nn.Sequential(nn.Linear(4, 4))
 IMAGES = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -71,7 +73,12 @@ def _settings() -> tuple[object, ...]:
         torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
+        _denormals_are_zero(),
     )
+
+
+def _denormals_are_zero():
+    return float(torch.tensor(1e-38) / 10) == 0
 
 
 @pytest.mark.parametrize("strict", [(False, False), (True, False), (True, True)])
@@ -86,6 +93,7 @@ def test_settings_are_put_back(strict, device):
         active = Arithmetic(device, threads=other).active()
         active.__enter__()
         assert torch.get_num_threads() == other
+        assert _denormals_are_zero()
         assert torch.are_deterministic_algorithms_enabled() == (strict[0] or device == "cuda")
         error = ZeroDivisionError()
         assert not active.__exit__(type(error), error, None), "errors pass"
@@ -103,6 +111,46 @@ def test_training_puts_the_thread_count_back(tmp_path, points):
         assert segment.arithmetic.threads == before + 1
         lab.train(segment)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_what_they_were_afterwards(before):
+    torch.set_flush_denormal(before)
+    try:
+        with denormals_as_zero():
+            assert _denormals_are_zero()
+        assert _denormals_are_zero() == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _denormal_moments(optimizer):
+    """By their bits, for arithmetic may take them as zero: an exponent of 0 with a fraction."""
+    bits = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()]).view(torch.int32)
+    return int(((bits & 0x7F800000 == 0) & (bits & 0x007FFFFF != 0)).sum())
+
+
+def test_moments_that_have_died_out_change_no_weight(tmp_path, monkeypatch):
+    """The same weights to the bit, with moments that decay to denormal numbers and with such that end at zero."""
+    from ticketry.lab.lab import Lab
+
+    def trained(name):
+        found = []
+        hook = register_optimizer_step_post_hook(lambda optimizer, *_: found.append(_denormal_moments(optimizer)))
+        try:
+            with Lab(tmp_path / name) as lab:
+                recipe = Recipe(optimizer="adam", lr=1e-2, length="1300it")
+                segment = lab.segment(catalogue.get("digits"), start=0, recipe=recipe)
+                return lab.store.get_tensors(lab.train(segment).model), found[-1]
+        finally:
+            hook.remove()
+
+    weights, none = trained("as zero")
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda _: False)
+    others, some = trained("as they are")
+    assert none == 0 < some
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_bf16_is_autocast_only():
