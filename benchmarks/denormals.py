@@ -1,4 +1,4 @@
-"""What denormal numbers cost in training: LeNet-300-100 with Adam, dense and with gates, with them and without.
+"""What denormal numbers cost in training: LeNet-300-100 with Adam, dense and in searches with gates.
 
     python benchmarks/denormals.py                      # 4,000 steps, three turns
     python benchmarks/denormals.py --length 16000it --rounds 1
@@ -22,10 +22,7 @@ from contextlib import contextmanager
 import torch
 
 import ticketry as tk
-from ticketry.core.scope import scope
 from ticketry.engine.bench.machine import machine
-from ticketry.lab.training.segment import Segment
-from ticketry.search.gating.gating import Gating
 
 
 @contextmanager
@@ -34,21 +31,20 @@ def _as_they_are() -> Iterator[None]:
         yield
 
 
-def _segment(lab: tk.Lab, length: str, gated: bool) -> Segment:
+def _trained(length: str, rounds: int) -> tuple[float, list[dict[str, torch.Tensor]]]:
+    """Processor seconds, and the weights that each network of a search ends with."""
     task = tk.task("fashion-mnist", model="lenet-300-100")
     recipe = task.recipe.changed(length=length, batch=60)
-    variants = (Gating(scope=tuple(scope(lab.model(task)).names)),) if gated else ()
-    return lab.segment(task, start=0, recipe=recipe, variants=variants)
-
-
-def _trained(length: str, gated: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    """Processor seconds and the weights that it ends with."""
     with tempfile.TemporaryDirectory() as folder, tk.Lab(folder) as lab:
-        segment = _segment(lab, length, gated)
-        lab.train(segment.until(5))  # reads the data
+        lab.train(lab.segment(task, start=0, recipe=recipe).until(5))  # reads the data
         begun = time.process_time()
-        found = lab.train(segment, measure=False)
-        return time.process_time() - begun, lab.store.get_tensors(found.model)
+        if rounds:
+            settings = tk.search.continuous.Settings(rounds=rounds, init=(-0.02,), rewind="0")
+            (found,) = tk.search.continuous(lab, task, settings, recipe=recipe)
+            models = [one.result.model for one in found]
+        else:
+            models = [lab.train(lab.segment(task, start=0, recipe=recipe)).model]
+        return time.process_time() - begun, [lab.store.get_tensors(model) for model in models]
 
 
 def main() -> int:
@@ -57,19 +53,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(machine()["processor"], f"torch {torch.__version__}, one thread, {arguments.length}")
-    for gated in (False, True):
+    for rounds in (0, 1, 3):
         zero, kept, same = [], [], True
         for _ in range(arguments.rounds):
-            seconds, weights = _trained(arguments.length, gated)
+            seconds, weights = _trained(arguments.length, rounds)
             zero.append(seconds)
             with _as_they_are():
-                seconds, others = _trained(arguments.length, gated)
+                seconds, others = _trained(arguments.length, rounds)
             kept.append(seconds)
-            same &= all(torch.equal(weights[name], others[name]) for name in weights)
+            pairs = zip(weights, others, strict=True)
+            same &= all(torch.equal(one[name], other[name]) for one, other in pairs for name in one)
         ratio = statistics.median(one / other for one, other in zip(zero, kept, strict=True))
-        named, bits = "with gates" if gated else "dense", "the same bits" if same else "OTHER BITS"
+        named = f"Continuous Sparsification, rounds: {rounds}" if rounds else "dense"
         taken = f"{statistics.median(zero):.1f} s, as they are {statistics.median(kept):.1f} s"
-        print(f"{named}: {taken}: {ratio:.3f}, {bits}")
+        print(f"{named}: {taken}: {ratio:.3f}, {'the same bits' if same else 'OTHER BITS'}", flush=True)
     return 0
 
 

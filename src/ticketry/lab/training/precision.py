@@ -91,9 +91,10 @@ class Arithmetic:
 def denormals_as_zero() -> Iterator[None]:
     """Numbers below 1.2e-38 count as zero in this thread, as far as the processor can do that.
 
-    The moments of a weight that gets no gradient any more (of a unit that is off, behind a gate that is closed) shrink by
-    a tenth a step until they are that small, and stay there. Intel's processors then take a hundred cycles for each:
-    half of a step with Adam. A weight of ordinary size is the same to the bit with them or without, so no key names it.
+    A gate that an earlier round has closed is that small, and so is what it multiplies; the moments of a weight without a
+    gradient (of a unit that is off) shrink by a tenth a step until they are, and stay there. Intel's processors then
+    take a hundred cycles for each. A weight of ordinary size is the same to the bit with them or without, so no key
+    names it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)
