@@ -91,8 +91,8 @@ class Arithmetic:
 def denormals_as_zero() -> Iterator[None]:
     """Numbers below 1.2e-38 count as zero in this thread, as far as the processor can do that.
 
-    A gate that an earlier round has closed is that small, and so is what it multiplies; the moments of a weight without a
-    gradient (of a unit that is off) shrink by a tenth a step until they are, and stay there. Intel's processors then
+    A gate that an earlier round has closed is that small, and so is what it multiplies; the moments of a weight without
+    a gradient (of a unit that is off) shrink by a tenth a step until they are, and stay there. Intel's processors then
     take a hundred cycles for each. A weight of ordinary size is the same to the bit with them or without, so no key
     names it.
     """
