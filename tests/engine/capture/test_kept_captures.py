@@ -18,16 +18,16 @@ from ticketry.tasks.models.networks import build
 
 @pytest.fixture
 def exports(monkeypatch, tmp_path) -> list[int]:
-    """A cache of its own, and a list that grows by every model that is really exported."""
+    """A cache of its own, and a list that grows by every model that is really captured."""
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
     made: list[int] = []
-    real = pipeline.export
+    real = pipeline.record
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         made.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "export", counted)
+    monkeypatch.setattr(pipeline, "record", counted)
     return made
 
 

@@ -1,4 +1,4 @@
-"""From an exported program to a graph in which every operation is still a torch node."""
+"""From a captured program to a graph in which every operation is still a torch node."""
 
 from __future__ import annotations
 
@@ -6,31 +6,19 @@ import dataclasses
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.torch_export import inline
+from ticketry.engine.capture.program import Constant, Multiple, Program, Sizes
 from ticketry.engine.graph import DTYPES, UNFILED, Graph, Json, Node, Value, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name
 from ticketry.errors import CaptureError
-
-
-@dataclass(frozen=True)
-class Multiple:
-    """A size that is a multiple of the number of examples."""
-
-    of_batch: int
-
-
-Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
-"""A shape in which the batch may be anywhere; None is a size that depends on it in another way."""
 
 _OPERATORS: Mapping[Any, str] = {
     **{getattr(operator, name): name for name in aten.OPERATORS if hasattr(operator, name)},
@@ -51,16 +39,13 @@ class _Leaf:
         self.tree = tree
 
 
-def convert(
-    program: torch.export.ExportedProgram, model: nn.Module, notes: Iterable[str]
-) -> tuple[Graph, dict[str, Sizes]]:
+def convert(program: Program, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
     """The program's operations, values, weights and signature as a graph of torch nodes, and the sizes of all values.
 
     Raises:
         CaptureError: if it holds what a graph cannot: control flow by the values of tensors, an unknown operation on
             sizes, an argument that is neither tensor nor number nor text.
     """
-    inline(program)
     reader = _Reader(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
     outputs = reader.outputs(nodes)
@@ -71,7 +56,7 @@ def convert(
         values=reader.values,
         tensors=reader.tensors,
         signature=_signature(program, model, reader.arguments),
-        notes=tuple(notes),
+        notes=tuple(program.notes),
     )
     return graph, reader.sizes
 
@@ -79,7 +64,7 @@ def convert(
 class _Reader:
     """Walks through a program in order."""
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
         self.inputs: list[str] = []
         self.values: dict[str, Value] = {}
@@ -89,61 +74,41 @@ class _Reader:
         """Name of a node -> name of the weight that it is."""
         self.arguments: dict[str, Json] = {}
         """Name of a placeholder of the user's -> value or constant"""
-        self.batch = _batch(program)
         self._placeholders()
 
     def _placeholders(self) -> None:
-        kinds = torch.export.graph_signature.InputKind
-        by_name = {one.name: one for one in self.program.graph.nodes if one.op == "placeholder"}
         same: dict[tuple[Any, ...], str] = {}
-        for spec in self.program.graph_signature.input_specs:
-            name = getattr(spec.arg, "name", "")
-            if spec.kind == kinds.USER_INPUT:
-                self._input(name, spec.arg, by_name[name])
-            elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
-                self.weights[name] = self._weight(str(spec.target), same)
-            else:
-                raise CaptureError(f"the model uses an object of its own ({spec.target}) that a graph cannot hold")
+        for name, (target, tensor) in self.program.weights.items():
+            self.weights[name] = self._weight(target, tensor, same)
+        for one in self.program.graph.nodes:
+            if one.op == "placeholder" and one.name in self.program.inputs:
+                self.inputs.append(one.name)
+                self._value(one)
+                self.arguments[one.name] = one.name
+        for name, value in self.program.constants.items():
+            self.arguments[name] = {"constant": _plain(value, name)}
 
-    def _input(self, name: str, arg: Any, placeholder: fx.Node) -> None:
-        value = placeholder.meta.get("val")
-        if isinstance(value, Tensor):
-            self.inputs.append(name)
-            self._value(name, value)
-            self.arguments[name] = name
-        else:
-            self.arguments[name] = {"constant": _plain(getattr(arg, "value", value), name)}
-
-    def _weight(self, target: str, same: dict[tuple[Any, ...], str]) -> str:
-        state = self.program.state_dict
-        tensor = state[target] if target in state else self.program.constants[target]
-        if not isinstance(tensor, Tensor):
-            raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
+    def _weight(self, target: str, tensor: Tensor, same: dict[tuple[Any, ...], str]) -> str:
         tensor = plain(tensor.detach(), f"the weight {target!r}")
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
         self.tensors[name] = tensor
         return name
 
-    def _value(self, name: str, made: Any) -> None:
+    def _value(self, one: fx.Node) -> None:
+        made = one.meta.get("val")
         if isinstance(made, Tensor):
-            self.sizes[name] = tuple(self._size(size) for size in made.shape)
-            dtype = dtype_name(made.dtype)
-            if dtype not in DTYPES | UNFILED:
-                raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
-            self.values[name] = Value(name, shape_of(self.sizes[name]), dtype)
+            self._tensor(one.name, made, self.program.sizes(one))
         else:
             kind = "list" if isinstance(made, (tuple, list)) else "number"
-            self.values[name] = Value(name, None, kind)
+            self.values[one.name] = Value(one.name, None, kind)
 
-    def _size(self, size: Any) -> int | Multiple | None:
-        if isinstance(size, int):
-            return size
-        expression = size.node.expr
-        if expression.is_Integer:
-            return int(expression)
-        factor = expression / self.batch if self.batch is not None else None
-        return Multiple(int(factor)) if factor is not None and factor.is_Integer else None
+    def _tensor(self, name: str, made: Tensor, sizes: Sizes) -> None:
+        self.sizes[name] = sizes
+        dtype = dtype_name(made.dtype)
+        if dtype not in DTYPES | UNFILED:
+            raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
+        self.values[name] = Value(name, shape_of(sizes), dtype)
 
     # -- operations --------------------------------------------------------------------------------------------------
 
@@ -159,7 +124,7 @@ class _Reader:
         kwargs = {
             name: encode(arg) for name, arg in one.kwargs.items() if name not in ("layout", "pin_memory", "generator")
         }
-        self._value(one.name, one.meta.get("val"))
+        self._value(one)
         return [Node(op, tuple(inputs), one.name, {"args": args, "kwargs": kwargs}, weights)]
 
     def _op(self, one: fx.Node) -> str:
@@ -199,28 +164,23 @@ class _Reader:
 
     def outputs(self, nodes: list[Node]) -> Json:
         """The tree of what a call returns; a weight that is an output itself becomes a node."""
-        kinds = torch.export.graph_signature.OutputKind
         found: list[Json] = []
-        given: Any = self.program.graph.output_node().args[0]  # names of nodes change, those in the signature do not
-        for spec, one in zip(self.program.graph_signature.output_specs, given, strict=True):
-            if spec.kind != kinds.USER_OUTPUT:
-                continue
-            if not isinstance(one, fx.Node):
-                found.append({"constant": _plain(one, "an output")})
+        for one in self.program.outputs:
+            if isinstance(one, Constant):
+                found.append({"constant": _plain(one.value, "an output")})
             elif one.name in self.weights:
                 found.append(self._weight_as_value(self.weights[one.name], nodes))
             else:
                 found.append(self.arguments.get(one.name, one.name))
-        spec = self.program.call_spec.out_spec
-        assert spec is not None
-        return _tree(tree_unflatten([_Leaf(tree) for tree in found], spec))
+        return _tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
 
     def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
         name = f"{weight}.value"
         nodes.append(
             Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
         )
-        self._value(name, self.tensors[weight])
+        tensor = self.tensors[weight]
+        self._tensor(name, tensor, tuple(tensor.shape))
         return name
 
 
@@ -235,19 +195,6 @@ def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
     if isinstance(first, Multiple):
         return (None, *rest) if first.of_batch == 1 else None
     return (first, *rest)
-
-
-def _batch(program: torch.export.ExportedProgram) -> Any:
-    """The symbol of the number of examples, or None."""
-    names = set(program.graph_signature.user_inputs)
-    for one in program.graph.nodes:
-        value = one.meta.get("val")
-        if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
-            for size in value.shape[:1]:
-                symbol: Any = getattr(size, "node", None)  # none of a plain number
-                if symbol is not None and not symbol.expr.is_Integer:
-                    return symbol.expr
-    return None
 
 
 def _argument(arg: Any, where: str) -> Json:
@@ -275,12 +222,13 @@ def _plain(value: Any, where: str) -> Json:
 # -- containers --------------------------------------------------------------------------------------------------------
 
 
-def _signature(program: torch.export.ExportedProgram, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
+def _signature(program: Program, model: nn.Module, arguments: Mapping[str, Json]) -> Json:
     flat = []
-    for given in program.graph_signature.user_inputs:
-        known = isinstance(given, str) and given in arguments
-        flat.append(_Leaf(arguments[str(given)] if known else {"constant": _plain(given, "an input")}))
-    args, kwargs = tree_unflatten(flat, program.call_spec.in_spec)
+    for given in program.inputs:
+        flat.append(
+            _Leaf({"constant": _plain(given.value, "an input")} if isinstance(given, Constant) else arguments[given])
+        )
+    args, kwargs = tree_unflatten(flat, program.in_spec)
     names = [
         name
         for name, parameter in inspect.signature(model.forward).parameters.items()

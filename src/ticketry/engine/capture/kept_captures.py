@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.convert import Multiple, Sizes
 from ticketry.engine.capture.model_key import UnknownError, key_of
+from ticketry.engine.capture.program import Multiple, Sizes
 from ticketry.engine.capture.torch_export import Arguments
 from ticketry.engine.graph import Graph, Json, model_file
 from ticketry.engine.graph.aten import is_portable

@@ -1,8 +1,9 @@
-"""A model as a graph: export, conversion, passes, of which the first computes what depends on weights alone."""
+"""A model as a graph: its operations, conversion, passes, of which the first computes what depends on weights alone."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,22 +16,27 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import unwrapped
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
-from ticketry.engine.capture.convert import Sizes, convert
+from ticketry.engine.capture.convert import convert
 from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
+from ticketry.engine.capture.examples import NotRecordedError
 from ticketry.engine.capture.kept_captures import kept_or
 from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
+from ticketry.engine.capture.program import Program, Sizes
+from ticketry.engine.capture.record import record
 from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
-from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional
+from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional, program_of
 from ticketry.engine.capture.written_attention import recognise_lengths, recognise_written_attention
 from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name
 from ticketry.errors import CaptureError
+
+_log = logging.getLogger(__name__)
 
 
 def capture(
@@ -52,18 +58,27 @@ def capture(
     twin = _copy(unwrapped(model))
     if mask is not None:
         mask.apply_(twin)
-    found = kept_or(lambda: _exported(twin, given, dynamic_batch), twin, given, dynamic_batch)
+    found = kept_or(lambda: _captured(twin, given, dynamic_batch), twin, given, dynamic_batch)
     return simplify(*found).validate(trusted=True)
 
 
-def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
+def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
     """The model's graph in torch's operations."""
+    try:
+        program = record(model, given, dynamic_batch=dynamic_batch)
+    except NotRecordedError as reason:
+        _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
+        program = _exported(model, given, dynamic_batch)
+    return convert(program, model)
+
+
+def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool) -> Program:
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
     notes = [f"the number of examples is fixed: {exported.fixed}"] if exported.fixed else []
     for name in check_buffers(program):
         notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
-    return convert(program, model, notes)
+    return program_of(program, notes)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.core.process_state import ONE_AT_A_TIME
+from ticketry.engine.capture.program import Constant, Multiple, Program
 from ticketry.engine.graph.aten import is_function
 from ticketry.engine.graph.memory import plain as plain_tensor
 from ticketry.errors import CaptureError
@@ -187,21 +188,28 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without operations that write to their arguments."""
-    for one in program.graph.nodes:
+    if without_writes(program.graph):
+        return program
+    with quiet(), plain():
+        changed: torch.export.ExportedProgram = program.run_decompositions({})
+    return changed
+
+
+def without_writes(graph: fx.Graph) -> bool:
+    """Replace operations that write to their arguments, in place; False if somebody would notice, and all is left."""
+    for one in graph.nodes:
         if _name(one) in _DROPOUTS and one.args[2] is False:
             one.replace_all_uses_with(one.args[0])
-    written = [one for one in program.graph.nodes if is_in_place(one)]
+    written = [one for one in graph.nodes if is_in_place(one)]
     if not written:
-        return program
-    family = _families(program.graph)
-    order = {one: index for index, one in enumerate(program.graph.nodes)}
+        return True
+    family = _families(graph)
+    order = {one: index for index, one in enumerate(graph.nodes)}
     if any(_counterpart(one) is None or _seen_elsewhere(one, family[_target(one)], order) for one in written):
-        with quiet(), plain():
-            changed: torch.export.ExportedProgram = program.run_decompositions({})
-        return changed
+        return False
     for one in written:
-        _replace(program.graph, one)
-    return program
+        _replace(graph, one)
+    return True
 
 
 def is_in_place(one: fx.Node) -> bool:
@@ -226,6 +234,86 @@ def check_buffers(program: torch.export.ExportedProgram) -> list[str]:
         if spec.kind == kinds.USER_INPUT_MUTATION:
             changed.append(str(spec.target))
     return changed
+
+
+def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> Program:
+    """The same, in the form that all captures have.
+
+    Raises:
+        CaptureError: if it holds an object that a graph cannot, or a block that is run under autocast.
+    """
+    inline(exported)
+    signature, spec = exported.graph_signature, exported.call_spec
+    kinds = torch.export.graph_signature.InputKind
+    weights: dict[str, tuple[str, Tensor]] = {}
+    constants: dict[str, object] = {}
+    placeholders = {one.name: one for one in exported.graph.nodes if one.op == "placeholder"}
+    for one in signature.input_specs:
+        name = getattr(one.arg, "name", "")
+        if one.kind == kinds.USER_INPUT:
+            value = placeholders[name].meta.get("val")
+            if not isinstance(value, Tensor):
+                constants[name] = getattr(one.arg, "value", value)
+        elif one.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
+            weights[name] = (str(one.target), _number_of(exported, str(one.target)))
+        else:
+            raise CaptureError(f"the model uses an object of its own ({one.target}) that a graph cannot hold")
+    assert spec.in_spec is not None
+    assert spec.out_spec is not None
+    batch = _batch(exported)
+    return Program(
+        graph=exported.graph,
+        inputs=[
+            given if isinstance(given, str) and given in placeholders and given not in constants else Constant(given)
+            for given in signature.user_inputs
+        ],
+        weights=weights,
+        outputs=_outputs(exported),
+        in_spec=spec.in_spec,
+        out_spec=spec.out_spec,
+        sizes=lambda node: tuple(_size(size, batch) for size in node.meta["val"].shape),
+        constants=constants,
+        notes=notes,
+    )
+
+
+def _number_of(exported: torch.export.ExportedProgram, target: str) -> Tensor:
+    state = exported.state_dict
+    tensor = state[target] if target in state else exported.constants[target]
+    if not isinstance(tensor, Tensor):
+        raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
+    return tensor
+
+
+def _outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | Constant]:
+    """The leaves that a call returns, without what torch returns besides of what is written to."""
+    kinds = torch.export.graph_signature.OutputKind
+    given: Any = exported.graph.output_node().args[0]  # names of nodes change, those in the signature do not
+    pairs = zip(exported.graph_signature.output_specs, given, strict=True)
+    return [one if isinstance(one, fx.Node) else Constant(one) for spec, one in pairs if spec.kind == kinds.USER_OUTPUT]
+
+
+def _batch(exported: torch.export.ExportedProgram) -> Any:
+    """The symbol of the number of examples, or None."""
+    names = set(exported.graph_signature.user_inputs)
+    for one in exported.graph.nodes:
+        value = one.meta.get("val")
+        if one.op == "placeholder" and one.name in names and isinstance(value, Tensor):
+            for size in value.shape[:1]:
+                symbol: Any = getattr(size, "node", None)  # none of a plain number
+                if symbol is not None and not symbol.expr.is_Integer:
+                    return symbol.expr
+    return None
+
+
+def _size(size: Any, batch: Any) -> int | Multiple | None:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    if expression.is_Integer:
+        return int(expression)
+    factor = expression / batch if batch is not None else None
+    return Multiple(int(factor)) if factor is not None and factor.is_Integer else None
 
 
 def _name(one: fx.Node) -> str:

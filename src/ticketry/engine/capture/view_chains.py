@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ticketry.engine.capture.convert import Multiple
 from ticketry.engine.capture.editor import Editor, NoMatchError, base, need, value_of
+from ticketry.engine.capture.program import Multiple
 from ticketry.engine.graph import Json, Node, aten, node
 from ticketry.errors import GraphError
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ticketry.engine.capture.convert import Sizes
 from ticketry.engine.capture.editor import Editor, NoMatchError, arguments, base, need, number, rewrite, value_of
+from ticketry.engine.capture.program import Sizes
 from ticketry.engine.graph import FLOATS, Graph, Node, node
 
 _PRODUCTS = ("matmul", "bmm")

@@ -1,0 +1,153 @@
+"""A number of examples that is traced as one number and stands for all: it refuses questions with several answers."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+FEWEST = 2
+"""What is traced holds for this many examples and more, as in torch.export: of a size of one torch broadcasts."""
+
+
+class NotRecordedError(BaseException):
+    """Why a call cannot be written down as it runs.
+
+    Not an `Exception`: a model that catches those would go on as if its size had another answer.
+    """
+
+
+class Examples(int):
+    """`per_example` times the number of examples, plus `more`: an int wherever torch wants one.
+
+    Sums, multiples and parts that come out even are such numbers again. A comparison has an answer if it is the same
+    for all numbers of examples from `FEWEST` on. Whatever else asks for the value raises.
+
+    Args:
+        per_example: an integer, not 0.
+        more: an integer.
+        traced: the number of examples in the call that is traced.
+
+    Raises:
+        NotRecordedError: by every operation whose result is not of this kind, or differs from number to number.
+    """
+
+    per_example: int
+    more: int
+    traced: int
+
+    def __new__(cls, per_example: int, more: int, traced: int) -> Examples:
+        self = int.__new__(cls, per_example * traced + more)
+        self.per_example, self.more, self.traced = per_example, more, traced
+        return self
+
+    def _of(self, per_example: int, more: int) -> int:
+        return Examples(per_example, more, self.traced) if per_example else more
+
+    # -- arithmetic ----------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: object) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        return self._of(self.per_example + _slope(other), self.more + _more(other))
+
+    __radd__ = __add__
+
+    def __neg__(self) -> int:
+        return self._of(-self.per_example, -self.more)
+
+    def __sub__(self, other: object) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        return self._of(self.per_example - _slope(other), self.more - _more(other))
+
+    def __rsub__(self, other: object) -> Any:
+        return NotImplemented if not isinstance(other, int) else (-self) + other
+
+    def __mul__(self, other: object) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        if isinstance(other, Examples):
+            _refuse("a product of two sizes that depend on the number of examples")
+        return self._of(self.per_example * other, self.more * other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: object) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        if isinstance(other, Examples) and other.per_example * self.more == self.per_example * other.more:
+            return self.per_example // other.per_example  # for all numbers the same
+        if isinstance(other, Examples) or not other or self.per_example % other:
+            _refuse("a part of the number of examples")
+        return self._of(self.per_example // other, self.more // other)
+
+    def __mod__(self, other: object) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        if isinstance(other, Examples) or not other or self.per_example % other:
+            _refuse("a remainder of the number of examples")
+        return self.more % other
+
+    # -- comparisons ---------------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (int, float)):
+            return False
+        slope, more = self.per_example - _slope(other), self.more - _more(other)
+        if not slope:
+            return bool(more == 0)
+        root = -more / slope
+        if root >= FEWEST and root == int(root):
+            _refuse(f"whether the number of examples is {int(root)}")
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __lt__(self, other: object) -> bool:
+        return self._is_below(other, or_equal=False)
+
+    def __le__(self, other: object) -> bool:
+        return self._is_below(other, or_equal=True)
+
+    def __gt__(self, other: object) -> bool:
+        return not self._is_below(other, or_equal=True)
+
+    def __ge__(self, other: object) -> bool:
+        return not self._is_below(other, or_equal=False)
+
+    def _is_below(self, other: object, *, or_equal: bool) -> bool:
+        if not isinstance(other, (int, float)):
+            raise TypeError(f"a size cannot be compared with {type(other).__name__}")
+        slope, more = self.per_example - _slope(other), self.more - _more(other)
+        first = slope * FEWEST + more  # a line: it is the sign there, unless the line goes on to cross
+        holds = bool(first <= 0 if or_equal else first < 0)
+        if slope and (slope > 0) == holds:
+            _refuse(f"whether the number of examples is below about {-more / slope:g}")
+        return holds
+
+    def __bool__(self) -> bool:
+        return self != 0
+
+    def __hash__(self) -> int:
+        """A table finds entries by the hash before it asks whether they are equal."""
+        _refuse("an entry of a table for the number of examples")
+
+    def _only_of_one_number(self, *_: object, **__: object) -> Any:
+        _refuse("the number of examples as a plain number")
+
+    __int__ = __float__ = __truediv__ = __rtruediv__ = __rfloordiv__ = __rmod__ = _only_of_one_number
+    __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __round__ = __trunc__ = __floor__ = __ceil__ = _only_of_one_number
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = _only_of_one_number
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __abs__ = _only_of_one_number
+
+
+def _slope(number: float) -> int:
+    return number.per_example if isinstance(number, Examples) else 0
+
+
+def _more(number: float) -> Any:
+    return number.more if isinstance(number, Examples) else number
+
+
+def _refuse(what: str) -> NoReturn:
+    raise NotRecordedError(f"the model asks for {what}")

@@ -1,0 +1,50 @@
+"""What a capture gives, whoever made it: a model's operations as an fx graph, and what its placeholders stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor, fx
+from torch.utils._pytree import TreeSpec
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A size that is a multiple of the number of examples."""
+
+    of_batch: int
+
+
+Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
+"""A shape in which the batch may be anywhere; None is a size that depends on it in another way."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An input or output that is no tensor."""
+
+    value: object
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model as operations of torch, none of which writes to its arguments."""
+
+    graph: fx.Graph
+    """Placeholders, then operations and the output; `meta["val"]` is what a node gives in the traced call."""
+    inputs: Sequence[str | Constant]
+    """What the model is called with, in the order of its leaves: names of placeholders, or what is no tensor."""
+    weights: Mapping[str, tuple[str, Tensor]]
+    """Name of a placeholder -> the model's name of the parameter, buffer or constant, and its numbers"""
+    outputs: Sequence[fx.Node | Constant]
+    """The leaves of what the model returns."""
+    in_spec: TreeSpec
+    """The containers of (args, kwargs)."""
+    out_spec: TreeSpec
+    sizes: Callable[[fx.Node], Sizes]
+    """The shape of the tensor that a node gives."""
+    constants: Mapping[str, object] = field(default_factory=dict)
+    """Name of a placeholder that is no tensor -> its value"""
+    notes: Sequence[str] = ()
