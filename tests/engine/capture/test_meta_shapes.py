@@ -94,9 +94,10 @@ def test_pooling_to_a_size(shape, size):
 
 
 @given(shapes, st.data(), st.booleans(), st.sampled_from(TYPES))
-def test_means(shape, data, keep, dtype):
+def test_sums_and_means(shape, data, keep, dtype):
     dims = data.draw(st.lists(st.integers(-len(shape), len(shape)), max_size=3))
     check(aten.mean.dim, tensor(shape, dtype), dims, keep)
+    check(aten.sum.dim_IntList, tensor(shape, dtype), dims, keep)
 
 
 @given(shapes, st.lists(sizes, min_size=1, max_size=3), st.data())
@@ -106,6 +107,35 @@ def test_joining(shape, parts, data):
     tensors = [tensor([part if axis == other else size for axis, size in enumerate(shape)]) for part in parts]
     check(aten.cat.default, tensors, dim)
     check(aten.cat.default, [*tensors, tensor([0])], dim)
+
+
+@given(shapes, sizes, st.data())
+def test_stacking(shape, count, data):
+    tensors = [tensor(shape)] * count
+    dim = data.draw(st.integers(-len(shape) - 2, len(shape) + 1))
+    check(aten.stack.default, tensors, dim)
+    check(aten.stack.default, [*tensors, tensor([*shape, 1])], dim)
+
+
+@given(
+    *(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3)),
+    *(st.booleans(), st.booleans(), st.booleans()),
+)
+def test_pooling(side, kernel, stride, padding, dilation, ceil, both, default):
+    x = tensor([2, 3, side, side + 2])
+    steps = [] if default else [stride, stride + 1] if both else [stride]
+    check(aten.max_pool2d.default, x, [kernel], steps, [padding], [dilation], ceil)
+    check(aten.avg_pool2d.default, x, [kernel, kernel], steps, [padding], ceil, True, None)
+    check(aten.max_pool2d.default, x, [kernel])
+    check(aten.avg_pool2d.default, x, [kernel], [stride])
+
+
+@given(shapes, shapes, sizes, sizes, sizes, st.booleans())
+def test_products(one, other, rows, inner, columns, alike):
+    check(aten.matmul.default, tensor([*one, rows, inner]), tensor([*(one if alike else other), inner, columns]))
+    check(aten.matmul.default, tensor([*one, rows, inner]), tensor([inner, columns]))
+    check(aten.matmul.default, tensor([rows, inner]), tensor([inner + 1, columns]))
+    check(aten.matmul.default, tensor([rows, inner]), tensor([inner]))
 
 
 @given(sizes, sizes, sizes, sizes, sizes, sizes, st.booleans())

@@ -1,4 +1,4 @@
-"""Capture: a PyTorch model becomes a small graph, by torch.export and a few passes."""
+"""Capture: a PyTorch model becomes a small graph, recorded or by torch.export, and by a few passes."""
 
 from __future__ import annotations
 

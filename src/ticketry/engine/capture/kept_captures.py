@@ -1,4 +1,4 @@
-"""Captured graphs kept in the user's cache, without their weights: exporting takes a second, reading milliseconds.
+"""Captured graphs kept in the user's cache, without their weights: capturing takes up to seconds, reading milliseconds.
 
 They are found by `model_key.key_of` and a digest of the sources that capture, and trusted as far as plans are.
 """

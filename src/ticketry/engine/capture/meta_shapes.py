@@ -46,11 +46,16 @@ def _broadcast(x: Any, y: Any) -> Tensor | None:
         return None
     if x.shape == y.shape:
         return _dense(x)
-    longer, shorter = sorted((tuple(x.shape), tuple(y.shape)), key=len, reverse=True)
+    shape = _broadcast_shape(x.shape, y.shape)
+    return None if shape is None else x.new_empty(shape)
+
+
+def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | None:
+    longer, shorter = sorted((tuple(one), tuple(other)), key=len, reverse=True)
     shorter = (1,) * (len(longer) - len(shorter)) + shorter
     if any(a != b and 1 not in (a, b) for a, b in zip(longer, shorter, strict=True)):
         return None
-    return x.new_empty([b if a == 1 else a for a, b in zip(longer, shorter, strict=True)])
+    return [b if a == 1 else a for a, b in zip(longer, shorter, strict=True)]
 
 
 def _written(x: Any, y: Any) -> Tensor | None:
@@ -95,7 +100,51 @@ def _pooled(x: Tensor, size: list[int]) -> Tensor | None:
     return x.new_empty((*x.shape[:-2], *size)) if x.dim() == 4 and x.is_contiguous() else None
 
 
-def _mean(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | None:
+def _max_pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil: bool = False,
+) -> Tensor | None:
+    return _windows(x, kernel, stride, padding, dilation, ceil)
+
+
+def _mean_pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil: bool = False,
+    *_: Any,
+) -> Tensor | None:
+    return _windows(x, kernel, stride, padding, (1,), ceil)
+
+
+def _windows(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool,
+) -> Tensor | None:
+    if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
+        return None
+    sizes = []
+    each = zip(x.shape[2:], *map(_both, (kernel, stride or kernel, padding, dilation)), strict=True)
+    for size, width, step, pad, apart in each:
+        if 2 * pad > width:
+            return None
+        found = (size + 2 * pad - apart * (width - 1) - 1 + (step - 1 if ceil else 0)) // step + 1
+        if ceil and (found - 1) * step >= size + pad:
+            found -= 1  # the last window would begin in the padding
+        sizes.append(found)
+    return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) >= 1 else None
+
+
+def _summed(x: Tensor, dims: list[int] | None, keep: bool = False) -> Tensor | None:
     if not x.is_floating_point() or not dims:
         return None
     gone = {dim % x.dim() for dim in dims if -x.dim() <= dim < x.dim()}
@@ -115,9 +164,26 @@ def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
             return None
         if any(a != b for index, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if index != dim):
             return None
-    if not all(each.is_contiguous() for each in tensors):
-        return None
+    if any(each.dim() == 4 and not each.is_contiguous() for each in tensors):
+        return None  # whose channels may come last
     return first.new_empty([*first.shape[:dim], sum(each.shape[dim] for each in tensors), *first.shape[dim + 1 :]])
+
+
+def _stacked(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
+    first = tensors[0]
+    if any(each.shape != first.shape or each.dtype != first.dtype for each in tensors):
+        return None
+    if not -first.dim() - 1 <= dim <= first.dim():
+        return None
+    dim = dim % (first.dim() + 1)
+    return first.new_empty([*first.shape[:dim], len(tensors), *first.shape[dim:]])
+
+
+def _multiplied(x: Tensor, y: Tensor) -> Tensor | None:
+    if x.dim() < 2 or y.dim() < 2 or x.dtype != y.dtype or x.shape[-1] != y.shape[-2]:
+        return None
+    shape = _broadcast_shape(x.shape[:-2], y.shape[:-2])
+    return None if shape is None else x.new_empty([*shape, x.shape[-2], y.shape[-1]])
 
 
 def _attended(queries: Tensor, keys: Tensor, values: Tensor, *_: Any) -> Tensor | None:
@@ -135,6 +201,7 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | None]] = {
             *(_aten.relu.default, _aten.relu6.default, _aten.gelu.default, _aten.silu.default, _aten.elu.default),
             *(_aten.hardswish.default, _aten.hardsigmoid.default, _aten.hardtanh.default, _aten.leaky_relu.default),
             *(_aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.rsqrt.default, _aten.neg.default),
+            *(_aten.sin.default, _aten.cos.default),
         ),
         _like,
     ),
@@ -151,8 +218,12 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | None]] = {
     _aten.conv2d.default: _convolved,
     _aten.linear.default: _linear,
     _aten.adaptive_avg_pool2d.default: _pooled,
-    _aten.mean.dim: _mean,
+    **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList), _summed),
+    _aten.max_pool2d.default: _max_pooled,
+    _aten.avg_pool2d.default: _mean_pooled,
     _aten.cat.default: _joined,
+    _aten.stack.default: _stacked,
+    _aten.matmul.default: _multiplied,
     _aten.scaled_dot_product_attention.default: _attended,
 }
 """Operation -> a rule for its positional arguments, on the meta device"""
