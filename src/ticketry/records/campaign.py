@@ -105,9 +105,11 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     blocks: tuple[TrainedOn, ...] = ()
     """Of the same."""
     planned_seconds: NotNegative | None = None
-    """Of the blocks that were done, as it was told before."""
+    """Of the blocks that were planned and trained in this store, as it was told before."""
+    planned_took: NotNegative | None = None
+    """Those took by the clock."""
     seconds: NotNegative = 0.0
-    """They took."""
+    """All blocks took, also those that were trained elsewhere or before they were asked for."""
     failed: str = ""
     """Why it could not go on, when the campaign was last carried out; empty if it did, or was not needed."""
 
@@ -162,8 +164,11 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     twins: tuple[Twin, ...] = ()
     metric: str = ""
     planned_seconds: NotNegative = 0.0
-    """Of all blocks that were done."""
+    """Of all blocks that were planned and trained in this store."""
+    planned_took: NotNegative = 0.0
+    """Those took by the clock."""
     seconds: NotNegative = 0.0
+    """All blocks took, also those of bundles."""
     segments_asked: Count = 0
     segments_trained: Count = 0
     steps_trained: Count = 0

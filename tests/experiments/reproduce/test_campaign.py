@@ -300,6 +300,8 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     tk.run("iterative", "digits", levels=1, replicates=1, recipe={"length": "10it"}, workers=0, store=store)
     done = record_of(store)
     assert len(done.claims[0].noise) == 3
+    assert 0 < done.planned_took <= done.seconds + 60  # what it took by the clock, looking things up included
+    capsys.readouterr()
     assert main(["store", "pack", "small-demo", "-o", str(bundle), "--store", str(store)]) == 0
     assert "packed 1 run," in capsys.readouterr().out, "the run that is none of the campaign's is left out"
     by_runs = tk.store.pack(done.runs[0].runs, tmp_path / "runs.tkz", store=store).path
@@ -313,7 +315,9 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
         before = networks(other)
         capsys.readouterr()
         assert main([*words, str(other)]) == 0
-        assert "trained," not in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert "trained," not in err
+        assert ("Trained in this store: planned" in out) == recorded, "what was trained elsewhere was not planned here"
         assert networks(other) == before
         assert [claim.noise for claim in record_of(other).claims] == [claim.noise for claim in done.claims]
 
@@ -342,6 +346,8 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     assert networks(other) == before
     assert main([*words, str(other)]) == 0
     goes_on = record_of(other)
+    assert goes_on.runs[0].planned_took
+    assert goes_on.runs[0].planned_took < goes_on.runs[0].seconds + 60
     assert goes_on.claims[0].noise[:3] == done.claims[0].noise
     assert len(goes_on.claims[0].noise) == 4
 

@@ -144,7 +144,12 @@ class _Work:
         self._file = self._paths.campaign(self._name)
         earlier = earlier_record(self._file, CampaignRecord)
         self._versions = _versions(campaign, earlier)
-        self._planned = {run.name: run.planned_seconds or 0.0 for run in (earlier.runs if earlier else ())}
+        self._planned = {
+            run.name: (run.planned_seconds or 0.0, run.planned_took)
+            for run in (earlier.runs if earlier else ())
+            if run.planned_took is not None
+        }
+        """Run -> seconds that its blocks were planned to take, and those that they took."""
         self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
@@ -243,7 +248,8 @@ class _Work:
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into looking things up
             self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
-        self._planned[block.run] = self._planned.get(block.run, 0.0) + planned
+        planned_before, took_before = self._planned.get(block.run, (0.0, 0.0))
+        self._planned[block.run] = planned_before + planned, took_before + seconds
         self.write()
 
     def _carry_out(self, block: Block) -> None:
@@ -292,7 +298,8 @@ class _Work:
             table=tuple(self._table()),
             twins=twins,
             metric=first.task.metric.name,
-            planned_seconds=sum(self._planned.values()),
+            planned_seconds=sum(planned for planned, _ in self._planned.values()),
+            planned_took=sum(took for _, took in self._planned.values()),
             seconds=sum(seconds.values()) + sum(one.seconds for one in twins),
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
@@ -321,6 +328,7 @@ class _Work:
 
     def _run(self, name: str) -> CampaignRun:
         request, done = self._campaign.runs[name], self._done[name]
+        planned, took = self._planned.get(name, (None, None))
         return CampaignRun(
             name=name,
             method=request.method.name,
@@ -333,7 +341,8 @@ class _Work:
             replicates=sum(one.replicates for one in done),
             runs=tuple(one.name for one in done),
             blocks=tuple(_trained_on(done)),
-            planned_seconds=self._planned.get(name),
+            planned_seconds=planned,
+            planned_took=took,
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._stable.get(name, done)),  # with its searches
             failed=self._failed.get(name, ""),
         )

@@ -17,7 +17,7 @@ CLAIMS = (
 LEFT_OUT = ("sd of A, of B", "sd", "training", "A/A", "bound", "p", "more needed", "interval")
 """Of these, what a table that is too wide does without, in this order."""
 METHODS = ("run", "network", "weights kept, %", "test", "95 % interval", "n", "steps", "FLOPs", "seconds")
-RUNS = ("run", "method", "task", "network", "replicates", "planned", "took", "trained in")
+RUNS = ("run", "method", "task", "network", "replicates", "planned here", "took here", "took in all", "trained in")
 
 
 _LEAST = 2
@@ -109,6 +109,7 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
             run.model,
             str(run.replicates),
             NONE if run.planned_seconds is None else duration(run.planned_seconds),
+            NONE if run.planned_took is None else duration(run.planned_took),
             duration(run.seconds),
             trained_in(run),
         ]
@@ -139,9 +140,13 @@ def facts(record: CampaignRecord) -> list[str]:
     share = record.segments_trained / max(record.segments_asked, 1)
     lines = [
         f"{record.decided} of {len(record.claims)} claims decided: {', '.join(told)}.",
-        f"{record.segments_trained} trainings of {record.segments_asked} asked for ({share:.2f}); planned"
-        f" {duration(record.planned_seconds)}, took {duration(record.seconds)}.",
+        f"{record.segments_trained} trainings of {record.segments_asked} asked for ({share:.2f}); searches took"
+        f" {duration(record.seconds)} in all.",
     ]
+    if record.planned_took:
+        lines.append(
+            f"Trained in this store: planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}."
+        )
     if record.steps_alone:
         lines.append(
             f"{short_count(record.steps_trained)} steps were trained; claims would have taken"
