@@ -12,8 +12,8 @@ import ticketry as tk
 from search.known_costs import COMMON, task
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.granularity import of_mask
 from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.core.costs.saliency import output_energy
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison_names import CONTROLS

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ticketry.choices import check_choice, listed
+from ticketry.core.costs.granularity import Granularity
 from ticketry.core.pattern import check_collapse, check_density, n_of_m
 from ticketry.errors import UsageError
 
@@ -42,7 +42,12 @@ def in_blocks(structure: str) -> bool:
     """Whether masks are chosen in blocks by what these take, under a budget of time: ``auto``, or one granularity for
     all layers (``weights``, ``rows:4``, ``rows:16``).
     """
-    return structure == AUTO or re.fullmatch(r"weights|rows:\d+", structure) is not None
+    if structure == AUTO:
+        return True
+    try:
+        return Granularity.parse(structure).rows > 0
+    except UsageError:
+        return False
 
 
 def only_of(structure: str) -> str:

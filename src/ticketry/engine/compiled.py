@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.process_state import private_random_state
 from ticketry.engine.capture import capture
-from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.target import target as find_target

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
 from ticketry.core.structure.shrinking.shrink import shrink as shrunk_model
-from ticketry.engine.capture.torch_export import dynamic_shapes
-from ticketry.engine.capture.torch_export import quiet as silent
+from ticketry.engine.capture.tracing.torch_export import dynamic_shapes
+from ticketry.engine.capture.tracing.torch_export import quiet as silent
 from ticketry.engine.example_inputs import Inputs, at_batch, batch_of, difference, outputs_of
 from ticketry.errors import EngineError, MaskError, MissingExtraError, UsageError
 from ticketry.version import __version__

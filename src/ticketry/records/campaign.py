@@ -182,6 +182,12 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     store: str = ""
 
     @property
+    def planned(self) -> dict[str, tuple[float, float]]:
+        """Run -> seconds that its blocks of this store were planned to take, and those that they took."""
+        runs = ((run.name, run.planned_seconds or 0.0, run.planned_took) for run in self.runs)
+        return {name: (planned, took) for name, planned, took in runs if took is not None}
+
+    @property
     def decided(self) -> int:
         """Claims that are confirmed or refuted."""
         return sum(claim.found != "undecided" for claim in self.claims)

@@ -9,7 +9,7 @@ import torch
 
 from ticketry.core.costs.cost_model import CostModel, LayerCost
 from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.granularity import of_mask
+from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.core.costs.words import parsed, told
 from ticketry.core.mask import Mask
 from ticketry.errors import CostError, UsageError

@@ -12,8 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from ticketry.core.costs.curve import Curve
-from ticketry.core.costs.granularity import FINEST, of_mask
+from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
+from ticketry.core.costs.mask_granularity import of_mask
 from ticketry.core.costs.words import Unit, in_columns, parsed, told
 from ticketry.core.mask import Mask
 from ticketry.errors import CostError, UsageError

@@ -26,7 +26,7 @@ from ticketry.engine.capture.editor import (
 )
 from ticketry.engine.capture.lower_constants import constant_of, is_constant
 from ticketry.engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
-from ticketry.engine.capture.program import Multiple, Sizes
+from ticketry.engine.capture.tracing.program import Multiple, Sizes
 from ticketry.engine.capture.view_chains import VIEWS, chain_to, example_map, is_canonical, natively
 from ticketry.engine.capture.written_attention import attention
 from ticketry.engine.graph import FLOATS, Graph, Node, Value, aten

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.program import Constant, Multiple, Program, Sizes
+from ticketry.engine.capture.tracing.program import Constant, Multiple, Program, Sizes
 from ticketry.engine.graph import DTYPES, UNFILED, Graph, Json, Node, Value, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ticketry.engine.capture.program import Multiple, Sizes
+from ticketry.engine.capture.tracing.program import Multiple, Sizes
 from ticketry.engine.graph import FLOATS, Graph, Json, Node, Value, aten, node
 from ticketry.engine.graph.native import Facts, infer, takes
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import normal_name
 from ticketry.engine.capture.model_key import UnknownError, key_of
-from ticketry.engine.capture.program import Multiple, Sizes
-from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.capture.tracing.program import Multiple, Sizes
+from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.graph import Graph, Json, model_file
 from ticketry.engine.graph.aten import is_portable
 from ticketry.engine.graph.memory import plain
@@ -97,4 +97,4 @@ def _size_read(size: Json) -> int | Multiple | None:
 def _sources() -> str:
     """A digest of what captures and what a graph is, so that nothing made by others than these is used."""
     here = Path(__file__).parent
-    return digest_of_files([*here.glob("*.py"), *(here.parent / "graph").glob("*.py")])
+    return digest_of_files([*here.rglob("*.py"), *(here.parent / "graph").glob("*.py")])

@@ -18,18 +18,19 @@ from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
 from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
-from ticketry.engine.capture.examples import NotRecordedError
 from ticketry.engine.capture.kept_captures import kept_or
 from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_moves import lower_moves
 from ticketry.engine.capture.lower_shapes import tidy_shapes
 from ticketry.engine.capture.patterns import fold_norms, fold_pads, fuse, recognise_acts, recognise_attention
-from ticketry.engine.capture.program import Program, Sizes
-from ticketry.engine.capture.record import record
 from ticketry.engine.capture.recurrences import recognise_recurrences
 from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
-from ticketry.engine.capture.torch_export import Arguments, check_buffers, export, functional, program_of
+from ticketry.engine.capture.tracing.examples import NotRecordedError
+from ticketry.engine.capture.tracing.exported_program import check_buffers, functional, program_of
+from ticketry.engine.capture.tracing.program import Program, Sizes
+from ticketry.engine.capture.tracing.record import record
+from ticketry.engine.capture.tracing.torch_export import Arguments, export
 from ticketry.engine.capture.written_attention import recognise_lengths, recognise_written_attention
 from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain

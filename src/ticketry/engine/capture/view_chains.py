@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.capture.editor import Editor, NoMatchError, base, need, value_of
-from ticketry.engine.capture.program import Multiple
+from ticketry.engine.capture.tracing.program import Multiple
 from ticketry.engine.graph import Json, Node, aten, node
 from ticketry.errors import GraphError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ticketry.engine.capture.editor import Editor, NoMatchError, arguments, base, need, number, rewrite, value_of
-from ticketry.engine.capture.program import Sizes
+from ticketry.engine.capture.tracing.program import Sizes
 from ticketry.engine.graph import FLOATS, Graph, Node, node
 
 _PRODUCTS = ("matmul", "bmm")

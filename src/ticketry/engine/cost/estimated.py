@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.engine.capture import capture
-from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.machine_profile import MachineProfile
 from ticketry.engine.cost.meter import Profile, layers_by_name

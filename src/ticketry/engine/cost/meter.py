@@ -19,7 +19,7 @@ from ticketry.core.scope import Scope, normal_name
 from ticketry.core.scope import scope as scope_of
 from ticketry.engine.bench.timing import Interval, median_interval, settle, warmed
 from ticketry.engine.capture import capture
-from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.graph import Graph

@@ -144,12 +144,7 @@ class _Work:
         self._file = self._paths.campaign(self._name)
         earlier = earlier_record(self._file, CampaignRecord)
         self._versions = _versions(campaign, earlier)
-        self._planned = {
-            run.name: (run.planned_seconds or 0.0, run.planned_took)
-            for run in (earlier.runs if earlier else ())
-            if run.planned_took is not None
-        }
-        """Run -> seconds that its blocks were planned to take, and those that they took."""
+        self._planned = earlier.planned if earlier else {}
         self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())

@@ -17,8 +17,8 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ticketry.engine.capture.examples import NotRecordedError
-from ticketry.engine.capture.meta_shapes import SHAPES
+from ticketry.engine.capture.tracing.examples import NotRecordedError
+from ticketry.engine.capture.tracing.meta_shapes import SHAPES
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")

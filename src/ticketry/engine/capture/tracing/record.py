@@ -28,10 +28,11 @@ from torch.utils._pytree import (
 )
 
 from ticketry.core.process_state import ONE_AT_A_TIME
-from ticketry.engine.capture.examples import Examples, NotRecordedError
-from ticketry.engine.capture.program import Constant, Multiple, Program
-from ticketry.engine.capture.tape import Reads, Recorder, Ref, Step, Tape
-from ticketry.engine.capture.torch_export import Arguments, plain, quiet, without_writes
+from ticketry.engine.capture.tracing.examples import Examples, NotRecordedError
+from ticketry.engine.capture.tracing.program import Constant, Multiple, Program
+from ticketry.engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tape
+from ticketry.engine.capture.tracing.torch_export import Arguments, plain, quiet
+from ticketry.engine.capture.tracing.writes import without_writes
 
 _EXAMPLES = (2, 3, 5)
 """Of how many examples the calls are; few, and on no line with sizes that halves or roots of them have."""

@@ -15,9 +15,9 @@ from interpreter import Program as Interpreted
 from samples import sample
 from ticketry.engine.capture import capture, pipeline
 from ticketry.engine.capture.convert import convert
-from ticketry.engine.capture.examples import NotRecordedError
-from ticketry.engine.capture.record import record
-from ticketry.engine.capture.torch_export import Arguments
+from ticketry.engine.capture.tracing.examples import NotRecordedError
+from ticketry.engine.capture.tracing.record import record
+from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.graph import Graph
 from ticketry.errors import CaptureError
 from ticketry.tasks.models.networks import build

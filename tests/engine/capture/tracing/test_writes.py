@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from interpreter import Program
 from samples import sample
 from ticketry.engine.capture import capture
-from ticketry.engine.capture.torch_export import Arguments, export, functional, is_in_place
+from ticketry.engine.capture.tracing.exported_program import functional
+from ticketry.engine.capture.tracing.torch_export import Arguments, export
+from ticketry.engine.capture.tracing.writes import is_in_place
 from ticketry.errors import CaptureError
 
 
