@@ -18,7 +18,7 @@ from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry
 from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
 from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
 from ticketry.engine.cpu.program import MARGIN
-from ticketry.engine.cpu.target import Target
+from ticketry.engine.cpu.target import FEW, Target
 from ticketry.engine.cpu.window import Array, Window
 
 _LATENCY = 8
@@ -207,11 +207,12 @@ def _kinds(
 ) -> list[Kind]:
     """``columns``: inputs of one conv group x taps, the byte where each begins."""
     found = []
+    near = target.near_of_few if kept.mean() < FEW else target.near
     for size, groups in rows.items():
         possible = []
         for most in vectors(size, target):
             tiles = cut(x, y, residual, stride=window.stride, lanes=target.lanes, most=most, taps=max(window.size))
-            block = _block(columns, tiles, target.near) if size == 1 else len(columns)
+            block = _block(columns, tiles, near) if size == 1 else len(columns)
             kind = Kind(size, groups, tiles, block, 0.0)
             possible.append(replace(kind, cycles=_cycles(kind, kept, columns, target)))
         found.append(min(possible, key=lambda kind: kind.cycles))
