@@ -61,8 +61,9 @@ class MachineProfile(Struct, frozen=True):
     def target(self) -> Target:
         """The processor as planners see it: what it is made for need not run here."""
         vectors = str(self.about["vectors"])
-        near = near_inputs(str(self.about["processor"]), self.caches[0]) if vectors == "avx512" else NEAR
-        return replace(foreign(vectors), lanes=self.lanes, registers=self.registers, bf16=self.bf16, near=near)
+        near, of_few = near_inputs(self.caches[0]) if vectors == "avx512" else (NEAR, NEAR)
+        seen = replace(foreign(vectors), lanes=self.lanes, registers=self.registers, bf16=self.bf16)
+        return replace(seen, near=near, near_of_few=of_few)
 
     @property
     def levels(self) -> Caches:

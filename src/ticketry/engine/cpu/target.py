@@ -120,9 +120,7 @@ def _host() -> Target:
         half = "avx512bf16" in flags
         tiles = half and {"amx-tile", "amx-bf16"} <= flags and platforms.may_use_tiles()
         near, of_few = near_inputs(cache_sizes()[0])
-        return Target(
-            "avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few
-        )
+        return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)
     if triple.split("-")[0] in ("aarch64", "arm64"):

@@ -16,13 +16,14 @@ from ticketry.experiments.record_files import as_read, earlier_record, environme
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
+from ticketry.experiments.reproduce.done import Done
 from ticketry.experiments.reproduce.pace import Elsewhere
-from ticketry.experiments.reproduce.planning import Block, blocks_done, blocks_of, missing
+from ticketry.experiments.reproduce.planning import Block, blocks_of, missing
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
 from ticketry.experiments.reproduce.work import Work
 from ticketry.experiments.search import execute
-from ticketry.experiments.stability import execute_stability, record_name
+from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.chosen import IN_PROCESS, PROCESSES
@@ -30,7 +31,6 @@ from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, FileVersion, MethodRow, TrainedOn
-from ticketry.records.evidence import StabilityRecord
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
@@ -145,10 +145,9 @@ class _Work:
         earlier = earlier_record(self._file, CampaignRecord)
         self._versions = _versions(campaign, earlier)
         self._planned = earlier.planned if earlier else {}
-        self._stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
-        self._done = {name: list(self._blocks_done(name)) for name in campaign.runs}
+        self._done = Done(campaign, self._paths)
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
-        for name, done in self._done.items():
+        for name, done in self._done.runs.items():
             self._twins.look(name, done)
         self._clock = Clock(lab, campaign, self._twins.missing, elsewhere)
         self._resolution: dict[str, float | None] = {}
@@ -162,9 +161,10 @@ class _Work:
     def until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
         """Search block after block; returns why it stopped early, if it did."""
         while True:
+            self._look()
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
-            waiting = missing(open_ones, {name: len(done) for name, done in self._done.items()})
+            waiting = missing(open_ones, self._done.counts)
             if not waiting:
                 return ""
             known = dict(self._failed)
@@ -189,6 +189,12 @@ class _Work:
                 self._search(block, waiting[block])
             except _CANNOT_GO_ON as error:
                 self._fails(block, error)
+
+    def _look(self) -> None:
+        """What other processes have finished in this store counts as well, and is not searched again."""
+        for name in self._done.look():
+            self._twins.look(name, self._done.runs[name])
+            self._decided = []
 
     def _fails(self, block: Block, error: TicketryError) -> None:
         """What a run cannot go on after is its own."""
@@ -218,16 +224,16 @@ class _Work:
         return self._decided
 
     def _decide(self) -> list[Decision]:
-        for name, done in self._done.items():
+        for name, done in self._done.runs.items():
             if done and name not in self._resolution:  # sizes are told by data, which a run that waits may not need yet
                 task = self._campaign.runs[name].task
                 self._resolution[name] = resolution(task.metric.unit, self._lab.sizes(task)["test"])
-        return decide(self._campaign.claims, self._done, self._resolution, self._stable)
+        return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
     def _most(self, decisions: list[Decision]) -> float:
         """Seconds of all blocks that are left to those that are not decided."""
         runs = {run for one in decisions if one.found == "undecided" for run in one.claim.runs}
-        left = [block for run in runs for block in self._blocks(run)[len(self._done[run]) :]]
+        left = [block for run in runs for block in self._blocks(run)[self._done.counts[run] :]]
         counted = set[str]()
         return sum(self._estimate(block, counted) for block in left if block.run not in self._failed)
 
@@ -251,33 +257,22 @@ class _Work:
         request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
         with self._lab.training_in(self._campaign.kernels[block.run]):
             if settings is None:
-                self._done[block.run].append(execute(self._lab, request, command=self._command))
+                self._done.add(block, execute(self._lab, request, command=self._command))
             else:
                 record, (searched,) = execute_stability(self._lab, request, settings, command=self._command)
-                self._done[block.run].append(searched)
-                self._stable[block.run].append(record)
+                self._done.add(block, searched, record)
             self._twins.train(block)
 
     def _blocks(self, run: str) -> list[Block]:
         return blocks_of(run, self._campaign.plans[run])
 
-    def _blocks_done(self, run: str) -> Iterable[RunRecord]:
-        settings = self._campaign.stability.get(run)
-        for block, found in blocks_done(self._campaign, run, self._paths):
-            if settings is not None:
-                name = record_name(block.request(self._campaign), settings)
-                analysed = earlier_record(self._paths.evidence(name), StabilityRecord)
-                if analysed is None or analysed.environment.get("precision") != self._campaign.precision:
-                    return
-                self._stable[run].append(analysed)
-            yield found
-
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def write(self) -> CampaignRecord:
         """The record as it is now, written."""
+        self._look()
         campaign, twins = self._campaign, self._twins.told
-        costs = [one.cost for name, done in self._done.items() for one in self._stable.get(name, done)]
+        costs = [one.cost for name, done in self._done.runs.items() for one in self._done.stable.get(name, done)]
         runs = tuple(self._run(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
@@ -299,7 +294,7 @@ class _Work:
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
             steps_trained=sum(one.steps_trained or 0 for one in costs) + sum(one.trained * one.steps for one in twins),
-            steps_alone=steps_alone(decisions, self._done),
+            steps_alone=steps_alone(decisions, self._done.runs),
             environment=environment_told(self._lab, self._lab.arithmetic(first.task)),
             command=self._command,
             config=campaign.text,
@@ -310,7 +305,7 @@ class _Work:
         return record
 
     def _told(self, decision: Decision, seconds: float) -> Claim:
-        noise = self._twins.differences(decision, self._done)
+        noise = self._twins.differences(decision, self._done.runs)
         lacking = decision.n - len(noise) if compares_with_luck(decision.claim) else 0
         return decision.told(seconds, noise, lacking)
 
@@ -322,7 +317,7 @@ class _Work:
         return write_campaign_page(record, self._file.with_suffix(".html")), text
 
     def _run(self, name: str) -> CampaignRun:
-        request, done = self._campaign.runs[name], self._done[name]
+        request, done = self._campaign.runs[name], self._done.runs[name]
         planned, took = self._planned.get(name, (None, None))
         return CampaignRun(
             name=name,
@@ -338,7 +333,7 @@ class _Work:
             blocks=tuple(_trained_on(done)),
             planned_seconds=planned,
             planned_took=took,
-            seconds=sum(one.cost.wall_seconds or 0.0 for one in self._stable.get(name, done)),  # with its searches
+            seconds=sum(one.cost.wall_seconds or 0.0 for one in self._done.stable.get(name, done)),  # with searches
             failed=self._failed.get(name, ""),
         )
 
@@ -347,7 +342,7 @@ class _Work:
         seen = set[str]()
         for name, request in self._campaign.runs.items():
             points: dict[tuple[int, str], list[Point]] = {}
-            for record in self._done[name]:
+            for record in self._done.runs[name]:
                 for point in record.points:
                     points.setdefault((point.level, point.role), []).append(point)
             for (_, role), found in sorted(points.items(), key=lambda one: (one[0][0], one[0][1] != TICKET, one[0][1])):
