@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from engine.a_recurrent import Recurrent
 from ticketry.engine.capture import capture, pipeline
 from ticketry.engine.graph import Graph
 from ticketry.engine.kept_files import folder
@@ -38,18 +39,6 @@ def same(first: Graph, second: Graph) -> bool:
     return tensors and (first.inputs, first.outputs, first.nodes, first.values, first.signature, first.notes) == (
         second.inputs, second.outputs, second.nodes, second.values, second.signature, second.notes
     )  # fmt: skip
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 8)
-        self.recurrent = nn.LSTM(8, 6, num_layers=2, batch_first=True)
-        self.decoder = nn.Linear(6, 11)
-
-    def forward(self, words, scale: float = 1.0):
-        found, (last, _) = self.recurrent(self.embedding(words))
-        return {"words": self.decoder(found) * scale, "last": last}
 
 
 class Windows(nn.Module):

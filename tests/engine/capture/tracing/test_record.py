@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.a_recurrent import Recurrent
 from interpreter import Program as Interpreted
 from samples import sample
 from ticketry.engine.capture import capture, pipeline
@@ -75,18 +76,6 @@ def canonical(graph: Graph) -> list[Any]:
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------------
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 8)
-        self.recurrent = nn.LSTM(8, 6, num_layers=2, batch_first=True)
-        self.decoder = nn.Linear(6, 11)
-
-    def forward(self, words: Tensor) -> dict[str, Tensor]:
-        found, (last, _) = self.recurrent(self.embedding(words))
-        return {"words": self.decoder(found), "last": last}
 
 
 NETWORKS: list[tuple[str, Callable[[], nn.Module], Callable[[], Any]]] = [
