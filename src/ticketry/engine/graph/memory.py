@@ -7,6 +7,7 @@ and says what the rest is. Every address that a kernel is given is of a tensor f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.errors import EngineError
 
 _TYPES = (Tensor, nn.Parameter)
@@ -24,11 +26,15 @@ def _keys(tensor: Any) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
+@functools.cache
 def plain_keys(device: str) -> frozenset[int]:
-    """The keys of a tensor on a kind of device that is nothing else, also of one made in inference mode."""
+    """The keys of a tensor on a kind of device that is nothing else, also of one made in inference mode.
+
+    Found once, while nobody traces: torch's stack of tracers belongs to the process, and is empty meanwhile.
+    """
     found = []
     for inference in (False, True):
-        with torch.inference_mode(inference), _disable_current_modes():
+        with ONE_AT_A_TIME, torch.inference_mode(inference), _disable_current_modes():
             found.append(_keys(torch.empty(0, dtype=torch.float32, device=device)))
     return frozenset(found)
 
