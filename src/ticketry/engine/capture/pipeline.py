@@ -28,7 +28,7 @@ from ticketry.engine.capture.same_rows import compute_rows
 from ticketry.engine.capture.token_patterns import recognise_tokens
 from ticketry.engine.capture.tracing.examples import NotRecordedError
 from ticketry.engine.capture.tracing.exported_program import check_buffers, functional, program_of
-from ticketry.engine.capture.tracing.program import Program, Sizes
+from ticketry.engine.capture.tracing.program import Program, Sizes, fixed
 from ticketry.engine.capture.tracing.record import record
 from ticketry.engine.capture.tracing.torch_export import Arguments, export
 from ticketry.engine.capture.written_attention import recognise_lengths, recognise_written_attention
@@ -76,7 +76,7 @@ def _captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[
 def _exported(model: nn.Module, given: Arguments, dynamic_batch: bool) -> Program:
     exported = export(model, given, dynamic_batch=dynamic_batch)
     program = functional(exported.program)
-    notes = [f"the number of examples is fixed: {exported.fixed}"] if exported.fixed else []
+    notes = [*fixed(exported.fixed)]
     for name in check_buffers(program):
         notes.append(f"the model writes to its input {name!r}; the compiled one leaves it as it is")
     return program_of(program, notes)

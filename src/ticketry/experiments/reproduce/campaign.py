@@ -161,7 +161,6 @@ class _Work:
     def until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
         """Search block after block; returns why it stopped early, if it did."""
         while True:
-            self._look()
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
             waiting = missing(open_ones, self._done.counts)

@@ -41,7 +41,8 @@ class Done:
             blocks = blocks_of(name, self._campaign.plans[name])
             if count < len(blocks) and self._file(blocks[count]):
                 self._read(name)
-                grown += [name] * (len(self.runs[name]) > count)
+                if len(self.runs[name]) > count:
+                    grown.append(name)
         return grown
 
     def _file(self, block: Block) -> bool:

@@ -43,7 +43,7 @@ def check_buffers(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> Program:
-    """The same, in the form that all captures have.
+    """An exported program in the form that all captures have.
 
     Raises:
         CaptureError: if it holds an object that a graph cannot, or a block that is run under autocast.
@@ -61,7 +61,7 @@ def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> 
             if not isinstance(value, Tensor):
                 constants[name] = getattr(one.arg, "value", value)
         elif one.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
-            weights[name] = (str(one.target), _number_of(exported, str(one.target)))
+            weights[name] = (str(one.target), _tensor_of(exported, str(one.target)))
         else:
             raise CaptureError(f"the model uses an object of its own ({one.target}) that a graph cannot hold")
     assert spec.in_spec is not None
@@ -83,7 +83,7 @@ def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> 
     )
 
 
-def _number_of(exported: torch.export.ExportedProgram, target: str) -> Tensor:
+def _tensor_of(exported: torch.export.ExportedProgram, target: str) -> Tensor:
     state = exported.state_dict
     tensor = state[target] if target in state else exported.constants[target]
     if not isinstance(tensor, Tensor):
@@ -123,11 +123,11 @@ def _size(size: Any, batch: Any) -> int | Multiple | None:
 
 
 _ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-"""Name of the operation -> number of arguments before the block."""
+"""Name of an operation that runs a block -> number of arguments before the block."""
 
 
 def inline(program: torch.export.ExportedProgram) -> None:
-    """Replace every such block by its operations, in place.
+    """Replace every block under torch.no_grad or torch.autocast by its operations, in place.
 
     Raises:
         CaptureError: if a block runs under an enabled autocast, whose types are chosen while it runs.

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ticketry.engine.graph.native_shapes import windows
+
 _aten = torch.ops.aten
 
 
@@ -85,7 +87,7 @@ def _convolved(
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return None
     each = zip(x.shape[2:], weight.shape[2:], _both(stride), _both(padding), _both(dilation), strict=True)
-    sizes = [(size + 2 * pad - apart * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, apart in each]
+    sizes = [windows(*one) for one in each]
     if min(sizes) < 1:
         return None
     kind = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
@@ -108,7 +110,7 @@ def _max_pooled(
     dilation: Sequence[int] = (1,),
     ceil: bool = False,
 ) -> Tensor | None:
-    return _windows(x, kernel, stride, padding, dilation, ceil)
+    return _slid(x, kernel, stride, padding, dilation, ceil)
 
 
 def _mean_pooled(
@@ -119,10 +121,10 @@ def _mean_pooled(
     ceil: bool = False,
     *_: Any,
 ) -> Tensor | None:
-    return _windows(x, kernel, stride, padding, (1,), ceil)
+    return _slid(x, kernel, stride, padding, (1,), ceil)
 
 
-def _windows(
+def _slid(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -132,15 +134,10 @@ def _windows(
 ) -> Tensor | None:
     if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
         return None
-    sizes = []
-    each = zip(x.shape[2:], *map(_both, (kernel, stride or kernel, padding, dilation)), strict=True)
-    for size, width, step, pad, apart in each:
-        if 2 * pad > width:
-            return None
-        found = (size + 2 * pad - apart * (width - 1) - 1 + (step - 1 if ceil else 0)) // step + 1
-        if ceil and (found - 1) * step >= size + pad:
-            found -= 1  # the last window would begin in the padding
-        sizes.append(found)
+    each = list(zip(x.shape[2:], *map(_both, (kernel, stride or kernel, padding, dilation)), strict=True))
+    if any(2 * pad > width for _, width, _, pad, _ in each):
+        return None
+    sizes = [windows(*one, ceil=ceil) for one in each]
     return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) >= 1 else None
 
 

@@ -48,3 +48,12 @@ class Program:
     constants: Mapping[str, object] = field(default_factory=dict)
     """Name of a placeholder that is no tensor -> its value"""
     notes: Sequence[str] = ()
+
+
+ASKED_FOR = "it was asked for"
+"""Why the number of examples is fixed where the user said so."""
+
+
+def fixed(reason: str) -> tuple[str, ...]:
+    """The note of a program whose number of examples is fixed; none without a reason."""
+    return (f"the number of examples is fixed: {reason}",) if reason else ()

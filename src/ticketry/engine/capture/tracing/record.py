@@ -29,9 +29,9 @@ from torch.utils._pytree import (
 
 from ticketry.core.process_state import ONE_AT_A_TIME
 from ticketry.engine.capture.tracing.examples import Examples, NotRecordedError
-from ticketry.engine.capture.tracing.program import Constant, Multiple, Program
+from ticketry.engine.capture.tracing.program import ASKED_FOR, Constant, Multiple, Program, fixed
 from ticketry.engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tape
-from ticketry.engine.capture.tracing.torch_export import Arguments, plain, quiet
+from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
 from ticketry.engine.capture.tracing.writes import without_writes
 
 _EXAMPLES = (2, 3, 5)
@@ -177,10 +177,8 @@ class _Call:
 
 
 def _resized(tensor: Tensor, examples: int | None, number: int | None) -> Tensor:
-    shape = list(tensor.shape)
-    if number is not None and shape and shape[0] == examples:
-        shape[0] = number
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    if number is not None and leads(tensor, examples):
+        return torch.empty((number, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
     return torch.empty_like(tensor, device="meta")
 
 
@@ -310,7 +308,7 @@ class _Writer:
             in_spec=self.call.in_spec,
             out_spec=self.call.out_spec,
             sizes=lambda node: node.meta["sizes"],
-            notes=() if self.call.examples is not None else ("the number of examples is fixed: it was asked for",),
+            notes=fixed("" if self.call.examples is not None else ASKED_FOR),
         )
 
     def _step(self, step: Step) -> None:

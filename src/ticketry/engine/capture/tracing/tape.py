@@ -7,6 +7,7 @@ cannot be written down this way raises, and the model is exported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,20 +211,13 @@ def _size(shape: torch.Size, dim: int | None = None) -> Any:
     return shape if dim is None else shape[dim]
 
 
-def _numel(shape: torch.Size) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
-
-
 _OF_SIZES: Mapping[Any, Callable[..., Any]] = {
     Tensor.shape.__get__: _size,  # type: ignore[attr-defined]
     Tensor.size: _size,
     Tensor.__len__: lambda shape: shape[0],
-    Tensor.numel: _numel,
-    Tensor.nelement: _numel,
-    torch.numel: _numel,
+    Tensor.numel: math.prod,
+    Tensor.nelement: math.prod,
+    torch.numel: math.prod,
 }
 _READS: Mapping[Any, Callable[..., Any]] = {
     **_OF_SIZES,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.core.process_state import ONE_AT_A_TIME
+from ticketry.engine.capture.tracing.program import ASKED_FOR
 from ticketry.engine.graph.memory import plain as plain_tensor
 from ticketry.errors import CaptureError
 
@@ -78,7 +79,7 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Ex
         CaptureError: if torch.export does not take the model.
     """
     if not dynamic_batch:
-        return Exported(_export(model, arguments, None), "it was asked for")
+        return Exported(_export(model, arguments, None), ASKED_FOR)
     examples = arguments.examples
     if examples is None:
         return Exported(_export(model, arguments, None), "the inputs have no leading axis")
@@ -98,7 +99,7 @@ def _two_or_more(arguments: Arguments, examples: int) -> Arguments:
         return arguments
 
     def repeat(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != examples:
+        if not leads(tensor, examples):
             return tensor
         return torch.cat([tensor, tensor]) if examples else tensor.new_zeros((2, *tensor.shape[1:]))
 
@@ -129,9 +130,14 @@ def dynamic_shapes(inputs: Any, batch: int) -> Any:
     dimension = torch.export.Dim("batch")
 
     def leading(leaf: Any) -> Any:
-        return {0: dimension} if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch else None
+        return {0: dimension} if leads(leaf, batch) else None
 
     return tree_map(leading, inputs)
+
+
+def leads(leaf: Any, examples: int | None) -> bool:
+    """Whether a leaf of the inputs is a tensor with an example in each of its first entries."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 
 def _by_name(model: nn.Module, arguments: Arguments, args: Any, kwargs: Any) -> Any:
