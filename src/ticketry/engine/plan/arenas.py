@@ -230,8 +230,9 @@ def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> li
 
     Rows that do not fill a vector have no halo: convolutions unfold them, and then a halo would leave lanes empty.
     """
-    none = [storage.pixels[1] * images < lanes or (images < lanes and not wanted) for storage in storages.all]
-    halos = [0 if none[number] else storages.halo(number) for number in range(len(storages.all))]
+    few = images < lanes
+    none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
+    halos = [0 if none[number] else storages.halo(number, few=few) for number in range(len(storages.all))]
     rows: dict[int, int] = {}
     for number, storage in enumerate(storages.all):
         key = storages.rows.find(number)

@@ -33,7 +33,10 @@ def _conv2d(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     rows, *_, height, width = sketch.weight(node).shape
     pixels = _pixels_of(sketch, node)
     halo = max(_reach(node, axis, (height, width), x.pixels, pixels) for axis in range(2))
-    return _product(sketch, node, x, residual, ("cpp", [rows], pixels), halo, node.attrs["stride"] == [1, 1])
+    # A channel by itself is read as it lies (`taps`), and whoever else goes over its planes would go over halos too.
+    by_channel = node.attrs.get("groups", 1) == x.channels > 1
+    sketch.reads(x, halo, 0 if by_channel else halo)
+    return _product(sketch, node, x, residual, ("cpp", [rows], pixels), node.attrs["stride"] == [1, 1])
 
 
 def _pixels_of(sketch: Sketch, node: Node) -> tuple[int, int]:
@@ -55,7 +58,8 @@ def _linear(sketch: Sketch, node: Node, inputs: list[Form]) -> Form:
     if x.labels != "f" and not _is_channels(x, -1):
         raise UnsupportedError("features that are spread over several axes")
     labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
-    return _product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), 0, True)
+    sketch.reads(x)
+    return _product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), True)
 
 
 def _product(
@@ -64,7 +68,6 @@ def _product(
     x: Form,
     residual: list[Form],
     like: Like,
-    halo: int,
     same_rows: bool,
 ) -> Form:
     """A convolution or linear layer, with a residual if there is one."""
@@ -72,7 +75,6 @@ def _product(
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
             raise UnsupportedError("a residual that lies otherwise")
-    sketch.reads(x, halo)
     for other in residual:
         sketch.reads(other)
     y = sketch.make(node, [x, *residual], like)

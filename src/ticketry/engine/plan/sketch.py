@@ -154,6 +154,6 @@ class Sketch:
             self.storages.pin(form)
         return made
 
-    def reads(self, form: Form, halo: int = 0) -> None:
+    def reads(self, form: Form, halo: int = 0, halo_of_few: int | None = None) -> None:
         """The task that is added next reads a value."""
-        self.storages.read(form, len(self.tasks), halo)
+        self.storages.read(form, len(self.tasks), halo, halo_of_few)

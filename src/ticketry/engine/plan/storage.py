@@ -17,6 +17,8 @@ class Storage:
     pixels: tuple[int, int]
     halo: int = 0
     """The most that any reader needs around the pixels."""
+    halo_of_few: int = 0
+    """The most that any reader gains by, over planes whose images do not fill a vector."""
     born: int = 0
     dies: int = 0
     """Numbers of the operations that write it and that read it last."""
@@ -64,12 +66,13 @@ class Storages:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
 
-    def read(self, form: Form, when: int, halo: int = 0) -> None:
-        """An operation reads a value, with so many positions around its pixels."""
+    def read(self, form: Form, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
+        """An operation reads a value, with so many positions around its pixels; as many of few images unless said."""
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
             storage.halo = max(storage.halo, halo)
+            storage.halo_of_few = max(storage.halo_of_few, halo if halo_of_few is None else halo_of_few)
         self.alike([form])
 
     def alike(self, forms: Iterable[Form]) -> None:
@@ -117,10 +120,11 @@ class Storages:
             found.append(found[below] if over and below is not None else number)
         return found
 
-    def halo(self, number: int) -> int:
-        """The halo of a storage: the most that any reader of any storage of its geometry needs."""
+    def halo(self, number: int, *, few: bool = False) -> int:
+        """The halo of a storage: the most that any reader of any storage of its geometry needs; or gains by (`few`)."""
         key = self.halos.find(number)
-        return max(storage.halo for other, storage in enumerate(self.all) if self.halos.find(other) == key)
+        relatives = [storage for other, storage in enumerate(self.all) if self.halos.find(other) == key]
+        return max(storage.halo_of_few if few else storage.halo for storage in relatives)
 
 
 G = TypeVar("G")
