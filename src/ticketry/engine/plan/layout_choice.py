@@ -35,14 +35,19 @@ estimated at 0.5 to 1.3 of what pixels take in six networks without a mask and w
 took 0.9 to 2.4 of it; with groups of four rows in any order, estimated at 0.28 to 0.57, they were faster (a Granite
 Rapids, AVX2)."""
 
+_OF_ONE_PIXEL = 0.8
+"""By what the estimate of planes is too large, beside that of pixels, where nearly all products are of single pixels and
+masks take some: estimated at 1.04 to 1.24 of pixels, ViT-tiny and a wide transformer's block took 0.83 to 1.01 of their
+time (groups of 16 and 32 rows, 10, 20 and 35 % of the weights, batch 1 and 8, AVX-512; a Zen 5)."""
+
 _NEARLY_DENSE = 0.6
 """Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
 
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
-    small = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK
-    if item == FLOAT and small and _density(sketch) < _NEARLY_DENSE:
+    small, masked = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK, _density(sketch) < _NEARLY_DENSE
+    if item == FLOAT and small and masked:
         return "planes"
     try:
         pixels = cost(sketch, "pixels", target, images, item)
@@ -51,6 +56,8 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
     over = 1.0
     if target.registers < 32:
         over = _FEW_REGISTERS_AND_LARGE if images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
+    elif item == FLOAT and masked and pointwise(sketch) > _NEARLY_ALL:
+        over = _OF_ONE_PIXEL
     return "pixels" if pixels < over * cost(sketch, "planes", target, images) else "planes"
 
 
