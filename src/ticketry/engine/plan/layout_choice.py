@@ -40,6 +40,10 @@ _OF_ONE_PIXEL = 0.8
 masks take some: estimated at 1.04 to 1.24 of pixels, ViT-tiny and a wide transformer's block took 0.83 to 1.01 of their
 time (groups of 16 and 32 rows, 10, 20 and 35 % of the weights, batch 1 and 8, AVX-512; a Zen 5)."""
 
+_WITHOUT_MASK = 1.2
+"""By what the estimate of planes is too small where masks take little: estimated at 0.86 to 0.92 of pixels with 16 images
+and more, MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of their time (a Zen 5)."""
+
 _NEARLY_DENSE = 0.6
 """Share of the weights kept from which all of them, zeros too, may be faster over pixels."""
 
@@ -56,7 +60,9 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
     over = 1.0
     if target.registers < 32:
         over = _FEW_REGISTERS_AND_LARGE if images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
-    elif item == FLOAT and masked and pointwise(sketch) > _NEARLY_ALL:
+    elif not masked:
+        over = _WITHOUT_MASK
+    elif item == FLOAT and pointwise(sketch) > _NEARLY_ALL:
         over = _OF_ONE_PIXEL
     return "pixels" if pixels < over * cost(sketch, "planes", target, images) else "planes"
 
