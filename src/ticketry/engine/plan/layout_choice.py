@@ -24,7 +24,8 @@ from ticketry.engine.plan.sketch import Sketch
 from ticketry.engine.plan.value_axes import UnsupportedError
 
 _WORTH_A_LOOK = 0.5
-"""Share of the weights in groups of half a vector and more from which the exact cost over pixels is worth its time.
+"""Share of the weights in groups of a vector and more from which the exact cost over pixels is worth its time: of half a
+vector planes took 0.42 to 0.68 of it in seven networks (batch 1 to 64; AVX-512 and AVX2).
 
 In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
@@ -50,7 +51,7 @@ _NEARLY_DENSE = 0.6
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """The layout for blocks of so many images: "planes" or "pixels", whose values have so many bytes."""
-    small, masked = grouped(sketch, target.lanes // 2) < _WORTH_A_LOOK, _density(sketch) < _NEARLY_DENSE
+    small, masked = grouped(sketch, target.lanes) < _WORTH_A_LOOK, _density(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
     try:
