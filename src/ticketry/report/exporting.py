@@ -21,7 +21,7 @@ from ticketry.report.figures import (
 from ticketry.report.figures.style import drawing
 from ticketry.report.subject import Subject, subject_of
 from ticketry.report.tables import rows
-from ticketry.report.tables.counted_cost import frontier_rows, lines_of
+from ticketry.report.tables.cost_of_call import MEASURES, frontier_rows, lines_of
 from ticketry.report.tables.measured_time import compared_panels, panels_of
 
 
@@ -91,8 +91,12 @@ def _times(subject: Subject) -> rows.Rows:
 
 
 def _frontier(subject: Subject) -> rows.Rows:
-    tasks = subject.by_task.values()
-    return [row for indices in tasks for row in frontier_rows(subject.runs, lines_of(subject.runs, indices))]
+    return [
+        row
+        for indices in subject.by_task.values()
+        for measure in MEASURES
+        for row in frontier_rows(subject.runs, lines_of(subject.runs, indices, measure), measure)
+    ]
 
 
 def _tables(subject: Subject) -> Iterator[tuple[str, bytes]]:

@@ -125,6 +125,10 @@ def _rewound(runs: Sequence[Results]) -> bool:
     return any("rewind" in results.run.settings for results in runs)
 
 
+_PLACES = {"profile"}
+"""Settings that say where a file lies: what is in it may be the same, and is part of a run's name where it counts."""
+
+
 def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
     """Each run's method, and what is its own among the runs of that method: the score first, then other settings.
 
@@ -134,7 +138,7 @@ def _methods_told_apart(runs: Sequence[Results]) -> Iterator[str]:
     for results in runs:
         settings = results.run.settings
         alike = [other.run.settings for other in runs if other.run.method == results.run.method]
-        own = [name for name in settings if _is_own(name, settings[name], alike)]
+        own = [name for name in settings if name not in _PLACES and _is_own(name, settings[name], alike)]
         own.sort(key=lambda name: name != "score")
         yield ", ".join([results.run.method, *(_setting(name, settings[name]) for name in own)])
 

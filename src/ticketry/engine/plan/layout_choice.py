@@ -24,8 +24,8 @@ from ticketry.engine.plan.sketch import Sketch
 from ticketry.engine.plan.value_axes import UnsupportedError
 
 _WORTH_A_LOOK = 0.5
-"""Share of the weights in groups of a vector and more from which the exact cost over pixels is worth its time: of half a
-vector planes took 0.42 to 0.68 of it in seven networks (batch 1 to 64; AVX-512 and AVX2).
+"""Share of the weights in groups of a vector and more from which the exact cost over pixels is worth its time: of half
+a vector planes took 0.42 to 0.68 of it in seven networks (batch 1 to 64; AVX-512 and AVX2).
 
 In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
@@ -37,13 +37,13 @@ took 0.9 to 2.4 of it; with groups of four rows in any order, estimated at 0.28 
 Rapids, AVX2)."""
 
 _OF_ONE_PIXEL = 0.8
-"""By what the estimate of planes is too large, beside that of pixels, where nearly all products are of single pixels and
-masks take some: estimated at 1.04 to 1.24 of pixels, ViT-tiny and a wide transformer's block took 0.83 to 1.01 of their
-time (groups of 16 and 32 rows, 10, 20 and 35 % of the weights, batch 1 and 8, AVX-512; a Zen 5)."""
+"""By what the estimate of planes is too large, beside that of pixels, where nearly all products are of single pixels
+and masks take some: estimated at 1.04 to 1.24 of pixels, ViT-tiny and a wide transformer's block took 0.83 to 1.01 of
+their time (groups of 16 and 32 rows, 10, 20 and 35 % of the weights, batch 1 and 8, AVX-512; a Zen 5)."""
 
 _WITHOUT_MASK = 1.2
-"""By what the estimate of planes is too small where masks take little: estimated at 0.86 to 0.92 of pixels with 16 images
-and more, MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of their time (a Zen 5)."""
+"""By what the estimate of planes is too small where masks take little: estimated at 0.86 to 0.92 of pixels with 16
+images and more, MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of their time (a Zen 5)."""
 
 _NEARLY_DENSE = 0.6
 """Share of the weights kept from which all of them, zeros too, may be faster over pixels."""

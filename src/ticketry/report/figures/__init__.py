@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,8 @@ from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.speed import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
+from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME, told_measures
 from ticketry.report.tables.costs import cost_points, spent_points, tickets_by_density
-from ticketry.report.tables.counted_cost import is_counted
 from ticketry.report.tables.evidence import main_curve, quantities
 from ticketry.report.tables.masks import drawn_level, pictures
 from ticketry.report.tables.measured_time import Panel
@@ -25,8 +25,8 @@ except ImportError as error:
     raise MissingExtraError("matplotlib", "lab", "drawing figures") from error
 
 from ticketry.report.figures import svg
+from ticketry.report.figures.cost_of_call import metric_by_call
 from ticketry.report.figures.costs import metric_by_cost, metric_by_spent, metric_by_time, steps_to_ticket
-from ticketry.report.figures.counted_cost import metric_by_multiplications
 from ticketry.report.figures.engine_times import time_by_density, time_by_engine
 from ticketry.report.figures.forest import forest, seeds
 from ticketry.report.figures.masks import density_by_layer, mask_pictures, structure_pictures
@@ -43,7 +43,8 @@ MOMENT, METRIC_BY_SPENT = "moment", "metric-by-whole-cost"
 FOREST, SEEDS = "differences", "seeds"
 TIME_BY_ENGINE, TIME_BY_DENSITY = "time-by-engine", "time-by-density"
 STRUCTURE, METRIC_BY_TIME = "structure", "metric-by-time"
-METRIC_BY_MULTIPLICATIONS = "metric-by-multiplications"
+METRIC_BY = {TIME: "metric-by-share-of-time", MULTIPLICATIONS: "metric-by-multiplications"}
+"""Of a call, first on the page of a search for a budget."""
 STABILITY, BARRIERS = "stability-by-rewind-step", "error-barriers"
 
 Maker = Callable[[bool], Figure]
@@ -70,11 +71,18 @@ def _made(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Make
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
+def _by_call(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
+    """Figures of the runs that tell what a call costs, one for each way in which they tell it."""
+    for measure, name in METRIC_BY.items():
+        told = [one for one in series if measure in told_measures(one.results)]
+        yield name, told, partial(metric_by_call, measure)
+
+
 def run_figures(results: Results) -> dict[str, Maker]:
     """The figures that a run has something for, by name."""
     alone = [Series("", 0, results)]
     return _made(
-        (METRIC_BY_MULTIPLICATIONS, is_counted(results) and alone, metric_by_multiplications),
+        *_by_call(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
         (FIRST_LAYER, pictures(results), mask_pictures),
@@ -96,9 +104,8 @@ def _comparison(series: list[Series]) -> dict[str, Maker]:
     def having(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
-    counted = [one for one in series if is_counted(one.results)]
     return _made(
-        (METRIC_BY_MULTIPLICATIONS, counted, metric_by_multiplications),
+        *_by_call(series),
         (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay),
         (METRIC_BY_SPENT, having(spent_points), metric_by_spent),
         (METRIC_BY_COST, having(cost_points), metric_by_cost),
@@ -134,9 +141,9 @@ def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
 def figure_svgs(record: RunValues) -> dict[str, str]:
     """Standalone SVG documents of a run by name, where there are data for them.
 
-    ``metric-by-density``, ``density-by-layer``, ``first-layer``, ``structure``, ``density-over-training``,
-    ``gate-histograms``, ``moment``, ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same
-    bytes.
+    ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
+    ``first-layer``, ``structure``, ``density-over-training``, ``gate-histograms``, ``moment``,
+    ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same bytes.
 
     Raises:
         StoreError: if the record is malformed.

@@ -24,7 +24,7 @@ from ticketry.report.html.blocks import Folded, PackedRows, PackedRun, Part, Pla
 from ticketry.report.html.markup import environment, html
 from ticketry.report.html.sections.comparison import comparison_section, methods_section, summary_section
 from ticketry.report.html.sections.costs import cost_section
-from ticketry.report.html.sections.frontier import frontier_section
+from ticketry.report.html.sections.frontier import frontier_sections
 from ticketry.report.html.sections.gates import gates_section
 from ticketry.report.html.sections.masks import first_layer_section, layers_section, structure_section
 from ticketry.report.html.sections.networks import networks_section
@@ -69,7 +69,7 @@ def document(sections: Sequence[Section], head: Mapping[str, object], made_of: s
 def _single(subject: Subject, place: Place) -> Iterator[Section | None]:
     (results,) = subject.runs
     drawings = drawn(run_figures(results))
-    yield frontier_section(subject, (0,), drawings, place)
+    yield from frontier_sections(subject, (0,), drawings, place)
     own = _of_run(results, place, drawings)
     yield from itertools.islice(own, 2)  # results and verdicts; figures are numbered in the order of the page
     yield _timed(subject, (0,), place)
@@ -100,7 +100,7 @@ def _several(subject: Subject, place: Place) -> Iterator[Section | None]:
     for number, ((task, indices), makers) in enumerate(tasks, start=1):
         where = place.within(f"task-{number}")
         drawings = drawn(makers)
-        yield frontier_section(subject, indices, drawings, where)
+        yield from frontier_sections(subject, indices, drawings, where)
         yield comparison_section(subject, task, indices, drawings, where)
         yield _timed(subject, indices, where)
         yield methods_section(subject, task, indices, where)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
-from ticketry.report.tables.counted_cost import asked_budget, cost_of
+from ticketry.report.tables.cost_of_call import TIME, asked_measure, cost_of
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.wording import Style, clean, percent, role_name, times
 
@@ -49,7 +49,7 @@ def observe(results: Results) -> Observation:
     if not tickets:
         text = f"Only the dense network has finished so far: {style.counted(dense.metric())} on the test set."
         return Observation(text)
-    margin, margin_text = _margin(results, dense)
+    margin, margin_text = margin_of(results, dense)
     matching = [group for group in tickets if _matches(results, group, dense, margin)]
     if matching:
         shown = min(matching, key=lambda group: group.density)
@@ -92,7 +92,8 @@ def controls_at(results: Results, level: int) -> list[Group]:
     return [group for role in results.rivals if (group := results.group(level, role))]
 
 
-def _margin(results: Results, dense: Group) -> tuple[float, str]:
+def margin_of(results: Results, dense: Group) -> tuple[float, str]:
+    """How much worse than the dense network still counts as good, in the metric's unit, and in words."""
     if results.run.task.metric.unit == "%":
         return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
@@ -119,8 +120,10 @@ def _sentence(results: Results, style: Style, shown: Group, dense: Group) -> str
     """``At 5.5 % of the prunable weights (1 in 18) the tickets reach ...; the dense network reaches ...``"""
     share = f" (1 in {times(1 / shown.density)})" if shown.density <= 0.5 else ""
     place = f"{percent(shown.density)} % of the prunable weights{share}"
-    if asked_budget(results) and (cost := cost_of(results, shown)) is not None:
-        place = f"{percent(cost)} % of the multiplications ({percent(shown.density)} % of the prunable weights)"
+    measure = asked_measure(results)
+    if measure is not None and (cost := cost_of(results, shown, measure)) is not None:
+        of = "dense network's time" if measure is TIME else "multiplications"
+        place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
         f"At {place} the tickets reach "
         f"a test {clean(results.run.task.metric.words)} of {style.counted(shown.metric())}",

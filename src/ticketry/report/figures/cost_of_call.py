@@ -13,16 +13,19 @@ from ticketry.report.figures.metric_by_density import limits_of, scale_of
 from ticketry.report.figures.panels import legend, sheet
 from ticketry.report.figures.style import COLOURS, look_of, run_look
 from ticketry.report.subject import Series
-from ticketry.report.tables.counted_cost import Line, lines_of
+from ticketry.report.tables.cost_of_call import MULTIPLICATIONS, TIME, Line, Measure, lines_of
 from ticketry.report.wording import role_name, short_metric
 
-X_NAME = "multiplications of a call, % of the dense network's (log scale)"
+_AXES = {
+    TIME: "measured time of a call, % of the dense network's (log scale)",
+    MULTIPLICATIONS: "multiplications of a call, % of the dense network's (log scale)",
+}
 
 
-def metric_by_multiplications(series: Sequence[Series], narrow: bool = False) -> Figure:
+def metric_by_call(measure: Measure, series: Sequence[Series], narrow: bool = False) -> Figure:
     """Means with bands of their intervals: one run with its controls, or tickets of several, and dense networks."""
     runs = {one.index: one.results for one in series}
-    shown = lines_of(runs, sorted(runs))
+    shown = lines_of(runs, sorted(runs), measure)
     figure = sheet(narrow, 340 if narrow else 390)
     axes = figure.subplots()
     scale = scale_of(*runs.values())
@@ -30,7 +33,7 @@ def metric_by_multiplications(series: Sequence[Series], narrow: bool = False) ->
     log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: tick_label(value / 100))
     scale.set(axes, limits_of([point.group for line in shown for point in line.points], scale))
     axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.note}")
-    axes.set_xlabel(X_NAME)
+    axes.set_xlabel(_AXES[measure])
     dense = next(one.results.dense for one in series if one.results.dense is not None)
     axes.axhline(dense.metric().mean, color=COLOURS["muted"], lw=0.8, zorder=1)
     names = {one.index: one.label for one in series}

@@ -1,4 +1,4 @@
-"""The frontier: shares of multiplications, and what tickets have over dense networks of their cost."""
+"""The frontier: shares of time and of multiplications, and what tickets have over dense networks of their cost."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ import pytest
 from msgspec import structs
 
 from made_records import search_record
+from ticketry.records.network import Timed
 from ticketry.records.run import read_run
 from ticketry.report.html.page import render
 from ticketry.report.subject import subject_of
-from ticketry.report.tables.counted_cost import at_equal_cost, counted_points, frontier_rows, is_counted, lines_of
+from ticketry.report.tables.cost_of_call import (
+    MULTIPLICATIONS,
+    TIME,
+    at_equal_cost,
+    cost_points,
+    frontier_rows,
+    lines_of,
+    told_measures,
+)
 from ticketry.report.tables.observation import observe
 from ticketry.report.tables.results import Results
 
@@ -38,21 +47,21 @@ def record(name: str = "one", shift: float = 0.0, **settings: Any) -> Any:
 
 def test_shares_are_of_the_dense_networks_multiplications() -> None:
     results = Results(record())
-    assert [point.cost for point in counted_points(results, "ticket")] == [0.5, 0.25, 0.125]
-    assert [point.cost for point in counted_points(results, "dense_of_flops")] == [0.505, 0.255, 0.13]
-    assert counted_points(results, "dense_of_flops")[1].networks == ("lenet@0.2",)
+    assert [point.cost for point in cost_points(results, "ticket", MULTIPLICATIONS)] == [0.5, 0.25, 0.125]
+    assert [point.cost for point in cost_points(results, "dense_of_flops", MULTIPLICATIONS)] == [0.505, 0.255, 0.13]
+    assert cost_points(results, "dense_of_flops", MULTIPLICATIONS)[1].networks == ("lenet@0.2",)
 
 
 def test_runs_that_tell_no_multiplications_have_no_frontier() -> None:
     plain = search_record(levels=3, replicates=3)
-    assert not is_counted(Results(read_run(plain)))
+    assert not told_measures(Results(read_run(plain)))
     assert "frontier" not in render(subject_of(plain))
 
 
 def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_the_same_level() -> None:
     results = Results(record())
-    for point in counted_points(results, "ticket"):
-        against = at_equal_cost(results, point, [results])
+    for point in cost_points(results, "ticket", MULTIPLICATIONS):
+        against = at_equal_cost(results, point, [results], MULTIPLICATIONS)
         assert against is not None
         assert against.rival.group.level == point.group.level
         assert against.difference.mean == pytest.approx(1.0)
@@ -61,24 +70,24 @@ def test_differences_are_taken_replicate_by_replicate_to_the_dense_network_of_th
 
 def test_of_several_runs_the_dense_networks_are_one_curve_and_serve_all_of_the_same_seeds() -> None:
     both = [Results(record()), Results(record("two", shift=-2.0, unweighed=True))]
-    lines = lines_of(both, [0, 1])
+    lines = lines_of(both, [0, 1], MULTIPLICATIONS)
     assert [(line.run, line.role) for line in lines] == [(0, "ticket"), (1, "ticket"), (None, "dense_of_flops")]
     assert [point.cost for point in lines[-1].points] == [1.0, 0.505, 0.255, 0.13]  # each once, the dense one too
-    rows = frontier_rows(both, lines)
+    rows = frontier_rows(both, lines, MULTIPLICATIONS)
     assert len(rows) == 3 + 3 + 4
     assert {row["run"] for row in rows} == {"one", "two", ""}
     bare = structs.replace(both[1].run, points=tuple(p for p in both[1].run.points if p.role != "dense_of_flops"))
     other = Results(bare)
-    point = counted_points(other, "ticket")[0]
-    assert at_equal_cost(other, point, [other]) is None
-    against = at_equal_cost(other, point, [both[0], other])
+    point = cost_points(other, "ticket", MULTIPLICATIONS)[0]
+    assert at_equal_cost(other, point, [other], MULTIPLICATIONS) is None
+    against = at_equal_cost(other, point, [both[0], other], MULTIPLICATIONS)
     assert against is not None
     assert against.difference.mean == pytest.approx(-1.0)
 
 
 def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() -> None:
     made = record()
-    lines = lines_of([Results(made)], [0])
+    lines = lines_of([Results(made)], [0], MULTIPLICATIONS)
     assert [line.role for line in lines] == ["ticket", "shuffled", "dense_of_flops"]
     page = render(subject_of(made))
     assert page.index('id="frontier"') < page.index('id="results"')
@@ -91,3 +100,44 @@ def test_several_runs_show_one_frontier() -> None:
     page = render(subject_of([record(), record("two", unweighed=True)]))
     assert page.count('-frontier"') >= 1
     assert "dense networks of equal cost" in page
+
+
+def timed(name: str = "one", **settings: Any) -> Any:
+    """The same network for network, with a measured time that is not its share of the multiplications."""
+    made = record(name, time=(0.5, 0.3, 0.2), flops=(), **settings)
+    points = []
+    for point in made.points:
+        role = "dense_of_time" if point.role == "dense_of_flops" else point.role
+        share = (0.6, 0.4, 0.25)[point.level - 1] + 0.01 * point.replicate if point.level else None
+        told = None if share is None else Timed(share=share, low=share - 0.01, high=share + 0.01)
+        points.append(structs.replace(point, role=role, timed=told))
+    return structs.replace(made, points=tuple(points))
+
+
+def test_what_was_measured_comes_before_what_was_counted() -> None:
+    results = Results(timed())
+    assert told_measures(results) == [TIME, MULTIPLICATIONS]
+    assert [point.cost for point in cost_points(results, "dense", TIME)] == [1.0]
+    assert [point.cost for point in cost_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
+    page = render(subject_of(timed()))
+    assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
+    assert page.index("measured time of a call") < page.index("multiplications of a call")
+    assert " % of the dense network's time (" in observe(results).finding
+
+
+def test_dense_networks_of_equal_time_are_no_rivals_of_equal_multiplications() -> None:
+    results = Results(timed())
+    for measure, there in ((TIME, True), (MULTIPLICATIONS, False)):
+        point = cost_points(results, "ticket", measure)[0]
+        assert (at_equal_cost(results, point, [results], measure) is not None) == there
+    assert [line.role for line in lines_of([results], [0], TIME)] == ["ticket", "shuffled", "dense_of_time"]
+
+
+def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:
+    made = timed()
+    points = [
+        structs.replace(point, timed=None) if (point.level, point.replicate, point.role) == (2, 1, "ticket") else point
+        for point in made.points
+    ]
+    found = cost_points(Results(structs.replace(made, points=tuple(points))), "ticket", TIME)
+    assert [point.group.level for point in found] == [1, 3]
