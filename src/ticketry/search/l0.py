@@ -91,7 +91,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     lab, task, whole, scope = replicate.lab, replicate.task, replicate.whole, prunable(replicate, settings)
     step = settings.cut_step(whole, "gates are trained", "them")
-    soft = replace(whole, variants=(_gating(replicate, scope, settings),)).until(step)
+    soft = replicate.begun(variants=[_gating(replicate, scope, settings)]).until(step)
     if settings.structured:
         readers_of(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.dense(step)

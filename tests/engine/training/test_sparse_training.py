@@ -513,3 +513,24 @@ def test_inputs_that_the_model_refuses_raise_its_error_and_print_nothing(
     with pytest.raises(RuntimeError, match="Double"):
         fast(x.double())
     assert capfd.readouterr().err == ""
+
+
+def test_a_model_with_gates_of_its_own() -> None:
+    """What stands in for a parameter is of one step: such a model runs in torch, with the same gradients as before."""
+    x, y = data((1, 28, 28))
+    torch.manual_seed(0)
+    model = LeNet300100((1, 28, 28), 10, scale=same_width)
+    mask = tk.prune(model, density=0.2)
+    tk.hold(model, mask).release()
+    other = copy.deepcopy(model)
+    found = []
+    for one in (model, other):
+        gates = tk.gates.attach(one, init=0.1)
+        trained = tk.sparse_training(one, mask, x) if one is model else one
+        F.cross_entropy(trained(x), y).backward()
+        found.append([s.grad.clone() for s in gates.parameters()])
+        if one is model:
+            assert not [layer for layer in trained.layers() if layer.where == "engine"]
+            trained.release()
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -34,6 +34,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuilt
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variants.penalty import Penalty
+from ticketry.search import METHODS
 from ticketry.search.common.moved_mask import first_gradient
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks import catalogue
@@ -185,6 +186,32 @@ def test_auto_takes_dense_networks_that_kernels_do_all_of(made, density):
 def test_auto_leaves_dense_networks_to_other_processors(made, monkeypatch):
     monkeypatch.setattr(kernels_module, "DENSE_PROCESSORS", ())
     assert made("auto", precision="fp32").segment(DeepTask(), start=0, recipe=RECIPE).arithmetic.kernels == "dense"
+
+
+@pytest.mark.usefixtures("dense_kernels")
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("l0", {"density": (0.5,), "until": "4it", "structured": True}),
+        ("l0", {"density": (0.5,), "until": "4it"}),
+        ("continuous", {"rounds": 2, "rewind": "2it"}),
+        ("concrete", {"density": (0.5,)}),
+    ],
+)
+def test_searches_train_gates_in_torch_beside_dense_networks_in_kernels(made, method, settings):
+    search = METHODS.get(method)
+    lab = made("auto", precision="fp32")
+    found = search(lab, DeepTask(), search.Settings(**settings), recipe=RECIPE.changed(length="8it"))[0]
+    assert found[0].result.segment.arithmetic.kernels == kernels_here()
+    segments = [result.segment for ticket in found[1:] for result in ticket.searched]
+    assert {one.arithmetic.kernels for one in segments if one.variant(Gating)} == {"dense"}
+
+
+@pytest.mark.usefixtures("dense_kernels")
+def test_gates_are_not_put_into_a_segment_of_kernels(made):
+    whole = made("auto", precision="fp32").segment(DeepTask(), start=0, recipe=RECIPE)
+    with pytest.raises(UsageError, match=r"training with gates computes in torch.*Lab\.segment"):
+        replace(whole, variants=(Gating(scope=("0.weight",)),))
 
 
 @pytest.mark.usefixtures("dense_kernels")

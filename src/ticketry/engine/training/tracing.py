@@ -63,7 +63,7 @@ def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[An
     """What a graph holds for: the form of a call, and all that code may read in a module beside its tensors.
 
     Raises:
-        Untraceable: an argument is neither a tensor nor a constant.
+        Untraceable: an argument is neither a tensor nor a constant, or a parameter is not what its module reads.
     """
     given: list[Any] = []
     for leaf in leaves:
@@ -73,6 +73,10 @@ def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[An
             given.append((type(leaf), leaf))
         else:
             raise Untraceable(f"it is called with a {type(leaf).__name__}")
+    for one in module.modules():
+        # Gates put products there. A graph would have those of one step, and kernels read parameters.
+        if hidden := one.__dict__.keys() & one._parameters.keys():
+            raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
     return spec, tuple(given), tuple(map(_settings, module.modules()))
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.store import NUMERICS, Store, digest_of
-from ticketry.lab.training.precision import FSDP, Arithmetic
+from ticketry.lab.training.precision import DENSE, FSDP, Arithmetic
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Surroundings, Variant, ordered, variant_from
 from ticketry.step import Step
@@ -78,6 +78,12 @@ class Segment:
             raise UsageError(
                 f"training with {whole} looks at whole parameters, and with --parallel fsdp each device has a part of"
                 " them: choose --parallel ddp"
+            )
+        other = next((one.name for one in self.variants if not one.sparse_kernels), None)
+        if self.arithmetic.kernels != DENSE and other:
+            raise UsageError(
+                f"training with {other} computes in torch, and this arithmetic is of sparse kernels: variants are for"
+                " Lab.segment to know, which chooses the arithmetic, and are not put into a segment that it made"
             )
 
     @property

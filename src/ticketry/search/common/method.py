@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, partial, wraps
 from types import FunctionType
@@ -18,6 +18,7 @@ from ticketry.lab.search_result import GRADUAL, Found, Seeds
 if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.lab.training.segment import Result, Segment, Start
+    from ticketry.lab.training.variant import Variant
     from ticketry.tasks.recipe import Recipe
     from ticketry.tasks.task import Task
 
@@ -40,9 +41,12 @@ class Replicate:
         """The dense training by the recipe."""
         return self.begun()
 
-    def begun(self, mask: str | None = None) -> Segment:
-        """Training by the recipe from the initialisation to the end, with a mask."""
-        return self._segment(self.seeds.initialisation, mask=mask)
+    def begun(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
+        """Training by the recipe from the initialisation to the end, with a mask, or with what `variants` do to it.
+
+        Not `whole` with others put into it: what acts on a network decides in which kernels it can be trained.
+        """
+        return self._segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def dense(self, *keep: int, retrain: str = GRADUAL, ahead: int | None = None) -> Found:
         """The dense network, level 0.

@@ -71,7 +71,7 @@ class Rounds:
         number = len(chain) + 1
         gates = self._gates(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)
         if not chain:
-            segment = replace(self.replicate.whole, variants=(gates,))
+            segment = self.replicate.begun(variants=[gates])
         else:
             weights = self.rewound(chain) if self.settings.weights_between == "rewind" else chain[-1]
             segment = self.replicate.reordered("round", number).onward(weights, 0, variants=[gates])
