@@ -370,6 +370,7 @@ class Lab(Answers):
                 self.ledger.steps_trained += work.steps
                 self.ledger.train_seconds += work.train_seconds
                 self.ledger.other_seconds += work.other_seconds
+                self.ledger.processor_seconds += work.processor_seconds
         self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
 
     def _result(self, segment: Segment) -> Result:

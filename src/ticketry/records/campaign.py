@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from msgspec import Meta, field
 
@@ -87,6 +87,20 @@ class TrainedOn(Part, frozen=True, kw_only=True):
     processor: str = ""
 
 
+class PlannedTime(NamedTuple):
+    """Of blocks that were planned and trained in one store, in seconds."""
+
+    planned: float = 0.0
+    took: float = 0.0
+    processor: float = 0.0
+    """Planned, of processors' time; of blocks for which that is known."""
+    took_processor: float = 0.0
+
+    def plus(self, other: PlannedTime) -> PlannedTime:
+        """Of both."""
+        return PlannedTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
 class CampaignRun(Part, frozen=True, kw_only=True):
     """A run of a campaign over its replicates."""
 
@@ -108,6 +122,10 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     """Of the blocks that were planned and trained in this store, as it was told before."""
     planned_took: NotNegative | None = None
     """Those took by the clock."""
+    planned_processor: NotNegative | None = None
+    """The same as processors' time of trainings, which does not have in it what else the machine does: planned …"""
+    planned_took_processor: NotNegative | None = None
+    """… and taken, by the blocks for which both are known."""
     seconds: NotNegative = 0.0
     """All blocks took, also those that were trained elsewhere or before they were asked for."""
     failed: str = ""
@@ -167,6 +185,10 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     """Of all blocks that were planned and trained in this store."""
     planned_took: NotNegative = 0.0
     """Those took by the clock."""
+    planned_processor: NotNegative = 0.0
+    """The same of processors' time, see `CampaignRun`: planned …"""
+    planned_took_processor: NotNegative = 0.0
+    """… and taken."""
     seconds: NotNegative = 0.0
     """All blocks took, also those of bundles."""
     segments_asked: Count = 0
@@ -182,10 +204,18 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     store: str = ""
 
     @property
-    def planned(self) -> dict[str, tuple[float, float]]:
-        """Run -> seconds that its blocks of this store were planned to take, and those that they took."""
-        runs = ((run.name, run.planned_seconds or 0.0, run.planned_took) for run in self.runs)
-        return {name: (planned, took) for name, planned, took in runs if took is not None}
+    def planned(self) -> dict[str, PlannedTime]:
+        """Of each run that has blocks of this store."""
+        return {
+            run.name: PlannedTime(
+                run.planned_seconds or 0.0,
+                run.planned_took,
+                run.planned_processor or 0.0,
+                run.planned_took_processor or 0.0,
+            )
+            for run in self.runs
+            if run.planned_took is not None
+        }
 
     @property
     def decided(self) -> int:

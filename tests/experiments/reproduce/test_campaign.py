@@ -301,6 +301,10 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     done = record_of(store)
     assert len(done.claims[0].noise) == 3
     assert 0 < done.planned_took <= done.seconds + 60  # what it took by the clock, looking things up included
+    assert 0 < done.planned_took_processor <= 1.5 * done.planned_took  # and of it the trainings' own
+    assert done.planned_processor > 0
+    (run,) = done.runs
+    assert (run.planned_processor, run.planned_took_processor) == (done.planned_processor, done.planned_took_processor)
     capsys.readouterr()
     assert main(["store", "pack", "small-demo", "-o", str(bundle), "--store", str(store)]) == 0
     assert "packed 1 run," in capsys.readouterr().out, "the run that is none of the campaign's is left out"
@@ -318,6 +322,7 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
         out, err = capsys.readouterr()
         assert "trained," not in err
         assert ("Trained in this store: planned" in out) == recorded, "what was trained elsewhere was not planned here"
+        assert ("of processors' time, which others' work is not in, " in out) == recorded
         assert networks(other) == before
         assert [claim.noise for claim in record_of(other).claims] == [claim.noise for claim in done.claims]
 

@@ -34,6 +34,9 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
         ("iterative", {"densities": [0.6, 0.5, 0.4], "structure": "regroup", "rows": 4}, []),
         ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
         ("early", {"density": [0.5, 0.3], "when": "0"}, []),
+        ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
+        ("regularised", {"density": [0.5, 0.3], "until": "6it"}, []),
+        ("continuous", {"rounds": 2, "rewind": "2it"}, []),
     ],
 )
 def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
@@ -98,10 +101,10 @@ def campaign(tmp_path: Path) -> Campaign:
     return read_campaign(file, "demo")
 
 
-def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float, masked: float | None = None) -> Clock:
+def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float, masked: float | None = None, **more: Any) -> Clock:
     """One by which each step takes so many seconds, under a mask `masked`, and nothing else any time."""
     clock = Clock(lab, campaign, twins=lambda _: ())
-    clock._measured = lambda _: Pace(seconds, 0.0, masked)  # type: ignore[method-assign]
+    clock._measured = lambda _: Pace(seconds, 0.0, masked, **more)  # type: ignore[method-assign]
     return clock
 
 
@@ -118,6 +121,40 @@ def test_what_runs_share_is_planned_once(tmp_path: Path, campaign: Campaign) -> 
 def test_steps_under_a_mask_have_a_pace_of_their_own(tmp_path: Path, campaign: Campaign) -> None:
     with tk.Lab(tmp_path / "store", device="cpu") as lab:
         assert clock_of(lab, campaign, 1.0, 0.25).estimate(Block("single", 0, 0, 2)) == 2 * (1 + 3 * 0.25) * 40
+
+
+GATED = """
+[scales.demo.bases.gates]
+method = "l0"
+task = "digits"
+recipe = { length = "40it" }
+settings = { density = [0.5, 0.3], until = "10it" }
+
+[scales.demo.runs.gated]
+base = "gates"
+
+[claims"""
+
+
+def test_steps_of_gates_have_a_pace_of_their_own(tmp_path: Path) -> None:
+    """Two replicates: dense, ten steps with gates, and thirty more of each of two tickets."""
+    (file := tmp_path / "gated.toml").write_text(CAMPAIGN.replace("[claims", GATED, 1))
+    campaign = read_campaign(file, "demo")
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        clock = clock_of(lab, campaign, 1.0, 0.25, gated_step=3.0)
+        assert clock.estimate(Block("gated", 0, 0, 2)) == 2 * (40 * 1.0 + 10 * 3.0 + 2 * 30 * 0.25)
+        assert clock_of(lab, campaign, 1.0).estimate(Block("gated", 0, 0, 2)) == 2 * (40 + 10 + 2 * 30)
+
+
+def test_the_time_of_processors_is_planned_too(tmp_path: Path, campaign: Campaign) -> None:
+    """Of a machine half of whose time goes to others: by steps that were timed, then by the block before."""
+    with tk.Lab(tmp_path / "store", device="cpu") as lab:
+        block = Block("single", 0, 0, 2)
+        assert clock_of(lab, campaign, 1.0).processor(block, 100.0) is None
+        clock = clock_of(lab, campaign, 1.0, processor=0.5)
+        assert clock.processor(block, 100.0) == 50.0
+        clock.took(block, 140.0, Work(200, 5), Work(0, 0), 0.25)
+        assert clock.processor(block, 100.0) == 25.0
 
 
 CONTROLLED = """
@@ -174,6 +211,8 @@ def test_steps_are_timed_in_a_store_that_is_thrown_away(tmp_path: Path, campaign
         assert pace.step > 0
         assert pace.training > 0
         assert pace.masked_step is None
+        assert pace.gated_step is None
+        assert 0 < pace.processor < 1.5
         (folder,) = opened
         assert not folder.exists()
         assert not list(lab.store.paths.result_files())
@@ -195,7 +234,9 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
 
     with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
         density = 0.2 if kernels == "sparse" else None
-        assert (measured(lab, request, kernels, density, elsewhere).masked_step is None) == (kernels == "dense")
+        pace = measured(lab, request, kernels, density, elsewhere, gated=True)
+        assert (pace.masked_step is None) == (kernels == "dense")
+        assert pace.gated_step is None, "the dense network is too small for kernels, so it trains in torch as gates do"
         assert not list(lab.store.paths.blob_files())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -353,3 +354,11 @@ def test_training_time_adds_up_over_interruptions(lab, segment):
     total = lab.store.result(segment.trajectory, 24)["cost"]["train_seconds"]
     assert 0 < earlier <= total
     assert total == pytest.approx(earlier + work.train_seconds, abs=2e-3)
+
+
+def test_work_tells_the_processor_s_time_of_its_own(lab, segment):
+    began, busy = time.perf_counter(), time.process_time()
+    work = execute(lab.store, None, segment, (), Watch())
+    assert 0 < work.processor_seconds <= time.process_time() - busy
+    assert work.train_seconds + work.other_seconds <= time.perf_counter() - began
+    assert execute(lab.store, None, segment, (), Watch()).processor_seconds == 0, "all of it was there"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
@@ -15,8 +16,9 @@ from ticketry.experiments.options import LabOptions, opened
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.clock import Clock
-from ticketry.experiments.reproduce.deciding import Decision, cost_of, decide
+from ticketry.experiments.reproduce.deciding import Decision, decide
 from ticketry.experiments.reproduce.done import Done
+from ticketry.experiments.reproduce.method_table import method_table
 from ticketry.experiments.reproduce.pace import Elsewhere
 from ticketry.experiments.reproduce.planning import Block, blocks_of, missing
 from ticketry.experiments.reproduce.sharing import steps_alone
@@ -30,12 +32,17 @@ from ticketry.lab.runners.chosen import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
-from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, FileVersion, MethodRow, TrainedOn
-from ticketry.records.network import DENSE, TICKET, Point
+from ticketry.records.campaign import (
+    CampaignRecord,
+    CampaignRun,
+    Claim,
+    FileVersion,
+    PlannedTime,
+    TrainedOn,
+)
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.campaigns import markdown, write_campaign_page
-from ticketry.report.tables.results import summarise
 from ticketry.report.wording import duration
 
 Say = Callable[[str], None]
@@ -238,6 +245,7 @@ class _Work:
 
     def _search(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.shared(block)
+        processor = self._clock.processor(block, planned)
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
@@ -247,9 +255,12 @@ class _Work:
         self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into looking things up
-            self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
-        planned_before, took_before = self._planned.get(block.run, (0.0, 0.0))
-        self._planned[block.run] = planned_before + planned, took_before + seconds
+            share = did.processor_seconds / seconds if processor is not None else None
+            self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared, share)
+        known = (0.0, 0.0) if processor is None else (processor, did.processor_seconds)
+        self._planned[block.run] = self._planned.get(block.run, PlannedTime()).plus(
+            PlannedTime(planned, seconds, *known)
+        )
         self.write()
 
     def _carry_out(self, block: Block) -> None:
@@ -276,6 +287,7 @@ class _Work:
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
         first = next(iter(campaign.runs.values()))
+        times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
         record = CampaignRecord(
             name=self._name,
             title=campaign.title,
@@ -284,11 +296,13 @@ class _Work:
             files=self._versions,
             claims=tuple(self._told(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
             runs=runs,
-            table=tuple(self._table()),
+            table=tuple(method_table(campaign, self._done.runs)),
             twins=twins,
             metric=first.task.metric.name,
-            planned_seconds=sum(planned for planned, _ in self._planned.values()),
-            planned_took=sum(took for _, took in self._planned.values()),
+            planned_seconds=times.planned,
+            planned_took=times.took,
+            planned_processor=times.processor,
+            planned_took_processor=times.took_processor,
             seconds=sum(seconds.values()) + sum(one.seconds for one in twins),
             segments_asked=sum(one.segments_asked or 0 for one in costs) + len(twins),
             segments_trained=sum(one.segments_trained or 0 for one in costs) + sum(one.trained for one in twins),
@@ -317,7 +331,7 @@ class _Work:
 
     def _run(self, name: str) -> CampaignRun:
         request, done = self._campaign.runs[name], self._done.runs[name]
-        planned, took = self._planned.get(name, (None, None))
+        times = self._planned.get(name)
         return CampaignRun(
             name=name,
             method=request.method.name,
@@ -330,26 +344,13 @@ class _Work:
             replicates=sum(one.replicates for one in done),
             runs=tuple(one.name for one in done),
             blocks=tuple(_trained_on(done)),
-            planned_seconds=planned,
-            planned_took=took,
+            planned_seconds=times and times.planned,
+            planned_took=times and times.took,
+            planned_processor=times and times.processor,
+            planned_took_processor=times and times.took_processor,
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._done.stable.get(name, done)),  # with searches
             failed=self._failed.get(name, ""),
         )
-
-    def _table(self) -> Iterable[MethodRow]:
-        """A row for each dense network (once a task and recipe), each level's tickets and controls."""
-        seen = set[str]()
-        for name, request in self._campaign.runs.items():
-            points: dict[tuple[int, str], list[Point]] = {}
-            for record in self._done.runs[name]:
-                for point in record.points:
-                    points.setdefault((point.level, point.role), []).append(point)
-            for (_, role), found in sorted(points.items(), key=lambda one: (one[0][0], one[0][1] != TICKET, one[0][1])):
-                if role == DENSE and (key := found[0].key) in seen:
-                    continue
-                if role == DENSE:
-                    seen.add(key)
-                yield _row(name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit)
 
 
 def _trained_on(done: Iterable[RunRecord]) -> Iterator[TrainedOn]:
@@ -364,25 +365,6 @@ def _trained_on(done: Iterable[RunRecord]) -> Iterator[TrainedOn]:
             processor=str(one.environment.get("processor", "")),
         )
         first += one.replicates
-
-
-def _row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
-    found = summarise([point.metric(metric) for point in points])
-    costs = {
-        what: sum(cost_of(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")
-    }
-    return MethodRow(
-        run=run,
-        method=method,
-        role=role,
-        density=sum(point.density for point in points) / len(points),
-        n=found.n,
-        mean=found.mean,
-        sd=found.sd,
-        interval=found.interval,
-        unit=unit,
-        **{what: None if math.isnan(value) else value for what, value in costs.items()},
-    )
 
 
 def _versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.pace import Elsewhere, Pace, measured
@@ -25,6 +25,16 @@ from ticketry.lab.store.second_orders import second_order
 from ticketry.lab.training.segment import Segment
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Of a run's block that was carried out."""
+
+    step: float
+    """Seconds a step that is no dense network's, with all that trainings take beside their steps."""
+    processor: float | None
+    """Seconds of processors' time a second."""
+
+
 class Clock:
     """How long blocks take.
 
@@ -43,20 +53,29 @@ class Clock:
     ) -> None:
         self._lab, self._campaign, self._twins, self._elsewhere = lab, campaign, twins, elsewhere
         self._pace: dict[str, Pace] = {}
-        self._seen: dict[str, float] = {}
-        """Of each run: seconds a step that is no dense network's, with all that trainings take beside their steps."""
+        self._seen: dict[str, _Seen] = {}
         self._there: dict[Block, tuple[Work, Work, dict[tuple[str, int], Work]]] = {}
 
-    def took(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
+    def took(self, block: Block, seconds: float, trained: Work, shared: Work, processor: float | None = None) -> None:
         """Take note of a block that was carried out just now.
 
         Args:
             trained: what was not in the store.
             shared: what `shared` said before.
+            processor: seconds of processors' time a second.
         """
         own, seconds = trained.without(shared), seconds - self._seconds(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
-            self._seen[block.run] = seconds / own.steps
+            self._seen[block.run] = _Seen(seconds / own.steps, processor)
+
+    def processor(self, block: Block, seconds: float) -> float | None:
+        """Seconds of processors' time that a block takes which takes `seconds` by the clock, if that is known. What
+        else the machine does is in the clock's, and not in these.
+        """
+        if seen := self._seen.get(block.run):
+            return None if seen.processor is None else seconds * seen.processor
+        share = self._measured(block.run).processor if seconds else 0.0
+        return None if share is None else seconds * self._side_by_side(block.last - block.first) * share
 
     def estimate(self, block: Block, counted: set[str] | None = None) -> float:
         """Seconds of what the store lacks. Networks that are in `counted` take none; others are added to that."""
@@ -131,11 +150,8 @@ class Clock:
         if not work.trainings:
             return 0.0
         if not dense and (seen := self._seen.get(block.run)):
-            return work.steps * seen  # of blocks side by side, as they were
-        pace = self._measured(block.run)
-        step = pace.step if pace.masked_step is None else pace.masked_step
-        steps = (work.steps - work.masked) * pace.step + work.masked * step
-        return (steps + work.trainings * pace.training) / self._side_by_side(block.last - block.first)
+            return work.steps * seen.step  # of blocks side by side, as they were
+        return self._measured(block.run).seconds(work) / self._side_by_side(block.last - block.first)
 
     def _side_by_side(self, replicates: int) -> int:
         """How many networks are trained at once."""
@@ -147,7 +163,8 @@ class Clock:
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
         density = None if kernels == "dense" else mean_density(request)
-        key = digest_of([whole.describe(), kernels])
+        gated = work_of(self._lab, request).gated > 0
+        key = digest_of([whole.describe(), kernels, gated])
         if key not in self._pace:
             self._pace[key] = measured(
                 self._lab,
@@ -155,6 +172,7 @@ class Clock:
                 kernels,
                 density,
                 self._elsewhere,
+                gated=gated,
                 side_by_side=self._side_by_side(self._campaign.plans[run].at[0]),
             )
         return self._pace[key]

@@ -15,11 +15,11 @@ import torch
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.seeds import generator
-from ticketry.experiments.reproduce.work import dense
+from ticketry.experiments.reproduce.work import Work, dense
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.aside import trained_aside
 from ticketry.lab.lab import Lab
-from ticketry.lab.training.job import Work
+from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
 
@@ -35,7 +35,7 @@ _FORWARD = 1 / 3
 
 Elsewhere = Callable[[Path], AbstractContextManager[Lab]]
 """Opens a lab like the campaign's over another folder."""
-_Train = Callable[[Sequence[Segment], bool], list[Work]]
+_Train = Callable[[Sequence[Segment], bool], list[Timed]]
 """Trains segments side by side, and measures metrics if it is said; tells what each has taken."""
 
 
@@ -49,6 +49,17 @@ class Pace:
     """Seconds of a training beside its steps: evaluation, reading, writing, getting sparse kernels ready."""
     masked_step: float | None = None
     """Seconds of a step of a network under a mask, where that trains in sparse kernels; None if as without a mask."""
+    gated_step: float | None = None
+    """Seconds of a step in torch, as of networks with gates, where the dense network trains in kernels; None if that
+    trains in torch too."""
+    processor: float | None = None
+    """Seconds of processors' time a second of a training; None if it is not known."""
+
+    def seconds(self, work: Work) -> float:
+        """Of all of it, one training after the other."""
+        masked, gated = (self.step if one is None else one for one in (self.masked_step, self.gated_step))
+        plain = work.steps - work.masked - work.gated
+        return plain * self.step + work.masked * masked + work.gated * gated + work.trainings * self.training
 
 
 def measured(
@@ -58,6 +69,7 @@ def measured(
     density: float | None,
     elsewhere: Elsewhere | None,
     *,
+    gated: bool = False,
     side_by_side: int = 1,
 ) -> Pace:
     """By the first steps of dense trainings, and of those under a random mask where sparse kernels compute with that.
@@ -70,6 +82,7 @@ def measured(
         density: of the mask; None where it is not known.
         elsewhere: None where workers are on other machines, that see no folder of this one: then the lab itself trains
             the first steps of the dense network.
+        gated: whether networks with gates are trained too. What gates add to a step in torch is not measured.
         side_by_side: how many are trained at once, as they share what the machine has.
     """
     if elsewhere is None:
@@ -80,31 +93,44 @@ def measured(
         elsewhere(Path(folder)) as other,
         other.training_in(kernels),
     ):
+        took: list[Timed] = []
 
-        def train(segments: Sequence[Segment], measure: bool) -> list[Work]:
-            return trained_aside(lab, segments, other.store.address, measure=measure)
+        def train(segments: Sequence[Segment], measure: bool) -> list[Timed]:
+            done = trained_aside(lab, segments, other.store.address, measure=measure)
+            took.extend(done)
+            return done
 
         whole = [dense(other, request, replicate) for replicate in range(side_by_side)]
         step, training = _timed(other, whole, train)
-        masked = [] if density is None else _masked(other, request, whole, density)
-        if not masked:
-            return Pace(step, training)
-        masked_step, masked_training = _timed(other, masked, train)
-        return Pace(step, max(training, masked_training), masked_step)
+        trainings, masked_step, gated_step = [training], None, None
+        if density is not None and (masked := _masked(other, request, whole, density)):
+            masked_step, training = _timed(other, masked, train)
+            trainings.append(training)
+        if gated and whole[0].arithmetic.kernels != DENSE:
+            with other.training_in(DENSE):
+                bare = [dense(other, request, replicate) for replicate in range(side_by_side)]
+            gated_step, training = _timed(other, bare, train)
+            trainings.append(training)
+        return Pace(step, max(trainings), masked_step, gated_step, _processor(took))
+
+
+def _processor(took: Sequence[Timed]) -> float | None:
+    seconds = sum(one.train_seconds + one.other_seconds for one in took)
+    return sum(one.processor_seconds for one in took) / seconds if seconds else None
 
 
 def _in_store(lab: Lab) -> _Train:
     """Training in the lab's own store: what that has takes what it took."""
     known: dict[str, float] = {}
 
-    def train(segments: Sequence[Segment], measure: bool) -> list[Work]:
+    def train(segments: Sequence[Segment], measure: bool) -> list[Timed]:
         begun = time.monotonic()
         results = lab.train_many(segments, labels=["to measure a step"] * len(segments), measure=measure)
         wall, found = time.monotonic() - begun, []
         for segment, result in zip(segments, results, strict=True):
             seconds = result.train_seconds - known.get(segment.trajectory, 0.0)
             known[segment.trajectory] = result.train_seconds
-            found.append(Work(train_seconds=seconds, other_seconds=max(wall - seconds, 0.0)))
+            found.append(Timed(train_seconds=seconds, other_seconds=max(wall - seconds, 0.0)))
         return found
 
     return train

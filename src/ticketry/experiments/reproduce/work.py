@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import operator
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.request import SearchRequest, planned_densities
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Segment
+from ticketry.search.common.pruned_once import CutAt
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.concrete import Settings as ConcreteSettings
 from ticketry.search.concrete import mask_steps
-from ticketry.search.gating.settings import GateSettings
+from ticketry.search.gating.settings import CutGates, GateSettings
 from ticketry.search.iterative import Settings as IterativeSettings
 
 
@@ -24,25 +27,26 @@ class Work:
     trainings: int
     masked: int = 0
     """Of the steps, those of networks that hold a mask, which sparse kernels may make faster."""
+    gated: int = 0
+    """Of the steps, those of networks with gates, which train in torch."""
 
     def without(self, other: Work) -> Work:
         """What is left of it."""
-        return Work(
-            max(self.steps - other.steps, 0),
-            max(self.trainings - other.trainings, 0),
-            max(self.masked - other.masked, 0),
-        )
+        return self._with(other, lambda mine, theirs: max(mine - theirs, 0))
 
     def at_most(self, other: Work) -> Work:
         """No more than another."""
-        return Work(min(self.steps, other.steps), min(self.trainings, other.trainings), min(self.masked, other.masked))
+        return self._with(other, min)
 
     def times(self, count: int) -> Work:
         """As many times as much."""
-        return Work(count * self.steps, count * self.trainings, count * self.masked)
+        return self._with(self, lambda mine, _: count * mine)
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.steps + other.steps, self.trainings + other.trainings, self.masked + other.masked)
+        return self._with(other, operator.add)
+
+    def _with(self, other: Work, made: Callable[[int, int], int]) -> Work:
+        return Work(*map(made, astuple(self), astuple(other)))
 
 
 NOTHING = Work(0, 0)
@@ -66,10 +70,18 @@ def work_of(lab: Lab, request: SearchRequest, stability: StabilitySettings | Non
         again = int(stability.dense)
     if structured(request):
         masked += tickets - 1  # the next level goes on from the mask without structure
-    found = Work(whole.total * rounds + own * again, rounds + again) + Work(masked * own, masked, masked * own)
+    found = Work(own * again, again) + _gated(whole.total * rounds, rounds) + Work(masked * own, masked, masked * own)
     if isinstance(settings, ConcreteSettings):
-        found += Work(tickets * mask_steps(settings, whole), tickets)
+        found += _gated(tickets * mask_steps(settings, whole), tickets)
+    if isinstance(settings, CutAt):  # one training up to the cut, from where tickets go on
+        cut = whole.at(settings.until)
+        before = _gated(cut, 1) if isinstance(settings, CutGates) else Work(cut, 1)
+        found = before + found.without(Work(masked * cut, 0, masked * cut))
     return found
+
+
+def _gated(steps: int, trainings: int) -> Work:
+    return Work(steps, trainings, gated=steps)
 
 
 def chain_of(lab: Lab, request: SearchRequest) -> Work:

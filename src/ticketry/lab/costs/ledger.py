@@ -16,6 +16,8 @@ class Ledger:
     train_seconds: float = 0.0
     other_seconds: float = 0.0
     """In workers, outside training steps: evaluation, reading and writing, waiting for locks."""
+    processor_seconds: float = 0.0
+    """Of workers' processors, for both. Of work on other devices what the processor had to do with it."""
 
     keys: list[str] = field(default_factory=list, repr=False)
     """Of every segment asked for, as often as it was."""

@@ -20,7 +20,7 @@ def execute(
     Only one process at a time trains a trajectory; what another has stored meanwhile is not done again. Training goes
     on from the furthest stored state. Without `measure` the result needs no metrics.
     """
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     watch.waiting(segment)
     with store.lock(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
@@ -30,7 +30,7 @@ def execute(
         job = Job(store, segment.course(data), segment, keep, measure)
         with segment.arithmetic.active():
             job.do(watch)
-    return job.work(time.perf_counter() - started)
+    return job.work(time.perf_counter() - started, time.process_time() - busy)
 
 
 def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:

@@ -54,6 +54,8 @@ class Work:
     steps: int = 0
     train_seconds: float = 0.0
     other_seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of all threads of the process, for both; of several processes that train together, of the first."""
 
 
 class Job:
@@ -132,9 +134,9 @@ class Job:
                 training.until(stop)
         self.finish()
 
-    def work(self, seconds: float) -> Work:
+    def work(self, seconds: float, processor_seconds: float) -> Work:
         """What was done in `seconds` of wall time."""
-        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds)
+        return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     # -- where to begin ----------------------------------------------------------------------------------------------
 

@@ -144,9 +144,11 @@ def facts(record: CampaignRecord) -> list[str]:
         f" {duration(record.seconds)} in all.",
     ]
     if record.planned_took:
-        lines.append(
-            f"Trained in this store: planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}."
-        )
+        times = f"planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}"
+        if record.planned_took_processor:
+            planned, took = record.planned_processor, record.planned_took_processor
+            times += f"; of processors' time, which others' work is not in, {duration(planned)} and {duration(took)}"
+        lines.append(f"Trained in this store: {times}.")
     if record.steps_alone:
         lines.append(
             f"{short_count(record.steps_trained)} steps were trained; claims would have taken"

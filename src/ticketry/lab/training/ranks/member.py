@@ -96,12 +96,12 @@ def _trained(rank: int, request: Asked, pipe: Connection, stop: Connection, meet
         job = kind(store, course, segment, request.keep, request.measure, group)
         watch = _Silent() if rank else _Telling(request.checkpoint_seconds, pipe, stop)
         job.missing = group.first(job.missing)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         try:
             job.do(watch)
         except InterruptedTrainingError as error:
             raise _StoppedAt(watch.stored_at, str(error)) from error
-        work = job.work(time.perf_counter() - began)
+        work = job.work(time.perf_counter() - began, time.process_time() - busy)
         group.leave()
         return work
 
