@@ -1,4 +1,4 @@
-"""Channels in pairs: an order that is one, that keeps to its runs, and that keeps more pairs together."""
+"""Pictures whose channels lie apart; channels in pairs, by an order that keeps to its runs and more pairs together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 import ticketry as tk
 from ticketry.engine.bench.masks import synthetic
 from ticketry.engine.capture import capture
-from ticketry.engine.plan.arenas import paired, pairs_of
+from ticketry.engine.plan import region_programs
+from ticketry.engine.plan.arenas import PixelsArena, paired, pairs_of
 from ticketry.engine.plan.partition import Region, partition
 from ticketry.engine.plan.sketch import Sketch
 
@@ -94,3 +95,55 @@ def test_what_comes_in_and_goes_out_keeps_its_order() -> None:
     pinned = {sketch.storages.orders.find(one) for one in sketch.storages.pinned}
     assert pinned
     assert not pinned & set(paired(sketch, {}, LANES))
+
+
+class Seen(nn.Module):
+    """A picture that goes into a convolution, and perhaps elsewhere."""
+
+    def __init__(self, channels: int, groups: int = 1, also: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(channels, 12 // groups * groups, 3, stride=2, padding=1, groups=groups)
+        self.same = nn.Conv2d(channels, channels, 3, padding=1)
+        self.also = also
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.also == "residual":
+            return self.first(self.same(x) + x)
+        if self.also == "relu":
+            return self.first(x) + self.first(torch.relu(x))
+        return self.first(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "pixels", "apart"),
+    [
+        (Seen(3), 16, True),
+        (Seen(1), 16, True),
+        (Seen(40), 16, False),  # as many numbers side by side
+        (Seen(3, groups=3), 16, False),  # each channel by itself
+        (Seen(3, also="residual"), 16, False),
+        (Seen(3, also="relu"), 16, False),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 32)), 28, True),
+    ],
+)
+def test_pictures_that_only_convolutions_read_have_their_channels_apart(
+    model: nn.Module, pixels: int, *, apart: bool
+) -> None:
+    channels = model.first.in_channels if isinstance(model, Seen) else 1
+    x = torch.randn(3, channels, pixels, pixels)
+    graph = capture(model.eval(), None, x)
+    (region,) = partition(graph).steps
+    assert isinstance(region, Region)
+    sketch = region.sketch(graph)
+    arena = PixelsArena(sketch, 2, LANES)
+    (loaded,) = [task for task in sketch.tasks if task.kind == "load"]
+    assert bool(arena.value(loaded.output).geometry.apart) == apart
+    assert not PixelsArena(sketch, 2, LANES, 2).value(loaded.output).geometry.apart, "bfloat16 multiplies pairs"
+    if not apart:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(region_programs, "choose", lambda *_: "pixels")
+        compiled = tk.compile(model, None, x)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), torch.randn(5, *x.shape[1:])):
+        torch.testing.assert_close(compiled(given), model(given), rtol=1e-4, atol=1e-5)

@@ -22,6 +22,9 @@ from ticketry.engine.plan.sketch import Sketch, Task
 from ticketry.engine.plan.storage import Places, Storages
 from ticketry.engine.plan.value_axes import Form, UnsupportedError
 
+_WORTH_APART = 2
+"""How many times as much memory a picture takes as pixels, from which on its channels lie apart."""
+
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -52,6 +55,7 @@ class PixelsArena:
             for wide in self._wides
             for member, first in zip(wide.members, wide.firsts, strict=True)
         }
+        self._apart = _read_apart(sketch) if item == FLOAT else set()
         self._orders = _orders(sketch) if item == FLOAT else paired(sketch, _orders(sketch), lanes)
         self.bytes = self._place(images)
 
@@ -91,7 +95,7 @@ class PixelsArena:
         places: Places[pixels.Geometry] = Places()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
-        first = self._storages.places(once=True)
+        first, apart = self._storages.places(once=True), self._apart
         under = [self._under(wide, first) for wide in order]
         dies: dict[int, int] = {}
         for wide, place in zip(order, under, strict=True):
@@ -101,6 +105,10 @@ class PixelsArena:
             members = [self._storages.all[one] for one in wide.members]
             halo = max(self._storages.halo(one) for one in wide.members)
             wide.geometry = pixels.Geometry.of(*members[0].pixels, wide.channels, halo, self._item)
+            if wide.members[0] in apart and len(members) == 1:
+                planar = pixels.Geometry.planar(*members[0].pixels, wide.channels, halo)
+                if _WORTH_APART * planar.image <= wide.geometry.image:
+                    wide.geometry = planar
             if place is wide:
                 slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
@@ -165,6 +173,20 @@ def _join(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Ru
     longer = whole if len(whole) > len(known) else known
     for one in longer:
         sequences[one] = longer
+
+
+def _read_apart(sketch: Sketch) -> set[int]:
+    """Storages that come in and whose readers are convolutions of all channels: those may lie apart."""
+    found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
+    for task in sketch.tasks:
+        whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
+        flattened = task.kind == "linear" and task.inputs[0].labels == "f"
+        for number, form in enumerate(task.inputs):
+            if number or not (whole or flattened):
+                found.difference_update(form.flat[:, 0].tolist())
+        if task.kind == "store":
+            found.difference_update(task.output.flat[:, 0].tolist())
+    return found
 
 
 def _orders(sketch: Sketch) -> dict[int, Order]:

@@ -105,7 +105,7 @@ def view(memory: Array, value: Pixels, images: int) -> Array:
     geometry = value.geometry
     at = value.start + geometry.at(0, 0)
     shape = (images, value.channels, geometry.height, geometry.width)
-    strides = (geometry.image, geometry.item, geometry.row, geometry.pixel)
+    strides = (geometry.image, geometry.apart or geometry.item, geometry.row, geometry.pixel)
     return np.ndarray(shape, np.float32 if geometry.item == FLOAT else np.uint16, memory, at, strides)
 
 

@@ -49,6 +49,8 @@ class Case:
     residual: bool
     beside: int
     """Channels before and behind the input and the output in wider values."""
+    apart: bool
+    """Whether the input's channels lie apart, where they may."""
     seed: int
 
 
@@ -85,6 +87,7 @@ def cases(draw: st.DrawFn) -> Case:
         act=draw(st.sampled_from([None, "relu", "relu6", "gelu", "sigmoid", ("leaky_relu", 0.1)])),
         residual=draw(st.booleans()),
         beside=draw(st.sampled_from([0, 0, 3, 16])),
+        apart=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -121,6 +124,8 @@ def test_any_convolution(case: Case) -> None:
     beside = 2 * case.beside
     wide = Geometry.of(case.height, case.width, case.inputs + beside, max(case.padding), item)
     x = block.place(wide, case.beside, case.inputs)
+    if case.apart and item == FLOAT and not depthwise:
+        x = block.place(Geometry.planar(case.height, case.width, case.inputs, max(case.padding)))
     there = Geometry.of(*expected.shape[2:], case.outputs + beside, case.seed % 3, y_item)
     y = block.place(there, case.beside, case.outputs)
     block.put(x, data)
@@ -193,6 +198,10 @@ def test_shapes_and_rows_that_do_not_fit() -> None:
         conv(x, y, Convolution(np.ones((6, 3, 3, 3), np.float32), padding=(1, 1)), None, spec)
     with pytest.raises(EngineError, match="residual"):
         conv(x, y, Convolution(weight, padding=(1, 1)), x, spec)
+    apart, like = block.place(Geometry.planar(8, 8, 4, 1)), block.place(Geometry.of(8, 8, 4))
+    alone = Convolution(np.ones((4, 1, 3, 3), np.float32), padding=(1, 1), groups=4)
+    with pytest.raises(EngineError, match="reads channels side by side"):
+        conv(apart, like, alone, None, spec)
 
 
 def test_what_a_layer_costs() -> None:

@@ -6,12 +6,14 @@ import ctypes
 import mmap
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cpu.pixels.block import Block, targets
 from ticketry.engine.cpu.pixels import Geometry, load, store
+from ticketry.errors import EngineError
 
 LAYOUTS = {
     # name: strides of a tensor [images, channels, height, width] that takes `steps` elements in all
@@ -65,6 +67,43 @@ def test_in_and_out(
     assert torch.equal(written, inside)
     written[:] = torch.nan
     assert torch.isnan(result).all(), "numbers beside the tensor were written"
+
+
+@given(
+    where=st.sampled_from(targets()),
+    images=st.integers(1, 4),
+    run=st.integers(1, 9),
+    threads=st.sampled_from([1, 2]),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 5),
+    width=st.integers(1, 35),
+    halo=st.integers(0, 2),
+    layout=st.sampled_from(list(LAYOUTS)),
+    seed=st.integers(0, 99),
+)
+def test_into_channels_that_lie_apart(
+    where: str,
+    images: int,
+    run: int,
+    threads: int,
+    channels: int,
+    height: int,
+    width: int,
+    halo: int,
+    layout: str,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    strides = LAYOUTS[layout](channels, height, width)
+    _, inside = _tensor(run, channels, height, width, strides, at_end=seed % 2 == 0)
+    inside[:] = torch.from_numpy(rng.standard_normal(inside.shape).astype(np.float32))
+    block = Block(images)
+    value = block.place(Geometry.planar(height, width, channels, halo))
+    last = run - (-(-run // images) - 1) * images
+    [held] = block.run(load(0, strides, value), [value], where, threads=threads, external=[inside], images=run)
+    assert np.array_equal(held[:last], inside[run - last :].numpy())
+    with pytest.raises(EngineError, match="read by convolutions alone"):
+        store(1, strides, value)
 
 
 def _tensor(

@@ -73,6 +73,8 @@ def _parts(shape: ConvShape, layer: Convolution, images: int, target: Target) ->
     if shape.pairs and not target.bf16:
         raise EngineError(f"the target {target.name} ({target.cpu}) multiplies no bfloat16 (vdpbf16ps)")
     if groups == len(weight) == shape.x.channels > 1:
+        if shape.x.geometry.apart:
+            raise EngineError("a convolution of each channel by itself reads channels side by side")
         weights = np.ascontiguousarray(weight.reshape(groups, -1), dtype=np.float32)
         return weights, [_depthwise(shape, weights, images, target)]
     weights = columns_by_tap(weight, groups)
@@ -160,7 +162,7 @@ class ConvShape:
         (height, width), (down, right) = self.window.size, self.window.dilation
         rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
         taps = (rows[:, None] + places).reshape(-1, 1) // FLOAT
-        found: Array = (taps + np.arange(columns)).reshape(-1)
+        found: Array = (taps + np.arange(columns) * (geometry.apart // FLOAT or 1)).reshape(-1)
         return found
 
 

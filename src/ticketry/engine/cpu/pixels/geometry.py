@@ -6,6 +6,9 @@ at the same time those before the next row's first. So an input of a convolution
 output's pixel, at every pixel. The images of a block follow one another.
 
 Channels are padded to whole vectors. Halo and padding are zero from the start and no kernel writes to them.
+
+Pictures of few channels that only convolutions read may have them apart: a plane of pixels for each channel, halo and
+all. A pixel of three channels takes sixteen numbers otherwise, and caches hold a fifth of the picture.
 """
 
 from __future__ import annotations
@@ -42,6 +45,14 @@ class Geometry:
     """Bytes from one image to the next."""
     item: int = FLOAT
     """Bytes of a channel of a pixel: those of a float32 or of a bfloat16."""
+    apart: int = 0
+    """Bytes from a channel to the next where each is a plane of its own; 0 where a pixel has them side by side."""
+
+    @classmethod
+    def planar(cls, height: int, width: int, channels: int, halo: int = 0) -> Geometry:
+        """That of float32 channels apart, which convolutions of all channels read and nothing else."""
+        plane = _odd_lines(((height + 2 * halo) * (width + halo) + halo) * FLOAT)
+        return cls(height, width, channels, halo, FLOAT, _odd_lines(channels * plane), apart=plane)
 
     @classmethod
     def of(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> Geometry:
@@ -99,7 +110,7 @@ class Pixels:
     @property
     def start(self) -> int:
         """The arena's byte of the first image's first pixel (the halo's, if there is one) and first channel."""
-        return self.offset + self.geometry.item * self.first
+        return self.offset + (self.geometry.apart or self.geometry.item) * self.first
 
     def like(self, other: Pixels) -> bool:
         """Whether both have the same shape (not necessarily the same halo or place)."""

@@ -16,6 +16,7 @@ from ticketry.engine.cpu.pixels.geometry import FLOAT, Pixels
 from ticketry.engine.cpu.pixels.loops import Strides
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.window import Array
+from ticketry.errors import EngineError
 
 
 class Way(enum.Enum):
@@ -24,6 +25,7 @@ class Way(enum.Enum):
     CHANNELS = "a pixel's channels side by side"
     PLANES = "a row's pixels side by side"
     APART = "anyhow"
+    ALIKE = "anyhow, and the value's channels lie apart as well"
 
 
 class Arg(enum.IntEnum):
@@ -53,7 +55,9 @@ def load(number: int, strides: Sequence[int], y: Pixels) -> list[Op]:
 
 
 def store(number: int, strides: Sequence[int], x: Pixels) -> list[Op]:
-    """Write a value to a float32 tensor outside; arguments as those of `load`."""
+    """Write a value, whose pixels hold their channels, to a float32 tensor outside; arguments as those of `load`."""
+    if x.geometry.apart:
+        raise EngineError("channels that lie apart are read by convolutions alone")
     return [_move(number, strides, x, out=True)]
 
 
@@ -69,14 +73,16 @@ def constant(values: Array, y: Pixels) -> list[Op]:
 def _move(number: int, strides: Sequence[int], value: Pixels, out: bool) -> Op:
     image, channel, row, column = (FLOAT * int(stride) for stride in strides)
     g = value.geometry
-    if value.channels == 1 or channel == FLOAT:
+    if g.apart:
+        way = Way.ALIKE
+    elif value.channels == 1 or channel == FLOAT:
         way = Way.CHANNELS
     elif column == FLOAT and g.width > 1:
         way = Way.PLANES
     else:
         way = Way.APART
     table = np.arange(value.channels, dtype=np.int64) * (g.item if way is Way.CHANNELS else channel)
-    kernel = Move(g.height, g.width, value.channels, Strides.of(value), way, out)
+    kernel = Move(g.height, g.width, value.channels, Strides.of(value), way, out, apart=g.apart, rows=column == FLOAT)
     return Op(kernel, (loops.begin(value), number, image, row, column, table))
 
 
@@ -92,13 +98,38 @@ class Move(Written):
     out: bool
     held: bool = False
     """Whether the tensor is a table, at the place of the number."""
+    apart: int = 0
+    """Bytes from a channel of the value to the next, where they lie apart."""
+    rows: bool = False
+    """Whether a channel's pixels lie side by side in the tensor; of values whose channels lie apart."""
 
     def write(self, e: Emitter) -> None:
         outside = e.table(Arg.NUMBER) if self.held else e.external(e.arg(Arg.NUMBER))
         with loops.rows(e, self.height, [(Arg.VALUE, self.value)]) as (image, y, (inside,)):
             number = e.b.add(image, e.state(State.FIRST))
             there = e.b.add(e.b.mul(number, e.arg(Arg.IMAGE)), e.b.mul(y, e.arg(Arg.ROW)))
-            self._row(e, inside, e.at(outside, there))
+            write = self._rows_of_channels if self.way is Way.ALIKE else self._row
+            write(e, inside, e.at(outside, there))
+
+    def _rows_of_channels(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
+        """A row's pixels, channel by channel."""
+        lanes = e.target.lanes
+        with e.loop(0, self.channels) as channel:
+            near = e.at(inside, e.b.mul(channel.index, e.i64(self.apart)))
+            far = e.at(outside, e.load_i64(e.at(e.table(Arg.CHANNELS), e.b.mul(channel.index, e.i64(8)))))
+            for first, last, count in _chunks(self.width, lanes):
+                with e.loop(first, last, lanes) as column:
+                    place = e.at(near, e.b.mul(column.index, e.i64(FLOAT)))
+                    there = e.at(far, e.b.mul(column.index, e.arg(Arg.COLUMN)))
+                    number_formats.put(e, self._pixels(e, there, count), place, count)
+
+    def _pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
+        """Up to a vector of one channel's pixels of the tensor."""
+        if self.rows:
+            return number_formats.get(e, there, count)
+        steps = ir.Constant(ir.VectorType(I64, e.target.lanes), list(range(e.target.lanes)))
+        offsets = e.b.mul(steps, e.splat(e.arg(Arg.COLUMN)))
+        return lane.gather(e, lane.addresses(e, there, offsets), lane.first_lanes(e, count))
 
     def _row(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         lanes = e.target.lanes
