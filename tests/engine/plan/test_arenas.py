@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ class Seen(nn.Module):
     ],
 )
 def test_pictures_that_only_convolutions_read_have_their_channels_apart(
-    model: nn.Module, pixels: int, *, apart: bool
+    model: nn.Module, pixels: int, tmp_path: Path, *, apart: bool
 ) -> None:
     channels = model.first.in_channels if isinstance(model, Seen) else 1
     x = torch.randn(3, channels, pixels, pixels)
@@ -144,6 +145,7 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(region_programs, "choose", lambda *_: "pixels")
+        patch.setenv("TICKETRY_CACHE", str(tmp_path))  # where no choice is kept
         compiled = tk.compile(model, None, x)
     for given in (x, x.contiguous(memory_format=torch.channels_last), torch.randn(5, *x.shape[1:])):
         torch.testing.assert_close(compiled(given), model(given), rtol=1e-4, atol=1e-5)

@@ -60,9 +60,11 @@ class PixelsArena:
         self.bytes = self._place(images)
 
     def value(self, form: Form) -> pixels.Pixels:
-        """Where a value lies; `UnsupportedError` if it cannot lie so."""
+        """Where a value lies, or those of its channels that there are at a time; `UnsupportedError`: nowhere."""
         runs = _runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
+        if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
+            return pixels.Pixels(wide.geometry, wide.offset)
         start = first + runs[0][1]
         at = start
         for storage, low, high in runs:
@@ -221,6 +223,7 @@ class PlanesArena:
 
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
         self.geometries = _geometries(storages, images, lanes, halos)
+        self._channels = [one.channels for one in storages.all]
         places: Places[planes.Geometry] = Places()
         under = storages.places()
         dies: dict[int, int] = {}
@@ -235,8 +238,10 @@ class PlanesArena:
         self._starts, self.bytes = places.laid_out(lambda geometry: geometry.bytes)
 
     def value(self, form: Form) -> planes.Planes:
-        """Where a value lies."""
+        """Where a value lies, or the channels of it that are there at a time."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
+        if len(storages) and len(storages) > (there := self._channels[int(storages[0])]):  # see `chunks`
+            storages, numbers = storages[:there], np.arange(there)
         geometry = self.geometries[int(storages[0])] if len(storages) else self.geometries[0]
         return planes.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 

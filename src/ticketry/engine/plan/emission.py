@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 
+from ticketry.engine.cpu import planes
 from ticketry.engine.cpu.program import Bias, BlockSpec, Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.cpu.window import Array, Convolution, Window
 from ticketry.engine.plan.arenas import PixelsArena, PlanesArena
+from ticketry.engine.plan.chunks import Chunk, some_rows
 from ticketry.engine.plan.sketch import Sketch, Task
 from ticketry.engine.plan.value_axes import Form
 
@@ -29,13 +32,21 @@ class Emission:
         target: what the operations are made for, and how many images a block has.
         inputs: how many external tensors come in; those that go out follow them.
         last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
+        found: the values whose channels go through two operations some at a time.
 
     Raises:
         UnsupportedError: the layout cannot run a task of the region.
     """
 
     def __init__(
-        self, sketch: Sketch, arena: Arena, target: Target, images: int, inputs: int, last: Collection[int] = ()
+        self,
+        sketch: Sketch,
+        arena: Arena,
+        target: Target,
+        images: int,
+        inputs: int,
+        last: Collection[int] = (),
+        found: Mapping[int, Chunk] = MappingProxyType({}),
     ) -> None:
         self.sketch, self.arena, self.layout = sketch, arena, arena.layout
         self.inputs, self.last = inputs, last
@@ -44,11 +55,17 @@ class Emission:
         self.tasks: list[Task] = []
         """Which task each operation is of."""
         self.scratch = 0
-        for task in sketch.tasks:
+        for number, task in enumerate(sketch.tasks):
             arena.check(task)
-            ops = _operations(self, task, [arena.value(form) for form in task.inputs])
-            self.ops += [replace(op, label=task.label) for op in ops]
-            self.tasks += [task] * len(ops)
+            if number in found:
+                for each, ops in _some_at_a_time(self, task, sketch.tasks[number + 1], found[number].parts):
+                    self._add(each, ops)
+            elif number - 1 not in found:
+                self._add(task, _operations(self, task, [arena.value(form) for form in task.inputs]))
+
+    def _add(self, task: Task, ops: list[Op]) -> None:
+        self.ops += [replace(op, label=task.label) for op in ops]
+        self.tasks += [task] * len(ops)
 
     @property
     def bytes(self) -> int:
@@ -184,6 +201,21 @@ def _plain(emission: Emission, task: Task, role: str) -> Array | None:
         return None
     found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
     return found
+
+
+def _some_at_a_time(emission: Emission, task: Task, then: Task, parts: list[Array]) -> Iterator[tuple[Task, list[Op]]]:
+    """Both tasks, for some channels of the value between them after others. Its memory is that of the first."""
+    layout, arena, spec = emission.layout, emission.arena, emission.spec
+    x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
+    first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
+    beside = spec
+    if isinstance(between, planes.Planes) and planes.scratch_bytes(between, y, second, spec) == 0:
+        # Of few channels the estimates may say that they should be copied first: they do not know that these are near.
+        beside = replace(spec, reserve=None)
+    for rows in parts:
+        some = between.take(np.arange(len(rows)))
+        yield task, layout.conv(x, some, some_rows(first, rows), None, spec)
+        yield then, layout.conv(some, y.take(rows), some_rows(second, rows), None, beside)
 
 
 def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:

@@ -17,6 +17,7 @@ from ticketry.engine.cpu.pixels.geometry import FLOAT, HALF
 from ticketry.engine.cpu.program import Program
 from ticketry.engine.graph import Graph
 from ticketry.engine.graph.memory import fitting, fresh
+from ticketry.engine.plan.chunks import chunks, with_chunks
 from ticketry.engine.plan.emission import Emission, memory
 from ticketry.engine.plan.layout_choice import arena_of, block, choose, share
 from ticketry.engine.plan.partition import Region
@@ -186,9 +187,11 @@ class Native:
         return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
 
     def _emission(self, plan: Plan) -> Emission:
-        target, images = self.library.target, plan.images
-        arena = arena_of(self.sketch, plan.layout, target, images, ITEM[plan.precision])
-        return Emission(self.sketch, arena, target, images, len(self.region.inputs), plan.last)
+        target, images, item = self.library.target, plan.images, ITEM[plan.precision]
+        found = chunks(self.sketch, plan.layout, images, target.lanes, item)
+        sketch = with_chunks(self.sketch, found)
+        arena = arena_of(sketch, plan.layout, target, images, item)
+        return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
 
     def _bound(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
         """Number of images; inputs in channels_last; inputs as read and outputs as written; outputs as returned."""

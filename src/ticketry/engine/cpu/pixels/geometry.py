@@ -13,7 +13,10 @@ all. A pixel of three channels takes sixteen numbers otherwise, and caches hold 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ticketry.engine.cpu.window import Array
 
 FLOAT = 4
 """Bytes of a float32."""
@@ -106,6 +109,12 @@ class Pixels:
     def part(self, first: int, channels: int) -> Pixels:
         """Some of the value's channels."""
         return Pixels(self.geometry, self.offset, self.first + first, channels)
+
+    def take(self, channels: Sequence[int] | Array) -> Pixels:
+        """Channels that follow one another."""
+        if list(channels) != list(range(int(channels[0]), int(channels[0]) + len(channels))):
+            raise ValueError("channels of pixels that do not lie side by side")
+        return self.part(int(channels[0]), len(channels))
 
     @property
     def start(self) -> int:

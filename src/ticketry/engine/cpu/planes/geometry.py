@@ -11,6 +11,7 @@ lists of the same planes and move no data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,10 @@ class Planes:
     @property
     def channels(self) -> int:
         return len(self.offsets)
+
+    def take(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
+        """Some of the value's channels, in any order."""
+        return Planes(self.geometry, self.offsets[np.asarray(channels, dtype=np.int64)])
 
     def part(self, first: int, channels: int) -> Planes:
         """Some of the value's channels."""
