@@ -223,7 +223,7 @@ class PlanesArena:
 
     def __init__(self, storages: Storages, images: int, lanes: int, halos: bool = True) -> None:
         self.geometries = _geometries(storages, images, lanes, halos)
-        self._channels = [one.channels for one in storages.all]
+        self._channels = np.array([one.channels for one in storages.all], dtype=np.int64)
         places: Places[planes.Geometry] = Places()
         under = storages.places()
         dies: dict[int, int] = {}
@@ -240,8 +240,8 @@ class PlanesArena:
     def value(self, form: Form) -> planes.Planes:
         """Where a value lies, or the channels of it that are there at a time."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
-        if len(storages) and len(storages) > (there := self._channels[int(storages[0])]):  # see `chunks`
-            storages, numbers = storages[:there], np.arange(there)
+        if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
+            storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
         geometry = self.geometries[int(storages[0])] if len(storages) else self.geometries[0]
         return planes.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 
