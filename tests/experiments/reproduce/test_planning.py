@@ -67,6 +67,15 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     assert lab.train(dense(lab, longer, 1).until(2)).segment.last == 2
 
 
+def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:
+    settings = {"density": [0.5, 0.3], "until": "6it"}
+    run = tk.run("l0", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    lab = tk.Lab(tmp_path, device="cpu")
+    found = stored_work(lab, replace(run.request, replicates=2))
+    assert found == Stored(Work(6 + 2 * 4, 3, 2 * 4, 6), {})
+    assert work_of(lab, run.request).without(found.there) == Work(0, 0), "one replicate of two is there"
+
+
 CAMPAIGN = """
 title = "Structure"
 paper = "none"

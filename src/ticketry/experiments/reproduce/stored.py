@@ -13,6 +13,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
 from ticketry.lab.store import Store
 from ticketry.lab.training.segment import Segment
+from ticketry.search.gating.gating import Gating
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,25 @@ class Stored:
     """Of all replicates of a search."""
 
     there: Work
-    """Tickets and their controls that need no training."""
+    """Tickets, their controls and trainings of gates that need no training."""
     again: dict[tuple[str, int], Work]
     """Trainings (trajectory and step) whose weights a bundle left out, and which what is missing goes on from."""
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Stored:
     """The search is carried out on what is there, up to the first network that would have to be trained; its masks are
-    made, and kept, on the way. Dense networks and rounds with gates are not counted as there.
+    made, and kept, on the way. Dense networks are not counted as there, nor gates of which no ticket is there yet.
     """
-    there, again = list[Segment](), dict[tuple[str, int], Work]()
+    there, gated, again = list[Segment](), dict[str, Segment](), dict[tuple[str, int], Work]()
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
         found, wanted = _of_replicate(lab, alone)
-        there += found
+        there += [one for one in found if one.variant(Gating) is None]
+        gated |= {one.key: one for one in found if one.variant(Gating)}  # tickets have them in common
         for one in wanted:
             _make_again(lab.store, *one, again)
-    steps = sum(segment.steps for segment in there)
-    return Stored(Work(steps, len(there), steps), again)
+    masked, soft = (sum(segment.steps for segment in some) for some in (there, gated.values()))
+    return Stored(Work(masked + soft, len(there) + len(gated), masked, soft), again)
 
 
 def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str, int], Work]) -> None:
@@ -55,13 +57,14 @@ def _make_again(store: Store, trajectory: str, step: int, found: dict[tuple[str,
 
 
 def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list[tuple[str, int]]]:
-    """The segments of tickets and controls that are there, and the trainings whose weights the next one needs."""
+    """The segments that are there of tickets, controls and gates, and the trainings whose weights come next."""
     there: list[Segment] = []
 
     def found_one(_: int, found: Found) -> None:
         if found.mask is None:
             return
         there.append(found.result.segment)
+        there.extend(result.segment for result in found.searched if result.segment.variant(Gating))
         for control in request.controls_at(lab.store.get_mask(found.mask).density):
             try:
                 made = trained_control(
