@@ -13,11 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arenas import targets
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.planes import Geometry, Planes, conv, cost, scratch_bytes
 from ticketry.engine.cpu.planes.dots import Collect, Dots
 from ticketry.engine.cpu.planes.kernel_choice import kinds
 from ticketry.engine.cpu.planes.taps import Taps
+from ticketry.engine.cpu.planes.unfold import Turn, Unfolding
 from ticketry.engine.cpu.program import BlockSpec, Program
 from ticketry.engine.cpu.target import target
 from ticketry.engine.cpu.window import Convolution
@@ -337,3 +339,53 @@ def test_shapes_that_do_not_fit() -> None:
         conv(x, Planes.at(geometry, 5, 0), Convolution(weight, padding=(1, 1)), None, BlockSpec(target()))
     with pytest.raises(ValueError, match="gives 6 rows"):
         conv(x, x, Convolution(weight), None, BlockSpec(target()))
+
+
+@pytest.mark.parametrize("where", targets())
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(
+    ("vectors", "height", "kernel", "padding"),
+    [
+        (1, 5, (3, 3), (1, 1)),
+        (2, 4, (3, 3), (1, 1)),
+        (2, 1, (3, 3), (1, 1)),
+        (3, 6, (1, 3), (0, 1)),
+        (4, 6, (5, 3), (3, 1)),
+        (1, 4, (5, 5), (2, 2)),
+    ],
+)
+def test_rows_that_are_turned_in_registers(
+    where: str,
+    images: int,
+    vectors: int,
+    height: int,
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same copies, to the bit, as those that are put together piece by piece."""
+    each = target(where).lanes // images
+    layer = _layer(
+        where=where,
+        images=images,
+        width=vectors * each,
+        height=height,
+        kernel=kernel,
+        padding=padding,
+        halo=0,
+        inputs=9,
+        outputs=40,
+        density=0.2,
+    )
+    results = []
+    for turned in (True, False):
+        if not turned:
+            monkeypatch.setattr(Unfolding, "turned", False)
+        case = Case(layer)
+        program = case.program()
+        alone = kernel[1] <= each  # else columns share a copy that is wider than x
+        assert any(isinstance(op.kernel, Turn) for op in program.ops) == (turned and alone)
+        found, expected = case.run(program)
+        _close(found, expected)
+        results.append(found)
+    np.testing.assert_array_equal(*results)

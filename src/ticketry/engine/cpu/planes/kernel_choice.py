@@ -145,8 +145,7 @@ def best(
         used = kept.reshape(groups, outputs // groups, inputs, size).any(axis=1).reshape(-1, size)
         folds = unfolding(x, y, window, used, target)
         some = _kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, Window(), target)
-        copying = folds.vectors * (2 + 2 * folds.pieces) * (1 if target.lanes == 16 else 2)  # masks are slower there
-        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + copying))
+        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + folds.cycles))
     moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
     visit = 0 if filled else next((cycles for size, cycles in _VISITS if moved > size), 0)
     ways = [replace(way, cycles=way.cycles + visit * way.visits) for way in ways]

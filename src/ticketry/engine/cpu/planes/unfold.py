@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ticketry.engine.cpu.emitter import Emitter, Written
+from ticketry.engine.cpu.llvm import ir
 from ticketry.engine.cpu.planes import lanes
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, SLACK, Geometry, Planes
 from ticketry.engine.cpu.program import Op
@@ -82,6 +83,23 @@ class Unfolding:
         return int(self.used.sum()) * self.apart + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
+    def turned(self) -> bool:
+        """Whether copies are the rows of x moved sideways by less than a vector, which registers do for all at once."""
+        each, copies = self.target.lanes // self.y.images, self.copies
+        alike = len({(copy.row, copy.rows) for copy in copies}) == 1
+        rows = {self.x.width, self.row, *(copy.columns for copy in copies)}
+        near = all(abs(copy.column) < each for copy in copies)
+        few = self.x.width % each == 0 and self.x.width // each <= _ROW_OF_VECTORS
+        return self.window.stride == (1, 1) and alike and len(rows) == 1 and near and few
+
+    @property
+    def cycles(self) -> float:
+        """About what the copies take."""
+        if self.turned:
+            return 1.5 * self.vectors
+        return self.vectors * (2 + 2 * self.pieces) * (1 if self.target.lanes == 16 else 2)  # masks are slower there
+
+    @property
     def vectors(self) -> int:
         """Vectors written."""
         each = -(-self.geometry.positions * self.y.images // self.target.lanes)
@@ -120,7 +138,25 @@ class Unfolding:
                 offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
                 sources[phase] = Planes(self.phase, offsets)
             ops.append(self._split(x, first, stride))
-        return [*ops, self._copy(sources, offset)]
+        whole = np.asarray(self.used.all(axis=0) & self.turned)
+        if whole.any():
+            ops.append(self._turn(x, np.flatnonzero(whole), offset))
+        if (self.used & ~whole).any():
+            ops.append(self._copy(sources, offset, ~whole))
+        return ops
+
+    def _turn(self, x: Planes, channels: Array, offset: int) -> Op:
+        """All copies of some channels."""
+        starts = np.zeros(self.used.shape, dtype=np.int64)
+        starts[self.used] = self.value(offset).offsets
+        g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
+        above = min(max(0, -row), rows)
+        inside = max(0, min(rows - above, g.height - max(0, row)))
+        begin = g.position(max(0, row), 0) * g.step
+        places = np.stack([x.offsets[channels] + begin, *starts[:, channels]], axis=1)
+        shifts = tuple(copy.column * self.y.images for copy in self.copies)
+        kernel = Turn(shifts, self.x.width * self.y.images // self.target.lanes)
+        return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
 
     def _split(self, x: Planes, first: int, apart: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
@@ -133,7 +169,8 @@ class Unfolding:
         numbers = (x.geometry.height, x.geometry.row * x.geometry.step, self.phase.row * self.phase.step, apart, each)
         return Op(kernel, (places, count, *numbers, bits.astype(lanes.mask_type(self.target))))
 
-    def _copy(self, sources: dict[int, Planes], offset: int) -> Op:
+    def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
+        """The copies of some channels (a flag for each)."""
         places, all_pieces, all_bits, done = [], [], [], 0
         starts = iter(self.value(offset).offsets)
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
@@ -141,8 +178,9 @@ class Unfolding:
         for copy, used, (pieces, bits) in zip(self.copies, self.used, made, strict=True):
             source = sources[copy.phase]
             places += [
-                (int(source.offsets[channel]), int(next(starts)), done, done + len(pieces))
-                for channel in np.flatnonzero(used)
+                (int(source.offsets[channel]), int(start), done, done + len(pieces))
+                for channel, start in zip(np.flatnonzero(used), starts, strict=False)
+                if channels[channel]
             ]
             all_pieces.append(np.pad(pieces, ((0, 0), (0, most - pieces.shape[1]))))
             all_bits.append(np.pad(bits, ((0, 0), (0, most - bits.shape[1]))))
@@ -174,6 +212,9 @@ class Unfolding:
 
 
 _NOWHERE = -(1 << 40)
+
+_ROW_OF_VECTORS = 4
+"""That registers hold of a row beside what it is turned into."""
 
 
 def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
@@ -243,6 +284,55 @@ class Gather(Written):
                     value = lanes.load(e, begin, 0, lanes.from_bits(e, mask, size * piece), value)
                 e.store(value, to, loop.carried[0])
                 loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
+
+
+@dataclass(frozen=True)
+class Turn(Written):
+    """Rows of planes moved sideways by so many lanes, for several copies at once: each vector is read once.
+
+    Arguments: places (from the first row inside; to of each copy; int64), their number, bytes from one row to the next,
+    and rows of a copy: the first that lies inside, the one behind the last that does, and how many there are; what
+    lies outside is zero.
+    """
+
+    shifts: tuple[int, ...]
+    vectors: int
+    """Of a row."""
+
+    def write(self, e: Emitter) -> None:
+        b, arena, places = e.b, e.arena(), e.table(0)
+        step, first, last, rows = (e.arg(index) for index in range(2, 6))
+        size = 8 * (1 + len(self.shifts))
+        low, high = e.share(e.arg(1))
+        with e.loop(low, high) as plane:
+            place = e.at(places, b.mul(plane.index, e.i64(size)))
+            source = e.at(arena, e.load_i64(place))
+            copies = [e.at(arena, e.load_i64(place, 8 * (1 + number))) for number in range(len(self.shifts))]
+            nothing = [e.splat(0.0)] * self.vectors
+            for begin, end in ((e.i64(0), first), (last, rows)):
+                with e.loop(begin, end) as outside:
+                    for copy in copies:
+                        self._store(e, nothing, copy, outside.index)
+            with e.loop(first, last) as inside:
+                line = e.at(source, b.mul(b.sub(inside.index, first), step))
+                row = [e.load(line, vector * e.target.lanes * FLOAT) for vector in range(self.vectors)]
+                for shift, copy in zip(self.shifts, copies, strict=True):
+                    self._store(e, self._moved(e, row, shift), copy, inside.index)
+
+    def _store(self, e: Emitter, row: list[ir.Value], copy: ir.Value, number: ir.Value) -> None:
+        width = e.target.lanes * FLOAT
+        to = e.at(copy, e.b.mul(number, e.i64(self.vectors * width)))
+        for index, vector in enumerate(row):
+            e.store(vector, to, index * width)
+
+    def _moved(self, e: Emitter, row: list[ir.Value], shift: int) -> list[ir.Value]:
+        """The row with each lane that of `shift` lanes further on."""
+        if not shift:
+            return row
+        around = [e.splat(0.0), *row, e.splat(0.0)]
+        pairs = zip(around, row, strict=False) if shift < 0 else zip(row, around[2:], strict=True)
+        first = shift % e.target.lanes
+        return [lanes.shuffle(e, a, b, range(first, first + e.target.lanes)) for a, b in pairs]
 
 
 @dataclass(frozen=True)
