@@ -84,13 +84,10 @@ class Unfolding:
 
     @property
     def turned(self) -> bool:
-        """Whether copies are the rows of x moved sideways by less than a vector, which registers do for all at once."""
-        each, copies = self.target.lanes // self.y.images, self.copies
-        alike = len({(copy.row, copy.rows) for copy in copies}) == 1
-        rows = {self.x.width, self.row, *(copy.columns for copy in copies)}
-        near = all(abs(copy.column) < each for copy in copies)
-        few = self.x.width % each == 0 and self.x.width // each <= _ROW_OF_VECTORS
-        return self.window.stride == (1, 1) and alike and len(rows) == 1 and near and few
+        """Whether copies are the rows of x moved sideways, whole vectors but for their ends."""
+        each = self.target.lanes // self.y.images
+        alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
+        return self.window.stride == (1, 1) and alike and self.x.width % each == 0 and self.row % each == 0
 
     @property
     def cycles(self) -> float:
@@ -155,7 +152,8 @@ class Unfolding:
         begin = g.position(max(0, row), 0) * g.step
         places = np.stack([x.offsets[channels] + begin, *starts[:, channels]], axis=1)
         shifts = tuple(copy.column * self.y.images for copy in self.copies)
-        kernel = Turn(shifts, self.x.width * self.y.images // self.target.lanes)
+        vectors, row = (count * self.y.images // self.target.lanes for count in (self.x.width, self.row))
+        kernel = Turn(shifts, vectors, row)
         return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
 
     def _split(self, x: Planes, first: int, apart: int) -> Op:
@@ -212,9 +210,6 @@ class Unfolding:
 
 
 _NOWHERE = -(1 << 40)
-
-_ROW_OF_VECTORS = 4
-"""That registers hold of a row beside what it is turned into."""
 
 
 def unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
@@ -288,51 +283,55 @@ class Gather(Written):
 
 @dataclass(frozen=True)
 class Turn(Written):
-    """Rows of planes moved sideways by so many lanes, for several copies at once: each vector is read once.
+    """Rows of planes moved sideways by so many lanes, for several copies at once; what comes from outside is zero.
 
     Arguments: places (from the first row inside; to of each copy; int64), their number, bytes from one row to the next,
-    and rows of a copy: the first that lies inside, the one behind the last that does, and how many there are; what
-    lies outside is zero.
+    and rows of a copy: the first that lies inside, the one behind the last that does, and how many there are.
     """
 
     shifts: tuple[int, ...]
+    """Lanes that each copy begins further on; fewer than 0: before."""
     vectors: int
     """Of a row."""
+    row: int
+    """Vectors of a copy's row."""
 
     def write(self, e: Emitter) -> None:
         b, arena, places = e.b, e.arena(), e.table(0)
         step, first, last, rows = (e.arg(index) for index in range(2, 6))
-        size = 8 * (1 + len(self.shifts))
+        size, line = 8 * (1 + len(self.shifts)), self.row * e.target.lanes * FLOAT
         low, high = e.share(e.arg(1))
         with e.loop(low, high) as plane:
             place = e.at(places, b.mul(plane.index, e.i64(size)))
             source = e.at(arena, e.load_i64(place))
             copies = [e.at(arena, e.load_i64(place, 8 * (1 + number))) for number in range(len(self.shifts))]
-            nothing = [e.splat(0.0)] * self.vectors
             for begin, end in ((e.i64(0), first), (last, rows)):
                 with e.loop(begin, end) as outside:
                     for copy in copies:
-                        self._store(e, nothing, copy, outside.index)
+                        to = e.at(copy, b.mul(outside.index, e.i64(line)))
+                        for vector in range(self.row):
+                            e.store(e.splat(0.0), to, vector * e.target.lanes * FLOAT)
             with e.loop(first, last) as inside:
-                line = e.at(source, b.mul(b.sub(inside.index, first), step))
-                row = [e.load(line, vector * e.target.lanes * FLOAT) for vector in range(self.vectors)]
+                begin = e.at(source, b.mul(b.sub(inside.index, first), step))
                 for shift, copy in zip(self.shifts, copies, strict=True):
-                    self._store(e, self._moved(e, row, shift), copy, inside.index)
+                    self._moved(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
 
-    def _store(self, e: Emitter, row: list[ir.Value], copy: ir.Value, number: ir.Value) -> None:
-        width = e.target.lanes * FLOAT
-        to = e.at(copy, e.b.mul(number, e.i64(self.vectors * width)))
-        for index, vector in enumerate(row):
-            e.store(vector, to, index * width)
+    def _moved(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
+        """A row, of which each lane is that of so many lanes further on."""
+        lanes_, last = e.target.lanes, self.vectors * e.target.lanes
+        for at in range(0, self.row * lanes_, lanes_):
+            begin = at + shift
+            if 0 <= begin <= last - lanes_:
+                value = e.load(row, begin * FLOAT)
+            else:
+                one, other = (self._whole(e, row, begin // lanes_ + more) for more in (0, 1))
+                first = begin % lanes_
+                value = lanes.shuffle(e, one, other, range(first, first + lanes_))
+            e.store(value, to, at * FLOAT)
 
-    def _moved(self, e: Emitter, row: list[ir.Value], shift: int) -> list[ir.Value]:
-        """The row with each lane that of `shift` lanes further on."""
-        if not shift:
-            return row
-        around = [e.splat(0.0), *row, e.splat(0.0)]
-        pairs = zip(around, row, strict=False) if shift < 0 else zip(row, around[2:], strict=True)
-        first = shift % e.target.lanes
-        return [lanes.shuffle(e, a, b, range(first, first + e.target.lanes)) for a, b in pairs]
+    def _whole(self, e: Emitter, row: ir.Value, number: int) -> ir.Value:
+        inside = 0 <= number < self.vectors
+        return e.load(row, number * e.target.lanes * FLOAT) if inside else e.splat(0.0)
 
 
 @dataclass(frozen=True)
