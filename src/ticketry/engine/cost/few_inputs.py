@@ -15,6 +15,7 @@ LIKE = {
     "dots of a position": "sums of a position",
     "planes collect": "planes elements",
     "pixels copies": "pixels move",
+    "planes turn": "planes elementwise",
 }
 """Kind of work -> another one, by whose coefficients it is estimated where a profile is older than its kernel."""
 

@@ -22,7 +22,7 @@ from ticketry.engine.cpu.planes.dots import Dots
 from ticketry.engine.cpu.planes.elementwise import Elementwise
 from ticketry.engine.cpu.planes.row_sums import SHAPES, Sums
 from ticketry.engine.cpu.planes.taps import Taps
-from ticketry.engine.cpu.planes.unfold import Gather, Split
+from ticketry.engine.cpu.planes.unfold import Gather, Split, Turn
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
 from ticketry.engine.plan.sketch import Task
@@ -333,6 +333,14 @@ def _gather(op: Op, setting: Setting) -> dict[str, float]:
     return {"vectors": vectors, "taps": vectors * pieces.shape[1], "lines": float(len(places))}
 
 
+def _turn(op: Op, setting: Setting) -> dict[str, float]:
+    kernel = op.kernel
+    assert isinstance(kernel, Turn)
+    planes, rows = (int(op.args[index]) for index in (1, 5))
+    copies = planes * len(kernel.shifts)
+    return {"vectors": float(copies * rows * kernel.row), "lines": float(copies)}
+
+
 def _split(op: Op, setting: Setting) -> dict[str, float]:
     kernel = op.kernel
     assert isinstance(kernel, Split)
@@ -345,5 +353,6 @@ _COUNTED: dict[type, Callable[[Op, Setting], dict[str, float]]] = {
     Elementwise: _elementwise,
     Gather: _gather,
     Split: _split,
+    Turn: _turn,
 }
 """Kernels whose tables tell more than the shapes of values."""

@@ -53,7 +53,7 @@ class Emission:
         self.spec = BlockSpec(target, images, self._reserve)
         self.ops: list[Op] = []
         self.tasks: list[Task] = []
-        """Which task each operation is of."""
+        """Which task each operation is of; of some channels alone, where they go through one after the other."""
         self.scratch = 0
         for number, task in enumerate(sketch.tasks):
             arena.check(task)
@@ -214,8 +214,10 @@ def _some_at_a_time(emission: Emission, task: Task, then: Task, parts: list[Arra
         beside = replace(spec, reserve=None)
     for rows in parts:
         some = between.take(np.arange(len(rows)))
-        yield task, layout.conv(x, some, some_rows(first, rows), None, spec)
-        yield then, layout.conv(some, y.take(rows), some_rows(second, rows), None, beside)
+        made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, then.output))
+        yield replace(task, output=made), layout.conv(x, some, some_rows(first, rows), None, spec)
+        out = layout.conv(some, y.take(rows), some_rows(second, rows), None, beside)
+        yield replace(then, inputs=(made,), output=gone), out
 
 
 def _operations(emission: Emission, task: Task, inputs: list[Any]) -> Any:
