@@ -97,7 +97,7 @@ class PixelsArena:
         places: Places[pixels.Geometry] = Places()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
-        first, apart = self._storages.places(once=True), self._apart
+        first = self._storages.places(once=True)
         under = [self._under(wide, first) for wide in order]
         dies: dict[int, int] = {}
         for wide, place in zip(order, under, strict=True):
@@ -105,12 +105,7 @@ class PixelsArena:
             dies[id(place)] = max(dies.get(id(place), 0), ends)
         for wide, place in zip(order, under, strict=True):
             members = [self._storages.all[one] for one in wide.members]
-            halo = max(self._storages.halo(one) for one in wide.members)
-            wide.geometry = pixels.Geometry.of(*members[0].pixels, wide.channels, halo, self._item)
-            if wide.members[0] in apart and len(members) == 1:
-                planar = pixels.Geometry.planar(*members[0].pixels, wide.channels, halo)
-                if _WORTH_APART * planar.image <= wide.geometry.image:
-                    wide.geometry = planar
+            wide.geometry = self._geometry(wide)
             if place is wide:
                 slots[id(wide)] = places.slot(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
@@ -119,6 +114,15 @@ class PixelsArena:
         for wide in order:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
+
+    def _geometry(self, wide: _Wide) -> pixels.Geometry:
+        height, width = self._storages.all[wide.members[0]].pixels
+        halo = max(self._storages.halo(one) for one in wide.members)
+        found = pixels.Geometry.of(height, width, wide.channels, halo, self._item)
+        if len(wide.members) > 1 or wide.members[0] not in self._apart:
+            return found
+        planar = pixels.Geometry.planar(height, width, wide.channels, halo)
+        return planar if _WORTH_APART * planar.image <= found.image else found
 
     def _under(self, wide: _Wide, first: Sequence[int]) -> _Wide:
         """The value in whose place one lies: itself, unless both are storages by themselves. `first`: of storages."""
@@ -185,9 +189,7 @@ def _read_apart(sketch: Sketch) -> set[int]:
         flattened = task.kind == "linear" and task.inputs[0].labels == "f"
         for number, form in enumerate(task.inputs):
             if number or not (whole or flattened):
-                found.difference_update(form.flat[:, 0].tolist())
-        if task.kind == "store":
-            found.difference_update(task.output.flat[:, 0].tolist())
+                found.difference_update(form.storages)
     return found
 
 

@@ -7,7 +7,7 @@ the second cache, and in memory take the place of all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -30,9 +30,6 @@ _ROWS = 8
 class Chunk:
     """A value whose channels go through two operations some at a time."""
 
-    made: int
-    """Number of the task that makes it; the next one reads it."""
-    storage: int
     channels: int
     """At a time."""
     order: Array
@@ -59,7 +56,7 @@ def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> d
         each = lanes if layout == "pixels" else _ROWS
         at_once = -(-task.output.channels // (times * each)) * each
         if at_once < task.output.channels:
-            found[number] = Chunk(number, storage, at_once, _order(sketch, task, layout))
+            found[number] = Chunk(at_once, _order(sketch, task, layout))
     return found
 
 
@@ -71,7 +68,8 @@ def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
     storages = sketch.storages
     all_ = list(storages.all)
     for number, chunk in found.items():
-        all_[chunk.storage] = replace(all_[chunk.storage], channels=chunk.channels)
+        (made,) = sketch.tasks[number].output.storages
+        all_[made] = replace(all_[made], channels=chunk.channels)
         for form in sketch.tasks[number].inputs:
             for one in form.storages:
                 all_[one] = replace(all_[one], dies=max(all_[one].dies, number + 1))
@@ -89,8 +87,7 @@ def _readers(sketch: Sketch) -> dict[int, list[int]]:
     """Of each storage the numbers of the tasks that read it."""
     found: dict[int, list[int]] = {}
     for number, task in enumerate(sketch.tasks):
-        read: Collection[int] = {one for form in task.inputs for one in form.storages}
-        for one in read:
+        for one in {one for form in task.inputs for one in form.storages}:
             found.setdefault(one, []).append(number)
     return found
 

@@ -73,11 +73,14 @@ def key_of(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[An
             given.append((type(leaf), leaf))
         else:
             raise Untraceable(f"it is called with a {type(leaf).__name__}")
-    for one in module.modules():
-        # Gates put products there. A graph would have those of one step, and kernels read parameters.
-        if hidden := one.__dict__.keys() & one._parameters.keys():
-            raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
-    return spec, tuple(given), tuple(map(_settings, module.modules()))
+    return spec, tuple(given), tuple(map(_own_settings, module.modules()))
+
+
+def _own_settings(module: nn.Module) -> tuple[Any, ...]:
+    # Gates put products there. A graph would have those of one step, and kernels read parameters.
+    if hidden := module.__dict__.keys() & module._parameters.keys():
+        raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
+    return _settings(module)
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:

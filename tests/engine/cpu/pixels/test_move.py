@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -25,85 +26,87 @@ LAYOUTS = {
 }
 
 
-@given(
-    where=st.sampled_from(targets()),
-    images=st.integers(1, 4),
-    run=st.integers(1, 9),
-    threads=st.sampled_from([1, 2, 3]),
-    channels=st.integers(1, 40),
-    height=st.integers(1, 5),
-    width=st.integers(1, 35),
-    halo=st.integers(0, 2),
-    layout=st.sampled_from(list(LAYOUTS)),
-    seed=st.integers(0, 99),
-)
-def test_in_and_out(
-    where: str,
-    images: int,
-    run: int,
-    threads: int,
-    channels: int,
-    height: int,
-    width: int,
-    halo: int,
-    layout: str,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A tensor of some strides, and the value that it is read into."""
+
+    where: str
+    images: int
+    run: int
+    threads: int
+    channels: int
+    height: int
+    width: int
+    halo: int
+    layout: str
+    seed: int
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return LAYOUTS[self.layout](self.channels, self.height, self.width)
+
+    @property
+    def last(self) -> int:
+        """Images of the last block."""
+        return self.run - (-(-self.run // self.images) - 1) * self.images
+
+    def tensor(self, *, at_end: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return _tensor(self.run, self.channels, self.height, self.width, self.strides, at_end=at_end)
+
+    def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory and a tensor of numbers in it."""
+        source, inside = self.tensor(at_end=self.seed % 2 == 0)
+        rng = np.random.default_rng(self.seed)
+        inside[:] = torch.from_numpy(rng.standard_normal(inside.shape).astype(np.float32))
+        return source, inside
+
+
+def cases(most: int) -> st.SearchStrategy[Case]:
+    """Of so many channels at most."""
+    return st.builds(
+        Case,
+        where=st.sampled_from(targets()),
+        images=st.integers(1, 4),
+        run=st.integers(1, 9),
+        threads=st.sampled_from([1, 2, 3]),
+        channels=st.integers(1, most),
+        height=st.integers(1, 5),
+        width=st.integers(1, 35),
+        halo=st.integers(0, 2),
+        layout=st.sampled_from(list(LAYOUTS)),
+        seed=st.integers(0, 99),
+    )
+
+
+@given(cases(most=40))
+def test_in_and_out(case: Case) -> None:
     """A tensor is read into a value, which is written to another tensor."""
-    rng = np.random.default_rng(seed)
-    strides = LAYOUTS[layout](channels, height, width)
-    source, inside = _tensor(run, channels, height, width, strides, at_end=seed % 2 == 0)
-    inside[:] = torch.from_numpy(rng.standard_normal(inside.shape).astype(np.float32))
-    result, written = _tensor(run, channels, height, width, strides, at_end=seed % 2 == 1)
-    block = Block(images)
-    value = block.place(Geometry.of(height, width, channels + 19, halo), 3, channels)
-    ops = load(0, strides, value) + store(1, strides, value)
+    source, inside = case.filled()
+    result, written = case.tensor(at_end=case.seed % 2 == 1)
+    block = Block(case.images)
+    value = block.place(Geometry.of(case.height, case.width, case.channels + 19, case.halo), 3, case.channels)
+    ops = load(0, case.strides, value) + store(1, case.strides, value)
     before = source.clone()
-    last = run - (-(-run // images) - 1) * images
-    [held] = block.run(ops, [value], where, threads=threads, external=[inside, written], images=run)
+    outside = [inside, written]
+    [held] = block.run(ops, [value], case.where, threads=case.threads, external=outside, images=case.run)
     assert torch.equal(source.view(torch.int32), before.view(torch.int32))
-    expected = inside[run - last :].numpy()
-    assert np.array_equal(held[:last], expected)
+    expected = inside[case.run - case.last :].numpy()
+    assert np.array_equal(held[: case.last], expected)
     assert torch.equal(written, inside)
     written[:] = torch.nan
     assert torch.isnan(result).all(), "numbers beside the tensor were written"
 
 
-@given(
-    where=st.sampled_from(targets()),
-    images=st.integers(1, 4),
-    run=st.integers(1, 9),
-    threads=st.sampled_from([1, 2]),
-    channels=st.integers(1, 5),
-    height=st.integers(1, 5),
-    width=st.integers(1, 35),
-    halo=st.integers(0, 2),
-    layout=st.sampled_from(list(LAYOUTS)),
-    seed=st.integers(0, 99),
-)
-def test_into_channels_that_lie_apart(
-    where: str,
-    images: int,
-    run: int,
-    threads: int,
-    channels: int,
-    height: int,
-    width: int,
-    halo: int,
-    layout: str,
-    seed: int,
-) -> None:
-    rng = np.random.default_rng(seed)
-    strides = LAYOUTS[layout](channels, height, width)
-    _, inside = _tensor(run, channels, height, width, strides, at_end=seed % 2 == 0)
-    inside[:] = torch.from_numpy(rng.standard_normal(inside.shape).astype(np.float32))
-    block = Block(images)
-    value = block.place(Geometry.planar(height, width, channels, halo))
-    last = run - (-(-run // images) - 1) * images
-    [held] = block.run(load(0, strides, value), [value], where, threads=threads, external=[inside], images=run)
-    assert np.array_equal(held[:last], inside[run - last :].numpy())
+@given(cases(most=5))
+def test_into_channels_that_lie_apart(case: Case) -> None:
+    _, inside = case.filled()
+    block = Block(case.images)
+    value = block.place(Geometry.planar(case.height, case.width, case.channels, case.halo))
+    ops = load(0, case.strides, value)
+    [held] = block.run(ops, [value], case.where, threads=case.threads, external=[inside], images=case.run)
+    assert np.array_equal(held[: case.last], inside[case.run - case.last :].numpy())
     with pytest.raises(EngineError, match="read by convolutions alone"):
-        store(1, strides, value)
+        store(1, case.strides, value)
 
 
 def _tensor(

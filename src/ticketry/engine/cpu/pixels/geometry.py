@@ -54,7 +54,7 @@ class Geometry:
     @classmethod
     def planar(cls, height: int, width: int, channels: int, halo: int = 0) -> Geometry:
         """That of float32 channels apart, which convolutions of all channels read and nothing else."""
-        plane = _odd_lines(((height + 2 * halo) * (width + halo) + halo) * FLOAT)
+        plane = _odd_lines(_positions(height, width, halo) * FLOAT)
         return cls(height, width, channels, halo, FLOAT, _odd_lines(channels * plane), apart=plane)
 
     @classmethod
@@ -65,8 +65,7 @@ class Geometry:
         first cache.
         """
         pixel = _odd_lines(item * channels)
-        positions = (height + 2 * halo) * (width + halo) + halo
-        return cls(height, width, channels, halo, pixel, _odd_lines(positions * pixel), item)
+        return cls(height, width, channels, halo, pixel, _odd_lines(_positions(height, width, halo) * pixel), item)
 
     @property
     def row(self) -> int:
@@ -80,6 +79,11 @@ class Geometry:
     def bytes(self, images: int) -> int:
         """Bytes of a value of so many images: a multiple of 64."""
         return images * self.image + SLACK
+
+
+def _positions(height: int, width: int, halo: int) -> int:
+    """Of an image with its halo."""
+    return (height + 2 * halo) * (width + halo) + halo
 
 
 def _odd_lines(size: int) -> int:

@@ -82,7 +82,8 @@ def _move(number: int, strides: Sequence[int], value: Pixels, out: bool) -> Op:
     else:
         way = Way.APART
     table = np.arange(value.channels, dtype=np.int64) * (g.item if way is Way.CHANNELS else channel)
-    kernel = Move(g.height, g.width, value.channels, Strides.of(value), way, out, apart=g.apart, rows=column == FLOAT)
+    rows = way is Way.ALIKE and column == FLOAT
+    kernel = Move(g.height, g.width, value.channels, Strides.of(value), way, out, apart=g.apart, rows=rows)
     return Op(kernel, (loops.begin(value), number, image, row, column, table))
 
 

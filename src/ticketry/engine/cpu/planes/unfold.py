@@ -114,14 +114,19 @@ class Unfolding:
 
     def columns(self, offset: int) -> Array:
         """Channels x taps: the byte where each begins, for copies from an offset on; 0 where there is none."""
-        starts = np.zeros(self.used.shape, dtype=np.int64)
-        starts[self.used] = self.value(offset).offsets
+        starts = self._starts(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
             if tap in self.of:
                 copy, row, column = self.of[tap]
                 columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
         return columns
+
+    def _starts(self, offset: int) -> Array:
+        """Copies x channels: the byte where each begins; 0 where there is none."""
+        starts = np.zeros(self.used.shape, dtype=np.int64)
+        starts[self.used] = self.value(offset).offsets
+        return starts
 
     def ops(self, x: Planes, offset: int) -> list[Op]:
         """What makes the copies."""
@@ -144,13 +149,11 @@ class Unfolding:
 
     def _turn(self, x: Planes, channels: Array, offset: int) -> Op:
         """All copies of some channels."""
-        starts = np.zeros(self.used.shape, dtype=np.int64)
-        starts[self.used] = self.value(offset).offsets
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
         begin = g.position(max(0, row), 0) * g.step
-        places = np.stack([x.offsets[channels] + begin, *starts[:, channels]], axis=1)
+        places = np.stack([x.offsets[channels] + begin, *self._starts(offset)[:, channels]], axis=1)
         shifts = tuple(copy.column * self.y.images for copy in self.copies)
         vectors, row = (count * self.y.images // self.target.lanes for count in (self.x.width, self.row))
         kernel = Turn(shifts, vectors, row)
@@ -170,15 +173,13 @@ class Unfolding:
     def _copy(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
         """The copies of some channels (a flag for each)."""
         places, all_pieces, all_bits, done = [], [], [], 0
-        starts = iter(self.value(offset).offsets)
         made = [self._pieces(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
-        for copy, used, (pieces, bits) in zip(self.copies, self.used, made, strict=True):
+        for copy, used, starts, (pieces, bits) in zip(self.copies, self.used, self._starts(offset), made, strict=True):
             source = sources[copy.phase]
             places += [
-                (int(source.offsets[channel]), int(start), done, done + len(pieces))
-                for channel, start in zip(np.flatnonzero(used), starts, strict=False)
-                if channels[channel]
+                (int(source.offsets[channel]), int(starts[channel]), done, done + len(pieces))
+                for channel in np.flatnonzero(used & channels)
             ]
             all_pieces.append(np.pad(pieces, ((0, 0), (0, most - pieces.shape[1]))))
             all_bits.append(np.pad(bits, ((0, 0), (0, most - bits.shape[1]))))
