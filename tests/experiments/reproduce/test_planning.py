@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import ticketry as tk
 from ticketry.core.seeds import mix
 from ticketry.errors import NotStoredError
+from ticketry.experiments.reproduce import pace as pace_module
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.pace import Pace, measured
@@ -23,6 +25,7 @@ from ticketry.experiments.reproduce.work import Work, dense, mean_density, work_
 from ticketry.experiments.search import execute
 from ticketry.lab.training.job import Work as TimedWork
 from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.variants.shrunk import Shrunk
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -247,6 +250,53 @@ def test_steps_in_sparse_kernels_are_timed_by_themselves(tmp_path: Path, kernels
         assert (pace.masked_step is None) == (kernels == "dense")
         assert pace.gated_step is None, "the dense network is too small for kernels, so it trains in torch as gates do"
         assert not list(lab.store.paths.blob_files())
+
+
+SMALLER = """
+[scales.demo.bases.smaller]
+method = "oneshot"
+task = "digits"
+model = "conv-2"
+recipe = { length = "40it", batch = 32 }
+
+[scales.demo.runs.weights]
+base = "smaller"
+settings = { density = 0.5 }
+
+[scales.demo.runs.fewer]
+base = "smaller"
+settings = { density = 0.05, structured = true, score = "l1" }
+
+[scales.demo.runs.half]
+base = "smaller"
+settings = { density = 0.5, structured = true, score = "l1" }
+
+[claims"""
+
+
+def test_of_whole_channels_smaller_networks_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as dense as its run's tickets are; weights alone, held at 0 in torch, take as long as without a mask."""
+    (file := tmp_path / "smaller.toml").write_text(CAMPAIGN.replace("[claims", SMALLER, 1))
+    campaign, timed, opened = read_campaign(file, "demo"), list[float](), list[tk.Lab]()
+
+    def elsewhere(folder: Path) -> tk.Lab:
+        opened.append(tk.Lab(folder, device="cpu", precision="fp32"))
+        return opened[-1]
+
+    def seconds(_: tk.Lab, whole: Sequence[Segment], __: Callable[..., object]) -> tuple[float, float]:
+        masks = [opened[-1].store.get_mask(one.mask) for one in whole[0].variants if isinstance(one, Shrunk)]
+        timed.append(math.prod(mask.density for mask in masks))
+        return timed[-1], 0.0
+
+    monkeypatch.setattr(pace_module, "_timed", seconds)
+    with tk.Lab(tmp_path / "store", device="cpu", precision="fp32") as lab:
+        clock = Clock(lab, campaign, lambda _: (), elsewhere)
+        assert [clock._measured(name).masked_step for name in ("weights", "fewer", "half")] == [
+            None,
+            pytest.approx(0.05, abs=0.01),
+            pytest.approx(0.5, abs=0.02),
+        ]
+        assert len(timed) == 5, "two dense networks beside the smaller ones, and one without"
 
 
 ANOTHER = """

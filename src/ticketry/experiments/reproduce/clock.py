@@ -23,6 +23,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.store import digest_of
 from ticketry.lab.store.second_orders import second_order
 from ticketry.lab.training.segment import Segment
+from ticketry.search.common.scope import is_structured
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,14 @@ class Clock:
         return min(max(self._lab.workers, 1), replicates)
 
     def _measured(self, run: str) -> Pace:
-        """By the first steps of the first dense networks; where masks train in sparse kernels, of masks as dense as
-        the run's are in the mean too."""
+        """By the first steps of the first dense networks; where masks train in sparse kernels, or without the channels
+        that are gone, of masks as dense as the run's are in the mean too."""
         request, kernels = self._campaign.runs[run], self._campaign.kernels[run]
         (whole,) = self._dense(run, [0])
-        density = None if kernels == "dense" else mean_density(request)
+        smaller = is_structured(request.settings)
+        density = mean_density(request) if smaller or kernels != "dense" else None
         gated = work_of(self._lab, request).gated > 0
-        key = digest_of([whole.describe(), kernels, gated])
+        key = digest_of([whole.describe(), kernels, gated, density, smaller])
         if key not in self._pace:
             self._pace[key] = measured(
                 self._lab,

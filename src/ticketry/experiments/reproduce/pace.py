@@ -15,6 +15,8 @@ import torch
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.seeds import generator
+from ticketry.core.structure.channel_wise.choose import channels
+from ticketry.errors import LayerCollapseError
 from ticketry.experiments.reproduce.work import Work, dense
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.aside import trained_aside
@@ -22,6 +24,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.training.job import Work as Timed
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.segment import Segment
+from ticketry.search.common.scope import is_structured
 
 _WARM, _FEWEST, _MOST = 3, 4, 1000
 """Steps that are trained before those that are timed; of these the fewest and the most."""
@@ -48,7 +51,8 @@ class Pace:
     training: float
     """Seconds of a training beside its steps: evaluation, reading, writing, getting sparse kernels ready."""
     masked_step: float | None = None
-    """Seconds of a step of a network under a mask, where that trains in sparse kernels; None if as without a mask."""
+    """Seconds of a step of a network under a mask, where that trains in sparse kernels or as a smaller network; None if
+    as without a mask."""
     gated_step: float | None = None
     """Seconds of a step in torch, as of networks with gates, where the dense network trains in kernels; None if that
     trains in torch too."""
@@ -72,7 +76,9 @@ def measured(
     gated: bool = False,
     side_by_side: int = 1,
 ) -> Pace:
-    """By the first steps of dense trainings, and of those under a random mask where sparse kernels compute with that.
+    """By the first steps of dense trainings, and of those under a mask where sparse kernels compute with that, or where
+    whole channels are gone: which method chooses them is not asked, though what it leaves of layers that cost most is
+    what a step takes.
 
     What a store tells was trained some time ago, perhaps on another machine or beside other work: so steps are always
     trained anew, by the lab's own workers.
@@ -137,14 +143,28 @@ def _in_store(lab: Lab) -> _Train:
 
 
 def _masked(lab: Lab, request: SearchRequest, whole: Sequence[Segment], density: float) -> list[Segment]:
-    """The same trainings under a random mask; none if that is not trained in sparse kernels."""
-    drawn, shapes = generator("pace"), Mask.ones(scope(lab.model(request.task))).shapes
-    mask = Mask({name: torch.rand(shape, generator=drawn) < density for name, shape in shapes.items()})
+    """The same trainings under a random mask; none if that is not trained in sparse kernels. Where tickets are trained
+    as smaller networks, without the channels that a uniform mask removes; none if a layer would be left empty."""
+    shrunk = is_structured(request.settings)
+    try:
+        mask = _channels(lab, request, density) if shrunk else _drawn(lab, request, density)
+    except LayerCollapseError:
+        return []
     seed, order = request.seeds.initialisation, whole[0].order_seed
-    first = lab.segment(request.task, start=seed, order_seed=order, recipe=request.recipe, mask=mask)
-    if first.arithmetic.kernels == DENSE:
+    first = lab.segment(request.task, start=seed, order_seed=order, recipe=request.recipe, mask=mask, shrunk=shrunk)
+    if not shrunk and first.arithmetic.kernels == DENSE:
         return []
     return [replace(first, start=one.start, order_seed=one.order_seed) for one in whole]
+
+
+def _drawn(lab: Lab, request: SearchRequest, density: float) -> Mask:
+    drawn, shapes = generator("pace"), Mask.ones(scope(lab.model(request.task))).shapes
+    return Mask({name: torch.rand(shape, generator=drawn) < density for name, shape in shapes.items()})
+
+
+def _channels(lab: Lab, request: SearchRequest, density: float) -> Mask:
+    model = lab.model(request.task)
+    return channels(model, lambda: lab.structure(request.task), density, distribution="uniform")
 
 
 def _timed(lab: Lab, whole: Sequence[Segment], train: _Train) -> tuple[float, float]:
