@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +58,13 @@ def test_rows_that_do_not_fill_a_vector_have_no_halo():
     assert [g.halo for g in PlanesArena(storages, 4, 16).geometries] == [1, 1, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16, halos=False).geometries] == [0, 0, 0]
     assert [g.halo for g in PlanesArena(storages, 16, 16, halos=False).geometries] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("images", "row"), [(4, 28), (16, 1), (32, 1)])
+def test_single_pixels_behind_a_flattened_picture_lie_close_together(images: int, row: int) -> None:
+    """A row of the picture apart, planes of one pixel would fill a few sets of the nearest cache, and no others."""
+    storages = Storages()
+    picture, *layers = storages.add(1, (28, 28), 0), storages.add(300, (1, 1), 0), storages.add(100, (1, 1), 0)
+    storages.rows.join([picture, *layers])
+    geometries = PlanesArena(storages, images, 16).geometries
+    assert [geometry.row for geometry in geometries] == [28, row, row]

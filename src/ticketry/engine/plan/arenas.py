@@ -266,8 +266,11 @@ def _geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> li
     for number, storage in enumerate(storages.all):
         key = storages.rows.find(number)
         rows[key] = max(rows.get(key, 0), storage.pixels[1] + halos[number])
+    for number, storage in enumerate(storages.all):
+        if storage.pixels == (1, 1) and not few:  # of one pixel it is all the same, and whole vectors read it anywhere
+            rows[number] = 1 + halos[number]
     return [
-        planes.Geometry(*storage.pixels, halos[number], images, rows[storages.rows.find(number)])
+        planes.Geometry(*storage.pixels, halos[number], images, rows.get(number, rows[storages.rows.find(number)]))
         for number, storage in enumerate(storages.all)
     ]
 
