@@ -124,7 +124,8 @@ def recorded(call: Call) -> Call:
     with torch.no_grad(), torch.cuda.graph(graph):
         held = call()
 
-    def replay(held: object = held) -> None:
+    # A graph reads the memory that the call's own tensors had: both stay alive with it.
+    def replay(alive: object = (call, held)) -> None:
         graph.replay()
 
     return replay
@@ -328,11 +329,10 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
         kept[tile] = int(flat.count_nonzero())
         held = pack(flat.view_as(weight), tile=tile, dtype=dtype, padding=(1, 1)).to("cuda")
         calls[f"group {tile}"] = group_call(inner, held, size)
-    calls["outer"] = group_call(inner, held, size, lies_inner=False)
     few = pack(torch.ones(16, 4096 * 4, dtype=dtype), tile=16, dtype=dtype).to("cuda")
     column = ops.turn(torch.randn(64, 4096 * 4, device="cuda", dtype=dtype), True)
     calls["step"] = lambda: ops.group_linear(
-        column, few.weight, None, None, few.tiles, few.rows, few.places, 16, "", 0.0, True
+        column, few.weight, None, None, few.tiles, few.rows, few.places, 16, "", 0.0
     )
     if dtype != torch.float32:
         semi = torch.sparse.to_sparse_semi_structured(
@@ -351,8 +351,6 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     rates["bandwidth"] = rates["turned"] = 2.0 * bytes_ * x.numel()
     rates["bandwidth"] /= times["bandwidth"]
     rates["turned"] /= times["turned"]
-    # The last tile's layer once more, with an outer result.
-    rates["scattered"] = bytes_ * x.numel() / max(1e-9, times["outer"] - times[f"group {TILES[-1]}"])
     rates["launch"], rates["step"] = times["launch"] / 100, times["step"] / (4096 * 4 / 64)
     held_rates = RATES[dtype]
     print("constant         measured     in cost.py")
@@ -363,12 +361,12 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     return [{"constant": name, "measured": rate} for name, rate in rates.items()]
 
 
-def group_call(x: Tensor, held: Any, outputs: int, *, lies_inner: bool = True) -> Call:
+def group_call(x: Tensor, held: Any, outputs: int) -> Call:
     from ticketry.engine.gpu import ops
 
     packed = (held.tiles, held.rows, held.places, outputs)
     window = ([3, 3], [1, 1], [1, 1], [1, 1])
-    return lambda: ops.group_conv2d(x, held.weight, None, None, *packed, *window, "", 0.0, lies_inner)
+    return lambda: ops.group_conv2d(x, held.weight, None, None, *packed, *window, "", 0.0)
 
 
 if __name__ == "__main__":

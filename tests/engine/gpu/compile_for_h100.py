@@ -20,10 +20,10 @@ POINTERS = {"tiles": "*i32", "rows": "*i32", "places": "*i32"}
 DATA = ("x", "weight", "bias", "residual", "out")
 
 
-def build(tile: int, config: Config, dtype: str, taps: bool, outer: bool):
+def build(tile: int, config: Config, dtype: str, taps: bool):
     constants = {
         "TILE": tile, "PIXELS": config.pixels, "COLUMNS": config.columns, "TAPS": taps, "BORDER": taps,
-        "OUTER": outer, "WIDE": False,
+        "WIDE": False,
         "ACT": "relu", "SLOPE": 0.0, "BIAS": True, "RESIDUAL": True, "PRECISION": "tf32", "WIDEN": False,
     }  # fmt: skip
     signature, attributes = {}, {}
@@ -81,7 +81,7 @@ def main() -> None:
     for tile in (16, 32, 64, 128):
         # Those of large layers; small ones have less of everything.
         for config in configs(tile, 1 << 20, 8)[:2]:
-            for kind in [("bf16", True, False), ("bf16", False, True), ("fp16", True, True)]:
+            for kind in [("bf16", True), ("bf16", False), ("fp16", True)]:
                 case = [tile, config.pixels, config.columns, config.warps, config.stages, *kind]
                 found.append({"case": case, **facts(build(tile, config, *kind))})
     print(json.dumps(found))

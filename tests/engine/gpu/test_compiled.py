@@ -25,7 +25,8 @@ from ticketry.engine.gpu.program import Program
 from ticketry.engine.graph import model_file
 from ticketry.errors import EngineError, UsageError
 
-BOUNDS = {"tf32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}
+BOUNDS = {"tf32": 2e-3 if torch.cuda.is_available() else 1e-5, "fp16": 5e-3, "bf16": 3e-2}
+"""TF32 multiplies 11 bits of fraction; the interpreter multiplies all 24."""
 
 
 class Block(nn.Module):

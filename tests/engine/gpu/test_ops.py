@@ -56,22 +56,21 @@ class Case:
         function = activation(act)
         self.exact = exact if function is None else function(exact)
 
-    def arguments(self, inner=True):
+    def arguments(self):
         tables, moved = self.tables, lambda one: None if one is None else one.to(self.device)
         return (
             moved(self.x), tables.weight, moved(self.bias), moved(self.residual), tables.tiles, tables.rows,
-            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act), inner,
+            tables.places, len(self.weight), self.kernel, *self.window, *named_act(self.act),
         )  # fmt: skip
 
     def check(self):
-        for inner in (True, False):
-            made = ops.group_conv2d(*self.arguments(inner))
-            assert made.shape == self.exact.shape
-            assert made.dtype == self.dtype
-            assert is_inner(made) if inner else made.is_contiguous(memory_format=torch.channels_last)
-            assert torch.isfinite(made).all()
-            scale = float(self.exact.abs().max()) or 1.0
-            assert float((made.cpu().double() - self.exact).abs().max()) / scale < bound(self.dtype, self.device)
+        made = ops.group_conv2d(*self.arguments())
+        assert made.shape == self.exact.shape
+        assert made.dtype == self.dtype
+        assert is_inner(made)
+        assert torch.isfinite(made).all()
+        scale = float(self.exact.abs().max()) or 1.0
+        assert float((made.cpu().double() - self.exact).abs().max()) / scale < bound(self.dtype, self.device)
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
@@ -169,19 +168,18 @@ def test_inputs_of_any_strides(device, layout):
 # -- linear ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 7, 5), (13, 70, 40), (32, 64, 16), (150, 9, 33)])
-def test_linear(device, dtype, tokens, inputs, outputs, inner):
+def test_linear(device, dtype, tokens, inputs, outputs):
     torch.manual_seed(1)
     weight = (grouped(outputs, inputs, 8, 0.4) / 3).to(dtype)
     x, bias, residual = (torch.randn(*shape).to(dtype) for shape in [(tokens, inputs), (outputs,), (tokens, outputs)])
     tables = pack(weight, tile=16, dtype=dtype).to(device)
     moved = [one.to(device) for one in (x, bias, residual)]
     packed = (tables.tiles, tables.rows, tables.places, outputs)
-    made = ops.group_linear(moved[0], tables.weight, moved[1], moved[2], *packed, "gelu", 0.0, inner)
+    made = ops.group_linear(moved[0], tables.weight, moved[1], moved[2], *packed, "gelu", 0.0)
     exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()) + residual.double())
-    assert is_inner(made) if inner else made.is_contiguous()
+    assert is_inner(made)
     assert float((made.cpu().double() - exact).abs().max() / exact.abs().max()) < bound(dtype, device)
 
 

@@ -12,7 +12,7 @@ from group_masks import grouped
 from ticketry.engine.capture import capture
 from ticketry.engine.gpu import cost, plan
 from ticketry.engine.gpu.cost import RATES, Work
-from ticketry.engine.gpu.plan import can_run, facts_of, follows, is_two_four
+from ticketry.engine.gpu.plan import Choice, can_run, facts_of, follows, is_two_four
 from ticketry.engine.gpu.plan import plan as make_plan
 
 BF16 = RATES[torch.bfloat16]
@@ -165,8 +165,8 @@ def test_what_follows_in_the_inner_layout():
     assert not found["softmax"]
 
 
-def test_layers_write_the_layout_that_is_read():
-    """Inner for the next layer in the group kernel, also through what follows; outer for everything in torch."""
+def test_norms_write_the_layout_that_is_read():
+    """Inner for a layer in the group kernel, also through what follows; outer for everything in torch."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -187,7 +187,7 @@ def test_layers_write_the_layout_that_is_read():
     assert names["one.weight"].output in wanted
     assert names["max_pool2d"].output in wanted
     assert names["two.weight"].output in wanted
-    assert names["three.weight"].output not in wanted
+    assert names["three.weight"].output not in wanted  # torch's softmax reads it
     assert names["norm.weight"].output in wanted
     assert names["linear.weight"].output not in wanted
     dense = {name: replace(choice, kernel="dense") for name, choice in made.items()}
@@ -209,8 +209,36 @@ def test_features_at_the_end_of_images_stay_outer():
     assert plan.wanted_inner(graph, made) == set()
 
 
-def test_outer_results_cost_more():
-    assert cost.group_seconds(work(), 64, BF16, outer=True) > cost.group_seconds(work(), 64, BF16)
+def test_what_torch_reads_is_turned():
+    """A group layer's result lies inner: before torch reads it, and what torch made for it, cost a turn each."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = conv(64, 64), conv(64, 64)
+
+        def forward(self, x):
+            return self.two(self.one(x).softmax(1))
+
+    graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
+    facts = facts_of(graph)
+    layers = [node for node in graph.nodes if node.op == "conv2d"]
+    works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
+    group = dict.fromkeys(works, Choice("group", "", 64))
+    numbers = 8 * 64 * 6 * 6
+    alone = sum(cost.group_seconds(one, 64, BF16) for one in works.values())
+    # The input, into the softmax, out of it, and the result.
+    assert plan.estimate(graph, 8, works, group, BF16) == pytest.approx(alone + 4 * cost.turn_seconds(numbers, BF16))
+
+
+def test_features_at_the_end_of_images_are_turned_at_once():
+    graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
+    facts = facts_of(graph)
+    [node] = [node for node in graph.nodes if node.op == "linear"]
+    work = plan._work(graph, node, 8, facts[node.output].groups)
+    found = plan.estimate(graph, 8, {node.output: work}, {node.output: Choice("group", "", 64)}, BF16)
+    turn = cost.turn_seconds(8 * 3 * 4 * 64, BF16)
+    assert found == pytest.approx(cost.group_seconds(work, 64, BF16) + 2 * turn)
 
 
 # -- 2:4 ---------------------------------------------------------------------------------------------------------------

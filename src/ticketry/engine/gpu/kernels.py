@@ -49,8 +49,6 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
 
 _SIZES = [
     "eights",
-    "members",
-    "channels",
     "height",
     "width",
     "out_height",
@@ -68,13 +66,11 @@ def group_product(
     weight,  # per tile [TILE, columns rounded up to 64]
     bias,  # [O], of the type of x
     residual,  # as out
-    out,  # inner, [O, out_height, out_width, images], or OUTER, [members, out_height, out_width, O]
+    out,  # inner: [O, out_height, out_width, images]
     tiles,  # [tiles, 3]: first column / 64, columns, first weight / 64
     rows,  # [tiles, TILE]: the output row; -1 beyond the tile's own
     places,  # [columns]: where a column is read, as `tables.Tables` says
     eights,  # images / 8, padded: the compiler then knows that runs of images are whole vectors
-    members,  # images, not padded
-    channels,  # O
     height,
     width,
     out_height,
@@ -87,7 +83,6 @@ def group_product(
     COLUMNS: tl.constexpr,  # columns of a step
     TAPS: tl.constexpr,  # whether places hold taps
     BORDER: tl.constexpr,  # whether a tap may be outside of the image
-    OUTER: tl.constexpr,
     WIDE: tl.constexpr,  # offsets of 64 bits
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -150,14 +145,7 @@ def group_product(
         total += tl.load(bias + target, mask=target >= 0, other=0.0).to(tl.float32)[None, :]
     if WIDE:
         target = target.to(tl.int64)
-    if OUTER:
-        pixel = n * (out_height * out_width) + m // images
-        if WIDE:
-            pixel = pixel.to(tl.int64)
-        stored = stored & (n < members)[:, None]
-        where = (pixel * channels)[:, None] + target[None, :]
-    else:
-        where = m[:, None] + (target * outputs)[None, :]
+    where = m[:, None] + (target * outputs)[None, :]
     if RESIDUAL:
         total += tl.load(residual + where, mask=stored, other=0.0).to(tl.float32)
     total = activate(total, ACT, SLOPE)

@@ -32,8 +32,6 @@ _TURN = 64
 _POOL = 256
 _TOKENS, _FEATURES = 32, 128
 
-_OUTER = {2: torch.contiguous_format, 4: torch.channels_last}
-
 Indices = Sequence[int]
 
 
@@ -56,47 +54,41 @@ def group_conv2d(
     dilation: Sequence[int],
     act: str,
     slope: float,
-    inner: bool,
 ) -> Tensor:
-    """act(conv2d(x) + bias + residual).
+    """act(conv2d(x) + bias + residual), inner.
 
     Args:
         x: [N, C, H, W] of float16, bfloat16 or float32 (multiplied as TF32), as `weight`, `bias` and `residual` are.
         weight, tiles, rows, places: of `tables.Tables`, made for this padding and dilation.
         outputs: output channels.
         act: as in `engine.graph.native`, "" for none; "leaky_relu" has the slope `slope`.
-        inner: how the result lies. Outer ones are written number by number: still less than a copy more.
     """
-    out = _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
-    x, residual = _ready(x, weight, bias, residual, out, inner)
+    out = _conv_out(x, outputs, kernel, stride, padding, dilation)
+    x, residual = _ready(x, weight, bias, residual, out)
     if not out.numel():
         return out
     taps = has_taps(kernel, padding)
     run = padded(x.shape[0])
     product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
-    if inner and not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
+    if not taps and tuple(stride) == (1, 1):  # one run of pixels for each channel, whatever the images
         product.launch(_Images(x.shape[2] * x.shape[3] * run))
     else:
         images = _Images(run, x.shape[2:], out.shape[2:], stride)
-        product.launch(images, outer=not inner, taps=taps, border=max(padding) > 0)
+        product.launch(images, taps=taps, border=max(padding) > 0)
     return out
 
 
 def _conv_out(
-    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, inner: bool
+    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices
 ) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return _empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x, inner)
-
-
-def _empty(shape: Indices, like: Tensor, inner: bool) -> Tensor:
-    return inner_empty(shape, like) if inner else outer_empty(shape, like)
+    return inner_empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x)
 
 
 @group_conv2d.register_fake
 def _group_conv2d_fake(x: Tensor, *rest: Any) -> Tensor:
-    outputs, kernel, stride, padding, dilation, _, _, inner = rest[6:]
-    return _conv_out(x, outputs, kernel, stride, padding, dilation, inner)
+    outputs, kernel, stride, padding, dilation, _, _ = rest[6:]
+    return _conv_out(x, outputs, kernel, stride, padding, dilation)
 
 
 # -- linear ------------------------------------------------------------------------------------------------------------
@@ -114,38 +106,35 @@ def group_linear(
     outputs: int,
     act: str,
     slope: float,
-    inner: bool,
 ) -> Tensor:
     """act(x weight^T + bias + residual) of x [tokens, I]: as `group_conv2d`."""
-    out = _empty((x.shape[0], outputs), x, inner)
-    x, residual = _ready(x, weight, bias, residual, out, inner)
+    out = inner_empty((x.shape[0], outputs), x)
+    x, residual = _ready(x, weight, bias, residual, out)
     if out.numel():
         product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
-        product.launch(_Images(padded(x.shape[0])), outer=not inner)
+        product.launch(_Images(padded(x.shape[0])))
     return out
 
 
 @group_linear.register_fake
 def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
-    outputs, _, _, inner = rest[6:]
-    return _empty((x.shape[0], outputs), x, inner)
+    outputs, _, _ = rest[6:]
+    return inner_empty((x.shape[0], outputs), x)
 
 
 # -- launching ---------------------------------------------------------------------------------------------------------
 
 
 def _ready(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor, inner: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """x inner, and the residual as the result lies; `EngineError` for operands that do not go together."""
+    """x and the residual inner; `EngineError` for operands that do not go together."""
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
     if residual is not None and residual.shape != out.shape:
         raise EngineError(f"the residual has the shape {list(residual.shape)}, not {list(out.shape)}")
-    if residual is None or inner:
-        return _inner(x), None if residual is None else _inner(residual)
-    return _inner(x), residual.contiguous(memory_format=_OUTER[residual.dim()])
+    return _inner(x), None if residual is None else _inner(residual)
 
 
 def _inner(x: Tensor) -> Tensor:
@@ -177,20 +166,19 @@ class _Product:
     act: str
     slope: float
 
-    def launch(self, images: _Images, *, outer: bool = False, taps: bool = False, border: bool = False) -> None:
+    def launch(self, images: _Images, *, taps: bool = False, border: bool = False) -> None:
         """Run the group kernel."""
         x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
         outputs = images.run * images.out_size[0] * images.out_size[1]
         bias, residual = (x if one is None else one for one in (self.bias, self.residual))
         arguments = (
             x, self.weight, bias, residual, out, self.tiles, self.rows, self.places, images.run // EIGHT,
-            out.shape[0], out.shape[1], *images.size, *images.out_size, *images.stride, count,
+            *images.size, *images.out_size, *images.stride, count,
         )  # fmt: skip
         constants = {
             "TILE": tile,
             "TAPS": taps,
             "BORDER": border,
-            "OUTER": outer,
             "WIDE": max(_end(x), _end(out)) >= _WIDE,
             "ACT": self.act,
             "SLOPE": self.slope,
@@ -211,7 +199,7 @@ class _Product:
                 num_stages=config.stages,
             )
 
-        key = (x.dtype, tile, count, self.weight.numel(), images.run, *images.size, *images.stride, outer, taps, border)
+        key = (x.dtype, tile, count, self.weight.numel(), images.run, *images.size, *images.stride, taps, border)
         launch(choose(key, tile, outputs, count, x, launch))
 
 
@@ -243,7 +231,7 @@ def _turned(x: Tensor, inner: bool) -> Tensor:
 
 
 def _turn_out(x: Tensor, inner: bool) -> Tensor:
-    return _empty(x.shape, x, inner)
+    return inner_empty(x.shape, x) if inner else outer_empty(x.shape, x)
 
 
 turn.register_fake(_turn_out)

@@ -184,35 +184,41 @@ def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mappi
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
+    def turned(name: str) -> float:
+        shape = graph.values[name].shape or ()
+        return cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+
     def need(name: str, layout: str) -> None:
         nonlocal total
         if layout not in held[name]:
-            shape = graph.values[name].shape or ()
-            total += cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+            total += turned(name)
             held[name].add(layout)
 
     wanted = wanted_inner(graph, choices)
     for node in graph.nodes:
         reads = made = "outer"
         if is_group(node, choices):
-            reads, made = "inner", "inner" if node.output in wanted else "outer"
+            reads = "inner"
+            made = "outer" if _is_grid(graph, node) else "inner"
         elif node.op == "layer_norm":
             made = "inner" if node.output in wanted else "outer"
         elif follows(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         if node.op in LAYERS and (work := works.get(node.output)) is not None:
-            total += _seconds(work, choices[node.output], rates, outer=made == "outer")
-        for position, name in enumerate(node.inputs):
-            need(name, made if position and node.op in LAYERS else reads)  # a residual lies as the result
+            total += _seconds(work, choices[node.output], rates)
+        for name in node.inputs:
+            need(name, reads)
+        if reads == "inner" and made == "outer":  # features at the end of an image, brought back
+            total += turned(node.output)
         held[node.output] = {made}
     for name in graph.results:
         need(name, "outer")
     return total
 
 
-def _seconds(work: Work, choice: Choice, rates: Rates, *, outer: bool) -> float:
+def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
     if choice.kernel == "group":
-        return cost.group_seconds(work, choice.tile, rates, outer=outer)
+        return cost.group_seconds(work, choice.tile, rates)
     if choice.kernel == "2:4":
         return cost.two_four_seconds(work, rates)
     return cost.dense_seconds(work, rates)
@@ -224,13 +230,12 @@ def is_group(node: Node, choices: Mapping[str, Choice]) -> bool:
 
 
 def wanted_inner(graph: Graph, choices: Mapping[str, Choice]) -> set[str]:
-    """Values that somebody would read inner: group layers and layer norms make such ones inner, and others outer."""
+    """Values that somebody would read inner: layer norms make such ones inner, and others outer."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
             if not _is_grid(graph, node):
-                wanted.add(node.inputs[0])
-                wanted.update(node.inputs if node.output in wanted else ())
+                wanted.update(node.inputs)
         elif follows(graph, node) and node.output in wanted:
             wanted.update(node.inputs)
     return {name for name in wanted if not _of_grid(graph, name)}

@@ -160,7 +160,7 @@ class Program:
     def _step(self, node: Node) -> Step:
         choice = self.choices.get(node.output)
         if choice is not None and choice.kernel == "group":
-            return _group(node, choice, self.weights, inner=node.output in self._wanted)
+            return _group(node, choice, self.weights)
         if node.op == "layer_norm" and node.output in self._wanted:
             return _layer_norm(node, self.weights)
         outer = self._outer(node, two_four=choice is not None and choice.kernel == "2:4")
@@ -179,22 +179,21 @@ class Program:
 # -- sparse layers -----------------------------------------------------------------------------------------------------
 
 
-def _group(node: Node, choice: Choice, weights: Weights, *, inner: bool) -> Step:
+def _group(node: Node, choice: Choice, weights: Weights) -> Step:
     tables = weights.tables(node, choice.tile)
     bias = weights.of(node).get(node.weights.get("bias", ""))
     weight = weights.graph.tensors[node.weights["weight"]]
     packed = (tables.tiles, tables.rows, tables.places, len(weight))
-    end = (*named_act(node.attrs["act"]), inner)
+    act = named_act(node.attrs["act"])
 
     def lying(residual: Held | None) -> Tensor | None:
-        return None if residual is None else residual.get_inner() if inner else residual.get_flat()
+        return None if residual is None else residual.get_inner()
 
     if node.op == "linear":
 
         def linear(x: Held, residual: Held | None = None) -> Held:
-            made = ops.group_linear(x.get_inner(), tables.weight, bias, lying(residual), *packed, *end)
-            shape = torch.Size((*x.shape[:-1], len(weight)))
-            return Held(shape, inner=made) if inner else Held.of(made.reshape(shape))
+            made = ops.group_linear(x.get_inner(), tables.weight, bias, lying(residual), *packed, *act)
+            return Held(torch.Size((*x.shape[:-1], len(weight))), inner=made)
 
         # An image's last axis is no run of channels: its places are tokens.
         return lambda *reads: _as_shaped(linear(*[_as_tokens(one) for one in reads]), reads[0])
@@ -202,8 +201,8 @@ def _group(node: Node, choice: Choice, weights: Weights, *, inner: bool) -> Step
     window = [list(weight.shape[2:]), *(list(node.attrs[name]) for name in ("stride", "padding", "dilation"))]
 
     def conv2d(x: Held, residual: Held | None = None) -> Held:
-        made = ops.group_conv2d(x.get_inner(), tables.weight, bias, lying(residual), *packed, *window, *end)
-        return Held(made.shape, inner=made) if inner else Held.of(made)
+        made = ops.group_conv2d(x.get_inner(), tables.weight, bias, lying(residual), *packed, *window, *act)
+        return Held(made.shape, inner=made)
 
     return conv2d
 
