@@ -197,7 +197,8 @@ def measure(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(row(name, shape, count, density, times, list(rivals), kernels, error))
             show(rows[-1], list(rivals))
             if given.layers:
-                print(layers(fast["forced"], x))
+                recording = compile_gpu(model, mask, small, precision=given.precision, device="cuda")
+                print(layers(recording, x))
             del fast, calls
             gc.collect()
         print(f"     groups of {count} rows are faster from density {crossing(rows, count)} on", flush=True)
