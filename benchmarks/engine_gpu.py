@@ -69,8 +69,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("engine_gpu: no CUDA device is visible to torch: nothing was measured")
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    # By the older settings: torch.compile asks for those, and refuses the newer ones set for a backend alone.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     facts = machine(given.precision)
     print(" · ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     if given.calibrate:
