@@ -78,9 +78,7 @@ def group_conv2d(
     return out
 
 
-def _conv_out(
-    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices
-) -> Tensor:
+def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     return inner_empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x)
 
