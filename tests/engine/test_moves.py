@@ -162,3 +162,31 @@ def test_what_only_torch_reads_is_left_to_its_views() -> None:
     assert (where["conv2d"], where["concat"], where["transpose"]) == ("engine", "torch", "torch")
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))
+
+
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "narrow in the middle": lambda x: x.narrow(1, 1, 3),
+    "narrow from behind": lambda x: x.narrow(-1, -3, 2),
+    "narrow, start where an axis of that size could begin": lambda x: x.narrow(1, 3, 3),
+    "from the middle of two axes at once": lambda x: x.flatten(1).narrow(1, 5, 12).view(-1, 3, 4),
+    "narrow, turned": lambda x: x.narrow(1, 1, 4).transpose(1, 2),
+    "every second, from the first": lambda x: x[:, 1::2],
+    "a part of a part": lambda x: x[:, 1:6].narrow(1, 2, 2),
+}
+
+
+@pytest.mark.parametrize("cut", PARTS.values(), ids=PARTS)
+def test_a_part_begins_where_it_was_said(cut: Callable[[Tensor], Tensor]) -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cut(self.layer(x))
+
+    model, x = Part().eval(), torch.randn(2, 6, 4)
+    compiled = tk.compile(model, None, x)
+    with torch.no_grad():
+        for batch in (x, torch.randn(5, 6, 4)):
+            torch.testing.assert_close(compiled(batch), model(batch))

@@ -108,6 +108,15 @@ def _slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return _cut(editor, x, one.output, axis, start, start + _one(made[axis]))
 
 
+def _narrow(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    x = _input(editor, one, found)
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    axis, start = int(found["dim"]) % len(shape), found["start"]
+    need(axis and isinstance(start, int))
+    start += _one(shape[axis]) if start < 0 else 0
+    return _cut(editor, x, one.output, axis, start, start + _one(made[axis]))
+
+
 def _select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[Node]:
     size = _one((editor.shape(x) or ())[axis])
     index %= size
@@ -187,6 +196,7 @@ RULES: Mapping[str, Lowering] = {
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _permute),
     "expand": _unchanged,
     "slice": _slice,
+    "narrow": _narrow,
     "select": _select_int,
     "getitem": _getitem,
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),

@@ -155,18 +155,26 @@ def _radix(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _cuts(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """The source as axes of (size, which index of it; None: all of them), the outermost first."""
+    """The source as axes of (size, which index of it; None: all of them), the outermost first.
+
+    Raises:
+        NoMatchError: a part begins in the middle of an axis that it takes the whole of.
+    """
     cuts: list[tuple[int, int | None]] = []
     reach = 1
+    skipped = 0
     for size, stride in reversed(parts):
         need(stride % reach == 0)
         if stride > reach:
             cuts.append((stride // reach, first // reach % (stride // reach)))
+            skipped += first // reach % (stride // reach) * reach
         cuts.append((size, None))
         reach = stride * size
     need(total % reach == 0)
     if total > reach:
         cuts.append((total // reach, first // reach))
+        skipped += first // reach * reach
+    need(skipped == first)
     return cuts[::-1]
 
 
