@@ -185,7 +185,7 @@ def test_linear(device, dtype, tokens, inputs, outputs):
 
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 300), (33, 128)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 300), (33, 128), (9, 8200)])
 def test_layer_norm(device, shape, dtype, affine):
     torch.manual_seed(4)
     x = (3 * torch.randn(shape) + 5).to(dtype)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -277,7 +278,11 @@ class _Replayed:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, call: Callable[[], T]) -> tuple[T, float]:
-        graph, made = record(call)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            graph, made = record(call)
+        if any("CUDA Graph is empty" in str(one.message) for one in caught):  # a view: no kernel, no time
+            return made, 0.0
         self._graphs.append(graph)
 
         def replays() -> None:

@@ -152,7 +152,7 @@ def group_product(
     tl.store(out + where, total.to(out.dtype.element_ty), mask=stored)
 
 
-@triton.jit(do_not_specialize=["tokens", "width"])
+@triton.jit(do_not_specialize=["tokens"])
 def layer_norm(
     x,  # outer: [tokens, width]
     weight,
@@ -164,38 +164,26 @@ def layer_norm(
     eps,
     AFFINE: tl.constexpr,
     TOKENS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    FEATURES: tl.constexpr,  # a power of two, at least the width
     WIDE: tl.constexpr,
 ):
-    """Each token's features to mean 0 and variance 1, then scaled and shifted."""
+    """Each token's features to mean 0 and variance 1, then scaled and shifted; read once, and held in registers."""
     run = eights * 8
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    c = tl.arange(0, FEATURES)
     inside = (t < tokens)[None, :]
+    # Padding is written too, as a bound of whole vectors keeps the stores whole ones.
+    stored = (c < width)[:, None] & (t < run)[None, :]
     if WIDE:
         t, run = t.to(tl.int64), run.to(tl.int64)
-    at = (t * width)[None, :]
-    sums = tl.zeros([TOKENS], dtype=tl.float32)
-    for start in range(0, width, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        sums += tl.sum(tl.load(x + at + c[:, None], mask=inside & (c < width)[:, None], other=0.0).to(tl.float32), 0)
-    mean = sums / width
-    sums = tl.zeros([TOKENS], dtype=tl.float32)
-    for start in range(0, width, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        valid = inside & (c < width)[:, None]
-        v = tl.load(x + at + c[:, None], mask=valid, other=0.0).to(tl.float32)
-        v = tl.where(valid, v - mean[None, :], 0.0)
-        sums += tl.sum(v * v, 0)
-    scale = 1.0 / tl.sqrt(sums / width + eps)
-    for start in range(0, width, BLOCK):
-        c = start + tl.arange(0, BLOCK)
-        valid = inside & (c < width)[:, None]
-        v = tl.load(x + at + c[:, None], mask=valid, other=0.0).to(tl.float32)
-        v = (v - mean[None, :]) * scale[None, :]
-        if AFFINE:
-            v *= tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
-            v += tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
-        tl.store(out + (c * run)[:, None] + t[None, :], v.to(out.dtype.element_ty), mask=valid)
+    valid = (c < width)[:, None] & inside
+    v = tl.load(x + (t * width)[None, :] + c[:, None], mask=valid, other=0.0).to(tl.float32)
+    v = tl.where(valid, v - (tl.sum(v, 0) / width)[None, :], 0.0)
+    v *= (1.0 / tl.sqrt(tl.sum(v * v, 0) / width + eps))[None, :]
+    if AFFINE:
+        v *= tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
+        v += tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[:, None]
+    tl.store(out + (c * run)[:, None] + t[None, :], v.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit

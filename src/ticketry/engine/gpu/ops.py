@@ -30,7 +30,9 @@ from ticketry.errors import EngineError
 _WIDE = 1 << 31
 _TURN = 64
 _POOL = 256
-_TOKENS, _FEATURES = 32, 128
+_NORMED = 1 << 14
+"""Numbers of a program of a layer norm: 64 registers of each thread."""
+_WIDEST = 1 << 13
 
 Indices = Sequence[int]
 
@@ -255,12 +257,18 @@ def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     out = inner_empty(x.shape, x)
     if not out.numel():
         return out
+    if x.shape[1] > _WIDEST:  # more than registers hold
+        out.copy_(torch.layer_norm(x, x.shape[1:], weight, bias, eps))
+        return out
     x = x.contiguous()
     scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
     wide = max(_end(x), _end(out)) >= _WIDE
-    kernels.layer_norm[(triton.cdiv(x.shape[0], _TOKENS),)](
+    features = triton.next_power_of_2(x.shape[1])
+    tokens = max(EIGHT, min(32, _NORMED // features))
+    kernels.layer_norm[(triton.cdiv(x.shape[0], tokens),)](
         x, scale, shift, out, padded(x.shape[0]) // EIGHT, *x.shape, eps,
-        AFFINE=weight is not None, TOKENS=_TOKENS, BLOCK=_FEATURES, WIDE=wide,
+        AFFINE=weight is not None, TOKENS=tokens, FEATURES=features, WIDE=wide,
+        num_warps=max(1, min(16, tokens * features // 2048)),
     )  # fmt: skip
     return out
 
