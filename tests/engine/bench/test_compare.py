@@ -115,6 +115,41 @@ def test_a_wrong_dense_engine_is_not_timed(case: Case) -> None:
     assert "outputs are wrong: relative error 0.001" in row.why
 
 
+class Cancels(nn.Module):
+    """What is left of two large numbers: float32 keeps three or four digits of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 3000.0) * self.weight - 3000.0
+
+
+def test_where_torch_itself_rounds_as_much_another_rounding_is_not_wrong() -> None:
+    torch.manual_seed(0)
+    case = Case(Cancels().eval(), (torch.randn(4, 50) / 10,))
+    own = case.rounding()
+    exact = case.inputs[0].double()
+    assert own == pytest.approx(float((case.reference()[0] - exact).norm() / exact.norm()))
+    assert own > 2e-4
+
+    def off_by(share: float) -> Callable[[Case], Call]:
+        return lambda case: lambda x: case.model(x) * (1 + share)
+
+    compare(case, [Fake("right", eager), Sparse(off_by(1.9 * own), "ours")], QUICK)
+    with pytest.raises(EngineError, match="outputs are wrong"):
+        compare(case, [Fake("right", eager), Sparse(off_by(2.1 * own), "ours")], QUICK)
+
+
+def test_a_model_that_does_not_run_in_float64_has_no_rounding() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.ones(3, 2, dtype=torch.float32)
+
+    assert Case(Fixed().eval(), (torch.randn(4, 3),)).rounding() == 0.0
+
+
 def test_a_wrong_sparse_engine_is_an_error(case: Case) -> None:
     with pytest.raises(EngineError, match="ours is not timed, for its outputs are wrong"):
         compare(case, [Fake("right", eager), Sparse(wrong, "ours")], QUICK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import weakref
@@ -12,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
-from ticketry.engine.example_inputs import batch_of, outputs_of
+from ticketry.engine.example_inputs import batch_of, difference, outputs_of
 from ticketry.engine.export import write_onnx
 from ticketry.errors import UsageError
 
@@ -59,6 +60,17 @@ class Case:
         """Outputs of eager torch in float32."""
         with torch.inference_mode():
             return outputs_of(self.model(*self.inputs))
+
+    def rounding(self) -> float:
+        """Relative error of `reference` against float64, by which other roundings may differ too; 0 if the model does
+        not run in float64."""
+        inputs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, self.inputs)
+        try:
+            with torch.inference_mode():
+                exact = outputs_of(copy.deepcopy(self.model).double()(*inputs))
+        except RuntimeError:  # float32 is written into it
+            return 0.0
+        return difference(self.reference(), exact)
 
     @cached_property
     def onnx(self) -> Path:
