@@ -20,7 +20,8 @@ from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.cost.designs import DESIGNS, Design, drawn
 from ticketry.engine.cost.fitting import fitted
-from ticketry.engine.cost.machine_profile import MachineProfile, kept_path
+from ticketry.engine.cost.machine_profile import MachineProfile, kept_path, named
+from ticketry.engine.cost.on_gpu import GPUS, GpuProfile
 from ticketry.engine.cost.planned import emitted, natives, works_of
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.program import Program
@@ -277,8 +278,10 @@ def _torch_seconds() -> dict[str, float]:
     }
 
 
-def profile(name: str | Path) -> MachineProfile:
+def profile(name: str | Path) -> MachineProfile | GpuProfile:
     """A profile by the name of one that comes with the package, or of a file that `calibrate` or `save` wrote.
+
+    Those of processors are `MachineProfile`s; that of a GPU ("h100-bf16") is a `GpuProfile`.
 
     Args:
         name: of a profile, or the path of a file.
@@ -291,8 +294,6 @@ def profile(name: str | Path) -> MachineProfile:
         >>> tk.cost.profile("zen4-avx2").about["vectors"]
         'avx2'
     """
-    from ticketry.engine.cost.machine_profile import named
-
     if isinstance(name, Path) or "/" in name or name.endswith(".json"):
         return MachineProfile.load(name)
-    return named(name)
+    return GPUS[name] if name in GPUS else named(name)

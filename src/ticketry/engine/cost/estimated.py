@@ -66,6 +66,21 @@ class Estimator:
         """Of the network under this mask itself, in the layout that the engine would choose."""
         return _total(self.profile(mask, None))
 
+    def about(self, family: Family) -> dict[str, object]:
+        """What a cost model says of where it comes from."""
+        machine = self.machine
+        return {
+            "target": str(machine.about["processor"]),
+            "processor": machine.about["processor"],
+            "vectors": machine.about["vectors"],
+            "threads": machine.about["threads"],
+            "precision": machine.about["precision"],
+            "batch": self.batch,
+            "how": "estimated by a profile of the machine",
+            "masks": family.about,
+            "profile": machine.digest[:16],
+        }
+
     def _estimated(self, graph: Graph, layout: str | None) -> Profile:
         machine = self.machine
         found = planned(graph, self.batch, machine.target, machine.levels, str(machine.about["precision"]), layout)
@@ -92,25 +107,9 @@ class Estimator:
         return spent
 
 
-def about_of(estimator: Estimator, family: Family) -> dict[str, object]:
-    """What a cost model says of where it comes from."""
-    machine = estimator.machine
-    return {
-        "target": str(machine.about["processor"]),
-        "processor": machine.about["processor"],
-        "vectors": machine.about["vectors"],
-        "threads": machine.about["threads"],
-        "precision": machine.about["precision"],
-        "batch": estimator.batch,
-        "how": "estimated by a profile of the machine",
-        "masks": family.about,
-        "profile": machine.digest[:16],
-    }
-
-
-def with_spread(costs: CostModel, machine: MachineProfile) -> CostModel:
-    """The costs with what the profile says of its estimates."""
-    return CostModel(costs.unit, costs.layers, costs.fixed, machine.spread, costs.about, costs.fixed_parts)
+def with_spread(costs: CostModel, spread: float) -> CostModel:
+    """The costs with what a profile says of its estimates."""
+    return CostModel(costs.unit, costs.layers, costs.fixed, spread, costs.about, costs.fixed_parts)
 
 
 def _total(profile: Profile) -> float:

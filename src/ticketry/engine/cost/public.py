@@ -31,13 +31,14 @@ from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.structuring import AUTO, in_blocks, only_of
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
-from ticketry.engine.cost.estimated import Estimator, about_of, with_spread
+from ticketry.engine.cost.estimated import Estimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
 from ticketry.engine.cost.machine_profile import KIND as PROFILE
 from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, named, names, of_this_machine
 from ticketry.engine.cost.measured import Timer, costs_by, measured
 from ticketry.engine.cost.meeting import Met, estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter
+from ticketry.engine.cost.on_gpu import GPUS, GpuEstimator, GpuProfile
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import model_file
 from ticketry.errors import CostError, UsageError
@@ -54,7 +55,7 @@ GRANULARITIES = ("weights", "rows:4", "rows:16")
 def model(
     model: nn.Module,
     example_inputs: Any,
-    target: str | Path | CostModel | MachineProfile = THIS_MACHINE,
+    target: str | Path | CostModel | MachineProfile | GpuProfile = THIS_MACHINE,
     *,
     unit: Unit = "seconds",
     granularities: Sequence[str] = (FINEST,),
@@ -75,7 +76,8 @@ def model(
     Args:
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
         target: "this machine"; a profile of a machine, its name ("zen4-avx2") or file, or "calibrated" for the one that
-            `calibrate` kept of this machine; or costs of this model, or a file of them, measured on another machine.
+            `calibrate` kept of this machine; of a GPU, "h100-bf16", whose precision is its own; or costs of this model,
+            or a file of them, measured on another machine.
         granularities: of seconds: ``weights``, ``rows:N`` for groups of N rows that keep the same columns.
         densities: at which they are measured, at least two; with scores, shares of the multiplications' time.
         scores: parameter name -> score of each weight, none below 0: of seconds, masks keep the best of them. Costs are
@@ -104,12 +106,13 @@ def model(
     if unit == "bytes":
         return _bytes(model, example_inputs, chosen)
     aim = _aim(target, threads, precision)
-    if isinstance(aim, MachineProfile):
+    if isinstance(aim, MachineProfile | GpuProfile):
         aim.check(threads, precision)
-        estimator = Estimator(model, example_inputs, aim, chosen)
+        kind = GpuEstimator if isinstance(aim, GpuProfile) else Estimator
+        estimator: Estimator | GpuEstimator = kind(model, example_inputs, aim, chosen)  # type: ignore[arg-type]
         amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE)
         family = _family(estimator, chosen, scores, amounts)
-        return with_spread(costs_by(estimator, granularities, family, about_of(estimator, family), say), aim)
+        return with_spread(costs_by(estimator, granularities, family, estimator.about(family), say), aim.spread)
     meter = Meter(model, example_inputs, threads, precision, chosen)
     if aim is not None:
         return _fits(aim, meter)
@@ -127,10 +130,10 @@ def _family(
 
 
 def _aim(
-    target: str | Path | CostModel | MachineProfile, threads: int, precision: str
-) -> CostModel | MachineProfile | None:
+    target: str | Path | CostModel | MachineProfile | GpuProfile, threads: int, precision: str
+) -> CostModel | MachineProfile | GpuProfile | None:
     """A profile, or costs of the model; None to measure the model itself."""
-    if isinstance(target, CostModel | MachineProfile):
+    if isinstance(target, CostModel | MachineProfile | GpuProfile):
         return target
     if target == THIS_MACHINE:
         return None
@@ -138,11 +141,14 @@ def _aim(
         return of_this_machine(find_target().name, threads, precision)
     if isinstance(target, str) and target in names():
         return named(target)
+    if isinstance(target, str) and target in GPUS:
+        return GPUS[target]
     kind = kind_of(Path(target))
     if kind is None:
+        known = ", ".join([*names(), *GPUS])
         raise CostError(
-            f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({', '.join(names())}), nor a file of"
-            " costs or of a profile"
+            f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({known}), nor a"
+            " file of costs or of a profile"
         )
     return MachineProfile.load(target) if kind == PROFILE else CostModel.load(target)
 

@@ -49,6 +49,10 @@ class Rates:
     """Seconds from one kernel of a CUDA graph to the next, besides its work."""
     step: float
     """Seconds that a program takes for 64 columns when it is alone on its multiprocessor."""
+    program: float
+    """Seconds that a program takes besides its arithmetic, all multiprocessors sharing them …"""
+    row: float
+    """… and for each row of its tile. Both fitted to timings of layers and networks (docs/engine-gpu.md)."""
     bytes: int
     """Of a number."""
 
@@ -62,6 +66,8 @@ _H100 = Rates(
     turned=2.55e12,
     launch=1.25e-6,
     step=0.31e-6,
+    program=0.33e-6 / 132,
+    row=1.01e-6 / 64 / 132,
     bytes=2,
 )
 
@@ -134,11 +140,19 @@ def _passes(work: Work, rates: Rates) -> float:
 
 def group_seconds(work: Work, tile: int, rates: Rates) -> float:
     """In the group kernel, bias, residual and activation included."""
-    weights = sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
-    product = 2.0 * work.padded * weights / rates.group[tile]
+    product, weights = group_product_seconds(work, tile, rates), _padded_weights(work, tile)
     moved = work.inputs + work.outputs * (1 + work.residual) + weights
     longest = max((columns for _, columns in work.groups), default=0)
     return rates.launch + max(product, rates.bytes * moved / rates.bandwidth, -(-longest // 64) * rates.step)
+
+
+def group_product_seconds(work: Work, tile: int, rates: Rates) -> float:
+    """Of the group kernel's arithmetic alone, padding counted."""
+    return 2.0 * work.padded * _padded_weights(work, tile) / rates.group[tile]
+
+
+def _padded_weights(work: Work, tile: int) -> int:
+    return sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
 
 
 def filled(work: Work) -> float:
@@ -153,5 +167,19 @@ def turn_seconds(numbers: int, rates: Rates) -> float:
 
 
 def best_tile(work: Work, rates: Rates) -> int:
-    """The tile with the least estimate; the smaller one of equals."""
-    return min(TILES, key=lambda tile: group_seconds(work, tile, rates))
+    """The tile with the least time of arithmetic and programs.
+
+    Not by the whole estimate: where bytes bound it all tiles are alike, but smaller ones are more programs, each of
+    which gathers its inputs anew.
+    """
+    return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
+
+
+_PIXELS = 128
+"""Outputs of a channel that a program makes, or twice as many."""
+
+
+def programs_seconds(work: Work, tile: int, rates: Rates) -> float:
+    """What the group kernel's programs take besides their arithmetic."""
+    count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded // _PIXELS)
+    return count * (rates.program + tile * rates.row)

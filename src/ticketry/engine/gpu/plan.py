@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -86,7 +86,7 @@ def plan(
         if node.op not in LAYERS:
             continue
         fact = facts[node.output]
-        work = _work(graph, node, batch, fact.groups)
+        work = work_of(graph, node, batch, fact.groups)
         if work is not None:
             works[node.output] = work
         if fact.unfit is not None:
@@ -125,7 +125,7 @@ def _against(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
-def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
+def work_of(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
     x, made = graph.values[node.inputs[0]].shape, graph.values[node.output].shape
     if x is None or made is None:
         return None
@@ -181,18 +181,21 @@ def _switched(choice: Choice) -> Choice:
 
 def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates) -> float:
     """Seconds of all layers and of the changes of layout between them; other operations are the same in any plan."""
-    total = 0.0
+    return sum(seconds for _, seconds in parts(graph, batch, works, choices, rates))
+
+
+TURNS = "changes of layout"
+
+
+def parts(
+    graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates
+) -> Iterator[tuple[str, float]]:
+    """Output of each layer, or `TURNS`, with its seconds."""
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
-    def turned(name: str) -> float:
+    def turned(name: str) -> tuple[str, float]:
         shape = graph.values[name].shape or ()
-        return cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
-
-    def need(name: str, layout: str) -> None:
-        nonlocal total
-        if layout not in held[name]:
-            total += turned(name)
-            held[name].add(layout)
+        return TURNS, cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
 
     wanted = wanted_inner(graph, choices)
     for node in graph.nodes:
@@ -205,15 +208,18 @@ def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mappi
         elif follows(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         if node.op in LAYERS and (work := works.get(node.output)) is not None:
-            total += _seconds(work, choices[node.output], rates)
+            yield node.output, _seconds(work, choices[node.output], rates)
         for name in node.inputs:
-            need(name, reads)
+            if reads not in held[name]:
+                yield turned(name)
+                held[name].add(reads)
         if reads == "inner" and made == "outer":  # features at the end of an image, brought back
-            total += turned(node.output)
+            yield turned(node.output)
         held[node.output] = {made}
     for name in graph.results:
-        need(name, "outer")
-    return total
+        if "outer" not in held[name]:
+            yield turned(name)
+            held[name].add("outer")
 
 
 def _seconds(work: Work, choice: Choice, rates: Rates) -> float:

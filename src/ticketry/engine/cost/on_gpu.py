@@ -1,0 +1,219 @@
+"""What a network takes on a GPU, by rates that were measured on one: planned for it, and not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten
+
+from ticketry.core.mask import Mask
+from ticketry.core.scope import Scope
+from ticketry.core.scope import scope as scope_of
+from ticketry.engine.capture import capture
+from ticketry.engine.capture.tracing.torch_export import Arguments
+from ticketry.engine.cost.families import Family
+from ticketry.engine.cost.meter import Profile
+from ticketry.engine.example_inputs import batch_of
+from ticketry.engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
+from ticketry.engine.gpu.plan import LAYERS, TURNS, Choice, facts_of, parts, plan, work_of
+from ticketry.engine.graph import Graph, Node
+from ticketry.engine.plan.value_axes import UnsupportedError
+from ticketry.errors import CostError
+
+_VIEWS = frozenset({"reshape", "transpose", "slice", "flatten"})
+"""Operations that torch does by strides alone, mostly."""
+
+
+@dataclass(frozen=True)
+class GpuProfile:
+    """What a GPU takes for a network's layers in a number format, with calls replayed from CUDA graphs.
+
+    Which layers are sparse is planned by the same rates that `compile_gpu` plans by. How long they take is
+
+        group kernel    layer + the larger of product + programs, and bytes
+        dense           layer + product x what whole waves of tiles make of it + bytes, of its passes too
+
+    with coefficients fitted to whole networks that were timed.
+
+    Examples:
+        >>> profile = tk.cost.profile("h100-bf16")
+        >>> profile.gpu, profile.precision
+        ('NVIDIA H100 80GB HBM3', 'bf16')
+        >>> model = nn.Sequential(nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3)).eval()
+        >>> x = torch.randn(256, 64, 32, 32)
+        >>> costs = tk.cost.model(model, x, target=profile, granularities=("weights", "rows:64"), densities=(0.1, 1))
+        >>> costs.layers["2.weight"].curves["rows:64"].at(0.1) < 0.6 * costs.layers["2.weight"].dense
+        True
+    """
+
+    gpu: str
+    """As `torch.cuda.get_device_name` has it."""
+    precision: str
+    dtype: torch.dtype
+    rates: Rates
+    multiprocessors: int
+    group: Mapping[str, float]
+    """Seconds of a "layer"; "product": of the time at the kernel's rate."""
+    dense: Mapping[str, float]
+    """Seconds of a "layer"; "product" and "bytes": of the times at their rates."""
+    spread: float
+    """Half of the 95 % interval of an estimate, by networks that were left out of the fit."""
+
+    def check(self, threads: int, precision: str) -> None:
+        """Raises `CostError` for another precision than this one's; "fp32", the default of calls, is none, nor are
+        threads, which are a processor's."""
+        if precision not in ("fp32", self.precision):
+            raise CostError(f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for")
+
+    def seconds(self, work: Work, choice: Choice) -> float:
+        """What a layer takes."""
+        rates = self.rates
+        if choice.kernel == "group":
+            product = self.group["product"] * group_product_seconds(work, choice.tile, rates)
+            moved = rates.bytes * (work.inputs + work.outputs * (1 + work.residual)) / rates.bandwidth
+            return self.group["layer"] + max(product + programs_seconds(work, choice.tile, rates), moved)
+        product = 2.0 * work.pixels * work.rows * work.columns / (rates.linear if work.linear else rates.conv)
+        tiles = max(1, -(-work.pixels // _SIDE) * -(-work.rows // _SIDE))
+        # The last wave leaves multiprocessors idle; libraries split a product's sum where most would be.
+        uneven = min(_SPLIT, -(-tiles // self.multiprocessors) * self.multiprocessors / tiles)
+        passes = 1 + 3 * work.residual + 2 * work.act
+        numbers = work.inputs + work.outputs * passes + work.rows * work.columns
+        moved = rates.bytes * numbers / rates.bandwidth
+        return self.dense["layer"] + self.dense["product"] * uneven * product + self.dense["bytes"] * moved
+
+    def __str__(self) -> str:
+        return (
+            f"Profile of a GPU: {self.gpu}, {self.precision}; an estimate is within {100 * self.spread:.0f} % in 95 of"
+            " 100 cases"
+        )
+
+
+_SIDE = 128
+"""Outputs of each side of a tile of a dense product."""
+
+_SPLIT = 4.0
+
+GPUS: Mapping[str, GpuProfile] = {
+    # 21 timings of four networks and of 40 layers (docs/engine-gpu.md), torch 2.11, CUDA 13.0, Triton 3.6.
+    "h100-bf16": GpuProfile(
+        gpu="NVIDIA H100 80GB HBM3",
+        precision="bf16",
+        dtype=torch.bfloat16,
+        rates=RATES[torch.bfloat16],
+        multiprocessors=132,
+        group={"layer": 5.5e-6, "product": 0.71},
+        dense={"layer": 18.8e-6, "product": 0.58, "bytes": 0.68},
+        spread=0.2,
+    ),
+}
+"""Profiles of GPUs that come with the package."""
+
+
+class GpuEstimator:
+    """Tells what a network takes on a GPU by a profile, as `Meter` does by timing it on this machine.
+
+    A `Timer` of `engine.cost.measured`. Layers and changes of layout are those of the plan that `compile_gpu` would
+    make; everything else is as long as its inputs and outputs take through the GPU's memory.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, profile: GpuProfile, scope: Scope | None = None) -> None:
+        """Raises EngineError if the model cannot be captured."""
+        self.model, self.gpu = model, profile
+        self.graph = capture(model, None, example_inputs)
+        call = Arguments.of(example_inputs)
+        self.batch = batch_of(tuple(tree_flatten((call.args, call.kwargs))[0]))
+        self._shapes = (scope or scope_of(model)).shapes
+        self.names = tuple(self._shapes)
+        self._inputs = example_inputs
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a weight in scope."""
+        return self._shapes[name]
+
+    @cached_property
+    def dense_profile(self) -> Profile:
+        """Seconds of the network without a mask, by what spends them."""
+        return self._estimated(self.graph)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Of a call of the network without a mask."""
+        return _total(self.dense_profile)
+
+    def profile(self, mask: Mask, layout: str | None) -> Profile:
+        """Seconds of the network under a mask. Raises `UnsupportedError` for the layout that only CPUs have."""
+        if layout == "pixels":
+            raise UnsupportedError("a GPU's plan chooses its layouts by itself")
+        tensors = self.graph.tensors
+        if all(name in tensors and tensors[name].shape == kept.shape for name, kept in mask.items()):
+            masked = {name: tensors[name] * kept for name, kept in mask.items()}
+            return self._estimated(replace(self.graph, tensors={**tensors, **masked}))
+        return self._estimated(capture(self.model, mask, self._inputs))
+
+    def seconds(self, mask: Mask) -> float:
+        """Of a call of the network under this mask."""
+        return _total(self.profile(mask, None))
+
+    def about(self, family: Family) -> dict[str, object]:
+        """What a cost model says of where it comes from."""
+        return {
+            "target": self.gpu.gpu,
+            "processor": self.gpu.gpu,
+            "precision": self.gpu.precision,
+            "batch": self.batch,
+            "how": "estimated by a profile of the GPU",
+            "masks": family.about,
+        }
+
+    def _estimated(self, graph: Graph) -> Profile:
+        rates, facts = self.gpu.rates, facts_of(graph)
+        choices = plan(graph, self.batch, facts, self.gpu.dtype, torch.device("cpu"), rates=rates)
+        works = {
+            node.output: work
+            for node in graph.nodes
+            if node.op in LAYERS and (work := work_of(graph, node, self.batch, facts[node.output].groups)) is not None
+        }
+        spent = Profile(dict.fromkeys(self.names, 0.0), {"inputs and outputs": self._converted(graph)}, set())
+        for output, seconds in parts(graph, self.batch, works, choices, rates):
+            if output == TURNS:
+                spent.others[TURNS] = spent.others.get(TURNS, 0.0) + seconds
+        for node in graph.nodes:
+            work = works.get(node.output)
+            seconds = self._moved(graph, node) if work is None else self.gpu.seconds(work, choices[node.output])
+            held = self._shapes.keys() & node.weights.values()
+            for name in held:
+                spent.layers[name] += seconds / len(held)
+            if not held:
+                spent.others[node.op] = spent.others.get(node.op, 0.0) + seconds
+        return spent
+
+    def _moved(self, graph: Graph, node: Node) -> float:
+        """Seconds of an operation in torch: of its bytes."""
+        if node.op in _VIEWS:
+            return 0.0
+        numbers = sum(self._size(graph, name) for name in (*node.inputs, node.output))
+        return self.gpu.rates.launch + self.gpu.rates.bytes * numbers / self.gpu.rates.bandwidth
+
+    def _converted(self, graph: Graph) -> float:
+        """Seconds to bring inputs and outputs from and to the model's own number format."""
+        bytes_, launch = self.gpu.rates.bytes, self.gpu.rates.launch
+        seconds = 0.0
+        for name in (*graph.inputs, *graph.results):
+            dtype = getattr(torch, graph.values[name].dtype, None)
+            if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != self.gpu.dtype:
+                seconds += launch + (bytes_ + dtype.itemsize) * self._size(graph, name) / self.gpu.rates.bandwidth
+        return seconds
+
+    def _size(self, graph: Graph, name: str) -> int:
+        shape = graph.values[name].shape
+        return 0 if shape is None else prod(self.batch if size is None else int(size) for size in shape)
+
+
+def _total(profile: Profile) -> float:
+    return sum(profile.layers.values()) + sum(profile.others.values())
