@@ -53,6 +53,8 @@ class Claim(Part, frozen=True, kw_only=True):
     confidence: Number
     family: str
     """Claims that are corrected together."""
+    again: str = ""
+    """The claim that this one asks again, on fresh replicates."""
     found: _Found
     n: Count
     """Replicates that were judged."""
@@ -221,6 +223,12 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     def decided(self) -> int:
         """Claims that are confirmed or refuted."""
         return sum(claim.found != "undecided" for claim in self.claims)
+
+    @property
+    def questions(self) -> tuple[int, int]:
+        """Those decided, and all: a claim and the one that asks it again are one question, which either decides."""
+        decided = {claim.again or claim.name for claim in self.claims if claim.found != "undecided"}
+        return len(decided), sum(not claim.again for claim in self.claims)
 
 
 def read_campaign_record(record: object, what: str = "campaign record") -> CampaignRecord:

@@ -164,7 +164,8 @@ def test_other_threads_names_and_kernels_are_refused(profile):
     with pytest.raises(CostError, match="is of precision fp32, and bf16"):
         tk.cost.model(network(), X, profile, threads=1, precision="bf16")
     with pytest.raises(
-        UsageError, match="there is no profile 'abacus': there are granite-rapids-avx512, zen1-avx2, zen3-avx2, zen4-avx2"
+        UsageError,
+        match="there is no profile 'abacus': there are granite-rapids-avx512, zen1-avx2, zen3-avx2, zen4-avx2",
     ):
         tk.cost.profile("abacus")
     with pytest.raises(CostError, match="neither 'this machine'"):

@@ -145,6 +145,61 @@ def test_what_cannot_be_is_told_with_file_and_key(tmp_path: Path, before: str, a
     assert str(path) in str(told.value)
 
 
+FRESH = """
+[scales.demo.bases.fresh]
+task = "digits"
+recipe = { length = "30it" }
+interim = [3]
+after = 5
+
+[scales.demo.runs.iterative-again]
+base = "fresh"
+method = "iterative"
+settings = { densities = [0.3, 0.1] }
+
+[scales.demo.runs.gradual-again]
+base = "fresh"
+method = "gradual"
+settings = { density = [0.3, 0.1] }
+
+[claims.better-again]
+statement = "Asked again: iterative pruning is better."
+a = { run = "iterative-again" }
+b = { run = "gradual-again" }
+density = "few"
+again = "better"
+"""
+
+
+def test_a_claim_may_ask_another_again(tmp_path: Path) -> None:
+    campaign = read_campaign(written(tmp_path, GOOD + FRESH), "demo")
+    assert {claim.name: claim.again for claim in campaign.claims if claim.again} == {"better-again": "better at 10 %"}
+    assert {claim.again for claim in read_campaign(Path("early"), "cpu").claims} >= {
+        "lenet-beats-snip at 5 %",
+        "structured-faster at 20 %",
+    }
+
+
+def test_what_is_asked_again_may_be_of_several_densities_or_of_another_one(tmp_path: Path) -> None:
+    several = FRESH.replace('density = "few"', "density = [0.3, 0.1]")
+    names = {claim.name: claim.again for claim in read_campaign(written(tmp_path, GOOD + several), "demo").claims}
+    assert names["better-again at 30 %"] == "better at 30 %"
+    assert names["better-again at 10 %"] == "better at 10 %"
+    one = GOOD.replace('density = ["few", 0.3]', "density = [0.3]")
+    assert read_campaign(written(tmp_path, one + FRESH), "demo").claims[-1].again == "better"
+
+
+def test_a_claim_that_is_not_there_is_not_asked_again_nor_one_of_the_same_runs(tmp_path: Path) -> None:
+    for again, match in (("best", r"claims\.better-again: .*'best' \(there is none"), ("stable", "'stable' again, of")):
+        text = (GOOD + FRESH).replace('again = "better"', f'again = "{again}"')
+        if again == "stable":
+            text = text.replace('b = { run = "gradual-again" }', "b = { value = 50 }").replace(
+                'iterative-again" }', 'iterative" }'
+            )
+        with pytest.raises(UsageError, match=match):
+            read_campaign(written(tmp_path, text), "demo")
+
+
 def test_a_run_may_have_another_base_and_be_judged_at_other_numbers_of_replicates(tmp_path: Path) -> None:
     text = GOOD.replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
     text = text.replace('method = "iterative"', 'base = "other"\nmethod = "iterative"')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -104,7 +104,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         runs=made.runs,
         plans=made.plans,
         stability=made.stability,
-        claims=tuple(made.claims()),
+        claims=made.asked_again(tuple(made.claims())),
     )
 
 
@@ -233,6 +233,22 @@ class _Reading:
                 seen.add(told)
                 yield self._explained(place, partial(self._claim, told, claim, found))
 
+    def asked_again(self, claims: tuple[Hypothesis, ...]) -> tuple[Hypothesis, ...]:
+        """The claims, each with the one that it asks again by its whole name."""
+        return tuple(replace(one, again=self._original(one, claims)) if one.again else one for one in claims)
+
+    def _original(self, claim: Hypothesis, claims: tuple[Hypothesis, ...]) -> str:
+        """The claim at the same density; where there is no other, whatever its density."""
+        place = f"claims.{claim.name.split(' at ')[0]}"
+        named = [one for one in claims if one.name.split(" at ")[0] == claim.again]
+        found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
+        if len(found) != 1:
+            known = ", ".join(one.name for one in named) or "there is none of that name"
+            raise self._wrong(place, f"again names no one claim at its density: {claim.again!r} ({known})")
+        if shared := set(found[0].runs) & set(claim.runs):
+            raise self._wrong(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
+        return found[0].name
+
     def _density(self, place: str, density: float | str | None) -> float | None:
         if not isinstance(density, str):
             return density
@@ -284,6 +300,7 @@ class _Reading:
             margin=claim.margin,
             confidence=claim.confidence,
             family=claim.family or self.path.stem,
+            again=claim.again,
             plan=self.plans[one],
         )
 

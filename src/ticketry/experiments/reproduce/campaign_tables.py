@@ -41,6 +41,8 @@ class ClaimTable(Struct, forbid_unknown_fields=True):
     margin: float = 0.5
     confidence: float = 0.95
     family: str = ""
+    again: str = ""
+    """The claim that this one asks again, on fresh replicates; at the same density."""
     scales: tuple[Scale, ...] = SCALES
 
 

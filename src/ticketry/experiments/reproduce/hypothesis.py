@@ -50,6 +50,8 @@ class Hypothesis:
     family: str
     plan: InterimAnalyses
     """At how many replicates it is judged."""
+    again: str = ""
+    """The claim that it asks again."""
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def facts(record: CampaignRecord) -> list[str]:
     told = [f"{count} {word}" for word, count in found.items() if count]
     share = record.segments_trained / max(record.segments_asked, 1)
     lines = [
-        f"{record.decided} of {len(record.claims)} claims decided: {', '.join(told)}.",
+        f"{record.decided} of {len(record.claims)} claims decided: {', '.join(told)}.{_asked_again(record)}",
         f"{record.segments_trained} trainings of {record.segments_asked} asked for ({share:.2f}); searches took"
         f" {duration(record.seconds)} in all.",
     ]
@@ -159,6 +159,16 @@ def facts(record: CampaignRecord) -> list[str]:
     lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
     lines += [f"The run {run.name} could not go on: {run.failed}." for run in record.runs if run.failed]
     return lines
+
+
+def _asked_again(record: CampaignRecord) -> str:
+    """What is decided where a claim and the one that asks it again count once; nothing where there is none."""
+    decided, questions = record.questions
+    count = len(record.claims) - questions
+    if not count:
+        return ""
+    asks = "One asks another" if count == 1 else f"{count} ask others"
+    return f" {asks} again, on fresh replicates: of {questions} questions {decided} are decided."
 
 
 def _method_cells(row: MethodRow, style: Style) -> list[str]:
