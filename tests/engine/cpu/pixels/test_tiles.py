@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry.engine.cpu.pixels.conv import blocks_of, columns_by_tap, groups_of
+from ticketry.engine.cpu.pixels.conv import blocks_of, columns_by_tap, groups_of, joined
 from ticketry.engine.cpu.pixels.tiles import Plane, Tile, Tiling, spans
 from ticketry.engine.cpu.window import Axis
 
@@ -106,3 +107,45 @@ def test_a_grouped_convolution_as_a_plain_one() -> None:
     expected = np.zeros((4, 6), np.float32)
     expected[:2, :3], expected[2:, 3:] = weight[:2, :, 0, 0], weight[2:, :, 0, 0]
     assert np.array_equal(columns_by_tap(weight, 2), expected)
+
+
+PRICES = {1: 1.0, 2: 1.4, 3: 1.8}
+"""Of a column, by the vectors of a block: those of more are cheaper a vector."""
+
+
+def test_single_weights_that_keep_nearly_all_columns_are_done_as_the_dense_layer_is():
+    kept = np.random.default_rng(0).random((48, 300)) < 0.9
+    groups = groups_of(kept, 8)
+    assert [len(group) for group in groups] == [8] * 6
+    (whole,) = joined(kept, groups, 8, PRICES)
+    assert whole.tolist() == list(range(48))
+    (dense,) = joined(np.ones_like(kept), groups_of(np.ones_like(kept), 8), 8, PRICES)
+    blocks = [
+        [(block.rows.tolist(), len(block.columns), block.vectors) for block in blocks_of(each, [group], 8, PRICES)]
+        for each, group in ((kept, whole), (np.ones_like(kept), dense))
+    ]
+    assert blocks[0] == blocks[1]
+
+
+def test_groups_whose_columns_differ_stay_apart():
+    kept = np.zeros((48, 96), dtype=bool)
+    for at in range(3):
+        kept[16 * at : 16 * (at + 1), 32 * at : 32 * (at + 1)] = True
+    groups = groups_of(kept, 8)
+    assert [group.tolist() for group in joined(kept, groups, 8, PRICES)] == [group.tolist() for group in groups]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_joining_never_costs_more_and_keeps_all_rows_in_order(seed):
+    generator = np.random.default_rng(seed)
+    kept = generator.random((int(generator.integers(1, 70)), 60)) < generator.random()
+    if seed % 2:
+        kept = kept.repeat(int(generator.integers(2, 9)), axis=0)
+
+    def price(groups):
+        return sum(PRICES[block.vectors] * len(block.columns) for block in blocks_of(kept, groups, 8, PRICES))
+
+    groups = groups_of(kept, 8)
+    found = joined(kept, groups, 8, PRICES)
+    assert np.concatenate(found).tolist() == list(range(len(kept)))
+    assert price(found) <= price(groups) + 1e-9

@@ -98,8 +98,9 @@ def _grouped(shape: ConvShape, support: Array, images: int, target: Target) -> l
     groups = groups_of(support, target.lanes)
     kept = sum(float(support[group].any(axis=0).sum()) for group in groups)
     work = Work(shape.plane, shape.columns, images, len(groups), kept / max(1, len(groups)))
-    longest = max((-(-len(group) // target.lanes) for group in groups), default=1)
-    prices = {size: best_shape(work, size, target)[1] for size in sizes(target) if size <= longest}
+    most = max(1, -(-len(support) // target.lanes))
+    prices = {size: best_shape(work, size, target)[1] for size in sizes(target) if size <= most}
+    groups = joined(support, groups, target.lanes, prices)
     found: dict[int, list[Block]] = {}
     for block in blocks_of(support, groups, target.lanes, prices):
         found.setdefault(block.vectors, []).append(block)
@@ -316,6 +317,33 @@ def groups_of(support: Array, lanes: int) -> list[Array]:
         groups.append([first, last])
         columns.append(mine)
     return [np.arange(first, last) for first, last in groups]
+
+
+def joined(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Array]:
+    """Neighbouring groups joined where blocks of more vectors, with the columns of both, cost less.
+
+    So rows of single weights that keep most columns are done as the dense layer's are, and take no longer.
+
+    Args:
+        support: bool [rows, columns].
+        groups: rows of each, as of `groups_of`.
+        lanes: rows a vector holds.
+        cost: of one column of a block, by how many vectors the block has.
+    """
+    cuts = _cuts(-(-len(support) // lanes), cost)
+    prices = [sum(cost[size] for size in cut) for cut in cuts]
+    found: list[tuple[Array, Array]] = []
+    for group in groups:
+        mine: Array = support[group].any(axis=0)
+        if found:
+            last, theirs = found[-1]
+            both, union = np.concatenate([last, group]), theirs | mine
+            apart = prices[-(-len(last) // lanes)] * theirs.sum() + prices[-(-len(group) // lanes)] * mine.sum()
+            if prices[-(-len(both) // lanes)] * union.sum() <= apart:
+                found[-1] = both, union
+                continue
+        found.append((group, mine))
+    return [group for group, _ in found]
 
 
 def blocks_of(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[Block]:
