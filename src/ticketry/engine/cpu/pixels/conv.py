@@ -334,7 +334,7 @@ def joined(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, 
     prices = [sum(cost[size] for size in cut) for cut in cuts]
     found: list[tuple[Array, Array]] = []
     for group in groups:
-        mine: Array = support[group].any(axis=0)
+        mine: Array = np.logical_or.reduce(support[group], axis=0)
         if found:
             last, theirs = found[-1]
             both, union = np.concatenate([last, group]), theirs | mine
