@@ -74,6 +74,7 @@ def test_windows(
 
 
 @given(where=wheres, shape=shapes, threads=threads_, seed=st.integers(0, 99))
+@example(where="host", shape=(1, 1, 4, 8), threads=1, seed=66)
 def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int, seed: int) -> None:
     data = _random(shape, seed)
     block = Block(shape[0])
@@ -81,7 +82,10 @@ def test_the_mean_of_all_pixels(where: str, shape: tuple[int, ...], threads: int
     z = block.place(Geometry.of(1, 1, shape[1]))
     block.put(x, data.numpy())
     [whole] = block.run(pixels.global_mean(x, z), [z], where, threads=threads)
-    assert close(whole, data.double().mean(dim=(2, 3), keepdim=True))
+    exact = data.double()
+    # What is summed may cancel: rounding is of the sums' terms, not of what is left.
+    rounding = 1e-6 * float(exact.abs().mean(dim=(2, 3)).max())
+    assert float(np.abs(whole - exact.mean(dim=(2, 3), keepdim=True).numpy()).max()) <= rounding
 
 
 def test_the_largest_of_numbers_that_are_none_is_none() -> None:
