@@ -31,7 +31,7 @@ from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.saliency import output_energy
 from ticketry.engine.bench.machine import machine
-from ticketry.engine.cost.estimated import Estimator
+from ticketry.engine.cost.estimated import ProcessorEstimator
 from ticketry.errors import TicketryError, UsageError
 from ticketry.files import write_atomically
 from ticketry.tasks import models
@@ -105,7 +105,7 @@ def measure(name: str, structure: str, by: str) -> dict[str, Any]:
     scope = tk.scope(model)
     scores = output_energy(model, scope, x)
     costs = tk.cost.model(model, x, threads=1, granularities=names, scores=scores)
-    profile = Estimator(model, x, tk.cost.profile(by), scope)
+    profile = ProcessorEstimator(model, x, tk.cost.profile(by), scope)
     row: dict[str, Any] = {
         "network": name,
         "structure": structure,

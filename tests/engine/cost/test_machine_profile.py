@@ -13,7 +13,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.engine.capture import capture
 from ticketry.engine.cost.calibration import Sample, coefficients_of, left_out
-from ticketry.engine.cost.estimated import Estimator
+from ticketry.engine.cost.estimated import ProcessorEstimator
 from ticketry.engine.cost.fitting import fitted, non_negative
 from ticketry.engine.cost.machine_profile import MachineProfile, kept_path, names
 from ticketry.engine.cost.planned import planned
@@ -125,7 +125,7 @@ def test_estimates_rise_with_density_and_batch(profile):
 
 def test_an_estimate_is_near_the_plan_of_the_mask_itself(profile):
     model = network()
-    costs, estimator = tk.cost.model(model, X, profile, threads=1), Estimator(model, X, profile)
+    costs, estimator = tk.cost.model(model, X, profile, threads=1), ProcessorEstimator(model, X, profile)
     mask = tk.prune(model, 0.2, distribution="uniform")
     assert costs.estimate(mask).value == pytest.approx(estimator.seconds(mask), rel=0.15)
 

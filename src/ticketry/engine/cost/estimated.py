@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -23,20 +24,26 @@ from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.graph import Graph
 
 
-class Estimator:
-    """Tells what a network takes by a profile, as `Meter` does by timing it."""
+class Estimator(ABC):
+    """Tells what a network takes by a profile, as `Meter` does by timing it: a `Timer` of `engine.cost.measured`."""
 
-    def __init__(
-        self, model: nn.Module, example_inputs: Any, profile: MachineProfile, scope: Scope | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, scope: Scope | None = None) -> None:
         """Raises EngineError if the model cannot be captured."""
-        self.model, self.machine = model, profile
+        self.model = model
         self.graph = capture(model, None, example_inputs)
         call = Arguments.of(example_inputs)
         self.batch = batch_of(tuple(tree_flatten((call.args, call.kwargs))[0]))
         self._shapes = (scope or scope_of(model)).shapes
         self.names = tuple(self._shapes)
         self._inputs = example_inputs
+
+    @abstractmethod
+    def about(self, family: Family) -> dict[str, object]:
+        """What a cost model says of where it comes from."""
+
+    @abstractmethod
+    def _estimated(self, graph: Graph, layout: str | None) -> Profile:
+        """Of a call of a graph. Raises `UnsupportedError` where the layout cannot run it."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a weight in scope."""
@@ -65,6 +72,17 @@ class Estimator:
     def seconds(self, mask: Mask) -> float:
         """Of the network under this mask itself, in the layout that the engine would choose."""
         return _total(self.profile(mask, None))
+
+
+class ProcessorEstimator(Estimator):
+    """By the profile of a processor."""
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, profile: MachineProfile, scope: Scope | None = None
+    ) -> None:
+        """Raises EngineError if the model cannot be captured."""
+        super().__init__(model, example_inputs, scope)
+        self.machine = profile
 
     def about(self, family: Family) -> dict[str, object]:
         """What a cost model says of where it comes from."""

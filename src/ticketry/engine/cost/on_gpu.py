@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten
 
-from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
-from ticketry.core.scope import scope as scope_of
-from ticketry.engine.capture import capture
-from ticketry.engine.capture.tracing.torch_export import Arguments
+from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Profile
-from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
 from ticketry.engine.gpu.plan import LAYERS, TURNS, Choice, facts_of, parts, plan, work_of
 from ticketry.engine.graph import Graph, Node
@@ -115,50 +109,17 @@ GPUS: Mapping[str, GpuProfile] = {
 """Profiles of GPUs that come with the package."""
 
 
-class GpuEstimator:
-    """Tells what a network takes on a GPU by a profile, as `Meter` does by timing it on this machine.
+class GpuEstimator(Estimator):
+    """By the profile of a GPU.
 
-    A `Timer` of `engine.cost.measured`. Layers and changes of layout are those of the plan that `compile_gpu` would
-    make; everything else is as long as its inputs and outputs take through the GPU's memory.
+    Layers and changes of layout are those of the plan that `compile_gpu` would make; everything else is as long as its
+    inputs and outputs take through the GPU's memory.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, profile: GpuProfile, scope: Scope | None = None) -> None:
         """Raises EngineError if the model cannot be captured."""
-        self.model, self.gpu = model, profile
-        self.graph = capture(model, None, example_inputs)
-        call = Arguments.of(example_inputs)
-        self.batch = batch_of(tuple(tree_flatten((call.args, call.kwargs))[0]))
-        self._shapes = (scope or scope_of(model)).shapes
-        self.names = tuple(self._shapes)
-        self._inputs = example_inputs
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a weight in scope."""
-        return self._shapes[name]
-
-    @cached_property
-    def dense_profile(self) -> Profile:
-        """Seconds of the network without a mask, by what spends them."""
-        return self._estimated(self.graph)
-
-    @property
-    def dense_seconds(self) -> float:
-        """Of a call of the network without a mask."""
-        return _total(self.dense_profile)
-
-    def profile(self, mask: Mask, layout: str | None) -> Profile:
-        """Seconds of the network under a mask. Raises `UnsupportedError` for the layout that only CPUs have."""
-        if layout == "pixels":
-            raise UnsupportedError("a GPU's plan chooses its layouts by itself")
-        tensors = self.graph.tensors
-        if all(name in tensors and tensors[name].shape == kept.shape for name, kept in mask.items()):
-            masked = {name: tensors[name] * kept for name, kept in mask.items()}
-            return self._estimated(replace(self.graph, tensors={**tensors, **masked}))
-        return self._estimated(capture(self.model, mask, self._inputs))
-
-    def seconds(self, mask: Mask) -> float:
-        """Of a call of the network under this mask."""
-        return _total(self.profile(mask, None))
+        super().__init__(model, example_inputs, scope)
+        self.gpu = profile
 
     def about(self, family: Family) -> dict[str, object]:
         """What a cost model says of where it comes from."""
@@ -171,7 +132,9 @@ class GpuEstimator:
             "masks": family.about,
         }
 
-    def _estimated(self, graph: Graph) -> Profile:
+    def _estimated(self, graph: Graph, layout: str | None) -> Profile:
+        if layout == "pixels":
+            raise UnsupportedError("a GPU's plan chooses its layouts by itself")
         rates, facts = self.gpu.rates, facts_of(graph)
         choices = plan(graph, self.batch, facts, self.gpu.dtype, torch.device("cpu"), rates=rates)
         works = {
@@ -213,7 +176,3 @@ class GpuEstimator:
     def _size(self, graph: Graph, name: str) -> int:
         shape = graph.values[name].shape
         return 0 if shape is None else prod(self.batch if size is None else int(size) for size in shape)
-
-
-def _total(profile: Profile) -> float:
-    return sum(profile.layers.values()) + sum(profile.others.values())

@@ -31,7 +31,7 @@ from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.structuring import AUTO, in_blocks, only_of
 from ticketry.engine.bench.machine import machine
 from ticketry.engine.capture import capture
-from ticketry.engine.cost.estimated import Estimator, with_spread
+from ticketry.engine.cost.estimated import Estimator, ProcessorEstimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
 from ticketry.engine.cost.machine_profile import KIND as PROFILE
 from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, named, names, of_this_machine
@@ -108,8 +108,8 @@ def model(
     aim = _aim(target, threads, precision)
     if isinstance(aim, MachineProfile | GpuProfile):
         aim.check(threads, precision)
-        kind = GpuEstimator if isinstance(aim, GpuProfile) else Estimator
-        estimator: Estimator | GpuEstimator = kind(model, example_inputs, aim, chosen)  # type: ignore[arg-type]
+        kind = GpuEstimator if isinstance(aim, GpuProfile) else ProcessorEstimator
+        estimator: Estimator = kind(model, example_inputs, aim, chosen)  # type: ignore[arg-type]
         amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE)
         family = _family(estimator, chosen, scores, amounts)
         return with_spread(costs_by(estimator, granularities, family, estimator.about(family), say), aim.spread)
