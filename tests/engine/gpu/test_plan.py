@@ -143,7 +143,7 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
         for batch in (4, 16, 64):
             found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
             works = {
-                node.output: plan.work_of(graph, node, batch, facts[node.output].groups)
+                node.output: plan._work(graph, node, batch, facts[node.output].groups)
                 for node in graph.nodes
                 if node.op in plan.LAYERS
             }
@@ -224,7 +224,7 @@ def test_what_torch_reads_is_turned():
     graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
     facts = facts_of(graph)
     layers = [node for node in graph.nodes if node.op == "conv2d"]
-    works = {node.output: plan.work_of(graph, node, 8, facts[node.output].groups) for node in layers}
+    works = {node.output: plan._work(graph, node, 8, facts[node.output].groups) for node in layers}
     group = dict.fromkeys(works, Choice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(cost.group_seconds(one, 64, BF16) for one in works.values())
@@ -236,7 +236,7 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
     facts = facts_of(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
-    work = plan.work_of(graph, node, 8, facts[node.output].groups)
+    work = plan._work(graph, node, 8, facts[node.output].groups)
     found = plan.estimate(graph, 8, {node.output: work}, {node.output: Choice("group", "", 64)}, BF16)
     turn = cost.turn_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(cost.group_seconds(work, 64, BF16) + 2 * turn)

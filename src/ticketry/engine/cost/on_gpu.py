@@ -15,7 +15,7 @@ from ticketry.engine.cost.estimated import Estimator
 from ticketry.engine.cost.families import Family
 from ticketry.engine.cost.meter import Profile
 from ticketry.engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
-from ticketry.engine.gpu.plan import LAYERS, TURNS, Choice, facts_of, parts, plan, work_of
+from ticketry.engine.gpu.plan import Choice, facts_of, plan, turns_seconds, works_of
 from ticketry.engine.graph import Graph, Node
 from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.errors import CostError
@@ -137,15 +137,12 @@ class GpuEstimator(Estimator):
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")
         rates, facts = self.gpu.rates, facts_of(graph)
         choices = plan(graph, self.batch, facts, self.gpu.dtype, torch.device("cpu"), rates=rates)
-        works = {
-            node.output: work
-            for node in graph.nodes
-            if node.op in LAYERS and (work := work_of(graph, node, self.batch, facts[node.output].groups)) is not None
+        works = works_of(graph, self.batch, facts)
+        others = {
+            "inputs and outputs": self._converted(graph),
+            "changes of layout": turns_seconds(graph, self.batch, choices, rates),
         }
-        spent = Profile(dict.fromkeys(self.names, 0.0), {"inputs and outputs": self._converted(graph)}, set())
-        for output, seconds in parts(graph, self.batch, works, choices, rates):
-            if output == TURNS:
-                spent.others[TURNS] = spent.others.get(TURNS, 0.0) + seconds
+        spent = Profile(dict.fromkeys(self.names, 0.0), others, set())
         for node in graph.nodes:
             work = works.get(node.output)
             seconds = self._moved(graph, node) if work is None else self.gpu.seconds(work, choices[node.output])

@@ -281,7 +281,11 @@ class _Replayed:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             graph, made = record(call)
-        if any("CUDA Graph is empty" in str(one.message) for one in caught):  # a view: no kernel, no time
+        empty = [one for one in caught if "CUDA Graph is empty" in str(one.message)]
+        for one in caught:
+            if one not in empty:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        if empty:  # a view: no kernel, no time
             return made, 0.0
         self._graphs.append(graph)
 

@@ -258,8 +258,8 @@ def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     if not out.numel():
         return out
     if x.shape[1] > _WIDEST:  # more than registers hold
-        out.copy_(torch.layer_norm(x, x.shape[1:], weight, bias, eps))
-        return out
+        normed: Tensor = turn(torch.layer_norm(x, x.shape[1:], weight, bias, eps), True)
+        return normed
     x = x.contiguous()
     scale, shift = (x, x) if weight is None or bias is None else (weight, bias)
     wide = max(_end(x), _end(out)) >= _WIDE

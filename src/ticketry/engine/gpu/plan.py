@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -80,19 +80,13 @@ def plan(
         force: every layer in the group kernel that can be, whatever it costs: for tests and calibration.
     """
     rates = rates or cost.RATES[dtype]
-    works: dict[str, Work] = {}
+    works = works_of(graph, batch, facts)
     found: dict[str, Choice] = {}
-    for node in graph.nodes:
-        if node.op not in LAYERS:
-            continue
-        fact = facts[node.output]
-        work = work_of(graph, node, batch, fact.groups)
-        if work is not None:
-            works[node.output] = work
+    for name, fact in facts.items():
         if fact.unfit is not None:
-            found[node.output] = Choice("dense", fact.unfit)
+            found[name] = Choice("dense", fact.unfit)
         else:
-            found[node.output] = _alone(work, fact.two_four and can_run(device, dtype), rates, force)
+            found[name] = _alone(works.get(name), fact.two_four and can_run(device, dtype), rates, force)
     if force:
         return found
     dense = {name: _switched(choice) if choice.kernel == "group" else choice for name, choice in found.items()}
@@ -125,7 +119,15 @@ def _against(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
-def work_of(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
+def works_of(graph: Graph, batch: int, facts: Mapping[str, Facts]) -> dict[str, Work]:
+    """Output -> work of each layer whose shapes are known."""
+    made = {
+        node.output: _work(graph, node, batch, facts[node.output].groups) for node in graph.nodes if node.op in LAYERS
+    }
+    return {name: work for name, work in made.items() if work is not None}
+
+
+def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
     x, made = graph.values[node.inputs[0]].shape, graph.values[node.output].shape
     if x is None or made is None:
         return None
@@ -181,21 +183,24 @@ def _switched(choice: Choice) -> Choice:
 
 def estimate(graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates) -> float:
     """Seconds of all layers and of the changes of layout between them; other operations are the same in any plan."""
-    return sum(seconds for _, seconds in parts(graph, batch, works, choices, rates))
+    layers = sum(_seconds(work, choices[name], rates) for name, work in works.items())
+    return layers + turns_seconds(graph, batch, choices, rates)
 
 
-TURNS = "changes of layout"
-
-
-def parts(
-    graph: Graph, batch: int, works: Mapping[str, Work], choices: Mapping[str, Choice], rates: Rates
-) -> Iterator[tuple[str, float]]:
-    """Output of each layer, or `TURNS`, with its seconds."""
+def turns_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates: Rates) -> float:
+    """Seconds of the changes of layout alone."""
+    total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
-    def turned(name: str) -> tuple[str, float]:
+    def turned(name: str) -> float:
         shape = graph.values[name].shape or ()
-        return TURNS, cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+        return cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+
+    def need(name: str, layout: str) -> None:
+        nonlocal total
+        if layout not in held[name]:
+            total += turned(name)
+            held[name].add(layout)
 
     wanted = wanted_inner(graph, choices)
     for node in graph.nodes:
@@ -207,19 +212,14 @@ def parts(
             made = "inner" if node.output in wanted else "outer"
         elif follows(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
-        if node.op in LAYERS and (work := works.get(node.output)) is not None:
-            yield node.output, _seconds(work, choices[node.output], rates)
         for name in node.inputs:
-            if reads not in held[name]:
-                yield turned(name)
-                held[name].add(reads)
+            need(name, reads)
         if reads == "inner" and made == "outer":  # features at the end of an image, brought back
-            yield turned(node.output)
+            total += turned(node.output)
         held[node.output] = {made}
     for name in graph.results:
-        if "outer" not in held[name]:
-            yield turned(name)
-            held[name].add("outer")
+        need(name, "outer")
+    return total
 
 
 def _seconds(work: Work, choice: Choice, rates: Rates) -> float:
