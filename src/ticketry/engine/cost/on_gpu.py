@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -157,7 +156,7 @@ class GpuEstimator(Estimator):
         """Seconds of an operation in torch: of its bytes."""
         if node.op in _VIEWS:
             return 0.0
-        numbers = sum(self._size(graph, name) for name in (*node.inputs, node.output))
+        numbers = sum(graph.values[name].numel(self.batch) for name in (*node.inputs, node.output))
         return self.gpu.rates.launch + self.gpu.rates.bytes * numbers / self.gpu.rates.bandwidth
 
     def _converted(self, graph: Graph) -> float:
@@ -167,9 +166,6 @@ class GpuEstimator(Estimator):
         for name in (*graph.inputs, *graph.results):
             dtype = getattr(torch, graph.values[name].dtype, None)
             if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != self.gpu.dtype:
-                seconds += launch + (bytes_ + dtype.itemsize) * self._size(graph, name) / self.gpu.rates.bandwidth
+                numbers = graph.values[name].numel(self.batch)
+                seconds += launch + (bytes_ + dtype.itemsize) * numbers / self.gpu.rates.bandwidth
         return seconds
-
-    def _size(self, graph: Graph, name: str) -> int:
-        shape = graph.values[name].shape
-        return 0 if shape is None else prod(self.batch if size is None else int(size) for size in shape)

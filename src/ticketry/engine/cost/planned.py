@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 from ticketry.engine.cost.work import Caches, Setting, Work, tables_of, work_of
 from ticketry.engine.cpu.jit import Library
@@ -78,10 +78,9 @@ def planned(graph: Graph, batch: int, target: Target, caches: Caches, precision:
 
 def torch_work(graph: Graph, node: Node, batch: int) -> dict[str, float]:
     """What a node that runs in torch does, as far as shapes tell: bytes, and multiplications of its weights."""
-    sizes = [graph.values[name].shape for name in (*node.inputs, node.output)]
-    counts = [prod(batch if size is None else int(size) for size in shape) for shape in sizes if shape is not None]
+    numbers = sum(graph.values[name].numel(batch) for name in (*node.inputs, node.output))
     made = graph.values[node.output].shape
-    outputs = prod(batch if size is None else int(size) for size in made) if made else 0
+    outputs = graph.values[node.output].numel(batch) if made else 0
     largest = max((graph.tensors[name].numel() for name in node.weights.values() if name in graph.tensors), default=0)
     channels = int(made[1] or 1) if made and len(made) > 1 else 1
-    return {"op": 1.0, "bytes": 4.0 * sum(counts), "multiplications": largest * outputs / max(1, channels)}
+    return {"op": 1.0, "bytes": 4.0 * numbers, "multiplications": largest * outputs / max(1, channels)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -128,12 +127,12 @@ def works_of(graph: Graph, batch: int, facts: Mapping[str, Facts]) -> dict[str, 
 
 
 def _work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> Work | None:
-    x, made = graph.values[node.inputs[0]].shape, graph.values[node.output].shape
-    if x is None or made is None:
+    x, made = graph.values[node.inputs[0]], graph.values[node.output]
+    if x.shape is None or made.shape is None:
         return None
-    inputs, outputs = (prod(batch if size is None else size for size in shape) for shape in (x, made))
+    inputs, outputs = x.numel(batch), made.numel(batch)
     weight = graph.tensors[node.weights["weight"]]
-    run = batch if x[0] is None else x[0]
+    run = batch if x.shape[0] is None else x.shape[0]
     pixels = outputs // max(1, weight.shape[0])
     return Work(
         pixels=pixels,
@@ -193,8 +192,7 @@ def turns_seconds(graph: Graph, batch: int, choices: Mapping[str, Choice], rates
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
     def turned(name: str) -> float:
-        shape = graph.values[name].shape or ()
-        return cost.turn_seconds(prod(batch if size is None else size for size in shape), rates)
+        return cost.turn_seconds(graph.values[name].numel(batch), rates)
 
     def need(name: str, layout: str) -> None:
         nonlocal total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, TypeAlias
 
 from ticketry.engine.graph.native import NATIVE
@@ -44,6 +45,10 @@ class Value:
     torch nodes touch such values."""
     dtype: str = "float32"
     """A name of torch's without its ``torch.``, or "number" or "list"."""
+
+    def numel(self, batch: int) -> int:
+        """Elements at a batch of that size; 0 where the shape is not known."""
+        return 0 if self.shape is None else prod(batch if size is None else int(size) for size in self.shape)
 
 
 @dataclass(frozen=True)
