@@ -165,7 +165,7 @@ def test_other_threads_names_and_kernels_are_refused(profile):
         tk.cost.model(network(), X, profile, threads=1, precision="bf16")
     with pytest.raises(
         UsageError,
-        match="there is no profile 'abacus': there are granite-rapids-avx512, zen1-avx2, zen3-avx2, zen4-avx2",
+        match=r"there is no profile 'abacus': there are granite-rapids-avx512, zen1-avx2, .*, zen5-avx512, h100-bf16,",
     ):
         tk.cost.profile("abacus")
     with pytest.raises(CostError, match="neither 'this machine'"):

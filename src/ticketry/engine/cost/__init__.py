@@ -6,23 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ticketry.core.costs.cost_model import CostModel, Estimate
-    from ticketry.engine.cost.calibration import calibrate, profile
+    from ticketry.engine.cost.calibration import calibrate
     from ticketry.engine.cost.machine_profile import MachineProfile
     from ticketry.engine.cost.meeting import Met
+    from ticketry.engine.cost.on_gpu import GpuProfile
+    from ticketry.engine.cost.profiles import profile
     from ticketry.engine.cost.public import load, meet, model
 
-__all__ = ["CostModel", "Estimate", "MachineProfile", "Met", "calibrate", "load", "meet", "model", "profile"]
+__all__ = [
+    "CostModel",
+    "Estimate",
+    "GpuProfile",
+    "MachineProfile",
+    "Met",
+    "calibrate",
+    "load",
+    "meet",
+    "model",
+    "profile",
+]
 
 _WHERE = {
     "CostModel": "core.costs.cost_model",
     "Estimate": "core.costs.cost_model",
+    "GpuProfile": "engine.cost.on_gpu",
     "MachineProfile": "engine.cost.machine_profile",
     "Met": "engine.cost.meeting",
     "calibrate": "engine.cost.calibration",
     "load": "engine.cost.public",
     "meet": "engine.cost.public",
     "model": "engine.cost.public",
-    "profile": "engine.cost.calibration",
+    "profile": "engine.cost.profiles",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -20,8 +19,7 @@ from ticketry.engine.capture import capture
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.cost.designs import DESIGNS, Design, drawn
 from ticketry.engine.cost.fitting import fitted
-from ticketry.engine.cost.machine_profile import MachineProfile, kept_path, named
-from ticketry.engine.cost.on_gpu import GPUS, GpuProfile
+from ticketry.engine.cost.machine_profile import MachineProfile, kept_path
 from ticketry.engine.cost.planned import emitted, natives, works_of
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.program import Program
@@ -276,24 +274,3 @@ def _torch_seconds() -> dict[str, float]:
         "bytes": least(lambda: large + 1.0) / (2 * large.nbytes),
         "multiplications": least(lambda: conv(images)) / (4 * 8**3 * conv.weight.numel()),
     }
-
-
-def profile(name: str | Path) -> MachineProfile | GpuProfile:
-    """A profile by the name of one that comes with the package, or of a file that `calibrate` or `save` wrote.
-
-    Those of processors are `MachineProfile`s; that of a GPU ("h100-bf16") is a `GpuProfile`.
-
-    Args:
-        name: of a profile, or the path of a file.
-
-    Raises:
-        UsageError: no such name.
-        CostError: the file is none, or damaged.
-
-    Examples:
-        >>> tk.cost.profile("zen4-avx2").about["vectors"]
-        'avx2'
-    """
-    if isinstance(name, Path) or "/" in name or name.endswith(".json"):
-        return MachineProfile.load(name)
-    return GPUS[name] if name in GPUS else named(name)

@@ -17,7 +17,7 @@ from ticketry.engine.cost.few_inputs import LIKE
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
 from ticketry.engine.kept_files import folder
-from ticketry.errors import CostError, UsageError
+from ticketry.errors import CostError
 from ticketry.files import content_of, write_atomically
 
 KIND = "ticketry.machine"
@@ -153,20 +153,12 @@ def of_this_machine(vectors: str, threads: int, precision: str) -> MachineProfil
 
 
 def names() -> list[str]:
-    """Of the profiles that come with the package."""
+    """Of the profiles of processors that come with the package."""
     return sorted(one.name.removesuffix(".json") for one in SHIPPED.iterdir() if one.name.endswith(".json"))
 
 
 def named(name: str) -> MachineProfile:
-    """A profile that comes with the package.
-
-    Raises:
-        UsageError: no such name.
-    """
-    if name not in names():
-        raise UsageError(
-            f"there is no profile {name!r}: there are {', '.join(names())}, and files that calibrate wrote"
-        )
+    """The profile of that name, one of `names`."""
     return MachineProfile._read((SHIPPED / f"{name}.json").read_bytes(), name)
 
 

@@ -34,11 +34,12 @@ from ticketry.engine.capture import capture
 from ticketry.engine.cost.estimated import Estimator, ProcessorEstimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
 from ticketry.engine.cost.machine_profile import KIND as PROFILE
-from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, named, names, of_this_machine
+from ticketry.engine.cost.machine_profile import MachineProfile, kind_of, of_this_machine
 from ticketry.engine.cost.measured import Timer, costs_by, measured
 from ticketry.engine.cost.meeting import Met, estimated_at, meet_by
 from ticketry.engine.cost.meter import Meter
-from ticketry.engine.cost.on_gpu import GPUS, GpuEstimator, GpuProfile
+from ticketry.engine.cost.on_gpu import GpuEstimator, GpuProfile
+from ticketry.engine.cost.profiles import profile, profile_names
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import model_file
 from ticketry.errors import CostError, UsageError
@@ -139,13 +140,11 @@ def _aim(
         return None
     if target == CALIBRATED:
         return of_this_machine(find_target().name, threads, precision)
-    if isinstance(target, str) and target in names():
-        return named(target)
-    if isinstance(target, str) and target in GPUS:
-        return GPUS[target]
+    if isinstance(target, str) and target in profile_names():
+        return profile(target)
     kind = kind_of(Path(target))
     if kind is None:
-        known = ", ".join([*names(), *GPUS])
+        known = ", ".join(profile_names())
         raise CostError(
             f"{target} is neither {THIS_MACHINE!r}, {CALIBRATED!r}, nor a profile ({known}), nor a"
             " file of costs or of a profile"
