@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
@@ -104,7 +104,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
         runs=made.runs,
         plans=made.plans,
         stability=made.stability,
-        claims=made.asked_again(tuple(made.claims())),
+        claims=made.claims(),
     )
 
 
@@ -216,8 +216,13 @@ class _Reading:
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
-    def claims(self) -> Iterator[Hypothesis]:
-        """Those of the scale; one for each density."""
+    def claims(self) -> tuple[Hypothesis, ...]:
+        """Those of the scale, one for each density, each with the one that it asks again by its whole name."""
+        named = list(self._named_claims())
+        return tuple(replace(one, again=self._original(name, one, named)) if one.again else one for name, one in named)
+
+    def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
+        """With the names of their tables."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
             raise self._wrong("claims", f"none is made at the scale {self._scale_name}")
@@ -231,16 +236,12 @@ class _Reading:
                 if told in seen:
                     raise self._wrong(place, f"there are two claims called {told!r}")
                 seen.add(told)
-                yield self._explained(place, partial(self._claim, told, claim, found))
+                yield name, self._explained(place, partial(self._claim, told, claim, found))
 
-    def asked_again(self, claims: tuple[Hypothesis, ...]) -> tuple[Hypothesis, ...]:
-        """The claims, each with the one that it asks again by its whole name."""
-        return tuple(replace(one, again=self._original(one, claims)) if one.again else one for one in claims)
-
-    def _original(self, claim: Hypothesis, claims: tuple[Hypothesis, ...]) -> str:
+    def _original(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
         """The claim at the same density; where there is no other, whatever its density."""
-        place = f"claims.{claim.name.split(' at ')[0]}"
-        named = [one for one in claims if one.name.split(" at ")[0] == claim.again]
+        place = f"claims.{name}"
+        named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
         if len(found) != 1:
             known = ", ".join(one.name for one in named) or "there is none of that name"
