@@ -8,7 +8,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.engine.cpu.pixels.attention import MOST_KEYS
-from ticketry.engine.cpu.target import target
+from ticketry.engine.cpu.target import foreign, target
 from ticketry.engine.plan.layout_choice import block, pointwise
 
 needs_avx2 = pytest.mark.skipif(target().name not in ("avx512", "avx2"), reason="the processor has no AVX2")
@@ -79,5 +79,5 @@ def test_images_of_single_pixels_are_as_many_as_the_second_cache_holds(kernel: i
     mask = tk.prune(model, density=0.2)
     fast = tk.compile(model, mask, torch.randn(2, 64, 56, 56), threads=1)
     (native,) = fast._natives
-    assert block(native.sketch, "planes", 16, 16) == expected
+    assert block(native.sketch, "planes", 16, foreign("avx512")) == expected
     assert pointwise(native.sketch) == (kernel == 1)

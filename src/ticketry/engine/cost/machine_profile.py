@@ -63,7 +63,7 @@ class MachineProfile(Struct, frozen=True):
         vectors = str(self.about["vectors"])
         near, of_few = near_inputs(self.caches[0]) if vectors == "avx512" else (NEAR, NEAR)
         seen = replace(foreign(vectors), lanes=self.lanes, registers=self.registers, bf16=self.bf16)
-        return replace(seen, near=near, near_of_few=of_few)
+        return replace(seen, near=near, near_of_few=of_few, second=self.caches[1])
 
     @property
     def levels(self) -> Caches:

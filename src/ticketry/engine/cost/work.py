@@ -20,7 +20,7 @@ from ticketry.engine.cpu.pixels.tiles import Tile
 from ticketry.engine.cpu.pixels.tiles import sets as sets_of
 from ticketry.engine.cpu.planes.dots import Dots
 from ticketry.engine.cpu.planes.elementwise import Elementwise
-from ticketry.engine.cpu.planes.row_sums import SHAPES, Sums
+from ticketry.engine.cpu.planes.row_sums import SHAPES, Sums, side_by_side
 from ticketry.engine.cpu.planes.taps import Taps
 from ticketry.engine.cpu.planes.unfold import Gather, Split, Turn
 from ticketry.engine.cpu.program import Op
@@ -181,7 +181,8 @@ def _sums(kernel: Sums, op: Op, task: Task, setting: Setting) -> dict[str, float
         places, tiles, _ = op.args[SHAPES + 3 * number : SHAPES + 3 * number + 3]
         assert isinstance(tiles, int)
         vectors = len(shape.x)
-        several = rows == 1 and kernel.sets > 1
+        sets = side_by_side(rows, vectors)
+        several = rows == 1 and sets > 1
         loads = vectors * (1 + _across(kernel, segments, columns, shape.x, places, lanes))
         looked_up = 0.4 if several else rows + 1
         sums = float(rows * vectors)
@@ -197,8 +198,8 @@ def _sums(kernel: Sums, op: Op, task: Task, setting: Setting) -> dict[str, float
                 "sum": turn * sums,
                 "most": turn * max(loads + looked_up / 2, sums),
                 "column": turn,
-                "turn": turn if kernel.sets == 1 else turn / 4,
-                "latency": turn * max(0.0, 4 / kernel.sets - max(loads, sums)),
+                "turn": turn if sets == 1 else turn / 4,
+                "latency": turn * max(0.0, 4 / sets - max(loads, sums)),
                 "segment": float(count * tiles),
                 "store": store,
                 "unit": float(tiles * chunks),

@@ -50,6 +50,8 @@ class Target:
     """Bytes of inputs that single rows of weights range over before the next row's turn comes."""
     near_of_few: int = NEAR
     """The same of rows that keep less than `FEW` of their inputs."""
+    second: int = 2 << 20
+    """Bytes of its second cache."""
 
     @property
     def masks(self) -> bool:
@@ -86,7 +88,7 @@ def target(name: str = "host") -> Target:
         raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_FOREIGN)}")
     if name not in _X86 or _X86[name] > _X86.get(host.name, 0):
         raise EngineError(f"kernels for {name} do not run on this processor ({host.cpu}, {host.name})")
-    return replace(foreign(name), triple=host.triple)
+    return replace(foreign(name), triple=host.triple, second=host.second)
 
 
 def foreign(name: str) -> Target:
@@ -115,11 +117,12 @@ def _host() -> Target:
     features = llvm.get_host_cpu_features()
     flags = {name for name, there in features.items() if there}
     triple = llvm.get_process_triple()
-    common = {"triple": triple, "cpu": llvm.get_host_cpu_name(), "features": features.flatten()}
+    first, second, _ = cache_sizes()
+    common = {"triple": triple, "cpu": llvm.get_host_cpu_name(), "features": features.flatten(), "second": second}
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         half = "avx512bf16" in flags
         tiles = half and {"amx-tile", "amx-bf16"} <= flags and platforms.may_use_tiles()
-        near, of_few = near_inputs(cache_sizes()[0])
+        near, of_few = near_inputs(first)
         return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few)
     if {"avx2", "fma"} <= flags:
         return Target("avx2", **common, lanes=8, registers=16)

@@ -29,12 +29,9 @@ a vector planes took 0.42 to 0.68 of it in seven networks (batch 1 to 64; AVX-51
 
 In bf16 it always is: unless few weights are kept, all of them there are faster than those kept in float32."""
 
-_FEW_REGISTERS, _FEW_REGISTERS_AND_LARGE, _LARGE = 1.5, 2.0, 4 << 20
+_FEW_REGISTERS, _FEW_REGISTERS_AND_WAITING, _LARGE = 1.1, 1.2, 4 << 20
 """By what the estimate of planes is too small with sixteen registers; and where values of a block have more bytes than
-the last number too: a tile has two vectors there, of as many planes as a row keeps, and waits for each. Planes were
-estimated at 0.5 to 1.3 of what pixels take in six networks without a mask and with groups of 8, 16 and 32 rows, and
-took 0.9 to 2.4 of it; with groups of four rows in any order, estimated at 0.28 to 0.57, they were faster (a Granite
-Rapids, AVX2)."""
+the last number, or most weights are in rows alone."""
 
 _OF_ONE_PIXEL = 0.8
 """By what the estimate of planes is too large, beside that of pixels, where nearly all products are of single pixels
@@ -60,7 +57,7 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
         return "planes"
     over = 1.0
     if target.registers < 32:
-        over = _FEW_REGISTERS_AND_LARGE if images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
+        over = _FEW_REGISTERS_AND_WAITING if small or images * _largest(sketch, item) > _LARGE else _FEW_REGISTERS
     elif not masked:
         over = _WITHOUT_MASK
     elif item == FLOAT and pointwise(sketch) > _NEARLY_ALL:
@@ -71,6 +68,11 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
 def _largest(sketch: Sketch, item: int) -> int:
     """Bytes of the largest value of an image."""
     return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
+
+
+def _positions(sketch: Sketch) -> int:
+    """The most pixels that a product makes of an image."""
+    return max((prod(task.output.pixels) for task, _ in sketch.products()), default=1)
 
 
 def _density(sketch: Sketch) -> float:
@@ -114,10 +116,16 @@ _PLANES_BYTES = 20 << 20
 _FEW_PLANES_BYTES = 2 << 20
 """The same of images that do not fill a vector: positions fill it just as well, so values may stay in the second cache.
 On a Granite Rapids (2 MB), batch 8, one image at a time took 0.72 of eight's time in ConvNeXt-atto at 224 pixels, and
-0.76 in ResNet-18 at 64; at 32 pixels eight are best in VGG-16, and hardly worse than two in ResNet-18. Where most
-products are of single pixels, as many images as fill a vector are no better: with a fifth of the weights two took 0.80
-of sixteen's time in ViT-tiny, and of eight's with AVX2 0.65; one took 0.76 and 0.81 of eight's in a wide transformer's
-block and in ConvNeXt-atto (AVX2)."""
+0.76 in ResNet-18 at 64; at 32 pixels eight are best in VGG-16, and hardly worse than two in ResNet-18. A second cache
+of 512 KB (a Zen 1) asks for no fewer images: two took 1.18 of four's time in VGG-11, one 1.03 in ResNet-18 at 64.
+
+Where most products are of single pixels, as many images as fill a vector are no better, and the second cache itself is
+the bound: with a fifth of the weights two images took 0.80 of sixteen's time in ViT-tiny, one took 0.76 and 0.81 of
+eight's in a wide transformer's block and in ConvNeXt-atto (2 MB, AVX2); with 512 KB one took 0.70 and 0.84 of the time
+of what 2 MB hold, at 28 x 28 and 14 x 14 pixels."""
+
+_FEWEST_POSITIONS = 8
+"""Vectors of positions that these keep: of 7 x 7 pixels each one image took 1.27 of eight's time."""
 
 _FEWEST_OF_LARGE_KERNELS = 2
 """Images of values that no cache holds: in ResNet-50 at 224 pixels two took 0.88 of one's time, 0.81 with AVX2."""
@@ -139,14 +147,19 @@ def share(batch: int, threads: int) -> int:
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 
 
-def block(sketch: Sketch, layout: str, images: int, lanes: int, item: int = FLOAT) -> int:
+def block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
     """The images of a block, where ``images`` are at hand for each thread, of values of ``item`` bytes."""
     largest = _largest(sketch, item)
     if layout == "planes" and alone(sketch):
         single = pointwise(sketch) > _NEARLY_ALL
         if images * largest > _PLANES_BYTES and not single:
             return min(images, _FEWEST_OF_LARGE_KERNELS)
-        while images > 1 and (single or images < lanes) and images * largest > _FEW_PLANES_BYTES:
+        if images >= target.lanes and not single:
+            return images
+        bound, fewest = _FEW_PLANES_BYTES, 1.0
+        if single:
+            bound, fewest = target.second, max(1.0, _FEWEST_POSITIONS * target.lanes / _positions(sketch))
+        while images >= 2 * fewest and images * largest > bound:
             images //= 2
         return images
     bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES

@@ -153,7 +153,7 @@ class Native:
             layout = self.layout or self._choice(images)
             if (layout, images) not in self._blocks:
                 item = ITEM[self.precision] if layout == "pixels" else FLOAT
-                self._blocks[layout, images] = block(self.sketch, layout, images, self.library.target.lanes, item)
+                self._blocks[layout, images] = block(self.sketch, layout, images, self.library.target, item)
         return _plan(layout, self._blocks[layout, images], batch, threads, last, self.precision)
 
     def _choice(self, images: int) -> str:

@@ -141,7 +141,6 @@ class _Layer:
             made.blocked,
             made.unit,
             made.wide,
-            kind.sets,
         )
         args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
         for t in kind.tiles:

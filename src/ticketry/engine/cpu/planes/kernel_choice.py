@@ -15,14 +15,12 @@ import numpy as np
 from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.cpu.planes import dots, taps
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE, Geometry
+from ticketry.engine.cpu.planes.row_sums import side_by_side
 from ticketry.engine.cpu.planes.tiles import Tiles, cut, split
 from ticketry.engine.cpu.planes.unfold import Unfolding, unfolding
 from ticketry.engine.cpu.program import MARGIN
 from ticketry.engine.cpu.target import FEW, Target
 from ticketry.engine.cpu.window import Array, Window
-
-_LATENCY = 8
-"""Sums that must be under way to keep the adders busy: two adders, four cycles each."""
 
 _LAST = 16 << 20
 """Bytes that stay in the last cache, beside what others put there."""
@@ -59,16 +57,6 @@ class Kind:
     block: int
     """Inputs of a conv group that a segment ranges over."""
     cycles: float
-
-    @property
-    def vectors(self) -> int:
-        """Of the smallest tile."""
-        return min(len(t.shape.x) for t in self.tiles)
-
-    @property
-    def sets(self) -> int:
-        """Sums of each row and vector that are held side by side."""
-        return -(-_LATENCY // (self.rows * self.vectors))
 
     @property
     def chunks(self) -> int:
@@ -237,10 +225,11 @@ def _cycles(kind: Kind, kept: Array, columns: Array, target: Target) -> float:
         vectors = len(tiles.shape.x)
         begins = columns[:8].reshape(-1, 1) + np.array(tiles.shape.x) + int(tiles.places[0, 0])
         across = float((begins % LINE + target.lanes * FLOAT > LINE).mean()) if begins.size else 0.0
-        several = kind.rows == 1 and kind.sets > 1  # columns of which one load reads the weights, and one the places
+        sets = side_by_side(kind.rows, vectors)
+        several = kind.rows == 1 and sets > 1  # columns of which one load reads the weights, and one the places
         loads = (vectors * (1 + across) + (0.4 if several else kind.rows + 1)) / 2
-        sums = max(kind.rows * vectors / 2, 4 / max(1, kind.sets))
-        each = max(loads, sums) + (0.8 if kind.sets == 1 else 0.4)
-        begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0) + (4 * kind.sets if several else 0)
+        sums = max(kind.rows * vectors / 2, 4 / sets)
+        each = max(loads, sums) + (0.8 if sets == 1 else 0.4)
+        begin = 20 + kind.rows * vectors * (2.0 if blocks > 1 else 1.0) + (4 * sets if several else 0)
         total += len(tiles.places) * (entries * each + segments * begin)
     return total

@@ -49,6 +49,15 @@ With one image tables are read once, from the last cache: VGG-16 and ResNet-18 w
 as before. With AVX2, where turns are shorter, they took 0.89 to 1.03 of it: there nothing is asked for."""
 
 
+_UNDER_WAY = 8
+"""Sums that keep the adders busy: two adders, four cycles each."""
+
+
+def side_by_side(rows: int, vectors: int) -> int:
+    """Sums of each row and vector that are held side by side, where those of a tile are too few to keep adders busy."""
+    return -(-_UNDER_WAY // (rows * vectors))
+
+
 class OfSegments(Written):
     """A kernel that goes over segments: how they lie in their table."""
 
@@ -75,7 +84,6 @@ class Sums(OfSegments):
     blocked: whether rows have several segments.
     unit: bytes that columns are counted in.
     wide: whether columns take 32 bits (signed) instead of 16.
-    sets: sums of each row and vector held side by side, where tiles alone are too few to keep the adders busy.
     """
 
     finished: ClassVar[bool] = True
@@ -88,7 +96,6 @@ class Sums(OfSegments):
     blocked: bool = False
     unit: int = 1
     wide: bool = True
-    sets: int = 1
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
@@ -112,6 +119,7 @@ class _Body:
         self.e, self.spec, self.number = e, spec, number
         self.shape, self.masked = spec.shapes[number], spec.masked[number]
         self.vectors = len(self.shape.x)
+        self.sets = side_by_side(spec.rows, self.vectors)
         self.arena = e.arena()
         self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
         self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)
@@ -171,7 +179,7 @@ class _Body:
         e, spec = self.e, self.spec
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count
-        if spec.sets > 1:
+        if self.sets > 1:
             begin, sums = self._side_by_side(x, columns, begin, end)
         ahead = [self._column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
         with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
@@ -183,21 +191,21 @@ class _Body:
     def _side_by_side(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
         """Several columns a turn, as far as they go: where they end, and the sums of all sets."""
         e, b, spec = self.e, self.e.b, self.spec
-        count, several = spec.rows * self.vectors, max(spec.sets, 4)
+        count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))
         middle = b.add(begin, b.mul(turns, e.i64(several)))
-        sums = [e.splat(0.0)] * (count * spec.sets)
+        sums = [e.splat(0.0)] * (count * self.sets)
         with e.loop(begin, middle, several, sums + self._some(columns, begin, several)) as loop:
-            sums, now = list(loop.carried[: count * spec.sets]), loop.carried[count * spec.sets :]
+            sums, now = list(loop.carried[: count * self.sets]), loop.carried[count * self.sets :]
             following = self._some(columns, b.add(loop.index, e.i64(several)), several)
             self._fetch(self.weights, loop.index, 4 * spec.rows, several)
             self._fetch(columns, loop.index, self._column_bytes, several)
             weights = self._weights(loop.index, several)
             for number in range(several):
-                mine = slice(number % spec.sets * count, (number % spec.sets + 1) * count)
+                mine = slice(number % self.sets * count, (number % self.sets + 1) * count)
                 sums[mine] = self._add(x, now[number], weights[number], sums[mine])
             loop.next = sums + following
-        parts = [loop.results[number * count : (number + 1) * count] for number in range(spec.sets)]
+        parts = [loop.results[number * count : (number + 1) * count] for number in range(self.sets)]
         while len(parts) > 1:
             parts = [[b.fadd(*pair) for pair in zip(*parts[:2], strict=True)], *parts[2:]][::-1]
         return middle, parts[0]

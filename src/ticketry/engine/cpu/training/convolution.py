@@ -314,9 +314,8 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
         if half:
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
-        several = max(1, -(-8 // (rows * min(len(shape.x) for shape in shapes))))
         whole = (False,) * len(cut)
-        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide, several)
+        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide)
         ops.append(Op(spec, tuple(args)))
     return Gathered(ops, index)
 
