@@ -18,7 +18,6 @@ from ticketry.experiments.points import OnPoint, Points
 from ticketry.experiments.record_files import as_read, earlier_record, environment_told, task_told
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import run_file
-from ticketry.experiments.stored.runs import marked_running
 from ticketry.experiments.stored.telling import Telling
 from ticketry.lab.budget_masks import multiplications
 from ticketry.lab.costs.energy import Energies, energies
@@ -28,6 +27,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.lab.store.running import marked_running
 from ticketry.lab.training.precision import SYNCHRONISED
 from ticketry.records.network import Point, is_dense_rival
 from ticketry.records.run import FORMAT, RunRecord, ScheduleSteps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.errors import StoreError
 from ticketry.experiments.run import Run
-from ticketry.experiments.stored.runs import marked_running, move_store, remove_run, stored_runs, usage_of
+from ticketry.experiments.stored.runs import move_store, remove_run, stored_runs, usage_of
 from ticketry.lab.store import Store
 from ticketry.lab.store.maintenance import check
+from ticketry.lab.store.running import is_running, marked_running
 
 
 def searched(store: Path, density: float) -> Run:
@@ -79,11 +82,49 @@ def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
         assert {one.name: one.state for one in stored_runs(store)}[first.name] == "running"
         with marked_running(folder):  # a second process is not held up
             pass
+        assert {one.name: one.state for one in stored_runs(store)}[first.name] == "running"
         for forbidden in (lambda: remove_run(store, second.name), lambda: move_store(store, store.with_name("new"))):
             with pytest.raises(StoreError, match=f"the run {first.name} is being carried out"):
                 forbidden()
     assert {one.name: one.state for one in stored_runs(store)}[first.name] == "half"
     assert not (folder / "running").exists()
+
+
+MARKED = """
+import sys, time
+from pathlib import Path
+from ticketry.lab.store.running import marked_running
+with marked_running(Path(sys.argv[1])):
+    print("marked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["goes on", "is killed"])
+def test_a_run_is_carried_out_as_long_as_any_process_does(store: Path, end: str) -> None:
+    """Whichever of them began first, and however it ends."""
+    folder = store / "runs" / names(store)[0]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", MARKED, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for one in both:
+        assert one.stdout
+        assert one.stdout.readline() == "marked\n"
+    first, second = both
+    first.communicate("\n") if end == "goes on" else first.kill()
+    first.wait()
+    assert is_running(folder)
+    with pytest.raises(StoreError, match="is being carried out"):
+        remove_run(store, folder.name)
+    second.communicate("\n")
+    assert not is_running(folder)
+    with marked_running(folder):  # in the place of what a killed one left
+        assert is_running(folder)
+    assert not is_running(folder)
+    assert remove_run(store, folder.name).files
 
 
 def test_nothing_else_is_removed(store: Path) -> None:

@@ -14,6 +14,7 @@ from ticketry.lab.remote.records import moved_inside
 from ticketry.lab.remote.shared_folder import SharedFolder
 from ticketry.lab.store.files import sealed_bytes, unsealed
 from ticketry.lab.store.opening import open_store, remote_at
+from ticketry.lab.store.running import is_mark
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")
 """Folders that are copied: what is named before what names it. Leases, states on the way and what a repair set aside
@@ -81,7 +82,7 @@ def _wanted(here: Remote) -> Iterator[Listed]:
 
 def _is_copied(one: Listed) -> bool:
     parts = one.name.split("/")
-    return parts[-1] != "running" and not any(part.startswith(".") for part in parts)
+    return not is_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
 
 
 def _is_record(name: str) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import filelock
 
 from ticketry.choices import listed
 from ticketry.errors import StoreError
@@ -19,10 +16,8 @@ from ticketry.lab.remote.address import address_of, shown
 from ticketry.lab.store import Store, open_store
 from ticketry.lab.store.files import explained, read_sealed, write_sealed
 from ticketry.lab.store.maintenance import collect
+from ticketry.lab.store.running import is_running
 from ticketry.lab.store.usage import Usage, files_in
-
-_LOCK = "running"
-"""A file in a run's folder, locked as long as the run is carried out."""
 
 State = Literal["done", "half", "running"]
 
@@ -47,45 +42,6 @@ class StoredRun:
         return max(0.0, time.time() - self.changed)
 
 
-@contextlib.contextmanager
-def marked_running(folder: Path) -> Iterator[None]:
-    """Marks a run as one that is carried out now; a second process that carries it out is not held up."""
-    if not _is_plain(folder / _LOCK):
-        yield
-        return
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except (filelock.Timeout, OSError):  # another's, or a place that cannot be written: who writes results tells that
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            (folder / _LOCK).unlink(missing_ok=True)
-            folder.rmdir()  # where the run came to nothing
-
-
-def _is_plain(mark: Path) -> bool:
-    """Whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
-    return not mark.is_symlink() and (mark.is_file() or not mark.exists())
-
-
-def _is_running(folder: Path) -> bool:
-    if not (folder / _LOCK).exists() or not _is_plain(folder / _LOCK):
-        return False
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def stored_runs(root: Path) -> list[StoredRun]:
     """The runs of a store, the oldest first.
 
@@ -102,7 +58,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
         folder = store.paths.run(name)
         alone = [path for path in reached[name] if times[path] == 1]
         own = usage.within(folder)
-        state: State = "running" if _is_running(folder) else "done" if (folder / "run.json").exists() else "half"
+        state: State = "running" if is_running(folder) else "done" if (folder / "run.json").exists() else "half"
         found.append(
             StoredRun(
                 name,
@@ -157,7 +113,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     known = [one for one in named if one]
     if name not in known:
         raise StoreError(f"there is no run {name!r} in {shown(root)}: it has {listed(name, known) or 'none'}")
-    if running := [one for one in known if _is_running(store.paths.run(one))]:
+    if running := [one for one in known if is_running(store.paths.run(one))]:
         raise StoreError(f"the run {running[0]} is being carried out in {shown(root)}: remove runs when it has ended")
     if training := store.link.busy():
         raise StoreError(f"{training} is under way on another machine: remove runs when it has ended")
@@ -191,7 +147,7 @@ def move_store(root: Path, target: Path) -> Path:
     if url := address_of(root):
         raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
     store = Store(root)
-    if running := [one for one in _records(store) if one and _is_running(store.paths.run(one))]:
+    if running := [one for one in _records(store) if one and is_running(store.paths.run(one))]:
         raise StoreError(f"the run {running[0]} is being carried out in {root}: move the store when it has ended")
     if target.exists():
         raise StoreError(f"{target} is there already: name a folder that is not")

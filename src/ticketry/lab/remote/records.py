@@ -21,6 +21,7 @@ from ticketry.files import content_of, inside, write_atomically
 from ticketry.lab.remote.objects import Listed, Remote
 from ticketry.lab.store.files import explained, sealed_bytes, unsealed
 from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.running import is_mark
 
 _FOLDERS = ("runs", "evidence", "campaigns")
 
@@ -54,7 +55,7 @@ class Records:
         for folder in _FOLDERS:
             for path in sorted((self._paths.root / folder).rglob("*")):
                 names = path.relative_to(self._paths.root).parts
-                plain = path.is_file() and not path.is_symlink() and path.name != "running"
+                plain = path.is_file() and not path.is_symlink() and not is_mark(path.name)
                 if plain and not any(name.startswith(".") for name in names):
                     yield path
 

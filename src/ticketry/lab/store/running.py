@@ -1,0 +1,79 @@
+"""Marks of runs that are carried out now: files in a run's folder, each locked by a process as long as it does so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+_MARK, _MOST = "running", 64
+
+
+def is_mark(name: str) -> bool:
+    """Whether a file of that name in a run's folder is a mark."""
+    return name == _MARK or name.startswith(f"{_MARK}-")
+
+
+@contextlib.contextmanager
+def marked_running(folder: Path) -> Iterator[None]:
+    """Marks a run as one that is carried out now; other processes that carry it out too have marks of their own."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = next(filter(None, map(_locked, _marks(folder))), None)
+    except OSError:  # a place that cannot be written: who writes results tells that
+        lock = None
+    if lock is None:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+            folder.rmdir()  # where the run came to nothing
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process carries out the run of a folder."""
+    return any(is_mark(one.name) and _is_held(one) for one in folder.glob(f"{_MARK}*"))
+
+
+def _marks(folder: Path) -> Iterator[Path]:
+    """Places for marks, of which the first free one is taken: those of processes that were killed are used again."""
+    for number in range(1, _MOST + 1):
+        yield folder / (_MARK if number == 1 else f"{_MARK}-{number}")
+
+
+def _locked(mark: Path) -> filelock.FileLock | None:
+    """The lock of a mark, if nobody has it."""
+    if not _is_plain(mark):
+        return None
+    lock = filelock.FileLock(mark)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return None
+    if _is_held(mark):
+        return lock
+    lock.release()  # of a file that whoever had it before has deleted meanwhile
+    return None
+
+
+def _is_held(mark: Path) -> bool:
+    if not mark.exists() or not _is_plain(mark):
+        return False
+    lock = filelock.FileLock(mark)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _is_plain(mark: Path) -> bool:
+    """Whether it is no link, pipe or folder that somebody put there: a lock opens, and empties, its file."""
+    return not mark.is_symlink() and (mark.is_file() or not mark.exists())
