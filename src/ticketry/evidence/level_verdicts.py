@@ -111,6 +111,7 @@ def judge(
                 resolution=resolution(metric.unit, examples),
                 steps=_budgets({DENSE: dense, **rows}),
                 parents=_parents(dense),
+                unit=metric.unit,
             )
         )
 

@@ -52,6 +52,7 @@ def verdict(
     interim: InterimAnalyses | None = None,
     steps: Mapping[str, Sequence[int]] | None = None,
     parents: Sequence[Hashable] | None = None,
+    unit: str | None = None,
 ) -> Verdict:
     """Judge a ticket by the values it and the others reached on the test split, one value a seed, paired by position.
 
@@ -67,6 +68,8 @@ def verdict(
         steps: training steps of each seed by network, checked to be equal.
         parents: for each seed, what it shares with others: a dense parent, an initialisation. Seeds with the same
             parent count as one, their mean. By default seeds share nothing.
+        unit: of the values: "%", "s", …; where it is not known, or is "" and more is better, values between 0 and 1
+            are taken for fractions if the margin is 0.1 or more.
 
     Raises:
         UsageError: unequal numbers of values, of steps or of parents, values that are not finite, fractions with a
@@ -84,7 +87,7 @@ def verdict(
         as good as dense: yes; better than every control: yes
     """
     check_budgets(steps or {})
-    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim)
+    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
     n = len(ticket)
     if interim is not None and n > interim.last:
         raise UsageError(
@@ -106,6 +109,7 @@ def decide_after(
     resolution: float | None = None,
     least_spread: float | None = None,
     parents: Sequence[Hashable] | None = None,
+    unit: str | None = None,
     stop: bool = True,
 ) -> Verdict:
     """The verdict at the first planned interim analysis that decides, or at the number of seeds there are.
@@ -122,7 +126,7 @@ def decide_after(
     Raises:
         UsageError: as `verdict`.
     """
-    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim)
+    rules = _Rules(claim, margin, confidence, higher_is_better, resolution, least_spread, interim, unit)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
     made: Verdict | None = None
     for count in (*(at for at in interim.at if at < n), n):
@@ -197,6 +201,12 @@ class _Rules:
     resolution: float | None
     least_spread: float | None
     interim: InterimAnalyses | None
+    unit: str | None
+
+    @property
+    def perhaps_fractions(self) -> bool:
+        """Whether values between 0 and 1 may be fractions of what the margin has in percent."""
+        return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, get_args(Claim))
@@ -226,7 +236,7 @@ def _analysis(
     if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")
     seen = [*ticket, *others[DENSE]]
-    if margin >= 0.1 and seen and all(0 <= value <= 1 for value in seen):
+    if rules.perhaps_fractions and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
     _check_pairs(n, others)
     own = _by_parent(ticket, parents)

@@ -219,6 +219,7 @@ def _judged(rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings
         resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         least_spread=settings.least_spread,
         parents=rivals.parents(),
+        unit=metric.unit,
     )
 
 

@@ -73,10 +73,13 @@ class SearchRequest:
             if planned:
                 level_of(density, planned, "the search")
 
-    def controls_at(self, density: float) -> tuple[str, ...]:
-        """The controls that are trained beside tickets of a density."""
-        asked = self.control_densities
-        return self.controls if not asked or any(_same(density, one) for one in asked) else ()
+    def controls_beside(self, level: int | None, density: float) -> tuple[str, ...]:
+        """The controls that are trained beside tickets of a level, by which they are known where it is planned: its
+        structure may give a ticket another density."""
+        asked, planned = self.control_densities, planned_densities(self)
+        levels = {level_of(one, planned, "the search") for one in asked} if planned else {None}
+        beside = any(_same(density, one) for one in asked) if None in levels else level in levels
+        return self.controls if beside or not asked else ()
 
     def task_of(self, replicate: int) -> Task:
         """The task as that replicate has it: of data with several splits each may have its own."""
@@ -142,9 +145,9 @@ def level_of(density: float, planned: Mapping[float, int | None], what: str) -> 
     Raises:
         UsageError: if there is none; `what` has the tickets.
     """
-    for one, level in planned.items():
-        if _same(one, density):
-            return level
+    nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
+    if _same(nearest, density):
+        return planned[nearest]
     told = ", ".join(f"{one:g}" for one in planned) or "none that is known beforehand"
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {told}")
 

@@ -130,7 +130,7 @@ class _Controls:
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         """Train all controls of a ticket; `counts` are its density, weights kept and budget, which are theirs too."""
-        for control in self._run.controls_at(counts["density"]):
+        for control in self._run.controls_beside(found.level, counts["density"]):
             if self._pool is None:
                 self._train(control, replicate, found, counts)
             else:

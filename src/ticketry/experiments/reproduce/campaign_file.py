@@ -316,7 +316,7 @@ class _Reading:
             return self._stable_side(side, density, metric)
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
-        request = self.runs[side.run]
+        request, planned = self.runs[side.run], planned_densities(self.runs[side.run])
         roles = (TICKET, DENSE, *request.controls)
         if side.role not in roles:
             raise UsageError(f"the run {side.run} has no {side.role!r}: it has {', '.join(roles)}")
@@ -326,13 +326,14 @@ class _Reading:
             levels = request.method.levels(request.settings) if request.method.levels else 1
             if not 1 <= side.level <= levels or side.density is not None:
                 raise UsageError(f"the run {side.run} has tickets of levels 1 to {levels}, and a side one or a density")
-            return Side(side.run, side.role, side.level)
-        if density is None:
+            density = _density_of(side.level, planned)
+        elif density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
-        if side.role != TICKET and side.role not in request.controls_at(density):
+        level = side.level or level_of(density, planned, f"the run {side.run}")
+        if side.role != TICKET and side.role not in request.controls_beside(level, density):
             told = ", ".join(f"{one:g}" for one in request.control_densities)
             raise UsageError(f"the run {side.run} has {side.role} beside tickets of density {told} alone")
-        return Side(side.run, side.role, level_of(density, planned_densities(request), f"the run {side.run}"))
+        return Side(side.run, side.role, level)
 
     def _stable_side(self, side: SideTable, density: float | None, metric: str) -> Side:
         """One of a claim about what is measured between two orders of the data, or before and after pruning."""
@@ -375,3 +376,8 @@ class _Reading:
             raise
         except TicketryError as error:
             raise self._wrong(place, str(error)) from None
+
+
+def _density_of(level: int, planned: Mapping[float, int | None]) -> float:
+    """Of the tickets of a level; 1 where none is planned."""
+    return next((density for density, one in planned.items() if one == level), 1.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
+from ticketry.errors import UsageError
 from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
 from ticketry.experiments.reproduce.hypothesis import COSTS, DENSITY, STABILITY, Hypothesis, Side
 from ticketry.records import campaign as told
@@ -22,9 +23,8 @@ from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 
 Found = Literal["confirmed", "refuted", "undecided"]
-_OF_COSTS = {"steps": 1.0}
-"""The smallest step of a cost: so that equal numbers of steps in every replicate decide."""
-_ELSEWHERE = 100.0
+_OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
+"""The smallest step of costs that are counted, not timed: so that equal differences in every replicate decide."""
 _DENSITY_STEP = 1e-6
 _WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
@@ -146,17 +146,16 @@ def _steps_of(claim: Hypothesis, resolution: Mapping[str, float | None]) -> floa
 
 def _verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], resolution: float | None) -> Verdict:
     shift = (claim.above + claim.margin) * (1 if claim.higher_is_better else -1)
-    # Only differences count; values between 0 and 1 would be taken for shares of 1.
-    same = _ELSEWHERE if claim.metric in (*STABILITY, DENSITY) else 0.0
     return decide_after(
-        [value + same for value in a],
-        [value + same + shift for value in b],
+        a,
+        [value + shift for value in b],
         interim=claim.plan,
         claim="matches",
         margin=claim.margin,
         confidence=claim.confidence,
         higher_is_better=claim.higher_is_better,
         resolution=resolution,
+        unit=claim.unit or "differences",
         stop=False,
     )
 
@@ -198,7 +197,9 @@ def _values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple
 
 def _value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
     role_level = 0 if role == DENSE else level
-    point = next(one for one in record.points if (one.replicate, one.level, one.role) == (replicate, role_level, role))
+    named = {(one.replicate, one.level, one.role): one for one in record.points}
+    if (point := named.get((replicate, role_level, role))) is None:
+        raise UsageError(f"{claim.name}: {record.name} has no {role} of level {role_level} for replicate {replicate}")
     if claim.metric == DENSITY:
         return point.density
     return cost_of(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)

@@ -65,7 +65,7 @@ def _of_replicate(lab: Lab, request: SearchRequest) -> tuple[list[Segment], list
             return
         there.append(found.result.segment)
         there.extend(result.segment for result in found.searched if result.segment.variant(Gating))
-        for control in request.controls_at(lab.store.get_mask(found.mask).density):
+        for control in request.controls_beside(found.level, lab.store.get_mask(found.mask).density):
             try:
                 made = trained_control(
                     lab, request.task, found.result.segment.recipe, control, found, request.seeds, label=control

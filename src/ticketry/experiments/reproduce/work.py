@@ -98,11 +98,14 @@ def chain_of(lab: Lab, request: SearchRequest) -> Work:
 
 def mean_density(request: SearchRequest) -> float | None:
     """Of all networks under a mask that a replicate trains; None if it is not known beforehand."""
-    planned = [density for density in planned_densities(request) if 0 < density < 1]
-    counts = [1 + len(request.controls_at(density)) for density in planned]
-    if not planned:
+    counts = {
+        density: 1 + len(request.controls_beside(level, density))
+        for density, level in planned_densities(request).items()
+        if 0 < density < 1
+    }
+    if not counts:
         return None
-    return sum(density * count for density, count in zip(planned, counts, strict=True)) / sum(counts)
+    return sum(density * count for density, count in counts.items()) / sum(counts.values())
 
 
 def structured(request: SearchRequest) -> bool:
