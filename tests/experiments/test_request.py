@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ticketry.errors import UsageError
 from ticketry.experiments.keywords import settings_of
-from ticketry.experiments.request import SearchRequest, request_of
+from ticketry.experiments.request import SearchRequest, level_of, planned_densities, request_of
 from ticketry.experiments.run_file import read_run_file, run_file
 from ticketry.lab.search_result import Seeds
 from ticketry.search import method
@@ -103,9 +103,11 @@ def test_an_unknown_control_is_refused():
 
 def test_controls_beside_some_tickets_only():
     run = a_run(controls=("shuffled", "random_prune"), control_densities=(0.64, 0.41))
-    assert run.controls_at(0.6400001) == ("shuffled", "random_prune")
-    assert run.controls_at(0.4096) == ("shuffled", "random_prune"), "within 2 %"
-    assert run.controls_at(0.512) == ()
+    assert run.controls_beside(2, 0.64) == ("shuffled", "random_prune")
+    assert run.controls_beside(4, 0.4096) == ("shuffled", "random_prune"), "0.41 is within 2 %"
+    assert run.controls_beside(3, 0.512) == ()
+    assert run.controls_beside(2, 0.31) == ("shuffled", "random_prune"), "a structure made it sparser than planned"
+    assert a_run(controls=("shuffled",)).controls_beside(3, 0.512) == ("shuffled",)
     assert (run.controls_of(5), a_run(controls=("shuffled",)).controls_of(5)) == (4, 5)
     with pytest.raises(UsageError, match=r"no tickets of density 0.3: it has 0.8, 0.64"):
         a_run(controls=("shuffled",), control_densities=(0.3,))
@@ -113,6 +115,25 @@ def test_controls_beside_some_tickets_only():
         a_run(control_densities=(0.8,))
     with pytest.raises(UsageError, match=r"0 < density <= 1, not 64.0: 64 %\? write 64% or 0.64"):
         a_run(controls=("shuffled",), control_densities=(64.0,))
+
+
+def test_the_level_of_a_density_is_the_nearest_one():
+    settings = ITERATIVE.Settings(densities=(0.102, 0.1005, 0.1))
+    assert planned_densities(a_run(settings=settings)) == {0.102: 1, 0.1005: 2, 0.1: 3}
+    levels = [level_of(asked, {0.102: 1, 0.1005: 2, 0.1: 3}, "the search") for asked in (0.1, 0.1004, 0.103)]
+    assert levels == [3, 2, 1]
+    run = a_run(settings=settings, controls=("shuffled",), control_densities=(0.1,))
+    assert [run.controls_beside(level, 0.1) for level in (1, 2, 3)] == [(), (), ("shuffled",)]
+
+
+def test_controls_of_a_method_whose_density_is_one_number():
+    """No level is known of it beforehand, but its density is."""
+    gates = method("continuous")
+    run = SearchRequest(
+        gates, DIGITS, gates.Settings(density=0.1), DIGITS.recipe, controls=("shuffled",), control_densities=(0.1,)
+    )
+    assert run.controls_beside(1, 0.1001) == ("shuffled",)
+    assert run.controls_beside(1, 0.2) == ()
 
 
 # -- run files ---------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def verify(
     rivals = Rivals(subject(lab, ticket, task), settings)
     made, trained = _decided(rivals, settings, on_interim)
     again = _again(rivals, made.n) if settings.noise else []
-    noise = _minus_itself(rivals, _values(rivals, trained["ticket"]), again, made) if again else None
+    noise = _minus_itself(rivals, _values(rivals, trained["ticket"])[: made.n], again, made) if again else None
     return _verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
 
 
@@ -177,10 +177,12 @@ def _decided(
     rivals: Compared, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[Trained]]]:
     """The verdict of the first analysis that decides, or of the last one, with all that was trained for it."""
-    plan, trained = settings.plan, dict[str, list[Trained]]()
+    plan, trained, margin = settings.plan, dict[str, list[Trained]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)
-        made = _judged(rivals, trained, settings)
+        # One margin for all analyses: or else an earlier one could be answered otherwise when more seeds are there.
+        margin = margin or default_margin(rivals.task.metric.unit, _values(rivals, trained["dense"]))
+        made = _judged(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)
         if made.decided:
@@ -201,7 +203,9 @@ def _add_seeds(rivals: Compared, trained: dict[str, list[Trained]], count: int) 
             trained.setdefault(role, []).append(result)
 
 
-def _judged(rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings) -> Verdict:
+def _judged(
+    rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings: VerifySettings, margin: float
+) -> Verdict:
     values = {role: _values(rivals, found) for role, found in trained.items()}
     even = {role: found for role, found in trained.items() if role not in rivals.uneven}
     for number in range(len(trained["ticket"])):
@@ -213,7 +217,7 @@ def _judged(rivals: Compared, trained: Mapping[str, Sequence[Trained]], settings
         values["dense"],
         {role: found for role, found in values.items() if role not in ("ticket", "dense")},
         claim=settings.what_is_claimed,
-        margin=settings.margin or default_margin(metric.unit, values["dense"]),
+        margin=margin,
         confidence=settings.confidence,
         higher_is_better=metric.higher_is_better,
         resolution=resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from msgspec import Meta, field
 
+from ticketry.errors import StoreError
 from ticketry.records.schema import Count, Density, NotNegative, Number, Part, Role, check_format, read
 
 FORMAT: Final = 1
@@ -87,6 +88,8 @@ class TrainedOn(Part, frozen=True, kw_only=True):
     kernels: tuple[str, ...] = ()
     """Those that its networks were trained in; empty if its record does not tell."""
     processor: str = ""
+    date: str = ""
+    """When its record was written; empty if that does not tell."""
 
 
 class PlannedTime(NamedTuple):
@@ -238,6 +241,6 @@ def read_campaign_record(record: object, what: str = "campaign record") -> Campa
         StoreError: if it is of another format or kind, or if something is missing from it or impossible.
     """
     check_format(record, FORMAT, what=what, advice=_ADVICE)
-    if isinstance(record, Mapping) and record.get("kind") != "campaign":
-        record = {**record, "kind": "another kind"}
+    if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":
+        raise StoreError(f"{what}: kind is {kind!r:.60}, not campaign. {_ADVICE}")
     return read(CampaignRecord, record, what=what, advice=_ADVICE)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +49,21 @@ b = { run = "tickets", role = "dense" }
 density = 0.05
 metric = "steps"
 margin = 1
+"""
+
+OTHERS = """
+[scales.demo.runs.others]
+method = "iterative"
+task = "digits"
+recipe = { length = "41it" }
+settings = { densities = [0.05] }
+controls = ["random_prune"]
+[claims.others-beat-random]
+statement = "So are those of a longer training."
+a = { run = "others" }
+b = { run = "others", role = "random_prune" }
+density = 0.05
+margin = 5
 """
 
 
@@ -151,6 +169,36 @@ def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.C
         capsys, "reproduce", str(file), "--store", str(store), "--workers", "0", "--only", "beat-random", "--json"
     )
     assert (code, json.loads(out)[0]["claims"][0]["found"]) == (0, "confirmed")
+
+
+def test_two_processes_tell_of_what_both_have_done(tmp_path: Path) -> None:
+    """One campaign in one store, by other claims: the record of the last one to write has the other's work too."""
+    file, store = tmp_path / "small.toml", tmp_path / "store"
+    file.write_text(SMALL + OTHERS)
+    words = [sys.executable, "-m", "ticketry", "reproduce", str(file), "--store", str(store), "--workers", "0"]
+    claims = ("beat-random", "others-beat-random")
+    both = [subprocess.Popen([*words, "--only", claim], stdout=subprocess.DEVNULL) for claim in claims]
+    assert [one.wait() for one in both] == [0, 0]
+    done = record_of(store)
+    assert {claim.name: claim.n for claim in done.claims}["others-beat-random"] == 3
+    assert all(run.planned_took for run in done.runs)
+    # Dense network, ticket, control and second order of each replicate: none is shared between the two.
+    assert (done.segments_asked, done.segments_trained) == (24, 24)
+
+
+def test_a_file_that_is_seen_after_its_runs_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store, words = tmp_path / "small.toml", tmp_path / "store", ("--workers", "0", "--only", "beat-random")
+    file.write_text(SMALL)
+    call(capsys, "reproduce", str(file), "--store", str(store), *words)
+    text = (store / "campaigns" / "small-demo.md").read_text()
+    assert ", before its runs: SHA-256" in text
+    time.sleep(1.1)  # dates are of whole seconds
+    hindsight = tmp_path / "hindsight.toml"
+    hindsight.write_text(SMALL.replace("margin = 5", "margin = 4"))
+    call(capsys, "reproduce", str(hindsight), "--store", str(store), *words)
+    text = (store / "campaigns" / "hindsight-demo.md").read_text()
+    assert "after 3 replicates of its runs were trained: SHA-256" in text
+    assert "before its runs" not in text
 
 
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,6 +234,9 @@ def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> No
     path = written(tmp_path, about.replace('controls = ["shuffled"]', beside))
     with pytest.raises(UsageError, match=r"shuffled beside tickets of density 0.3 alone"):
         read_campaign(path, "demo")
+    level = path.read_text().replace('role = "shuffled" }', 'role = "shuffled", level = 2 }')
+    with pytest.raises(UsageError, match=r"shuffled beside tickets of density 0.3 alone"):
+        read_campaign(written(tmp_path, level), "demo")
 
 
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:

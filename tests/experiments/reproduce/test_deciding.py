@@ -12,12 +12,14 @@ from scipy import stats
 
 from a_claim import a_claim
 from made_records import search_record
+from ticketry.errors import UsageError
 from ticketry.evidence.judging.interim_analyses import InterimAnalyses
 from ticketry.evidence.paired_comparisons import compare
 from ticketry.experiments.reproduce.deciding import decide
 from ticketry.experiments.reproduce.hypothesis import Hypothesis, Side
 from ticketry.experiments.reproduce.planning import Block, missing
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
+from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
 
 CLAIM = a_claim(Side("one", "ticket", 1), Side("other", "ticket", 1), InterimAnalyses((5,)))
@@ -232,6 +234,44 @@ def test_densities_and_memory_are_better_the_lower_and_what_was_not_measured_dec
     assert decide([density], records, {})[0].found == "confirmed"
     memory = replace(CLAIM, metric="memory", higher_is_better=False)  # these records do not tell it
     assert (decide([memory], records, {})[0].n, decide([memory], records, {})[0].found) == (0, "undecided")
+
+
+def costing(name: str, values: list[float], **costs: float) -> RunRecord:
+    """A block whose tickets all need the same."""
+    of, nothing = Phase(steps=10, **costs), Phase(steps=0)  # type: ignore[arg-type]
+    made = block(values)
+    told = Phases(dense=nothing, search=nothing, sparse=of)
+    points = [part(one, phases=told) if one.role == "ticket" else one for one in made.points]
+    return part(made, name=name, points=tuple(points))
+
+
+@pytest.mark.parametrize(("metric", "unit"), [("steps", "steps"), ("flops", "FLOPs"), ("memory", "B")])
+def test_costs_that_are_counted_decide_where_every_replicate_needs_the_same(metric: str, unit: str) -> None:
+    few, many = ({"flops": scale * 1e9, "memory": scale * 1000} for scale in (1, 2))
+    records = {"one": [costing("one", A, **few)], "other": [costing("other", B, **many)]}
+    claim = replace(CLAIM, metric=metric, unit=unit, higher_is_better=False)
+    found = decide([claim], records, {})[0]
+    assert found.found == ("undecided" if metric == "steps" else "confirmed")
+    assert decide([replace(claim, a=claim.b, b=claim.a)], records, {})[0].found == (
+        "undecided" if metric == "steps" else "refuted"
+    )
+
+
+@pytest.mark.parametrize(("metric", "unit", "margin"), [("seconds", "s", 0.5), ("accuracy", "", 0.2)])
+def test_values_between_0_and_1_are_no_mistake_of_a_claim(metric: str, unit: str, margin: float) -> None:
+    """Seconds of a short training, errors of a regression."""
+    low, high = [0.2, 0.22, 0.21, 0.2, 0.23], [0.8, 0.79, 0.82, 0.81, 0.8]
+    records = {
+        "one": [costing("one", low, seconds=0.2)],
+        "other": [costing("other", high, seconds=0.8)],
+    }
+    claim = replace(CLAIM, metric=metric, unit=unit, margin=margin, higher_is_better=False)
+    assert decide([claim], records, {})[0].n == 5
+
+
+def test_a_network_that_a_record_lacks_is_told() -> None:
+    with pytest.raises(UsageError, match=r"better: .* has no shuffled of level 1 for replicate 0"):
+        decide([replace(CLAIM, b=Side("other", "shuffled", 1))], {"one": [block(A)], "other": [block(B)]}, {})
 
 
 def test_what_is_not_analysed_waits() -> None:

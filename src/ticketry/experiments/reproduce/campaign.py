@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 
+import filelock
+
 from ticketry.errors import LayerCollapseError, TicketryError, TrainingError, UsageError
 from ticketry.evidence.level_verdicts import resolution
 from ticketry.experiments.options import LabOptions, opened
-from ticketry.experiments.record_files import as_read, earlier_record, environment_told, now
+from ticketry.experiments.record_files import as_read, earlier_record, environment_told
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.clock import Clock
 from ticketry.experiments.reproduce.deciding import Decision, decide
@@ -21,6 +23,7 @@ from ticketry.experiments.reproduce.done import Done
 from ticketry.experiments.reproduce.method_table import method_table
 from ticketry.experiments.reproduce.pace import Elsewhere
 from ticketry.experiments.reproduce.planning import Block, blocks_of, missing
+from ticketry.experiments.reproduce.provenance import trained_on, versions
 from ticketry.experiments.reproduce.sharing import steps_alone
 from ticketry.experiments.reproduce.twins import Twins, compares_with_luck
 from ticketry.experiments.reproduce.work import Work
@@ -30,17 +33,14 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.remote.address import shown
 from ticketry.lab.runners.chosen import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.store.files import write_atomically, write_sealed
+from ticketry.lab.store.files import explained, write_atomically, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import (
     CampaignRecord,
     CampaignRun,
     Claim,
-    FileVersion,
     PlannedTime,
-    TrainedOn,
 )
-from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.campaigns import markdown, write_campaign_page
 from ticketry.report.wording import duration
@@ -150,8 +150,9 @@ class _Work:
         self._name = f"{campaign.name}-{campaign.scale}"
         self._file = self._paths.campaign(self._name)
         earlier = earlier_record(self._file, CampaignRecord)
-        self._versions = _versions(campaign, earlier)
+        self._versions = versions(campaign, earlier)
         self._planned = earlier.planned if earlier else {}
+        self._unwritten: dict[str, PlannedTime] = {}
         self._done = Done(campaign, self._paths)
         self._twins = Twins(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
@@ -258,9 +259,7 @@ class _Work:
             share = did.processor_seconds / seconds if processor is not None else None
             self._clock.took(block, seconds, Work(did.steps_trained, did.segments_trained), shared, share)
         known = (0.0, 0.0) if processor is None else (processor, did.processor_seconds)
-        self._planned[block.run] = self._planned.get(block.run, PlannedTime()).plus(
-            PlannedTime(planned, seconds, *known)
-        )
+        self._unwritten[block.run] = PlannedTime(planned, seconds, *known)
         self.write()
 
     def _carry_out(self, block: Block) -> None:
@@ -281,6 +280,33 @@ class _Work:
     def write(self) -> CampaignRecord:
         """The record as it is now, written."""
         self._look()
+        with self._alone():
+            self._join(earlier_record(self._file, CampaignRecord))
+            record = as_read(self._record())
+            write_sealed(self._file, as_json(record))
+        return record
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process writes the record."""
+        lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
+        with explained(self._file, "write"):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _join(self, there: CampaignRecord | None) -> None:
+        """Take in what other processes have written since, beside what this one has done."""
+        planned = dict(there.planned if there else self._planned)
+        for run, times in self._unwritten.items():
+            planned[run] = planned.get(run, PlannedTime()).plus(times)
+        self._planned, self._unwritten = planned, {}
+        self._twins.join(there.twins if there else ())
+
+    def _record(self) -> CampaignRecord:
         campaign, twins = self._campaign, self._twins.told
         costs = [one.cost for name, done in self._done.runs.items() for one in self._done.stable.get(name, done)]
         runs = tuple(self._run(name) for name in campaign.runs)
@@ -288,7 +314,7 @@ class _Work:
         decisions = self.decisions()
         first = next(iter(campaign.runs.values()))
         times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
-        record = CampaignRecord(
+        return CampaignRecord(
             name=self._name,
             title=campaign.title,
             paper=campaign.paper,
@@ -313,9 +339,6 @@ class _Work:
             config=campaign.text,
             store=shown(self._paths.root),
         )
-        record = as_read(record)
-        write_sealed(self._file, as_json(record))
-        return record
 
     def _told(self, decision: Decision, seconds: float) -> Claim:
         noise = self._twins.differences(decision, self._done.runs)
@@ -343,7 +366,7 @@ class _Work:
             controls=request.controls,
             replicates=sum(one.replicates for one in done),
             runs=tuple(one.name for one in done),
-            blocks=tuple(_trained_on(done)),
+            blocks=tuple(trained_on(done)),
             planned_seconds=times and times.planned,
             planned_took=times and times.took,
             planned_processor=times and times.processor,
@@ -351,25 +374,3 @@ class _Work:
             seconds=sum(one.cost.wall_seconds or 0.0 for one in self._done.stable.get(name, done)),  # with searches
             failed=self._failed.get(name, ""),
         )
-
-
-def _trained_on(done: Iterable[RunRecord]) -> Iterator[TrainedOn]:
-    """How each block of replicates was trained."""
-    first = 0
-    for one in done:
-        yield TrainedOn(
-            first=first,
-            last=first + one.replicates,
-            precision=str(one.environment.get("precision", "")),
-            kernels=tuple(one.environment.get("kernels_used", ())),
-            processor=str(one.environment.get("processor", "")),
-        )
-        first += one.replicates
-
-
-def _versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
-    """The file's digests, each with when it was first seen: a change after the first runs does not go unnoticed."""
-    known = earlier.files if earlier else ()
-    if known and known[-1].sha256 == campaign.sha256:
-        return known
-    return (*known, FileVersion(campaign.sha256, now()))

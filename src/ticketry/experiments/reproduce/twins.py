@@ -41,6 +41,13 @@ class Twins:
         """As they stand in the record."""
         return tuple(self._found[key] for key in sorted(self._found))
 
+    def join(self, others: Iterable[Twin]) -> None:
+        """Take those that another process has found, or trained, since."""
+        for one in others:
+            mine = self._found.get((one.of, one.replicate))
+            if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
+                self._found[one.of, one.replicate] = one
+
     def look(self, run: str, blocks: Sequence[RunRecord]) -> None:
         """Take those that the store has of a run's blocks that are done: of a bundle, or trained for something else."""
         metric = self._campaign.runs[run].task.metric.name

@@ -155,7 +155,13 @@ def facts(record: CampaignRecord) -> list[str]:
             f" {short_count(record.steps_alone)} each by itself ({record.steps_trained / record.steps_alone:.2f})."
         )
     first, *later = record.files
-    lines.append(f"The campaign's file was fixed on {first.since}, before its runs: SHA-256 {first.sha256}.")
+    early = [one for run in record.runs for one in run.blocks if one.date and one.date < first.since]
+    if early:
+        count = sum(one.last - one.first for one in early)
+        when = f"was first seen on {first.since}, after {count} replicates of its runs were trained"
+    else:
+        when = f"was fixed on {first.since}, before its runs"
+    lines.append(f"The campaign's file {when}: SHA-256 {first.sha256}.")
     lines += [f"It was changed after that, seen on {one.since}: SHA-256 {one.sha256}." for one in later]
     lines += [f"The run {run.name} could not go on: {run.failed}." for run in record.runs if run.failed]
     return lines
