@@ -62,6 +62,26 @@ def test_budget_is_met_and_dear_layers_pay(model):
     assert int(mask["0.weight"].sum()) < int(plain["0.weight"].sum())
 
 
+@pytest.mark.parametrize("least", [1, 2])
+def test_every_layer_keeps_its_best_weights_and_the_rest_is_as_good(least):
+    """Against all subsets that have these weights, up to the one weight of the relaxed optimum."""
+    generator = torch.Generator().manual_seed(1)
+    scores = {"a": torch.rand(5, generator=generator) * 0.01, "b": torch.rand(5, generator=generator) + 0.1}
+    prices = {"a": 7, "b": 3}
+    cost, worth = torch.tensor([7.0] * 5 + [3.0] * 5), torch.cat(list(scores.values()))
+    mask = allocate_multiplications(scores, prices, 0.6, keep_at_least=least)
+    chosen = torch.cat(list(mask.values())).float()
+    for name, score in scores.items():
+        assert mask[name][score.argsort(descending=True)[:least]].all()
+    needed = torch.cat([score >= score.sort(descending=True).values[least - 1] for score in scores.values()]).float()
+    subsets = map(torch.tensor, itertools.product((0.0, 1.0), repeat=10))
+    best = max(float(worth @ one) for one in subsets if (one >= needed).all() and float(cost @ one) <= 0.6 * 50)
+    assert float(cost @ chosen) <= 0.6 * 50
+    assert best - float(worth @ chosen) <= float((worth[~chosen.bool()]).max())
+    with pytest.raises(LayerCollapseError, match="3 weights in each of 2 layers"):
+        allocate_multiplications(scores, prices, 0.5, keep_at_least=3)
+
+
 def test_within_is_kept_to(model):
     within = tk.prune(model, density=0.5)
     mask = tk.prune(model, flops=0.3, example_inputs=X, within=within)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.budget import allocate_multiplications, counted, uses
-from ticketry.core.budget_masks import allocate_budget, check_floor, prune_to_budget, random_of_cost, spent
+from ticketry.core.budget import allocate_multiplications, check_floor, counted, uses
+from ticketry.core.budget_masks import allocate_budget, prune_to_budget, random_of_cost, spent
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.layer_cost import LayerCost

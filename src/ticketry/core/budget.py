@@ -76,7 +76,12 @@ def counted(model: nn.Module, scope: Scope) -> list[str]:
 
 
 def allocate_multiplications(
-    scores: Mapping[str, Tensor], prices: Mapping[str, int], flops: float | str, *, within: Mask | None = None
+    scores: Mapping[str, Tensor],
+    prices: Mapping[str, int],
+    flops: float | str,
+    *,
+    within: Mask | None = None,
+    keep_at_least: int = 0,
 ) -> Mask:
     """The mask of the most score a multiplication, with at most a share `flops` of all multiplications of these layers.
 
@@ -87,11 +92,13 @@ def allocate_multiplications(
         prices: parameter name -> multiplications that one of its weights takes: see `uses`.
         flops: share of the multiplications of these layers, 0 < flops <= 1 or "25%".
         within: a mask of the candidates.
+        keep_at_least: weights that every layer keeps, its best.
 
     Raises:
         UsageError: for a share outside (0, 1], or scores below 0.
         MaskError: for scores that are not numbers.
-        LayerCollapseError: if a layer would be left empty; it says the least budget that leaves a weight in each.
+        LayerCollapseError: if a layer would be left empty; it says the least budget that leaves a weight in each. If
+            the budget does not pay for `keep_at_least` weights in each layer, see `check_floor`.
     """
     share = share_of(flops)
     if not 0 < share <= 1:
@@ -100,11 +107,45 @@ def allocate_multiplications(
     parts = zip(scores, flat.values, strict=True)
     each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
     total = sum(prices[name] * score.numel() for name, score in scores.items())
-    chosen, worth, price = flat.taken(each, int(Fraction(str(share)) * total), 0)  # in decimal digits, as a density is
+    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
+    if keep_at_least:
+        sizes = {name: score.numel() for name, score in scores.items()}
+        budget = check_floor(sizes, prices, share, least=keep_at_least, what="multiplications")
+    chosen, worth, price = flat.taken(each, budget, keep_at_least)
     mask = flat.mask(chosen)
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
         raise _collapsed(share, empty, flat.least(worth, price), total)
     return mask
+
+
+def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: float, *, least: int = 0, what: str) -> int:
+    """What a share of the cost of all weights is, in whole units; `LayerCollapseError` if it is below the floor.
+
+    Args:
+        sizes: weights of each layer.
+        least: weights that every layer keeps; at least one in any case.
+    """
+    least, total = max(least, 1), sum(prices[name] * size for name, size in sizes.items())
+    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
+    floors = {name: prices[name] * min(least, size) for name, size in sizes.items()}
+    floor = sum(floors.values())
+    if floor > budget:
+        dearest = max(floors, key=lambda name: floors[name])
+        weights = "one weight" if least == 1 else f"{least} weights"
+        raise LayerCollapseError(
+            f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
+            f" {_rounded_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
+            f" {floors[dearest]:,}: ask for that or more, or spare layers"
+        )
+    return budget
+
+
+def _rounded_up(part: int, total: int) -> float:
+    """A share in four digits, not below the exact one."""
+    scale = 10**4
+    while 1000 * total > part * scale and scale < 10**16:
+        scale *= 10
+    return float(Fraction(-(-part * scale // total), scale))
 
 
 def _collapsed(share: float, empty: list[str], least: int | None, total: int) -> LayerCollapseError:

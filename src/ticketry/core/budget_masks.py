@@ -7,15 +7,14 @@ not at the same density: one threshold over all layers (global magnitude), unifo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate, global_counts, layer_shares
-from ticketry.core.budget import allocate_multiplications
-from ticketry.core.costs.allocation import Flat, allocate_cost
+from ticketry.core.budget import allocate_multiplications, check_floor
+from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.mixed import allocate_mixed
 from ticketry.core.costs.saliency import output_energy
@@ -83,9 +82,7 @@ def allocate_budget(
     sizes = {name: score.numel() for name, score in scores.items()}
     budget = check_floor(sizes, prices, wanted, least=keep_at_least, what=what)
     if weighed and distribution == "global":
-        if not keep_at_least:
-            return allocate_multiplications(scores, prices, wanted, within=within)
-        return _with_floors(scores, prices, budget, within, keep_at_least)
+        return allocate_multiplications(scores, prices, wanted, within=within, keep_at_least=keep_at_least)
     try:
         return _by_rule(scores, prices, budget, distribution, within, keep_at_least)
     except LayerCollapseError as error:
@@ -169,36 +166,6 @@ def random_of_cost(like: Mask, prices: Prices, seed: int, distribution: str = "g
     return _by_rule(scores, prices, spent(like, prices), distribution, None, 1)
 
 
-def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: float, *, least: int = 0, what: str) -> int:
-    """What a share of the cost of all weights is, in whole units; `LayerCollapseError` if it is below the floor.
-
-    Args:
-        sizes: weights of each layer.
-        least: weights that every layer keeps; at least one in any case.
-    """
-    least, total = max(least, 1), sum(prices[name] * size for name, size in sizes.items())
-    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
-    floors = {name: prices[name] * min(least, size) for name, size in sizes.items()}
-    floor = sum(floors.values())
-    if floor > budget:
-        dearest = max(floors, key=lambda name: floors[name])
-        weights = "one weight" if least == 1 else f"{least} weights"
-        raise LayerCollapseError(
-            f"{share:g} of the {what} are {budget:,}, and the least possible are {floor:,} (a share of"
-            f" {_rounded_up(floor, total):g}): {weights} in each of {len(floors)} layers, of which {dearest} takes"
-            f" {floors[dearest]:,}: ask for that or more, or spare layers"
-        )
-    return budget
-
-
-def _rounded_up(part: int, total: int) -> float:
-    """A share in four digits, not below the exact one."""
-    scale = 10**4
-    while 1000 * total > part * scale and scale < 10**16:
-        scale *= 10
-    return float(Fraction(-(-part * scale // total), scale))
-
-
 _HALVINGS = 20
 """Of the money that hulls are given: to a millionth."""
 
@@ -231,15 +198,6 @@ def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, wit
             " for more, keep a weight in each (keep_at_least=1), or spare layers"
         )
     return best
-
-
-def _with_floors(
-    scores: Mapping[str, Tensor], prices: Mapping[str, int], budget: int, within: Mask | None, least: int
-) -> Mask:
-    """Most score for the budget, once each layer has its best weights."""
-    flat = Flat.of(scores, within)
-    each = tuple(torch.full((score.numel(),), prices[name], dtype=torch.int64) for name, score in scores.items())
-    return flat.mask(flat.taken(each, budget, least)[0])
 
 
 def _by_rule(

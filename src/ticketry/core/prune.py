@@ -135,10 +135,10 @@ def prune(
         flops: share of the multiplications of the layers in scope, instead of density: kept are the weights with the
             most score a multiplication, see `core.budget`. In one cut, of single weights, over all layers together.
             Plain magnitudes leave early layers of deep networks empty (an untrained ResNet-50 at 0.25), which is raised
-            with the least share that does not (0.8526).
+            with the least share that does not (0.8526): `keep_at_least` keeps the best weights of each.
         time: share of the dense network's time on this machine in the engine, or an amount ("5ms"), instead of density.
             The mask is compiled, timed and corrected until that is met; `ticketry.cost.meet` does the same and tells
-            what was measured. Goes with what flops goes with, keep_at_least, cost and structure: see docs/budgets.md.
+            what was measured. Goes with what flops goes with, cost and structure: see docs/budgets.md.
         bytes: share of the dense model file that `Compiled.save` writes, or an amount ("2MB"), instead of density.
         example_inputs: of a call; only flops, time and bytes need them.
         cost: of time and bytes: what the model costs, by `ticketry.cost.model`; measured now if left out.
@@ -198,11 +198,9 @@ def prune(
         plain = density is None and sparsity is None and pattern.unstructured and distribution == "global"
         if len(given) > 1 or not plain or iterations > 1 or regrow or half_rate or collapse != "raise":
             raise UsageError(
-                f"{given[0]} takes the place of density and goes with score, scope, within, batches, loss and seed"
-                " only: single weights over all layers in one cut"
+                f"{given[0]} takes the place of density and goes with score, scope, within, keep_at_least, batches,"
+                " loss and seed only: single weights over all layers in one cut"
             )
-        if keep_at_least and flops is not None:
-            raise UsageError("flops takes the place of density and goes with no keep_at_least")
         if example_inputs is None:
             raise UsageError(f"{given[0]} is of a call, in which it is counted: prune(..., example_inputs=x)")
         seen = None if not measures_at_mask(function) else within
@@ -210,7 +208,7 @@ def prune(
         if flops is not None:
             _refuse_costs(cost, structure)
             prices = uses(model, scope, example_inputs)
-            return allocate_multiplications(find(), prices, flops, within=within)
+            return allocate_multiplications(find(), prices, flops, within=within, keep_at_least=keep_at_least)
         by_energy = in_blocks(structure) and function is magnitude
         request = Request(
             model=model,

@@ -136,3 +136,44 @@ def test_all_networks_of_ours_are_kept(exports):
         for _ in range(2):
             capture(networks.build(name, shape=(3, 32, 32), classes=10), None, torch.ones(2, 3, 32, 32))
     assert len(exports) == 4
+
+
+class Named(nn.Module):
+    """Its code has the name of a global, below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.odd(x)
+
+
+class Unreadable:
+    """As objects of libraries in C may be: no dictionary behind `__dict__`."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__dict__":
+            return test_an_object_that_cannot_be_read_is_in_nobodys_way
+        return object.__getattribute__(self, name)
+
+
+odd: Any = None
+
+
+def test_an_object_that_cannot_be_read_is_in_nobodys_way(exports, monkeypatch) -> None:
+    monkeypatch.setitem(globals(), "odd", Unreadable())
+    model, x = Named().eval(), torch.randn(3, 4)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(tk.compile(model, None, x)(x), model(x))
+    assert len(exports) == 2  # captured anew each time
+
+
+def test_a_compiled_model_by_the_name_of_a_module(exports, monkeypatch) -> None:
+    model, x = Named().eval(), torch.randn(3, 4)
+    fast = tk.compile(model, None, x)
+    fast(x)
+    monkeypatch.setitem(globals(), "odd", fast)
+    with torch.no_grad():
+        torch.testing.assert_close(tk.compile(model, tk.prune(model, density=0.5), x)(x).isfinite().all().item(), True)

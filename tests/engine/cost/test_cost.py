@@ -303,7 +303,6 @@ def test_costs_of_another_model_are_refused(costs, tmp_path):
         ({"density": 0.3, "structure": "auto"}, "for time and bytes"),
         ({"bytes": "1B", "example_inputs": X}, "below the floor"),
         ({"bytes": "5ms", "example_inputs": X}, "a budget of bytes"),
-        ({"flops": 0.5, "example_inputs": X, "keep_at_least": 1}, "no keep_at_least"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, said):

@@ -88,3 +88,15 @@ def test_a_model_that_changes_its_type_while_it_is_held(dtype: torch.dtype) -> N
         assert model.weight.grad is not None
         assert model.weight.grad.dtype == dtype
         assert not model.weight.grad[~mask["weight"]].any()
+
+
+def test_spectral_norms_do_no_step_where_no_training_is() -> None:
+    """They change when a weight is read in training mode."""
+    spectral = torch.nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(spectral(nn.Conv2d(3, 8, 3)), nn.ReLU(), spectral(nn.Conv2d(8, 1, 3)))
+    mask = tk.prune(model, density=0.4)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fast = tk.sparse_training(model, mask, torch.randn(4, 3, 8, 8))
+    fast.update(tk.prune(model, density=0.3))
+    assert model.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

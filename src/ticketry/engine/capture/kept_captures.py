@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.core.scope import normal_name
-from ticketry.engine.capture.model_key import UnknownError, key_of
+from ticketry.engine.capture.model_key import key_of
 from ticketry.engine.capture.tracing.program import Multiple, Sizes
 from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.graph import Graph, Json, model_file
@@ -38,8 +38,8 @@ def kept_or(capture: Callable[[], _Captured], model: nn.Module, arguments: Argum
     """
     try:
         key = key_of(model, (arguments.args, arguments.kwargs), *more)
-    except (UnknownError, RecursionError) as reason:
-        _log.info("the capture of %s is not kept: %s", type(model).__name__, reason)
+    except Exception as reason:  # objects that the model's code names, or seems to, may do anything when they are read
+        _log.info("the capture of %s is not kept: %s: %s", type(model).__name__, type(reason).__name__, reason)
         return capture()
     path = _path(key)
     weights = _weights(model)

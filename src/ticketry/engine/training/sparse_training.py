@@ -387,8 +387,13 @@ def _by_parameter(model: nn.Module, mask: Mask) -> dict[int, Tensor]:
 def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     """Of every convolution and linear layer under the mask, its tensor of the mask."""
     found = _by_parameter(model, mask)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    return {name: found[id(module.weight)] for name, module in layers if id(module.weight) in found}
+    # Not by `module.weight`: a parametrised one is computed anew whenever it is read, and spectral norms change by it.
+    layers = {
+        name: id(module._parameters.get("weight"))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    }
+    return {name: found[weight] for name, weight in layers.items() if weight in found}
 
 
 def _kept(masks: Mapping[str, Tensor]) -> dict[str, Array]:

@@ -167,7 +167,7 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
     """Tell a budget below the floor, and layers that have no price, before anything is trained."""
-    from ticketry.core.budget_masks import check_floor
+    from ticketry.core.budget import check_floor
     from ticketry.lab.budget_masks import prices_of, remember_costs
     from ticketry.lab.measured_time import check_new
 

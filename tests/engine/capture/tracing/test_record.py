@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ticketry as tk
 from engine.a_recurrent import Recurrent
 from interpreter import Program as Interpreted
 from samples import sample
@@ -325,6 +326,33 @@ def test_and_comes_out_right(function: Callable[..., Any]) -> None:
         x = torch.randn(batch, 4)
         with torch.no_grad():
             torch.testing.assert_close(Interpreted(graph)(x.clone()), model(x.clone()))
+
+
+CUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "first": lambda y: y[:8],
+    "of more than there are": lambda y: y[:25],
+    "last": lambda y: y[-12:],
+    "split": lambda y: torch.cat([part - part.mean(0) for part in y.split(8)]),
+    "against the first": lambda y: y @ y[:5].t(),
+    "every third": lambda y: y[::8] * 2,
+    "by its length": lambda y: y[: min(len(y), 8)],
+    "rest": lambda y: y[6:],
+    "narrow": lambda y: y.narrow(0, 0, 2),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_examples_that_a_number_cuts_off(cut: str) -> None:
+    """Fewer and more than the number: what few examples keep whole is not whole for any number of them."""
+    model = Of(lambda self, x: CUTS[cut](self.layer(x))).eval()
+    x = torch.randn(20, 4)
+    graph = capture(model, None, x)
+    for batch in (20, 7, 60) if graph.dynamic else (20,):
+        x = torch.randn(batch, 4)
+        with torch.no_grad():
+            wanted = model(x)
+            torch.testing.assert_close(tk.compile(model, None, torch.randn(20, 4))(x), wanted)
+            torch.testing.assert_close(Interpreted(graph)(x), wanted)
 
 
 def test_an_operation_that_is_not_known_without_data():

@@ -34,8 +34,9 @@ from ticketry.engine.capture.tracing.tape import Reads, Recorder, Ref, Step, Tap
 from ticketry.engine.capture.tracing.torch_export import Arguments, leads, plain, quiet
 from ticketry.engine.capture.tracing.writes import without_writes
 
-_EXAMPLES = (2, 3, 5)
-"""Of how many examples the calls are; few, and on no line with sizes that halves or roots of them have."""
+_EXAMPLES = (2, 3, 8191)
+"""Of how many examples the calls are: few, and more than a model cuts off by a number of its own (`x[:100]`, `x[-12:]`,
+`x.split(64)`); on no line with sizes that halves or roots of them have."""
 
 
 class Line(NamedTuple):
