@@ -11,6 +11,7 @@ from typing_extensions import Self
 from ticketry.core.structure.group_wise.matrices import row_groups
 from ticketry.engine.cpu.jit import title
 from ticketry.engine.graph import Graph, Node
+from ticketry.engine.graph.origins import layer_name
 from ticketry.engine.plan.region_programs import Native
 from ticketry.errors import EngineError
 from ticketry.records.speed import Layer, Place
@@ -69,7 +70,7 @@ def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] |
     kept = int(weight.count_nonzero())
     sizes = sorted(len(group.rows) for group in row_groups(weight != 0) if group.width)
     spread = "" if not sizes else str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]}-{sizes[-1]}"
-    return name.removesuffix(".weight"), (kept / max(1, weight.numel()), kept, spread)
+    return layer_name(name), (kept / max(1, weight.numel()), kept, spread)
 
 
 class ForInference(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -308,3 +309,30 @@ def test_costs_of_another_model_are_refused(costs, tmp_path):
 def test_what_cannot_be_meant_is_refused(options, said):
     with pytest.raises(UsageError, match=said):
         tk.prune(network(), **options)
+
+
+SMALL_NETWORKS = {
+    "over one axis": (nn.Sequential(nn.Conv1d(8, 32, 3), nn.ReLU(), nn.Conv1d(32, 32, 3), nn.Flatten()), (8, 20)),
+    "spectral norm": (
+        nn.Sequential(*(torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)) for _ in range(2))),
+        (8, 9, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
+def test_weights_in_another_form_cost_what_they_cost(name: str, tmp_path: Path) -> None:
+    """Of layers that the engine runs in a form of its own none is charged to the rest, which no mask makes smaller."""
+    model, shape = SMALL_NETWORKS[name]
+    model.eval()
+    x = torch.randn(8, *shape)
+    costs = tk.cost.model(model, x, densities=(0.1, 1.0))
+    assert all(layer.dense > 0 for layer in costs.layers.values())
+    assert sum(layer.dense for layer in costs.layers.values()) > 0.5 * costs.dense
+    estimated = tk.cost.model(model, x, target=tk.cost.profile("zen4-avx2"), threads=1)
+    assert all(layer.dense > 0 for layer in estimated.layers.values())
+    whole = tk.compile(model, None, x).save(tmp_path / "whole.tk").stat().st_size
+    for share in (0.7, 0.4):
+        mask = tk.prune(model, bytes=share, example_inputs=x, keep_at_least=8)
+        size = tk.compile(model, mask, x).save(tmp_path / "model.tk").stat().st_size
+        assert 0.97 * share * whole < size <= share * whole

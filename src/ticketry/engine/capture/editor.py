@@ -101,7 +101,7 @@ class Editor:
 
     def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
         """A new value of the data type of `like`."""
-        name = _free(f"{like}.{suffix}", self.values)
+        name = free_name(f"{like}.{suffix}", self.values)
         self.values[name] = Value(name, shape, self.values[like].dtype)
         return name
 
@@ -110,7 +110,7 @@ class Editor:
         known = self.tensors.get(name)
         if known is tensor:
             return name
-        name = _free(name, self.tensors)
+        name = free_name(name, self.tensors)
         self.tensors[name] = tensor
         return name
 
@@ -157,7 +157,7 @@ class Editor:
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
+def free_name(name: str, taken: Mapping[str, Any]) -> str:
     if name not in taken:
         return name
     number = 1

@@ -17,7 +17,16 @@ from ticketry.core.scope import unwrapped
 from ticketry.engine.capture import lower_layers, lower_shapes
 from ticketry.engine.capture.batch_axis import straighten
 from ticketry.engine.capture.convert import convert
-from ticketry.engine.capture.editor import Editor, Lowering, arguments, base, rewrite, with_arguments, without_unused
+from ticketry.engine.capture.editor import (
+    Editor,
+    Lowering,
+    arguments,
+    base,
+    free_name,
+    rewrite,
+    with_arguments,
+    without_unused,
+)
 from ticketry.engine.capture.kept_captures import kept_or
 from ticketry.engine.capture.lower_constants import lower_constants
 from ticketry.engine.capture.lower_moves import lower_moves
@@ -35,6 +44,7 @@ from ticketry.engine.capture.written_attention import recognise_lengths, recogni
 from ticketry.engine.graph import DTYPES, Graph, Node, aten
 from ticketry.engine.graph.memory import plain
 from ticketry.engine.graph.native import dtype_name
+from ticketry.engine.graph.origins import COMPUTED
 from ticketry.errors import CaptureError
 
 _log = logging.getLogger(__name__)
@@ -135,11 +145,12 @@ _LARGEST = 1 << 20
 def compute_constants(graph: Graph) -> Graph:
     """The graph in which no torch node has weights and numbers as its only arguments."""
     constants: dict[str, Any] = {}
+    names: dict[str, str] = {}
     tensors = dict(graph.tensors)
     nodes: list[Node] = []
     kept = set(graph.results)
     for old in graph.nodes:
-        known = {name: _as_argument(name, constants[name]) for name in old.inputs if name in constants}
+        known = {name: _as_argument(names.get(name, name), constants[name]) for name in old.inputs if name in constants}
         one = _new(graph, with_arguments(old, known) if known else old)
         if one.inputs or not _is_function_of_weights(one):
             nodes.append(one)
@@ -152,11 +163,18 @@ def compute_constants(graph: Graph) -> Graph:
             continue
         constants[one.output] = made
         if isinstance(made, Tensor):
-            tensors[one.output] = made.contiguous() if made.numel() else made
+            names[one.output] = _computed(one, made, tensors)
+            tensors[names[one.output]] = made.contiguous() if made.numel() else made
         elif isinstance(made, (tuple, list)):
             nodes.append(one)  # its entries are taken by later nodes
             del constants[one.output]
     return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+
+
+def _computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
+    """A name for what a node computes: by the weight of the same shape, as that of a parametrisation, if it has one."""
+    like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
+    return one.output if like is None else free_name(f"{like}{COMPUTED}", tensors)
 
 
 _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}

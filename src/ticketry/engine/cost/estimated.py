@@ -22,6 +22,7 @@ from ticketry.engine.cost.meter import Profile, layers_by_name
 from ticketry.engine.cost.planned import planned, torch_work
 from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.graph import Graph
+from ticketry.engine.graph.origins import held, origins
 
 
 class Estimator(ABC):
@@ -110,18 +111,19 @@ class ProcessorEstimator(Estimator):
                 spent.others[work.kind] = spent.others.get(work.kind, 0.0) + seconds
             else:
                 spent.layers[parameter] += seconds
+        of = origins(graph, self._shapes)
         for node in found.torch:
             work_done = torch_work(graph, node, self.batch)
             seconds = sum(machine.torch[name] * value for name, value in work_done.items())
-            held = self._shapes.keys() & node.weights.values()
-            for name in held:
-                spent.layers[name] += seconds / len(held)
+            parameters = held(node, of)
+            for name in parameters:
+                spent.layers[name] += seconds / len(parameters)
                 spent.torch.add(name)
-            if not held:
+            if not parameters:
                 kind = f"{node.op} in torch"
                 spent.others[kind] = spent.others.get(kind, 0.0) + seconds
-        read = {name for node in graph.nodes if node not in found.torch for name in node.weights.values()}
-        spent.torch |= {name for name in self.names if name not in read}
+        native = [held(node, of) for node in graph.nodes if node not in found.torch]
+        spent.torch |= set(self.names).difference(*native)
         return spent
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Scope, normal_name
+from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.engine.bench.timing import Interval, median_interval, settle, warmed
 from ticketry.engine.capture import capture
@@ -23,6 +23,7 @@ from ticketry.engine.capture.tracing.torch_export import Arguments
 from ticketry.engine.compiled import Compiled
 from ticketry.engine.example_inputs import batch_of
 from ticketry.engine.graph import Graph
+from ticketry.engine.graph.origins import held, layer_name, origins
 from ticketry.errors import EngineError
 
 _LEAST_SECONDS = 0.002
@@ -183,20 +184,17 @@ class Meter:
                 found.layers[parameter] += spent
                 if kind.endswith(" in torch"):
                     found.torch.add(parameter)
-        read = {
-            weight
-            for node in self.graph.nodes
-            if node.output not in compiled.reasons
-            for weight in node.weights.values()
-        }
-        found.torch |= {name for name in self.names if name not in read}
+        of = origins(self.graph, self._shapes)
+        native = [held(node, of) for node in self.graph.nodes if node.output not in compiled.reasons]
+        found.torch |= set(self.names).difference(*native)
         return found
 
 
 def layers_by_name(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Name of a layer, or of what a node makes -> the parameter that is its weight."""
-    found = {normal_name(name).removesuffix(".weight"): name for name in shapes}
+    """Name of a layer, or of what a node makes -> the parameter that its weight is, or is made of."""
+    of = origins(graph, shapes)
+    found = {layer_name(name): parameter for name, parameter in of.items()}
     for node in graph.nodes:  # what runs in torch is called by its output
-        for weight in shapes.keys() & node.weights.values():
-            found[node.output] = weight
+        for parameter in held(node, of):
+            found[node.output] = parameter
     return found

@@ -16,6 +16,7 @@ from ticketry.engine.cost.meter import Profile
 from ticketry.engine.gpu.cost import RATES, Rates, Work, group_product_seconds, programs_seconds
 from ticketry.engine.gpu.plan import Choice, facts_of, plan, turns_seconds, works_of
 from ticketry.engine.graph import Graph, Node
+from ticketry.engine.graph.origins import held, origins
 from ticketry.engine.plan.value_axes import UnsupportedError
 from ticketry.errors import CostError
 
@@ -142,13 +143,14 @@ class GpuEstimator(Estimator):
             "changes of layout": turns_seconds(graph, self.batch, choices, rates),
         }
         spent = Profile(dict.fromkeys(self.names, 0.0), others, set())
+        of = origins(graph, self._shapes)
         for node in graph.nodes:
             work = works.get(node.output)
             seconds = self._moved(graph, node) if work is None else self.gpu.seconds(work, choices[node.output])
-            held = self._shapes.keys() & node.weights.values()
-            for name in held:
-                spent.layers[name] += seconds / len(held)
-            if not held:
+            parameters = held(node, of)
+            for name in parameters:
+                spent.layers[name] += seconds / len(parameters)
+            if not parameters:
                 spent.others[node.op] = spent.others.get(node.op, 0.0) + seconds
         return spent
 

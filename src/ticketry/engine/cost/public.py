@@ -42,6 +42,7 @@ from ticketry.engine.cost.on_gpu import GpuEstimator, GpuProfile
 from ticketry.engine.cost.profiles import profile, profile_names
 from ticketry.engine.cpu.target import target as find_target
 from ticketry.engine.graph import model_file
+from ticketry.engine.graph.origins import origins
 from ticketry.errors import CostError, UsageError
 
 THIS_MACHINE, CALIBRATED = "this machine", "calibrated"
@@ -336,22 +337,30 @@ def _bytes(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Of the file that `Compiled.save` writes: kept values and a bit for each weight, and all else as it is."""
     graph = capture(model, None, example_inputs)
     sizes = {name: parameter.numel() for name, parameter in scope.parameters(model).items()}
-    if other := [name for name in sizes if name not in graph.tensors or graph.tensors[name].numel() != sizes[name]]:
+    copies = dict.fromkeys(sizes, 0)
+    """How often each is there: once for every norm that is folded into it."""
+    empty: dict[str, Tensor] = {}
+    for name, parameter in origins(graph, sizes).items():
+        if graph.tensors[name].numel() == sizes[parameter]:
+            copies[parameter] += 1
+            empty[name] = torch.zeros_like(graph.tensors[name])
+    if other := [name for name, count in copies.items() if not count]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
-    empty = {name: torch.zeros_like(graph.tensors[name]) for name in sizes}
     whole, least = (
         len(model_file.dumps(replace(graph, tensors={**graph.tensors, **changed}), {"precision": "fp32"})) + _SEAL
         for changed in ({}, empty)
     )
-    fixed = whole - sum(_FLOAT * size for size in sizes.values())
-    entry = (least - fixed - sum((size + 7) // 8 for size in sizes.values())) / max(1, len(sizes))
-    layers = {name: _packed(size, (size + 7) // 8 + entry) for name, size in sizes.items()}
+    total = sum(copies.values())
+    fixed = whole - sum(_FLOAT * size * copies[name] for name, size in sizes.items())
+    entry = (least - fixed - sum((size + 7) // 8 * copies[name] for name, size in sizes.items())) / max(1, total)
+    entry += 2 * len(str(whole))  # the digits of places and counts, of which an empty file has few
+    layers = {name: _packed(size, (size + 7) // 8 + entry, copies[name]) for name, size in sizes.items()}
     return CostModel("bytes", layers, float(fixed), 0.0, {"of": "model.tk"})
 
 
-def _packed(weights: int, bits: float) -> LayerCost:
-    """Bits and entries in the file's head, then the kept values, unless all of them are less."""
-    dense = float(_FLOAT * weights)
+def _packed(weights: int, bits: float, copies: int) -> LayerCost:
+    """Bits and entries in the file's head, then the kept values, unless all of them are less; so many times."""
+    dense, bits = float(_FLOAT * weights * copies), bits * copies
     full = (dense - bits) / dense if dense > bits else 0.0
     points = ((0.0, min(bits, dense)), (full, dense), (1.0, dense)) if full > 0 else ((0.0, dense), (1.0, dense))
     return LayerCost(weights, dense, {FINEST: Curve(*zip(*points, strict=True))})
