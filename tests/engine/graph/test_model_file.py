@@ -7,14 +7,16 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import ticketry as tk
 from engine.graph.graphs import small
 from interpreter import run
 from ticketry.engine.graph import Graph, Node, Value
@@ -198,6 +200,46 @@ def test_operations_of_the_models_own_cannot_be_saved():
     assert torch.equal(made, torch.full((2, 1), 2.0))
     with pytest.raises(ModelFileError, match=r"operations of its own, such as ticketry_test_file\.twice"):
         dumps(graph)
+
+
+class Of(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(6, 8), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def _in_place(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[:, :4] += 1
+    y[:, 4:].zero_()
+    return y
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y.clip(-1, 1),
+        _in_place,
+        lambda y: y.quantile(0.5, 1),
+        lambda y: torch.zeros(len(y), 4).scatter_reduce(1, torch.arange(8).remainder(4).expand(len(y), 8), y, "amax"),
+        lambda y: nn.functional.interpolate(y[:, None], 20, mode="nearest-exact"),
+        lambda y: torch.hypot(y, y.sinc()).fmax(y.exp2()),
+    ],
+)
+def test_usual_operations_of_torch_are_saved(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    model, x = Of(function).eval(), torch.randn(3, 6)
+    path = tk.compile(model, None, x).save(tmp_path / "model.tk")
+    with torch.no_grad():
+        torch.testing.assert_close(tk.engine.load(path)(x), model(x))
+
+
+def test_other_operations_of_torch_are_told_apart_from_the_models_own(tmp_path: Path) -> None:
+    fast = tk.compile(Of(lambda y: torch.fft.irfft(torch.fft.rfft(y))).eval(), None, torch.randn(3, 6))
+    with pytest.raises(ModelFileError, match=r"operations that no file may hold, such as aten\.fft_rfft"):
+        fast.save(tmp_path / "model.tk")
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])

@@ -238,7 +238,7 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     ]
     count = Count(groups, mask.shapes)
     steps = [[step] for step in global_order(count, scores, 1)]
-    removed = remove(count, steps, mask.density, 1)
+    removed = remove(count, steps, mask.density, "1")
     return channel_mask(mask, structure, shapes_of(model), dict(zip(positions, removed, strict=True)))
 
 

@@ -187,8 +187,9 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
     if value.name != name:
         raise GraphError(f"the value {name!r} calls itself {value.name!r}")
     if value.dtype not in types and value.dtype not in OTHERS:
-        what = "data type, which files do not hold," if value.dtype in UNFILED else "unknown data type"
-        raise GraphError(f"{name!r} has the {what} {short(value.dtype)}")
+        if value.dtype in UNFILED:
+            raise GraphError(f"{name!r} has the data type {short(value.dtype)}, which files do not hold")
+        raise GraphError(f"{name!r} has the unknown data type {short(value.dtype)}")
     if value.shape is None:
         return
     if not isinstance(value.shape, tuple) or len(value.shape) > MOST_DIMENSIONS:

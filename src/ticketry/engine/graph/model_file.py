@@ -91,7 +91,11 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
     """The bytes of a graph's file; equal graphs give equal bytes. Raises what `save` does."""
     own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
     if own:
-        raise ModelFileError(f"the model has operations of its own, such as {own[0]}: a file cannot hold these")
+        whose = "operations that no file may hold" if own[0].startswith("aten.") else "operations of its own"
+        raise ModelFileError(
+            f"the model has {whose}, such as {own[0]}: files have operations of torch on real numbers that read nothing"
+            " but their arguments and write to none"
+        )
     graph.validate()
     stored: dict[str, Tensor] = {}
     table = {name: _store(name, tensor, stored) for name, tensor in sorted(graph.tensors.items())}

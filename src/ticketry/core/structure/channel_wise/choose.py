@@ -196,7 +196,7 @@ class Choice:
         if within is not None:
             for g, channel in self.gone(within):
                 count.remove(g, channel)
-        return self.mask(remove(count, order.blocks(count, scores), density, order.keep_at_least))
+        return self.mask(remove(count, order.blocks(count, scores), density, order.limits))
 
     def gone(self, mask: Mask) -> list[Step]:
         """The channels that a mask removes."""

@@ -108,6 +108,12 @@ class ChannelOrder:
             raise UsageError(f"channels are distributed {' or '.join(DISTRIBUTIONS)}, not {self.distribution!r}")
         check_counts(self.keep_at_least, self.multiple)
 
+    @property
+    def limits(self) -> str:
+        """By what channels of a group stay."""
+        least = -(-self.keep_at_least // self.multiple) * self.multiple
+        return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
+
     def blocks(self, count: Count, scores: Sequence[Tensor]) -> list[list[Step]]:
         """All that may go of what `count` has left, the worst first."""
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
@@ -133,8 +139,11 @@ def in_blocks(count: Count, steps: Sequence[Step], multiple: int) -> list[list[S
     return [block for _, block in sorted(blocks)]
 
 
-def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, keep_at_least: int) -> list[Flags]:
+def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, limits: str) -> list[Flags]:
     """Follow the order to the point whose density is nearest to the one wanted; for each group the channels gone.
+
+    Args:
+        limits: by what channels stay, for the error.
 
     Raises:
         LayerCollapseError: if it ends before.
@@ -152,7 +161,7 @@ def remove(count: Count, blocks: Sequence[Sequence[Step]], density: float, keep_
             return count.removed
     if count.kept > target:
         raise LayerCollapseError(
-            f"density {density:g} cannot be reached by removing channels: with {keep_at_least} left in each of"
+            f"density {density:g} cannot be reached by removing channels: with {limits} left in each of"
             f" {len(count.groups)} groups {count.kept / count.total:.4g} of the weights remain; choose a higher density"
         )
     return count.removed
