@@ -205,7 +205,7 @@ class _Rules:
 
     @property
     def perhaps_fractions(self) -> bool:
-        """Whether values between 0 and 1 may be fractions of what the margin has in percent."""
+        """Whether values between 0 and 1 may be fractions of what the margin has in %."""
         return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
 
     def __post_init__(self) -> None:

@@ -39,10 +39,10 @@ class GpuProfile:
         >>> profile = tk.cost.profile("h100-bf16")
         >>> profile.gpu, profile.precision
         ('NVIDIA H100 80GB HBM3', 'bf16')
-        >>> model = nn.Sequential(nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3)).eval()
+        >>> model = nn.Sequential(nn.Conv2d(64, 512, 3), nn.ReLU(), nn.Conv2d(512, 512, 3)).eval()
         >>> x = torch.randn(256, 64, 32, 32)
         >>> costs = tk.cost.model(model, x, target=profile, granularities=("weights", "rows:64"), densities=(0.1, 1))
-        >>> costs.layers["2.weight"].curves["rows:64"].at(0.1) < 0.6 * costs.layers["2.weight"].dense
+        >>> costs.layers["2.weight"].curves["rows:64"].at(0.1) < 0.7 * costs.layers["2.weight"].dense
         True
     """
 
@@ -50,8 +50,11 @@ class GpuProfile:
     """As `torch.cuda.get_device_name` has it."""
     precision: str
     dtype: torch.dtype
+    """In which networks of that precision are compiled."""
     rates: Rates
+    """By which kernels are chosen: `engine.gpu.cost`."""
     multiprocessors: int
+    """That work at once."""
     group: Mapping[str, float]
     """Seconds of a "layer"; "product": of the time at the kernel's rate."""
     dense: Mapping[str, float]
@@ -66,7 +69,12 @@ class GpuProfile:
             raise CostError(f"the profile of {self.gpu} is of {self.precision}, and {precision} is asked for")
 
     def seconds(self, work: Work, choice: Choice) -> float:
-        """What a layer takes."""
+        """What a layer takes.
+
+        Args:
+            work: of the layer, as its plan has it.
+            choice: the kernel that the plan chose.
+        """
         rates = self.rates
         if choice.kernel == "group":
             product = self.group["product"] * group_product_seconds(work, choice.tile, rates)
