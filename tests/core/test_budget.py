@@ -110,6 +110,60 @@ def test_what_cannot_be_meant_is_refused(model, options, said):
         tk.prune(model, **{"flops": 0.2, **options})
 
 
+class Tied(nn.Module):
+    """A weight that is used by its layer, and by others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.small = nn.Linear(8, 4), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, picture):
+        shown = nn.functional.linear(torch.tanh(self.code(x)), self.code.weight.t())
+        return shown, nn.functional.conv2d(self.small(picture), self.small.weight, padding=2, dilation=2)
+
+
+def test_what_others_do_with_a_weight_counts():
+    inputs = (torch.zeros(5, 8), torch.zeros(2, 3, 6, 6))
+    model = Tied()
+    # Five rows through 8 x 4 weights and back; two pictures of 36 places, twice.
+    assert uses(model, tk.scope(model), inputs) == {"code.weight": 2 * 5, "small.weight": 2 * 2 * 36}
+    costs = tk.cost.model(model, inputs, unit="multiplications")
+    assert costs.dense == 2 * 5 * 32 + 2 * 2 * 36 * 81
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "each"),
+    [
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), torch.zeros(2, 3, 4, 4), 2 * 16),
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), torch.zeros(2, 4, 9), 2 * 9),
+        (nn.Conv2d(4, 6, 3, groups=2), torch.zeros(2, 4, 5, 5), 2 * 9),
+    ],
+)
+def test_transposed_and_grouped_convolutions(layer, x, each):
+    """A weight of a transposed one meets every input of its channel once."""
+    assert uses(layer, tk.scope(layer), x) == {"weight": each}
+
+
+def test_a_transformer_layer_in_parts():
+    """Torch would do it in one operation, in which no product is seen."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    scope = tk.scope(layer, spare=["self_attn.in_proj_weight"])
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    assert uses(layer, scope, torch.zeros(2, 10, 16)) == dict.fromkeys(names[1:], 20)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+def test_parameters_in_one_piece_of_memory_are_told_apart():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    flat = torch.cat([one.detach().flatten() for one in model.parameters()])
+    place = 0
+    for one in model.parameters():
+        one.data = flat[place : place + one.numel()].view_as(one)
+        place += one.numel()
+    assert uses(model, tk.scope(model), torch.zeros(3, 4)) == {"0.weight": 3, "2.weight": 3}
+
+
 def test_layers_that_are_not_counted_are_named():
     model = nn.Sequential(nn.LSTM(3, 4))
     with pytest.raises(UsageError, match=r"not of 0\.weight_ih_l0"):

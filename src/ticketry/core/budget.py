@@ -9,26 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ticketry.core.costs.allocation import Flat
-from ticketry.core.example_call import call_in_evaluation
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
 from ticketry.core.scope import Scope
+from ticketry.core.weight_uses import COUNTED, times_used
 from ticketry.errors import LayerCollapseError, UsageError
-
-_COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def uses(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
     """Parameter name -> multiplications that one weight of it takes in a call, from a call of `model` as in eval mode.
 
-    Padding counts as any other input. Of a layer that is called several times, all calls count.
+    Padding counts as any other input. Of a layer that is called several times, all calls count, and so does what others
+    do with its weight.
 
     Args:
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
@@ -36,30 +34,13 @@ def uses(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, int]:
     Raises:
         UsageError: for a parameter in scope that is no weight of a linear or convolution layer, or that no call reads.
     """
-    parameters = scope.parameters(model)
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    found = dict.fromkeys(parameters, 0)
-    counted: set[str] = set()
-
-    def count(name: str, module: nn.Module, _: Any, output: Tensor) -> None:
-        found[name] += output.numel() // int(getattr(module, "weight").shape[0])  # noqa: B009
-
-    handles = []
-    for module in model.modules():
-        name = names.get(id(module._parameters.get("weight")))
-        if name is not None and isinstance(module, _COUNTED):
-            counted.add(name)
-            handles.append(module.register_forward_hook(partial(count, name)))
-    try:
-        if unknown := [name for name in parameters if name not in counted]:
-            raise UsageError(
-                f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}:"
-                " spare them in the scope, or ask for a density"
-            )
-        call_in_evaluation(model, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    parameters, known = scope.parameters(model), counted(model, scope)
+    if unknown := [name for name in parameters if name not in known]:
+        raise UsageError(
+            f"multiplications are counted of linear and convolution layers, not of {', '.join(unknown)}:"
+            " spare them in the scope, or ask for a density"
+        )
+    found = times_used(model, parameters, example_inputs)
     if idle := [name for name, times in found.items() if not times]:
         raise UsageError(f"a call with the example inputs does not use {', '.join(idle)}: spare them in the scope")
     return found
@@ -70,7 +51,7 @@ def counted(model: nn.Module, scope: Scope) -> list[str]:
     weights = {
         id(weight)
         for module in model.modules()
-        if isinstance(module, _COUNTED) and (weight := module._parameters.get("weight")) is not None
+        if isinstance(module, COUNTED) and (weight := module._parameters.get("weight")) is not None
     }
     return [name for name, parameter in scope.parameters(model).items() if id(parameter) in weights]
 
