@@ -172,8 +172,11 @@ def compute_constants(graph: Graph) -> Graph:
 
 
 def _computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """A name for what a node computes: by the weight of the same shape, as that of a parametrisation, if it has one."""
+    """A name for what a node computes: by the weight of the same shape, as that of a parametrisation, or the only one,
+    whose numbers it has in another order."""
     like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
+    if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
+        like = only if tensors[only].numel() == made.numel() else None
     return one.output if like is None else free_name(f"{like}{COMPUTED}", tensors)
 
 
