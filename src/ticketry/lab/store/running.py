@@ -49,14 +49,8 @@ def _marks(folder: Path) -> Iterator[Path]:
 
 def _locked(mark: Path) -> filelock.FileLock | None:
     """The lock of a mark, if nobody has it."""
-    if not _is_plain(mark):
-        return None
-    lock = filelock.FileLock(mark)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return None
-    if _is_held(mark):
+    lock = _taken(mark) if _is_plain(mark) else None
+    if lock is None or _is_held(mark):
         return lock
     lock.release()  # of a file that whoever had it before has deleted meanwhile
     return None
@@ -65,13 +59,19 @@ def _locked(mark: Path) -> filelock.FileLock | None:
 def _is_held(mark: Path) -> bool:
     if not mark.exists() or not _is_plain(mark):
         return False
+    if (lock := _taken(mark)) is None:
+        return True
+    lock.release()
+    return False
+
+
+def _taken(mark: Path) -> filelock.FileLock | None:
     lock = filelock.FileLock(mark)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        return True
-    lock.release()
-    return False
+        return None
+    return lock
 
 
 def _is_plain(mark: Path) -> bool:
