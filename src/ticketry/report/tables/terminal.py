@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point
@@ -122,13 +123,16 @@ def cost_lines(record: RunValues) -> list[str]:
     found = relative_costs(record)
     if not found:
         return []
-    density = {point.level: point.density for point in read_run(record).points if point.role == TICKET}
+    densities: dict[int, list[float]] = {}
+    for point in read_run(record).points:
+        if point.role == TICKET:
+            densities.setdefault(point.level, []).append(point.density)
     table: list[tuple[str, ...]] = [("level", "weights remaining", "steps", "FLOPs", "memory", "its own", "seconds")]
-    for level in sorted(density):
+    for level, several in sorted(densities.items()):
         own = [one for one in found if one["level"] == level]
         times = [_times_cell([one[name] for one in own], " x") for name in ("steps", "flops", "memory", "own_memory")]
         table.append(
-            (str(level), f"{percent(density[level])} %", *times, _times_cell([one["seconds"] for one in own], ""))
+            (str(level), f"{percent(fmean(several))} %", *times, _times_cell([one["seconds"] for one in own], ""))
         )
     title = "what tickets cost, search included (x: of dense; memory: peak of training steps)"
     return [title, *aligned(table, str.rjust)]
