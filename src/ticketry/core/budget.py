@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.costs.allocation import Flat
+from ticketry.core.costs.weight_uses import COUNTED, times_used
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import share_of
 from ticketry.core.scope import Scope
-from ticketry.core.weight_uses import COUNTED, times_used
 from ticketry.errors import LayerCollapseError, UsageError
 
 

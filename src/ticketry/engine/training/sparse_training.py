@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from ticketry.choices import check_choice
@@ -19,13 +18,13 @@ from ticketry.core.process_state import private_random_state
 from ticketry.core.sparse_training.hold import Hold
 from ticketry.engine.cpu.jit import Library
 from ticketry.engine.cpu.target import target as find_target
-from ticketry.engine.cpu.window import Array
 from ticketry.engine.example_inputs import as_arguments, outputs_of
 from ticketry.engine.layers import median_seconds, table
 from ticketry.engine.training.kept_weights import KeptWeights
+from ticketry.engine.training.layer_masks import by_parameter, kept_of, masks_of_layers
 from ticketry.engine.training.layer_rows import rows_of
 from ticketry.engine.training.lstm_unit import LstmUnit, lstm_units, masks_of_lstms
-from ticketry.engine.training.tracing import LAYERS, copy_of
+from ticketry.engine.training.tracing import copy_of
 from ticketry.engine.training.units import NOT_COMPILED, Context, Unit, running, units_of, within
 from ticketry.errors import CaptureError, EngineError
 from ticketry.records.speed import Layer
@@ -155,14 +154,14 @@ class SparseTraining(nn.Module):
         if self._hold is not None:
             self._hold.release()
         self._hold, self.mask = held, mask
-        masks = {} if mask is None else _masks(model, mask)
-        self._context.kept, self._context.masks = _kept(masks), masks
+        masks = {} if mask is None else masks_of_layers(model, mask)
+        self._context.kept, self._context.masks = kept_of(masks), masks
         if self._weights is not None:
             self._weights.take(masks)
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
         before = {unit.name: unit for unit in self._units}
         self._units = [before.get(unit.name, unit) for unit in units_of(model, self._context)]
-        self._context.recurrent = {} if mask is None else masks_of_lstms(model, _by_parameter(model, mask))
+        self._context.recurrent = {} if mask is None else masks_of_lstms(model, by_parameter(model, mask))
         self._lstms = lstm_units(model, self._context)
         self._seconds = {}
         self._forget()
@@ -377,29 +376,3 @@ class SparseTraining(nn.Module):
 
     def __reduce__(self) -> Any:
         raise EngineError("a module of sparse training is not pickled: save its state_dict, or the model")
-
-
-def _by_parameter(model: nn.Module, mask: Mask) -> dict[int, Tensor]:
-    """The mask's tensors by ``id`` of their parameters."""
-    return {id(parameter): mask[name] for name, parameter in mask.parameters(model).items()}
-
-
-def _masks(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
-    """Of every convolution and linear layer under the mask, its tensor of the mask."""
-    found = _by_parameter(model, mask)
-    # Not by `module.weight`: a parametrised one is computed anew whenever it is read, and spectral norms change by it.
-    layers = {
-        name: id(module._parameters.get("weight"))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    }
-    return {name: found[weight] for name, weight in layers.items() if weight in found}
-
-
-def _kept(masks: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Of every convolution and linear layer under the mask, which weights are kept: O x I x rows x columns."""
-    kept = {name: tensor.numpy() for name, tensor in masks.items()}
-    return {
-        name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)
-        for name, each in kept.items()
-    }

@@ -134,8 +134,9 @@ def _check_part(paths: Paths, part: Part, data: bytes, check: Callable[[str, dic
             raise StoreError(f"{what} is none: {why}")
     else:
         check(part.kind, values)
-        if part.kind == "run" and values.get("run") != key:
-            raise StoreError(f"{what}: the run calls itself {values.get('run')!r:.80}")
+        said = {"run": "run", "campaign": "name"}.get(part.kind, "")
+        if said and values.get(said) != key:
+            raise StoreError(f"{what}: the {part.kind} calls itself {values.get(said)!r:.80}")
 
 
 def _check_result(part: Part, values: dict[str, Any], what: str) -> None:
