@@ -9,16 +9,18 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import ticketry as tk
 from cli.calling import call
+from forged_bundles import repacked
 from ticketry.cli import main
 from ticketry.cli.reproduce import seconds_of
 from ticketry.core.seeds import mix
-from ticketry.errors import UsageError
+from ticketry.errors import StoreError, UsageError
 from ticketry.experiments.reproduce.campaign_file import built_in
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.training.kernels import kernels_here
@@ -403,6 +405,21 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
     assert goes_on.runs[0].planned_took < goes_on.runs[0].seconds + 60
     assert goes_on.claims[0].noise[:3] == done.claims[0].noise
     assert len(goes_on.claims[0].noise) == 4
+
+
+def test_a_campaign_by_another_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store, bundle = tmp_path / "small.toml", tmp_path / "store", tmp_path / "small.tkz"
+    file.write_text(SMALL)
+    call(capsys, "reproduce", str(file), "--store", str(store), "--workers", "0", "--only", "no-cheaper")
+    tk.store.pack("small-demo", bundle, store=store)
+
+    def renamed(told: dict[str, Any]) -> None:
+        next(part for part in told["parts"] if part["kind"] == "campaign")["name"] = ["another-demo"]
+
+    repacked(bundle, renamed)
+    with pytest.raises(StoreError, match="the campaign calls itself 'small-demo'"):
+        tk.store.unpack(bundle, store=tmp_path / "other")
+    assert not (tmp_path / "other" / "campaigns").exists()
 
 
 def test_what_cannot_be_packed_as_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

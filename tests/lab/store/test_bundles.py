@@ -17,6 +17,7 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from flips import flip, made
+from forged_bundles import repacked
 from ticketry.cli import main
 from ticketry.errors import StoreError, TicketryError
 from ticketry.lab.store.bundle_file import MAGIC, Bundle, Source, write_bundle
@@ -41,18 +42,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def files(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
-
-
-def repacked(bundle: Path, change: Callable[[dict[str, Any]], None], more: bytes = b"") -> None:
-    """The bundle with a changed list of parts, and a digest that is right."""
-    data = bundle.read_bytes()
-    start = len(MAGIC) + 65
-    length = int.from_bytes(data[start : start + 8], "little")
-    told = json.loads(data[start + 8 : start + 8 + length])
-    change(told)
-    listed = json.dumps(told).encode()
-    whole = len(listed).to_bytes(8, "little") + listed + data[start + 8 + length :] + more
-    bundle.write_bytes(MAGIC + hashlib.sha256(whole).hexdigest().encode() + b"\n" + whole)
 
 
 def test_the_same_runs_give_the_same_bytes_wherever_they_are_packed(searched: tuple[Path, str], tmp_path: Path) -> None:
