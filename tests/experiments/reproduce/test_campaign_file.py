@@ -239,6 +239,14 @@ def test_a_claim_about_a_control_that_is_trained_elsewhere(tmp_path: Path) -> No
         read_campaign(written(tmp_path, level), "demo")
 
 
+def test_a_control_by_the_level_of_a_method_with_one_density(tmp_path: Path) -> None:
+    run = 'method = "continuous"\nsettings = { density = 0.3 }\ncontrols = ["shuffled"]\ncontrol_densities = [0.3]'
+    text = GOOD.replace('method = "gradual"\nsettings = { density = [0.3, 0.1] }', run)
+    text = text.replace('b = { run = "gradual" }', 'b = { run = "gradual", role = "shuffled", level = 1 }')
+    (claim, *_) = read_campaign(written(tmp_path, text), "demo").claims
+    assert (claim.b.role, claim.b.level) == ("shuffled", 1)
+
+
 def test_a_scale_or_a_campaign_that_is_not_there(tmp_path: Path) -> None:
     elsewhere = GOOD.replace("\nstatement", '\nscales = ["cpu"]\nstatement')
     with pytest.raises(UsageError, match=r"claims: none is made at the scale demo"):

@@ -379,5 +379,5 @@ class _Reading:
 
 
 def _density_of(level: int, planned: Mapping[float, int | None]) -> float:
-    """Of the tickets of a level; 1 where none is planned."""
-    return next((density for density, one in planned.items() if one == level), 1.0)
+    """Of the tickets of a level, whose number a method with one density does not tell; 1 where none is planned."""
+    return next((density for density, one in planned.items() if one in (level, None)), 1.0)
