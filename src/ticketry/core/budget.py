@@ -87,12 +87,11 @@ def allocate_multiplications(
     flat = Flat.of(scores, within)
     parts = zip(scores, flat.values, strict=True)
     each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
-    total = sum(prices[name] * score.numel() for name, score in scores.items())
-    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
+    sizes = {name: score.numel() for name, score in scores.items()}
+    total = _total(sizes, prices)
     if keep_at_least:
-        sizes = {name: score.numel() for name, score in scores.items()}
-        budget = check_floor(sizes, prices, share, least=keep_at_least, what="multiplications")
-    chosen, worth, price = flat.taken(each, budget, keep_at_least)
+        check_floor(sizes, prices, share, least=keep_at_least, what="multiplications")
+    chosen, worth, price = flat.taken(each, _in_units(share, total), keep_at_least)
     mask = flat.mask(chosen)
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
         raise _collapsed(share, empty, flat.least(worth, price), total)
@@ -106,8 +105,8 @@ def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: floa
         sizes: weights of each layer.
         least: weights that every layer keeps; at least one in any case.
     """
-    least, total = max(least, 1), sum(prices[name] * size for name, size in sizes.items())
-    budget = int(Fraction(str(share)) * total)  # in decimal digits, as a density is
+    least, total = max(least, 1), _total(sizes, prices)
+    budget = _in_units(share, total)
     floors = {name: prices[name] * min(least, size) for name, size in sizes.items()}
     floor = sum(floors.values())
     if floor > budget:
@@ -119,6 +118,15 @@ def check_floor(sizes: Mapping[str, int], prices: Mapping[str, int], share: floa
             f" {floors[dearest]:,}: ask for that or more, or spare layers"
         )
     return budget
+
+
+def _total(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
+    return sum(prices[name] * size for name, size in sizes.items())
+
+
+def _in_units(share: float, total: int) -> int:
+    """A share of a whole, in decimal digits, as a density is."""
+    return int(Fraction(str(share)) * total)
 
 
 def _rounded_up(part: int, total: int) -> float:

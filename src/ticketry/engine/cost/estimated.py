@@ -103,7 +103,7 @@ class ProcessorEstimator(Estimator):
     def _estimated(self, graph: Graph, layout: str | None) -> Profile:
         machine = self.machine
         found = planned(graph, self.batch, machine.target, machine.levels, str(machine.about["precision"]), layout)
-        by_layer = layers_by_name(self.graph, self._shapes)
+        by_layer = layers_by_name(self.graph, origins(self.graph, self._shapes))
         spent = Profile(dict.fromkeys(self.names, 0.0), {"call": machine.call * max(1, found.regions)}, set())
         for work in found.works:
             seconds, parameter = machine.seconds(work), by_layer.get(work.label)

@@ -73,6 +73,10 @@ class Meter:
         self._shapes = (self.scope or scope_of(self.model)).shapes
         self.names = tuple(self._shapes)
 
+    @cached_property
+    def _of(self) -> dict[str, str]:
+        return origins(self.graph, self._shapes)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a weight in scope."""
         return self._shapes[name]
@@ -174,7 +178,7 @@ class Meter:
         return self._sorted([(*rows[key], factor * seconds) for key, seconds in spent.items()], compiled)
 
     def _sorted(self, rows: list[tuple[str, str, float]], compiled: Compiled) -> Profile:
-        by_layer = layers_by_name(self.graph, self._shapes)
+        by_layer = layers_by_name(self.graph, self._of)
         found = Profile(dict.fromkeys(self.names, 0.0), {}, set())
         for name, kind, spent in rows:
             parameter = by_layer.get(name)
@@ -184,15 +188,13 @@ class Meter:
                 found.layers[parameter] += spent
                 if kind.endswith(" in torch"):
                     found.torch.add(parameter)
-        of = origins(self.graph, self._shapes)
-        native = [held(node, of) for node in self.graph.nodes if node.output not in compiled.reasons]
+        native = [held(node, self._of) for node in self.graph.nodes if node.output not in compiled.reasons]
         found.torch |= set(self.names).difference(*native)
         return found
 
 
-def layers_by_name(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Name of a layer, or of what a node makes -> the parameter that its weight is, or is made of."""
-    of = origins(graph, shapes)
+def layers_by_name(graph: Graph, of: Mapping[str, str]) -> dict[str, str]:
+    """Name of a layer, or of what a node makes -> the parameter that its weight is, or is made of, by `origins`."""
     found = {layer_name(name): parameter for name, parameter in of.items()}
     for node in graph.nodes:  # what runs in torch is called by its output
         for parameter in held(node, of):

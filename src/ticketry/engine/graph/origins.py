@@ -12,9 +12,12 @@ from ticketry.engine.graph.nodes import Node
 COMPUTED = ".computed"
 """Behind the name of the tensor of the same shape that a tensor was computed of: weights under a parametrisation."""
 
-_FORM = re.compile(r"(\.(2d|T|padded|computed))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
-_ADDED = re.compile(r"\.(2d|T|padded|computed|\d+)$")
-"""What passes add to the name of a weight that they bring into another form; numbers tell several of one apart."""
+_FORMS = r"2d|T|padded|computed"
+"""What passes add to the name of a weight that they bring into another form."""
+
+_FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
+_ADDED = re.compile(rf"\.({_FORMS}|\d+)$")
+"""The same, and numbers, which tell several of one apart."""
 
 
 def layer_name(weight: str) -> str:
