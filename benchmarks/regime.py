@@ -17,6 +17,7 @@ from typing import Any
 from common import Row, main, network_and_task, one_thread, parser
 
 from ticketry.lab.lab import Lab
+from ticketry.lab.training.segment import Segment
 from ticketry.tasks.task import Task
 
 
@@ -30,21 +31,38 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             recipe["augment"] = ()
         # by seeds, then by lengths: a run that is stopped has whole seeds
         found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}
-        for seed in range(arguments.seeds):
-            for length in arguments.length:
-                found[length].append(trained(task, length, seed, recipe, arguments))
-                print(asked, length, found[length][-1], flush=True)
+        wanted = [(seed, length) for seed in range(arguments.seeds) for length in arguments.length]
+        with lab_of(arguments, arguments.workers) as lab:
+            if arguments.workers:
+                lab.train_many([segment_of(lab, task, *each, recipe) for each in wanted])
+        for seed, length in wanted:
+            found[length].append(trained(task, length, seed, recipe, arguments))
+            print(asked, length, found[length][-1], flush=True)
         rows += rows_of(asked, found, task.metric.unit)
     return rows
+
+
+def lab_of(arguments: argparse.Namespace, workers: int = 0) -> Lab:
+    return Lab(
+        arguments.store,
+        data=arguments.data,
+        device=arguments.device,
+        precision=arguments.precision,
+        kernels=arguments.kernels,
+        workers=workers,
+    )
+
+
+def segment_of(lab: Lab, task: Task, seed: int, length: str, recipe: dict[str, Any]) -> Segment:
+    return lab.segment(task, start=seed, order_seed=seed, recipe=task.recipe.changed(**{**recipe, "length": length}))
 
 
 def trained(
     task: Task, length: str, seed: int, recipe: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """The metric and the loss of one dense training, and its seconds of processor time (0 from the store)."""
-    changed = task.recipe.changed(**{**recipe, "length": length})
-    with Lab(arguments.store, data=arguments.data, device="cpu", precision="fp32", kernels=arguments.kernels) as lab:
-        segment = lab.segment(task, start=seed, order_seed=seed, recipe=changed)
+    with lab_of(arguments) as lab:
+        segment = segment_of(lab, task, seed, length, recipe)
         began = time.process_time()
         result = lab.train(segment)
     metrics = result.metrics
@@ -86,4 +104,7 @@ if __name__ == "__main__":
     options.add_argument("--length", nargs="+", default=["4000it", "8000it", "16000it"])
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--kernels", default="dense")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--precision", default="fp32")
+    options.add_argument("--workers", type=int, default=0, help="trainings side by side; 0 in this process")
     main("regime", measure, options)
