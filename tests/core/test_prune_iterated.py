@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, iterated, prune
 from ticketry.core.scope import scope
-from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
 class TestDensities:
@@ -200,3 +200,22 @@ def test_a_mask_of_the_scope_given():
     assert isinstance(mask, Mask)
     assert set(mask) == set(spared)
     assert mask.kept == int(0.3 * spared.total + 0.5)
+
+
+class TestWholeBlocks:
+    @pytest.mark.parametrize("pattern", ["4x1", "16x1", "channel"])
+    def test_densities_that_hardly_fall_ask_for_no_more_than_is_left(self, pattern: str) -> None:
+        """Cuts are rounded to blocks, down as well as up: a hundred of them go through, and the last one is as near."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 10))
+        mask = prune(model, 0.2, pattern=pattern, iterations=100, keep_at_least=1)
+        once = prune(model, 0.2, pattern=pattern, keep_at_least=1)
+        largest = 30 if pattern == "channel" else int(pattern.split("x")[0])
+        assert abs(mask.kept - once.kept) < 2 * largest
+
+    def test_a_block_that_is_missing_is_an_error_still(self) -> None:
+        model = nn.Linear(8, 16)
+        within = prune(model, 0.5, pattern="4x1")
+        assert prune(model, (within.kept + 3) / 128, pattern="4x1", within=within) == within
+        with pytest.raises(MaskError, match="has only 64: ask for at most 0.5"):
+            prune(model, (within.kept + 4) / 128, pattern="4x1", within=within)

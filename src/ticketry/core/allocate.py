@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ticketry.core.allocate_blocks import allocate_blocks
+from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
@@ -64,8 +64,8 @@ def allocate(
 
     Raises:
         UsageError: for a density outside (0, 1], or above that of the pattern, an unknown distribution or pattern.
-        MaskError: for scores that are not a number, more weights asked for than `within` keeps, or a `within` that
-            keeps parts of blocks.
+        MaskError: for scores that are not a number, more weights asked for than `within` keeps (by a whole block, where
+            blocks are kept), or a `within` that keeps parts of blocks.
         LayerCollapseError: if a layer would be left empty and `collapse` is ``raise``.
 
     Examples:
@@ -94,6 +94,8 @@ def allocate(
         within = _of_m(scores, pattern, layouts or {}, within, half_rate)
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last inputs keep n too, where they are fewer than m
+    if pattern.blocks_of_rows and within is not None:
+        kept = all_within_a_block(kept, within, pattern, layouts or {})
     check_enough(kept, total, total if within is None else within.kept, wanted)
 
     def shares(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:

@@ -75,6 +75,23 @@ def allocate_blocks(
     return Mask({name: layer.mask(counts[name]) for name, layer in layers.items()})
 
 
+def all_within_a_block(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
+    """The weights to keep of a mask: all that it has, where less than a block is missing from those that are wanted.
+
+    A mask of whole blocks can have fewer weights than its density asked for. Where a schedule's densities then hardly
+    fall, the next one asks for more than it has; the mask that comes nearest is the mask itself.
+    """
+    largest = max(
+        (
+            int(pattern.blocks(shape, layouts.get(name)).sizes.max())
+            for name, shape in within.shapes.items()
+            if within[name].numel()
+        ),
+        default=0,
+    )
+    return within.kept if within.kept < wanted < within.kept + largest else wanted
+
+
 def _layer(name: str, score: Tensor, pattern: Pattern, layout: Layout | None, within: Mask | None) -> _Layer:
     blocks = pattern.blocks(tuple(score.shape), layout)
     worth = blocks.mean(score.detach().cpu()).flatten()
