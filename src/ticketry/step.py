@@ -18,9 +18,6 @@ class Step:
 
     An epoch and a share become an iteration only where the length of training is known, see `at`.
 
-        30
-        200
-
     Examples:
         >>> tk.Step.parse("3%").at(total=1000, per_epoch=100)
         30

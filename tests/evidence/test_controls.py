@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.seeds import mix
@@ -199,6 +200,20 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
         assert kept == control_mask(control, lab.store.get_mask(ticket.mask), SEEDS)
     state = lab.state(result)
     assert all(not state[name][~kept[name]].any() for name in kept)
+
+
+@pytest.mark.parametrize(("method", "words"), [("iterative", {"levels": 2}), ("gradual", {}), ("dynamic", {"frequency": "5it"})])
+def test_a_budget_holds_for_controls_too(tmp_path, method, words):
+    """The recipe of the search is given, and a budget has trained the ticket by a shorter or a longer one."""
+    search = getattr(tk.search, method)
+    budget = "steps" if method == "iterative" else "flops"
+    task, recipe = catalogue.get("digits"), Recipe(length="60it", batch=32, lr=0.05)
+    with Lab(tmp_path / "store", device="cpu") as lab:
+        ticket = search(lab, task, search.Settings(budget=budget, **words), recipe=recipe)[0][-1]
+        assert ticket.result.segment.total != 60
+        control = train_control(lab, task, recipe, "shuffled", ticket, Seeds())
+        assert control.segment.last == ticket.result.segment.last
+        assert control.segment.recipe == ticket.result.segment.recipe
 
 
 def test_a_fresh_start_is_trained_densely_to_the_rewind_step(searched, tmp_path):

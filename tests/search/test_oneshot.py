@@ -74,6 +74,20 @@ def test_nothing_is_left_to_rewind_to_at_the_end() -> None:
         Settings(retrain="again")
 
 
+@pytest.mark.parametrize("written", ["40it", "99.9%"])
+def test_nothing_is_left_to_train_at_the_end_however_it_is_written(tmp_path: Path, written: str) -> None:
+    """Else a ticket would be the dense network, cut, and judged beside itself."""
+    rewound = {tk.search.iterative: "continue", tk.search.oneshot: "rewind_lr", tk.search.concrete: "continue"}
+    with tk.Lab(tmp_path) as lab:
+        for method, retrain in rewound.items():
+            with pytest.raises(UsageError, match="rewound to step 40 of 40 nothing is left to train"):
+                found_by(lab, method, rewind=written, retrain=retrain)
+        for method in (tk.search.early, tk.search.oneshot):
+            with pytest.raises(UsageError, match="cut at step 40 of 40 nothing is left to train"):
+                found_by(lab, method, when=written)
+        assert lab.ledger.segments_trained == 0
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
 def test_a_schedule_that_ends_at_zero_is_gone_through_again(tmp_path: Path, schedule: str) -> None:
     """At its last learning rate nothing would change: tickets would be the cut network as it is."""

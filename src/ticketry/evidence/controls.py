@@ -123,7 +123,8 @@ def train_control(
     Args:
         lab: where it is trained, with the search in its store.
         task: of the search.
-        recipe: that the ticket was searched with.
+        recipe: that the ticket was searched with. Where a budget made the ticket's own shorter or longer, the control has
+            the ticket's.
         control: its name: random_reinit, shuffled, random_prune and others of ``ticketry list controls``.
         found: the ticket.
         seeds: of the replicate that found it.
@@ -170,6 +171,7 @@ def trained_control(
 ) -> Trained:
     """`train_control` with all its trainings; of `records.network.DENSE_RIVALS` too."""
     assert found.mask is not None
+    recipe = found.result.segment.recipe  # a budget may have given the ticket a shorter or longer one than the search
     if is_dense_rival(control):
         rival = train_dense_of_cost(lab, task, recipe, control, found, seeds, label=label)
         return Trained([rival], fresh=rival, searched=False)

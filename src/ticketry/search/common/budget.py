@@ -47,7 +47,16 @@ AnySettings = TypeVar("AnySettings", bound=Budgeted)
 
 
 def own_steps(retrain: str, step: int, total: int) -> int:
-    """Steps of a ticket's own training, see `lab.retrain`, with the rewind step and the length of the schedule."""
+    """Steps of a ticket's own training, see `lab.retrain`, with the rewind step and the length of the schedule.
+
+    Raises:
+        UsageError: for a rewind step at the end of the schedule, however it is written, where nothing is left to train.
+    """
+    if step == total and retrain in ("continue", "rewind_lr"):
+        raise UsageError(
+            f"rewound to step {step} of {total} nothing is left to train: choose an earlier step, or rewind end, after"
+            " which a ticket is fine-tuned"
+        )
     return {"restart": total, "none": 0, "finetune": total - step or total}.get(retrain, total - step)
 
 

@@ -56,7 +56,12 @@ def pruned_once(
         steps: density -> the step at which it is cut, the densest first.
         moments: density -> how that step was found, if it was.
         cuts: how a mask is made, besides what the settings say, see `Lab.prune`.
+
+    Raises:
+        UsageError: for a cut at the end of training, after which a network would stay as it was cut.
     """
+    if (last := replicate.whole.total) in steps.values():
+        raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")
     found = replicate.dense(*sorted(set(steps.values())))
     yield found
     dense = found.dense
