@@ -202,7 +202,9 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
     assert all(not state[name][~kept[name]].any() for name in kept)
 
 
-@pytest.mark.parametrize(("method", "words"), [("iterative", {"levels": 2}), ("gradual", {}), ("dynamic", {"frequency": "5it"})])
+@pytest.mark.parametrize(
+    ("method", "words"), [("iterative", {"levels": 2}), ("gradual", {}), ("dynamic", {"frequency": "5it"})]
+)
 def test_a_budget_holds_for_controls_too(tmp_path, method, words):
     """The recipe of the search is given, and a budget has trained the ticket by a shorter or a longer one."""
     search = getattr(tk.search, method)

@@ -123,8 +123,8 @@ def train_control(
     Args:
         lab: where it is trained, with the search in its store.
         task: of the search.
-        recipe: that the ticket was searched with. Where a budget made the ticket's own shorter or longer, the control has
-            the ticket's.
+        recipe: that the ticket was searched with. Where a budget made the ticket's own shorter or longer, the control
+            has the ticket's.
         control: its name: random_reinit, shuffled, random_prune and others of ``ticketry list controls``.
         found: the ticket.
         seeds: of the replicate that found it.

@@ -124,7 +124,8 @@ class Lab(Answers):
         self._guard = threading.RLock()
         self._in_flight: dict[tuple[str, tuple[int, ...], bool], concurrent.futures.Future[Work]] = {}
         self._tasks: dict[str, Task] = {}
-        self.store.remake = Remaker(self.store, folder, self._tasks)
+        self._remaker = Remaker(self.store, folder, self._tasks)
+        self.store.remake = self._made_again if self.workers else self._remaker
 
     # -- describing work ---------------------------------------------------------------------------------------------
 
@@ -356,6 +357,17 @@ class Lab(Answers):
                 order = replace(self._order, measure=measure, ahead=ahead)
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
+
+    def _made_again(self, digest: str, trajectory: str, step: int) -> None:
+        """Let a worker train weights that a bundle left out, as all else is trained."""
+        segment = self._remaker.segment(digest, trajectory, step)
+        with heeded(), self._guard:
+            self._labels[segment.key] = f"{getattr(self._told, 'prefix', '')}weights that a bundle left out"
+            future = self._running().submit(replace(self._order, measure=False, weights=True), segment, ())
+        try:
+            future.result()
+        finally:
+            self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
 
     def _running(self) -> Runner:
         with self._guard:

@@ -197,7 +197,7 @@ def test_a_worker_that_would_give_other_bits_says_so(away, digits, what, value, 
 def test_a_request_of_another_version():
     told = json.loads(remote_worker.work(json.dumps({"version": 99})))
     assert told["kind"] == "failed"
-    assert "reads requests of version 1, and this one is of version 99" in told["args"][0]
+    assert "reads requests of version 2, and this one is of version 99" in told["args"][0]
 
 
 def test_a_store_that_a_worker_does_not_see(away, digits, tmp_path):

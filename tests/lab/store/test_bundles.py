@@ -8,6 +8,7 @@ import os
 import random
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,31 @@ def test_a_search_goes_on_from_its_masks_with_the_same_bits(
     assert [bool(row.ticket) for row in on.record.points if row.role == "ticket"] == [False, False, True]
     assert main(["store", "check", "--store", str(elsewhere)]) == 0
     assert main(["store", "gc", "--grace-seconds", "0", "--store", str(elsewhere)]) == 0
+
+
+def test_weights_that_were_left_out_are_trained_by_workers(
+    searched: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several at once, as all else is; and what is told of them is no new training."""
+    store, name = searched
+    tk.store.pack(name, tmp_path / "small.tkz", store=store)
+    tk.store.unpack(tmp_path / "small.tkz", store=tmp_path / "elsewhere")
+    told: list[Any] = []
+
+    def here(*_: Any) -> None:
+        raise AssertionError("trained in the process that asked")
+
+    monkeypatch.setattr("ticketry.lab.training.remake.make_again", here)
+    before = tk.Lab(store).store
+    digests = [path.stem for path in (tmp_path / "elsewhere" / "memo" / "left-out").rglob("*.*")]
+    assert len(digests) > 2
+    with tk.Lab(tmp_path / "elsewhere", workers=2, on_event=told.append) as lab:
+        lab.segment(tk.task("digits"), start=0)  # of this task they are
+        made = lab.gather([partial(lab.store.get_bytes, digest) for digest in digests])
+        assert lab.ledger.segments_trained == 0
+    assert made == [before.get_bytes(digest) for digest in digests]
+    assert {event.kind for event in told} >= {"progress", "aside"}
+    assert "finished" not in {event.kind for event in told}
 
 
 def test_other_bits_stand_for_those_of_the_bundle_and_that_is_told(

@@ -145,8 +145,8 @@ def shuffled(score: str | Score) -> Score:
     """The score's values in random places of the same layer. As a name: ``shuffled:snip``.
 
     In one shot each layer keeps exactly as many weights as by the score itself, under any distribution: what it shows
-    is how much of the score lies in the layers' densities alone. By several cuts they are near its densities and not the
-    same, for later cuts rank what is left by chance: shuffle the final mask there (the control ``shuffled`` of
+    is how much of the score lies in the layers' densities alone. By several cuts they come near its densities and are
+    not the same, for later cuts rank what is left by chance: shuffle the final mask there (the control ``shuffled`` of
     searches). A pure function of (seed, position of the tensor).
 
     Args:

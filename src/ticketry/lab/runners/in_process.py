@@ -31,7 +31,9 @@ class InProcess:
             self._stop.clear()
             try:
                 store = store_for(order.store, order.data, segment)
-                future.set_result(execute(store, order.data, segment, keep, watch, measure=order.measure))
+                future.set_result(
+                    execute(store, order.data, segment, keep, watch, measure=order.measure, weights=order.weights)
+                )
             except InterruptedTrainingError as error:
                 check()
                 raise KeyboardInterrupt from error

@@ -175,7 +175,7 @@ def _work(request: _Request) -> Work:
         segment = Segment.from_description(request.segment, _task(request.spec))
         watch = ReportingWatch(order.checkpoint_seconds, _worker["send"])
         store = store_for(order.store, order.data, segment)
-        return execute(store, order.data, segment, request.keep, watch, measure=order.measure)
+        return execute(store, order.data, segment, request.keep, watch, measure=order.measure, weights=order.weights)
 
 
 @contextlib.contextmanager

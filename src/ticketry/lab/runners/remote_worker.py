@@ -84,7 +84,7 @@ def _trained(request: Request, watch: Watch) -> Work:
     segment = Segment.from_description(request.segment, _task(request.spec))
     data = Path(request.data) if request.data is not None else None
     store = store_for(request.store, data, segment)
-    return execute(store, data, segment, request.keep, watch, measure=request.measure)
+    return execute(store, data, segment, request.keep, watch, measure=request.measure, weights=request.weights)
 
 
 @functools.lru_cache(maxsize=8)

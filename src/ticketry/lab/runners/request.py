@@ -25,7 +25,7 @@ from ticketry.lab.training.segment import Segment, check_task
 from ticketry.tasks.task import Spec
 from ticketry.version import __version__
 
-VERSION = 1
+VERSION = 2
 """Of the form of requests and answers."""
 _ENVIRONMENT = "TICKETRY_"
 """Variables of the environment that begin so go with a request, but for `_OF_ONE_MACHINE`."""
@@ -46,6 +46,7 @@ class Request:
     data: str | None
     checkpoint_seconds: float
     measure: bool
+    weights: bool
     task: dict[str, Any]
     """How another process makes the task: name, model, options."""
     segment: dict[str, Any]
@@ -155,6 +156,7 @@ def request_of(order: Order, segment: Segment, keep: tuple[int, ...], driver: st
         data=None if order.data is None else str(order.data),
         checkpoint_seconds=order.checkpoint_seconds,
         measure=order.measure,
+        weights=order.weights,
         task={"name": task.spec.name, "model": task.spec.model, "options": [list(one) for one in task.spec.options]},
         segment=segment.describe(),
         modules=segment.modules(),

@@ -25,6 +25,8 @@ class Order:
     checkpoint_seconds: float
     measure: bool = True
     """Whether metrics are asked for, or the state at the end alone."""
+    weights: bool = False
+    """Whether the result is known, and weights that a bundle left out of it are wanted."""
     ahead: int = 0
     """Steps that wait for this segment, beside its own: where there are more segments than workers, most go first."""
 
@@ -32,7 +34,8 @@ class Order:
 @dataclass(frozen=True)
 class Event:
     """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), lost (its worker; another goes
-    on from the step), finished, cached, or aside (finished in another store, for its time alone)."""
+    on from the step), finished, cached, or aside (finished and no new result: of another store, for its time; or weights
+    that a bundle left out)."""
 
     kind: str
     key: str

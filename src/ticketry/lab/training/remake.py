@@ -29,13 +29,14 @@ class Remaker:
         self._store, self._data, self._tasks = store, data, tasks
 
     def __call__(self, digest: str, trajectory: str, step: int) -> None:
-        """Train up to that step of the trajectory, and store what comes out, also under the digest it had before.
+        """Train up to that step of the trajectory, and store what comes out; errors as of `segment`."""
+        make_again(self._store, self._data, self.segment(digest, trajectory, step), _Watch())
 
-        Another kind of processor may give other last bits: what comes out then stands for what was left out, and that
-        is told.
+    def segment(self, digest: str, trajectory: str, step: int) -> Segment:
+        """What gives the weights.
 
         Raises:
-            StoreError: if the training is not known, or gives no such state.
+            StoreError: if the training is not known, or cannot be repeated here.
         """
         record = self._store.trained(trajectory, step)
         described = dict(record["segment"]) if record else {}
@@ -52,12 +53,35 @@ class Remaker:
                 f"the weights {digest[:12]}… were left out of the bundle that was unpacked here, and"
                 f" {segment.arithmetic.ranks} devices trained them together: pack them too, with --weights"
             )
-        _log.info(
-            "weights that a bundle left out are trained again: %s, steps %s to %s", task.name, segment.first, step
-        )
-        job = _Again(self._store, self._data, segment, record)
-        with segment.arithmetic.active():
-            Training(job, _Watch()).until(step)
+        return segment
+
+
+def lacks_weights(store: Store, segment: Segment) -> bool:
+    """Whether a bundle left out tensors of a result that is known, and they were not made again since."""
+    record = store.trained(segment.trajectory, segment.last)
+    if record is None:
+        return False
+    digests = (record["model"], record["training"], *record["variants"].values())
+    return any(digest is not None and store.left_out(digest) for digest in digests)
+
+
+def make_again(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
+    """Train a segment whose result is known for its weights alone, and store them, also under their digest of before.
+
+    Another kind of processor may give other last bits: what comes out then stands for what was left out, and that is
+    told.
+    """
+    record = store.trained(segment.trajectory, segment.last)
+    assert record is not None
+    _log.info(
+        "weights that a bundle left out are trained again: %s, steps %s to %s",
+        segment.task.name,
+        segment.first,
+        segment.last,
+    )
+    job = _Again(store, data, segment, record)
+    with segment.arithmetic.active():
+        Training(job, watch).until(segment.last)
 
 
 def store_for(address: str, data: Path | None, segment: Segment) -> Store:
