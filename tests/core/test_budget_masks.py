@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -113,6 +115,31 @@ def test_below_the_floor_the_floor_and_what_makes_it_are_told():
     assert check_floor(sizes, PRICES, 0.0066, what="multiplications") == 53
     with pytest.raises(LayerCollapseError, match="4 weights in each"):
         allocate_budget(scores(), PRICES, 0.02, keep_at_least=4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("unit", ["seconds", "bytes"])
+def test_the_least_that_leaves_each_layer_a_weight_is_a_budget_as_users_write_it(seed, unit):
+    """Fixed costs are in it, and what a curve costs above its hull; asked for, it is enough."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {name: values * (1e-4 if name == "a" else 1.0) for name, values in scores(seed).items()}
+    scale = 1e-3 if unit == "seconds" else 1e5
+    layers = {}
+    for name, values in found.items():
+        dear, empty = scale * (1 + torch.rand((), generator=draw).item()), 0.1 * scale
+        curve = Curve((0.0, 0.4, 0.6, 1.0), (empty, empty + 0.7 * dear, empty + 0.75 * dear, empty + dear))
+        layers[name] = LayerCost(values.numel(), empty + dear, {"weights": curve})
+    costs = CostModel(unit, layers, 2 * scale)
+    with pytest.raises(LayerCollapseError, match="each is left some at") as caught:
+        allocate_budget(found, costs, 0.45)
+    words = re.search(r"at (.*) \((.*) % of the dense network's\): ask for that", str(caught.value))
+    assert words is not None
+    least = words[1].replace(" ", "")
+    assert costs.budget(least) > 0.45 * costs.dense
+    assert float(words[2]) == pytest.approx(100 * costs.budget(least) / costs.dense, rel=0.02)
+    mask = allocate_budget(found, costs, least)
+    assert all(bool(part.any()) for part in mask.values())
+    assert spent(mask, costs) <= costs.budget(least)
 
 
 @pytest.mark.parametrize(("share", "found"), [(0, None), (1.5, None), (0.5, -1.0)])

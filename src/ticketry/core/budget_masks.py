@@ -177,7 +177,7 @@ def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, wit
     more than it says.
     """
     curves, left = costs.curves(), costs.left_for(scores, amount)
-    found = allocate_cost(scores, curves, left, within=within, keep_at_least=least)
+    found = allocate_cost(scores, curves, left, within=within, keep_at_least=least, in_words=costs.least_in_words)
     if spent(found, costs) <= amount:
         return found
     low, high, best = costs.left_for(scores, costs.floor), left, None

@@ -149,10 +149,17 @@ def read_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
         of: the ticket, as errors call it.
 
     Raises:
-        TicketError: that names the place in ticket.json, if something is missing or impossible.
+        TicketError: that names the place in ticket.json, if something is missing or impossible; of a ticket that tells
+            no task, what can be done with it.
     """
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:
+        if "task" not in info:
+            raise TicketError(
+                f"{of} does not tell how it was trained, as a ticket that was saved in a loop of one's own: make a task"
+                " of that training and search with it (docs/tasks.md), or compare what you measured yourself by"
+                " tk.evidence.verdict (docs/own-loop.md)"
+            ) from None
         told = str(error).removeprefix(f"{of}: ").rstrip(". ")
         raise TicketError(f"{of}: in ticket.json, info.{told}: the ticket is damaged or forged") from None

@@ -91,7 +91,7 @@ def test_ties_break_by_position_and_across_edges_of_a_curve():
 def test_each_layer_keeps_its_best_where_asked():
     scores = {"a": torch.tensor([1.0, 2.0, 0.5]), "b": torch.tensor([50.0, 60.0])}
     curves = {"a": Curve((0.0, 1.0), (0.0, 30.0)), "b": Curve((0.0, 1.0), (0.0, 2.0))}
-    with pytest.raises(LayerCollapseError, match=r"no weight in a .* at 12\.01: choose it"):
+    with pytest.raises(LayerCollapseError, match=r"no weight in a .* at 12\.01: ask for that"):
         allocate_cost(scores, curves, 11)
     assert allocate_cost(scores, curves, 12.01).kept == 3
     mask = allocate_cost(scores, curves, 11.01, keep_at_least=1)

@@ -6,7 +6,7 @@ for its marginal cost: one Lagrange multiplier over all layers (the relaxed prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor
@@ -99,6 +99,7 @@ def allocate_cost(
     *,
     within: Mask | None = None,
     keep_at_least: int = 0,
+    in_words: Callable[[Mask], str] | None = None,
 ) -> Mask:
     """The mask of the largest sum of scores whose layers cost at most `budget`, by the convex hulls of their curves.
 
@@ -110,6 +111,8 @@ def allocate_cost(
         budget: for all of these layers together.
         within: a mask of the candidates.
         keep_at_least: weights that each layer keeps, its best ones, before any other is paid for.
+        in_words: a mask -> the budget that pays for it, as its user writes it, for errors; by default these layers' part
+            of it.
 
     Raises:
         UsageError: for scores below 0, a layer without a curve, or a budget that is below what these layers cost when
@@ -140,10 +143,15 @@ def allocate_cost(
     mask = flat.mask(chosen)
     if empty := [name for name, part in mask.items() if part.numel() and not bool(part.any())]:
         least = flat.least(worth, price)
-        enough = "" if least is None else f"; each is left some at {1.0005 * (base + least * unit):.4g}: choose it"
+        enough = ""
+        if least is not None:
+            amount = f"{1.0005 * (base + least * unit):.4g}"
+            if in_words is not None:
+                amount = in_words(flat.mask(flat.taken(prices, least, keep_at_least)[0]))
+            enough = f"; each is left some at {amount}: ask for that,"
         raise LayerCollapseError(
-            f"a budget of {budget:.4g} would leave no weight in {', '.join(empty)} (layer collapse){enough},"
-            " keep a weight in each (keep_at_least=1), or spare the layer"
+            f"the budget would leave no weight in {', '.join(empty)} (layer collapse){enough or ':'} keep a weight in each"
+            " (keep_at_least=1), or spare the layer"
         )
     return mask
 

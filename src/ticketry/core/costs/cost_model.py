@@ -15,7 +15,7 @@ from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
 from ticketry.core.costs.mask_granularity import of_mask
-from ticketry.core.costs.words import Unit, in_columns, parsed, told
+from ticketry.core.costs.words import Unit, in_columns, parsed, told, told_above
 from ticketry.core.mask import Mask
 from ticketry.errors import CostError, UsageError
 from ticketry.files import content_of, write_atomically
@@ -142,6 +142,11 @@ class CostModel(Struct, frozen=True):
         """What of an `amount` is left for the layers `names`: not for what is fixed, nor for layers that stay dense."""
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
+
+    def least_in_words(self, mask: Mask) -> str:
+        """What a budget has to be for a mask: its cost, rounded up, and its share of the dense network's."""
+        cost = 1.0005 * self.estimate(mask).value
+        return f"{told_above(cost, self.unit)} ({100 * cost / self.dense:.3g} % of the dense network's)"
 
     def floor_in_words(self) -> str:
         """The floor, and what makes it."""

@@ -57,7 +57,8 @@ def output_energy(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
     if idle := [name for name in parameters if name not in squares]:
         raise UsageError(
             f"what {', '.join(idle)} does to an output is not known: it is no weight of a linear layer or a convolution"
-            " that the example inputs use; spare it in the scope, or give a score"
+            " (a transposed one is none) that the example inputs use; spare it in the scope, or give a score other than"
+            " magnitude, which stands for that here"
         )
     return {name: _shares(parameters[name].detach().cpu(), squares[name].cpu(), groups[name]) for name in parameters}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import ceil, floor, log10
 from typing import Literal
 
 from ticketry.errors import UsageError
@@ -56,6 +57,12 @@ def told(value: float, unit: Unit) -> str:
     """A cost in three digits, with a unit that fits its size."""
     size, name = next((each for each in _SHOWN[unit] if abs(value) >= each[0]), _SHOWN[unit][-1])
     return f"{value / size:.3g} {name}".strip()
+
+
+def told_above(value: float, unit: Unit) -> str:
+    """A cost in three digits that is no less than the value, as one who asks for it has to write it."""
+    step = 10.0 ** (floor(log10(value)) - 2)
+    return told(ceil(value / step * (1 - 1e-12)) * step, unit)
 
 
 def in_columns(rows: Sequence[tuple[str, ...]]) -> str:

@@ -299,6 +299,7 @@ def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]
         costs.left_for(values, budget),
         within=request.within,
         keep_at_least=request.keep_at_least,
+        in_words=costs.least_in_words,
     )
 
 

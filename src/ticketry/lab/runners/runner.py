@@ -34,7 +34,7 @@ class Order:
 @dataclass(frozen=True)
 class Event:
     """Progress of a segment: kind is started, waiting, progress, stored (asked to stop), lost (its worker; another goes
-    on from the step), finished, cached, or aside (finished and no new result: of another store, for its time; or weights
+    on from the step), finished, cached, or aside (finished and no new result: in another store for its time, or weights
     that a bundle left out)."""
 
     kind: str
