@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, iterated, prune
 from ticketry.core.scope import scope
-from ticketry.errors import LayerCollapseError, UsageError
+from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
 class TestDensities:
@@ -144,6 +144,19 @@ def test_from_a_mask_on_the_network_is_what_it_leaves():
     first.apply_(model)
     assert dense == [prune(model, 0.2, iterations=steps, **given) for steps in (1, 3)]
     assert all(mask <= first for mask in dense)
+
+
+def test_a_mask_that_has_the_density_already_is_kept_in_any_number_of_cuts():
+    """22 of 221 weights are 0.0995 of them: the tenth that they were asked for as, in one cut and in several."""
+    model = nn.Linear(13, 17, bias=False)
+    first = prune(model, 0.1)
+    assert first.kept == 22
+    assert first.density < 0.1
+    for cuts in (1, 2, 5):
+        assert prune(model, 0.1, within=first, iterations=cuts) == first
+    for cuts in (1, 2):
+        with pytest.raises(MaskError, match="the mask to go on from has only 22"):
+            prune(model, 0.2, within=first, iterations=cuts)
 
 
 def test_a_score_of_ones_own_sees_what_is_left():

@@ -238,7 +238,8 @@ def prune(
             collapse=collapse,
             keep_at_least=keep_at_least,
         )
-    initial = within.density if within is not None and iterations > 1 else 1.0
+    # A mask that has the density already, but for the rounding to whole weights, is one to go on from.
+    initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
         inputs = kept_batches(inputs, model)
