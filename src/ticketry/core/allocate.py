@@ -15,6 +15,7 @@ from ticketry.core.allocate_blocks import allocate_blocks
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
+from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
@@ -51,8 +52,9 @@ def allocate(
             layer ends at the same density; ``erk``: density of a layer proportional to sum(shape) / prod(shape)
             (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
         within: only weights that this mask keeps are candidates (pruning that goes on).
-        half_rate: names of layers that lose half the share that `within` as a whole loses, such as the output layer
-            in Frankle & Carbin (2019, figure 2); the others make up for it.
+        half_rate: names or patterns of layers or parameters, as `spare` of `scope` takes them, that lose half the share
+            that `within` as a whole loses, such as the output layer in Frankle & Carbin (2019, figure 2); the others
+            make up for it.
         collapse: what to do where a layer would keep nothing: ``raise``, or ``keep`` its best weight in place of the
             worst kept one of the largest layer.
         keep_at_least: weights that every layer keeps (all that it has, if that is less), the best of it, in place of
@@ -86,7 +88,8 @@ def allocate(
     check_distribution(distribution)
     check_collapse(collapse)
     check_at_least(keep_at_least)
-    _check(scores, within, half_rate)
+    _check(scores, within)
+    half_rate = covered(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)
@@ -116,14 +119,12 @@ def allocate(
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
 
-def _check(scores: Mapping[str, Tensor], within: Mask | None, half_rate: tuple[str, ...]) -> None:
+def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
     """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
     if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
         raise MaskError("the mask to go on from is not of the tensors that have scores")
-    if unknown := [name for name in half_rate if name not in scores]:
-        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(scores)}")
 
 
 def check_enough(kept: int, total: int, left: int, density: float) -> None:

@@ -84,7 +84,7 @@ class Scored(Sparing):
     distribution: Distribution = "global"
     """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
     half_rate: tuple[str, ...] = ()
-    """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
+    """Names or patterns of layers pruned at half the rate, such as fc3 (the output layer in Frankle & Carbin)."""
     keep_at_least: int = 0
     """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
 
