@@ -303,11 +303,7 @@ def _count_to_reach_all(values: Mapping[str, Tensor]) -> int:
 
 def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
     """The counts with at least `least` in each layer, taken from the largest, one by one."""
-    empty = [name for name in counts if counts[name] == 0]
-    floor = {name: min(least, available[name]) for name in counts}
-    if any(not available[name] for name in empty) or sum(floor.values()) > sum(counts.values()):
-        each = "a weight" if least == 1 else f"{least} weights"
-        raise LayerCollapseError(f"density {density:g} is too low to keep {each} in each of {len(counts)} layers")
+    floor = check_least(counts, available, least, sum(counts.values()), density)
     raised = {name: max(count, floor[name]) for name, count in counts.items()}
     excess = sum(raised.values()) - sum(counts.values())
     # Of the largest the first in order gives; a layer at its floor is never asked, for the others suffice.
@@ -319,6 +315,24 @@ def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: i
         if raised[name] > floor[name]:
             heapq.heappush(heap, (count + 1, index, name))
     return raised
+
+
+def check_least(
+    counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
+) -> dict[str, int]:
+    """What each layer keeps at least, of what is available.
+
+    Raises:
+        LayerCollapseError: where that is more than are `kept` of all together, or a layer that is left empty has none.
+    """
+    floor = {name: min(least, available[name]) for name in counts}
+    if any(not counts[name] and not available[name] for name in counts) or sum(floor.values()) > kept:
+        each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
+        raise LayerCollapseError(
+            f"density {density:g} is too low to keep {each} in each of {len(counts)} layers: choose a higher one{fewer}"
+            " or spare layers"
+        )
+    return floor
 
 
 def largest(values: Tensor, count: int) -> Tensor:
