@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,6 +119,21 @@ def allocate(
     counts |= with_at_least(with_weights, available, least, wanted)
     chosen = {name: largest(values, counts[name]) for name, (values, _) in flat.items()}
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
+
+
+def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
+    """`allocate` for what has `collapse` and no `keep_at_least`: errors advise what is there."""
+    with told_by_collapse():
+        return allocate(scores, density, collapse=collapse, **more)
+
+
+@contextmanager
+def told_by_collapse() -> Iterator[None]:
+    """Errors of layers that are left empty, in the words of a caller that has `collapse` and no `keep_at_least`."""
+    try:
+        yield
+    except LayerCollapseError as error:
+        raise LayerCollapseError(str(error).replace("keep_at_least=1", "collapse=keep")) from None
 
 
 def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
@@ -252,7 +269,7 @@ def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
     return LayerCollapseError(
         f"density {density:g} would leave no weight in {empty} (layer collapse); {higher},"
-        " another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
+        " another distribution (layerwise, erk), spare the layer, or keep a weight in each (keep_at_least=1)"
     )
 
 
