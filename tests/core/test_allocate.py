@@ -236,6 +236,13 @@ class TestHalfRate:
         with pytest.raises(UsageError, match="half_rate names 'fc'"):
             allocate({"a": torch.rand(4)}, 0.5, half_rate=("fc",))
 
+    @pytest.mark.parametrize("words", [("head",), ("head.*",), ("*.out.weight",), ("head.out", "head.out.weight")])
+    def test_layers_are_named_as_those_that_are_spared(self, words):
+        found = {"body.weight": torch.rand(160), "head.out.weight": torch.rand(40)}
+        assert allocate(found, 0.5, half_rate=words) == allocate(found, 0.5, half_rate=("head.out.weight",))
+        with pytest.raises(UsageError, match=r"half_rate names 'hea', .*: they are body\.weight, head\.out\.weight"):
+            allocate(found, 0.5, half_rate=("head", "hea"))
+
     def test_layers_that_cannot_be_that_dense_are_refused(self):
         with pytest.raises(MaskError, match="half rate"):
             allocate({"a": torch.rand(2), "out": torch.rand(98)}, 0.1, half_rate=("out",))

@@ -86,5 +86,6 @@ def test_options_reach_allocate(build):
     assert [round(row.density, 1) for row in prune(model, 0.5, distribution="uniform").table()] == [0.5] * 7
     half = prune(model, 0.5, half_rate=("fc.weight",))
     assert int(half["fc.weight"].sum()) == 30
+    assert prune(model, 0.5, half_rate=("fc",)) == half
     assert all(row.kept for row in prune(model, 0.01, collapse="keep").table())
     assert all(row.kept >= 9 for row in prune(model, 0.1, keep_at_least=9).table())

@@ -146,6 +146,19 @@ def test_from_a_mask_on_the_network_is_what_it_leaves():
     assert all(mask <= first for mask in dense)
 
 
+def test_a_mask_that_has_the_density_already_is_kept_in_any_number_of_cuts():
+    """22 of 221 weights are 0.0995 of them: the tenth that they were asked for as, in one cut and in several."""
+    model = nn.Linear(13, 17, bias=False)
+    first = prune(model, 0.1)
+    assert first.kept == 22
+    assert first.density < 0.1
+    for cuts in (1, 2, 5):
+        assert prune(model, 0.1, within=first, iterations=cuts) == first
+    for cuts in (1, 2):
+        with pytest.raises(MaskError, match="the mask to go on from has only 22"):
+            prune(model, 0.2, within=first, iterations=cuts)
+
+
 def test_a_score_of_ones_own_sees_what_is_left():
     model, _ = build_net()
     seen = []
@@ -186,8 +199,14 @@ def test_collapse_and_keep_at_least_hold_on_the_way():
     with torch.no_grad():
         model.two.weight.mul_(1e-12)
     given = {"score": "snip", "batches": batches, "loss": cross_entropy, "iterations": 4}
-    with pytest.raises(LayerCollapseError, match=r"two\.weight"):
+    with pytest.raises(LayerCollapseError, match=r"^density 0\.1 would leave no weight in .*two\.weight"):
         prune(model, 0.1, **given)
+    with pytest.raises(
+        LayerCollapseError, match=r"^on the way to density 0\.05: density 0\.\d+ would .*two\.w"
+    ) as told:
+        prune(model, 0.05, **given)
+    assert f"density {densities(0.05, 4)[2]:g}" in str(told.value)
+    assert "keep a weight in each (keep_at_least=1)" in str(told.value)
     mask = prune(model, 0.1, keep_at_least=3, **given)
     assert int(mask["two.weight"].sum()) == 3
     assert mask.kept == 15
@@ -200,6 +219,17 @@ def test_a_mask_of_the_scope_given():
     assert isinstance(mask, Mask)
     assert set(mask) == set(spared)
     assert mask.kept == int(0.3 * spared.total + 0.5)
+
+
+def test_a_computed_weight_that_a_mask_makes_no_number_is_named():
+    """weight_norm divides by the norm of each row: of one that a cut on the way empties there is none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 9)), nn.ReLU(), nn.Linear(9, 3))
+    with torch.no_grad():
+        model[2].weight[:, 4] = 1e-12  # what the unit makes is next to nothing
+    given = {"batches": [(torch.randn(8, 6), torch.arange(8) % 3)], "loss": cross_entropy, "iterations": 3}
+    with pytest.raises(MaskError, match=r"original1' does not remove .* row that is removed altogether"):
+        prune(model, 0.3, score="snip", **given)
 
 
 class TestWholeBlocks:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.request import SearchRequest, level_of, planned_densities, request_of
@@ -99,6 +100,16 @@ def test_a_name_can_be_a_folder():
 def test_an_unknown_control_is_refused():
     with pytest.raises(UsageError, match="placebo"):
         a_run(controls=("placebo",))
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_search_of_no_replicates_is_refused(number: int) -> None:
+    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+        a_run(replicates=number)
+    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+        tk.run("iterative", levels=1, replicates=number, workers=0)
+    with pytest.raises(UsageError, match=f"1 replicate or more, not {number}"):
+        ITERATIVE(None, DIGITS, replicates=number)  # type: ignore[arg-type]  # told before there is a lab
 
 
 def test_controls_beside_some_tickets_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,32 @@ def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: st
 def test_masks_that_are_alike_tell_the_moment_too(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         assert found_by(lab, every="1it", latest="50it", detector="masks", score="magnitude")[1].behind < 50
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"density": 0.0005, "keep_at_least": 1},
+        {"density": 0.1, "distribution": "layerwise"},
+        {"density": 0.1, "half_rate": ("fc3.weight",)},
+        {"flops": 0.004, "keep_at_least": 30},
+    ],
+    ids=lambda chosen: next(reversed(chosen)),
+)
+def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, chosen: dict[str, Any]) -> None:
+    """By hand: the weights of each step, pruned by magnitude with the same words; the share in which two differ."""
+    amounts = {name: (value,) if name in ("density", "flops") else value for name, value in chosen.items()}
+    task = tk.task("digits")
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, **{"density": (), **amounts}, every="1it", latest="6it", detector="masks")[1]
+        whole = ticket.dense.segment
+        models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 7)]
+        more = {"example_inputs": lab.course(task).inputs(1)} if "flops" in chosen else {}
+    masks = [tk.prune(model, **chosen, **more) for model in models]
+    differing = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
+    assert ticket.moment is not None
+    assert [share for _, share in ticket.moment.looks] == differing[: len(ticket.moment.looks)]
+    assert any(differing)
 
 
 class WatchedDigits(tk.Task):

@@ -246,6 +246,26 @@ def test_masks_of_channels_tell_the_moment(tmp_path: Path) -> None:
             found_by(lab, tk.search.early, **words)
 
 
+@pytest.mark.slow
+def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path) -> None:
+    """By hand: the scales that `structure.channels` keeps, in blocks as large as the ticket's."""
+    task = convolutional()
+    chosen = {"multiple": 2, "keep_at_least": 2, "distribution": "uniform"}
+    words = {"detector": "masks", "every": "2it", "latest": "10it", "iterations": 1, "score": "l1", **chosen}
+    with tk.Lab(tmp_path) as lab:
+        ticket = found_by(lab, tk.search.early, task, **words)[1]
+        whole, masks = ticket.dense.segment, []
+        for step in range(2, 12, 2):
+            model = lab.model(task, lab.train(whole.until(step), measure=False))
+            x = task.prepare(task.load().train.inputs[:2])
+            mask = channels(model, x, 0.4, score="slimming", **chosen)
+            scales = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.BatchNorm2d)]
+            masks.append(tk.Mask({name: mask[name] for name in scales}))
+    shares = [(one ^ other).kept / one.total for one, other in pairwise(masks)]
+    assert ticket.moment is not None
+    assert [share for _, share in ticket.moment.looks] == shares[: len(ticket.moment.looks)]
+
+
 def test_a_step_that_is_given_is_no_moment(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         assert found_by(lab, tk.search.early, when="3it", score="l1")[1].moment is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
+from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 
@@ -51,8 +54,9 @@ def allocate(
             layer ends at the same density; ``erk``: density of a layer proportional to sum(shape) / prod(shape)
             (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
         within: only weights that this mask keeps are candidates (pruning that goes on).
-        half_rate: names of layers that lose half the share that `within` as a whole loses, such as the output layer
-            in Frankle & Carbin (2019, figure 2); the others make up for it.
+        half_rate: names or patterns of layers or parameters, as `spare` of `scope` takes them, that lose half the share
+            that `within` as a whole loses, such as the output layer in Frankle & Carbin (2019, figure 2); the others
+            make up for it.
         collapse: what to do where a layer would keep nothing: ``raise``, or ``keep`` its best weight in place of the
             worst kept one of the largest layer.
         keep_at_least: weights that every layer keeps (all that it has, if that is less), the best of it, in place of
@@ -86,7 +90,8 @@ def allocate(
     check_distribution(distribution)
     check_collapse(collapse)
     check_at_least(keep_at_least)
-    _check(scores, within, half_rate)
+    _check(scores, within)
+    half_rate = covered(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
     kept = kept_elements(wanted, total)
@@ -118,14 +123,27 @@ def allocate(
     return Mask({name: _scatter(score, flat[name][1], chosen[name]) for name, score in scores.items()})
 
 
-def _check(scores: Mapping[str, Tensor], within: Mask | None, half_rate: tuple[str, ...]) -> None:
+def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
+    """`allocate` for what has `collapse` and no `keep_at_least`: errors advise what is there."""
+    with told_by_collapse():
+        return allocate(scores, density, collapse=collapse, **more)
+
+
+@contextmanager
+def told_by_collapse() -> Iterator[None]:
+    """Errors of layers that are left empty, in the words of a caller that has `collapse` and no `keep_at_least`."""
+    try:
+        yield
+    except LayerCollapseError as error:
+        raise LayerCollapseError(str(error).replace("keep_at_least=1", "collapse=keep")) from None
+
+
+def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
     """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
     if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
         raise MaskError("the mask to go on from is not of the tensors that have scores")
-    if unknown := [name for name in half_rate if name not in scores]:
-        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(scores)}")
 
 
 def check_enough(kept: int, total: int, left: int, density: float) -> None:
@@ -253,7 +271,7 @@ def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
     return LayerCollapseError(
         f"density {density:g} would leave no weight in {empty} (layer collapse); {higher},"
-        " another distribution (layerwise, erk), spare the layer, or keep one weight (collapse=keep)"
+        " another distribution (layerwise, erk), spare the layer, or keep a weight in each (keep_at_least=1)"
     )
 
 
@@ -304,11 +322,7 @@ def _count_to_reach_all(values: Mapping[str, Tensor]) -> int:
 
 def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: int, density: float) -> dict[str, int]:
     """The counts with at least `least` in each layer, taken from the largest, one by one."""
-    empty = [name for name in counts if counts[name] == 0]
-    floor = {name: min(least, available[name]) for name in counts}
-    if any(not available[name] for name in empty) or sum(floor.values()) > sum(counts.values()):
-        each = "a weight" if least == 1 else f"{least} weights"
-        raise LayerCollapseError(f"density {density:g} is too low to keep {each} in each of {len(counts)} layers")
+    floor = check_least(counts, available, least, sum(counts.values()), density)
     raised = {name: max(count, floor[name]) for name, count in counts.items()}
     excess = sum(raised.values()) - sum(counts.values())
     # Of the largest the first in order gives; a layer at its floor is never asked, for the others suffice.
@@ -320,6 +334,24 @@ def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: i
         if raised[name] > floor[name]:
             heapq.heappush(heap, (count + 1, index, name))
     return raised
+
+
+def check_least(
+    counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
+) -> dict[str, int]:
+    """What each layer keeps at least, of what is available.
+
+    Raises:
+        LayerCollapseError: where that is more than are `kept` of all together, or a layer that is left empty has none.
+    """
+    floor = {name: min(least, available[name]) for name in counts}
+    if any(not counts[name] and not available[name] for name in counts) or sum(floor.values()) > kept:
+        each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
+        raise LayerCollapseError(
+            f"density {density:g} is too low to keep {each} in each of {len(counts)} layers: choose a higher one{fewer}"
+            " or spare layers"
+        )
+    return floor
 
 
 def largest(values: Tensor, count: int) -> Tensor:

@@ -150,7 +150,7 @@ def _with_at_least(layers: Mapping[str, _Layer], counts: Mapping[str, int], want
         raise LayerCollapseError(
             f"{wanted} weights in whole blocks of pattern {next(iter(layers.values())).blocks.pattern} would leave none"
             f" in {', '.join(empty)} (layer collapse): choose a higher density, another distribution (layerwise, erk),"
-            " smaller blocks, spare the layer, or keep its best block (collapse=keep)"
+            " smaller blocks, spare the layer, or keep a block in each (keep_at_least=1)"
         )
     floors = {
         name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available))))

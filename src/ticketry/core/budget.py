@@ -141,5 +141,5 @@ def _collapsed(share: float, empty: list[str], least: int | None, total: int) ->
     higher = "" if least is None else f"; each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it"
     return LayerCollapseError(
         f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse){higher},"
-        " or spare the layer"
+        " keep a weight in each (keep_at_least=1), or spare the layer"
     )

@@ -21,7 +21,7 @@ from ticketry.core.costs.saliency import output_energy
 from ticketry.core.layout import Layout, layouts
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_distribution, share_of
-from ticketry.core.prune import densities, measures_at_mask, scores_in
+from ticketry.core.prune import densities, measures_at_mask, on_the_way, scores_in
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches
@@ -133,7 +133,8 @@ def prune_to_budget(
             mask = _mixed(scores, prices, target, among, layouts(model, scope), structure)
             continue
         scores = scores_in(function, model, scope, seen, inputs)
-        mask = allocate_budget(scores, prices, target, within=among, **rule)
+        with on_the_way(target, share, "a share of"):
+            mask = allocate_budget(scores, prices, target, within=among, **rule)
     assert mask is not None
     return mask
 

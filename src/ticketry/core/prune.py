@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score._measure import kept_batches, pruned_to
 from ticketry.core.score.magnitude import magnitude
 from ticketry.core.structuring import in_blocks
-from ticketry.errors import UsageError
+from ticketry.errors import LayerCollapseError, UsageError
 
 SCHEDULES = ("exponential", "halving")
 
@@ -77,6 +78,17 @@ def iterated(
     """
 
     return partial(prune, score=score, iterations=steps, schedule=schedule, regrow=regrow)
+
+
+@contextmanager
+def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[None]:
+    """Tell of a layer that a cut to `target` empties that this is on the way to what was asked for."""
+    try:
+        yield
+    except LayerCollapseError as error:
+        if target == wanted:
+            raise
+        raise LayerCollapseError(f"on the way to {what} {wanted:g}: {error}") from None
 
 
 def measures_at_mask(score: Score) -> bool:
@@ -238,7 +250,8 @@ def prune(
             collapse=collapse,
             keep_at_least=keep_at_least,
         )
-    initial = within.density if within is not None and iterations > 1 else 1.0
+    # A mask that has the density already, but for the rounding to whole weights, is one to go on from.
+    initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:
         inputs = kept_batches(inputs, model)
@@ -247,17 +260,18 @@ def prune(
         # The first time, a score without `at` sees the model as the caller gave it.
         seen = None if mask is within and not measures_at_mask(function) else mask
         scores = scores_in(function, model, scope, seen, inputs)
-        mask = allocate(
-            scores,
-            target,
-            distribution=distribution,
-            within=within if regrow else mask,
-            half_rate=half_rate,
-            collapse=collapse,
-            keep_at_least=keep_at_least,
-            pattern=pattern,
-            layouts=None if pattern.unstructured else layouts(model, scope),
-        )
+        with on_the_way(target, wanted):
+            mask = allocate(
+                scores,
+                target,
+                distribution=distribution,
+                within=within if regrow else mask,
+                half_rate=half_rate,
+                collapse=collapse,
+                keep_at_least=keep_at_least,
+                pattern=pattern,
+                layouts=None if pattern.unstructured else layouts(model, scope),
+            )
     assert mask is not None
     return mask
 

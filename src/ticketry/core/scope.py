@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ticketry.core.computed_weights import computed_weights
-from ticketry.errors import ScopeError
+from ticketry.errors import ScopeError, UsageError
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _OUTPUTS = (nn.Linear, nn.Bilinear, _ConvNd)
@@ -156,6 +156,24 @@ def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> 
 def parameters_of(model: nn.Module, patterns: Iterable[str], argument: str) -> set[str]:
     """Names of the parameters that patterns name as those of `scope` do; errors speak of the `argument`."""
     return set(_matches(_owners(model), patterns, argument))
+
+
+def covered(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
+    """Those of the names of parameters that patterns name as those of `scope` do, in the order of the names.
+
+    Raises:
+        UsageError: for a pattern of none of them; it speaks of the `argument`.
+    """
+    known, found = list(names), set[str]()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        named = {name for name in known if name == pattern or _covers(pattern.rstrip("."), name)}
+        if not named:
+            raise UsageError(
+                f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
+                f" {_shown(known)}"
+            )
+        found |= named
+    return tuple(name for name in known if name in found)
 
 
 def end_layers(model: nn.Module) -> tuple[set[str], set[str]]:
@@ -302,12 +320,13 @@ def _matches(owners: Mapping[str, _Owner], patterns: Iterable[str], argument: st
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         found = [name for name in owners if _covers(pattern.rstrip("."), name)]
         if not found:
-            names, more = list(owners)[:SHOWN], len(owners) - SHOWN
-            raise ScopeError(
-                f"{argument}={pattern!r} matches no parameter; they are {', '.join(names)}"
-                f"{f' and {more} more' if more > 0 else ''}"
-            )
+            raise ScopeError(f"{argument}={pattern!r} matches no parameter; they are {_shown(list(owners))}")
         yield from found
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _covers(pattern: str, name: str) -> bool:

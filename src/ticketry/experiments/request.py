@@ -15,6 +15,7 @@ from ticketry.lab.store import digest_of
 from ticketry.records.network import OF_TIME
 from ticketry.search import Method
 from ticketry.search.common.aims import Aimed, aim_of, terms_of
+from ticketry.search.common.method import check_replicates
 from ticketry.search.common.scope import Patterned
 from ticketry.search.common.structure import Restructuring
 from ticketry.search.iterative import Settings as IterativeSettings
@@ -58,6 +59,7 @@ class SearchRequest:
     """Of the tickets that have controls; empty if all have."""
 
     def __post_init__(self) -> None:
+        check_replicates(self.replicates)
         check_controls(self.controls)
         if aim_of(self.settings) != "time" and (odd := [one for one in self.controls if one.startswith(OF_TIME)]):
             raise UsageError(f"{odd[0]} is of tickets for a time: search with --time, or take dense_of_flops")

@@ -123,7 +123,8 @@ class GradualCallback(_JobCallback):
             density: fraction of weights kept at the end.
             module: dotted name of the part of the LightningModule that is pruned; all of it if empty.
             kernels, example_inputs, precision: as of `HoldCallback`; kernels follow the mask.
-            options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, pattern, seed: see
+            options: sparsity, begin, end, frequency, scope, score, distribution, half_rate, collapse,
+                keep_at_least, pattern, seed: see
                 `ticketry.gradual`; the length of the training is the trainer's.
         """
         super().__init__(Pruning(density, options, Kernels(kernels, example_inputs, precision)), module)

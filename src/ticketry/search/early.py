@@ -14,17 +14,17 @@ state cut with it: EarlyCroP-S; with --when 0 CroP-S, or SNAP by --score snip (V
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ticketry.core.pattern import UNSTRUCTURED, Pattern
+from ticketry.core.pattern import Pattern
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
 from ticketry.search.common import densities as _densities
 from ticketry.search.common.method import About, Replicate, on_replicate
 from ticketry.search.common.pruned_once import pruned_once
-from ticketry.search.common.scope import check_score, prunable
+from ticketry.search.common.scope import check_score, prunable, pruned
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Settings(_densities.DensitySettings):
     """When to prune: detect, or a step such as 0, 500it, 2ep, 5%."""
     detector: Literal["distance", "masks"] = "distance"
     """What finds that moment: distance (from the initialisation: its change has become small; EarlyCroP) or masks (by
-    magnitude at the density, structured by scales of norms: five in a row are alike; Early-Bird)."""
+    magnitude, structured by scales of norms, in all else chosen as the ticket's: five in a row are alike;
+    Early-Bird)."""
     every: str = "1ep"
     """Steps between two measurements of the detector. The state at each is kept in the store."""
     threshold: float = 0.0
@@ -130,7 +131,7 @@ class _Detector:
     """The dense network at the steps at which the detector measures, trained no further than is needed."""
 
     def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
-        self._lab, whole = replicate.lab, replicate.whole
+        self._replicate, self._lab, whole = replicate, replicate.lab, replicate.whole
         self._whole, self._scope, self._settings = whole, scope, settings
         every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
         self._steps, self._latest = range(every, latest + 1, every), latest
@@ -173,20 +174,24 @@ class _Detector:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
     def _mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """By magnitude; of channels, by the scales of norms: those scales that are kept. And the seconds that took."""
+        """By magnitude; of channels, by the scales of norms: those scales that are kept. And the seconds that took.
+
+        In all else it is chosen as the ticket will be: layers that the settings spare or fill are the same in both.
+        """
+        lab, structured = self._lab, self._settings.structured
+        # A time is estimated: a moment that timings decided on would be another each time.
+        settings = replace(self._settings, score="slimming" if structured else "magnitude", measured=False)
+        try:
+            digest = pruned(self._replicate, state, self._scope, density, settings)
+        except UsageError as error:
+            raise UsageError(f"detector masks: {error}; or use detector distance") from None
+        kept, seconds = lab.store.get_mask(digest), lab.makings.of(digest).seconds
+        return (self._scales(kept) if structured else kept), seconds
+
+    def _scales(self, mask: Mask) -> Mask:
+        """What a mask keeps of the scales of norms, one for each channel."""
         from ticketry.core.layout import roles
         from ticketry.core.mask import Mask
 
-        lab, task = self._lab, self._whole.task
-        if not self._settings.structured:
-            pattern = self._settings.pattern
-            more: dict[str, Any] = {} if pattern == UNSTRUCTURED else {"pattern": pattern}
-            digest = lab.prune(task, state, self._scope, density=density, score="magnitude", **more)
-            return lab.store.get_mask(digest), lab.makings.of(digest).seconds
-        scales = roles(lab.model(task)).scales
-        try:
-            digest = lab.prune(task, state, self._scope, density=density, score="slimming", structured=True)
-        except UsageError as error:
-            raise UsageError(f"detector masks: {error}; or use detector distance") from None
-        kept = lab.store.get_mask(digest)
-        return Mask({name: kept[name] for name in kept if name in scales}), lab.makings.of(digest).seconds
+        scales = roles(self._lab.model(self._whole.task)).scales
+        return Mask({name: mask[name] for name in mask if name in scales})

@@ -83,6 +83,10 @@ class Settings(Aimed, Restructuring, ScoredParts, Budgeted):
         self.check_masks(level_densities(self))
 
     @property
+    def sparsest(self) -> float:
+        return level_densities(self)[-1]
+
+    @property
     def how_retrained(self) -> str:
         """The word of `lab.retrain` that holds."""
         return retrain_after(self.rewind, self.retrain)

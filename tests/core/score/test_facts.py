@@ -53,6 +53,13 @@ def derivatives(monkeypatch: pytest.MonkeyPatch, work: Any) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(FIRST_AUTHORS))
+def test_the_scores_below_0_are_those_called_signed(build, name):
+    case = build("resnet")
+    found = score.get(name)(case.model, scope(case.model), batches=case.batches[:2], loss=case.loss)
+    assert any(bool((values < 0).any()) for values in found.values()) == about(name).signed
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_AUTHORS))
 def test_a_score_needs_the_data_and_the_derivatives_that_lists_name(build, monkeypatch, name):
     case, facts = build("resnet"), about(name)
     known, function = scope(case.model), score.get(name)

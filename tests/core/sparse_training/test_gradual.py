@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.sparse_training.gradual import gradual
+from ticketry.core.sparse_training.gradual import Choice, gradual
 from ticketry.errors import HoldError, LayerCollapseError, MaskError, UsageError
 
 STEPS, CUTS = 20, {"begin": "2it", "end": "14it", "frequency": "3it"}
@@ -145,6 +145,26 @@ def test_an_earlier_state_takes_a_later_mask_back():
     pruning.load_state_dict(dense)
     assert (pruning.mask.density, pruning.done) == (1, 0)
     assert all(not parameter._backward_hooks for parameter in model.parameters())
+
+
+def test_a_layer_that_is_emptied_on_the_way_or_kept():
+    model, _ = case()
+    with torch.no_grad():
+        model[2].weight.mul_(1e-9)
+    with pytest.raises(
+        LayerCollapseError, match=r"^on the way to density 0\.02: density 0\.\d+ would leave no weight in 2"
+    ):
+        run_through(tk.gradual(copy.deepcopy(model), 0.02, steps=STEPS, **CUTS))
+    kept = run_through(tk.gradual(model, 0.02, steps=STEPS, keep_at_least=2, **CUTS))
+    assert [layer.kept for layer in kept.table()][1] == 2
+    assert {"collapse", "keep_at_least"} <= Choice.__annotations__.keys(), "what a type checker lets through"
+
+
+def run_through(pruning):
+    with pruning:
+        for _ in range(STEPS):
+            pruning.step()
+        return pruning.mask
 
 
 def test_scope_and_distribution():

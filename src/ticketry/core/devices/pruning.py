@@ -13,7 +13,8 @@ from ticketry.core.devices.parts import is_spread, require_usable
 from ticketry.core.devices.selection import Ranking
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_at_least, check_collapse, check_distribution, kept_elements
-from ticketry.errors import MaskError, UsageError
+from ticketry.core.scope import covered
+from ticketry.errors import MaskError
 
 
 def any_spread(parameters: Mapping[str, Tensor]) -> bool:
@@ -46,8 +47,7 @@ def largest_magnitudes(
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if within is not None and within.shapes != shapes:
         raise MaskError("the mask to go on from is not of the tensors that have scores")
-    if unknown := [name for name in half_rate if name not in parameters]:
-        raise UsageError(f"half_rate names {unknown[0]!r}, which has no scores; known: {', '.join(parameters)}")
+    half_rate = covered(parameters, half_rate, "half_rate")
     total = sum(parameter.numel() for parameter in parameters.values())
     kept = kept_elements(density, total)
     check_enough(kept, total, total if within is None else within.kept, density)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.allocate import allocate
+from ticketry.core.allocate import allocate_or_keep
 from ticketry.core.gates.charges import charged
 from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Act, Gates
@@ -89,7 +89,8 @@ class BlockGates(Gates):
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
         """The mask of the blocks with the largest s, as near to a density as whole blocks permit: see `Gates`."""
-        return allocate(self.by_weight(), density, collapse=collapse, pattern=self.pattern, layouts=self._layouts)
+        more = {"pattern": self.pattern, "layouts": self._layouts}
+        return allocate_or_keep(self.by_weight(), density, collapse=collapse, **more)
 
     def by_weight(self) -> dict[str, Tensor]:
         return self._spread(super().by_weight())

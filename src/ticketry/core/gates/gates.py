@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.allocate import allocate
+from ticketry.core.allocate import allocate_or_keep
 from ticketry.core.gates.charges import Charges, charged
 from ticketry.core.gates.gate_kind import Kind, Moment, gated
 from ticketry.core.gates.logits import (
@@ -194,7 +194,7 @@ class Gates:
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
         """The mask of the gates with the largest s, of any density; `collapse` and errors as of `tk.allocate`."""
-        return allocate(self.by_weight(), density, collapse=collapse)
+        return allocate_or_keep(self.by_weight(), density, collapse=collapse)
 
     def by_weight(self) -> dict[str, Tensor]:
         """name -> the s that each weight is multiplied by, in the weight's shape."""

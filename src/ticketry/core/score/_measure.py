@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
 from ticketry.choices import check_choice
+from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import processes_of
 from ticketry.core.mask import Mask
 from ticketry.core.process_state import private_random_state
@@ -38,12 +39,14 @@ def measuring(
 
     Raises:
         UsageError: for another word than batch or running.
-        MaskError: if `at` is not a mask of the scope.
+        MaskError: if `at` is not a mask of the scope, or makes a weight that is computed of what it masks no number.
     """
     check_choice("norms", norms, NORMS)
     if at is not None and at.shapes != dict(scope.shapes):
         raise MaskError("the mask to measure at is not of the parameters in scope")
     parameters = scope.parameters(model)
+    if at is not None:
+        require_removed(model, parameters, at)  # or the loss would be no number, and nothing would say why
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -50,7 +50,7 @@ class About:
 
     Examples:
         >>> tk.score.about("snip")
-        About(paper='Lee et al. 2019', data='yes', order=1, channels='snap')
+        About(paper='Lee et al. 2019', data='yes', order=1, channels='snap', signed=False)
     """
 
     paper: str = "not said"
@@ -61,6 +61,8 @@ class About:
     """Of the highest derivative of the loss that it needs."""
     channels: str = "summed"
     """Its own form for whole channels, a word of `structure.channels`; others are summed over each channel."""
+    signed: bool = False
+    """Whether it may be below 0: then it cannot be weighed against what weights cost."""
 
 
 class Score(Protocol):

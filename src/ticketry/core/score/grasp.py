@@ -14,7 +14,7 @@ from ticketry.core.score._protocol import About, Loss, described
 from ticketry.errors import UsageError
 
 
-@described(About(paper="Wang et al. 2020", data="yes", order=2, channels="summed"))
+@described(About(paper="Wang et al. 2020", data="yes", order=2, channels="summed", signed=True))
 def grasp(
     model: nn.Module,
     scope: Scope,

@@ -12,7 +12,7 @@ from ticketry.core.score._protocol import About, Loss, described
 from ticketry.core.score.grasp import grasp
 
 
-@described(About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed"))
+@described(About(paper="Wang et al. 2020 (code)", data="yes", order=2, channels="summed", signed=True))
 def grasp200(
     model: nn.Module,
     scope: Scope,

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import Pattern, check_density, check_distribution
-from ticketry.core.prune import prune
+from ticketry.core.prune import on_the_way, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
@@ -30,6 +30,8 @@ class Choice(TypedDict, total=False):
     """One that needs no data."""
     distribution: str
     half_rate: tuple[str, ...]
+    collapse: str
+    keep_at_least: int
     pattern: str | Pattern
     """Not N:M, which has no masks of the densities on the way."""
     seed: int
@@ -81,7 +83,10 @@ class Gradual:
         self.done += 1
         if self.done not in self.cuts:
             return False
-        self._keep(prune(self._model, self.cuts[self.done], within=self._mask, **self._choice))
+        density = self.cuts[self.done]
+        with on_the_way(density, self.cuts[max(self.cuts)]):
+            mask = prune(self._model, density, within=self._mask, **self._choice)
+        self._keep(mask)
         return True
 
     def check(self, optimizer: Optimizer | None = None) -> None:
@@ -164,7 +169,8 @@ def gradual(
         begin: where the density begins to fall from 1: ``500it`` or ``25%``.
         end: where it is reached; the rest of the training is at this density.
         frequency: steps between two cuts, at least one.
-        choice: scope, score, distribution, half_rate, pattern, seed: see `prune`; no score that needs data.
+        choice: scope, score, distribution, half_rate, collapse, keep_at_least, pattern, seed: see `prune`; no score
+            that needs data.
 
     Raises:
         UsageError: for a schedule that cannot be, see `schedule.cuts_within`, an unknown word, or a pattern N:M, which

@@ -72,6 +72,10 @@ class WeightSettings(Aimed, Scored, Densities):
         self.check_aim()
         self.check_score_settings()
 
+    @property
+    def sparsest(self) -> float:
+        return self.targets[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DensitySettings(ScoredParts, WeightSettings):

@@ -116,6 +116,12 @@ def on_replicate(
     return search
 
 
+def check_replicates(replicates: int) -> None:
+    """Raises `UsageError` for a number of replicates by which nothing would be searched."""
+    if replicates < 1:
+        raise UsageError(f"a search has 1 replicate or more, not {replicates}: each is a whole search, by its seeds")
+
+
 NOT_SAID = "not said"
 
 
@@ -249,9 +255,13 @@ class Method(Generic[S]):
 
         Returns:
             For each replicate what it found, the dense network first.
+
+        Raises:
+            UsageError: for less than one replicate.
         """
         from ticketry.tasks.catalogue import of_replicate
 
+        check_replicates(replicates)
         first = seeds or Seeds()
         settings = self.Settings() if settings is None else settings
         tasks = [of_replicate(task, number) for number in range(replicates)]

@@ -84,9 +84,14 @@ class Scored(Sparing):
     distribution: Distribution = "global"
     """global, layerwise, uniform or erk: how the weights kept are spread over the layers."""
     half_rate: tuple[str, ...] = ()
-    """Names of parameters pruned at half the rate, such as fc3.weight (the output layer in Frankle & Carbin)."""
+    """Names or patterns of layers pruned at half the rate, such as fc3 (the output layer in Frankle & Carbin)."""
     keep_at_least: int = 0
     """Weights that each layer keeps at least; with 0 a density that would empty a layer is an error that names it."""
+
+    @property
+    def sparsest(self) -> float | None:
+        """The density of the last mask, or its share of a budget; None where the settings do not tell."""
+        return None
 
     def check_score_settings(self) -> None:
         """Raises `UsageError` for what has no meaning, also where whole channels are chosen."""
@@ -150,7 +155,7 @@ class ScoredParts(Patterned, Channels, Scored):
 
 
 def prunable(replicate: Replicate, settings: Sparing) -> Scope:
-    """The parameters that the settings let a mask touch."""
+    """The parameters that the settings let a mask touch; what cannot be chosen among them is told here."""
     from ticketry.core.scope import scope
 
     chosen = scope(
@@ -160,9 +165,24 @@ def prunable(replicate: Replicate, settings: Sparing) -> Scope:
         first_conv=not settings.spare_first_conv,
         embeddings=settings.embeddings,
     )
+    if isinstance(settings, Scored) and not is_structured(settings):
+        _check_layers(chosen, settings)
     if aim_of(settings):
         _check_budget(replicate, chosen, settings)
     return chosen
+
+
+def _check_layers(scope: Scope, settings: Scored) -> None:
+    """Tell names of layers that are not pruned, and more weights to keep than there are, before anything is trained."""
+    from ticketry.core.allocate import check_least
+    from ticketry.core.pattern import kept_elements
+    from ticketry.core.scope import covered
+
+    covered(scope, settings.half_rate, "half_rate")
+    density, single = settings.sparsest, pattern_in(settings) == UNSTRUCTURED
+    if settings.keep_at_least and density is not None and single and not aim_of(settings):
+        sizes = {name: size for name, size in scope.sizes.items() if size}
+        check_least(sizes, sizes, settings.keep_at_least, kept_elements(density, scope.total), density)
 
 
 def _check_budget(replicate: Replicate, scope: Scope, settings: Any) -> None:
@@ -190,18 +210,31 @@ def check_score(settings: Scored) -> None:
     """Tell a wrong word before anything is trained.
 
     Raises:
-        UsageError: if the settings' score is not known, or ranks channels where single weights are chosen.
+        UsageError: if the settings' score is not known, ranks channels where single weights are chosen, or may be below
+            0 where it is weighed against what weights cost.
     """
-    from ticketry.core.score import get, names, split_control
+    from ticketry.core.score import about, get, names, split_control
     from ticketry.core.structure.channel_wise.scores import CHANNEL_SCORES, check_channel_score
 
-    plain = split_control(settings.score)[1]
+    control, plain = split_control(settings.score)
     if is_structured(settings):
         check_channel_score(_of_channels(settings.score))
     elif plain in CHANNEL_SCORES and plain not in names():
         raise UsageError(f"score {settings.score!r} ranks whole channels: add --structured (structured=True)")
     else:
         get(settings.score)
+        if _weighed(settings) and (control == "inverted" or about(plain).signed):
+            raise UsageError(
+                f"score {settings.score!r} may be below 0, and cannot be weighed against what weights cost: take"
+                f" another for {aim_of(settings)}, or the highest scores whatever they cost (--unweighed,"
+                " unweighed=True)"
+            )
+
+
+def _weighed(settings: Scored) -> bool:
+    """Whether each score is weighed against what its weight costs: of a budget, if nothing else is asked for."""
+    unweighed = getattr(settings, "unweighed", False) or settings.distribution != "global"
+    return bool(aim_of(settings)) and not unweighed
 
 
 def is_structured(settings: object) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ticketry.core.layout import Roles, roles
 from ticketry.core.mask import Mask
 from ticketry.core.pattern import check_density
-from ticketry.core.prune import densities
+from ticketry.core.prune import densities, on_the_way
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -143,7 +143,9 @@ def channels(
         inputs = kept_batches(inputs, model)
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
-        mask = choice.cut(choice.scores(mask, inputs, score=score, reduce=reduce), mask, target, order)
+        scores = choice.scores(mask, inputs, score=score, reduce=reduce)
+        with on_the_way(target, wanted):
+            mask = choice.cut(scores, mask, target, order)
     assert mask is not None
     return mask
 
