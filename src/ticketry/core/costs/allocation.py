@@ -111,8 +111,8 @@ def allocate_cost(
         budget: for all of these layers together.
         within: a mask of the candidates.
         keep_at_least: weights that each layer keeps, its best ones, before any other is paid for.
-        in_words: a mask -> the budget that pays for it, as its user writes it, for errors; by default these layers' part
-            of it.
+        in_words: a mask -> the budget that pays for it, as its user writes it, for errors; by default these layers'
+            part of it.
 
     Raises:
         UsageError: for scores below 0, a layer without a curve, or a budget that is below what these layers cost when
@@ -150,8 +150,8 @@ def allocate_cost(
                 amount = in_words(flat.mask(flat.taken(prices, least, keep_at_least)[0]))
             enough = f"; each is left some at {amount}: ask for that,"
         raise LayerCollapseError(
-            f"the budget would leave no weight in {', '.join(empty)} (layer collapse){enough or ':'} keep a weight in each"
-            " (keep_at_least=1), or spare the layer"
+            f"the budget would leave no weight in {', '.join(empty)} (layer collapse){enough or ':'} keep a weight in"
+            " each (keep_at_least=1), or spare the layer"
         )
     return mask
 
