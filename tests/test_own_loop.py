@@ -73,6 +73,29 @@ def test_example_before_training(names: dict[str, Any]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in names["model"].state_dict().items())
 
 
+def test_example_of_a_verdict(names: dict[str, Any]) -> None:
+    batches, trained = names["batches"][:32], list[torch.nn.Module]()
+
+    def train_and_test(network: torch.nn.Module) -> float:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            names["loss_function"](network(inputs), targets).backward()
+            optimizer.step()
+        trained.append(network)
+        inputs, targets = names["batches"][0]
+        return 100 * float((network(inputs).argmax(1) == targets).float().mean())
+
+    names |= {"make_model": tk.task("digits").build, "train_and_test": train_and_test}
+    code = EXAMPLES["Does it win?"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= LONGEST + 3
+    exec(code, names)
+    assert len(trained) == 5 * 4
+    found = names["found"]
+    assert found.n == 5
+    assert set(found.controls) == {"shuffled", "random_reinit"}
+
+
 def test_every_example_is_run() -> None:
     run_elsewhere = {
         "Lightning",
@@ -86,6 +109,7 @@ def test_every_example_is_run() -> None:
         "Prune while training",
         "Train the mask",
         "Measure what it costs",
+        "Does it win?",
     }
     assert set(EXAMPLES) == run_here | run_elsewhere
 

@@ -283,6 +283,32 @@ def test_convolution_over_one_axis():
     assert all(one.native for one in graph.nodes)
 
 
+SIGNAL = nn.Conv1d(4, 6, 3, padding=1)
+OVER_ONE_AXIS = {
+    "max": (nn.MaxPool1d(3, 2, 1), "max_pool2d"),
+    "max, dilated, rounded up": (nn.MaxPool1d(2, 2, dilation=2, ceil_mode=True), "max_pool2d"),
+    "mean": (nn.AvgPool1d(4), "avg_pool2d"),
+    "mean without what is padded": (nn.AvgPool1d(3, 2, 1, count_include_pad=False), "avg_pool2d"),
+    "to four places": (nn.AdaptiveAvgPool1d(4), "avg_pool2d"),
+    "to one place": (nn.AdaptiveAvgPool1d(1), "global_avg_pool"),
+    "written out": (Of(lambda m, x: x.mean(-1)), "global_avg_pool"),
+    "written out, kept": (Of(lambda m, x: x.mean(2, keepdim=True)), "global_avg_pool"),
+}
+
+
+@pytest.mark.parametrize("name", OVER_ONE_AXIS)
+def test_poolings_over_one_axis(name: str) -> None:
+    pooling, wanted = OVER_ONE_AXIS[name]
+    graph = captured(nn.Sequential(SIGNAL, pooling), torch.randn(3, 4, 16))
+    assert ops(graph).count(wanted) == 1
+    assert all(one.native for one in graph.nodes)
+
+
+def test_a_signal_that_does_not_part_evenly_stays():
+    graph = captured(nn.Sequential(SIGNAL, nn.AdaptiveAvgPool1d(5)), torch.randn(2, 4, 16))
+    assert "aten.adaptive_avg_pool1d.default" in ops(graph)
+
+
 # -- pads --------------------------------------------------------------------------------------------------------------
 
 

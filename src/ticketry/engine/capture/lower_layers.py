@@ -1,4 +1,4 @@
-"""Layers: convolutions, linear ones, norms, poolings, attention, activations, sums, and what does nothing in use."""
+"""Layers: convolutions, linear ones, norms, attention, activations, sums, and what does nothing in use."""
 
 from __future__ import annotations
 
@@ -21,16 +21,10 @@ from ticketry.engine.capture.editor import (
     tensor_of,
     value_of,
 )
+from ticketry.engine.capture.lower_pools import adaptive, adaptive_1d, mean, pair, pool, pool_1d
 from ticketry.engine.capture.same_rows import rows_of
 from ticketry.engine.graph import Json, Node, node
 from ticketry.engine.graph.attribute_kinds import is_act
-
-
-def _pair(value: Json) -> list[int]:
-    """A setting of one or two axes for both."""
-    sizes = value if isinstance(value, list) else [value]
-    need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
-    return [sizes[0], sizes[-1]]
 
 
 def _weights(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
@@ -46,7 +40,7 @@ def _conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
     (x,), weights = editor.floats(one, found["input"], axes=4), _weights(editor, found)
     weight = editor.tensors[weights["weight"]]
     need(weight.dim() == 4 and not found.get("transposed"))
-    stride, dilation = _pair(found["stride"]), _pair(found["dilation"])
+    stride, dilation = pair(found["stride"]), pair(found["dilation"])
     padding = _padding(found["padding"], weight.shape[2:], dilation)
     setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
     return [node("conv2d", (x,), one.output, weights, **setting)]
@@ -59,7 +53,7 @@ def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int
         both = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         need(not any(total % 2 for total in both))
         return [total // 2 for total in both]
-    return _pair(padding)
+    return pair(padding)
 
 
 def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -68,7 +62,7 @@ def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
     shape, made = editor.shape(x), editor.shape(one.output)
     assert shape is not None and made is not None  # noqa: PT018
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
-    stride, dilation = _pair(found["stride"])[1], _pair(found["dilation"])[1]
+    stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
     padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
     weights = {**weights, "weight": editor.tensor(f"{weights['weight']}.2d", weight)}
     setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": found["groups"]}
@@ -140,55 +134,6 @@ def _layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
             weights[role] = editor.tensor(f"{one.output}.{role}", neutral[role]) if name is None else name
     need(all(editor.tensors[name].dtype == dtype for name in weights.values()))
     return [node("layer_norm", (x,), one.output, weights, eps=number(found["eps"]))]
-
-
-def _pool(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,) = editor.floats(one, found["self"], axes=4)
-    kernel, padding = _pair(found["kernel_size"]), _pair(found["padding"])
-    window: dict[str, Json] = {
-        "kernel": kernel,
-        "stride": _pair(found["stride"] or found["kernel_size"]),
-        "padding": padding,
-        "ceil": found["ceil_mode"],
-    }
-    if "dilation" in found:
-        return [node("max_pool2d", (x,), one.output, **window, dilation=_pair(found["dilation"]))]
-    need(found["divisor_override"] is None)
-    made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
-    covers = all(size >= int(side or 0) for size, side in zip(kernel, shape[2:], strict=True))
-    if made[2:] == (1, 1) and covers and padding == [0, 0]:
-        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
-    return [node("avg_pool2d", (x,), one.output, **window, count_include_pad=found["count_include_pad"])]
-
-
-def _adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    (x,) = editor.floats(one, found["self"], axes=4)
-    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
-    if before == after:
-        return x
-    if after[2:] == (1, 1):
-        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
-    sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
-    need(all(new and not old % new for old, new in sizes))
-    kernel = [old // new for old, new in sizes]
-    return [node("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)]
-
-
-def _mean(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """A mean over height and width, wherever the channels are, or over tokens."""
-    (x,) = editor.floats(one, found["self"])
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
-    axes = sorted(axis % len(shape) for axis in found["dim"])
-    if (len(shape), axes) == (4, [2, 3]):
-        return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
-    need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
-    last = len(shape) - 1
-    nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
-    if len(shape) == 3:
-        nodes.append(editor.make("reshape", (nodes[-1].output,), one.output, shape=[shape[0], shape[2], 1, shape[1]]))
-    mean = editor.make("global_avg_pool", (nodes[-1].output,), one.output, keepdim=False)
-    return [*nodes, mean, node("reshape", (mean.output,), one.output, shape=list(made))]
 
 
 def _softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -359,7 +304,7 @@ def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
 
 
 _FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
-    "max_pool2d_with_indices": _pool,
+    "max_pool2d_with_indices": pool,
     "_native_batch_norm_legit_no_training": _batch_norm,
 }
 
@@ -370,9 +315,11 @@ RULES: Mapping[str, Lowering] = {
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
-    **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
-    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), _adaptive),
-    "mean": _mean,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d"), pool),
+    **dict.fromkeys(("max_pool1d", "avg_pool1d"), pool_1d),
+    "adaptive_avg_pool1d": adaptive_1d,
+    **dict.fromkeys(("adaptive_avg_pool2d", "_adaptive_avg_pool2d"), adaptive),
+    "mean": mean,
     **dict.fromkeys(("softmax", "_softmax"), _softmax),
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys((*_PLAIN, "gelu", "leaky_relu", "hardtanh", "clamp", "clamp_min", "threshold"), _act),

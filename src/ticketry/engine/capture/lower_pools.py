@@ -1,0 +1,97 @@
+"""Poolings and means, over two axes or one."""
+
+from __future__ import annotations
+
+from ticketry.engine.capture.editor import Editor, Found, need
+from ticketry.engine.graph import Json, Node, node
+
+
+def pair(value: Json) -> list[int]:
+    """A setting of one or two axes for both."""
+    sizes = value if isinstance(value, list) else [value]
+    need(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
+    return [sizes[0], sizes[-1]]
+
+
+def pool(editor: Editor, one: Node, found: Found) -> list[Node]:
+    (x,) = editor.floats(one, found["self"], axes=4)
+    kernel, padding = pair(found["kernel_size"]), pair(found["padding"])
+    window: dict[str, Json] = {
+        "kernel": kernel,
+        "stride": pair(found["stride"] or found["kernel_size"]),
+        "padding": padding,
+        "ceil": found["ceil_mode"],
+    }
+    if "dilation" in found:
+        return [node("max_pool2d", (x,), one.output, **window, dilation=pair(found["dilation"]))]
+    need(found["divisor_override"] is None)
+    made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
+    covers = all(size >= int(side or 0) for size, side in zip(kernel, shape[2:], strict=True))
+    if made[2:] == (1, 1) and covers and padding == [0, 0]:
+        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
+    return [node("avg_pool2d", (x,), one.output, **window, count_include_pad=found["count_include_pad"])]
+
+
+def pool_1d(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A pooling over one axis is one over pictures of height 1."""
+    (x,) = editor.floats(one, found["self"], axes=3)
+    window: dict[str, Json] = {
+        "kernel": [1, pair(found["kernel_size"])[1]],
+        "stride": [1, pair(found["stride"] or found["kernel_size"])[1]],
+        "padding": [0, pair(found["padding"])[1]],
+        "ceil": found["ceil_mode"],
+    }
+    if "dilation" in found:
+        return _in_a_picture(editor, one, x, "max_pool2d", **window, dilation=[1, pair(found["dilation"])[1]])
+    return _in_a_picture(editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+
+
+def _in_a_picture(editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+    """An operation on [N, C, L] by one on [N, C, 1, L]."""
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
+    pooled = editor.make(op, (picture.output,), one.output, **attributes)
+    return [picture, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
+
+
+def adaptive_1d(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    (x,) = editor.floats(one, found["self"], axes=3)
+    old, new = (int((editor.shape(name) or ())[2] or 0) for name in (x, one.output))
+    if old == new:
+        return x
+    if new == 1:
+        return _in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+    need(new and not old % new)
+    return _in_a_picture(editor, one, x, "avg_pool2d", kernel=[1, old // new], stride=[1, old // new])
+
+
+def adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+    (x,) = editor.floats(one, found["self"], axes=4)
+    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
+    if before == after:
+        return x
+    if after[2:] == (1, 1):
+        return [node("global_avg_pool", (x,), one.output, keepdim=True)]
+    sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
+    need(all(new and not old % new for old, new in sizes))
+    kernel = [old // new for old, new in sizes]
+    return [node("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)]
+
+
+def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """A mean over height and width, wherever the channels are, over tokens, or over the places of a signal."""
+    (x,) = editor.floats(one, found["self"])
+    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    need(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
+    axes = sorted(axis % len(shape) for axis in found["dim"])
+    if (len(shape), axes) == (4, [2, 3]):
+        return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
+    if (len(shape), axes) == (3, [2]):
+        return _in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+    need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
+    last = len(shape) - 1
+    nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
+    if len(shape) == 3:
+        nodes.append(editor.make("reshape", (nodes[-1].output,), one.output, shape=[shape[0], shape[2], 1, shape[1]]))
+    pooled = editor.make("global_avg_pool", (nodes[-1].output,), one.output, keepdim=False)
+    return [*nodes, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
