@@ -107,6 +107,8 @@ def test_a_share_is_exact_and_in_bounds(percent, total):
 def test_beyond_the_end_is_refused(text):
     with pytest.raises(UsageError, match="beyond the end of training at 1000"):
         Step.parse(text).at(total=1000, per_epoch=100)
+    with pytest.raises(UsageError, match=rf"^latest {text} is iteration 10\d\d, beyond the end"):
+        Step.parse(text).at(total=1000, per_epoch=100, of="latest")
     assert Step.parse(text).iterations(per_epoch=100) > 1000
 
 

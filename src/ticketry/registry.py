@@ -161,7 +161,9 @@ class Registry(Generic[T]):
         names = (*self.names(), *self.aliases)
         text = self._unknown.format(kind=self.kind, name=name, names=", ".join(names))
         near = did_you_mean(name, names)
-        return self._error(f"{text}; or your own as package.module:object{f'; {near}' if near else ''}".rstrip())
+        error = self._error(f"{text}; or your own as package.module:object{f'; {near}' if near else ''}".rstrip())
+        error.exit_code = UsageError.exit_code  # a wrong word, whatever kind of error else is told of its kind
+        return error
 
     def _of_kind(self, name: str, found: Any) -> T:
         missing = [part for part in self._needs if not hasattr(found, part)]

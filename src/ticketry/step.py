@@ -60,15 +60,19 @@ class Step:
         """
         return text if isinstance(text, Step) else _parsed(text)
 
-    def at(self, *, total: int, per_epoch: int) -> int:
+    def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
         """The iteration this is, rounded half up, in a training of `total` iterations, `per_epoch` an epoch.
+
+        Args:
+            of: the setting that it is the value of, for the error.
 
         Raises:
             UsageError: if it lies beyond the end of training.
         """
         iteration = self.iterations(per_epoch=per_epoch, total=total)
         if iteration > total:
-            raise UsageError(f"{self} is iteration {iteration}, beyond the end of training at {total}")
+            named = f"{of} {self}".strip()
+            raise UsageError(f"{named} is iteration {iteration}, beyond the end of training at {total}")
         return iteration
 
     def iterations(self, *, per_epoch: int, total: int | None = None) -> int:

@@ -204,11 +204,12 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
     assert "example" in out
 
 
+NO_TASK = ("search", "imp", "--task", "digitz")
 NO_REPLICATES = ("search", "imp", "--replicates", "0", "--workers", "0")
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("fly",), ("search",), ("store",), ("store", "burn"), ("search", "magic"), NO_REPLICATES]
+    "words", [(), ("fly",), ("search",), ("store",), ("store", "burn"), ("search", "magic"), NO_REPLICATES, NO_TASK]
 )
 def test_wrong_usage_is_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, *words)[0] == 2

@@ -197,6 +197,10 @@ def test_apply_clears_what_is_not_a_number():
 def test_a_mask_of_another_model_is_refused():
     with pytest.raises(MaskError, match=r"the mask does not fit: Linear has no parameter 'fc\.weight'"):
         Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
+    with pytest.raises(MaskError, match="its parameters are weight, bias$"):  # all of them
+        Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
+    with pytest.raises(MaskError, match="its parameters are 0.weight, 0.bias, 1.weight, 1.bias, …$"):
+        Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))))
     with pytest.raises(MaskError, match="the mask does not fit: 'weight' has the shape"):
         Mask({"weight": torch.ones(2, 3)}).apply_(nn.Linear(2, 2))
 

@@ -65,6 +65,13 @@ def test_the_scope_is_the_callers_or_that_of_within(build):
     assert second.kept == (2 * 25 * spared.total + 100) // 200
 
 
+def test_without_a_budget_every_way_to_say_one_is_named():
+    with pytest.raises(UsageError) as told:
+        prune(nn.Linear(4, 2))
+    assert all(f"{name}=" in str(told.value) for name in ("density", "sparsity", "flops", "time", "bytes"))
+    assert prune(nn.Linear(4, 2), pattern="2:4").density == 0.5, "N:M says it"
+
+
 def test_masks_do_not_fit_another_model(build):
     with pytest.raises(MaskError):
         prune(

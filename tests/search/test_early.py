@@ -170,6 +170,9 @@ def test_scores_see_training_examples_only(shared_store: Path) -> None:
         ({"threshold": -1.0}, "at least 0"),
         ({"batches": 0}, "at least 1"),
         ({"score": "nothing"}, "nothing"),
+        ({"every": "9000it"}, "^every 9000it is iteration 9000, beyond the end"),
+        ({"latest": "9000it"}, "^latest 9000it is iteration 9000, beyond the end"),
+        ({"when": "9000it"}, "^when 9000it is iteration 9000, beyond the end"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict[str, Any], said: str) -> None:

@@ -317,7 +317,7 @@ def _tell(run: Run, report: Path) -> None:
     lines = [
         "",
         *(f"pruned   {line}" for line in moment_lines(record)),
-        f"tickets  {folder / 'tickets'} ({len(tickets)} folders)",
+        f"tickets  {folder / 'tickets'} ({len(tickets)} folder{'' if len(tickets) == 1 else 's'})",
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
         f"again    {_again(folder / 'run.toml', record)}",

@@ -7,6 +7,7 @@ not at the same density: one threshold over all layers (global magnitude), unifo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ticketry.core.allocate import allocate, global_counts, layer_shares
 from ticketry.core.budget import allocate_multiplications, check_floor
 from ticketry.core.costs.allocation import allocate_cost
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.mixed import allocate_mixed
 from ticketry.core.costs.saliency import output_energy
 from ticketry.core.layout import Layout, layouts
@@ -178,7 +179,9 @@ def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, wit
     more than it says.
     """
     curves, left = costs.curves(), costs.left_for(scores, amount)
-    found = allocate_cost(scores, curves, left, within=within, keep_at_least=least, in_words=costs.least_in_words)
+    found = allocate_cost(
+        scores, curves, left, within=within, keep_at_least=least, in_words=partial(least_in_words, costs)
+    )
     if spent(found, costs) <= amount:
         return found
     low, high, best = costs.left_for(scores, costs.floor), left, None

@@ -238,6 +238,11 @@ def prune(
     _refuse_costs(cost, structure)
     if example_inputs is not None:
         raise UsageError("example_inputs are for flops, time and bytes: leave them out")
+    if density is None and sparsity is None and not pattern.m:
+        raise UsageError(
+            "give either density= (fraction kept) or sparsity= (fraction removed), or a budget in their place: flops=,"
+            " time= or bytes="
+        )
     wanted = pattern.check_density(density, sparsity)
     if any_spread(scope.parameters(model)):
         _require_spread(model, function, pattern, iterations)

@@ -220,8 +220,8 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
         }
     for name, shape in shapes.items():
         if name not in everything:
-            known = ", ".join(list(everything)[:4])
-            raise ScopeError(f"{type(model).__name__} has no parameter {name!r}; its parameters are {known}, …")
+            known = ", ".join(list(everything)[:4]) + (", …" if len(everything) > 4 else "")
+            raise ScopeError(f"{type(model).__name__} has no parameter {name!r}; its parameters are {known}")
         if tuple(everything[name].shape) != tuple(shape):
             raise ScopeError(
                 f"{name!r} has the shape {tuple(everything[name].shape)} in {type(model).__name__}, not {tuple(shape)}:"

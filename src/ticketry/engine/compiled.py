@@ -132,8 +132,9 @@ def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: 
         made.forget()
     ours, theirs = ((min if glance else statistics.median)(samples[1:]) for samples in seconds)
     said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
+    threads = f"{made._threads()} thread{'' if made._threads() == 1 else 's'}"
     return (
-        f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {made._threads()} threads,"
+        f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {threads},"
         f" {1e3 * theirs:.3f} ms on {torch.get_num_threads()}"
         + (" (at a glance: tk.compile(..., tune=True) looks longer)" if glance else "")
     )

@@ -109,7 +109,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     lab, scope = replicate.lab, prunable(replicate, settings)
     full, retrain = replicate.whole, settings.how_retrained
-    kept = full.at(settings.rewind)
+    kept = full.at(settings.rewind, "rewind")
     needed = kept + mask_steps(settings, full) + own_steps(retrain, kept, full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind", "mask_length"))
     whole = own.whole
@@ -120,7 +120,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         check_task(lab, replicate.task)
     dense = replicate.dense(kept, retrain=retrain)
     if own.recipe != replicate.recipe:
-        early = lab.train(whole.until(whole.at(settings.rewind)), label="dense", measure=False)
+        early = lab.train(whole.until(whole.at(settings.rewind, "rewind")), label="dense", measure=False)
         dense = replace(dense, rewound=early)
     yield dense
 

@@ -117,9 +117,13 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     scope = prunable(replicate, settings)
     moments: dict[float, Moment] = {}
     if settings.when == "detect":
+        for name in settings.points:
+            whole.at(getattr(settings, name), name)  # one beyond the end is told by its name
         detector = _Detector(replicate, scope, settings)
         moments = {density: detector.moment(density) for density in settings.targets}
-    steps = {density: moments[density].step if moments else whole.at(settings.when) for density in settings.targets}
+        steps = {density: moments[density].step for density in settings.targets}
+    else:
+        steps = dict.fromkeys(settings.targets, whole.at(settings.when, "when"))
     cuts: dict[str, Any] = {"iterations": settings.cuts, "schedule": settings.schedule}
     if not settings.structured:
         cuts["regrow"] = settings.regrow

@@ -136,9 +136,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     check_rates(retrain, replicate.recipe.schedule)
     prunable(replicate, settings)  # so is a budget that cannot be met
     full = replicate.whole
-    needed = full.total + settings.tickets() * own_steps(retrain, full.at(settings.rewind), full.total)
+    needed = full.total + settings.tickets() * own_steps(retrain, full.at(settings.rewind, "rewind"), full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind",))
-    dense = own.dense(own.whole.at(settings.rewind), retrain=retrain, ahead=needed - full.total)
+    dense = own.dense(own.whole.at(settings.rewind, "rewind"), retrain=retrain, ahead=needed - full.total)
     yield compared(replicate, dense)
     tickets = _Tickets(own, settings, dense)
     yield from tickets.structured() if settings.structuring else tickets.plain()

@@ -88,14 +88,14 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     full, recipe = replicate.whole, replicate.recipe
     scope = prunable(replicate, settings)
     if not settings.at_end:
-        steps = dict.fromkeys(settings.targets, full.at(settings.when))
+        steps = dict.fromkeys(settings.targets, full.at(settings.when, "when"))
         yield from pruned_once(replicate, scope, steps, settings)
         return
     retrain = settings.how_retrained(recipe)
     check_rates(retrain, recipe.schedule)
-    needed = full.total + own_steps(retrain, full.at(settings.rewind), full.total)
+    needed = full.total + own_steps(retrain, full.at(settings.rewind, "rewind"), full.total)
     own, settings = compressed(replicate, settings, needed, ("rewind",))
-    step = own.whole.at(settings.rewind)
+    step = own.whole.at(settings.rewind, "rewind")
     begun = own.dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
     yield compared(replicate, begun)

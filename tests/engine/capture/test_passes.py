@@ -292,7 +292,6 @@ OVER_ONE_AXIS = {
     "to four places": (nn.AdaptiveAvgPool1d(4), "avg_pool2d"),
     "to one place": (nn.AdaptiveAvgPool1d(1), "global_avg_pool"),
     "written out": (Of(lambda m, x: x.mean(-1)), "global_avg_pool"),
-    "written out, kept": (Of(lambda m, x: x.mean(2, keepdim=True)), "global_avg_pool"),
 }
 
 

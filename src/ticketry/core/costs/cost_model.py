@@ -143,11 +143,6 @@ class CostModel(Struct, frozen=True):
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
-    def least_in_words(self, mask: Mask) -> str:
-        """What a budget has to be for a mask: its cost, rounded up, and its share of the dense network's."""
-        cost = 1.0005 * self.estimate(mask).value
-        return f"{told_above(cost, self.unit)} ({100 * cost / self.dense:.3g} % of the dense network's)"
-
     def floor_in_words(self) -> str:
         """The floor, and what makes it."""
         parts = dict(self.fixed_parts) or {"what is not pruned": self.fixed}
@@ -271,3 +266,9 @@ def spread_of(residuals: Iterable[float]) -> float:
     """Half of a 95 % interval, of relative residuals: the 95 % quantile of their sizes, of a few the largest."""
     sizes = sorted(abs(each) for each in residuals)
     return sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))] if sizes else 0.0
+
+
+def least_in_words(costs: CostModel, mask: Mask) -> str:
+    """What a budget has to be for a mask: its cost, rounded up, and its share of the dense network's."""
+    cost = 1.0005 * costs.estimate(mask).value
+    return f"{told_above(cost, costs.unit)} ({100 * cost / costs.dense:.3g} % of the dense network's)"

@@ -86,7 +86,7 @@ def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     axes = sorted(axis % len(shape) for axis in found["dim"])
     if (len(shape), axes) == (4, [2, 3]):
         return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
-    if (len(shape), axes) == (3, [2]):
+    if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
         return _in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
     need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
     last = len(shape) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ticketry.core.budget import uses
 from ticketry.core.costs.allocation import allocate_cost
 from ticketry.core.costs.budgets import Request
-from ticketry.core.costs.cost_model import CostModel
+from ticketry.core.costs.cost_model import CostModel, least_in_words
 from ticketry.core.costs.curve import Curve
 from ticketry.core.costs.granularity import FINEST
 from ticketry.core.costs.layer_cost import LayerCost
@@ -299,7 +300,7 @@ def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]
         costs.left_for(values, budget),
         within=request.within,
         keep_at_least=request.keep_at_least,
-        in_words=costs.least_in_words,
+        in_words=partial(least_in_words, costs),
     )
 
 

@@ -105,13 +105,16 @@ class Segment:
         """Iterations trained."""
         return self.last - self.first
 
-    def at(self, step: str) -> int:
+    def at(self, step: str, of: str = "") -> int:
         """The iteration of a point in the schedule such as 2ep, 500it or 3%.
+
+        Args:
+            of: the setting that it is the value of, for the error.
 
         Raises:
             UsageError: if it is no such point.
         """
-        return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch)
+        return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
     @cached_property
     def trajectory(self) -> str:

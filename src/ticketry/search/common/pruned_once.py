@@ -32,7 +32,7 @@ class CutAt:
 
     def cut_step(self, whole: Segment, what: str, them: str) -> int:
         """The step up to which `what` holds, called `them`; `UsageError` if nothing is trained before or after."""
-        step = whole.at(self.until)
+        step = whole.at(self.until, "until")
         if not 0 < step < whole.total:
             raise UsageError(
                 f"{what} until {self.until}, step {step} of {whole.total}: there must be steps with {them}, and steps"

@@ -116,7 +116,7 @@ class _Rounds:
         from ticketry.search.gate_decorators.tick import Tick
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.whole
-        self.length = max(whole.at(settings.tick), 1)
+        self.length = max(whole.at(settings.tick, "tick"), 1)
         """Of a tick, in steps."""
         self.cuts = self._cuts(whole)
         """The steps at which channels go, each at the end of a tick."""
@@ -128,8 +128,8 @@ class _Rounds:
 
     def _cuts(self, whole: Segment) -> list[int]:
         settings, length = self.settings, self.length
-        last, gaps = whole.at(settings.end), settings.rounds - 1
-        first = whole.at(settings.begin) + length if gaps else last
+        last, gaps = whole.at(settings.end, "end"), settings.rounds - 1
+        first = whole.at(settings.begin, "begin") + length if gaps else last
         cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
         if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
             raise UsageError(

@@ -54,7 +54,7 @@ class Rounds:
         from ticketry.search.gating.gating import Gating
 
         self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
-        self.step = replicate.whole.at(settings.rewind)
+        self.step = replicate.whole.at(settings.rewind, "rewind")
         scope = prunable(replicate, settings)
         self._gating = Gating(scope=tuple(scope), **charged(replicate, settings, scope), **settings.gating())
         if settings.rounds > 1 and not self._gating.make_kind().rounds:

@@ -24,7 +24,7 @@ def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Fo
     retrain = retrain_after(settings.rewind, settings.retrain)
     check_rates(retrain, replicate.recipe.schedule)
     whole = replicate.whole
-    step = whole.at(settings.rewind)
+    step = whole.at(settings.rewind, "rewind")
     needed = settings.rounds * whole.total + own_steps(retrain, step, whole.total)
     rounds = Rounds(*compressed(replicate, settings, needed, ("rewind",)))
     dense = replicate.dense(step, retrain=retrain)
