@@ -17,7 +17,7 @@ from ticketry.core.html_tables import html_table
 from ticketry.core.layer_density import LayerDensity, LayerTable
 from ticketry.core.scope import Scope, matching_parameters, normal_name
 from ticketry.core.seeds import generator
-from ticketry.errors import MaskError, ScopeError
+from ticketry.errors import MaskError, ScopeError, UsageError
 
 
 class Mask(Mapping[str, Tensor]):
@@ -248,6 +248,15 @@ def shuffled(mask: Mask, seed: int) -> Mask:
         order = torch.randperm(tensor.numel(), generator=generator(seed, "shuffled", index))
         permuted[name] = tensor.cpu().flatten()[order].reshape(tensor.shape)
     return Mask(permuted)
+
+
+def require_mask(mask: object) -> None:
+    """Make sure that what is given as a mask is one; `UsageError` says how to make one."""
+    if not isinstance(mask, Mask):
+        raise UsageError(
+            f"a mask is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
+            " tk.Mask({name: tensor, …}) makes one of tensors of 0 and 1 by the names of the model's parameters"
+        )
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:
