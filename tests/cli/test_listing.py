@@ -30,9 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     return [searched(folder / "store", task) for task in ("digits", text, table)]
 
 
-def test_tickets_of_several_tasks_have_columns_by_name(
-    runs: list[Run], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "list", "tickets", "--store", str(runs[0].record.store))
     assert (code, err) == (0, "")
     head, *lines = [re.split(r"\s{2,}", line) for line in out.splitlines()]
