@@ -68,6 +68,10 @@ class Shares:
     device: Literal["auto", "cpu"] = "auto"
 
 
+def test_no_words_are_all_defaults() -> None:
+    assert parse(Shares, [], prog="test", description="") == Shares()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

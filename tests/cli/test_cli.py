@@ -14,6 +14,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.cli import COMMANDS
 from ticketry.experiments.run_file import read_run_file
+from ticketry.search import METHODS
 
 QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
 
@@ -213,6 +214,16 @@ NO_REPLICATES = ("search", "imp", "--replicates", "0", "--workers", "0")
 )
 def test_wrong_usage_is_code_2(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, *words)[0] == 2
+
+
+@pytest.mark.parametrize("name", [*METHODS.names(), *METHODS.aliases])
+def test_a_method_alone_is_asked_what_to_train_on(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, "search", name)
+    assert (code, out, list(tmp_path.iterdir())) == (2, "", []), "nothing is trained"
+    assert err.startswith(f"ticketry: name what to train on: ticketry search {name} --task")
 
 
 def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,19 @@ def test_a_mask_survives_pickling_and_copying():
     assert copy.deepcopy(mask) == mask
 
 
+def test_the_table_is_values_and_prints_as_lines_in_columns():
+    kept = {"fc.weight": torch.eye(50), "the head\n.weight": torch.tensor([True, False, True, True])}
+    table = Mask(kept).table()
+    assert [(row.name, row.kept, row.total) for row in table] == [("fc.weight", 50, 2500), ("the head\n.weight", 3, 4)]
+    assert table == tuple(table) == pickle.loads(pickle.dumps(table))
+    head, together, *lines = str(table).splitlines()
+    assert together.split() == ["all", "layers", "53", "2,504", "0.0212"]
+    assert [line.split()[-4:] for line in lines] == [["50x50", "50", "2,500", "0.0200"], ["4", "3", "4", "0.7500"]]
+    for column in ("kept", "of", "density"):  # a column ends where its head does
+        end = head.index(column) + len(column)
+        assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in (together, *lines))
+
+
 def test_a_tensor_without_elements_has_a_row_in_the_table():
     rows = Mask({"a": torch.ones(2), "empty": torch.ones(0, 3)}).table()
     assert [(row.name, row.total, row.density) for row in rows] == [("a", 2, 1.0), ("empty", 0, 0.0)]
@@ -197,9 +210,9 @@ def test_apply_clears_what_is_not_a_number():
 def test_a_mask_of_another_model_is_refused():
     with pytest.raises(MaskError, match=r"the mask does not fit: Linear has no parameter 'fc\.weight'"):
         Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
-    with pytest.raises(MaskError, match="its parameters are weight, bias$"):  # all of them
+    with pytest.raises(MaskError, match=r"its parameters are weight, bias$"):  # all of them
         Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Linear(2, 2))
-    with pytest.raises(MaskError, match="its parameters are 0.weight, 0.bias, 1.weight, 1.bias, …$"):
+    with pytest.raises(MaskError, match=r"its parameters are 0\.weight, 0\.bias, 1\.weight, 1\.bias, …$"):
         Mask({"fc.weight": torch.ones(2, 2)}).apply_(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))))
     with pytest.raises(MaskError, match="the mask does not fit: 'weight' has the shape"):
         Mask({"weight": torch.ones(2, 3)}).apply_(nn.Linear(2, 2))

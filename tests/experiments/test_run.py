@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,26 @@ def test_a_ticket_is_verified_timed_and_structured(run: Run, store: Path, tmp_pa
     timed = tk.bench(best, batch=1, rounds=2, against="eager", store=store)
     assert (timed.run, timed.ticket) == (run.name, str(best.path))
     assert [one.batch for one in timed.comparisons] == [1]
+
+
+def test_a_ticket_in_memory_is_its_folder(run: Run, tmp_path: Path) -> None:
+    loaded = run.best(density=0.1).load()
+    by_object, by_folder = (
+        tk.restructure(one, "2:4", null=False, output=tmp_path / name)
+        for name, one in {"object": loaded, "folder": loaded.path}.items()
+    )
+    assert by_object.ticket == by_folder.ticket == str(run.best(density=0.1).path)
+    assert tk.Ticket.load(by_object.path).mask == tk.Ticket.load(by_folder.path).mask
+
+
+@pytest.mark.parametrize("function", [tk.verify, tk.bench, lambda one: tk.restructure(one, "2:4")])
+def test_a_ticket_without_a_folder_is_told_to_be_saved(function: Callable[[Any], object], run: Run) -> None:
+    loaded = run.best(density=0.1).load()
+    made = tk.Ticket(loaded.mask, loaded.start, loaded.info)
+    with pytest.raises(UsageError, match=r"has no folder: ticket\.save\(folder\), and give its folder, or one of run"):
+        function(made)
+    with pytest.raises(UsageError, match=r"not by a Mask: give its folder, or one of run\.tickets"):
+        function(loaded.mask)
 
 
 def test_stability(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from norms_task import NormsTask
+from ticketry.cli.verify import told
 from ticketry.evidence.settings import VerifySettings as Settings
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
@@ -106,3 +109,17 @@ def test_the_sparsest_winner_is_chosen_by_validation_alone() -> None:
     assert (chosen.level, chosen.replicate) == (2, 0)
     record = replace(record, points=tuple(one for one in points if one.level in (0, 3)))
     assert sparsest_winner(record) is None
+
+
+def test_a_network_without_a_name_is_told_by_its_class(lab: Lab) -> None:
+    """As `compile` and `bench` tell it."""
+    task, chosen = NormsTask(), method("oneshot")
+    assert "model" not in task.key()
+    recipe = task.recipe.changed(length="4it")
+    run = execute(lab, SearchRequest(chosen, task, chosen.Settings(density=(0.5,)), recipe, replicates=1))
+    ticket = next(point.ticket for point in run.points if point.role == "ticket")
+    record = execute_verify(lab, ticket, dataclasses.replace(QUICK, controls=("none",)), task=task)
+    assert run.task.model == record.task.model == "Sequential"
+    assert told(record)[1].split(",")[0].strip() == "Sequential on norms"
+    older = replace(record, task=replace(record.task, model=""))  # of a store that has none
+    assert told(older)[1].split(",")[0].strip() == "norms"

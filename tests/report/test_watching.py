@@ -67,6 +67,18 @@ def test_time_left_is_that_of_networks_that_were_trained() -> None:
     assert progress(expected=15, trained=0).left is None
 
 
+def test_time_left_leaves_the_start_of_workers_out_and_waits_for_those_beside_the_first() -> None:
+    # Two workers need 60 s to start; then each trains a network a second: 20 networks take 10 s.
+    def told(at: float, trained: int) -> float | None:
+        points = (SeenPoint(0, 0, "dense", 1.0, 90.0),) * trained
+        times = {"began": 100.0, "since": 160.0, "at": at}
+        return progress(expected=20, trained=trained, points=points, at_once=2, **times).left
+
+    assert told(161.0, 1) is None
+    assert told(161.0, 2) == pytest.approx(9.0)
+    assert told(163.0, 6) == pytest.approx(7.0)
+
+
 def test_what_a_killed_search_left_is_not_shown_as_running(tmp_path: Path, watch: Watch) -> None:
     write(tmp_path, progress(at=time.time() - 60))
     assert watch.look()["runs"] == []

@@ -111,7 +111,7 @@ def _plain(hint: Any) -> Any:
 def _given(words: Sequence[str], flag: str) -> list[str]:
     """What stands behind a flag, each time it is given."""
     found = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):  # without words there is no last one
         name, has_value, value = word.partition("=")
         if name.replace("_", "-") == flag and (has_value or not _is_flag(following)):
             found.append(value if has_value else following)

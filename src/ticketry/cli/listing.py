@@ -78,6 +78,16 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     print("\n".join(aligned([[shown(value) for value in row.values()] for row in rows])))
 
 
+def _print_tickets(rows: list[dict[str, Any]]) -> None:
+    """A column for each metric of any task; a ticket has none of the metrics of other tasks."""
+    from ticketry.report.wording import NONE, aligned
+
+    heads = {"path": "ticket", "weights_remaining": "weights left"}
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [[shown(row.get(name, NONE)) for name in names] for row in rows]
+    print("\n".join(aligned([[shown(heads.get(name, name)) for name in names], *lines])))
+
+
 def shown(value: object) -> str:
     """A value for a terminal: a name may come from a file, and must not move the cursor or break the line."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
@@ -331,4 +341,4 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "tickets": _tickets,
 }
 
-_PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_runs}
+_PRINTED = {"methods": _print_methods, "scores": _print_scores, "runs": _print_runs, "tickets": _print_tickets}

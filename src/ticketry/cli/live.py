@@ -28,7 +28,7 @@ class Live(Progress):
         self._run = run
         self._points: list[Point] = []
         self._lock = threading.Lock()
-        self._began = time.monotonic()
+        self._began = time.time()
 
     def on_point(self, point: Point) -> None:
         """Take note of a trained network."""
@@ -79,9 +79,10 @@ class Live(Progress):
     # -- how much is left --------------------------------------------------------------------------------------------
 
     def _eta(self) -> str:
-        seconds = time_left(
-            time.monotonic() - self._began, self._underway.trained, len(self._points), self._run.expected
-        )
+        told = self._underway
+        trained_for = time.time() - (told.since or self._began)
+        there, of = len(self._points), self._run.expected
+        seconds = time_left(trained_for, told.trained, there, of, at_once=told.at_once)
         return f", about {_duration(seconds)} left" if seconds else ""
 
 

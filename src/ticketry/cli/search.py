@@ -93,6 +93,11 @@ def main(words: Sequence[str]) -> int:
         print(_help())
         return 0 if words else 2
     chosen, arguments = read_arguments(words, command="search")
+    if len(words) == 1 and not words[0].startswith("-"):  # nobody means a search of minutes by a method's name alone
+        raise UsageError(
+            f"name what to train on: ticketry search {words[0]} --task digits, or another of `ticketry list tasks`"
+            f" (ticketry search {words[0]} --help shows all options)"
+        )
     return _search(chosen, arguments, shlex.join(["ticketry", "search", *words]))
 
 

@@ -105,7 +105,7 @@ def told(record: VerifyRecord) -> list[str]:
         first = f"procedure {record.method}, the whole search with every seed, as in {record.run or record.ticket}"
     lines = [
         first,
-        f"         {task.model} on {task.name}, {100 * record.density:.2f} % of {task.prunable:,} prunable"
+        f"         {task.title}, {100 * record.density:.2f} % of {task.prunable:,} prunable"
         f" weights ({record.kept:,} kept); {steps}",
         f"verdict  {record.verdict.upper()}  ({record.claims_of}; claim: {record.claim}; margin"
         f" {record.margin:g}{points}, confidence {100 * record.confidence:g} %, {seeds}; p = {record.p:.2g})",

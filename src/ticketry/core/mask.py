@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import part, part_like, put_back
 from ticketry.core.html_tables import html_table
-from ticketry.core.layer_density import LayerDensity
+from ticketry.core.layer_density import LayerDensity, LayerTable
 from ticketry.core.scope import Scope, matching_parameters, normal_name
 from ticketry.core.seeds import generator
-from ticketry.errors import MaskError, ScopeError
+from ticketry.errors import MaskError, ScopeError, UsageError
 
 
 class Mask(Mapping[str, Tensor]):
@@ -115,16 +115,22 @@ class Mask(Mapping[str, Tensor]):
         """Share of the scope that is removed."""
         return 1 - self.density
 
-    def table(self) -> tuple[LayerDensity, ...]:
-        """Kept and total elements of each tensor, in order.
+    def table(self) -> LayerTable:
+        """Kept and total elements of each tensor, in order: values, which print as a table.
 
         Examples:
-            >>> for layer in tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)}).table():
+            >>> mask = tk.Mask.ones({"0.weight": (4, 4), "1.weight": (1, 4)})
+            >>> for layer in mask.table():
             ...     print(layer.name, layer.shape, layer.kept, layer.total)
             0.weight (4, 4) 16 16
             1.weight (1, 4) 4 4
+            >>> print(mask.table())
+            layer               shape        kept          of  density
+            all layers                         20          20   1.0000
+            0.weight              4x4          16          16   1.0000
+            1.weight              1x4           4           4   1.0000
         """
-        return tuple(
+        return LayerTable(
             LayerDensity(name, int(tensor.sum()), tensor.numel(), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
         )
@@ -242,6 +248,15 @@ def shuffled(mask: Mask, seed: int) -> Mask:
         order = torch.randperm(tensor.numel(), generator=generator(seed, "shuffled", index))
         permuted[name] = tensor.cpu().flatten()[order].reshape(tensor.shape)
     return Mask(permuted)
+
+
+def require_mask(mask: object) -> None:
+    """Make sure that what is given as a mask is one; `UsageError` says how to make one."""
+    if not isinstance(mask, Mask):
+        raise UsageError(
+            f"a mask is a tk.Mask, not a {type(mask).__name__}: tk.prune(model, density=0.1) makes one, and"
+            " tk.Mask({name: tensor, …}) makes one of tensors of 0 and 1 by the names of the model's parameters"
+        )
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[Tensor, str]:

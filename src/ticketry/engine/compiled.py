@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.process_state import private_random_state
 from ticketry.engine.capture import capture
 from ticketry.engine.capture.tracing.torch_export import Arguments
@@ -97,6 +97,8 @@ def compile(
         >>> fast(torch.randn(10, 64)).shape
         torch.Size([10, 8])
     """
+    if mask is not None:
+        require_mask(mask)
     if any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return gpu.compile_as_it_is(model, mask, example_inputs, threads=threads, target=target, precision=precision)
     if example_inputs is None:

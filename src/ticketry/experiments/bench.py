@@ -14,6 +14,7 @@ from msgspec import structs
 from torch import nn
 
 from ticketry.core.structure.shrinking.shrink import shrink
+from ticketry.core.ticket.ticket import Ticket
 from ticketry.engine.bench.compare import compare, timed_layers
 from ticketry.engine.bench.curve import Sweep, curve
 from ticketry.engine.bench.dense_engines import Contender, Shrunk, Sparse, rivals
@@ -23,6 +24,7 @@ from ticketry.engine.bench.workload import Case
 from ticketry.engine.compiled import Compiled, load
 from ticketry.engine.example_inputs import at_batch
 from ticketry.errors import MaskError, StructureError, UsageError
+from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import BenchOptions, ModelOptions
 from ticketry.experiments.record_files import as_read, now, run_of
@@ -43,16 +45,17 @@ Say = Callable[[str], None]
 
 
 def bench(
-    what: str | PathLike[str],
+    what: str | PathLike[str] | Ticket,
     *,
-    ticket: str | PathLike[str] | None = None,
+    ticket: str | PathLike[str] | Ticket | None = None,
     store: str | PathLike[str] = ".ticketry",
     **options: Unpack[BenchKeywords],
 ) -> BenchRecord | CurveRecord:
     """Time a ticket against dense engines, side by side: what ``ticketry bench`` does.
 
     Args:
-        what: the folder of a ticket, or one of a run's tickets; or a model file that was made of one.
+        what: the folder of a ticket, one of a run's tickets, or what was read from a folder (which is read again); or a
+            model file that was made of one.
         ticket: of a model file: the ticket that it was made of, whose model the dense engines run.
         store: whose reports shall show what was measured, where the ticket is of one of its runs.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
@@ -68,7 +71,7 @@ def bench(
         [('eager', False, True), ('ticketry', True, True)]
     """
     asked, model = settings_of(options, BenchOptions, ModelOptions, what="bench(…)")
-    return measure(Path(what), asked, model, ticket=None if ticket is None else Path(ticket), store=Path(store))
+    return measure(path_of(what), asked, model, ticket=None if ticket is None else path_of(ticket), store=Path(store))
 
 
 def measure(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from ticketry.errors import MissingExtraError
+from ticketry.errors import MissingExtraError, UsageError
 from ticketry.records.network import Point
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure
@@ -56,6 +57,24 @@ class RunTicket:
         from ticketry.core.ticket.ticket import Ticket
 
         return Ticket.load(self.path)
+
+
+def path_of(named: str | PathLike[str] | Ticket) -> Path:
+    """The path that an argument names: as it is, or the folder that a ticket in memory was read from.
+
+    Raises:
+        UsageError: for a ticket that has no folder, and for what names none.
+    """
+    from ticketry.core.ticket.ticket import Ticket
+
+    if isinstance(named, str | PathLike):
+        return Path(named)
+    how = "give its folder, or one of run.tickets"
+    if not isinstance(named, Ticket):
+        raise UsageError(f"a ticket is named by its folder, and not by a {type(named).__name__}: {how}")
+    if named.path is None:
+        raise UsageError(f"this ticket was made in memory and has no folder: ticket.save(folder), and {how}")
+    return named.path
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:

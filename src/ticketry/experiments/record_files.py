@@ -59,9 +59,10 @@ def written(file: Path, record: R, done: Ledger, *, told_by: str) -> R:
     return record
 
 
-def task_told(task: Task, *, parameters: int, prunable: int) -> TaskTold:
-    """A task, as records tell it."""
-    return TaskTold(task.name, str(task.key().get("model", "")), task.metric, parameters, prunable)
+def task_told(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
+    """A task, as records tell it. Without a lab, in which it can be built, a network without a name is left out."""
+    name = task.key().get("model") or (type(lab.model(task)).__name__ if lab else "")
+    return TaskTold(task.name, str(name), task.metric, parameters, prunable)
 
 
 def environment_told(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:

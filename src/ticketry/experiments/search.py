@@ -204,7 +204,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         name=run.name,
         method=run.method.name,
         title=run.method.title,
-        task=task_told(run.task, parameters=0, prunable=0),
+        task=task_told(run.task, None, parameters=0, prunable=0),
         points=tuple(points),
         settings=described["settings"],
         recipe=described["recipe"],
@@ -231,7 +231,7 @@ def _record(lab: Lab, run: SearchRequest, points: Points, command: str, seconds:
     return replace(
         record,
         settings={**record.settings, "retrain": points.retrain},  # the word that held, if it was left open
-        task=replace(record.task, parameters=points.parameters, prunable=points.total),
+        task=task_told(run.task, lab, parameters=points.parameters, prunable=points.total),
         steps=ScheduleSteps(dense.segment.total, dense.segment.per_epoch, points.rewind_step),
         command=command,
         told_cost=as_json(

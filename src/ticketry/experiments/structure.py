@@ -13,6 +13,7 @@ from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, check_structure_score, needs_data
 from ticketry.core.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
+from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.experiments.points import structure_of
@@ -33,7 +34,7 @@ _OF_THE_OLD = ("value", "dense_value", "metrics", "level", "search_steps", "trai
 
 
 def restructure(
-    ticket: str | PathLike[str],
+    ticket: str | PathLike[str] | Ticket,
     to: str,
     *,
     output: str | PathLike[str] | None = None,
@@ -42,7 +43,7 @@ def restructure(
     """Give a ticket's mask a structure that hardware can use: what ``ticketry structure`` does.
 
     Args:
-        ticket: its folder, or one of a run's tickets.
+        ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again).
         to: refill, refill+, regroup, channels, 2:4 (or another N:M).
         output: the new ticket's folder; by default the ticket's name with the structure behind it, in this folder.
         options: the fields of `StructureOptions` (``rows``, ``density``, ``score`` …) and of `ModelOptions`.
@@ -61,7 +62,7 @@ def restructure(
         0.5
     """
     asked, model = settings_of(options, StructureOptions, ModelOptions, what="restructure(…)")
-    return give_structure(Path(ticket), to, asked, model, output=None if output is None else Path(output))
+    return give_structure(path_of(ticket), to, asked, model, output=None if output is None else Path(output))
 
 
 def give_structure(

@@ -26,6 +26,7 @@ from ticketry.evidence.ticket_under_test import begins_anew
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
+from ticketry.experiments.frames import path_of
 from ticketry.experiments.keywords import settings_of
 from ticketry.experiments.logged import log_verification
 from ticketry.experiments.options import LabOptions, opened
@@ -57,7 +58,7 @@ CLOSE = 0.1
 
 
 def verify(
-    ticket: str | PathLike[str],
+    ticket: str | PathLike[str] | Ticket,
     *,
     density: float | str | None = None,
     task: str | Task | None = None,
@@ -70,7 +71,8 @@ def verify(
     search is repeated from fresh seeds: for tickets that keep weights of their search, and with ``about="procedure"``.
 
     Args:
-        ticket: its folder, or one of a run's tickets; or a run: its folder, or its name in the store.
+        ticket: its folder, one of a run's tickets, or what was read from a folder (which is read again); or a run: its
+            folder, or its name in the store.
         density: of a run's tickets; by default of the sparsest level that looks like a winner, or the only one.
         task: only for a ticket whose task cannot be made by the name that is written in it.
         trust: use whatever task, method and network the ticket names: code of that name is imported and run.
@@ -89,7 +91,7 @@ def verify(
         [('ticket', 3), ('dense', 3), ('shuffled', 3)]
     """
     settings, lab = settings_of(options, VerifySettings, LabOptions, what="verify(…)")
-    folder = ticket_of(ticket, lab.store, density)
+    folder = ticket_of(path_of(ticket), lab.store, density)
     return verify_ticket(folder, settings, lab, task=named_task(task) if task else None, trust=trust)
 
 
@@ -226,7 +228,7 @@ def _ticket_told(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
         "level": about.info.get("level", 0),
         "density": about.mask.density,
         "kept": about.mask.kept,
-        "task": task_told(about.task, parameters=about.parameters, prunable=about.mask.total),
+        "task": task_told(about.task, about.lab, parameters=about.parameters, prunable=about.mask.total),
     }
 
 
@@ -249,7 +251,7 @@ def _procedure_told(rivals: Rivals | ProcedureRivals, search: SearchRequest, lev
         "level": level,
         "density": rivals.kept / rivals.total,
         "kept": rivals.kept,
-        "task": task_told(search.task, parameters=rivals.parameters("dense"), prunable=rivals.total),
+        "task": task_told(search.task, rivals.lab, parameters=rivals.parameters("dense"), prunable=rivals.total),
     }
 
 

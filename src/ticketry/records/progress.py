@@ -51,24 +51,35 @@ class Progress(Part, frozen=True, kw_only=True):
     began: NotNegative
     at: NotNegative
     """Seconds since 1970: of the beginning, and of this file."""
+    since: NotNegative = 0.0
+    """Of the first step of training, which workers have to be started for; 0 before, and where it is not told."""
+    at_once: Count = 0
+    """Networks that were being trained together, at the most."""
     points: tuple[SeenPoint, ...] = ()
     active: tuple[InTraining, ...] = ()
 
     @property
     def left(self) -> float | None:
         """Seconds; None if that cannot be told yet."""
-        return time_left(self.at - self.began, self.trained, len(self.points), self.expected)
+        return time_left(
+            self.at - (self.since or self.began),
+            self.trained,
+            len(self.points),
+            self.expected,
+            at_once=self.at_once,
+        )
 
 
-def time_left(seconds: float, trained: int, there: int, expected: int) -> float | None:
+def time_left(seconds: float, trained: int, there: int, expected: int, *, at_once: int = 1) -> float | None:
     """Seconds that a run will still take; None if that cannot be told yet.
 
     Args:
-        seconds: it has taken so far.
+        seconds: it has trained so far: starting workers takes as long as many short trainings, and once only.
         trained: networks that were trained in these; others were in the store.
         there: networks that it has.
         expected: networks there will be; 0 where that is not known.
+        at_once: networks trained together: when the first is done, the others nearly are, and do not count yet.
     """
-    if not expected or not trained:
+    if not expected or trained < max(at_once, 1):
         return None
     return seconds / trained * max(expected - there, 0)

@@ -29,6 +29,7 @@ class Task(Part, frozen=True):
 
     name: str
     model: str
+    """The network's name, or its class; empty in records of tasks that did not name it, and of a run not begun."""
     metric: Metric
     parameters: Count
     """All parameters of the model; 0 if the run has not got so far as to know."""
@@ -38,6 +39,11 @@ class Task(Part, frozen=True):
     def __post_init__(self) -> None:
         if self.prunable > self.parameters:
             fault("prunable", f"is more than all parameters ({self.parameters})")
+
+    @property
+    def title(self) -> str:
+        """``lenet-300-100 on digits``; the task alone where the network has no name."""
+        return f"{self.model} on {self.name}" if self.model else self.name
 
 
 class Experiment(Part, frozen=True, kw_only=True):

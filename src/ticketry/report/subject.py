@@ -107,7 +107,7 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
 
 def _facts(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
     """What may tell runs apart, each fact a text for every run: what was run before how many replicates there are."""
-    tasks = [f"{results.run.task.model} on {results.run.task.name}" for results in runs]
+    tasks = [results.run.task.title for results in runs]
     methods = [results.run.method for results in runs]
     rewinds = [f"rewind {rewind_of(results) or NONE}" for results in runs] if _rewound(runs) else []
     replicates = [f"n = {results.replicates}" for results in runs]

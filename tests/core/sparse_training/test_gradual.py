@@ -167,6 +167,26 @@ def run_through(pruning):
         return pruning.mask
 
 
+def test_a_block_that_is_left_too_early_warns(recwarn):
+    model, _ = case()
+    nothing_done = "left at density 1 and not 0.2: 0 steps were made"
+    with pytest.warns(UserWarning, match=nothing_done) as warned, gradual(model, density=0.2, steps=STEPS, **CUTS):
+        pass
+    assert warned[0].filename == __file__
+    last = max(AT)
+    with gradual(model, density=0.2, steps=STEPS, **CUTS) as pruning:
+        for _ in range(AT[0]):
+            pruning.step()
+        so_far = f"{pruning.mask.density:.4g} and not 0.2: {AT[0]} steps were made of steps={STEPS}, .* step {last};"
+        with pytest.warns(UserWarning, match=so_far):
+            pruning.__exit__(None, None, None)
+        with pytest.raises(ZeroDivisionError), pruning:  # what went wrong is told by itself
+            1 / 0  # noqa: B018
+        while pruning.done < last:
+            pruning.step()
+    assert not recwarn.list, "at the last cut the end is reached"
+
+
 def test_scope_and_distribution():
     model, batches = case()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

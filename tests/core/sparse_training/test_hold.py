@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.errors import HoldError, MaskError
+from ticketry.errors import HoldError, MaskError, UsageError
 
 optim = torch.optim
 
@@ -391,6 +391,14 @@ def test_a_loop_that_masks_for_itself(build, name):
 
 
 class TestViolations:
+    @pytest.mark.parametrize("mask", [{"weight": torch.ones(3, 4)}, torch.ones(3, 4), None])
+    def test_what_is_no_mask_is_told_how_to_become_one(self, mask):
+        model = nn.Linear(4, 3)
+        before = model.weight.detach().clone()
+        with pytest.raises(UsageError, match=rf"not a {type(mask).__name__}: tk\.prune\(.*tk\.Mask\("):
+            hold(model, mask)
+        assert torch.equal(model.weight, before)
+
     def test_weights_written_from_outside(self, build):
         case, before, mask = twins(build, "resnet")
         with (

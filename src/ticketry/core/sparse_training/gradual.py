@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TypedDict
@@ -49,9 +50,11 @@ class Schedule(Choice, total=False):
 class Gradual:
     """Prunes a model while it trains. Made by `gradual`."""
 
-    def __init__(self, model: nn.Module, cuts: Mapping[int, float], **choice: Unpack[Choice]) -> None:
+    def __init__(self, model: nn.Module, cuts: Mapping[int, float], *, steps: int, **choice: Unpack[Choice]) -> None:
         self.cuts = dict(cuts)
         """Steps done -> density, see `schedule.cuts`."""
+        self.steps = steps
+        """Of the optimiser, in the whole training, as they were announced."""
         self.done = 0
         """Steps of the optimiser so far."""
         self._model = model
@@ -134,8 +137,18 @@ class Gradual:
     ) -> None:
         held = self._hold
         self.release()
-        if held and kind is None:
+        if kind is not None:
+            return
+        if held:
             held.check()
+        *_, (last, density) = self.cuts.items()
+        if self.done < last:
+            warnings.warn(
+                f"gradual pruning is left at density {self._mask.density:.4g} and not {density:g}: {self.done:,} steps"
+                f" were made of steps={self.steps:,}, and the last cut is at step {last:,}; call step() after each step"
+                " of the optimiser, and give as many steps= as there are",
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         return f"Gradual(step {self.done}, density {self._mask.density:.4g}, to be {list(self.cuts.values())[-1]:g})"
@@ -159,8 +172,8 @@ def gradual(
 ) -> Gradual:
     """Prune `model` gradually, along the cubic schedule, while it trains in a loop of your own.
 
-    Call `Gradual.step` after each step of the optimiser; any optimiser does, and several do. Zhu & Gupta, "To prune,
-    or not to prune" (2017, arXiv 1710.01878), section 3.
+    Call `Gradual.step` after each step of the optimiser; any optimiser does, and several do. A block that is left
+    before the last cut warns of it. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878), section 3.
 
     Args:
         model: any module; it keeps its class, names and state dict.
@@ -194,7 +207,7 @@ def gradual(
         tensor(10)
     """
     cuts = cuts_within(check_density(density, sparsity), begin=begin, end=end, frequency=frequency, total=steps)
-    return Gradual(model, cuts, **choice)
+    return Gradual(model, cuts, steps=steps, **choice)
 
 
 def _of_any_density(pattern: str | Pattern) -> Pattern:

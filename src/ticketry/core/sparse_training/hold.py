@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.devices.parts import is_spread, part, part_like, put_back, require_one_mask, require_usable
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.sparse_training._held import HeldParameter, Orphans, Places, mask_history, states_of
 from ticketry.errors import HoldError
 
@@ -63,6 +63,7 @@ class Hold:
 
     def __init__(self, model: nn.Module, mask: Mask, *, hooks: bool = True) -> None:
         """`hooks=False` is for a loop that calls `mask_gradients` and `mask_state` itself, which costs less."""
+        require_mask(mask)
         self._mask, self._hooks = mask, hooks
         put_back(model)
         parameters = mask.parameters(model)
@@ -324,7 +325,8 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
     Raises:
         MaskError: if the mask does not fit the model; or, of a model that several processes train
             (DistributedDataParallel, `fully_shard`), if they hold different masks. Each of them calls this.
-        UsageError: for parameters in parts that have no values yet, or do not lie in even pieces.
+        UsageError: for a mask that is no `Mask`; for parameters in parts that have no values yet, or do not lie in even
+            pieces.
         HoldError: on leaving the block, if a removed weight is not 0: after a loss that is not finite it names the
             step; or if the optimiser still steps a parameter that another took the name of. At a step of an optimiser,
             if the model has lost a parameter of the mask.

@@ -6,17 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ticketry.core.layer_density import layer_lines, one_line
 from ticketry.core.mask import Mask
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
     """Method, density and its denominators, metric, seeds and the table of layers, as lines of plain text."""
     facts = [f"{label + ':':<10} {text}" for label, text in facts_of(mask, info, trained)]
-    rows = [(row.name, "x".join(map(str, row.shape)), row.kept, row.total, row.density) for row in mask.table()]
-    width = max(len("layer"), *(len(_one_line(row[0])) for row in rows))
-    table = [f"{'layer':<{width}} {'shape':>14} {'kept':>11} {'of':>11} {'density':>8}"]
-    table += [f"{_one_line(n):<{width}} {s:>14} {kept:>11,} {of:>11,} {d:>8.4f}" for n, s, kept, of, d in rows]
-    return "\n".join([*facts, "", *table])
+    return "\n".join([*facts, "", *layer_lines(mask.table())])
 
 
 def model_card(
@@ -34,7 +31,7 @@ def model_card(
         head.append(f"license: {json.dumps(licence)}")
     table = "\n".join(f"| {label} | {_cell(text)} |" for label, text in facts_of(mask, info, trained))
     which = "trained" if trained else "start"
-    said = f"\n## Does it win?\n\n{_cell(_one_line(verdict))}\n" if verdict else ""
+    said = f"\n## Does it win?\n\n{_cell(one_line(verdict))}\n" if verdict else ""
     shown = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
     return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which, verdict=said + shown)
 
@@ -85,12 +82,7 @@ def facts_of(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[s
 def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return _one_line(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
-
-
-def _one_line(text: str) -> str:
-    """`text` without line breaks and control characters: a ticket may come from anywhere."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return one_line(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def _cell(text: str) -> str:

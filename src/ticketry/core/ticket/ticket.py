@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ticketry.core.devices.parts import put_back
 from ticketry.core.html_tables import html_table
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.mask_files import from_bytes, to_bytes
 from ticketry.core.ticket import folder as files
 from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, config_of, download, upload
@@ -79,6 +79,7 @@ class Ticket:
                 but dense tensors, or `info` holds what JSON cannot.
         """
         self.path: Path | None = None
+        require_mask(mask)
         self.mask = mask.to("cpu")
         self.start = state_copy(start, "start")
         self.info: dict[str, Any] = plain(dict(info), "info")

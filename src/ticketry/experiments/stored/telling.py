@@ -62,6 +62,8 @@ class Telling:
             trained=self._underway.trained,
             began=self._began,
             at=time.time(),
+            since=self._underway.since,
+            at_once=self._underway.at_once,
             points=points,
             active=tuple(map(_in_training, self._underway.active())),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from ticketry.lab.runners.runner import Event
 
@@ -13,6 +14,10 @@ class Underway:
     def __init__(self) -> None:
         self.trained = self.asked = 0
         """Segments that were trained, and those that were asked for, of which the store had the others."""
+        self.since = 0.0
+        """When the first training made its first step, in seconds since 1970: workers had started by then; 0 before."""
+        self.at_once = 0
+        """Segments that were being trained together, at the most."""
         self._active: dict[str, Event] = {}
         self._done: set[str] = set()  # a worker's last words may come after its result
         self._guard = threading.Lock()
@@ -31,6 +36,9 @@ class Underway:
                     self._done.add(event.key)
             elif event.kind != "started" and event.key not in self._done:  # queued until a worker has taken it
                 self._active[event.key] = event
+                if event.kind == "progress":
+                    self.since = self.since or time.time()
+                    self.at_once = max(self.at_once, sum(one.kind == "progress" for one in self._active.values()))
 
     def active(self) -> list[Event]:
         """What was told last of each segment that is being trained, in the order of their labels."""

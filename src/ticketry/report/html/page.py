@@ -155,7 +155,7 @@ def _observed(results: Results) -> list[Text | None]:
 def _head(subject: Subject) -> dict[str, object]:
     results = subject.runs[0]
     run, count = results.run, results.replicates
-    facts = [f"{run.task.model} on {run.task.name}", run.method, f"{count} replicate{'' if count == 1 else 's'}"]
+    facts = [run.task.title, run.method, f"{count} replicate{'' if count == 1 else 's'}"]
     if "date" in run.environment:
         facts.append(value(run.environment["date"]).replace("T", " ").removesuffix("Z"))
     return {
@@ -171,7 +171,7 @@ def _head(subject: Subject) -> dict[str, object]:
 def _head_of_several(subject: Subject) -> dict[str, object]:
     count = f"{len(subject.runs)} runs"
     titles = list(dict.fromkeys(results.run.title for results in subject.runs))
-    tasks = list(dict.fromkeys(f"{task.model} on {task.name}" for task in subject.by_task))
+    tasks = list(dict.fromkeys(task.title for task in subject.by_task))
     networks = sum(len(results.run.points) for results in subject.runs)
     return {
         "title": f"{count} compared",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import named_parameters, unwrapped
 from ticketry.core.structure.dependencies.channel_groups import ChannelGroup, Structure
 from ticketry.core.structure.dependencies.model_copies import Inputs, arguments_of, natural_dtype, twin_of
@@ -80,6 +80,7 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
         >>> {name: plan.shape(name) for name in plan.shapes}
         {'0.bias': (4,), '0.weight': (4, 4), '2.weight': (2, 4)}
     """
+    require_mask(mask)
     mask.parameters(model)
     return plan_of(model, mask, example_inputs, tried_structure(model, example_inputs, spare))
 

@@ -60,7 +60,7 @@ def _summary_cells(results: Results, with_task: bool) -> list[str]:
     search, dense, steps = (cost.get(key) for key in ("search_steps_per_replicate", "dense_steps", "steps_trained"))
     seconds, trained, asked = (cost.get(key) for key in ("train_seconds", "segments_trained", "segments_asked"))
     return [
-        *([f"{run.task.model} on {run.task.name}"] if with_task else []),
+        *([run.task.title] if with_task else []),
         run.method,
         rewind_of(results) or NONE,
         str(len(results.levels)),
@@ -101,7 +101,7 @@ def comparison_section(
         place.figure(drawings, STEPS_TO_TICKET, known, known_rows(runs)),
     ]
     several = len(subject.by_task) > 1
-    name = f"{task.model} on {task.name}"
+    name = task.title
     title = name if several else f"Test {task.metric.words} of the runs, overlaid"
     return Section(place.id("comparison"), title, figures, name if several else "Comparison") if any(figures) else None
 
@@ -133,7 +133,7 @@ def methods_section(subject: Subject, task: Task, indices: Sequence[int], place:
     blocks: list[Block] = [Text(text, "caption")]
     for number, match in enumerate(found, 1):
         blocks += _at_density(match, runs, labels, indices, place.within(f"density-{number}"))
-    title = "By method" if len(subject.by_task) == 1 else f"By method: {task.model} on {task.name}"
+    title = "By method" if len(subject.by_task) == 1 else f"By method: {task.title}"
     return Section(place.id("methods"), title, blocks, name="By method")
 
 

@@ -115,5 +115,5 @@ def _summary_rows(runs: list[Results]) -> Iterator[Row]:
             found = summarise(point.metric(name, split) for point in points)
             values.append(Cell(style.number(found.mean), quiet=style.spread(found)))
         density = statistics.fmean(point.density for point in points)
-        named = [f"{task.model} on {task.name}", method, role_name(role), str(level), percent(density)]
+        named = [task.title, method, role_name(role), str(level), percent(density)]
         yield Row(None, [*named, f"{len(members):,}", f"{len(points):,}", *values])

@@ -20,7 +20,7 @@ _SHADES = 6
 def stability_section(study: StabilityRecord, drawings: Mapping[str, Drawing], place: Place) -> Section:
     """Panels over rewind steps, the barriers' curves, and the distances layer by layer."""
     facts = [
-        f"{study.task.model} on {study.task.name}",
+        study.task.title,
         f"{study.replicates} replicate{'' if study.replicates == 1 else 's'}",
         f"{study.total_steps:,} steps of training",
     ]

@@ -133,7 +133,7 @@ def verify_section(verify: VerifyRecord, drawings: Mapping[str, Drawing], place:
     """Verdict, differences, seeds, budgets, and what was left out and why."""
     style = seed_style(verify)
     which = "" if verify.replicate is None else f"replicate {verify.replicate}"
-    facts = [f"{verify.task.model} on {verify.task.name}", verify.method, which]
+    facts = [verify.task.title, verify.method, which]
     label = metric_label(verify.task.metric)
     differences = (
         f"Mean differences in test {label} over paired seeds, with their two-sided {percent(verify.confidence, 0)} % "

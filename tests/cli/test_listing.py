@@ -1,0 +1,50 @@
+"""What there is in a store, where its runs are of tasks of several kinds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ticketry as tk
+from cli.calling import call
+from ticketry.experiments.run import Run
+
+
+def searched(store: Path, task: str | tk.Task, **more: object) -> Run:
+    """One ticket, hardly trained."""
+    quick = {"levels": 1, "replicates": 1, "controls": (), "recipe": {"length": "4it", "batch": 4}, "workers": 0}
+    return tk.run("iterative", task, store=store, **quick, **more)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Of accuracy, of a language model's metrics, of regression: in one store."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "text.txt").write_text("the ticket wins the lottery and the mask loses nothing " * 60)
+    rows = [f"{one},{two},{one + 2 * two}" for one in range(12) for two in range(10)]
+    (folder / "table.csv").write_text("\n".join(["one,two,three", *rows]))
+    text = tk.task(f"text:{folder / 'text.txt'}", model="lstm@0.05", options={"time": "5"})
+    table = tk.task(f"table:{folder / 'table.csv'}", options={"target": "three"})
+    return [searched(folder / "store", task) for task in ("digits", text, table)]
+
+
+def test_tickets_of_several_tasks_have_columns_by_name(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "list", "tickets", "--store", str(runs[0].record.store))
+    assert (code, err) == (0, "")
+    head, *lines = [re.split(r"\s{2,}", line) for line in out.splitlines()]
+    measured = [point.test for run in runs for point in run.record.points if point.role == "ticket"]
+    assert head[:2] == ["ticket", "weights left"]
+    assert set(head[2:]) == {name for values in measured for name in values}
+    assert len({tuple(values) for values in measured}) == 3, "no two of these tasks have the same metrics"
+    told = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert set(told) == {str(run.tickets[0].path) for run in runs}
+    for run, values in zip(runs, measured, strict=True):
+        line = told[str(run.tickets[0].path)]
+        assert line["weights left"] == f"{100 * run.tickets[0].density:.2f} %"
+        for name in head[2:]:
+            if name in values:
+                assert float(line[name]) == pytest.approx(values[name], abs=5e-5)
+            else:
+                assert line[name] == "–"
