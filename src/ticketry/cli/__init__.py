@@ -39,9 +39,6 @@ COMMANDS = {
     "store": ("store", "check a store for damage, free space in it, or move it or its results"),
 }
 
-# Else torch's profiler, which measures memory, tells on standard error that it began; it asks before it is imported.
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")
-
 _EXAMPLES = """\
 examples:
   ticketry demo

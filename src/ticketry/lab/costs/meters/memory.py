@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -40,6 +41,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         >>> tk.meters.allocated_at_peak(lambda: torch.ones(1000) + held, [held])
         12000
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it tells on standard error that it began; asked for when used
     before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
     with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         work()
