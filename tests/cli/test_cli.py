@@ -226,6 +226,13 @@ def test_a_method_alone_is_asked_what_to_train_on(
     assert err.startswith(f"ticketry: name what to train on: ticketry search {name} --task")
 
 
+def test_one_ticket_lies_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "search oneshot --task digits --replicates 1 --controls none --recipe.length 20it --workers 0 --store"
+    code, out, _ = call(capsys, *words.split(), str(tmp_path))
+    assert code == 0
+    assert "tickets (1 folder)\n" in out
+
+
 def test_options_of_search_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     """A new option is a decision: it is added here too."""
     _, out, _ = call(capsys, "search", "iterative", "--help")
