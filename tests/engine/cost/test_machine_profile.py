@@ -203,3 +203,12 @@ def test_a_calibrated_machine_estimates_what_it_was_calibrated_with(tmp_path, mo
     x = torch.randn(64, 600)
     measured = tk.cost.model(model, x, threads=1).dense
     assert 0.5 < tk.cost.model(model, x, made, threads=1).dense / measured < 2
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_layer_that_stays_dense_is_not_far_dearer_than_one_that_nearly_does(name: str) -> None:
+    """Of a profile that was fitted to few large values, bytes could cost anything where there are many."""
+    model = tk.task("cifar10", model="resnet-20").build().eval()
+    costs = tk.cost.model(model, torch.randn(16, 3, 64, 64), target=name)
+    for layer in costs.layers.values():
+        assert layer.at(1.0) < 10 * layer.at(0.8)

@@ -121,6 +121,7 @@ DESIGNS: dict[str, Design] = {
     "small planes": Design(lambda: _stages(160, 320, 320, 448, 448, head=0), (160, 8, 8), (1, 2, 8)),
     "odd planes": Design(lambda: _residuals(4, 36, 72, 144), (4, 21, 21), (2, 8)),
     "large planes": Design(lambda: _stages(3, 16, 32, 48, 64, pool=nn.AvgPool2d), (3, 64, 64), (1, 8)),
+    "large strides": Design(lambda: _residuals(3, 20, 40, 72), (3, 64, 64), (1, 8)),
     "linear": Design(lambda: _linear(600, 400, 400, 120, 10), (600,), (1, 8, 64, 192)),
     "wide linear": Design(lambda: _linear(1536, 1200, 768, 256), (1536,), (1, 16, 128)),
     "flattened": Design(lambda: _flat(1, 10, 24, 160), (1, 24, 24), (4, 48)),
