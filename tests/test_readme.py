@@ -19,7 +19,7 @@ def examples() -> list[str]:
 
 
 def test_example_in_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, _ = examples()
+    code, *_ = examples()
     assert len([line for line in code.splitlines() if line.strip()]) <= 17
     task = tk.task("digits")
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def test_example_in_your_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_example_of_a_faster_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, code = examples()
+    _, code, _ = examples()
     torch.manual_seed(0)
     task = tk.task("digits")
     model = task.build().eval()
@@ -60,6 +60,18 @@ def test_example_of_a_faster_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         wanted = model(names["example_inputs"])
     assert torch.allclose(names["outputs"], wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(tk.engine.load("model.tk")(names["example_inputs"]), names["outputs"])
+
+
+@pytest.mark.filterwarnings("ignore:the budget was not met")
+def test_example_of_a_budget() -> None:
+    _, _, code = examples()
+    torch.manual_seed(0)
+    task = tk.task("digits")
+    model = task.build().eval()
+    names = {"model": model, "example_inputs": task.prepare(task.load().test.inputs[:32])}
+    exec(code, names)  # the point of this test
+    assert 0 < names["mask"].density < 0.5
+    assert tk.cost.model(model, names["example_inputs"], unit="bytes").estimate(names["mask"]).value <= 100_000
 
 
 def test_links_lead_somewhere() -> None:
