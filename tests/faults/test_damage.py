@@ -130,7 +130,7 @@ def test_read_only_store(tmp_path: Path, finished_store: Path) -> None:
         (("--recipe.lr", "1e30"), 2, "lr must lie in"),
         (("--recipe.lr", "1e6", "--recipe.optimizer", "sgd"), 1, "the loss is nan"),
         (("--recipe.lr", "much"), 2, "--recipe.lr"),
-        (("--task", "sudoku"), 1, "there is no task 'sudoku'"),
+        (("--task", "sudoku"), 2, "there is no task 'sudoku'"),
         (("--rewind", "soon"), 2, "500it, 2ep, 3%"),
         (("--model", "gpt"), 1, "gpt"),
         (("--controls", "placebo"), 2, "placebo"),

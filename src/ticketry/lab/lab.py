@@ -127,8 +127,6 @@ class Lab(Answers):
         self._remaker = Remaker(self.store, folder, self._tasks)
         self.store.remake = self._made_again if self.workers else self._remaker
 
-    # -- describing work ---------------------------------------------------------------------------------------------
-
     def segment(
         self,
         task: Task,
@@ -181,8 +179,6 @@ class Lab(Answers):
             order_seed=order_seed,
             arithmetic=self.kernels.arithmetic(task, arithmetic, variants, recipe.batch),
         )
-
-    # -- training ----------------------------------------------------------------------------------------------------
 
     def train(
         self, segment: Segment, *, keep: Sequence[int] = (), label: str = "", measure: bool = True, ahead: int = 0
@@ -306,8 +302,6 @@ class Lab(Answers):
         finally:
             self._runner, self.ledger, self.store.remake = before
 
-    # -- ending ------------------------------------------------------------------------------------------------------
-
     def stop(self) -> None:
         """Ask all training to store its state and stop."""
         if self._runner:
@@ -360,14 +354,13 @@ class Lab(Answers):
 
     def _made_again(self, digest: str, trajectory: str, step: int) -> None:
         """Let a worker train weights that a bundle left out, as all else is trained."""
-        segment = self._remaker.segment(digest, trajectory, step)
+        segment, order = self._remaker.segment(digest, trajectory, step), replace(self._order, weights=True)
         with heeded(), self._guard:
             self._labels[segment.key] = f"{getattr(self._told, 'prefix', '')}weights that a bundle left out"
-            future = self._running().submit(replace(self._order, measure=False, weights=True), segment, ())
-        try:
-            future.result()
-        finally:
-            self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
+            future = self._running().submit(replace(order, measure=False), segment, ())
+        concurrent.futures.wait([future])
+        self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
+        future.result()
 
     def _running(self) -> Runner:
         with self._guard:

@@ -84,6 +84,7 @@ class Sums(OfSegments):
     blocked: whether rows have several segments.
     unit: bytes that columns are counted in.
     wide: whether columns take 32 bits (signed) instead of 16.
+    sets: sums of each row and vector held side by side, the same for all tiles; 0 for what each tile needs by itself.
     """
 
     finished: ClassVar[bool] = True
@@ -96,6 +97,7 @@ class Sums(OfSegments):
     blocked: bool = False
     unit: int = 1
     wide: bool = True
+    sets: int = 0
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
@@ -119,7 +121,7 @@ class _Body:
         self.e, self.spec, self.number = e, spec, number
         self.shape, self.masked = spec.shapes[number], spec.masked[number]
         self.vectors = len(self.shape.x)
-        self.sets = side_by_side(spec.rows, self.vectors)
+        self.sets = spec.sets or side_by_side(spec.rows, self.vectors)
         self.arena = e.arena()
         self.segments, self.columns, self.weights = e.table(SEGMENTS), e.table(COLUMNS), e.table(WEIGHTS)
         self.chunks, self.chunk_count = e.table(CHUNKS), e.arg(CHUNK_COUNT)

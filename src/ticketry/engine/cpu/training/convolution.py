@@ -18,7 +18,7 @@ from ticketry.engine.cpu.bfloat import HALF
 from ticketry.engine.cpu.planes import kernel_choice
 from ticketry.engine.cpu.planes.conv import Matrix, Tables, check, shared, single
 from ticketry.engine.cpu.planes.geometry import FLOAT, LINE
-from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums
+from ticketry.engine.cpu.planes.row_sums import FLAG_BITS, Sums, side_by_side
 from ticketry.engine.cpu.planes.tiles import Tiles
 from ticketry.engine.cpu.program import Op
 from ticketry.engine.cpu.target import Target
@@ -314,8 +314,9 @@ def _sums(matrix: Matrix, sides: Sequence[Side], size: Pair, target: Target, thr
         if half:
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
-        whole = (False,) * len(cut)
-        spec = Sums(rows, shapes, whole, residual, None, made.blocked, made.unit, made.wide)
+        # By the smallest tile, for all: the order of sums is part of the version of the kernels' numbers.
+        several = side_by_side(rows, min(len(shape.x) for shape in shapes))
+        spec = Sums(rows, shapes, (False,) * len(cut), residual, None, made.blocked, made.unit, made.wide, several)
         ops.append(Op(spec, tuple(args)))
     return Gathered(ops, index)
 
