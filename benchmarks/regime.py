@@ -32,8 +32,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         # by seeds, then by lengths: a run that is stopped has whole seeds
         found: dict[str, list[dict[str, Any]]] = {length: [] for length in arguments.length}
         wanted = [(seed, length) for seed in range(arguments.seeds) for length in arguments.length]
-        with lab_of(arguments, arguments.workers) as lab:
-            if arguments.workers:
+        if arguments.workers:
+            with lab_of(arguments, arguments.workers) as lab:
                 lab.train_many([segment_of(lab, task, *each, recipe) for each in wanted])
         for seed, length in wanted:
             found[length].append(trained(task, length, seed, recipe, arguments))

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import tomllib
 from common import Row, main, one_thread, parser
 from torch import nn
 
@@ -25,6 +24,7 @@ from ticketry.engine.bench.compare import compare
 from ticketry.engine.bench.dense_engines import Contender, Sparse, names, rivals
 from ticketry.engine.bench.timing import Timing
 from ticketry.engine.bench.workload import Case
+from ticketry.experiments.run_file import toml_tables
 from ticketry.lab.store import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
@@ -40,8 +40,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     one_thread()
     rows: list[Row] = []
     for run in arguments.runs:
-        record = json.loads((arguments.store / "runs" / run / "run.json").read_text())
-        asked = tomllib.loads(record["config"])
+        folder = arguments.store / "runs" / run
+        record = json.loads((folder / "run.json").read_text())
+        _, asked = toml_tables(folder / "run.toml", "run")
         rows += rows_of(run, record["points"], asked, arguments)
     return rows + family(asked, arguments)
 
@@ -94,7 +95,7 @@ def shares(
     """Of each contender the median over rounds of its time by that of the network without a mask."""
     x = catalogue.make(spec(asked)).example(arguments.batch, arguments.data)
     timing = Timing(rounds=2 if arguments.quick else arguments.rounds, clock=arguments.clock)
-    dense = [] if any(one in contenders for one in rivals(None)) else rivals(["eager"])
+    dense = [] if any(not one.sparse for one in contenders) else rivals(["eager"])  # one is the reference
     all_of_them: list[Contender] = [Sparse(compile_case, OWN), *dense, *contenders]
     found = compare(Case(model, (x,), "fp32", 1), all_of_them, timing, say=lambda text: None)
     taken = {one.engine: one.cpu if arguments.clock == "cpu" else one.wall for one in found.times}

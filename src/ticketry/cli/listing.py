@@ -90,7 +90,9 @@ def _print_tickets(rows: list[dict[str, Any]]) -> None:
 
 def shown(value: object) -> str:
     """A value for a terminal: a name may come from a file, and must not move the cursor or break the line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    from ticketry.core.layer_density import one_line
+
+    return one_line(str(value))
 
 
 def _print_methods(rows: list[dict[str, Any]]) -> None:

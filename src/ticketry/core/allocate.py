@@ -99,7 +99,7 @@ def allocate(
         within = _of_m(scores, pattern, layouts or {}, within, half_rate)
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last inputs keep n too, where they are fewer than m
-    if pattern.blocks_of_rows and within is not None:
+    if pattern.blocks_of_rows and within is not None and kept > within.kept:
         kept = all_within_a_block(kept, within, pattern, layouts or {})
     check_enough(kept, total, total if within is None else within.kept, wanted)
 

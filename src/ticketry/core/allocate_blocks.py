@@ -79,7 +79,8 @@ def all_within_a_block(wanted: int, within: Mask, pattern: Pattern, layouts: Map
     """The weights to keep of a mask: all that it has, where less than a block is missing from those that are wanted.
 
     A mask of whole blocks can have fewer weights than its density asked for. Where a schedule's densities then hardly
-    fall, the next one asks for more than it has; the mask that comes nearest is the mask itself.
+    fall, the next one asks for more than it has; the mask that comes nearest is the mask itself. For `wanted` above
+    what it has.
     """
     largest = max(
         (
@@ -89,7 +90,7 @@ def all_within_a_block(wanted: int, within: Mask, pattern: Pattern, layouts: Map
         ),
         default=0,
     )
-    return within.kept if within.kept < wanted < within.kept + largest else wanted
+    return within.kept if wanted < within.kept + largest else wanted
 
 
 def _layer(name: str, score: Tensor, pattern: Pattern, layout: Layout | None, within: Mask | None) -> _Layer:

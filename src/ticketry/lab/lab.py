@@ -354,10 +354,11 @@ class Lab(Answers):
 
     def _made_again(self, digest: str, trajectory: str, step: int) -> None:
         """Let a worker train weights that a bundle left out, as all else is trained."""
-        segment, order = self._remaker.segment(digest, trajectory, step), replace(self._order, weights=True)
+        segment = self._remaker.segment(digest, trajectory, step)
+        order = replace(self._order, measure=False, weights=True)
         with heeded(), self._guard:
             self._labels[segment.key] = f"{getattr(self._told, 'prefix', '')}weights that a bundle left out"
-            future = self._running().submit(replace(order, measure=False), segment, ())
+            future = self._running().submit(order, segment, ())
         concurrent.futures.wait([future])
         self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
         future.result()

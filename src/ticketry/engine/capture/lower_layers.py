@@ -21,7 +21,7 @@ from ticketry.engine.capture.editor import (
     tensor_of,
     value_of,
 )
-from ticketry.engine.capture.lower_pools import adaptive, adaptive_1d, mean, pair, pool, pool_1d
+from ticketry.engine.capture.lower_pools import adaptive, adaptive_1d, in_a_picture, mean, pair, pool, pool_1d
 from ticketry.engine.capture.same_rows import rows_of
 from ticketry.engine.graph import Json, Node, node
 from ticketry.engine.graph.attribute_kinds import is_act
@@ -59,16 +59,12 @@ def _padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int
 def _conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
     """A convolution over one axis is one over pictures of height 1."""
     (x,), weights = editor.floats(one, found["input"], axes=3), _weights(editor, found)
-    shape, made = editor.shape(x), editor.shape(one.output)
-    assert shape is not None and made is not None  # noqa: PT018
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
     stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
     padding = _padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
     weights = {**weights, "weight": editor.tensor(f"{weights['weight']}.2d", weight)}
     setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": found["groups"]}
-    picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
-    conv = editor.make("conv2d", (picture.output,), one.output, weights, **setting)
-    return [picture, conv, node("reshape", (conv.output,), one.output, shape=list(made))]
+    return in_a_picture(editor, one, x, "conv2d", weights, **setting)
 
 
 def linear_input(found: Found) -> Json:

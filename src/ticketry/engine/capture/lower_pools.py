@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ticketry.engine.capture.editor import Editor, Found, need
 from ticketry.engine.graph import Json, Node, node
 
@@ -42,16 +44,18 @@ def pool_1d(editor: Editor, one: Node, found: Found) -> list[Node]:
         "ceil": found["ceil_mode"],
     }
     if "dilation" in found:
-        return _in_a_picture(editor, one, x, "max_pool2d", **window, dilation=[1, pair(found["dilation"])[1]])
-    return _in_a_picture(editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+        return in_a_picture(editor, one, x, "max_pool2d", **window, dilation=[1, pair(found["dilation"])[1]])
+    return in_a_picture(editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
 
 
-def _in_a_picture(editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+def in_a_picture(
+    editor: Editor, one: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
+) -> list[Node]:
     """An operation on [N, C, L] by one on [N, C, 1, L]."""
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
-    pooled = editor.make(op, (picture.output,), one.output, **attributes)
-    return [picture, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
+    result = editor.make(op, (picture.output,), one.output, weights, **attributes)
+    return [picture, result, node("reshape", (result.output,), one.output, shape=list(made))]
 
 
 def adaptive_1d(editor: Editor, one: Node, found: Found) -> list[Node] | str:
@@ -60,9 +64,9 @@ def adaptive_1d(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     if old == new:
         return x
     if new == 1:
-        return _in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+        return in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
     need(new and not old % new)
-    return _in_a_picture(editor, one, x, "avg_pool2d", kernel=[1, old // new], stride=[1, old // new])
+    return in_a_picture(editor, one, x, "avg_pool2d", kernel=[1, old // new], stride=[1, old // new])
 
 
 def adaptive(editor: Editor, one: Node, found: Found) -> list[Node] | str:
@@ -87,7 +91,7 @@ def mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     if (len(shape), axes) == (4, [2, 3]):
         return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
     if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
-        return _in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
+        return in_a_picture(editor, one, x, "global_avg_pool", keepdim=True)
     need((len(shape), axes) in ((4, [1, 2]), (3, [1])))
     last = len(shape) - 1
     nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
