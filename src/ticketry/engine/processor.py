@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -11,22 +13,53 @@ _USUAL_CACHE = 32 * 2**20
 _USUAL_FIRST = (32 * 2**10, 2**20)
 BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Features that multiply in bfloat16."""
+_NAMED = (
+    ("vendor_id", "cpu family", "model", "stepping"),  # x86
+    ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"),  # Arm
+)
+"""What a kind is named by, in the system's words."""
+_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", "asimd", "sve")
+"""Features by which libraries choose kernels; a virtual machine may hide them."""
 
 
 def processor() -> tuple[str, set[str]]:
     """Its name, and its features in Linux' words."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
+    facts = _facts()
+    return facts.get("model name") or platform.processor() or platform.machine(), _features(facts)
+
+
+def kind() -> str:
+    """Maker, family, model and stepping in numbers, and features on which kernels depend.
+
+    Names do not tell processors apart: rented machines call all generations "AMD EPYC" or "Intel Xeon Processor".
+    """
+    return kind_of(_facts())
+
+
+def kind_of(facts: Mapping[str, str]) -> str:
+    """The same of what Linux tells of a processor, by its words."""
+    numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
+    features = _features(facts)
+    return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])
+
+
+def facts_of(cpuinfo: str) -> dict[str, str]:
+    """What the text of /proc/cpuinfo tells of the first processor, by its words."""
+    first, _, _ = cpuinfo.strip().partition("\n\n")
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _features(facts: Mapping[str, str]) -> set[str]:
+    return set((facts.get("flags") or facts.get("Features") or "").split())
+
+
+@functools.cache  # it is asked for with every result
+def _facts() -> Mapping[str, str]:
+    """What Linux tells; elsewhere nothing."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
+        return facts_of(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
-        pass
-    return name, flags
+        return {}
 
 
 def computes_in_bf16() -> bool:

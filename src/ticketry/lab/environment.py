@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ticketry.engine.processor import kind
+from ticketry.engine.processor import processor as name_and_features
 from ticketry.version import __version__
 
 
@@ -20,18 +21,12 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
+        "processor_kind": kind(),
     }
 
 
 @functools.cache  # it is asked for by every result and every ticket
 def processor() -> str:
     """The name of the CPU, and of the GPU if there is one."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+    name, _ = name_and_features()
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name

@@ -37,15 +37,14 @@ _ROUNDS = 11
 
 def check_here(costs: CostModel) -> None:
     """Raises `CostError` if times that go with these costs cannot be measured on this machine."""
-    from ticketry.engine.bench.machine import machine
+    from ticketry.engine.bench.machine import another_machine
 
     if costs.unit != "seconds":
         raise CostError(f"a time is measured beside costs in seconds, not in {costs.unit}")
-    here, there = machine()["processor"], costs.about.get("processor")
-    if here != there:
+    if other := another_machine(costs.about):
         raise CostError(
-            f"the costs are of another machine ({there}; this one is {here}): nothing can be timed for them here, leave"
-            " measured and dense_of_time away or search there"
+            f"the costs are of another machine ({other}): nothing can be timed for them here, leave measured"
+            " and dense_of_time away or search there"
         )
     threads, cores = int(costs.about.get("threads", 1)), os.cpu_count() or 1
     if threads > cores:

@@ -265,6 +265,7 @@ def test_a_time_by_prune(costs, monkeypatch):
         ({"threads": 7}, "of threads 7, and here it is 1"),
         ({"batch": 9}, "of batch 9"),
         ({"processor": "Another 3000"}, r"cannot be met here: the costs are of another machine \(Another 3000"),
+        ({"processor_kind": "AuthenticAMD 25 1 1"}, r"another machine \(.*, AuthenticAMD 25 1 1; this one is "),
     ],
 )
 def test_costs_of_other_circumstances_are_refused(costs, changed, said):

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ticketry.engine.processor import BF16, last_cache, processor
+from ticketry.engine.processor import BF16, kind, last_cache, processor
 from ticketry.errors import UsageError
 
 _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
@@ -22,6 +22,7 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
     name, flags = processor()
     return {
         "processor": name,
+        "processor_kind": kind(),
         "features": [feature for feature in _FEATURES if feature in flags],
         "cores": len(available_cores()),
         "last_cache_bytes": last_cache(),
@@ -30,6 +31,20 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
         "versions": {package: found for package in packages if (found := _version(package))},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def another_machine(about: Mapping[str, Any]) -> str:
+    """What tells that something is of another processor than this one's, in words; empty if nothing does.
+
+    Args:
+        about: what `machine` told there; of older files the name alone is compared.
+    """
+    here = machine(())
+    facts = [fact for fact in ("processor", "processor_kind") if fact == "processor" or fact in about]
+    if all(about.get(fact) == here[fact] for fact in facts):
+        return ""
+    there, own = (", ".join(str(one.get(fact)) for fact in facts) for one in (about, here))
+    return f"{there}; this one is {own}"
 
 
 def _version(package: str) -> str:

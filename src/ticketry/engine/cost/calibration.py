@@ -124,6 +124,7 @@ def calibrate(
         max(_SURE_BY_MOST, spread_of(left_out(samples))),
         {
             "processor": about["processor"],
+            "processor_kind": about["processor_kind"],
             "vectors": found.name,
             "threads": 1,
             "precision": precision,

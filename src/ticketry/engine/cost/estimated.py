@@ -91,6 +91,7 @@ class ProcessorEstimator(Estimator):
         return {
             "target": str(machine.about["processor"]),
             "processor": machine.about["processor"],
+            **{name: machine.about[name] for name in ("processor_kind",) if name in machine.about},
             "vectors": machine.about["vectors"],
             "threads": machine.about["threads"],
             "precision": machine.about["precision"],

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ticketry.engine.bench.machine import machine
+from ticketry.engine.bench.machine import another_machine
 from ticketry.engine.cost.few_inputs import LIKE
 from ticketry.engine.cost.work import Caches, Work
 from ticketry.engine.cpu.target import NEAR, Target, foreign, near_inputs
@@ -146,8 +146,8 @@ def of_this_machine(vectors: str, threads: int, precision: str) -> MachineProfil
     if not path.exists():
         raise CostError(f"there is no profile of this machine in {precision}: tk.cost.calibrate() makes one")
     found = MachineProfile.load(path)
-    if (other := found.about.get("processor")) != (here := machine()["processor"]):
-        raise CostError(f"the profile in {path} is of another processor ({other}; this one is {here}): calibrate anew")
+    if other := another_machine(found.about):
+        raise CostError(f"the profile in {path} is of another processor ({other}): calibrate anew")
     found.check(threads, precision)
     return found
 

@@ -151,6 +151,7 @@ def _about(meter: Meter, family: Family) -> dict[str, object]:
     return {
         "target": "this machine",
         "processor": found["processor"],
+        "processor_kind": found["processor_kind"],
         "threads": meter.threads,
         "precision": meter.precision,
         "batch": meter.batch,

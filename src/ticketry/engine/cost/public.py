@@ -30,7 +30,7 @@ from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.structuring import AUTO, in_blocks, only_of
-from ticketry.engine.bench.machine import machine
+from ticketry.engine.bench.machine import another_machine
 from ticketry.engine.capture import capture
 from ticketry.engine.cost.estimated import Estimator, ProcessorEstimator, with_spread
 from ticketry.engine.cost.families import DENSITIES, SHARES, Family, RandomMasks, ScoredMasks
@@ -306,8 +306,8 @@ def _allocation(request: Request, costs: CostModel, values: Mapping[str, Tensor]
 
 def _elsewhere(costs: CostModel) -> str:
     """What tells that costs are not of this machine; empty if they are."""
-    here, there = machine()["processor"], costs.about.get("processor")
-    return "" if here == there else f"the costs are of another machine ({there}; this one is {here})"
+    other = another_machine(costs.about)
+    return other and f"the costs are of another machine ({other})"
 
 
 def _fits(costs: CostModel, meter: Meter) -> CostModel:

@@ -33,8 +33,9 @@ from ticketry.report.wording import percent, role_name
 from ticketry.tasks.task import Task
 
 Found = Literal["same bits", "inside", "outside"]
-_MACHINE = ("ticketry", "torch", "platform", "processor")
-"""What has to be the same for the same bits, beside the kernels."""
+_MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
+"""What has to be the same for the same bits, beside the kernels. Of results that do not tell the kind of their
+processor it is not known: rented machines of all generations share a name."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
 
 
