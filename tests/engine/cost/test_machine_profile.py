@@ -185,9 +185,9 @@ def test_a_machine_that_was_not_calibrated_says_how(profile, monkeypatch, tmp_pa
 
     profile.save(kept_path(target().name, "fp32"))
     here = profile.about["processor"]
-    monkeypatch.setattr("ticketry.engine.cost.machine_profile.machine", lambda: {"processor": here})
+    monkeypatch.setattr("ticketry.engine.bench.machine.processor", lambda: (here, set()))
     assert tk.cost.model(network(), X, "calibrated", threads=1) == tk.cost.model(network(), X, profile, threads=1)
-    monkeypatch.setattr("ticketry.engine.cost.machine_profile.machine", lambda: {"processor": "Abacus 3"})
+    monkeypatch.setattr("ticketry.engine.bench.machine.processor", lambda: ("Abacus 3", set()))
     with pytest.raises(CostError, match="another processor"):
         tk.cost.model(network(), X, "calibrated", threads=1)
 
