@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
 from ticketry.core.layout import Layout, best_of_m
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
 from ticketry.core.scope import covered
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
@@ -142,6 +142,8 @@ def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
     """Raises what `allocate` does of arguments that do not belong together."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
+    if within is not None:
+        require_mask(within, "within")
     if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
         raise MaskError("the mask to go on from is not of the tensors that have scores")
 

@@ -19,7 +19,7 @@ from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.devices.parts import put_back
 from ticketry.core.devices.pruning import any_spread, largest_magnitudes
 from ticketry.core.layout import layouts
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern, check_density
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
@@ -194,6 +194,8 @@ def prune(
         >>> tk.prune(model, flops=0.25, example_inputs=x).density
         0.25
     """
+    if within is not None:
+        require_mask(within, "within")
     put_back(model)
     if scope is None:
         scope = scope_of(model) if within is None else scope_of_shapes(model, within.shapes)

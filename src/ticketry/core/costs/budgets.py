@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ticketry.core.costs.cost_model import CostModel
 from ticketry.core.costs.words import Unit
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.scope import Scope
 from ticketry.core.structuring import NONE, in_blocks
 from ticketry.errors import UsageError
@@ -36,6 +36,8 @@ class Request:
     """Of the model; None for those of this machine, measured now."""
 
     def __post_init__(self) -> None:
+        if self.within is not None:
+            require_mask(self.within, "within")
         if self.structure != NONE and not self.in_blocks:
             raise UsageError(
                 "the structure under a budget is none, auto, weights or rows:N (such as rows:16), not"

@@ -14,7 +14,7 @@ from ticketry.core.gates.gate_kind import Kind
 from ticketry.core.gates.gates import Gates
 from ticketry.core.gates.kinds import kind_of
 from ticketry.core.gates.parameter_swap import gated_parameters
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -75,9 +75,9 @@ def attach(
         charges: what open gates cost in the penalty, see `Charges`; None charges all weights alike.
 
     Raises:
-        UsageError: for an unknown kind or pattern, one without blocks (2:4), charges of other weights, or an s0 that is
-            not a finite number, or if a parameter has gates already, or lies in parts on several devices
-            (`fully_shard`).
+        UsageError: for a `within` that is no mask, an unknown kind or pattern, one without blocks (2:4), charges of
+            other weights, or an s0 that is not a finite number, or if a parameter has gates already, or lies in parts
+            on several devices (`fully_shard`).
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
             keeps parts of blocks.
 
@@ -112,6 +112,8 @@ def attach(
         ...     pass  # draws gates in eval mode too: to train them over frozen weights
     """
     check_model(model, init)
+    if within is not None:
+        require_mask(within, "within")
     if scope is not None:
         parameters = scope.parameters(model)
     else:

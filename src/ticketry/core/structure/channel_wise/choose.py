@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.layout import Roles, roles
-from ticketry.core.mask import Mask
+from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import check_density
 from ticketry.core.prune import densities, on_the_way
 from ticketry.core.scope import Scope
@@ -130,6 +130,8 @@ def channels(
         >>> mask.kept, mask.total
         (28, 56)
     """
+    if within is not None:
+        require_mask(within, "within")
     wanted = check_density(density, sparsity)
     order = ChannelOrder(distribution, keep_at_least, multiple)
     check_channel_score(score)
