@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 from math import prod
@@ -125,17 +124,10 @@ def allocate(
 
 def allocate_or_keep(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
     """`allocate` for what has `collapse` and no `keep_at_least`: errors advise what is there."""
-    with told_by_collapse():
-        return allocate(scores, density, collapse=collapse, **more)
-
-
-@contextmanager
-def told_by_collapse() -> Iterator[None]:
-    """Errors of layers that are left empty, in the words of a caller that has `collapse` and no `keep_at_least`."""
     try:
-        yield
+        return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
-        raise LayerCollapseError(str(error).replace("keep_at_least=1", "collapse=keep")) from None
+        raise error.keeping_by("collapse=keep") from None
 
 
 def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
@@ -272,8 +264,9 @@ def collapsed(counts: Mapping[str, int], density: float, enough: float | None, *
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
     return LayerCollapseError(
-        f"density {density:g} would leave no weight in {empty} (layer collapse); {higher},"
-        " another distribution (layerwise, erk), spare the layer, or keep a weight in each (keep_at_least=1)"
+        f"density {density:g} would leave no weight in {empty} (layer collapse)",
+        f"{higher}, another distribution (layerwise, erk), spare the layer",
+        keep="keep a weight in each",
     )
 
 

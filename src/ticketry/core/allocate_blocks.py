@@ -150,8 +150,9 @@ def _with_at_least(layers: Mapping[str, _Layer], counts: Mapping[str, int], want
     if empty and not least:
         raise LayerCollapseError(
             f"{wanted} weights in whole blocks of pattern {next(iter(layers.values())).blocks.pattern} would leave none"
-            f" in {', '.join(empty)} (layer collapse): choose a higher density, another distribution (layerwise, erk),"
-            " smaller blocks, spare the layer, or keep a block in each (keep_at_least=1)"
+            f" in {', '.join(empty)} (layer collapse)",
+            "choose a higher density, another distribution (layerwise, erk), smaller blocks, spare the layer",
+            keep="keep a block in each",
         )
     floors = {
         name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available))))

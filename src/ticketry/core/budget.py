@@ -138,8 +138,9 @@ def _rounded_up(part: int, total: int) -> float:
 
 
 def _collapsed(share: float, empty: list[str], least: int | None, total: int) -> LayerCollapseError:
-    higher = "" if least is None else f"; each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it"
+    higher = "" if least is None else f"each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it, "
     return LayerCollapseError(
-        f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse){higher},"
-        " keep a weight in each (keep_at_least=1), or spare the layer"
+        f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse)",
+        f"{higher}spare the layer",
+        keep="keep a weight in each",
     )

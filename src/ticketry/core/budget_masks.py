@@ -87,7 +87,7 @@ def allocate_budget(
     try:
         return _by_rule(scores, prices, budget, distribution, within, keep_at_least)
     except LayerCollapseError as error:
-        raise LayerCollapseError(f"{wanted:g} of the {what}, distribution {distribution}: {error}") from None
+        raise error.at(f"{wanted:g} of the {what}, distribution {distribution}") from None
 
 
 def prune_to_budget(
@@ -198,8 +198,9 @@ def _by_hulls(scores: Mapping[str, Tensor], costs: CostModel, amount: float, wit
             high = middle
     if best is None:
         raise LayerCollapseError(
-            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse): ask"
-            " for more, keep a weight in each (keep_at_least=1), or spare layers"
+            f"{amount / costs.dense:.4g} of the {costs.unit} would leave no weight in some layer (layer collapse)",
+            "ask for more, spare layers",
+            keep="keep a weight in each",
         )
     return best
 

@@ -88,7 +88,7 @@ def on_the_way(target: float, wanted: float, what: str = "density") -> Iterator[
     except LayerCollapseError as error:
         if target == wanted:
             raise
-        raise LayerCollapseError(f"on the way to {what} {wanted:g}: {error}") from None
+        raise error.at(f"on the way to {what} {wanted:g}") from None
 
 
 def measures_at_mask(score: Score) -> bool:

@@ -148,10 +148,11 @@ def allocate_cost(
             amount = f"{1.0005 * (base + least * unit):.4g}"
             if in_words is not None:
                 amount = in_words(flat.mask(flat.taken(prices, least, keep_at_least)[0]))
-            enough = f"; each is left some at {amount}: ask for that,"
+            enough = f"each is left some at {amount}: ask for that, "
         raise LayerCollapseError(
-            f"the budget would leave no weight in {', '.join(empty)} (layer collapse){enough or ':'} keep a weight in"
-            " each (keep_at_least=1), or spare the layer"
+            f"the budget would leave no weight in {', '.join(empty)} (layer collapse)",
+            f"{enough}spare the layer",
+            keep="keep a weight in each",
         )
     return mask
 
