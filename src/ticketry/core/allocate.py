@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ticketry.core.allocate_blocks import all_within_a_block, allocate_blocks
+from ticketry.core.costs.least import check_least, check_within
 from ticketry.core.layout import Layout, best_of_m
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.pattern import Pattern, check_at_least, check_collapse, check_distribution, kept_elements
@@ -136,8 +137,7 @@ def _check(scores: Mapping[str, Tensor], within: Mask | None) -> None:
         raise MaskError("there are no scores to allocate by")
     if within is not None:
         require_mask(within, "within")
-    if within is not None and within.shapes != {name: tuple(score.shape) for name, score in scores.items()}:
-        raise MaskError("the mask to go on from is not of the tensors that have scores")
+    check_within({name: tuple(score.shape) for name, score in scores.items()}, within)
 
 
 def check_enough(kept: int, total: int, left: int, density: float) -> None:
@@ -329,24 +329,6 @@ def with_at_least(counts: dict[str, int], available: Mapping[str, int], least: i
         if raised[name] > floor[name]:
             heapq.heappush(heap, (count + 1, index, name))
     return raised
-
-
-def check_least(
-    counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
-) -> dict[str, int]:
-    """What each layer keeps at least, of what is available.
-
-    Raises:
-        LayerCollapseError: where that is more than are `kept` of all together, or a layer that is left empty has none.
-    """
-    floor = {name: min(least, available[name]) for name in counts}
-    if any(not counts[name] and not available[name] for name in counts) or sum(floor.values()) > kept:
-        each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
-        raise LayerCollapseError(
-            f"density {density:g} is too low to keep {each} in each of {len(counts)} layers: choose a higher one{fewer}"
-            " or spare layers"
-        )
-    return floor
 
 
 def largest(values: Tensor, count: int) -> Tensor:
