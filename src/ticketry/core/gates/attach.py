@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+from ticketry.core.computed_weights import require_removed
 from ticketry.core.devices.parts import is_spread
 from ticketry.core.gates.block_gates import BlockGates
 from ticketry.core.gates.charges import Charges
@@ -79,7 +80,7 @@ def attach(
             other weights, or an s0 that is not a finite number, or if a parameter has gates already, or lies in parts
             on several devices (`fully_shard`).
         ScopeError, MaskError: if scope or mask do not fit the model, name other parameters than each other, or the mask
-            keeps parts of blocks.
+            keeps parts of blocks, or would make a weight that is computed (weight_norm) no number.
 
     Examples:
         >>> model = nn.Linear(4, 3)
@@ -121,6 +122,8 @@ def attach(
     if within is not None and within.shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     prepare(model, parameters)
+    if within is not None:
+        require_removed(model, parameters, within)
     if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
         raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)
